@@ -1,0 +1,170 @@
+"""The error tree: every failure that a user can meet, each with what a handler needs to know.
+
+A message says what happened, what was expected and found, and what to do next, in at most four
+lines. The command line prints the message alone; ``--debug`` adds the traceback.
+
+    ManyViewsError
+    ├── ConfigError            an option, a model or the machine does not fit
+    ├── InputError             the data folder, a split file or a label file does not fit
+    ├── BadSampleError         one poster or synopsis cannot be used; the build goes on
+    ├── ProducerError          a producer process died or could not start
+    ├── BackboneError          a backbone failed, or returned something that is not a feature
+    ├── StoreLockedError       another process is writing to this store
+    ├── StoreMismatchError     --resume with something that would change the numbers
+    ├── CorruptStoreError      a file of the store is not what was committed
+    ├── StorageFullError       no space left, or a quota reached
+    └── InterruptedBuildError  a signal ended the build; --resume goes on
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class ManyViewsError(Exception):
+    """Root of all errors that manyviews raises on purpose.
+
+    Attributes:
+        exit_code: what the command line exits with: 1 failed, 2 usage or configuration.
+    """
+
+    exit_code = 1
+
+
+class ConfigError(ManyViewsError, ValueError):
+    """An option, a model checkpoint or this machine does not fit what was asked for."""
+
+    exit_code = 2
+
+
+class InputError(ManyViewsError, ValueError):
+    """A data folder, split file or label file is missing or not of the expected form."""
+
+    exit_code = 2
+
+
+class BadSampleError(ManyViewsError):
+    """One poster or synopsis cannot be used.
+
+    Attributes:
+        reason: a stable word for counting, for example ``truncated`` or ``too-large``.
+        detail: one line for a person.
+    """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        self.reason = reason
+        self.detail = detail
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+
+
+class ProducerError(ManyViewsError):
+    """A producer process could not start, or kept dying.
+
+    Attributes:
+        pid: the process, or None where it never started.
+        signal: the signal or exit status that ended it, as a word, or None.
+        stem: the sample it was working on, or None.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        pid: int | None = None,
+        signal: str | None = None,
+        stem: str | None = None,
+    ) -> None:
+        self.pid = pid
+        self.signal = signal
+        self.stem = stem
+        super().__init__(message)
+
+
+class BackboneError(ManyViewsError):
+    """A backbone failed on a batch, or returned something that is not a finite feature."""
+
+
+class StoreLockedError(ManyViewsError):
+    """Another process holds the store's lock.
+
+    Attributes:
+        pid: the holder's process id, or None where unknown.
+        host: the holder's host name, or None where unknown.
+    """
+
+    def __init__(self, path: Path, pid: int | None, host: str | None) -> None:
+        self.pid = pid
+        self.host = host
+        holder = f"process {pid} on {host}" if pid is not None else "another process"
+        super().__init__(
+            f"{path} is being written by {holder}.\n"
+            "Wait for it to finish or stop it; an interrupted build goes on with --resume."
+        )
+
+
+class StoreMismatchError(ManyViewsError):
+    """A build would change numbers that the store already holds.
+
+    Attributes:
+        field: the fingerprint's field that differs.
+        stored: its value in the store.
+        new: its value in this run.
+    """
+
+    exit_code = 2
+
+    def __init__(self, path: Path, field: str, stored: object, new: object, advice: str) -> None:
+        self.field = field
+        self.stored = stored
+        self.new = new
+        super().__init__(
+            f"{path} was built with another {field}.\n"
+            f"  stored: {stored}\n"
+            f"  now:    {new}\n"
+            f"{advice}"
+        )
+
+
+class CorruptStoreError(ManyViewsError):
+    """A file of the store is missing or is not what was committed.
+
+    Attributes:
+        file: the damaged file, relative to the store.
+        chunk: the chunk it belongs to, or None.
+    """
+
+    def __init__(self, file: str, message: str, *, chunk: int | None = None) -> None:
+        self.file = file
+        self.chunk = chunk
+        where = file if chunk is None else f"{file} (chunk {chunk})"
+        super().__init__(f"{where} is damaged: {message}")
+
+
+class StorageFullError(ManyViewsError):
+    """The file system has no space left for a write.
+
+    Attributes:
+        path: the file that could not be written.
+        bytes: its size.
+    """
+
+    def __init__(self, path: Path, bytes: int, reason: str) -> None:
+        self.path = path
+        self.bytes = bytes
+        super().__init__(
+            f"Could not write {bytes:,} bytes to {path}: {reason}.\n"
+            "Nothing that was committed is lost. Free some space, then run again with --resume."
+        )
+
+
+class InterruptedBuildError(ManyViewsError):
+    """A signal ended the build between two chunks.
+
+    Attributes:
+        signum: the signal's number; the command line exits with 128 + signum.
+    """
+
+    def __init__(self, signum: int, message: str) -> None:
+        self.signum = signum
+        self.exit_code = 128 + signum
+        super().__init__(message)

@@ -1,0 +1,70 @@
+"""The small frozen records that cross module lines."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+Modality = Literal["image", "text"]
+
+FEATURES: tuple[str, ...] = ("clip_image", "clip_text", "blip2_image", "blip2_text")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One poster with its synopsis.
+
+    Attributes:
+        index: position in the sorted list of stems; row (index, view) is ``index * V + view``.
+        stem: the file name without its suffix; undecodable bytes as surrogate escapes.
+        image_name: the poster's file name, with suffix.
+        text_name: the synopsis' file name, with suffix.
+    """
+
+    index: int
+    stem: str
+    image_name: str
+    text_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class BadInput:
+    """A poster or synopsis that a placeholder stands in for.
+
+    Attributes:
+        index: the sample's index.
+        modality: ``image`` (a black image stands in) or ``text`` (the empty text stands in).
+        reason: a stable word, for example ``truncated``, ``not-an-image``, ``too-large``.
+        detail: one line for a person, at most 200 characters.
+    """
+
+    index: int
+    modality: Modality
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRecord:
+    """What became known of a sample when it was read.
+
+    Attributes:
+        index: the sample's index.
+        image_sha256: hex digest of the poster's bytes, or ``""`` where they could not be read.
+        text_sha256: hex digest of the synopsis' bytes, or ``""`` where they could not be read.
+        words: number of white-space words of the synopsis: ``len(text.split())``.
+        bad: the inputs of this sample that a placeholder stands in for.
+    """
+
+    index: int
+    image_sha256: str
+    text_sha256: str
+    words: int
+    bad: tuple[BadInput, ...] = ()
+
+
+def stems_sha256(stems: Iterable[str]) -> str:
+    """Hex SHA-256 of a stem list: the stems' bytes joined by NUL, which no file name holds."""
+    return hashlib.sha256(b"\0".join(s.encode("utf-8", "surrogateescape") for s in stems)).hexdigest()
