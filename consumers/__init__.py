@@ -1,0 +1,1 @@
+"""Consumers: turn views into features and put the whole build together."""

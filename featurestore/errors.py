@@ -12,7 +12,8 @@ lines. The command line prints the message alone; ``--debug`` adds the traceback
     ├── StoreLockedError       another process is writing to this store
     ├── StoreMismatchError     --resume with something that would change the numbers
     ├── CorruptStoreError      a file of the store is not what was committed
-    ├── StorageFullError       no space left, or a quota reached
+    ├── StorageError           the file system refused an operation
+    │   └── StorageFullError   no space left, or a quota reached
     └── InterruptedBuildError  a signal ended the build; --resume goes on
 """
 
@@ -118,10 +119,7 @@ class StoreMismatchError(ManyViewsError):
         self.stored = stored
         self.new = new
         super().__init__(
-            f"{path} was built with another {field}.\n"
-            f"  stored: {stored}\n"
-            f"  now:    {new}\n"
-            f"{advice}"
+            f"{path} was built with another {field}.\n  stored: {stored}\n  now:    {new}\n{advice}"
         )
 
 
@@ -140,20 +138,32 @@ class CorruptStoreError(ManyViewsError):
         super().__init__(f"{where} is damaged: {message}")
 
 
-class StorageFullError(ManyViewsError):
+class StorageError(ManyViewsError):
+    """The file system refused an operation: read-only, no permission, an input/output error.
+
+    Attributes:
+        path: the file or folder.
+    """
+
+    def __init__(self, path: Path, reason: str) -> None:
+        self.path = path
+        super().__init__(f"Could not use {path}: {reason}.\nNothing that was committed is lost.")
+
+
+class StorageFullError(StorageError):
     """The file system has no space left for a write.
 
     Attributes:
         path: the file that could not be written.
-        bytes: its size.
+        bytes: the size of the write.
     """
 
     def __init__(self, path: Path, bytes: int, reason: str) -> None:
-        self.path = path
         self.bytes = bytes
-        super().__init__(
+        super().__init__(path, f"no room for {bytes:,} bytes, {reason}")
+        self.args = (
             f"Could not write {bytes:,} bytes to {path}: {reason}.\n"
-            "Nothing that was committed is lost. Free some space, then run again with --resume."
+            "Nothing that was committed is lost. Free some space, then run again with --resume.",
         )
 
 

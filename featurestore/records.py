@@ -67,4 +67,6 @@ class SampleRecord:
 
 def stems_sha256(stems: Iterable[str]) -> str:
     """Hex SHA-256 of a stem list: the stems' bytes joined by NUL, which no file name holds."""
-    return hashlib.sha256(b"\0".join(s.encode("utf-8", "surrogateescape") for s in stems)).hexdigest()
+    return hashlib.sha256(
+        b"\0".join(s.encode("utf-8", "surrogateescape") for s in stems)
+    ).hexdigest()

@@ -1,0 +1,1 @@
+"""Producers: find the samples and make their views, on CPUs."""

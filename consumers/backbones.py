@@ -1,0 +1,269 @@
+"""The backbone protocols, and the registry of the four features.
+
+Importing this module loads neither torch nor transformers: the command line reads the registry for
+its help and its checks, and only ``load`` pays for the libraries.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from consumers import checkpoints
+from featurestore.errors import BackboneError, ConfigError
+from featurestore.records import FEATURES, Modality
+
+if TYPE_CHECKING:
+    import torch
+
+    from producers.image_views import ImageSpec
+    from producers.tokens import TextSpec
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+class ImageBackbone(Protocol):
+    """A frozen image encoder.
+
+    Attributes:
+        feature: the feature's name.
+        model: the checkpoint's name, without any path.
+        fingerprint: SHA-256 over every file of the checkpoint that changes numbers.
+        dim: length D of a feature vector.
+        image: how a producer sizes the pixels that ``embed`` takes.
+        device: where the weights are.
+        dtype: the weights' dtype.
+    """
+
+    feature: str
+    model: str
+    fingerprint: str
+    dim: int
+    image: ImageSpec
+    device: torch.device
+    dtype: torch.dtype
+
+    def embed(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Embed uint8 ``[B, S, S, 3]`` on ``device``; returns float32 ``[B, D]`` there."""
+        ...
+
+
+class TextBackbone(Protocol):
+    """A frozen text encoder.
+
+    Attributes:
+        feature: the feature's name.
+        model: the checkpoint's name, without any path.
+        fingerprint: SHA-256 over every file of the checkpoint that changes numbers.
+        dim: length D of a feature vector.
+        text: how a producer turns a text into the ids that ``embed`` takes.
+        device: where the weights are.
+        dtype: the weights' dtype.
+    """
+
+    feature: str
+    model: str
+    fingerprint: str
+    dim: int
+    text: TextSpec
+    device: torch.device
+    dtype: torch.dtype
+
+    def embed(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Embed int64 ``[B, L]`` with its 0/1 mask ``[B, L]``; returns float32 ``[B, D]``."""
+        ...
+
+
+Backbone: TypeAlias = "ImageBackbone | TextBackbone"
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureInfo:
+    """What is known of a feature before its checkpoint is opened.
+
+    Attributes:
+        modality: ``image`` or ``text``.
+        default_model: the paper's checkpoint, a hub id.
+        variable: the environment variable that names another one.
+        batch_cpu: default batch size on a CPU.
+        batch_cuda: default batch size on a GPU; fits 24 GB with the default checkpoint in bfloat16.
+        loader: ``module:function`` of the adapter, imported when the feature is loaded.
+    """
+
+    modality: Modality
+    default_model: str
+    variable: str
+    batch_cpu: int
+    batch_cuda: int
+    loader: str
+
+    def batch_size(self, device: str) -> int:
+        """The default batch size on ``device``, as ``resolve_device`` returns it."""
+        return self.batch_cuda if device.startswith("cuda") else self.batch_cpu
+
+    def model(self, environ: Mapping[str, str] | None = None) -> str:
+        """The checkpoint to use where no option names one: the environment's, else the paper's."""
+        environ = os.environ if environ is None else environ
+        return environ.get(self.variable, "").strip() or self.default_model
+
+
+_BLIP2 = "Salesforce/blip2-flan-t5-xl"
+_SENTENCE = "sentence-transformers/clip-ViT-B-32-multilingual-v1"
+
+REGISTRY: Mapping[str, FeatureInfo] = {
+    "clip_image": FeatureInfo(
+        "image", "openai/clip-vit-base-patch32", "CLIP_MODEL_ID_IMG", 32, 512, "consumers.clip:load"
+    ),
+    "clip_text": FeatureInfo(
+        "text", _SENTENCE, "CLIP_MODEL_ID_TXT", 32, 512, "consumers.sentence:load"
+    ),
+    "blip2_image": FeatureInfo(
+        "image", _BLIP2, "BLIP2_MODEL_ID", 8, 128, "consumers.blip2:load_image"
+    ),
+    "blip2_text": FeatureInfo(
+        "text", _BLIP2, "BLIP2_MODEL_ID", 16, 64, "consumers.blip2:load_text"
+    ),
+}
+
+
+def info(feature: str) -> FeatureInfo:
+    """The registry's entry for ``feature``; raises ConfigError for an unknown one."""
+    try:
+        return REGISTRY[feature]
+    except KeyError:
+        known = ", ".join(FEATURES)
+        raise ConfigError(f"There is no feature {feature!r}; there are: {known}.") from None
+
+
+def load(feature: str, model: str, device: str, dtype: str) -> Backbone:
+    """Load one feature's backbone, ready to embed.
+
+    Args:
+        feature: one of ``FEATURES``.
+        model: a hub id or a local folder.
+        device: as ``resolve_device`` returns it.
+        dtype: as ``resolve_dtype`` returns it, or ``auto``; ``clip_text`` is float32 whatever it
+            says, because the published features are.
+
+    Raises:
+        ConfigError: the checkpoint is missing, damaged or of another kind, or an argument is not
+            one of those above.
+    """
+    module, _, function = info(feature).loader.partition(":")
+    dtype = resolve_dtype(dtype, device, feature)
+    checkpoint = checkpoints.resolve(model, feature)
+    quiet_transformers()
+    import torch
+
+    loader = getattr(importlib.import_module(module), function)
+    return cast("Backbone", loader(checkpoint, torch.device(device), getattr(torch, dtype)))
+
+
+def resolve_device(device: str) -> str:
+    """The device that ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` means on this machine.
+
+    Returns:
+        ``cpu``, or ``cuda:N`` with its index.
+
+    Raises:
+        ConfigError: no such device here, or not the name of one.
+    """
+    if device == "cpu":
+        return device
+    kind, _, index = device.partition(":")
+    if device != "auto" and (kind != "cuda" or (":" in device and not index.isdecimal())):
+        raise ConfigError(f"--device {device} is not a device: give auto, cpu, cuda or cuda:N.")
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "auto":
+        return "cuda:0" if count else "cpu"
+    if not count:
+        raise ConfigError(
+            f"--device {device}: this torch ({torch.__version__}) finds no CUDA device.\n"
+            "Use --device cpu, or install a CUDA build of torch and check nvidia-smi."
+        )
+    if int(index or 0) >= count:
+        raise ConfigError(f"--device {device}: there are {count}, cuda:0 to cuda:{count - 1}.")
+    return f"cuda:{int(index or 0)}"
+
+
+def resolve_dtype(dtype: str, device: str, feature: str | None = None) -> str:
+    """The dtype that ``auto`` or a dtype's name means for ``feature`` on ``device``.
+
+    Returns:
+        ``float32``, ``bfloat16`` or ``float16``. ``auto`` is bfloat16 on CUDA and float32 on a
+        CPU; ``clip_text`` is always float32.
+
+    Raises:
+        ConfigError: not a dtype, or one that the device cannot compute in.
+    """
+    if dtype not in ("auto", *DTYPES):
+        raise ConfigError(f"--dtype {dtype} is not one of: auto, {', '.join(DTYPES)}.")
+    cuda = device.startswith("cuda")
+    if dtype == "float16" and not cuda:
+        raise ConfigError("--dtype float16 needs a GPU; on a CPU use float32 or bfloat16.")
+    if feature == "clip_text":
+        return "float32"
+    if dtype == "auto":
+        return "bfloat16" if cuda else "float32"
+    return dtype
+
+
+def check_features(
+    feature: str,
+    rows: npt.NDArray[Any],
+    expected_dim: int,
+    *,
+    first_sample: int = 0,
+    views: int = 1,
+) -> None:
+    """Raise BackboneError unless ``rows`` are finite float32 ``[n, expected_dim]``.
+
+    Args:
+        feature: the feature's name, for the message.
+        rows: features in the order ``sample * views + view``.
+        expected_dim: D.
+        first_sample: index of the sample that the first row belongs to.
+        views: rows per sample.
+
+    Raises:
+        BackboneError: with the first bad row's sample and view, and how many rows are bad.
+    """
+    if rows.ndim != 2 or rows.shape[1] != expected_dim or rows.dtype != np.float32:
+        raise BackboneError(
+            f"{feature} returned {rows.dtype} {list(rows.shape)}; "
+            f"expected float32 [rows, {expected_dim}]."
+        )
+    # One pass without a temporary array: a float64 sum of float32 values cannot overflow.
+    with np.errstate(invalid="ignore"):
+        if np.isfinite(rows.sum(dtype=np.float64)):
+            return
+    bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+    row = int(bad[0])
+    raise BackboneError(
+        f"{feature} returned values that are not finite in {len(bad)} of {len(rows)} rows, "
+        f"first for sample {first_sample + row // views}, view {row % views}.\n"
+        "Nothing of this chunk was written. float16 overflows in some models: "
+        "try --dtype bfloat16 or float32."
+    )
+
+
+def quiet_transformers() -> None:
+    """Keep transformers' load reports, progress bars and warnings off stderr.
+
+    The build has a display of its own; what matters in a report (a missing weight) is an error.
+    """
+    from producers.torchvision_ops import ensure_importable
+
+    ensure_importable()
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()

@@ -1,0 +1,281 @@
+"""Which views of a chunk share a forward pass, and the batchers that run it so.
+
+The plan is a pure function of the chunk. The same text in another batch has other last bits, so a
+byte-identical rebuild needs the same batches: they never span chunks, never depend on the order of
+arrival, and the last one is filled up to the full size. A chunk's row is ``sample * views + view``.
+
+On CUDA rows go through pinned staging buffers, and only ``finish`` waits for results, once per
+chunk.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from consumers.backbones import Backbone, ImageBackbone, TextBackbone, check_features
+from consumers.running import Runner, Staging, allocating
+
+IntArray = npt.NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class TextBatch:
+    """One forward pass over texts.
+
+    Attributes:
+        rows: the chunk's rows in it, at most a batch; a shorter one is filled up with its last row.
+        length: tokens that each text is padded to: the longest of them.
+    """
+
+    rows: tuple[int, ...]
+    length: int
+
+
+def image_plan(rows: int, batch: int) -> list[slice]:
+    """Batches of a chunk's images: consecutive rows in order, the last one shorter."""
+    return [slice(start, min(start + batch, rows)) for start in range(0, rows, batch)]
+
+
+def text_plan(lengths: IntArray, batch: int) -> list[TextBatch]:
+    """Batches of a chunk's texts: longest first, equal lengths in row order.
+
+    Args:
+        lengths: tokens of each row, special ones included.
+        batch: texts per forward pass.
+    """
+    # Stable, so that equal lengths stay in row order; int64, since unsigned has no negative.
+    order = np.argsort(-lengths.astype(np.int64), kind="stable")
+    batches = (order[part] for part in image_plan(len(order), batch))
+    return [TextBatch(tuple(rows.tolist()), int(lengths[rows[0]])) for rows in batches]
+
+
+class _Batcher(ABC):
+    """What image and text batchers share: the life of a chunk.
+
+    Args:
+        backbone: what embeds.
+        batch: rows per forward pass.
+        capacity: the most rows of a chunk.
+        shape: of one staging buffer.
+        dtype: of its elements.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        batch: int,
+        capacity: int,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+    ) -> None:
+        if batch < 1 or capacity < 1:
+            raise ValueError(f"batch size and chunk rows must be >= 1: {batch}, {capacity}")
+        self._info = backbone
+        self._batch, self._capacity = batch, capacity
+        self._rows = self._views = 0
+        with allocating(backbone.feature, batch):
+            self._staging = Staging(shape, dtype, backbone.device)
+            self._runner = Runner(backbone, self._forward, batch, capacity)
+
+    @abstractmethod
+    def _forward(self, sent: torch.Tensor) -> torch.Tensor:
+        """Embed one staged batch on the device; float32 ``[batch, D]``."""
+
+    @abstractmethod
+    def _order(self) -> IntArray | slice:
+        """The chunk's row of each feature, in the order of the plan."""
+
+    @abstractmethod
+    def flush(self) -> None:
+        """Launch what is left of the chunk without waiting; then only finish or discard.
+
+        With several batchers, flush them all before the first ``finish``: the device then works
+        on one feature while the host takes over another.
+
+        Raises:
+            BackboneError: a batch failed.
+        """
+
+    def finish(self, first_sample: int = 0) -> npt.NDArray[np.float32]:
+        """End the chunk.
+
+        Args:
+            first_sample: index of the chunk's first sample, for messages.
+
+        Returns:
+            Features of all rows in the order added, ``[rows, D]``, a copy of its own.
+
+        Raises:
+            BackboneError: a batch failed, or a feature is not finite.
+            ValueError: nothing was added.
+        """
+        if not self._rows:
+            raise ValueError("the chunk is empty")
+        self.flush()
+        planned = self._runner.collect(self._rows)
+        features = np.empty_like(planned)
+        features[self._order()] = planned
+        views = self._views
+        self.discard()
+        name, dim = self._info.feature, self._info.dim
+        check_features(name, features, dim, first_sample=first_sample, views=views)
+        return features
+
+    def discard(self) -> None:
+        """Forget the chunk so far, after an error or an interruption."""
+        self._runner.reset()
+        self._rows = self._views = 0
+
+    def _admit(self, views: int) -> slice:
+        """The rows of one more sample; raises ValueError where they do not fit."""
+        if self._views not in (0, views):
+            raise ValueError(f"a sample of {views} views in a chunk of {self._views} views each")
+        if self._rows + views > self._capacity:
+            raise ValueError(f"a chunk of at most {self._capacity} rows is full at {self._rows}")
+        self._views = views
+        self._rows += views
+        return slice(self._rows - views, self._rows)
+
+
+class ImageBatcher(_Batcher):
+    """Embeds one chunk's images after the other, in the batches of ``image_plan``.
+
+    Batches start as soon as they are full, while the producers make the next sample.
+
+    Args:
+        backbone: an image backbone.
+        batch_size: images per forward pass.
+        chunk_rows: the most rows of a chunk.
+    """
+
+    def __init__(self, backbone: ImageBackbone, batch_size: int, chunk_rows: int) -> None:
+        self.backbone = backbone
+        side = backbone.image.size
+        self._shape = (batch_size, side, side, 3)
+        self._filled = 0
+        super().__init__(backbone, batch_size, chunk_rows, self._shape, torch.uint8)
+
+    def add(self, clean: npt.NDArray[np.uint8], augmented: npt.NDArray[np.uint8]) -> None:
+        """Add one sample's views. The arrays may be reused when this returns.
+
+        Args:
+            clean: uint8 ``[S, S, 3]``, view 0 as this backbone's processor makes it.
+            augmented: uint8 ``[V - 1, S, S, 3]``, the other views.
+
+        Raises:
+            BackboneError: a batch failed.
+            ValueError: another shape or dtype, or more rows than a chunk has.
+        """
+        image = self._shape[1:]
+        for pixels, shape in ((clean, image), (augmented, (len(augmented), *image))):
+            if pixels.shape != shape or pixels.dtype != np.uint8:
+                raise ValueError(f"expected uint8 {shape}, got {pixels.dtype} {pixels.shape}")
+        self._admit(1 + len(augmented))
+        self._stage(clean[None])
+        self._stage(augmented)
+
+    def flush(self) -> None:
+        """Launch the chunk's last batch, filled up with black images."""
+        if self._filled:
+            self._staging.array[self._filled :] = 0
+            self._launch()
+
+    def discard(self) -> None:
+        """Forget the chunk so far, after an error or an interruption."""
+        super().discard()
+        self._filled = 0
+
+    def _stage(self, pixels: npt.NDArray[np.uint8]) -> None:
+        start = 0
+        while start < len(pixels):
+            take = min(self._batch - self._filled, len(pixels) - start)
+            self._staging.array[self._filled : self._filled + take] = pixels[start : start + take]
+            start += take
+            self._filled += take
+            if self._filled == self._batch:
+                self._launch()
+
+    def _launch(self) -> None:
+        self._runner.run(self._staging.send(self._shape))
+        self._filled = 0
+
+    def _forward(self, sent: torch.Tensor) -> torch.Tensor:
+        return self.backbone.embed(sent)
+
+    def _order(self) -> slice:
+        return slice(None)
+
+
+class TextBatcher(_Batcher):
+    """Embeds one chunk's texts, in the batches of ``text_plan``.
+
+    Sorting by length needs the whole chunk, so batches start at its end.
+
+    Args:
+        backbone: a text backbone.
+        batch_size: texts per forward pass.
+        chunk_rows: the most rows of a chunk.
+    """
+
+    def __init__(self, backbone: TextBackbone, batch_size: int, chunk_rows: int) -> None:
+        self.backbone = backbone
+        limit = backbone.text.max_length
+        # One more column: a text's length travels behind its ids, in the same copy.
+        shape = (batch_size * (limit + 1),)
+        super().__init__(backbone, batch_size, chunk_rows, shape, torch.int32)
+        self._ids = np.zeros((chunk_rows, limit), np.int32)
+        self._lengths = np.zeros(chunk_rows, np.int32)
+        self._plan: list[TextBatch] = []
+
+    def add(self, ids: npt.NDArray[np.int32], lengths: npt.NDArray[np.int32]) -> None:
+        """Add one sample's views. The arrays may be reused when this returns.
+
+        Args:
+            ids: int32 ``[V, max_length]``; what lies behind a text's length is not read.
+            lengths: int32 ``[V]``, 1 to ``max_length``.
+
+        Raises:
+            ValueError: another shape or dtype, or more rows than a chunk has.
+        """
+        expected = (len(lengths), self._ids.shape[1])
+        if ids.shape != expected or ids.dtype != np.int32 or lengths.shape != expected[:1]:
+            raise ValueError(f"expected int32 {expected}, got {ids.dtype} {ids.shape}")
+        if lengths.min() < 1 or lengths.max() > expected[1]:
+            raise ValueError(f"lengths {lengths.min()} to {lengths.max()} not in 1..{expected[1]}")
+        rows = self._admit(len(lengths))
+        self._ids[rows], self._lengths[rows] = ids, lengths
+
+    def flush(self) -> None:
+        """Launch all batches of the chunk."""
+        if self._rows and not self._plan:
+            self._plan = text_plan(self._lengths[: self._rows], self._batch)
+            for batch in self._plan:
+                self._launch(batch)
+
+    def discard(self) -> None:
+        """Forget the chunk so far, after an error or an interruption."""
+        super().discard()
+        self._plan = []
+
+    def _launch(self, batch: TextBatch) -> None:
+        rows = np.array(batch.rows + batch.rows[-1:] * (self._batch - len(batch.rows)))
+        shape = (self._batch, batch.length + 1)
+        stage = self._staging.array[: shape[0] * shape[1]].reshape(shape)
+        stage[:, :-1] = self._ids[rows, : batch.length]
+        stage[:, -1] = self._lengths[rows]
+        self._runner.run(self._staging.send(shape))
+
+    def _forward(self, sent: torch.Tensor) -> torch.Tensor:
+        ids, lengths = sent[:, :-1].long(), sent[:, -1:]
+        mask = torch.arange(ids.shape[1], device=sent.device) < lengths  # [B, L]
+        # Any id would do behind a text's end; one for all makes a batch depend on its texts alone.
+        return self.backbone.embed(ids.masked_fill(~mask, self.backbone.text.pad_id), mask.long())
+
+    def _order(self) -> IntArray:
+        return np.array([row for batch in self._plan for row in batch.rows])

@@ -1,0 +1,293 @@
+"""Find a checkpoint on disk or on the hub, check its kind and its files, and fingerprint it."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+import zipfile
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from featurestore.errors import ConfigError
+
+TOKENIZER_FILES = (
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+)
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+_SENTENCE_FILES = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
+_SMALL_FILES = ("config.json", *PROCESSOR_FILES, *TOKENIZER_FILES, *_SENTENCE_FILES)
+
+# transformers' own order of preference: whole file, then index and shards.
+_WEIGHTS = (
+    ("model.safetensors", ()),
+    ("model.safetensors.index.json", ("model-*.safetensors",)),
+    ("pytorch_model.bin", ()),
+    ("pytorch_model.bin.index.json", ("pytorch_model-*.bin",)),
+)
+# sentence-transformers keeps its modules in numbered folders: 0_Transformer, 1_Pooling, 2_Dense.
+_MODULE_FOLDER = re.compile(r"\d+_\w*")
+_BLOB = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model's files in a local folder.
+
+    Attributes:
+        name: the hub id, or a local folder's base name: the store must not depend on paths.
+        folder: where the files are.
+        feature: the feature that it is for; messages name it.
+        config: the parsed ``config.json``, ``{}`` where there is none.
+        files: the files that matter, relative POSIX names, sorted.
+    """
+
+    name: str
+    folder: Path
+    feature: str
+    config: dict[str, Any]
+    files: tuple[str, ...]
+
+    def require_type(self, expected: Collection[str], kind: str) -> None:
+        """Raise ConfigError unless ``config.json`` has one of the ``expected`` model types."""
+        found = self.config.get("model_type")
+        if found not in expected:
+            raise self.error(f"is a {found or 'nameless'} checkpoint, expected {kind}")
+
+    def error(self, problem: str, advice: str = "Give another") -> ConfigError:
+        """A ConfigError that names the checkpoint, its problem and the option to change."""
+        return ConfigError(
+            f"{self.name} {problem}.\n  folder: {self.folder}\n"
+            f"{advice} with --model {self.feature}=ID_OR_DIR."
+        )
+
+    def select(self, patterns: Iterable[str]) -> tuple[str, ...]:
+        """Names of the files in the folder's root that match any of the patterns."""
+        chosen = tuple(patterns)
+        return tuple(f for f in self.files if any(fnmatchcase(f, p) for p in chosen))
+
+    def weights(self) -> tuple[str, ...]:
+        """Names of the weight files, indexes included."""
+        return tuple(f for f in self.files if _is_weight(PurePosixPath(f).name))
+
+    def check_weights(self) -> None:
+        """Raise ConfigError for missing, truncated or foreign weight files; reads headers only."""
+        weights = self.weights()
+        if not weights:
+            raise self.error("has no weights: neither model.safetensors nor pytorch_model.bin")
+        for name in weights:
+            problem = _weight_problem(self.folder, name)
+            if problem:
+                raise self.error(f"is damaged: {name} {problem}", "Fetch it again, or give another")
+
+    def fingerprint(self, files: Iterable[str]) -> str:
+        """SHA-256 over the names and contents of ``files``, whatever their order.
+
+        Raises:
+            ConfigError: a file cannot be read.
+        """
+        digest = hashlib.sha256()
+        for name in sorted(set(files)):
+            try:
+                content = _file_sha256(self.folder / name)
+            except OSError as error:
+                raise self.error(f"cannot be read: {name}: {error.strerror}") from error
+            digest.update(f"{name}\0{content}\n".encode())
+        return digest.hexdigest()
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """Turn what the libraries raise on a damaged or foreign checkpoint into ConfigError."""
+        from pickle import UnpicklingError
+
+        from safetensors import SafetensorError
+
+        try:
+            yield
+        except ConfigError:
+            raise
+        except (OSError, EOFError, UnpicklingError, SafetensorError) as error:
+            files = ", ".join(self.weights()[:3])
+            raise self.error(f"cannot be read ({files} …): {_one_line(error)}") from error
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise self.error(f"cannot be loaded: {_one_line(error)}") from error
+
+    def check_loaded(self, report: dict[str, Any]) -> None:
+        """Raise ConfigError if transformers' loading report names a weight that was not loaded."""
+        missing = sorted({str(key) for key in report["missing_keys"]})
+        mismatched = sorted({str(key) for key in report["mismatched_keys"]})
+        if missing or mismatched:
+            bad = [*missing, *mismatched]
+            more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+            raise self.error(f"lacks weights of this model: {', '.join(bad[:3])}{more}")
+
+
+def resolve(model: str, feature: str = "FEATURE") -> Checkpoint:
+    """Find a checkpoint's files, fetching them from the hub where needed.
+
+    Args:
+        model: a local folder or a hub id. The Hugging Face cache and ``HF_HUB_OFFLINE`` are
+            honoured; only files that a feature needs are fetched.
+        feature: the feature that it is for; messages name it.
+
+    Raises:
+        ConfigError: neither a folder nor a checkpoint that could be fetched.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        # absolute() keeps symbolic links: a link's own name is what the user chose.
+        return _open(folder.absolute().name, folder, feature)
+    if model.startswith((".", "/", "~")) or model.count("/") > 1 or folder.exists():
+        raise ConfigError(
+            f"{model} is not a folder.\n"
+            f"Give a checkpoint's folder or a hub id with --model {feature}=ID_OR_DIR."
+        )
+    return _open(model, _fetch(model, feature), feature)
+
+
+def wanted_files(names: Iterable[str]) -> tuple[str, ...]:
+    """Those of a repository's files that loading needs, one format of the weights only.
+
+    Args:
+        names: relative POSIX names of all its files.
+    """
+    folders: dict[str, list[str]] = {}
+    for name in names:
+        parent, _, base = name.rpartition("/")
+        if not parent or _MODULE_FOLDER.fullmatch(parent):
+            folders.setdefault(parent, []).append(base)
+    return tuple(
+        sorted(
+            f"{parent}/{base}" if parent else base
+            for parent, bases in folders.items()
+            for base in (*_small(bases), *_weights(bases))
+        )
+    )
+
+
+def _small(bases: list[str]) -> list[str]:
+    return [b for b in bases if any(fnmatchcase(b, pattern) for pattern in _SMALL_FILES)]
+
+
+def _weights(bases: list[str]) -> list[str]:
+    for first, shards in _WEIGHTS:
+        if first in bases:
+            return [first, *(b for b in bases if any(fnmatchcase(b, s) for s in shards))]
+    return []
+
+
+def _is_weight(base: str) -> bool:
+    return any(base == first or any(fnmatchcase(base, s) for s in rest) for first, rest in _WEIGHTS)
+
+
+def _open(name: str, folder: Path, feature: str) -> Checkpoint:
+    names = (p.relative_to(folder).as_posix() for p in folder.glob("*") if p.is_file())
+    inner = (p.relative_to(folder).as_posix() for p in folder.glob("*/*") if p.is_file())
+    checkpoint = Checkpoint(name, folder, feature, {}, wanted_files([*names, *inner]))
+    return Checkpoint(name, folder, feature, read_json(checkpoint, "config.json"), checkpoint.files)
+
+
+def read_json(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
+    """Parse one of a checkpoint's JSON objects; ``{}`` where it has no such file.
+
+    Raises:
+        ConfigError: the file is not a JSON object.
+    """
+    path = checkpoint.folder / name
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise checkpoint.error(f"has an unreadable {name}: {_one_line(error)}") from error
+    if not isinstance(value, dict):
+        raise checkpoint.error(f"has a {name} that is not a JSON object")
+    return value
+
+
+def _fetch(model: str, feature: str) -> Path:
+    from huggingface_hub import HfApi, snapshot_download
+
+    failures = _hub_errors()
+    try:
+        wanted = wanted_files(HfApi().list_repo_files(model))
+        return Path(snapshot_download(model, allow_patterns=list(wanted)))
+    except failures as error:
+        # Offline, or no longer public: what an earlier run fetched is as good.
+        try:
+            return Path(snapshot_download(model, local_files_only=True))
+        except failures:
+            raise ConfigError(
+                f"{model} is no local folder, and could not be had from the hub or its cache:\n"
+                f"  {_one_line(error)}\n"
+                f"Check the name and the network, or give a folder: --model {feature}=DIR."
+            ) from error
+
+
+def _hub_errors() -> tuple[type[Exception], ...]:
+    """What huggingface_hub raises; its HTTP library, and so its errors' base, changes over time."""
+    from huggingface_hub import errors
+
+    names = ("HTTPError", "RevisionResolutionError")
+    return (OSError, ValueError, *(getattr(errors, name, OSError) for name in names))
+
+
+def _file_sha256(path: Path) -> str:
+    """A file's SHA-256; the hub's cache names large files by it, and is not read again."""
+    target = path.resolve()
+    if path.is_symlink() and target.parent.name == "blobs" and _BLOB.fullmatch(target.name):
+        return target.name
+    status = target.stat()
+    return _read_sha256(target, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=256)
+def _read_sha256(path: Path, size: int, mtime_ns: int) -> str:  # noqa: ARG001  part of the key
+    # Two features share one checkpoint of many gigabytes: read it once.
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _weight_problem(folder: Path, name: str) -> str:
+    """What is wrong with a weight file, judged by its frame alone; ``""`` if nothing is."""
+    path = folder / name
+    if name.endswith(".index.json"):
+        return _index_problem(path)
+    if name.endswith(".bin"):
+        return "" if zipfile.is_zipfile(path) else "is truncated, or no archive made by torch.save"
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        size = path.stat().st_size
+        if length > size - 8:
+            return f"is truncated, or no safetensors file ({size:,} bytes)"
+        try:
+            header = json.loads(file.read(length))
+            ends = [t["data_offsets"][1] for k, t in header.items() if k != "__metadata__"]
+        except (ValueError, LookupError, TypeError, AttributeError):
+            return "has a header that is not safetensors"
+    expected = 8 + length + max(ends, default=0)
+    return "" if size == expected else f"has {size:,} bytes, expected {expected:,}"
+
+
+def _index_problem(path: Path) -> str:
+    try:
+        shards = set(json.loads(path.read_text("utf-8"))["weight_map"].values())
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return "is not an index of weights"
+    absent = sorted(s for s in shards if not (path.parent / str(s)).is_file())
+    return f"names {absent[0]}, which is missing" if absent else ""
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:299]}…"

@@ -1,0 +1,72 @@
+"""What the adapters share: freezing a network, and reading a tokenizer."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import torch
+
+from consumers.checkpoints import Checkpoint
+from producers.tokens import TextSpec
+from producers.torchvision_ops import ensure_importable
+
+ensure_importable()
+import transformers  # noqa: E402
+
+Network = TypeVar("Network", bound=torch.nn.Module)
+
+
+def dtype_argument(dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """The ``from_pretrained`` argument for the weights' dtype; transformers 4.56 renamed it."""
+    major, minor = (int(part) for part in transformers.__version__.split(".")[:2])
+    return {"dtype" if (major, minor) >= (4, 56) else "torch_dtype": dtype}
+
+
+def freeze(network: Network, device: torch.device) -> Network:
+    """Move a network to its device, without dropout and without gradients.
+
+    On a CPU every weight is copied: safetensors maps the file, where weights lie as they come, and
+    matrix products on badly aligned memory round differently. A copy is always aligned, so the same
+    weights give the same bytes however they are sharded; nor can a changed file reach a running
+    build.
+    """
+    network = network.to(device).eval().requires_grad_(requires_grad=False)
+    if device.type == "cpu":
+        for weight in (*network.parameters(), *network.buffers()):
+            weight.data = weight.data.clone(memory_format=torch.contiguous_format)
+    return network
+
+
+def text_spec(
+    checkpoint: Checkpoint,
+    tokenizer: Any,
+    max_length: int,
+    *,
+    strip: bool = False,
+    lower: bool = False,
+) -> TextSpec:
+    """Describe a checkpoint's fast tokenizer, so that a producer can run it without transformers.
+
+    Args:
+        checkpoint: where the tokenizer is from.
+        tokenizer: a transformers tokenizer.
+        max_length: the most ids of a text, special ones included.
+        strip: whether texts lose their outer white space first.
+        lower: whether texts are made lower case first.
+
+    Raises:
+        ConfigError: a slow tokenizer, or one that pads or cuts on the left.
+    """
+    from tokenizers import Tokenizer
+
+    if not getattr(tokenizer, "is_fast", False):
+        raise checkpoint.error("has no fast tokenizer (tokenizer.json)")
+    if (tokenizer.padding_side, tokenizer.truncation_side) != ("right", "right"):
+        raise checkpoint.error("has a tokenizer that pads or truncates on the left")
+    if tokenizer.pad_token_id is None:
+        raise checkpoint.error("has a tokenizer without a padding token")
+    # An earlier call may have left its padding and truncation switched on in the original.
+    bare = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    bare.no_padding()
+    bare.no_truncation()
+    return TextSpec(bare.to_str(), max_length, int(tokenizer.pad_token_id), strip, lower)

@@ -1,0 +1,231 @@
+"""What a person, a pipe and a log file are told of a build.
+
+All three listen to the same events: ``scanned``, ``loading``, ``started``, ``sample``, ``chunk``
+and ``finished``, each with its facts as plain values.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+# Rates are taken over this many seconds: long enough to be steady, short enough to show a change.
+_WINDOW_S = 60.0
+_REDRAW_S = 0.25
+
+
+class Meter:
+    """Rates and the slower side, from the samples as they come.
+
+    Attributes:
+        total: samples in the store.
+        done: samples that are committed or in the chunk in hand.
+        filled: slots that are ready for the backbones.
+        slots: slots of the ring.
+    """
+
+    def __init__(self) -> None:
+        self.total = self.done = self.views = self.filled = self.slots = 0
+        self._marks: list[tuple[float, int, float]] = []
+
+    def start(self, facts: Mapping[str, Any]) -> None:
+        """Takes over the totals of a ``started`` event."""
+        self.total, self.done = facts["samples"], facts["done"]
+        self.views, self.slots = facts["views"], facts["slots"]
+        self._marks = [(time.monotonic(), self.done, 0.0)]
+
+    def sample(self, facts: Mapping[str, Any]) -> None:
+        """Counts one sample."""
+        self.done += 1
+        self.filled = facts["filled"]
+        now = time.monotonic()
+        self._marks.append((now, self.done, facts["waited_s"]))
+        while len(self._marks) > 2 and now - self._marks[0][0] > _WINDOW_S:
+            del self._marks[0]
+
+    @property
+    def samples_per_s(self) -> float:
+        """Samples per second over the window; 0 where nothing is known yet."""
+        if len(self._marks) < 2:
+            return 0.0
+        (t0, n0, _), (t1, n1, _) = self._marks[0], self._marks[-1]
+        return (n1 - n0) / (t1 - t0) if t1 > t0 else 0.0
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds to the end at this rate."""
+        rate = self.samples_per_s
+        return (self.total - self.done) / rate if rate > 0 else None
+
+    @property
+    def bottleneck(self) -> str:
+        """``producers`` where the backbones wait for them most of the time, else ``backbones``."""
+        if len(self._marks) < 2:
+            return "unknown"
+        (t0, _, w0), (t1, _, w1) = self._marks[0], self._marks[-1]
+        return "producers" if w1 - w0 > 0.5 * (t1 - t0) else "backbones"
+
+    def line(self) -> str:
+        """One line for a log or a pipe."""
+        rate = self.samples_per_s
+        return (
+            f"{self.done:,}/{self.total:,} samples, {rate:.1f} samples/s, "
+            f"{rate * self.views:,.0f} views/s, {_duration(self.eta_s)} left, "
+            f"queue {self.filled}/{self.slots}, slower side: {self.bottleneck}"
+        )
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "unknown time"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"
+
+
+class RunLog:
+    """Writes every event but ``sample`` as a line of JSON; a full disk does not stop a build."""
+
+    def __init__(self, folder: Path) -> None:
+        """Logs to a new file in ``folder``, made when the build has started."""
+        self._folder = folder
+        self._waiting: list[str] = []
+        self._file: IO[str] | None = None
+
+    def __call__(self, event: str, facts: Mapping[str, Any]) -> None:
+        """Takes an event."""
+        if event == "sample":
+            return
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        self._waiting.append(json.dumps({"time": now, "event": event, **facts}) + "\n")
+        # Before that, the store may not exist: a refused build must leave nothing behind.
+        if event == "started" and self._file is None:
+            self._open()
+        if self._file is not None:
+            self._write(self._file)
+
+    def _open(self) -> None:
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+        try:
+            self._file = (self._folder / f"{stamp}-{os.getpid()}.log").open("x", encoding="utf-8")
+        except OSError:
+            self._waiting.clear()
+
+    def _write(self, file: IO[str]) -> None:
+        try:
+            file.writelines(self._waiting)
+            file.flush()
+        except OSError:
+            self._file = None
+        self._waiting.clear()
+
+    def close(self) -> None:
+        """Closes the file, if there is one."""
+        if self._file is not None:
+            self._file.close()
+
+
+class PlainDisplay:
+    """Plain lines for pipes and log files: one per chunk, at most one a ``interval_s``."""
+
+    def __init__(self, stream: IO[str], interval_s: float = 10.0) -> None:
+        self._stream = stream
+        self._interval_s = interval_s
+        self._meter = Meter()
+        self._last = float("-inf")
+
+    def __call__(self, event: str, facts: Mapping[str, Any]) -> None:
+        """Takes an event."""
+        if event == "started":
+            self._meter.start(facts)
+            self._print(_start_line(facts))
+            for notice in facts["notices"]:
+                self._print(notice)
+        elif event == "sample":
+            self._meter.sample(facts)
+        elif event == "chunk" and time.monotonic() - self._last >= self._interval_s:
+            self._last = time.monotonic()
+            self._print(self._meter.line())
+
+    def _print(self, line: str) -> None:
+        print(line, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+class LiveDisplay:
+    """A live line on a terminal: bar, rates, time left, queue, and the slower side."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._meter = Meter()
+        self._live: Live | None = None
+        self._drawn = 0.0
+
+    def __call__(self, event: str, facts: Mapping[str, Any]) -> None:
+        """Takes an event."""
+        if event == "loading":
+            self._console.print(f"loading the backbones on {facts['device']} …", style="dim")
+        elif event == "started":
+            self._start(facts)
+        elif event == "sample":
+            self._meter.sample(facts)
+            self._redraw()
+        elif event == "finished":
+            self.close()
+
+    def _start(self, facts: Mapping[str, Any]) -> None:
+        self._meter.start(facts)
+        self._console.print(_start_line(facts))
+        for notice in facts["notices"]:
+            self._console.print(notice, style="yellow")
+        if facts["done"] < facts["samples"]:
+            self._live = Live(self._table(), console=self._console, auto_refresh=False)
+            self._live.start()
+
+    def _redraw(self) -> None:
+        # Drawn from the main loop, without a thread of its own; not for each of many samples.
+        if self._live is not None and time.monotonic() - self._drawn >= _REDRAW_S:
+            self._drawn = time.monotonic()
+            self._live.update(self._table(), refresh=True)
+
+    def _table(self) -> Table:
+        meter = self._meter
+        table = Table.grid(padding=(0, 2))
+        rate = meter.samples_per_s
+        table.add_row(
+            ProgressBar(total=max(1, meter.total), completed=meter.done, width=24),
+            f"{meter.done:,}/{meter.total:,}",
+            f"{rate:.1f} samples/s  {rate * meter.views:,.0f} views/s",
+            f"{_duration(meter.eta_s)} left",
+            f"queue {meter.filled}/{meter.slots}",
+            f"slower side: {meter.bottleneck}",
+        )
+        return table
+
+    def close(self) -> None:
+        """Leaves the last state on the screen and gives the cursor back."""
+        if self._live is not None:
+            self._live.update(self._table(), refresh=True)
+            self._live.stop()
+            self._live = None
+
+
+def _start_line(facts: Mapping[str, Any]) -> str:
+    features = ", ".join(f"{name} [{dim}]" for name, dim in facts["features"].items())
+    done = f", {facts['done']:,} of them done" if facts["done"] else ""
+    return (
+        f"{facts['samples']:,} samples{done} x {facts['views']} views: {features}; "
+        f"{facts['workers']} producers, {facts['slots']} slots"
+    )

@@ -1,0 +1,119 @@
+"""``clip_text``: a sentence-transformers model, always float32, not normalised."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from typing import Any
+
+import torch
+
+from consumers.checkpoints import PROCESSOR_FILES, Checkpoint
+from consumers.loading import dtype_argument, freeze, text_spec
+from producers.tokens import TextSpec
+from producers.torchvision_ops import ensure_importable
+
+ensure_importable()
+from sentence_transformers import SentenceTransformer  # noqa: E402
+
+# Says apart every combination of stripping and lower-casing that a tokenizer can tell apart.
+_PROBE = " \n Probe IN Two cases \n "
+
+
+class SentenceText:
+    """Sentence embeddings as ``encode(normalize_embeddings=False)``; a ``TextBackbone``."""
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
+        self.feature = checkpoint.feature
+        self.model = checkpoint.name
+        self.device, self.dtype = device, torch.float32
+        self._network = freeze(_load_network(checkpoint, device), device)
+        if self._network.default_prompt_name:
+            raise checkpoint.error("puts a default prompt before each text, which is unsupported")
+        self.text = _text_spec(checkpoint, self._network)
+        with checkpoint.loading():
+            self.dim = self._probe_dim()
+        processors = checkpoint.select(PROCESSOR_FILES)
+        self.fingerprint = checkpoint.fingerprint(set(checkpoint.files) - set(processors))
+
+    @torch.inference_mode()
+    def embed(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Embed int64 ``[B, L]`` with its 0/1 mask ``[B, L]``; returns float32 ``[B, D]``."""
+        features = {"input_ids": input_ids, "attention_mask": attention_mask.long()}
+        vectors: torch.Tensor = self._network(features)["sentence_embedding"]
+        return vectors.float()
+
+    def _probe_dim(self) -> int:
+        # Modules may change the length of a vector without saying so; one text tells.
+        ids = torch.zeros(1, 2, dtype=torch.int64, device=self.device)
+        return int(self.embed(ids, torch.ones_like(ids)).shape[1])
+
+
+def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> SentenceText:
+    """Load a sentence-transformers checkpoint.
+
+    Args:
+        checkpoint: a folder with ``modules.json``.
+        device: where to compute.
+        dtype: must be float32, because the published features are.
+
+    Raises:
+        ConfigError: another kind of checkpoint, a damaged one, or one with code of its own.
+    """
+    if dtype != torch.float32:
+        raise checkpoint.error(f"was asked for {dtype}; clip_text is always float32", "Load it")
+    _check_modules(checkpoint)
+    checkpoint.check_weights()
+    return SentenceText(checkpoint, device)
+
+
+def _check_modules(checkpoint: Checkpoint) -> None:
+    """Refuse folders that are no sentence-transformers model, or that name foreign classes."""
+    path = checkpoint.folder / "modules.json"
+    if not path.is_file():
+        found = checkpoint.config.get("model_type") or "nameless"
+        raise checkpoint.error(
+            f"is a {found} checkpoint, expected a sentence-transformers one (no modules.json)"
+        )
+    try:
+        types = [str(module["type"]) for module in json.loads(path.read_text("utf-8"))]
+    except (ValueError, LookupError, TypeError) as error:
+        raise checkpoint.error("has an unreadable modules.json") from error
+    foreign = [t for t in types if not t.startswith("sentence_transformers.")]
+    if foreign:
+        raise checkpoint.error(f"wants code that is not sentence-transformers': {foreign[0]}")
+
+
+def _load_network(checkpoint: Checkpoint, device: torch.device) -> Any:
+    with checkpoint.loading():
+        return SentenceTransformer(
+            str(checkpoint.folder),
+            device=str(device),
+            trust_remote_code=False,
+            local_files_only=True,
+            model_kwargs={"attn_implementation": "sdpa", **dtype_argument(torch.float32)},
+        )
+
+
+def _text_spec(checkpoint: Checkpoint, network: Any) -> TextSpec:
+    limit = network.max_seq_length
+    if not isinstance(limit, int) or limit > 100_000:
+        # A tokenizer without a limit says 10**30; the rows of a chunk must have a length.
+        raise checkpoint.error("sets no max_seq_length")
+    strip, lower = _text_treatment(checkpoint, network)
+    return text_spec(checkpoint, network.tokenizer, limit, strip=strip, lower=lower)
+
+
+def _text_treatment(checkpoint: Checkpoint, network: Any) -> tuple[bool, bool]:
+    """Whether sentence-transformers strips and lower-cases texts itself: (strip, lower).
+
+    Versions before 6 stripped every text; from then on the tokenizer sees it as it is. Asking the
+    model by example holds for all of them, and finds any other treatment.
+    """
+    preprocess = getattr(network, "preprocess", None) or network.tokenize
+    expected = preprocess([_PROBE])["input_ids"][0].tolist()
+    for strip, lower in itertools.product((False, True), repeat=2):
+        text = _PROBE.strip() if strip else _PROBE
+        if network.tokenizer(text.lower() if lower else text)["input_ids"] == expected:
+            return strip, lower
+    raise checkpoint.error("changes texts before tokenising in an unsupported way")

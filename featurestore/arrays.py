@@ -1,0 +1,202 @@
+"""Arrays on disk: Zarr v3 metadata and the one-file-per-chunk payload that any reader can map.
+
+A chunk file is the raw little-endian payload followed by its CRC-32C (RFC 3720) in four
+little-endian bytes: what the codecs ``[bytes, crc32c]`` produce, so zarr-python, zarrs and
+tensorstore read it, and a page-aligned payload can be memory-mapped as it lies. zarr itself writes
+the metadata documents; the chunk files are written through ``durable``, because zarr-python's own
+store never syncs.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import numpy.typing as npt
+
+from featurestore.durable import read_bytes
+from featurestore.errors import CorruptStoreError
+
+PAGE_BYTES = 4096
+CHECKSUM_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class ArraySpec:
+    """One array, chunked along its first axis only.
+
+    Attributes:
+        name: its folder, relative to the store.
+        shape: the array's shape.
+        rows: rows of the first axis in a chunk.
+        dtype: ``<f4`` or ``<f8``; the fill value is NaN.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    rows: int
+    dtype: str
+
+    @property
+    def chunk_shape(self) -> tuple[int, ...]:
+        """Shape of every chunk; the last one is filled up with NaN."""
+        return (self.rows, *self.shape[1:])
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Size of a chunk's payload; its file is four bytes longer."""
+        return math.prod(self.chunk_shape) * np.dtype(self.dtype).itemsize
+
+    @property
+    def chunks(self) -> int:
+        """Number of chunks."""
+        return -(-self.shape[0] // self.rows)
+
+    def file(self, chunk: int) -> str:
+        """The chunk's file, relative to the store: one flat folder, no folder per chunk."""
+        return "/".join((self.name, ".".join(["c", str(chunk), *("0" for _ in self.shape[1:])])))
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedChunk:
+    """A chunk as it goes to disk.
+
+    Attributes:
+        payload: the raw bytes.
+        crc: their CRC-32C.
+    """
+
+    payload: memoryview
+    crc: int
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return len(self.payload) + CHECKSUM_BYTES
+
+    def parts(self) -> Iterator[bytes | memoryview]:
+        """The file's content, in order."""
+        yield self.payload
+        yield self.crc.to_bytes(CHECKSUM_BYTES, "little")
+
+
+def crc32c(data: bytes | memoryview) -> int:
+    """CRC-32C (Castagnoli) of ``data``, as iSCSI (RFC 3720) defines it."""
+    return int(google_crc32c.value(data if isinstance(data, bytes) else bytes(data)))
+
+
+def encode(spec: ArraySpec, block: npt.NDArray[Any]) -> EncodedChunk:
+    """Encodes ``block`` ``[n <= rows, ...]`` as one chunk; the rows it lacks become NaN."""
+    full = np.full(spec.chunk_shape, np.nan, dtype=spec.dtype)
+    full[: len(block)] = block
+    payload = memoryview(full.reshape(-1).view(np.uint8).data)
+    return EncodedChunk(payload, int(google_crc32c.value(full.reshape(-1).view(np.uint8))))
+
+
+def read_chunk(root: Path, spec: ArraySpec, chunk: int) -> npt.NDArray[Any]:
+    """Reads one chunk and checks it.
+
+    Returns:
+        ``dtype [n, ...]``, read-only; the last chunk without its filling.
+
+    Raises:
+        CorruptStoreError: missing, of another size, or its checksum does not fit.
+    """
+    file = spec.file(chunk)
+    data = memoryview(read_bytes(root / file, root))
+    if len(data) != spec.chunk_bytes + CHECKSUM_BYTES:
+        expected = spec.chunk_bytes + CHECKSUM_BYTES
+        raise CorruptStoreError(file, f"{len(data)} bytes, expected {expected}", chunk=chunk)
+    flat = np.frombuffer(data[:-CHECKSUM_BYTES], np.uint8)
+    if google_crc32c.value(flat) != int.from_bytes(data[-CHECKSUM_BYTES:], "little"):
+        raise CorruptStoreError(file, "its checksum does not fit its content", chunk=chunk)
+    rows = min(spec.rows, spec.shape[0] - chunk * spec.rows)
+    return flat.view(spec.dtype).reshape(spec.chunk_shape)[:rows]
+
+
+def aligned_rows(row_bytes: int) -> int:
+    """Smallest number of rows that fills whole pages: chunks must be a multiple of it."""
+    return PAGE_BYTES // math.gcd(row_bytes, PAGE_BYTES)
+
+
+def group_document(attributes: Mapping[str, Any]) -> bytes:
+    """The ``zarr.json`` of a group, as zarr writes it."""
+    import zarr
+
+    store = zarr.storage.MemoryStore()
+    zarr.create_group(store, zarr_format=3, attributes=dict(attributes))
+    return bytes(store._store_dict["zarr.json"].to_bytes())
+
+
+def array_document(spec: ArraySpec, dimension_names: tuple[str, ...]) -> bytes:
+    """The ``zarr.json`` of an array, as zarr writes it."""
+    import zarr
+    from zarr.codecs import BytesCodec, Crc32cCodec
+
+    store = zarr.storage.MemoryStore()
+    zarr.create_array(
+        store,
+        shape=spec.shape,
+        chunks=spec.chunk_shape,
+        dtype=spec.dtype,
+        serializer=BytesCodec(endian="little"),
+        compressors=Crc32cCodec(),
+        filters=None,
+        fill_value=float("nan"),
+        chunk_key_encoding={"name": "default", "separator": "."},
+        dimension_names=dimension_names,
+        zarr_format=3,
+    )
+    return bytes(store._store_dict["zarr.json"].to_bytes())
+
+
+def check_array_document(root: Path, spec: ArraySpec) -> None:
+    """Checks that the array's ``zarr.json`` says what the store's own record says.
+
+    Raises:
+        CorruptStoreError: missing, not JSON, or of another array.
+    """
+    file = f"{spec.name}/zarr.json"
+    found = parse_document(root, file)
+    expected: dict[str, Any] = {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": list(spec.shape),
+        "data_type": {"<f4": "float32", "<f8": "float64"}[spec.dtype],
+        "chunk_grid": {
+            "name": "regular",
+            "configuration": {"chunk_shape": list(spec.chunk_shape)},
+        },
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+        "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
+        "fill_value": "NaN",
+    }
+    for key, value in expected.items():
+        if found.get(key) != value:
+            raise CorruptStoreError(file, f"{key} is {found.get(key)!r}, expected {value!r}")
+
+
+def parse_document(root: Path, file: str, limit_bytes: int = 64 << 20) -> dict[str, Any]:
+    """Reads a JSON object of the store.
+
+    Raises:
+        CorruptStoreError: missing, larger than ``limit_bytes``, or not a JSON object.
+    """
+    path = root / file
+    if path.is_file() and path.stat().st_size > limit_bytes:
+        raise CorruptStoreError(
+            file, f"{path.stat().st_size} bytes, at most {limit_bytes} expected"
+        )
+    try:
+        found = json.loads(read_bytes(path, root))
+    except ValueError as e:
+        raise CorruptStoreError(file, f"not JSON: {e}") from None
+    if not isinstance(found, dict):
+        raise CorruptStoreError(file, f"a JSON object was expected, found {type(found).__name__}")
+    return found

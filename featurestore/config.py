@@ -1,0 +1,187 @@
+"""What a build is asked for, and the fingerprint of everything that changes its numbers."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from featurestore.errors import ConfigError, StoreMismatchError
+from featurestore.records import FEATURES
+
+Fingerprint = dict[str, str | int]
+
+VERSION = "version."
+# Recorded but not compared: a folder's name says nothing about the weights in it, their hash does.
+_INFORMATIVE = (".model",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildConfig:
+    """One build, as asked for. Defaults are the paper's.
+
+    Attributes:
+        data_dir: folder of posters and synopses.
+        store: folder of the store.
+        resume: go on with the store that is there.
+        overwrite: delete the store that is there.
+        views: views per sample, the clean one included.
+        seed: base seed of both recipes.
+        features: which features to make.
+        models: hub id or local folder per feature, where it is not the default.
+        batch_sizes: rows per forward pass and feature, where it is not the default.
+        workers: producer processes; 0 chooses from the number of CPUs.
+        slots: samples in flight between producers and backbones; 0 chooses from the workers.
+        chunk: samples per chunk, the unit of commit; 0 chooses 64, or more where the dimensions
+            need it to fill whole pages.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        dtype: ``auto`` (bfloat16 on CUDA, float32 on the CPU), ``float32``, ``bfloat16`` or
+            ``float16``.
+        bad_sample: ``placeholder`` goes on and lists them, ``fail`` stops.
+        allow_version_change: resume although library versions or the device kind changed.
+        sample_timeout_s: seconds of work after which a sample counts as stuck.
+    """
+
+    data_dir: Path
+    store: Path
+    resume: bool = False
+    overwrite: bool = False
+    views: int = 70
+    seed: int = 123
+    features: tuple[str, ...] = FEATURES
+    models: Mapping[str, str] = field(default_factory=dict)
+    batch_sizes: Mapping[str, int] = field(default_factory=dict)
+    workers: int = 0
+    slots: int = 0
+    chunk: int = 0
+    device: str = "auto"
+    dtype: str = "auto"
+    bad_sample: str = "placeholder"
+    allow_version_change: bool = False
+    sample_timeout_s: float = 300.0
+
+    def __post_init__(self) -> None:
+        """Checks each field and the fields against each other.
+
+        Raises:
+            ConfigError: a value is out of range, with the value found.
+        """
+        _at_least("views", self.views, 1)
+        _at_least("seed", self.seed, 0)
+        for name in ("workers", "slots", "chunk"):
+            _at_least(name, getattr(self, name), 0)
+        _one_of("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
+        _one_of("bad-sample", self.bad_sample, ("placeholder", "fail"))
+        if self.resume and self.overwrite:
+            raise ConfigError("--resume and --overwrite exclude each other: choose one.")
+        if not self.features or len(set(self.features)) != len(self.features):
+            raise ConfigError(f"--features names each feature once, found {self.features!r}.")
+        for name in self.features:
+            _one_of("features", name, FEATURES)
+        for feature, size in self.batch_sizes.items():
+            _one_of("batch-size", feature, FEATURES)
+            _at_least(f"batch-size {feature}", size, 1)
+        if self.sample_timeout_s <= 0:
+            raise ConfigError(f"sample_timeout_s is positive, found {self.sample_timeout_s}.")
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ConfigError(f"--{name} is at least {least}, found {value}.")
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"--{name} is one of {', '.join(allowed)}, found {value!r}.")
+
+
+def expand_models(models: Mapping[str, str]) -> dict[str, str]:
+    """Spells ``blip2`` out as both BLIP-2 features.
+
+    Raises:
+        ConfigError: a name is neither a feature nor ``blip2``.
+    """
+    expanded: dict[str, str] = {}
+    for name, model in models.items():
+        if name == "blip2":
+            expanded.update(blip2_image=model, blip2_text=model)
+        elif name in FEATURES:
+            expanded[name] = model
+        else:
+            raise ConfigError(
+                f"--model names one of {', '.join(FEATURES)} or blip2, found {name!r}."
+            )
+    return expanded
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Reads a configuration file: the fields of :class:`BuildConfig`, as TOML.
+
+    Raises:
+        ConfigError: not readable, not TOML, an unknown key, or a value of another type.
+    """
+    try:
+        values = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as e:
+        raise ConfigError(f"{path} is not a readable TOML file: {e}.") from None
+    known = {f.name: f for f in fields(BuildConfig)}
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise ConfigError(
+            f"{path} sets {', '.join(unknown)}, which is not known.\n"
+            f"Known: {', '.join(sorted(known))}."
+        )
+    return {name: _typed(path, name, value) for name, value in values.items()}
+
+
+_TOML_TYPES: dict[str, Any] = {
+    **dict.fromkeys(("data_dir", "store", "device", "dtype", "bad_sample"), str),
+    **dict.fromkeys(("resume", "overwrite", "allow_version_change"), bool),
+    **dict.fromkeys(("views", "seed", "workers", "slots", "chunk"), int),
+    **dict.fromkeys(("models", "batch_sizes"), dict),
+    "features": list,
+    "sample_timeout_s": (int, float),
+}
+
+
+def _typed(path: Path, name: str, value: Any) -> Any:
+    expected: Any = _TOML_TYPES[name]
+    if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
+        raise ConfigError(f"{path}: {name} has the wrong type: {value!r}.")
+    if name in ("data_dir", "store"):
+        return Path(value)
+    if name == "features":
+        return tuple(value)
+    return expand_models(value) if name == "models" else value
+
+
+def compare_fingerprints(
+    path: Path, stored: Fingerprint, new: Fingerprint, *, allow_version_change: bool
+) -> dict[str, str]:
+    """Compares the store's fingerprint with this run's.
+
+    Returns:
+        The fields that differ and were allowed to, as ``stored -> new``: library versions and the
+        device kind, and only with ``allow_version_change``.
+
+    Raises:
+        StoreMismatchError: any other field differs, or these without the permission.
+    """
+    changed: dict[str, str] = {}
+    for name in sorted(stored.keys() | new.keys()):
+        before, now = stored.get(name), new.get(name)
+        if before == now or name.endswith(_INFORMATIVE):
+            continue
+        if not (name.startswith(VERSION) or name == "device_kind"):
+            advice = "Build into another --store, or start again with --overwrite."
+            raise StoreMismatchError(path, name, before, now, advice)
+        if not allow_version_change:
+            advice = (
+                "Go back to the stored one for byte-identical rows, or accept with "
+                "--allow-version-change; it is recorded with each later chunk."
+            )
+            raise StoreMismatchError(path, name, before, now, advice)
+        changed[name] = f"{before} -> {now}"
+    return changed

@@ -1,0 +1,332 @@
+"""Every write, fsync, rename and lock of the project.
+
+A file appears under its name whole or not at all, and once a call has returned it survives a
+power cut: the bytes go to ``<name>.partial`` beside the target (a rename across file systems is
+not atomic), are synced, renamed, and the folder is synced.
+
+A failed fsync is never retried: the kernel may have dropped the dirty pages and marked them clean,
+so a second call would report success for data that is lost.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from featurestore.errors import CorruptStoreError, StorageError, StorageFullError, StoreLockedError
+
+PARTIAL = ".partial"
+
+_FULL = {errno.ENOSPC: "no space left", errno.EDQUOT: "the disk quota is reached"}
+
+
+def _pass(operation: str, path: Path, size: int) -> int:  # noqa: ARG001
+    return size
+
+
+# Called before each operation with its name, its path and the bytes it concerns. What it returns
+# bounds a write, as a signal or a full disk may. Only the fault tests replace it.
+hook: Callable[[str, Path, int], int] = _pass
+
+
+@contextmanager
+def _named_errors(path: Path, size: int = 0) -> Iterator[None]:
+    """Turns an OSError into the project's error, with the path it happened on."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno in _FULL:
+            raise StorageFullError(path, size, _FULL[e.errno]) from e
+        raise StorageError(path, e.strerror or str(e)) from e
+
+
+def _write_all(fd: int, data: memoryview, path: Path) -> None:
+    # A single write may take fewer bytes than it was given: near a full disk, at a file-size limit.
+    while data:
+        allowed = hook("write", path, len(data))
+        data = data[os.write(fd, data[:allowed]) :]
+
+
+def _fsync(fd: int, path: Path) -> None:
+    hook("fsync", path, 0)
+    os.fsync(fd)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in ``folder`` durable: creations, renames and removals."""
+    with _named_errors(folder):
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            _fsync(fd, folder)
+        finally:
+            os.close(fd)
+
+
+def make_folder(folder: Path) -> None:
+    """Creates ``folder`` and the parents it lacks, durably; one that exists is left alone."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    with _named_errors(folder):
+        hook("mkdir", folder, 0)
+        folder.mkdir(exist_ok=True)
+    sync_folder(folder.parent)
+
+
+class PartialFile:
+    """A file under construction: ``write`` appends; its name is ``<target>.partial``."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+        self.path = target.with_name(target.name + PARTIAL)
+        self.size = 0
+        with _named_errors(self.path):
+            hook("open", self.path, 0)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+            self._fd = os.open(self.path, flags, 0o644)
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Appends ``data``.
+
+        Raises:
+            StorageFullError: no space or quota left.
+            StorageError: any other failure of the file system.
+        """
+        view = memoryview(data).cast("B")
+        with _named_errors(self.target, len(view)):
+            _write_all(self._fd, view, self.path)
+        self.size += len(view)
+
+    def sync(self) -> None:
+        """Syncs and closes; the file still has its temporary name."""
+        with _named_errors(self.target, self.size):
+            try:
+                _fsync(self._fd, self.path)
+            finally:
+                self._close()
+
+    def rename(self) -> None:
+        """Gives the file its name; durable once the folder is synced."""
+        with _named_errors(self.target):
+            hook("rename", self.target, 0)
+            self.path.replace(self.target)
+
+    def discard(self) -> None:
+        """Closes and removes what is there; never raises, as another error is on its way."""
+        self._close()
+        try:
+            self.path.unlink(missing_ok=True)
+        except OSError:
+            return  # the next start sweeps it
+
+    def _close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+@contextmanager
+def open_replace(path: Path) -> Iterator[PartialFile]:
+    """Streams a new ``path``: complete and durable after the block, untouched if it raises.
+
+    Raises:
+        StorageFullError: no space or quota left.
+        StorageError: any other failure of the file system.
+    """
+    file = PartialFile(path)
+    try:
+        yield file
+        file.sync()
+        file.rename()
+    except BaseException:
+        file.discard()
+        raise
+    sync_folder(path.parent)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Writes ``path`` whole and durably, replacing what was there."""
+    with open_replace(path) as file:
+        file.write(data)
+
+
+def replace_files(contents: Iterable[tuple[Path, Iterable[bytes | memoryview]]]) -> None:
+    """Writes several files, each whole; durable together when the call returns.
+
+    All are synced under temporary names before the first is renamed, so that a full disk leaves
+    none of them behind, and each folder is synced once.
+    """
+    files: list[PartialFile] = []
+    try:
+        for path, parts in contents:
+            files.append(PartialFile(path))
+            for part in parts:
+                files[-1].write(part)
+            files[-1].sync()
+        for file in files:
+            file.rename()
+    except BaseException:
+        for file in files:
+            file.discard()
+        raise
+    for folder in sorted({file.target.parent for file in files}):
+        sync_folder(folder)
+
+
+def append_line(path: Path, line: bytes) -> None:
+    """Appends ``line`` and a line feed to ``path``, durably.
+
+    A failed append is cut off again where the disk lets us, so that no torn line stays behind;
+    where it does not, readers drop a last line without its line feed.
+    """
+    data = line + b"\n"
+    with _named_errors(path, len(data)):
+        hook("open", path, 0)
+        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        end = os.fstat(fd).st_size
+        try:
+            _write_all(fd, memoryview(data), path)
+            _fsync(fd, path)
+        except BaseException:
+            _truncate_quietly(fd, end)
+            raise
+        finally:
+            os.close(fd)
+
+
+def _truncate_quietly(fd: int, end: int) -> None:
+    try:
+        os.ftruncate(fd, end)
+    except OSError:
+        return  # the error that brought us here is the one to report
+
+
+def truncate(path: Path, size: int) -> None:
+    """Cuts ``path`` to ``size`` bytes, durably."""
+    with _named_errors(path):
+        hook("truncate", path, size)
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.ftruncate(fd, size)
+            _fsync(fd, path)
+        finally:
+            os.close(fd)
+
+
+def remove(path: Path) -> None:
+    """Removes ``path`` durably; one that is not there is left alone."""
+    with _named_errors(path):
+        hook("unlink", path, 0)
+        path.unlink(missing_ok=True)
+    if path.parent.is_dir():
+        sync_folder(path.parent)
+
+
+def remove_folder(folder: Path) -> None:
+    """Removes a folder and everything in it; links inside are removed, never followed."""
+    with _named_errors(folder):
+        for entry in list(os.scandir(folder)):
+            if entry.is_dir(follow_symlinks=False):
+                remove_folder(Path(entry.path))
+            else:
+                hook("unlink", Path(entry.path), 0)
+                Path(entry.path).unlink()
+        hook("rmdir", folder, 0)
+        folder.rmdir()
+    sync_folder(folder.parent)
+
+
+def sweep_partials(folder: Path) -> list[Path]:
+    """Removes what an earlier, killed writer left in ``folder`` under a temporary name.
+
+    Only safe under the store's lock. Returns what was removed.
+    """
+    left = sorted(p for p in folder.iterdir() if p.name.endswith(PARTIAL) and p.is_file())
+    for path in left:
+        with _named_errors(path):
+            hook("unlink", path, 0)
+            path.unlink()
+    if left:
+        sync_folder(folder)
+    return left
+
+
+class FileLock:
+    """An exclusive advisory lock that dies with its holder, kill -9 included (``flock``).
+
+    The file's content names the holder for error messages only; the lock itself is the kernel's.
+    """
+
+    def __init__(self, path: Path, subject: Path) -> None:
+        """Takes the lock at ``path`` for ``subject``, without waiting.
+
+        Raises:
+            StoreLockedError: another process holds it.
+        """
+        with _named_errors(path):
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            holder = _read_holder(self._fd)
+            os.close(self._fd)
+            if e.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise StorageError(path, e.strerror or str(e)) from e
+            raise StoreLockedError(subject, holder.get("pid"), holder.get("host")) from None
+        holder = {"pid": os.getpid(), "host": socket.gethostname()}
+        with _named_errors(path):
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, json.dumps(holder).encode(), 0)
+
+    def release(self) -> None:
+        """Gives the lock back; calling it again does nothing."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _read_holder(fd: int) -> dict[str, Any]:
+    try:
+        holder = json.loads(os.pread(fd, 4096, 0))
+    except (OSError, ValueError):
+        return {}
+    return holder if isinstance(holder, dict) else {}
+
+
+def lock_holder(path: Path) -> tuple[int | None, str | None] | None:
+    """Who holds the lock at ``path``: (pid, host), or None where nobody does."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        holder = _read_holder(fd)
+        return holder.get("pid"), holder.get("host")
+    finally:
+        os.close(fd)
+    return None
+
+
+def read_bytes(path: Path, root: Path) -> bytes:
+    """Reads a file of the store at ``root``.
+
+    Raises:
+        CorruptStoreError: it is missing.
+        StorageError: it cannot be read.
+    """
+    try:
+        with _named_errors(path):
+            return path.read_bytes()
+    except StorageError as e:
+        if isinstance(e.__cause__, FileNotFoundError):
+            raise CorruptStoreError(str(path.relative_to(root)), "the file is missing") from None
+        raise

@@ -1,0 +1,224 @@
+"""The label files of the published pipeline: 23 genres per sample, clean and with noise per view.
+
+Parsed documents come in as arguments: reading untrusted JSON belongs to the producers, which the
+feature store does not know.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featurestore.durable import make_folder, open_replace, remove, replace_file, replace_files
+from featurestore.errors import ConfigError, InputError
+from featurestore.genres import CLASS_NAMES, genres_vector
+from featurestore.label_files import (
+    IDS_FILE,
+    LABELS_FILE,
+    REDO,
+    load_labels,
+    read_ids,
+    read_labels,
+)
+from featurestore.npy import npy_header
+from featurestore.records import stems_sha256
+from featurestore.seeds import view_seed
+
+__all__ = [
+    "CLASS_NAMES",
+    "LabelReport",
+    "augmented_labels",
+    "genres_vector",
+    "read_ids",
+    "read_labels",
+    "write_augmented_labels",
+    "write_labels",
+]
+
+CLASS_NAMES_FILE = "class_names_23.json"
+
+_NOISE_STD = 0.1
+_NOISE_CLIP = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class LabelReport:
+    """What was found while labels were made.
+
+    Attributes:
+        samples: how many rows were written.
+        unknown_genres: genres outside the 23, printable, with their counts; most frequent first.
+        without_genre: stems whose document names none of the 23; their rows are zero.
+        unreadable: stems whose document could not be read or is no object; their rows are zero.
+    """
+
+    samples: int
+    unknown_genres: tuple[tuple[str, int], ...]
+    without_genre: tuple[str, ...]
+    unreadable: tuple[str, ...]
+
+
+def augmented_labels(
+    labels: NDArray[np.float32], views: int, base_seed: int = 123
+) -> Iterator[NDArray[np.float32]]:
+    """Adds the published noise: view 0 exact, the others clipped to ±0.2 and then to [0, 1].
+
+    Args:
+        labels: float32 [N, 23].
+        views: V, the number of views of a sample, at least 1.
+        base_seed: the run's seed.
+
+    Yields:
+        One float32 [V, 23] per sample, in order.
+    """
+    for index, row in enumerate(labels):
+        block = np.tile(row, (views, 1))
+        for view in range(1, views):
+            rng = np.random.default_rng(view_seed(base_seed, index, view, "labels"))
+            noise = rng.normal(0.0, _NOISE_STD, row.size).astype(np.float32)
+            block[view] += np.clip(noise, -_NOISE_CLIP, _NOISE_CLIP)
+        np.clip(block[1:], 0.0, 1.0, out=block[1:])
+        yield block
+
+
+def write_labels(stems: Sequence[str], documents: Iterable[object], out_dir: Path) -> LabelReport:
+    """Writes the clean labels, the list of stems and the class names.
+
+    Args:
+        stems: all stems, in sample order; undecodable bytes as surrogate escapes.
+        documents: each sample's parsed JSON in the same order, None where it could not be read.
+        out_dir: made if it is not there.
+
+    Raises:
+        InputError: there are no samples, or a stem holds a line break, which the list of stems,
+            one to a line, cannot tell from two stems.
+        StorageError: a file could not be written; none was replaced.
+    """
+    ids = _ids_bytes(stems)
+    labels = np.zeros((len(stems), len(CLASS_NAMES)), np.float32)
+    unknown: Counter[str] = Counter()
+    without_genre, unreadable = [], []
+    for row, stem, document in zip(labels, stems, documents, strict=True):
+        row[:], names = genres_vector(document)
+        unknown.update(names)
+        if not isinstance(document, dict):
+            unreadable.append(stem)
+        elif not row.any():
+            without_genre.append(stem)
+    _write_label_files(out_dir, labels, ids)
+    ranked = sorted(unknown.items(), key=lambda item: (-item[1], item[0]))
+    return LabelReport(len(stems), tuple(ranked), tuple(without_genre), tuple(unreadable))
+
+
+def _ids_bytes(stems: Sequence[str]) -> bytes:
+    if not stems:
+        raise InputError("There are no samples to label.")
+    for stem in stems:
+        if "\n" in stem or "\r" in stem:
+            raise InputError(
+                f"The file name {stem!r} holds a line break, which {IDS_FILE} cannot hold.\n"
+                "Rename its poster and its synopsis."
+            )
+    return "\n".join(stems).encode("utf-8", "surrogateescape")
+
+
+def _write_label_files(out_dir: Path, labels: NDArray[np.float32], ids: bytes) -> None:
+    make_folder(out_dir)
+    old_ids = out_dir / IDS_FILE
+    if old_ids.is_file() and old_ids.read_bytes() != ids:
+        # Without this a crash between the renames could pair new stems with old labels.
+        remove(old_ids)
+    header = npy_header(labels.shape)
+    names = json.dumps(CLASS_NAMES, indent=2).encode()
+    replace_files(
+        [
+            (out_dir / CLASS_NAMES_FILE, [names]),
+            (out_dir / LABELS_FILE, [header, labels.astype("<f4", copy=False).tobytes()]),
+            (out_dir / IDS_FILE, [ids]),
+        ]
+    )
+
+
+def write_augmented_labels(
+    labels_dir: Path,
+    embeddings_dir: Path,
+    views: int,
+    prefix: str = "mm_imdb1_globals_aug70",
+    seed: int = 123,
+) -> None:
+    """Writes ``P_labels.npy``, float32 (N * V, 23), and its manifest beside the embeddings.
+
+    Memory does not grow with the number of views; the manifest is written last.
+
+    Args:
+        labels_dir: holds ``labels_all_23.npy`` and ``ids_all.txt``.
+        embeddings_dir: an existing folder; its ``P_manifest.json``, if there, must fit.
+        views: V, the number of views of a sample, at least 1.
+        prefix: P, what the embeddings' file names start with.
+        seed: the run's seed.
+
+    Raises:
+        ConfigError: ``views`` is less than 1.
+        InputError: the labels are missing or damaged, the folder is missing, or its embeddings
+            are of other samples or of another number of views.
+        StorageError: a file could not be written.
+    """
+    if views < 1:
+        raise ConfigError(f"The number of views must be at least 1, not {views}.")
+    stems = read_ids(labels_dir)
+    labels = load_labels(labels_dir, len(stems))
+    _compare_with_embeddings(embeddings_dir, prefix, stems, views)
+    manifest = embeddings_dir / f"{prefix}_labels_manifest.json"
+    remove(manifest)  # an older one would vouch for rows that are being replaced
+    total = len(stems) * views
+    with open_replace(embeddings_dir / f"{prefix}_labels.npy") as file:
+        file.write(npy_header((total, len(CLASS_NAMES))))
+        for block in augmented_labels(labels, views, seed):
+            file.write(block.astype("<f4", copy=False).data)
+    fields = {
+        "total_rows": total,
+        "original_rows": len(stems),
+        "views_per_sample": views,
+        "dims": {"labels": len(CLASS_NAMES)},
+        "dtype": "float32",
+        "labels_noise_std": _NOISE_STD,
+        "labels_noise_clip": _NOISE_CLIP,
+        "labels_clamped_to_01": True,
+        "index_csv": f"{prefix}_aug_index.csv",
+        "source_labels_npy": str(labels_dir / LABELS_FILE),
+        "source_ids_txt": str(labels_dir / IDS_FILE),
+        "normalized": False,
+    }
+    replace_file(manifest, json.dumps(fields, indent=2).encode())
+
+
+def _compare_with_embeddings(folder: Path, prefix: str, stems: Sequence[str], views: int) -> None:
+    if not folder.is_dir():
+        raise InputError(f"The embeddings' folder {folder} does not exist.")
+    path = folder / f"{prefix}_manifest.json"
+    try:
+        manifest = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return  # labels may be made before the embeddings are
+    except (OSError, ValueError, RecursionError) as e:
+        raise InputError(f"Could not read {path}: {str(e)[:200]}") from e
+    wanted = {
+        "original_rows": len(stems),
+        "views_per_sample": views,
+        "stems_sha256": stems_sha256(stems),
+    }
+    if not isinstance(manifest, dict):
+        raise InputError(f"{path} must hold an object; found a {type(manifest).__name__}.")
+    for key, value in wanted.items():
+        if key in manifest and manifest[key] != value:
+            raise InputError(
+                f"The labels do not fit the embeddings of {path}.\n"
+                f"  {key} of the embeddings: {manifest[key]!r:.100}\n"
+                f"  {key} of the labels:     {value}\n{REDO}"
+            )

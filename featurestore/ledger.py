@@ -1,0 +1,186 @@
+"""The ledger: one line per committed chunk, and nothing exists before its line does.
+
+Each line is a JSON object that ends with the CRC-32C of what stands before it:
+
+    {"chunk": 3, "files": {"clip_image/c.3.0.0": [4587524, "0f3a99c1"], ...},
+     "samples": [[image sha256, text sha256, words], ...], "bad": [[index, modality, reason,
+     detail], ...], "crc32c": "5d2e71b0"}
+
+A last line without its line feed is a torn append and is dropped; a line that does not fit its
+checksum anywhere else is damage.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from featurestore import durable
+from featurestore.arrays import crc32c
+from featurestore.errors import CorruptStoreError
+from featurestore.records import BadInput, SampleRecord
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkEntry:
+    """One committed chunk.
+
+    Attributes:
+        chunk: its number.
+        files: per file of the chunk its length in bytes and its payload's CRC-32C.
+        samples: what became known of each of its samples, in order.
+        changed: fingerprint fields that differed from the store's when it was made, and were
+            allowed to; empty for almost every chunk.
+    """
+
+    chunk: int
+    files: Mapping[str, tuple[int, int]]
+    samples: Sequence[SampleRecord]
+    changed: Mapping[str, str] = field(default_factory=dict)
+
+
+def format_entry(entry: ChunkEntry) -> bytes:
+    """The entry's line, without its line feed."""
+    body: dict[str, Any] = {
+        "chunk": entry.chunk,
+        "files": {name: [size, f"{crc:08x}"] for name, (size, crc) in entry.files.items()},
+        "samples": [[s.image_sha256, s.text_sha256, s.words] for s in entry.samples],
+        "bad": [[b.index, b.modality, b.reason, b.detail] for s in entry.samples for b in s.bad],
+    }
+    if entry.changed:
+        body["changed"] = dict(entry.changed)
+    text = json.dumps(body)[:-1].encode("ascii")
+    return text + b', "crc32c": "%08x"}' % crc32c(text)
+
+
+def parse_entry(line: bytes, first_index: int) -> ChunkEntry:
+    """Reads one line back; ``first_index`` is the index of the chunk's first sample.
+
+    Raises:
+        ValueError: the line is damaged.
+    """
+    text, separator, tail = line.rpartition(b', "crc32c": "')
+    if not separator or tail != b'%08x"}' % crc32c(text):
+        raise ValueError("its checksum does not fit its content")
+    body = json.loads(line)
+    bad: dict[int, list[BadInput]] = {}
+    for index, modality, reason, detail in body["bad"]:
+        bad.setdefault(index, []).append(BadInput(index, modality, reason, detail))
+    return ChunkEntry(
+        body["chunk"],
+        {name: (size, int(crc, 16)) for name, (size, crc) in body["files"].items()},
+        [
+            SampleRecord(i, image, text_sha, words, tuple(bad.get(i, ())))
+            for i, (image, text_sha, words) in enumerate(body["samples"], first_index)
+        ],
+        body.get("changed", {}),
+    )
+
+
+def _chunk_number(line: bytes) -> int:
+    # The number is needed before the samples' indices are known; the line starts with it.
+    head = line[: line.index(b",")] + b"}"
+    return int(json.loads(head)["chunk"])
+
+
+class Ledger:
+    """The committed chunks of one store, by number.
+
+    Reading never writes: :meth:`recover` is for the holder of the store's lock.
+    """
+
+    FILE = "records/ledger.jsonl"
+
+    def __init__(self, root: Path, chunks: int, rows: int) -> None:
+        """Reads the ledger of the store at ``root`` with ``chunks`` chunks of ``rows`` samples.
+
+        Raises:
+            CorruptStoreError: the file is missing, or a line other than a torn last one is bad.
+        """
+        self._root = root
+        self._chunks = chunks
+        self._rows = rows
+        data = durable.read_bytes(root / self.FILE, root)
+        whole, _, torn = data.rpartition(b"\n")
+        self.torn_bytes = len(torn)
+        self._end = len(data) - len(torn)
+        self._entries: dict[int, ChunkEntry] = {}
+        self._in_order = True
+        for number, line in enumerate(whole.split(b"\n") if whole else [], 1):
+            self._read_line(number, line)
+
+    def _read_line(self, number: int, line: bytes) -> None:
+        try:
+            chunk = _chunk_number(line)
+            entry = parse_entry(line, chunk * self._rows)
+        except (ValueError, KeyError, TypeError, AttributeError) as e:
+            raise CorruptStoreError(self.FILE, f"line {number}: {e}") from None
+        if not 0 <= chunk < self._chunks:
+            raise CorruptStoreError(
+                self.FILE, f"line {number} names chunk {chunk} of {self._chunks}"
+            )
+        if chunk in self._entries:
+            raise CorruptStoreError(self.FILE, f"line {number} names chunk {chunk} again")
+        self._add(entry)
+
+    def _add(self, entry: ChunkEntry) -> None:
+        self._in_order = self._in_order and (
+            not self._entries or entry.chunk > next(reversed(self._entries))
+        )
+        self._entries[entry.chunk] = entry
+
+    def __contains__(self, chunk: int) -> bool:
+        return chunk in self._entries
+
+    def __getitem__(self, chunk: int) -> ChunkEntry:
+        return self._entries[chunk]
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def entries(self) -> list[ChunkEntry]:
+        """The committed chunks in the order of their numbers."""
+        return [self._entries[c] for c in sorted(self._entries)]
+
+    @property
+    def missing(self) -> list[int]:
+        """The chunks that are not committed, in order."""
+        return [c for c in range(self._chunks) if c not in self._entries]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every chunk is committed."""
+        return len(self._entries) == self._chunks
+
+    def recover(self) -> int:
+        """Cuts a torn last line off; returns its bytes, 0 for none. Needs the store's lock."""
+        torn, self.torn_bytes = self.torn_bytes, 0
+        if torn:
+            durable.truncate(self._root / self.FILE, self._end)
+        return torn
+
+    def commit(self, entry: ChunkEntry) -> None:
+        """Appends ``entry``: once this returns, the chunk exists for ever."""
+        durable.append_line(self._root / self.FILE, format_entry(entry))
+        self._add(entry)
+
+    def drop(self, chunks: Iterable[int]) -> None:
+        """Forgets ``chunks``, so that the next build makes them again."""
+        for chunk in chunks:
+            del self._entries[chunk]
+        self._rewrite()
+
+    def sort(self) -> None:
+        """Brings the lines into the order of their chunks, as an undisturbed build writes them."""
+        if not self._in_order:
+            self._rewrite()
+
+    def _rewrite(self) -> None:
+        lines = b"".join(format_entry(e) + b"\n" for e in self.entries)
+        durable.replace_file(self._root / self.FILE, lines)
+        self._entries = {e.chunk: e for e in self.entries}
+        self._in_order = True

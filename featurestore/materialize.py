@@ -1,0 +1,215 @@
+"""Write the paper's files from a complete store; memory does not grow with the number of samples.
+
+The manifest goes first and comes last: an existing one is removed before anything is replaced, so a
+folder without a manifest is one that a run did not finish, and no other sign is needed.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featurestore import durable
+from featurestore.durable import PartialFile
+from featurestore.errors import InputError
+from featurestore.moments import Scale
+from featurestore.npy import npy_header
+from featurestore.scaling import scale_for
+from featurestore.splits import read_split
+from featurestore.store import FeatureStore, free_bytes
+
+PREFIX = "mm_imdb1_globals_aug70"
+_INDEX_HEADER = ("aug_idx", "orig_idx", "view", "stem", "image_name", "text_len")
+# What the paper's manifest calls the model of each feature.
+_MODEL_KEYS = {
+    "clip_image": "clip_image",
+    "clip_text": "clip_text",
+    "blip2_image": "blip2",
+    "blip2_text": "blip2",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Materialized:
+    """What a run wrote.
+
+    Attributes:
+        out_dir: the folder.
+        files: per file name its size in bytes, in the order of writing.
+    """
+
+    out_dir: Path
+    files: dict[str, int]
+
+
+class _HashingFile:
+    """Passes writes on and digests them, so that no file is read again for the manifest."""
+
+    def __init__(self, file: PartialFile) -> None:
+        self._file = file
+        self._digest = hashlib.sha256()
+
+    def write(self, data: bytes | memoryview) -> None:
+        self._file.write(data)
+        self._digest.update(data)
+
+    @property
+    def fact(self) -> tuple[int, str]:
+        return self._file.size, self._digest.hexdigest()
+
+
+def materialize(
+    store: FeatureStore,
+    out_dir: Path,
+    *,
+    prefix: str = PREFIX,
+    zscore: str = "all",
+    split_json: Path | None = None,
+) -> Materialized:
+    """Writes ``.npy``, stats, index and manifest of every feature of ``store`` into ``out_dir``.
+
+    Args:
+        store: a complete store.
+        out_dir: created if it is missing; files of an earlier run are replaced.
+        prefix: begins every file's name.
+        zscore: ``all``, ``train`` or ``none``, see ``scaling.scale_for``.
+        split_json: the split, for ``train``.
+
+    Raises:
+        InputError: the store is not complete, or the split does not fit it.
+        ConfigError: ``train`` without a split, or a prefix that is a path.
+        CorruptStoreError: a chunk is damaged; the manifest is not written then.
+        StorageError: a write failed; the manifest is not written then.
+    """
+    store.require_complete()
+    if not prefix or "/" in prefix or prefix.startswith("."):
+        raise InputError(f"--prefix is the beginning of a file name, found {prefix!r}.")
+    train = None if split_json is None else read_split(split_json, store.stems).train
+    scales = {name: scale_for(store, name, zscore, train) for name in store.features}
+    durable.make_folder(out_dir)
+    _check_space(store, out_dir)
+    manifest = out_dir / f"{prefix}_manifest.json"
+    durable.remove(manifest)
+    facts: dict[str, tuple[int, str]] = {}
+    for name, scale in scales.items():
+        facts[f"{prefix}_{name}.npy"] = _write_rows(store, name, scale, out_dir, prefix)
+        if scale is not None:
+            facts[f"{prefix}_{name}.stats.npz"] = _write_stats(name, scale, out_dir, prefix)
+        else:
+            # Those of an earlier run with a z-score would speak of other rows.
+            durable.remove(out_dir / f"{prefix}_{name}.stats.npz")
+    facts[f"{prefix}_aug_index.csv"] = _write_index(store, out_dir, prefix)
+    document = _manifest(store, prefix, zscore, facts)
+    durable.replace_file(manifest, json.dumps(document, indent=2).encode("utf-8"))
+    sizes = {name: size for name, (size, _) in facts.items()}
+    return Materialized(out_dir, {**sizes, manifest.name: manifest.stat().st_size})
+
+
+def _check_space(store: FeatureStore, out_dir: Path) -> None:
+    rows = store.spec.samples * store.spec.views
+    needed = sum(rows * dim * 4 for dim in store.spec.dims.values())
+    free = free_bytes(out_dir)
+    if needed > free:
+        raise InputError(
+            f"{out_dir} needs {needed:,} bytes and its file system has {free:,} free.\n"
+            "Free some space or choose another --out-dir; a store can also be read without "
+            "materializing it."
+        )
+
+
+def _write_rows(
+    store: FeatureStore, name: str, scale: Scale | None, out_dir: Path, prefix: str
+) -> tuple[int, str]:
+    dim = store.spec.dims[name]
+    rows = store.spec.samples * store.spec.views
+    with durable.open_replace(out_dir / f"{prefix}_{name}.npy") as partial:
+        file = _HashingFile(partial)
+        file.write(npy_header((rows, dim)))
+        for chunk in range(store.spec.chunks):
+            block = store.read_chunk(name, chunk).reshape(-1, dim)
+            if scale is not None:
+                block = scale.apply(block.copy())
+            file.write(block.reshape(-1).view(np.uint8).data)
+    return file.fact
+
+
+def _write_stats(name: str, scale: Scale, out_dir: Path, prefix: str) -> tuple[int, str]:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, mu=scale.mu, sigma=scale.sigma)
+    with durable.open_replace(out_dir / f"{prefix}_{name}.stats.npz") as partial:
+        file = _HashingFile(partial)
+        file.write(buffer.getvalue())
+    return file.fact
+
+
+def _write_index(store: FeatureStore, out_dir: Path, prefix: str) -> tuple[int, str]:
+    with durable.open_replace(out_dir / f"{prefix}_aug_index.csv") as partial:
+        file = _HashingFile(partial)
+        for block in _index_blocks(store):
+            # Names that are not UTF-8 keep their bytes, as in ids_all.txt.
+            file.write(block.encode("utf-8", "surrogateescape"))
+    return file.fact
+
+
+def _index_blocks(store: FeatureStore) -> Iterator[str]:
+    """The rows of the index, sorted by ``aug_idx``, one text per sample."""
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(_INDEX_HEADER)
+    views = store.spec.views
+    for sample, record in zip(store.samples, store.records, strict=True):
+        first = sample.index * views
+        writer.writerows(
+            (first + view, sample.index, view, sample.stem, sample.image_name, record.words)
+            for view in range(views)
+        )
+        yield buffer.getvalue()
+        buffer.seek(0)
+        buffer.truncate()
+
+
+def _manifest(
+    store: FeatureStore, prefix: str, zscore: str, facts: dict[str, tuple[int, str]]
+) -> dict[str, Any]:
+    """The paper's keys in the paper's order, then ours."""
+    spec, known = store.spec, store.fingerprint
+    samples = store.samples
+    return {
+        "total_rows": spec.samples * spec.views,
+        "original_rows": spec.samples,
+        "views_per_sample": spec.views,
+        "dims": dict(spec.dims),
+        "models": {_MODEL_KEYS[name]: known[f"{name}.model"] for name in spec.dims},
+        "dtype": known[f"{next(iter(spec.dims))}.dtype"],
+        "device": str(known["device_kind"]).partition(":")[0],
+        "simclr": True,
+        "text_mask_prob": 0.15,
+        "index_csv": f"{prefix}_aug_index.csv",
+        "zscore": zscore,
+        "seed": known["seed"],
+        "recipe": {"image": known["image_recipe"], "text": known["text_recipe"]},
+        "versions": {
+            key.removeprefix("version."): value
+            for key, value in known.items()
+            if key.startswith("version.")
+        },
+        "stems_sha256": known["stems_sha256"],
+        "placeholders": [
+            {
+                "orig_idx": bad.index,
+                "stem": samples[bad.index].stem,
+                "input": bad.modality,
+                "reason": bad.reason,
+            }
+            for bad in store.bad_inputs
+        ],
+        "sha256": {name: digest for name, (_, digest) in facts.items()},
+    }

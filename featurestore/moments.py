@@ -1,0 +1,94 @@
+"""Mergeable mean and sum of squared deviations, in float64.
+
+``E[x²] - mean²`` loses every digit where the spread is small against the mean and invents a
+deviation for constant dimensions; so each chunk is passed over twice, and chunks are merged by
+Chan, Golub and LeVeque's pairwise update ("Updating Formulae and a Pairwise Algorithm for Computing
+Sample Variances", 1979), always in the order of the chunks: the result is one, to the last bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+EPSILON = np.float32(1e-6)
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """Moments of ``count`` rows.
+
+    Attributes:
+        count: number of rows.
+        mean: float64 ``[D]``.
+        m2: float64 ``[D]``, sum of squared deviations from the mean.
+    """
+
+    count: int
+    mean: npt.NDArray[np.float64]
+    m2: npt.NDArray[np.float64]
+
+    @property
+    def sigma(self) -> npt.NDArray[np.float64]:
+        """Population standard deviation (ddof 0), float64 ``[D]``; 0 for a constant dimension."""
+        return np.sqrt(self.m2 / self.count)
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """The z-score of one feature: ``(x - mu) / (sigma + 1e-6)``, in float32 throughout.
+
+    Attributes:
+        mu: float32 ``[D]``.
+        sigma: float32 ``[D]``, without the epsilon.
+    """
+
+    mu: npt.NDArray[np.float32]
+    sigma: npt.NDArray[np.float32]
+
+    def apply(self, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Scales ``float32 [..., D]`` in place and returns it."""
+        rows -= self.mu
+        rows /= self.sigma + EPSILON
+        return rows
+
+
+def moments_of(rows: npt.NDArray[np.float32]) -> Moments:
+    """Moments of ``float32 [n, D]``, two passes."""
+    wide = rows.astype(np.float64)
+    mean = wide.mean(axis=0)
+    wide -= mean
+    # The second sum is 0 in exact arithmetic; subtracting it takes out the mean's own rounding.
+    residue = wide.sum(axis=0)
+    m2 = np.einsum("nd,nd->d", wide, wide) - residue * residue / len(rows)
+    return Moments(len(rows), mean, np.maximum(m2, 0.0))
+
+
+def merge(parts: Iterable[Moments]) -> Moments:
+    """Merges moments in the order given.
+
+    Raises:
+        ValueError: there is nothing to merge, so mean and deviation are undefined.
+    """
+    total: Moments | None = None
+    for part in parts:
+        total = part if total is None else _merge_two(total, part)
+    if total is None or total.count == 0:
+        raise ValueError("moments of no rows are undefined")
+    return total
+
+
+def _merge_two(a: Moments, b: Moments) -> Moments:
+    count = a.count + b.count
+    delta = b.mean - a.mean
+    mean = a.mean + delta * (b.count / count)
+    m2 = a.m2 + b.m2 + delta * delta * (a.count * b.count / count)
+    return Moments(count, mean, m2)
+
+
+def scale_of(moments: Moments) -> Scale:
+    """The z-score that these moments define."""
+    return Scale(moments.mean.astype(np.float32), moments.sigma.astype(np.float32))

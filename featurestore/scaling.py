@@ -1,0 +1,63 @@
+"""Which z-score a reader asks for, and from which rows it comes."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from featurestore.errors import ConfigError, InputError
+from featurestore.moments import Moments, Scale, merge, moments_of, scale_of
+from featurestore.store import FeatureStore
+
+ZSCORES = ("all", "train", "none")
+
+
+def scale_for(
+    store: FeatureStore, feature: str, zscore: str, train: npt.NDArray[np.int64] | None
+) -> Scale | None:
+    """The scale of one feature.
+
+    Args:
+        store: a complete store.
+        feature: one of its features.
+        zscore: ``all`` takes every row (the paper's way), ``train`` only those of the training
+            samples, so that nothing of the test data reaches the scale; ``none`` is no scale.
+        train: int64 indices of the training samples, needed for ``train``.
+
+    Returns:
+        The scale, or None for ``none``.
+
+    Raises:
+        ConfigError: ``zscore`` is none of the three, or ``train`` is asked for without a split.
+        InputError: the store is not complete, or the training split is empty.
+    """
+    if zscore not in ZSCORES:
+        raise ConfigError(f"zscore is one of {', '.join(ZSCORES)}, found {zscore!r}.")
+    if zscore == "none":
+        return None
+    if zscore == "all":
+        return scale_of(store.moments(feature))
+    if train is None:
+        raise ConfigError("zscore 'train' needs the split: give split.json with --split-json.")
+    return scale_of(train_moments(store, feature, train))
+
+
+def train_moments(store: FeatureStore, feature: str, train: npt.NDArray[np.int64]) -> Moments:
+    """Moments over all views of the given samples, merged in the order of the chunks.
+
+    Raises:
+        InputError: the store is not complete, or there are no samples.
+    """
+    store.require_complete()
+    if len(train) == 0:
+        raise InputError("The training split is empty: there is nothing to take a z-score from.")
+    chosen = np.zeros(store.spec.samples, bool)
+    chosen[train] = True
+    dim = store.spec.dims[feature]
+    parts = []
+    for chunk in range(store.spec.chunks):
+        mask = chosen[store.spec.samples_of(chunk).start : store.spec.samples_of(chunk).stop]
+        if mask.any():
+            rows = store.read_chunk(feature, chunk)[mask]
+            parts.append(moments_of(rows.reshape(-1, dim)))
+    return merge(parts)

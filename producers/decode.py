@@ -1,0 +1,200 @@
+"""Untrusted bytes to RGB pixels or text: the only place that opens what other people made.
+
+Of Pillow's more than forty parsers only six are ever offered a file; which one is decided by the
+bytes, never by the name.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import warnings
+from dataclasses import dataclass
+
+# The parsers are imported here because Image.open would import all of Pillow's to find one of them.
+from PIL import (
+    BmpImagePlugin,  # noqa: F401
+    GifImagePlugin,  # noqa: F401
+    Image,
+    JpegImagePlugin,  # noqa: F401
+    PngImagePlugin,  # noqa: F401
+    TiffImagePlugin,  # noqa: F401
+    UnidentifiedImageError,
+    WebPImagePlugin,  # noqa: F401
+)
+
+from featurestore.errors import BadSampleError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+MAX_PIXELS = 178_956_970  # where Pillow, and so the paper's pipeline, refuses an image
+# CLIP's clean view of 224 pixels is impossible beyond (see image_views), and Pillow's time to read
+# a strip grows with the square of its width: half a minute for a hostile WebP file of 1 KB.
+MAX_SIDE = 800_000
+MAX_DETAIL_CHARS = 200
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+_ACCEPTED_PREFIXES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*", b"RIFF")
+
+# Prefixes of well-known formats that are refused, to tell them from files that are no image at all.
+_REFUSED_PREFIXES = {
+    b"%!PS": "PostScript",
+    b"\xc5\xd0\xd3\xc6": "PostScript",
+    b"%PDF": "PDF",
+    b"8BPS": "Photoshop",
+    b"SIMPLE  =": "FITS",
+    b"\x00\x00\x01\x00": "icon",
+    b"icns": "icon",
+    b"\x00\x00\x00\x0cjP  ": "JPEG 2000",
+    b"\xff\x4f\xff\x51": "JPEG 2000",
+    b"DDS ": "DirectDraw",
+    b"\xd7\xcd\xc6\x9a": "Windows metafile",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedText:
+    """A synopsis, with what was wrong with it.
+
+    Attributes:
+        text: the text to use, which every UTF-8 encoder takes; ``""`` where nothing can be used.
+        reason: None for a sound synopsis; else ``empty``, ``not-utf8``, ``not-json``,
+            ``not-an-object``, ``plot-type``, ``plot-items``, ``lone-surrogate``, ``out-of-memory``.
+        detail: one line for a person, at most 200 characters.
+    """
+
+    text: str
+    reason: str | None = None
+    detail: str = ""
+
+
+def image(data: bytes) -> Image.Image:
+    """Decode a poster as the paper did: first frame, EXIF orientation ignored, alpha dropped.
+
+    Pillow's warnings are silenced for the whole process meanwhile: call it from one thread.
+
+    Args:
+        data: the file's bytes, of unknown origin.
+
+    Returns:
+        The pixels in memory, mode ``RGB``.
+
+    Raises:
+        BadSampleError: ``empty``; ``not-an-image``; ``format``, an image of a kind that is not
+            accepted; ``truncated``; ``too-large``, more than ``MAX_PIXELS`` or a side above
+            ``MAX_SIDE``, refused before pixels are allocated; ``broken``; ``out-of-memory``.
+    """
+    if not data:
+        raise BadSampleError("empty", "0 bytes")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return _rgb(data)
+        except UnidentifiedImageError:
+            raise _unidentified(data) from None
+        except Image.DecompressionBombError as error:
+            raise BadSampleError("too-large", _one_line(error)) from None
+        except MemoryError as error:
+            raise BadSampleError("out-of-memory", _one_line(error)) from None
+        # Pillow's own list of what a damaged file may raise; anything else is a bug and surfaces.
+        except (OSError, SyntaxError, ValueError, NotImplementedError, OverflowError) as error:
+            cut = "truncated" in str(error).lower() or _webp_is_cut(data)
+            raise BadSampleError("truncated" if cut else "broken", _one_line(error)) from error
+
+
+def text(data: bytes) -> DecodedText:
+    """Decode a synopsis: a JSON object in UTF-8, with or without a byte order mark.
+
+    Args:
+        data: the file's bytes, of unknown origin.
+
+    Returns:
+        The plot, and what was wrong where something was.
+    """
+    if not data:
+        return DecodedText("", "empty", "0 bytes")
+    try:
+        document = json.loads(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        return DecodedText("", "not-utf8", _one_line(error))
+    except (ValueError, RecursionError) as error:
+        return DecodedText("", "not-json", _one_line(error))
+    except MemoryError as error:
+        return DecodedText("", "out-of-memory", _one_line(error))
+    return plot_text(document)
+
+
+def plot_text(document: object) -> DecodedText:
+    """The text of a parsed synopsis.
+
+    Args:
+        document: what the JSON file holds: an object whose ``plot`` is a list of summaries or one
+            string; missing, null or otherwise empty is no fault.
+
+    Returns:
+        The summaries joined by one space. What is not a string is left out and recorded; lone
+        surrogates, which no tokenizer takes, become U+FFFD.
+    """
+    if not isinstance(document, dict):
+        return DecodedText("", "not-an-object", f"found {type(document).__name__}")
+    plot = document.get("plot")
+    if not plot:
+        return DecodedText("")
+    if isinstance(plot, str):
+        return _encodable(plot)
+    if not isinstance(plot, list):
+        return DecodedText("", "plot-type", f"plot is {type(plot).__name__}")
+    strings = [item for item in plot if isinstance(item, str)]
+    joined = _encodable(" ".join(strings))
+    if len(strings) == len(plot):
+        return joined
+    dropped = len(plot) - len(strings)
+    return DecodedText(joined.text, "plot-items", f"{dropped} of {len(plot)} are not strings")
+
+
+def _rgb(data: bytes) -> Image.Image:
+    """Decode with Pillow; raises whatever Pillow raises."""
+    with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+        # Pillow checks too, but against a variable that any library may have switched off.
+        width, height = opened.size
+        if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+            detail = f"{width} x {height}; at most {MAX_PIXELS:,} pixels, {MAX_SIDE:,} on a side"
+            raise BadSampleError("too-large", detail)
+        try:
+            opened.load()
+        except TypeError as error:
+            # A TIFF tag of the wrong type; Image.open takes this for damage, load() does not.
+            raise BadSampleError("broken", _one_line(error)) from error
+        return opened.convert("RGB")
+
+
+def _unidentified(data: bytes) -> BadSampleError:
+    """The error for bytes that no accepted parser takes."""
+    if data[4:8] == b"ftyp":
+        return BadSampleError("format", "an ISO media file, such as AVIF or HEIC")
+    for prefix, name in _REFUSED_PREFIXES.items():
+        if data.startswith(prefix):
+            return BadSampleError("format", f"{name}; accepted are {', '.join(FORMATS)}")
+    if data.startswith(_ACCEPTED_PREFIXES):
+        return BadSampleError("broken", "the header is damaged or cut short")
+    return BadSampleError("not-an-image", f"{len(data):,} bytes of no accepted format")
+
+
+def _webp_is_cut(data: bytes) -> bool:
+    """Whether a WebP file is shorter than it says; its decoder does not tell this from damage."""
+    return data.startswith(b"RIFF") and int.from_bytes(data[4:8], "little") + 8 > len(data)
+
+
+def _encodable(plot: str) -> DecodedText:
+    """The text with lone surrogates replaced, recorded where there were any."""
+    repaired, count = _SURROGATE.subn("\N{REPLACEMENT CHARACTER}", plot)
+    if not count:
+        return DecodedText(plot)
+    return DecodedText(repaired, "lone-surrogate", f"{count} characters replaced")
+
+
+def _one_line(error: BaseException) -> str:
+    """An error's message in one line of bounded length."""
+    message = " ".join(str(error).split()) or type(error).__name__
+    return message[:MAX_DETAIL_CHARS]

@@ -1,0 +1,219 @@
+"""Find, pair and order the samples of a data folder, and read their bytes with a size cap.
+
+Scanning opens no file: a FIFO would block, and a poster is not read before its turn. Names come
+from the folder and are used as values only; none is ever taken apart into a path.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from featurestore.errors import BadSampleError, InputError
+from featurestore.records import Sample, stems_sha256
+
+# Suffixes in order of precedence: of one stem's files, the first kind found is the sample's.
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".JPG", ".JPEG")
+TEXT_SUFFIXES = (".json", ".JSON")
+
+MAX_IMAGE_BYTES = 256 * 2**20
+MAX_TEXT_BYTES = 16 * 2**20
+
+_READ_BYTES = 2**20
+_LAYOUT = (
+    "Expected a flat folder of posters and synopses with the same stem, "
+    "for example 0000001.jpg beside 0000001.json."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """What a data folder holds, in an order that depends on names only.
+
+    Attributes:
+        data_dir: the folder, as it was given.
+        samples: the pairs, sorted by stem, by code point; ``samples[i].index == i``.
+        unmatched_images: file names of posters without a synopsis, sorted.
+        unmatched_texts: file names of synopses without a poster, sorted.
+        left_out: (file name, reason) of entries that have the right suffix and are still not used,
+            sorted: ``dotfile``; ``directory``; ``not-a-file``, a FIFO, socket or device;
+            ``outside``, a symlink that leaves the folder; ``dangling``, one that leads nowhere;
+            ``shadowed``, a file whose stem has another of a preferred suffix.
+    """
+
+    data_dir: Path
+    samples: tuple[Sample, ...]
+    unmatched_images: tuple[str, ...]
+    unmatched_texts: tuple[str, ...]
+    left_out: tuple[tuple[str, str], ...]
+
+    @property
+    def stems_sha256(self) -> str:
+        """Hex SHA-256 of the ordered stems: the identity of the rows."""
+        return stems_sha256(sample.stem for sample in self.samples)
+
+
+def scan(data_dir: Path) -> Scan:
+    """Pair the posters and synopses of a folder by stem.
+
+    Args:
+        data_dir: the folder; its subfolders are not entered.
+
+    Returns:
+        The samples in their fixed order, and everything that was found and not used.
+
+    Raises:
+        InputError: the folder is missing, unreadable or not a folder, or holds no pair.
+    """
+    root = _resolved_folder(data_dir)
+    names: list[str] = []
+    left_out: list[tuple[str, str]] = []
+    for entry in _entries(data_dir):
+        reason = _objection(entry, root)
+        if reason is None:
+            names.append(entry.name)
+        else:
+            left_out.append((entry.name, reason))
+
+    images, shadowed_images = _by_stem(names, IMAGE_SUFFIXES)
+    texts, shadowed_texts = _by_stem(names, TEXT_SUFFIXES)
+    left_out += [(name, "shadowed") for name in (*shadowed_images, *shadowed_texts)]
+    stems = sorted(images.keys() & texts.keys())
+    if not stems:
+        raise InputError(
+            f"No pair of a poster and a synopsis in {data_dir}: {len(images)} images and "
+            f"{len(texts)} texts seen, {len(left_out)} entries left out.\n{_LAYOUT}"
+        )
+    return Scan(
+        data_dir=data_dir,
+        samples=tuple(Sample(i, stem, images[stem], texts[stem]) for i, stem in enumerate(stems)),
+        unmatched_images=tuple(sorted(images[stem] for stem in images.keys() - texts.keys())),
+        unmatched_texts=tuple(sorted(texts[stem] for stem in texts.keys() - images.keys())),
+        left_out=tuple(sorted(left_out)),
+    )
+
+
+def image_path(data_dir: Path, sample: Sample) -> Path:
+    """Where the sample's poster lies; a name that the folder listed holds no slash."""
+    return data_dir / sample.image_name
+
+
+def text_path(data_dir: Path, sample: Sample) -> Path:
+    """Where the sample's synopsis lies; a name that the folder listed holds no slash."""
+    return data_dir / sample.text_name
+
+
+def read_capped(path: Path, cap_bytes: int) -> bytes:
+    """Read a whole file of at most ``cap_bytes`` bytes.
+
+    Args:
+        path: the file; a symlink is followed, because ``scan`` has checked where it leads.
+        cap_bytes: the most bytes to accept; at most one more is ever held.
+
+    Returns:
+        The file's bytes.
+
+    Raises:
+        BadSampleError: ``missing``, ``not-a-file``, ``too-large`` or ``unreadable``.
+    """
+    try:
+        # O_NONBLOCK: should a FIFO have taken the file's place since the scan, open() returns.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        try:
+            return _read_descriptor(descriptor, cap_bytes)
+        finally:
+            os.close(descriptor)
+    except FileNotFoundError:
+        raise BadSampleError("missing", "the file is gone since the folder was scanned") from None
+    except OSError as error:
+        # Opening a socket fails with ENXIO, before its kind could be asked.
+        reason = "not-a-file" if error.errno == errno.ENXIO else "unreadable"
+        raise BadSampleError(reason, error.strerror or str(error)) from error
+
+
+def _read_descriptor(descriptor: int, cap_bytes: int) -> bytes:
+    """``read_capped`` on an open descriptor."""
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        raise BadSampleError("not-a-file", "a directory, FIFO, socket or device")
+    if status.st_size > cap_bytes:
+        raise BadSampleError("too-large", f"{status.st_size:,} bytes; at most {cap_bytes:,}")
+    data = b"".join(_read_blocks(descriptor, cap_bytes + 1))
+    if len(data) > cap_bytes:  # it grew meanwhile
+        raise BadSampleError("too-large", f"more than {cap_bytes:,} bytes")
+    return data
+
+
+def _read_blocks(descriptor: int, limit_bytes: int) -> Iterator[bytes]:
+    """Blocks from the descriptor until its end or until ``limit_bytes`` are read."""
+    left = limit_bytes
+    while left > 0 and (block := os.read(descriptor, min(left, _READ_BYTES))):
+        left -= len(block)
+        yield block
+
+
+def _resolved_folder(data_dir: Path) -> Path:
+    """``data_dir`` without symlinks; ``InputError`` where it is not a folder."""
+    try:
+        root = data_dir.resolve(strict=True)
+        is_folder = root.is_dir()
+    except FileNotFoundError:
+        raise InputError(f"The data folder {data_dir} does not exist.\n{_LAYOUT}") from None
+    except (OSError, RuntimeError) as error:  # RuntimeError: a symlink loop, before Python 3.13
+        raise InputError(f"The data folder {data_dir} cannot be read: {error}") from error
+    if not is_folder:
+        raise InputError(f"{data_dir} is not a folder.\n{_LAYOUT}")
+    return root
+
+
+def _entries(data_dir: Path) -> Iterator[os.DirEntry[str]]:
+    """The folder's entries that carry one of the suffixes, in the file system's order."""
+    suffixes = (*IMAGE_SUFFIXES, *TEXT_SUFFIXES)
+    try:
+        # A str path gives str names: bytes that are not UTF-8 survive as surrogate escapes.
+        with os.scandir(str(data_dir)) as entries:
+            for entry in entries:
+                if entry.name.endswith(suffixes):
+                    yield entry
+    except OSError as error:
+        raise InputError(f"The data folder {data_dir} cannot be read: {error.strerror}") from error
+
+
+def _objection(entry: os.DirEntry[str], root: Path) -> str | None:
+    """Why an entry cannot be part of a sample, or None where it can."""
+    if entry.name.startswith("."):
+        return "dotfile"
+    if entry.is_symlink():
+        try:
+            target = Path(entry.path).resolve(strict=True)
+            mode = target.stat().st_mode
+        except (OSError, RuntimeError):  # RuntimeError: a symlink loop, before Python 3.13
+            return "dangling"
+        if not target.is_relative_to(root):
+            return "outside"
+    else:
+        mode = entry.stat(follow_symlinks=False).st_mode
+    if stat.S_ISDIR(mode):
+        return "directory"
+    return None if stat.S_ISREG(mode) else "not-a-file"
+
+
+def _by_stem(names: Iterable[str], suffixes: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
+    """The file name of each stem, and the names that lost to one of a preferred suffix."""
+    chosen: dict[str, str] = {}
+    shadowed: list[str] = []
+    ranked = [
+        (rank, name)
+        for name in names
+        for rank, suffix in enumerate(suffixes)
+        if name.endswith(suffix)
+    ]
+    for rank, name in sorted(ranked):
+        stem = name.removesuffix(suffixes[rank])
+        if chosen.setdefault(stem, name) != name:
+            shadowed.append(name)
+    return chosen, shadowed

@@ -1,0 +1,221 @@
+"""A producer process: reads samples by number from one pipe, fills slots, reports on another.
+
+It is started as ``python -P -c "from producers.worker import main; main()"`` with four inherited
+descriptors, so that neither the caller's ``__main__`` nor any state of the parent is imported.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from featurestore.errors import BadSampleError
+from featurestore.records import Sample
+from producers import decode, image_views, source, text_views
+from producers.image_views import ImageSpec
+from producers.ring import Ring, SlotArrays, SlotLayout
+from producers.tokens import TextSpec, TokenEncoder
+
+STAGES = ("", "image", "text")
+_PR_SET_PDEATHSIG = 1
+_DETAIL_CHARS = 200
+_TRACEBACK_CHARS = 8000
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What every producer of a build does.
+
+    Attributes:
+        data_dir: the data folder.
+        views: V, the clean view included.
+        seed: base seed of both recipes.
+        images: the image specifications, each once.
+        texts: the text specifications.
+        slots: slots of the ring.
+    """
+
+    data_dir: str
+    views: int
+    seed: int
+    images: tuple[ImageSpec, ...]
+    texts: tuple[TextSpec, ...]
+    slots: int
+
+    @property
+    def layout(self) -> SlotLayout:
+        """What a slot of this job holds."""
+        return SlotLayout(self.views, self.images, tuple(t.max_length for t in self.texts))
+
+    def to_json(self) -> bytes:
+        """The job as bytes."""
+        return json.dumps(asdict(self)).encode("ascii")
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Job:
+        """The job that :meth:`to_json` wrote."""
+        values = json.loads(data)
+        values["images"] = tuple(ImageSpec(**v) for v in values["images"])
+        values["texts"] = tuple(TextSpec(**v) for v in values["texts"])
+        return cls(**values)
+
+
+class Producer:
+    """Makes the views of one sample after the other."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._data_dir = Path(job.data_dir)
+        self._encoders = [TokenEncoder(spec) for spec in job.texts]
+        self._bad: list[list[str]] = []
+
+    def produce(self, sample: Sample, arrays: SlotArrays, skip: dict[str, str]) -> dict[str, Any]:
+        """Fills ``arrays`` with the sample's views.
+
+        Args:
+            sample: the sample.
+            arrays: the slot.
+            skip: modalities that must not be tried again, with the reason.
+
+        Returns:
+            The report: digests, number of words, bad inputs, truncated texts.
+        """
+        self._bad = []
+        report: dict[str, Any] = {"image_sha256": "", "text_sha256": "", "words": 0, "cut": []}
+        if self._job.images:
+            arrays.stage[0] = STAGES.index("image")
+            self._image(sample, arrays, skip.get("image"), report)
+        arrays.stage[0] = STAGES.index("text")
+        self._text(sample, arrays, skip.get("text"), report)
+        arrays.stage[0] = 0
+        report["bad"] = self._bad
+        return report
+
+    def _image(
+        self, sample: Sample, arrays: SlotArrays, skip: str | None, report: dict[str, Any]
+    ) -> None:
+        try:
+            _refuse(skip)
+            path = source.image_path(self._data_dir, sample)
+            data = source.read_capped(path, source.MAX_IMAGE_BYTES)
+            report["image_sha256"] = hashlib.sha256(data).hexdigest()
+            self._image_views(decode.image(data), sample.index, arrays)
+        except BadSampleError as e:
+            self._record("image", e.reason, e.detail)
+            # Every transform of the recipe leaves black pixels black, so this is its result.
+            for views in (*arrays.augmented.values(), *arrays.clean.values()):
+                views.fill(0)
+
+    def _image_views(self, poster: Any, index: int, arrays: SlotArrays) -> None:
+        for spec, clean in arrays.clean.items():
+            clean[...] = image_views.clean_view(poster, spec)
+        for size, augmented in arrays.augmented.items():
+            image_views.augmented_views(
+                poster,
+                size=size,
+                base_seed=self._job.seed,
+                index=index,
+                views=self._job.views,
+                out=augmented,
+            )
+
+    def _text(
+        self, sample: Sample, arrays: SlotArrays, skip: str | None, report: dict[str, Any]
+    ) -> None:
+        text = ""
+        try:
+            _refuse(skip)
+            path = source.text_path(self._data_dir, sample)
+            data = source.read_capped(path, source.MAX_TEXT_BYTES)
+            report["text_sha256"] = hashlib.sha256(data).hexdigest()
+            decoded = decode.text(data)
+            text = decoded.text
+            if decoded.reason is not None:
+                self._record("text", decoded.reason, decoded.detail)
+        except BadSampleError as e:
+            self._record("text", e.reason, e.detail)
+        report["words"] = len(text.split())
+        if self._encoders:
+            views = text_views.views(text, self._job.seed, sample.index, self._job.views)
+            for encoder, ids, lengths in zip(
+                self._encoders, arrays.ids, arrays.lengths, strict=True
+            ):
+                report["cut"].append(encoder.encode_views(views, ids, lengths))
+
+    def _record(self, modality: str, reason: str, detail: str) -> None:
+        self._bad.append([modality, reason, detail[:_DETAIL_CHARS]])
+
+
+def _refuse(reason: str | None) -> None:
+    if reason is not None:
+        word, _, detail = reason.partition(": ")
+        raise BadSampleError(word, detail)
+
+
+def _follow_parent(parent: int) -> None:
+    """Dies with the parent, however it ends; ends at once where it already has."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit(0)
+    # The parent decides when to stop: it finishes the chunk in hand after a signal to the group.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _read_all(fd: int) -> bytes:
+    size = os.fstat(fd).st_size
+    return os.pread(fd, size, 0)
+
+
+def _one_thread() -> None:
+    """Keeps torch, which the image recipe uses, to the one core that this process is."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _serve(produce: Callable[[dict[str, Any]], dict[str, Any]], tasks: Any, results: Any) -> None:
+    while True:
+        try:
+            task = json.loads(tasks.recv_bytes())
+        except EOFError:
+            return  # the parent closed the pipe: there is no more work
+        results.send_bytes(json.dumps(produce(task)).encode("ascii"))
+
+
+def main() -> None:
+    """Serves tasks until the parent closes the pipe."""
+    job_fd, ring_fd, tasks_fd, results_fd, parent = map(int, sys.argv[1:6])
+    _follow_parent(parent)
+    tasks = Connection(tasks_fd, writable=False)
+    results = Connection(results_fd, readable=False)
+    try:
+        job = Job.from_json(_read_all(job_fd))
+        ring = Ring(job.layout, job.slots, ring_fd)
+        producer = Producer(job)
+        if job.images:
+            _one_thread()
+            image_views.warm_up(job.layout.sizes)
+
+        def produce(task: dict[str, Any]) -> dict[str, Any]:
+            sample = Sample(*task["sample"])
+            report = producer.produce(sample, ring.slots[task["slot"]], task["skip"])
+            return {"index": sample.index, **report}
+
+        results.send_bytes(b'{"ready": true}')
+        _serve(produce, tasks, results)
+    except BaseException:
+        # A defect, not a bad sample: the parent stops the build and shows where it happened.
+        text = traceback.format_exc()[-_TRACEBACK_CHARS:]
+        results.send_bytes(json.dumps({"error": text}).encode("ascii"))
+        raise

@@ -1,0 +1,363 @@
+import hashlib
+import json
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from featurestore.errors import ConfigError, InputError
+from featurestore.labels import (
+    CLASS_NAMES,
+    augmented_labels,
+    genres_vector,
+    read_ids,
+    read_labels,
+    write_augmented_labels,
+    write_labels,
+)
+from featurestore.seeds import view_seed
+
+P = "mm_imdb1_globals_aug70"
+# Copied from the published list, not from the code.
+NAMES = """
+    Action Adventure Animation Biography Comedy Crime Documentary Drama Family Fantasy Film-Noir
+    History Horror Music Musical Mystery Romance Sci-Fi Short Sport Thriller War Western
+""".split()  # noqa: SIM905 - as the published page has it
+STEMS = ["0000001", "0000002", "0000003"]
+DOCUMENTS = [{"genres": ["Drama", "War"]}, {"genres": ["Comedy"]}, {"genres": ["Sci-Fi", "Drama"]}]
+
+
+def named(document: object) -> list[str]:
+    row, _ = genres_vector(document)
+    assert row.shape == (23,)
+    assert row.dtype == np.float32
+    assert set(row.tolist()) <= {0.0, 1.0}
+    return [NAMES[i] for i in np.flatnonzero(row)]
+
+
+def numpy_noise(labels: np.ndarray, views: int, base: int) -> np.ndarray:
+    """The published rule, written apart from the code: float32 [N * V, 23]."""
+    rows = []
+    for i, label in enumerate(labels):
+        rows.append(label)
+        for v in range(1, views):
+            digest = hashlib.sha256(f"{base}:{i}:{v}:labels".encode()).hexdigest()
+            rng = np.random.default_rng(int(digest[:8], 16))
+            noise = rng.normal(0, 0.1, 23).astype(np.float32)
+            noise = np.minimum(np.maximum(noise, np.float32(-0.2)), np.float32(0.2))
+            rows.append(np.minimum(np.maximum(label + noise, np.float32(0)), np.float32(1)))
+    return np.array(rows, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("index", "view", "salt", "seed"),
+    [
+        (0, 1, "image", 4239926553),
+        (0, 1, "text", 2199293484),
+        (0, 1, "labels", 3883996548),
+        (7, 69, "image", 2414661109),
+        (25958, 69, "text", 486677006),
+    ],
+)
+def test_seeds_are_the_published_ones(index, view, salt, seed):
+    assert view_seed(123, index, view, salt) == seed
+
+
+def test_class_names_are_the_published_ones():
+    assert list(CLASS_NAMES) == NAMES
+
+
+@pytest.mark.parametrize("key", ["genres", "Genres", "genre", "labels"])
+def test_each_published_key_is_read(key):
+    assert named({"plot": "", key: ["Horror"]}) == ["Horror"]
+
+
+def test_the_first_key_that_is_a_list_wins():
+    assert named({"labels": ["War"], "genre": ["Music"], "Genres": ["Crime"]}) == ["Crime"]
+    assert named({"genres": "Drama", "Genres": None, "genre": ["War"]}) == ["War"]
+    assert named({"genres": [], "labels": ["War"]}) == []
+
+
+@pytest.mark.parametrize("spelling", ["Sci-Fi", " sci-fi\n", "SCIENCE FICTION", "Sci Fi", "sci fi"])
+def test_spellings_of_science_fiction(spelling):
+    assert named({"genres": [spelling]}) == ["Sci-Fi"]
+
+
+@given(st.sets(st.sampled_from(NAMES)), st.data())
+def test_any_set_of_genres_in_any_order_and_case(genres, data):
+    order = data.draw(st.permutations(sorted(genres)))
+    change = data.draw(st.sampled_from([str, str.lower, str.upper, lambda s: f"\t{s} "]))
+    row, unknown = genres_vector({"genres": [change(g) for g in order] * 2})
+    assert {NAMES[i] for i in np.flatnonzero(row)} == genres
+    assert unknown == []
+
+
+def test_unknown_genres_are_returned_and_ignored():
+    row, unknown = genres_vector({"genres": ["Reality-TV ", "Drama", "drama-ish", "reality-tv"]})
+    assert [NAMES[i] for i in np.flatnonzero(row)] == ["Drama"]
+    assert unknown == ["reality-tv", "drama-ish", "reality-tv"]
+
+
+def test_unknown_genres_are_safe_to_print():
+    _, unknown = genres_vector({"genres": ["\x1b[2J", "\ud800", 3, None, ["Drama"], "x" * 10**6]})
+    assert unknown == ["\\x1b[2j", "\\ud800", "(int)", "(NoneType)", "(list)", "x" * 80]
+
+
+@pytest.mark.parametrize(
+    "document", [None, [], ["Drama"], "Drama", 3, {}, {"genres": {"Drama": 1}}]
+)
+def test_documents_without_genres(document):
+    assert named(document) == []
+
+
+@pytest.mark.parametrize("base", [123, 7])
+def test_noise_is_numpys_own(base):
+    labels = np.stack([genres_vector(d)[0] for d in DOCUMENTS])
+    blocks = list(augmented_labels(labels, 70, base))
+    assert {(b.shape, b.dtype) for b in blocks} == {((70, 23), np.dtype(np.float32))}
+    assert np.concatenate(blocks).tobytes() == numpy_noise(labels, 70, base).tobytes()
+
+
+def test_noise_known_answer():
+    # Drawn once from NumPy by hand: seed 3883996548, sample 0, view 1, a zero row and a one row.
+    noise = np.random.default_rng(3883996548).normal(0, 0.1, 23).astype(np.float32).clip(-0.2, 0.2)
+    zero, one = (next(augmented_labels(np.full((1, 23), x, np.float32), 2)) for x in (0, 1))
+    assert np.array_equal(zero[1], np.where(noise > 0, noise, 0))
+    assert np.array_equal(one[1], np.where(noise < 0, np.float32(1) + noise, 1))
+    assert np.array_equal(zero[0], np.zeros(23))
+    assert np.array_equal(one[0], np.ones(23))
+
+
+def test_view_zero_is_exact_even_outside_the_unit_interval():
+    labels = np.full((1, 23), 1.5, np.float32)
+    (block,) = augmented_labels(labels, 3)
+    assert np.array_equal(block[0], labels[0])
+    assert block[1:].max() <= 1
+
+
+def test_files_are_the_published_bytes(tmp_path: Path):
+    write_labels(STEMS, DOCUMENTS, tmp_path / "new" / "folder")
+    folder = tmp_path / "new" / "folder"
+    expected = np.zeros((3, 23), np.float32)
+    for row, genres in enumerate(d["genres"] for d in DOCUMENTS):
+        expected[row, [NAMES.index(g) for g in genres]] = 1
+    np.save(tmp_path / "expected.npy", expected)
+    assert (folder / "labels_all_23.npy").read_bytes() == (tmp_path / "expected.npy").read_bytes()
+    assert (folder / "ids_all.txt").read_bytes() == b"0000001\n0000002\n0000003"
+    assert (folder / "class_names_23.json").read_bytes() == json.dumps(NAMES, indent=2).encode()
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "class_names_23.json",
+        "ids_all.txt",
+        "labels_all_23.npy",
+    ]
+
+
+def test_report(tmp_path: Path):
+    stems = ["a", "b", "c", "d", "e"]
+    documents = [
+        {"genres": ["Adult", "Drama", "News"]},
+        {"genres": ["news"]},
+        None,
+        ["Drama"],
+        {"plot": "no genres at all"},
+    ]
+    report = write_labels(stems, iter(documents), tmp_path)
+    assert report.samples == 5
+    assert report.unknown_genres == (("news", 2), ("adult", 1))
+    assert report.without_genre == ("b", "e")
+    assert report.unreadable == ("c", "d")
+    assert np.load(tmp_path / "labels_all_23.npy").sum(1).tolist() == [1, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("stem", ["two\nlines", "two\rlines", "\n"])
+def test_a_stem_with_a_line_break_is_refused_by_name(tmp_path: Path, stem: str):
+    with pytest.raises(InputError) as caught:
+        write_labels(["a", stem], [{}, {}], tmp_path / "out")
+    assert repr(stem) in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_samples_and_a_wrong_number_of_documents(tmp_path: Path):
+    with pytest.raises(InputError, match="no samples"):
+        write_labels([], [], tmp_path)
+    with pytest.raises(ValueError, match="zip"):
+        write_labels(["a", "b"], [{}], tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_stems_that_are_not_utf8_keep_their_bytes(tmp_path: Path):
+    stems = [b"caf\xe9".decode("utf-8", "surrogateescape"), "東京", "a\u2028b"]
+    write_labels(stems, [{}] * 3, tmp_path)
+    assert (tmp_path / "ids_all.txt").read_bytes() == b"caf\xe9\n" + "東京\na\u2028b".encode()
+    assert read_ids(tmp_path) == stems
+    assert read_labels(tmp_path, stems).shape == (3, 23)
+
+
+def test_one_final_line_feed_is_forgiven_and_white_space_belongs_to_the_stem(tmp_path: Path):
+    (tmp_path / "ids_all.txt").write_bytes(b" a\nb \n")
+    assert read_ids(tmp_path) == [" a", "b "]
+
+
+@pytest.fixture
+def labels_dir(tmp_path: Path) -> Path:
+    write_labels(STEMS, DOCUMENTS, tmp_path / "labels")
+    return tmp_path / "labels"
+
+
+def test_read_back(labels_dir: Path):
+    labels = read_labels(labels_dir, STEMS)
+    assert labels.dtype == np.float32
+    assert [named(d) for d in DOCUMENTS] == [
+        [NAMES[i] for i in np.flatnonzero(row)] for row in labels
+    ]
+    labels[0, 0] = 1  # an array of its own, not a view of the file
+
+
+@pytest.mark.parametrize(
+    ("stems", "message"),
+    [
+        (["0000001", "0000009", "0000003"], "row 1 is '0000002', expected '0000009'"),
+        (STEMS[::-1], "row 0 is '0000001', expected '0000003'"),
+        (STEMS[:2], "lists 3 samples, expected 2"),
+        ([*STEMS, "0000004"], "lists 3 samples, expected 4"),
+    ],
+)
+def test_labels_of_other_samples_are_refused(labels_dir: Path, stems, message):
+    with pytest.raises(InputError, match=message):
+        read_labels(labels_dir, stems)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((2, 23), np.float32), r"\(2, 23\), expected float32 \(3, 23\)"),
+        (np.zeros((3, 22), np.float32), r"\(3, 22\)"),
+        (np.zeros((3, 23), np.float64), "float64"),
+        (np.full((3, 23), np.nan, np.float32), "not finite"),
+    ],
+)
+def test_damaged_labels_are_refused(labels_dir: Path, array, message):
+    np.save(labels_dir / "labels_all_23.npy", array)
+    with pytest.raises(InputError, match=message):
+        read_labels(labels_dir, STEMS)
+
+
+@pytest.mark.parametrize("name", ["ids_all.txt", "labels_all_23.npy"])
+def test_missing_label_files_are_named(labels_dir: Path, name):
+    (labels_dir / name).unlink()
+    with pytest.raises(InputError, match=name):
+        read_labels(labels_dir, STEMS)
+
+
+def test_labels_for_new_stems_never_pair_with_the_old(labels_dir: Path, monkeypatch):
+    def crash(_contents: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("featurestore.labels.replace_files", crash)
+    with pytest.raises(KeyboardInterrupt):
+        write_labels(["x", "y", "z"], DOCUMENTS, labels_dir)
+    with pytest.raises(InputError, match=r"ids_all\.txt"):
+        read_labels(labels_dir, STEMS)
+
+
+def test_augmented_files(labels_dir: Path, tmp_path: Path):
+    write_augmented_labels(labels_dir, tmp_path, 70)
+    expected = numpy_noise(np.load(labels_dir / "labels_all_23.npy"), 70, 123)
+    np.save(tmp_path / "expected.npy", expected)
+    written = (tmp_path / f"{P}_labels.npy").read_bytes()
+    assert written == (tmp_path / "expected.npy").read_bytes()
+    manifest = {
+        "total_rows": 210,
+        "original_rows": 3,
+        "views_per_sample": 70,
+        "dims": {"labels": 23},
+        "dtype": "float32",
+        "labels_noise_std": 0.1,
+        "labels_noise_clip": 0.2,
+        "labels_clamped_to_01": True,
+        "index_csv": f"{P}_aug_index.csv",
+        "source_labels_npy": f"{labels_dir}/labels_all_23.npy",
+        "source_ids_txt": f"{labels_dir}/ids_all.txt",
+        "normalized": False,
+    }
+    text = (tmp_path / f"{P}_labels_manifest.json").read_text()
+    assert text == json.dumps(manifest, indent=2)
+
+
+def test_prefix_views_and_seed(labels_dir: Path, tmp_path: Path):
+    write_augmented_labels(labels_dir, tmp_path, 1, prefix="x", seed=5)
+    assert np.array_equal(np.load(tmp_path / "x_labels.npy"), read_labels(labels_dir, STEMS))
+    write_augmented_labels(labels_dir, tmp_path, 3, prefix="x", seed=5)
+    expected = numpy_noise(read_labels(labels_dir, STEMS), 3, 5)
+    assert np.array_equal(np.load(tmp_path / "x_labels.npy"), expected)
+
+
+def embeddings(folder: Path, **changes: object) -> None:
+    digest = hashlib.sha256(b"\0".join(s.encode() for s in STEMS)).hexdigest()
+    manifest = {"original_rows": 3, "views_per_sample": 2, "stems_sha256": digest} | changes
+    (folder / f"{P}_manifest.json").write_text(json.dumps(manifest))
+
+
+def test_labels_fit_their_embeddings(labels_dir: Path, tmp_path: Path):
+    embeddings(tmp_path)
+    write_augmented_labels(labels_dir, tmp_path, 2)
+    assert np.load(tmp_path / f"{P}_labels.npy").shape == (6, 23)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("original_rows", 4), ("views_per_sample", 70), ("stems_sha256", "f" * 64)],
+)
+def test_embeddings_of_other_samples_are_refused(labels_dir: Path, tmp_path: Path, key, value):
+    embeddings(tmp_path, **{key: value})
+    with pytest.raises(InputError, match=rf"(?s){key} of the embeddings: '?{value}.*of the labels"):
+        write_augmented_labels(labels_dir, tmp_path, 2)
+    assert not (tmp_path / f"{P}_labels.npy").exists()
+
+
+def test_a_manifest_of_the_paper_has_no_stem_hash(labels_dir: Path, tmp_path: Path):
+    (tmp_path / f"{P}_manifest.json").write_text('{"original_rows": 3, "views_per_sample": 2}')
+    write_augmented_labels(labels_dir, tmp_path, 2)
+
+
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_broken_embeddings_manifest(labels_dir: Path, tmp_path: Path, text):
+    (tmp_path / f"{P}_manifest.json").write_text(text)
+    with pytest.raises(InputError, match=r"_manifest\.json"):
+        write_augmented_labels(labels_dir, tmp_path, 2)
+
+
+def test_augmented_labels_want_a_folder_and_a_view(labels_dir: Path, tmp_path: Path):
+    with pytest.raises(InputError, match="does not exist"):
+        write_augmented_labels(labels_dir, tmp_path / "none", 2)
+    with pytest.raises(ConfigError, match="at least 1, not 0"):
+        write_augmented_labels(labels_dir, tmp_path, 0)
+
+
+def test_an_interrupted_run_leaves_no_manifest(labels_dir: Path, tmp_path: Path, monkeypatch):
+    write_augmented_labels(labels_dir, tmp_path, 2)
+
+    def stop(*_args: object) -> object:
+        yield np.zeros((2, 23), np.float32)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("featurestore.labels.augmented_labels", stop)
+    with pytest.raises(KeyboardInterrupt):
+        write_augmented_labels(labels_dir, tmp_path, 2)
+    assert not (tmp_path / f"{P}_labels_manifest.json").exists()
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_memory_does_not_grow_with_views(labels_dir: Path, tmp_path: Path):
+    stems = [f"{i:04d}" for i in range(400)]
+    write_labels(stems, [{"genres": ["Drama"]}] * 400, labels_dir)
+    tracemalloc.start()
+    write_augmented_labels(labels_dir, tmp_path, 20)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    written = (tmp_path / f"{P}_labels.npy").stat().st_size
+    assert written == 128 + 400 * 20 * 23 * 4
+    assert peak < written / 2
