@@ -30,7 +30,7 @@ _FOLDER = click.Path(path_type=Path)
 _LISTED = 20
 
 
-class PairType(click.ParamType):
+class PairType(click.ParamType[tuple[str, str]]):
     """``NAME=VALUE``."""
 
     name = "name=value"

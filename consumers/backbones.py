@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from consumers import checkpoints
+from consumers.devices import DTYPES, resolve_device, resolve_dtype, use_full_precision
 from featurestore.errors import BackboneError, ConfigError
 from featurestore.records import FEATURES, Modality
 
@@ -25,7 +26,20 @@ if TYPE_CHECKING:
     from producers.image_views import ImageSpec
     from producers.tokens import TextSpec
 
-DTYPES = ("float32", "bfloat16", "float16")
+__all__ = [
+    "DTYPES",
+    "REGISTRY",
+    "Backbone",
+    "FeatureInfo",
+    "ImageBackbone",
+    "TextBackbone",
+    "check_features",
+    "info",
+    "load",
+    "quiet_transformers",
+    "resolve_device",
+    "resolve_dtype",
+]
 
 
 class ImageBackbone(Protocol):
@@ -159,61 +173,11 @@ def load(feature: str, model: str, device: str, dtype: str) -> Backbone:
     dtype = resolve_dtype(dtype, device, feature)
     checkpoint = checkpoints.resolve(model, feature)
     quiet_transformers()
+    use_full_precision()
     import torch
 
     loader = getattr(importlib.import_module(module), function)
     return cast("Backbone", loader(checkpoint, torch.device(device), getattr(torch, dtype)))
-
-
-def resolve_device(device: str) -> str:
-    """The device that ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` means on this machine.
-
-    Returns:
-        ``cpu``, or ``cuda:N`` with its index.
-
-    Raises:
-        ConfigError: no such device here, or not the name of one.
-    """
-    if device == "cpu":
-        return device
-    kind, _, index = device.partition(":")
-    if device != "auto" and (kind != "cuda" or (":" in device and not index.isdecimal())):
-        raise ConfigError(f"--device {device} is not a device: give auto, cpu, cuda or cuda:N.")
-    import torch
-
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device == "auto":
-        return "cuda:0" if count else "cpu"
-    if not count:
-        raise ConfigError(
-            f"--device {device}: this torch ({torch.__version__}) finds no CUDA device.\n"
-            "Use --device cpu, or install a CUDA build of torch and check nvidia-smi."
-        )
-    if int(index or 0) >= count:
-        raise ConfigError(f"--device {device}: there are {count}, cuda:0 to cuda:{count - 1}.")
-    return f"cuda:{int(index or 0)}"
-
-
-def resolve_dtype(dtype: str, device: str, feature: str | None = None) -> str:
-    """The dtype that ``auto`` or a dtype's name means for ``feature`` on ``device``.
-
-    Returns:
-        ``float32``, ``bfloat16`` or ``float16``. ``auto`` is bfloat16 on CUDA and float32 on a
-        CPU; ``clip_text`` is always float32.
-
-    Raises:
-        ConfigError: not a dtype, or one that the device cannot compute in.
-    """
-    if dtype not in ("auto", *DTYPES):
-        raise ConfigError(f"--dtype {dtype} is not one of: auto, {', '.join(DTYPES)}.")
-    cuda = device.startswith("cuda")
-    if dtype == "float16" and not cuda:
-        raise ConfigError("--dtype float16 needs a GPU; on a CPU use float32 or bfloat16.")
-    if feature == "clip_text":
-        return "float32"
-    if dtype == "auto":
-        return "bfloat16" if cuda else "float32"
-    return dtype
 
 
 def check_features(

@@ -10,18 +10,14 @@ chunk.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from consumers.backbones import Backbone, ImageBackbone, TextBackbone, check_features
-from consumers.running import Runner, Staging, allocating
-
-IntArray = npt.NDArray[np.integer[Any]]
+from consumers.backbones import ImageBackbone, TextBackbone
+from consumers.running import Batcher, IntArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,95 +51,7 @@ def text_plan(lengths: IntArray, batch: int) -> list[TextBatch]:
     return [TextBatch(tuple(rows.tolist()), int(lengths[rows[0]])) for rows in batches]
 
 
-class _Batcher(ABC):
-    """What image and text batchers share: the life of a chunk.
-
-    Args:
-        backbone: what embeds.
-        batch: rows per forward pass.
-        capacity: the most rows of a chunk.
-        shape: of one staging buffer.
-        dtype: of its elements.
-    """
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        batch: int,
-        capacity: int,
-        shape: tuple[int, ...],
-        dtype: torch.dtype,
-    ) -> None:
-        if batch < 1 or capacity < 1:
-            raise ValueError(f"batch size and chunk rows must be >= 1: {batch}, {capacity}")
-        self._info = backbone
-        self._batch, self._capacity = batch, capacity
-        self._rows = self._views = 0
-        with allocating(backbone.feature, batch):
-            self._staging = Staging(shape, dtype, backbone.device)
-            self._runner = Runner(backbone, self._forward, batch, capacity)
-
-    @abstractmethod
-    def _forward(self, sent: torch.Tensor) -> torch.Tensor:
-        """Embed one staged batch on the device; float32 ``[batch, D]``."""
-
-    @abstractmethod
-    def _order(self) -> IntArray | slice:
-        """The chunk's row of each feature, in the order of the plan."""
-
-    @abstractmethod
-    def flush(self) -> None:
-        """Launch what is left of the chunk without waiting; then only finish or discard.
-
-        With several batchers, flush them all before the first ``finish``: the device then works
-        on one feature while the host takes over another.
-
-        Raises:
-            BackboneError: a batch failed.
-        """
-
-    def finish(self, first_sample: int = 0) -> npt.NDArray[np.float32]:
-        """End the chunk.
-
-        Args:
-            first_sample: index of the chunk's first sample, for messages.
-
-        Returns:
-            Features of all rows in the order added, ``[rows, D]``, a copy of its own.
-
-        Raises:
-            BackboneError: a batch failed, or a feature is not finite.
-            ValueError: nothing was added.
-        """
-        if not self._rows:
-            raise ValueError("the chunk is empty")
-        self.flush()
-        planned = self._runner.collect(self._rows)
-        features = np.empty_like(planned)
-        features[self._order()] = planned
-        views = self._views
-        self.discard()
-        name, dim = self._info.feature, self._info.dim
-        check_features(name, features, dim, first_sample=first_sample, views=views)
-        return features
-
-    def discard(self) -> None:
-        """Forget the chunk so far, after an error or an interruption."""
-        self._runner.reset()
-        self._rows = self._views = 0
-
-    def _admit(self, views: int) -> slice:
-        """The rows of one more sample; raises ValueError where they do not fit."""
-        if self._views not in (0, views):
-            raise ValueError(f"a sample of {views} views in a chunk of {self._views} views each")
-        if self._rows + views > self._capacity:
-            raise ValueError(f"a chunk of at most {self._capacity} rows is full at {self._rows}")
-        self._views = views
-        self._rows += views
-        return slice(self._rows - views, self._rows)
-
-
-class ImageBatcher(_Batcher):
+class ImageBatcher(Batcher):
     """Embeds one chunk's images after the other, in the batches of ``image_plan``.
 
     Batches start as soon as they are full, while the producers make the next sample.
@@ -212,7 +120,7 @@ class ImageBatcher(_Batcher):
         return slice(None)
 
 
-class TextBatcher(_Batcher):
+class TextBatcher(Batcher):
     """Embeds one chunk's texts, in the batches of ``text_plan``.
 
     Sorting by length needs the whole chunk, so batches start at its end.

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from consumers.checkpoints import PROCESSOR_FILES, TOKENIZER_FILES, Checkpoint
+from consumers.checkpoints import Checkpoint
 from consumers.loading import dtype_argument, freeze, text_spec
 from consumers.pixels import Normalizer, read_preprocessing
+from consumers.weights import PROCESSOR_FILES, TOKENIZER_FILES
 from producers.torchvision_ops import ensure_importable
 
 ensure_importable()

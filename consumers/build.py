@@ -423,7 +423,7 @@ def _stop_signals() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield stopped  # only the main thread may set handlers
         return
-    previous = {number: signal.getsignal(number) for number in numbers}
+    previous: dict[int, Any] = {number: signal.getsignal(number) for number in numbers}
 
     def note(number: int, _frame: object) -> None:
         stopped.append(number)
@@ -434,5 +434,5 @@ def _stop_signals() -> Iterator[list[int]]:
     try:
         yield stopped
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for number in numbers:
+            signal.signal(number, previous[number])

@@ -6,7 +6,6 @@ import functools
 import hashlib
 import json
 import re
-import zipfile
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,29 +13,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from consumers.weights import is_weight, wanted_files, weight_problem
 from featurestore.errors import ConfigError
 
-TOKENIZER_FILES = (
-    "tokenizer*.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "*.model",
-)
-PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
-_SENTENCE_FILES = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
-_SMALL_FILES = ("config.json", *PROCESSOR_FILES, *TOKENIZER_FILES, *_SENTENCE_FILES)
-
-# transformers' own order of preference: whole file, then index and shards.
-_WEIGHTS = (
-    ("model.safetensors", ()),
-    ("model.safetensors.index.json", ("model-*.safetensors",)),
-    ("pytorch_model.bin", ()),
-    ("pytorch_model.bin.index.json", ("pytorch_model-*.bin",)),
-)
-# sentence-transformers keeps its modules in numbered folders: 0_Transformer, 1_Pooling, 2_Dense.
-_MODULE_FOLDER = re.compile(r"\d+_\w*")
 _BLOB = re.compile(r"[0-9a-f]{64}")
 
 
@@ -78,7 +57,7 @@ class Checkpoint:
 
     def weights(self) -> tuple[str, ...]:
         """Names of the weight files, indexes included."""
-        return tuple(f for f in self.files if _is_weight(PurePosixPath(f).name))
+        return tuple(f for f in self.files if is_weight(PurePosixPath(f).name))
 
     def check_weights(self) -> None:
         """Raise ConfigError for missing, truncated or foreign weight files; reads headers only."""
@@ -86,7 +65,7 @@ class Checkpoint:
         if not weights:
             raise self.error("has no weights: neither model.safetensors nor pytorch_model.bin")
         for name in weights:
-            problem = _weight_problem(self.folder, name)
+            problem = weight_problem(self.folder, name)
             if problem:
                 raise self.error(f"is damaged: {name} {problem}", "Fetch it again, or give another")
 
@@ -155,41 +134,6 @@ def resolve(model: str, feature: str = "FEATURE") -> Checkpoint:
     return _open(model, _fetch(model, feature), feature)
 
 
-def wanted_files(names: Iterable[str]) -> tuple[str, ...]:
-    """Those of a repository's files that loading needs, one format of the weights only.
-
-    Args:
-        names: relative POSIX names of all its files.
-    """
-    folders: dict[str, list[str]] = {}
-    for name in names:
-        parent, _, base = name.rpartition("/")
-        if not parent or _MODULE_FOLDER.fullmatch(parent):
-            folders.setdefault(parent, []).append(base)
-    return tuple(
-        sorted(
-            f"{parent}/{base}" if parent else base
-            for parent, bases in folders.items()
-            for base in (*_small(bases), *_weights(bases))
-        )
-    )
-
-
-def _small(bases: list[str]) -> list[str]:
-    return [b for b in bases if any(fnmatchcase(b, pattern) for pattern in _SMALL_FILES)]
-
-
-def _weights(bases: list[str]) -> list[str]:
-    for first, shards in _WEIGHTS:
-        if first in bases:
-            return [first, *(b for b in bases if any(fnmatchcase(b, s) for s in shards))]
-    return []
-
-
-def _is_weight(base: str) -> bool:
-    return any(base == first or any(fnmatchcase(base, s) for s in rest) for first, rest in _WEIGHTS)
-
-
 def _open(name: str, folder: Path, feature: str) -> Checkpoint:
     names = (p.relative_to(folder).as_posix() for p in folder.glob("*") if p.is_file())
     inner = (p.relative_to(folder).as_posix() for p in folder.glob("*/*") if p.is_file())
@@ -256,36 +200,6 @@ def _read_sha256(path: Path, size: int, mtime_ns: int) -> str:  # noqa: ARG001  
     # Two features share one checkpoint of many gigabytes: read it once.
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _weight_problem(folder: Path, name: str) -> str:
-    """What is wrong with a weight file, judged by its frame alone; ``""`` if nothing is."""
-    path = folder / name
-    if name.endswith(".index.json"):
-        return _index_problem(path)
-    if name.endswith(".bin"):
-        return "" if zipfile.is_zipfile(path) else "is truncated, or no archive made by torch.save"
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        size = path.stat().st_size
-        if length > size - 8:
-            return f"is truncated, or no safetensors file ({size:,} bytes)"
-        try:
-            header = json.loads(file.read(length))
-            ends = [t["data_offsets"][1] for k, t in header.items() if k != "__metadata__"]
-        except (ValueError, LookupError, TypeError, AttributeError):
-            return "has a header that is not safetensors"
-    expected = 8 + length + max(ends, default=0)
-    return "" if size == expected else f"has {size:,} bytes, expected {expected:,}"
-
-
-def _index_problem(path: Path) -> str:
-    try:
-        shards = set(json.loads(path.read_text("utf-8"))["weight_map"].values())
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return "is not an index of weights"
-    absent = sorted(s for s in shards if not (path.parent / str(s)).is_file())
-    return f"names {absent[0]}, which is missing" if absent else ""
 
 
 def _one_line(error: Exception) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from consumers.checkpoints import PROCESSOR_FILES, Checkpoint
+from consumers.checkpoints import Checkpoint
 from consumers.loading import dtype_argument, freeze
 from consumers.pixels import Normalizer, read_preprocessing
+from consumers.weights import PROCESSOR_FILES
 from producers.torchvision_ops import ensure_importable
 
 ensure_importable()

@@ -1,7 +1,8 @@
-"""Run a backbone batch by batch: staging to the device, errors with names, one wait per chunk."""
+"""Run a backbone batch by batch: errors with names, and one wait for the device per chunk."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,10 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from consumers.backbones import Backbone
+from consumers.backbones import Backbone, check_features
+from consumers.staging import Staging
 from featurestore.errors import BackboneError
 
-_STAGES = 3
+IntArray = npt.NDArray[np.integer[Any]]
+
 # What a model's code raises on a batch; torch's CUDA errors are RuntimeErrors.
 _MODEL_ERRORS = (
     ArithmeticError,
@@ -24,57 +27,6 @@ _MODEL_ERRORS = (
     TypeError,
     ValueError,
 )
-
-
-class Staging:
-    """Host buffers used in turn, each refilled only after the device has read it.
-
-    Args:
-        shape: of one buffer.
-        dtype: of its elements.
-        device: where the buffers are copied to.
-    """
-
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
-        self._device = device
-        stages = _STAGES if self._cuda else 1
-        self._hosts = [
-            torch.zeros(shape, dtype=dtype, pin_memory=self._cuda) for _ in range(stages)
-        ]
-        self._arrays = [host.numpy() for host in self._hosts]
-        # Copied to places of their own, so that no batch but the first can run out of memory here.
-        self._sent = [torch.empty_like(h, device=device) if self._cuda else h for h in self._hosts]
-        self._copied: list[torch.cuda.Event | None] = [None] * stages
-        self._stage = 0
-
-    @property
-    def array(self) -> npt.NDArray[Any]:
-        """The buffer to fill now; waits until the device has read what was in it."""
-        event = self._copied[self._stage]
-        if event is not None:
-            event.synchronize()
-            self._copied[self._stage] = None
-        return self._arrays[self._stage]
-
-    def send(self, shape: tuple[int, ...]) -> torch.Tensor:
-        """Copy the filled buffer's first elements, as ``shape``, to the device; go to the next.
-
-        The result holds until as many sends later as there are stages; on a CPU it is the buffer
-        itself. Work queued on the device's current stream before then reads the right values.
-        """
-        count = int(np.prod(shape))
-        host = self._hosts[self._stage].view(-1)[:count]
-        sent = self._sent[self._stage].view(-1)[:count]
-        if self._cuda:
-            # The device's current stream, which need not be the current device's.
-            stream = torch.cuda.current_stream(self._device)
-            sent.copy_(host, non_blocking=True)
-            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            event.record(stream)
-            self._copied[self._stage] = event
-            self._stage = (self._stage + 1) % len(self._hosts)
-        return sent.view(shape)
 
 
 class Runner:
@@ -124,7 +76,7 @@ class Runner:
             except RuntimeError as error:
                 # Kernels fail late: an error of any batch of the chunk surfaces here.
                 name = self._backbone.feature
-                raise BackboneError(f"{name} failed on the GPU: {error}") from error
+                raise BackboneError(f"{name} failed on the GPU: {_first_line(error)}") from error
         return self._host[:rows].numpy()
 
     def reset(self) -> None:
@@ -136,12 +88,12 @@ class Runner:
             try:
                 return self._checked(self._forward(sent))
             except torch.OutOfMemoryError as error:
-                problem = str(error)
+                problem = _first_line(error)
             except _MODEL_ERRORS as error:
                 raise BackboneError(
                     f"{self._backbone.feature} failed on rows {self._done} to "
                     f"{self._done + self._batch - 1} of a chunk's batch plan:\n"
-                    f"  {type(error).__name__}: {error}"
+                    f"  {type(error).__name__}: {_first_line(error)}"
                 ) from error
             # Once more, as another process may have left the GPU since. Only out here, where the
             # error with its frames is gone, can the memory that they held be freed. Never with a
@@ -168,19 +120,111 @@ class Runner:
         )
 
 
+class Batcher(ABC):
+    """What image and text batchers share: the life of a chunk.
+
+    Args:
+        backbone: what embeds.
+        batch: rows per forward pass.
+        capacity: the most rows of a chunk.
+        shape: of one staging buffer.
+        dtype: of its elements.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        batch: int,
+        capacity: int,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+    ) -> None:
+        if batch < 1 or capacity < 1:
+            raise ValueError(f"batch size and chunk rows must be >= 1: {batch}, {capacity}")
+        self._info = backbone
+        self._batch, self._capacity = batch, capacity
+        self._rows = self._views = 0
+        with _allocating(backbone.feature, batch):
+            self._staging = Staging(shape, dtype, backbone.device)
+            self._runner = Runner(backbone, self._forward, batch, capacity)
+
+    @abstractmethod
+    def _forward(self, sent: torch.Tensor) -> torch.Tensor:
+        """Embed one staged batch on the device; float32 ``[batch, D]``."""
+
+    @abstractmethod
+    def _order(self) -> IntArray | slice:
+        """The chunk's row of each feature, in the order of the plan."""
+
+    @abstractmethod
+    def flush(self) -> None:
+        """Launch what is left of the chunk without waiting; then only finish or discard.
+
+        With several batchers, flush them all before the first ``finish``: the device then works
+        on one feature while the host takes over another.
+
+        Raises:
+            BackboneError: a batch failed.
+        """
+
+    def finish(self, first_sample: int = 0) -> npt.NDArray[np.float32]:
+        """End the chunk.
+
+        Args:
+            first_sample: index of the chunk's first sample, for messages.
+
+        Returns:
+            Features of all rows in the order added, ``[rows, D]``, a copy of its own.
+
+        Raises:
+            BackboneError: a batch failed, or a feature is not finite.
+            ValueError: nothing was added.
+        """
+        if not self._rows:
+            raise ValueError("the chunk is empty")
+        self.flush()
+        planned = self._runner.collect(self._rows)
+        features = np.empty_like(planned)
+        features[self._order()] = planned
+        views = self._views
+        self.discard()
+        name, dim = self._info.feature, self._info.dim
+        check_features(name, features, dim, first_sample=first_sample, views=views)
+        return features
+
+    def discard(self) -> None:
+        """Forget the chunk so far, after an error or an interruption."""
+        self._runner.reset()
+        self._rows = self._views = 0
+
+    def _admit(self, views: int) -> slice:
+        """The rows of one more sample; raises ValueError where they do not fit."""
+        if self._views not in (0, views):
+            raise ValueError(f"a sample of {views} views in a chunk of {self._views} views each")
+        if self._rows + views > self._capacity:
+            raise ValueError(f"a chunk of at most {self._capacity} rows is full at {self._rows}")
+        self._views = views
+        self._rows += views
+        return slice(self._rows - views, self._rows)
+
+
 @contextmanager
-def allocating(feature: str, batch: int) -> Iterator[None]:
+def _allocating(feature: str, batch: int) -> Iterator[None]:
     """Turn a lack of GPU memory for a batcher's own buffers into BackboneError."""
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise _out_of_memory(feature, batch, str(error)) from error
+        raise _out_of_memory(feature, batch, _first_line(error)) from error
 
 
 def _out_of_memory(feature: str, batch: int, problem: str) -> BackboneError:
-    first_line = problem.partition("\n")[0][:200]
     return BackboneError(
-        f"batch size {batch} of {feature} needs more GPU memory than is free: {first_line}\n"
+        f"batch size {batch} of {feature} needs more GPU memory than is free: {problem}\n"
         f"Free the GPU and go on with --resume, or try --batch-size {feature}={max(1, batch // 2)} "
         "in a new build: the batch size changes the last bits of features."
     )
+
+
+def _first_line(error: Exception) -> str:
+    """What happened; torch adds lines of advice on environment variables of its own."""
+    return str(error).strip().partition("\n")[0][:200]

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from consumers.checkpoints import PROCESSOR_FILES, Checkpoint
+from consumers.checkpoints import Checkpoint
 from consumers.loading import dtype_argument, freeze, text_spec
+from consumers.weights import PROCESSOR_FILES
 from producers.tokens import TextSpec
 from producers.torchvision_ops import ensure_importable
 
@@ -59,9 +60,10 @@ def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Se
 
     Raises:
         ConfigError: another kind of checkpoint, a damaged one, or one with code of its own.
+        ValueError: another dtype.
     """
     if dtype != torch.float32:
-        raise checkpoint.error(f"was asked for {dtype}; clip_text is always float32", "Load it")
+        raise ValueError(f"clip_text is always float32, not {dtype}")
     _check_modules(checkpoint)
     checkpoint.check_weights()
     return SentenceText(checkpoint, device)

@@ -112,33 +112,44 @@ def text(data: bytes) -> DecodedText:
     Returns:
         The plot, and what was wrong where something was.
     """
-    if not data:
-        return DecodedText("", "empty", "0 bytes")
     try:
-        document = json.loads(data.decode("utf-8-sig"))
+        return plot_text(document(data))
+    except BadSampleError as error:
+        return DecodedText("", error.reason, error.detail)
+
+
+def document(data: bytes) -> object:
+    """Parse a synopsis file: JSON in UTF-8, with or without a byte order mark.
+
+    Raises:
+        BadSampleError: ``empty``, ``not-utf8``, ``not-json`` or ``out-of-memory``.
+    """
+    if not data:
+        raise BadSampleError("empty", "0 bytes")
+    try:
+        return json.loads(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        return DecodedText("", "not-utf8", _one_line(error))
+        raise BadSampleError("not-utf8", _one_line(error)) from None
     except (ValueError, RecursionError) as error:
-        return DecodedText("", "not-json", _one_line(error))
+        raise BadSampleError("not-json", _one_line(error)) from None
     except MemoryError as error:
-        return DecodedText("", "out-of-memory", _one_line(error))
-    return plot_text(document)
+        raise BadSampleError("out-of-memory", _one_line(error)) from None
 
 
-def plot_text(document: object) -> DecodedText:
+def plot_text(parsed: object) -> DecodedText:
     """The text of a parsed synopsis.
 
     Args:
-        document: what the JSON file holds: an object whose ``plot`` is a list of summaries or one
+        parsed: what the JSON file holds: an object whose ``plot`` is a list of summaries or one
             string; missing, null or otherwise empty is no fault.
 
     Returns:
         The summaries joined by one space. What is not a string is left out and recorded; lone
         surrogates, which no tokenizer takes, become U+FFFD.
     """
-    if not isinstance(document, dict):
-        return DecodedText("", "not-an-object", f"found {type(document).__name__}")
-    plot = document.get("plot")
+    if not isinstance(parsed, dict):
+        return DecodedText("", "not-an-object", f"found {type(parsed).__name__}")
+    plot = parsed.get("plot")
     if not plot:
         return DecodedText("")
     if isinstance(plot, str):

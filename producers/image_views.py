@@ -49,11 +49,6 @@ class ImageSpec:
         return long, self.shortest_edge
 
 
-def placeholder(size: int) -> Image.Image:
-    """The black image [size, size] that stands in for a poster that cannot be used."""
-    return Image.new("RGB", (size, size))
-
-
 def clean_view(poster: Image.Image, spec: ImageSpec) -> Pixels:
     """View 0: what the backbone's own processor makes of the poster, before scaling to floats.
 

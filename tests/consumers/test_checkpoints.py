@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from consumers import backbones, checkpoints
-from consumers.checkpoints import wanted_files
 from consumers.pixels import read_preprocessing
+from consumers.weights import wanted_files
 from featurestore.errors import ConfigError
 from featurestore.records import FEATURES
 from producers.image_views import ImageSpec

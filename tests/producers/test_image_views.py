@@ -21,7 +21,6 @@ from producers.image_views import (
     augmented_views,
     blur_kernel,
     clean_view,
-    placeholder,
     warm_up,
 )
 from producers.torchvision_ops import ensure_importable
@@ -253,7 +252,7 @@ def test_a_strip_too_thin_to_resize_is_refused_before_it_is_allocated():
 
 
 def test_placeholder_is_black_in_every_view():
-    black = placeholder(224)
+    black = Image.new("RGB", (224, 224))
     assert (black.mode, black.size) == ("RGB", (224, 224))
     assert not clean_view(black, CLIP).any()
     assert not make(black, 0, 12).any()

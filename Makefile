@@ -1,0 +1,48 @@
+# `make demo` and `make test` are all a fresh machine needs: Python 3.11 or later, pip and make.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+# Two test processes on two cores; each keeps torch to one thread.
+JOBS   ?= 2
+
+.PHONY: help setup demo test lint types layers pytest clean
+
+help:
+	@echo "make demo    the whole pipeline on a small data set, from nothing"
+	@echo "make test    lint, types, layers and tests, from nothing"
+	@echo "make clean   remove .venv and what demo and tests left"
+
+setup: $(STAMP)
+
+# torch first and alone: a resolver that sees torchvision first may choose another torch.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "manyviews needs Python 3.11 or later: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable . --group dev
+	@touch $(STAMP)
+
+demo: setup
+	$(BIN)/python cli.py demo --out-dir demo
+
+test: lint types layers pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+layers: setup
+	$(BIN)/lint-imports
+
+pytest: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+
+clean:
+	rm -rf $(VENV) demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
