@@ -111,7 +111,7 @@ def _make_blip2(folder: Path) -> None:
     tokenizer = _unigram()
     vision = Blip2VisionConfig(hidden_size=64, image_size=IMAGE_SIZE, patch_size=32, **layers)
     qformer = Blip2QFormerConfig(
-        hidden_size=48, encoder_hidden_size=64, cross_attention_frequency=1, vocab_size=32, **layers
+        hidden_size=96, encoder_hidden_size=64, cross_attention_frequency=1, vocab_size=32, **layers
     )
     text = T5Config(
         vocab_size=len(tokenizer) + 1,  # the processor adds <image>
