@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from consumers import checkpoints
-from consumers.devices import DTYPES, resolve_device, resolve_dtype, use_full_precision
+from consumers.devices import DTYPES, make_reproducible, resolve_device, resolve_dtype
 from featurestore.errors import BackboneError, ConfigError
 from featurestore.records import FEATURES, Modality
 
@@ -173,7 +173,7 @@ def load(feature: str, model: str, device: str, dtype: str) -> Backbone:
     dtype = resolve_dtype(dtype, device, feature)
     checkpoint = checkpoints.resolve(model, feature)
     quiet_transformers()
-    use_full_precision()
+    make_reproducible()
     import torch
 
     loader = getattr(importlib.import_module(module), function)

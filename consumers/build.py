@@ -156,27 +156,12 @@ def _check_samples(store: FeatureStore, found: Scan) -> None:
 
 
 def _load(config: BuildConfig, device: str) -> dict[str, Backbone]:
-    _deterministic_cuda(device)
     return {
         name: registry.load(
             name, config.models.get(name) or registry.info(name).model(), device, config.dtype
         )
         for name in config.features
     }
-
-
-def _deterministic_cuda(device: str) -> None:
-    """Has the libraries below torch choose the same algorithm on every run."""
-    if not device.startswith("cuda"):
-        return
-    # cuBLAS reads it when its handle is created; without it, results may depend on the stream.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    import torch
-
-    torch.backends.cudnn.deterministic = True
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
 
 
 def _batch_sizes(config: BuildConfig, device: str) -> dict[str, int]:
@@ -354,6 +339,8 @@ class _Run:
             records.append(views.record)
             self._tell("sample", filled=pool.filled, slots=self._job.slots, waited_s=pool.waited_s)
         batchers: dict[str, ImageBatcher | TextBatcher] = {**self._images, **self._texts}
+        for batcher in batchers.values():
+            batcher.flush()  # all are on the device before the first is waited for
         rows = {
             name: batchers[name].finish(indices[0]).reshape(len(indices), spec.views, dim)
             for name, dim in spec.dims.items()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from featurestore.errors import ConfigError
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -58,12 +60,14 @@ def resolve_dtype(dtype: str, device: str, feature: str | None = None) -> str:
     return dtype
 
 
-def use_full_precision() -> None:
-    """Compute float32 as float32 on GPUs too: convolutions there use TF32 unless told not to.
+def make_reproducible() -> None:
+    """Have GPUs compute float32 as float32, and the same way on every run.
 
-    Torch's own default for matrix products is full precision already, and no algorithm is chosen
-    by timing (``cudnn.benchmark``), which would make the last bits a matter of luck.
+    Convolutions use TF32 there unless told not to (matrix products do not, by torch's default). No
+    algorithm is chosen by timing (``cudnn.benchmark``), which would make the last bits a matter of
+    luck, and cuBLAS gets a workspace of its own per stream, which it asks for before its first use.
     """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     import torch
 
     if hasattr(torch.backends.cudnn, "conv"):  # from torch 2.9; the older switch then warns
@@ -71,3 +75,4 @@ def use_full_precision() -> None:
     else:
         torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True

@@ -1,0 +1,150 @@
+"""Small real stores for the tests, and ways to end a process at a chosen disk operation."""
+
+import hashlib
+import os
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from featurestore import durable, store
+from featurestore.config import Fingerprint
+from featurestore.records import BadInput, Sample, SampleRecord, stems_sha256
+from featurestore.store import StoreSpec, StoreWriter, choose_chunk
+
+DIMS = {"clip_image": 64, "clip_text": 128}
+KILLED = 9
+
+
+def make_samples(stems: Sequence[str]) -> list[Sample]:
+    return [Sample(i, stem, f"{stem}.jpg", f"{stem}.json") for i, stem in enumerate(stems)]
+
+
+def make_fingerprint(spec: StoreSpec, stems: Sequence[str]) -> Fingerprint:
+    fingerprint: Fingerprint = {
+        "samples": spec.samples,
+        "stems_sha256": stems_sha256(stems),
+        "views": spec.views,
+        "seed": 123,
+        "chunk": spec.chunk,
+        "image_recipe": "image-1",
+        "text_recipe": "text-1",
+        "features": ",".join(spec.dims),
+        "device_kind": "cpu",
+    }
+    for name in spec.dims:
+        fingerprint |= {
+            f"{name}.model": f"models/{name}",
+            f"{name}.weights_sha256": hashlib.sha256(name.encode()).hexdigest(),
+            f"{name}.dtype": "torch.float32",
+            f"{name}.batch_size": 8,
+        }
+    return fingerprint | {"version.torch": "2.13.0", "version.pillow": "12.0.0"}
+
+
+def make_rows(spec: StoreSpec, seed: int = 0) -> dict[str, np.ndarray]:
+    """Rows whose offset and spread differ per dimension, so that a z-score changes every value."""
+    rng = np.random.default_rng(seed)
+    rows = {}
+    for name, dim in spec.dims.items():
+        offset, spread = rng.normal(0, 5, dim), rng.uniform(0.1, 3, dim)
+        values = rng.normal(size=(spec.samples, spec.views, dim)) * spread + offset
+        rows[name] = values.astype(np.float32)
+    return rows
+
+
+def make_records(
+    spec: StoreSpec, bad: Mapping[int, Sequence[BadInput]] | None = None
+) -> list[SampleRecord]:
+    def digest(text: str) -> str:
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    bad = bad or {}
+    return [
+        SampleRecord(i, digest(f"image {i}"), digest(f"text {i}"), 3 * i, tuple(bad.get(i, ())))
+        for i in range(spec.samples)
+    ]
+
+
+def commit(
+    writer: StoreWriter,
+    chunks: Iterable[int],
+    rows: Mapping[str, np.ndarray],
+    records: Sequence[SampleRecord],
+) -> None:
+    for chunk in chunks:
+        of = writer.spec.samples_of(chunk)
+        part = slice(of.start, of.stop)
+        writer.commit_chunk(chunk, {n: r[part] for n, r in rows.items()}, records[part], {})
+
+
+def make_store(
+    path: Path,
+    *,
+    samples: int = 11,
+    views: int = 4,
+    chunk: int = 4,
+    dims: Mapping[str, int] = DIMS,
+    seed: int = 0,
+    bad: Mapping[int, Sequence[BadInput]] | None = None,
+    stems: Sequence[str] | None = None,
+    chunks: Sequence[int] | None = None,
+    rows: Mapping[str, np.ndarray] | None = None,
+) -> dict[str, np.ndarray]:
+    """Makes a store with the given chunks, all by default; returns its rows, float32 [N, V, D]."""
+    stems = [f"{i:07d}" for i in range(samples)] if stems is None else stems
+    spec = StoreSpec(len(stems), views, choose_chunk(chunk, views, dims), dict(dims))
+    made = make_rows(spec, seed) if rows is None else dict(rows)
+    lock = store.take_lock(path)
+    fingerprint = make_fingerprint(spec, stems)
+    with store.create(path, spec, fingerprint, make_samples(stems), lock) as writer:
+        wanted = range(spec.chunks) if chunks is None else chunks
+        commit(writer, wanted, made, make_records(spec, bad))
+        writer.finish()
+    return made
+
+
+def tree(root: Path) -> dict[str, bytes]:
+    """Every file of a store but its logs and lock; folders as names with a slash."""
+    return {
+        str(p.relative_to(root)) + "/" * p.is_dir(): b"" if p.is_dir() else p.read_bytes()
+        for p in sorted(root.rglob("*"))
+        if not p.is_relative_to(root / "records" / "runs")
+    }
+
+
+def killed_at(n: int, action: Callable[[], object]) -> bool:
+    """Runs ``action`` in a child that dies, without any clean-up, at disk operation ``n``.
+
+    It dies before the operation; of a write, the first half still reaches the file.
+
+    Returns:
+        Whether it died there; False where it needs fewer operations.
+    """
+    count = 0
+
+    def die(operation: str, path: Path, size: int) -> int:
+        nonlocal count
+        count += 1
+        if count == n and operation == "write" and size > 1:
+            return size // 2  # the rest of it is the next operation
+        if count > n or (count == n and operation != "write"):
+            os._exit(KILLED)
+        return size
+
+    with warnings.catch_warnings():
+        # Later Pythons warn of forks beside threads; the child starts none and takes no lock.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            durable.hook = die
+            action()
+            status = 0
+        finally:
+            os._exit(status)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert code in (0, KILLED), f"the child failed with {code}"
+    return code == KILLED
