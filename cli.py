@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from featurestore.errors import ConfigError, ManyViewsError
+from featurestore.errors import ConfigError, InputError, ManyViewsError
 
 if TYPE_CHECKING:
     from consumers.build import BuildReport
@@ -173,9 +173,9 @@ def build_config(toml: Path | None, options: Mapping[str, Any]) -> BuildConfig:
     values: dict[str, Any] = {} if toml is None else read_toml(toml)
     given = {name: value for name, value in options.items() if value not in (None, ())}
     environment = {
-        feature: os.environ[info.variable]
+        feature: os.environ[info.variable].strip()
         for feature, info in REGISTRY.items()
-        if os.environ.get(info.variable)
+        if os.environ.get(info.variable, "").strip()
     }
     models = {**values.get("models", {}), **environment}
     models |= expand_models(dict(given.pop("models", ())))
@@ -373,6 +373,101 @@ def documents(found: Scan) -> Iterator[object]:
             yield decode.document(source.read_capped(path, source.MAX_TEXT_BYTES))
         except BadSampleError:
             yield None
+
+
+@cli.command()
+@store_option
+@click.option(
+    "--repair", is_flag=True, help="Drop damaged chunks; build --resume makes them again."
+)
+@json_option
+@common_options
+def verify(store: Path, repair: bool, as_json: bool) -> int:
+    """Check every promise of a store: checksums, ledger, moments, completeness, stray files.
+
+    Exits with 1 where something is damaged, and names each file and chunk. A store that is not
+    complete yet is not damaged. Nothing is changed without --repair.
+
+    \b
+    Example:
+      python cli.py verify --store features
+    """
+    from featurestore.repair import repair as drop
+    from featurestore.store import state_of, take_lock
+    from featurestore.verify import verify as check
+
+    if state_of(store) != "store":
+        raise InputError(f"There is no feature store at {store}.")
+    lock = take_lock(store) if repair else None
+    try:
+        found = check(store)
+        dropped = drop(store, found) if lock is not None and found.findings else []
+    finally:
+        if lock is not None:
+            lock.release()
+    if as_json:
+        facts = {
+            "chunks": found.chunks,
+            "committed": len(found.committed),
+            "files": found.files,
+            "findings": [[f.file, f.chunk, f.problem] for f in found.findings],
+            "notices": found.notices,
+            "to_make": dropped,
+        }
+        click.echo(json.dumps(facts))
+    say(f"{len(found.committed)} of {found.chunks} chunks committed, {found.files} files checked")
+    for notice in found.notices:
+        say(notice)
+    for finding in found.findings:
+        say(f"damaged: {finding}")
+    if dropped:
+        say(f"dropped; `build --resume` makes {len(dropped)} chunks: {dropped[:_LISTED]}")
+    elif found.findings:
+        say("`verify --repair` drops the damaged chunks, and `build --resume` makes them again.")
+    return 1 if found.findings and not dropped else 0
+
+
+@cli.command()
+@store_option
+@json_option
+@common_options
+def status(store: Path, as_json: bool) -> int:
+    """Say what a store holds, what is done, and who is writing to it.
+
+    \b
+    Example:
+      python cli.py status --store features
+    """
+    from featurestore.durable import lock_holder
+    from featurestore.store import LOCK, FeatureStore
+
+    found = FeatureStore(store)
+    holder = lock_holder(store / LOCK)
+    done = len(found.records)
+    if as_json:
+        facts = {
+            "samples": found.spec.samples,
+            "views": found.spec.views,
+            "dims": dict(found.spec.dims),
+            "done": done,
+            "chunks": found.spec.chunks,
+            "committed": len(found.ledger),
+            "complete": found.complete,
+            "bad": len(found.bad_inputs),
+            "holder": holder,
+            "fingerprint": found.fingerprint,
+        }
+        click.echo(json.dumps(facts))
+        return 0
+    features = ", ".join(f"{name} [{dim}]" for name, dim in found.spec.dims.items())
+    click.echo(f"{store}: {found.spec.samples:,} samples x {found.spec.views} views: {features}")
+    share = done / found.spec.samples
+    state = "complete" if found.complete else "not complete; go on with build --resume"
+    click.echo(f"{done:,} samples done ({share:.1%}), {state}")
+    click.echo(f"{len(found.bad_inputs):,} bad inputs with placeholders")
+    if holder is not None:
+        click.echo(f"being written by process {holder[0]} on {holder[1]}")
+    return 0
 
 
 @cli.command()

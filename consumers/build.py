@@ -27,8 +27,9 @@ from featurestore.errors import InputError, InterruptedBuildError, StoreMismatch
 from featurestore.records import BadInput, SampleRecord
 from featurestore.store import FeatureStore, StoreSpec, StoreWriter
 from producers.pool import ProducerPool, SampleViews
+from producers.ring import require_room
 from producers.source import Scan, scan
-from producers.worker import Job
+from producers.worker import STOP_SIGNALS, Job
 
 # Raised whenever a recipe's result changes, so that no store mixes two.
 IMAGE_RECIPE = "simclr-1"
@@ -114,9 +115,11 @@ def build(config: BuildConfig, observers: Sequence[Observer] = ()) -> BuildRepor
         tell("loading", device=device)
         loaded = _load(config, device)
         batch_sizes = _batch_sizes(config, device)
+        job = _job(config, loaded)
+        require_room(job.layout, job.slots)
         writer, changed = _open(config, found, loaded, batch_sizes, state, lock)
         stack.enter_context(writer)
-        run = _Run(config, found, loaded, batch_sizes, writer, changed, tell)
+        run = _Run(config, found, loaded, batch_sizes, job, writer, changed, tell)
         return run.execute()
 
 
@@ -169,6 +172,25 @@ def _batch_sizes(config: BuildConfig, device: str) -> dict[str, int]:
         name: config.batch_sizes.get(name) or registry.info(name).batch_size(device)
         for name in config.features
     }
+
+
+def _workers(config: BuildConfig) -> int:
+    return config.workers or max(1, len(os.sched_getaffinity(0)) - 1)
+
+
+def _job(config: BuildConfig, backbones: Mapping[str, Any]) -> Job:
+    """What the producers do for these backbones."""
+    images = [b.image for name, b in backbones.items() if registry.info(name).modality == "image"]
+    texts = [b.text for name, b in backbones.items() if registry.info(name).modality == "text"]
+    return Job(
+        data_dir=str(config.data_dir.resolve()),
+        views=config.views,
+        seed=config.seed,
+        images=tuple(dict.fromkeys(images)),
+        texts=tuple(texts),
+        # Two in hand for each producer, and two that wait for the backbones.
+        slots=config.slots or 2 * _workers(config) + 2,
+    )
 
 
 def _device_kind(backbones: Mapping[str, Backbone]) -> str:
@@ -236,6 +258,12 @@ def _open(
     spec = StoreSpec(len(found.samples), config.views, chunk, dims)
     if lock is None:
         lock = stores.take_lock(config.store)
+        if stores.state_of(config.store) == "store":
+            lock.release()
+            raise InputError(
+                f"Another process made {config.store} meanwhile; nothing was changed.\n"
+                "Go on with it with --resume, or choose another --store."
+            )
     if state == "store":
         stores.erase(config.store)
     return stores.create(config.store, spec, fingerprint, found.samples, lock), {}
@@ -250,12 +278,14 @@ class _Run:
         found: Scan,
         backbones: Mapping[str, Any],
         batch_sizes: Mapping[str, int],
+        job: Job,
         writer: StoreWriter,
         changed: Mapping[str, str],
         tell: Callable[..., None],
     ) -> None:
         self._config = config
         self._found = found
+        self._job = job
         self._writer = writer
         self._changed = changed
         self._tell = tell
@@ -268,16 +298,7 @@ class _Run:
             else:
                 self._texts[name] = TextBatcher(backbone, batch_sizes[name], rows)
         self._image_specs = {name: backbones[name].image for name in self._images}
-        self._workers = config.workers or max(1, len(os.sched_getaffinity(0)) - 1)
-        self._job = Job(
-            data_dir=str(config.data_dir.resolve()),
-            views=config.views,
-            seed=config.seed,
-            images=tuple(dict.fromkeys(self._image_specs.values())),
-            texts=tuple(backbones[name].text for name in self._texts),
-            # Two in hand for each producer, and two that wait for the backbones.
-            slots=config.slots or 2 * self._workers + 2,
-        )
+        self._workers = _workers(config)
         self._report = BuildReport(config.store, writer.spec.samples, writer.spec.views)
 
     def execute(self) -> BuildReport:
@@ -405,7 +426,8 @@ def _stop_signals() -> Iterator[list[int]]:
     A second one acts as it would have without us: Ctrl-C twice stops at once, and loses nothing
     but the chunk in hand.
     """
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    # One that is ignored stays so: nohup's SIGHUP, a background job's SIGINT.
+    numbers = [n for n in STOP_SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
     stopped: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield stopped  # only the main thread may set handlers

@@ -224,8 +224,8 @@ class LiveDisplay:
 
 def _start_line(facts: Mapping[str, Any]) -> str:
     features = ", ".join(f"{name} [{dim}]" for name, dim in facts["features"].items())
-    done = f", {facts['done']:,} of them done" if facts["done"] else ""
+    done = f", {facts['done']:,} samples done" if facts["done"] else ""
     return (
-        f"{facts['samples']:,} samples{done} x {facts['views']} views: {features}; "
+        f"{facts['samples']:,} samples x {facts['views']} views{done}: {features}; "
         f"{facts['workers']} producers, {facts['slots']} slots"
     )

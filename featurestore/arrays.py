@@ -195,7 +195,7 @@ def parse_document(root: Path, file: str, limit_bytes: int = 64 << 20) -> dict[s
         )
     try:
         found = json.loads(read_bytes(path, root))
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise CorruptStoreError(file, f"not JSON: {e}") from None
     if not isinstance(found, dict):
         raise CorruptStoreError(file, f"a JSON object was expected, found {type(found).__name__}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -83,7 +84,9 @@ class BuildConfig:
         for feature, size in self.batch_sizes.items():
             _one_of("batch-size", feature, FEATURES)
             _at_least(f"batch-size {feature}", size, 1)
-        if self.sample_timeout_s <= 0:
+        for feature in self.models:
+            _one_of("model", feature, FEATURES)
+        if not 0 < self.sample_timeout_s < math.inf:
             raise ConfigError(f"sample_timeout_s is positive, found {self.sample_timeout_s}.")
 
 
@@ -146,9 +149,16 @@ _TOML_TYPES: dict[str, Any] = {
 }
 
 
+_TOML_ITEMS = {"features": str, "models": str, "batch_sizes": int}
+
+
 def _typed(path: Path, name: str, value: Any) -> Any:
     expected: Any = _TOML_TYPES[name]
-    if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
+    fits = isinstance(value, expected) and (expected is bool or not isinstance(value, bool))
+    if name in _TOML_ITEMS:
+        items = value.values() if isinstance(value, dict) else value
+        fits = fits and all(type(item) is _TOML_ITEMS[name] for item in items)
+    if not fits:
         raise ConfigError(f"{path}: {name} has the wrong type: {value!r}.")
     if name in ("data_dir", "store"):
         return Path(value)

@@ -149,13 +149,13 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
 
     def __getitems__(self, items: Sequence[int]) -> list[dict[str, torch.Tensor]]:
         """Several items with one read per feature; what ``DataLoader`` calls."""
-        batch = self._batch(self.indices[np.asarray(items)])
+        batch = self.batch(items)
         names, columns = list(batch), list(batch.values())
         return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
     def batch(self, items: Sequence[int]) -> dict[str, torch.Tensor]:
         """Several items as one dictionary of stacked tensors: the fastest way to read."""
-        return self._batch(self.indices[np.asarray(items)])
+        return self._batch(self.indices[np.asarray(items, np.int64)])
 
     def _batch(self, samples: npt.NDArray[np.int64]) -> dict[str, torch.Tensor]:
         batch = {name: torch.from_numpy(self._read(name, samples)) for name in self.features}
@@ -191,8 +191,9 @@ def _mix(seed: int, epoch: int, samples: npt.NDArray[np.int64]) -> npt.NDArray[n
     Source: Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators" (2014).
     """
     with np.errstate(over="ignore"):
-        state = np.full(samples.shape, seed % 2**64, np.uint64)
-        for part in (np.uint64(epoch % 2**64), samples.astype(np.uint64)):
+        state = np.zeros(samples.shape, np.uint64)
+        # The seed is mixed before the epoch is added: (1, 0) must not draw what (0, 1) draws.
+        for part in (np.uint64(seed % 2**64), np.uint64(epoch % 2**64), samples.astype(np.uint64)):
             state = (state ^ part) + _GOLDEN
             state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
             state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -214,6 +215,8 @@ def _checked_views(views: Views, count: int) -> Views:
         if views not in _VIEWS:
             raise ConfigError(f"views is a number or one of {', '.join(_VIEWS)}, found {views!r}.")
         return 0 if views == "clean" else views
+    if isinstance(views, bool) or not isinstance(views, int | np.integer):
+        raise ConfigError(f"views is a number or one of {', '.join(_VIEWS)}, found {views!r}.")
     if not 0 <= views < count:
         raise ConfigError(f"The store has views 0 to {count - 1}, view {views} was asked for.")
     return views

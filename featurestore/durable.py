@@ -281,9 +281,13 @@ class FileLock:
                 raise StorageError(path, e.strerror or str(e)) from e
             raise StoreLockedError(subject, holder.get("pid"), holder.get("host")) from None
         holder = {"pid": os.getpid(), "host": socket.gethostname()}
-        with _named_errors(path):
-            os.ftruncate(self._fd, 0)
-            os.pwrite(self._fd, json.dumps(holder).encode(), 0)
+        try:
+            with _named_errors(path):
+                os.ftruncate(self._fd, 0)
+                os.pwrite(self._fd, json.dumps(holder).encode(), 0)
+        except BaseException:
+            self.release()
+            raise
 
     def release(self) -> None:
         """Gives the lock back; calling it again does nothing."""
@@ -302,10 +306,10 @@ def _read_holder(fd: int) -> dict[str, Any]:
 
 def lock_holder(path: Path) -> tuple[int | None, str | None] | None:
     """Who holds the lock at ``path``: (pid, host), or None where nobody does."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
+    if not path.exists():
         return None
+    with _named_errors(path):
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:

@@ -20,7 +20,7 @@ from typing import Any
 
 from featurestore import durable
 from featurestore.arrays import crc32c
-from featurestore.errors import CorruptStoreError
+from featurestore.errors import CorruptStoreError, StorageError
 from featurestore.records import BadInput, SampleRecord
 
 
@@ -80,6 +80,10 @@ def parse_entry(line: bytes, first_index: int) -> ChunkEntry:
     )
 
 
+# What reading a line of another kind may raise; the number is read before the checksum.
+_BAD_LINE = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+
+
 def _chunk_number(line: bytes) -> int:
     # The number is needed before the samples' indices are known; the line starts with it.
     head = line[: line.index(b",")] + b"}"
@@ -109,6 +113,7 @@ class Ledger:
         self._end = len(data) - len(torn)
         self._entries: dict[int, ChunkEntry] = {}
         self._in_order = True
+        self._failed = False
         for number, line in enumerate(whole.split(b"\n") if whole else [], 1):
             self._read_line(number, line)
 
@@ -116,7 +121,7 @@ class Ledger:
         try:
             chunk = _chunk_number(line)
             entry = parse_entry(line, chunk * self._rows)
-        except (ValueError, KeyError, TypeError, AttributeError) as e:
+        except _BAD_LINE as e:
             raise CorruptStoreError(self.FILE, f"line {number}: {e}") from None
         if not 0 <= chunk < self._chunks:
             raise CorruptStoreError(
@@ -164,8 +169,18 @@ class Ledger:
         return torn
 
     def commit(self, entry: ChunkEntry) -> None:
-        """Appends ``entry``: once this returns, the chunk exists for ever."""
-        durable.append_line(self._root / self.FILE, format_entry(entry))
+        """Appends ``entry``: once this returns, the chunk exists for ever.
+
+        Raises:
+            StorageError: the append failed, or an earlier one did: its torn line may still be
+                there, and only a new start cuts it off.
+        """
+        path = self._root / self.FILE
+        if self._failed:
+            raise StorageError(path, "an earlier append to it failed; open the store again")
+        self._failed = True
+        durable.append_line(path, format_entry(entry))
+        self._failed = False
         self._add(entry)
 
     def drop(self, chunks: Iterable[int]) -> None:

@@ -6,10 +6,10 @@ folder without a manifest is one that a run did not finish, and no other sign is
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 
 from featurestore import durable
 from featurestore.durable import PartialFile
-from featurestore.errors import InputError
+from featurestore.errors import ConfigError, InputError
 from featurestore.moments import Scale
 from featurestore.npy import npy_header
 from featurestore.scaling import scale_for
@@ -28,6 +28,8 @@ from featurestore.store import FeatureStore, free_bytes
 
 PREFIX = "mm_imdb1_globals_aug70"
 _INDEX_HEADER = ("aug_idx", "orig_idx", "view", "stem", "image_name", "text_len")
+# What must be quoted (RFC 4180, 2.6). Older csv modules leave a lone carriage return bare.
+_SPECIAL = re.compile('[,"\r\n]')
 # What the paper's manifest calls the model of each feature.
 _MODEL_KEYS = {
     "clip_image": "clip_image",
@@ -91,7 +93,7 @@ def materialize(
     """
     store.require_complete()
     if not prefix or "/" in prefix or prefix.startswith("."):
-        raise InputError(f"--prefix is the beginning of a file name, found {prefix!r}.")
+        raise ConfigError(f"--prefix is the beginning of a file name, found {prefix!r}.")
     train = None if split_json is None else read_split(split_json, store.stems).train
     scales = {name: scale_for(store, name, zscore, train) for name in store.features}
     durable.make_folder(out_dir)
@@ -161,19 +163,16 @@ def _write_index(store: FeatureStore, out_dir: Path, prefix: str) -> tuple[int, 
 
 def _index_blocks(store: FeatureStore) -> Iterator[str]:
     """The rows of the index, sorted by ``aug_idx``, one text per sample."""
-    buffer = io.StringIO(newline="")
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(_INDEX_HEADER)
+    yield ",".join(_INDEX_HEADER) + "\n"
     views = store.spec.views
     for sample, record in zip(store.samples, store.records, strict=True):
         first = sample.index * views
-        writer.writerows(
-            (first + view, sample.index, view, sample.stem, sample.image_name, record.words)
-            for view in range(views)
-        )
-        yield buffer.getvalue()
-        buffer.seek(0)
-        buffer.truncate()
+        names = f"{_quoted(sample.stem)},{_quoted(sample.image_name)},{record.words}"
+        yield "".join(f"{first + v},{sample.index},{v},{names}\n" for v in range(views))
+
+
+def _quoted(value: str) -> str:
+    return '"' + value.replace('"', '""') + '"' if _SPECIAL.search(value) else value
 
 
 def _manifest(

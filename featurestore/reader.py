@@ -81,8 +81,7 @@ def map_chunks(root: Path, spec: ArraySpec, chunks: Iterable[int]) -> npt.NDArra
     weakref.finalize(buffer, _libc.munmap, base, size).atexit = False
     for chunk in chunks:
         _map_chunk(root, spec, chunk, base)
-    flat = np.frombuffer(buffer, dtype=spec.dtype)
-    flat.flags.writeable = False
+    flat = np.frombuffer(memoryview(buffer).toreadonly(), dtype=spec.dtype)
     return flat.reshape(spec.chunks * spec.rows, *spec.shape[1:])
 
 

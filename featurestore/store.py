@@ -13,6 +13,7 @@ was killed is made again.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -30,13 +31,17 @@ from featurestore.config import Fingerprint
 from featurestore.errors import ConfigError, CorruptStoreError, InputError, StoreMismatchError
 from featurestore.ledger import ChunkEntry, Ledger
 from featurestore.moments import Moments, merge, moments_of
-from featurestore.records import BadInput, Sample, SampleRecord, stems_sha256
+from featurestore.records import FEATURES, BadInput, Sample, SampleRecord, stems_sha256
 
 SCHEMA = 1
 RECORDS = "records"
 RUNS = "records/runs"
 SAMPLES = "records/samples.jsonl"
 LOCK = "records/runs/lock"
+
+# What a store is made of, besides ``records`` itself and the runs in it.
+_ROOT_ENTRIES = {"zarr.json", *FEATURES}
+_RECORDS_ENTRIES = {"zarr.json", "moments", *(Path(f).name for f in (SAMPLES, Ledger.FILE))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +96,20 @@ def choose_chunk(asked: int, views: int, dims: Mapping[str, int]) -> int:
     return asked
 
 
+def _record_crc32c(record: Mapping[str, Any]) -> str:
+    """CRC-32C of the store's own record, without this entry, as canonical JSON."""
+    rest = {key: value for key, value in record.items() if key != "crc32c"}
+    return f"{arrays.crc32c(json.dumps(rest, sort_keys=True).encode('ascii')):08x}"
+
+
+def _parse_shape(shape: Mapping[str, Any]) -> StoreSpec:
+    spec = StoreSpec(**shape)
+    numbers = (spec.samples, spec.views, spec.chunk, *spec.dims.values())
+    if not spec.dims or not all(type(number) is int and number > 0 for number in numbers):
+        raise ValueError(f"no shape of a store: {dict(shape)}")
+    return spec
+
+
 class FeatureStore:
     """A store opened for reading; safe while a build is writing to it.
 
@@ -122,10 +141,15 @@ class FeatureStore:
         if record.get("schema") != SCHEMA:
             advice = "Read it with the version that wrote it, or build it again."
             raise StoreMismatchError(self.path, "schema", record.get("schema"), SCHEMA, advice)
+        if record.get("crc32c") != _record_crc32c(record):
+            raise CorruptStoreError(
+                "zarr.json", "its manyviews attributes are not what was written"
+            )
         try:
-            self.spec = StoreSpec(**record["shape"])
+            self.spec = _parse_shape(record["shape"])
             self.fingerprint: Fingerprint = dict(record["fingerprint"])
-        except (KeyError, TypeError, ValueError) as e:
+            self._samples_sha256 = record["samples_sha256"]
+        except (KeyError, TypeError, ValueError, AttributeError) as e:
             raise CorruptStoreError("zarr.json", f"its manyviews attributes: {e!r}") from None
         for name in self.features:
             arrays.check_array_document(self.path, self.spec.feature(name))
@@ -143,12 +167,11 @@ class FeatureStore:
         Raises:
             CorruptStoreError: the list is damaged.
         """
-        lines = durable.read_bytes(self.path / SAMPLES, self.path).splitlines()
-        try:
-            samples = tuple(Sample(index, *json.loads(line)) for index, line in enumerate(lines))
-        except (ValueError, TypeError) as e:
-            raise CorruptStoreError(SAMPLES, str(e)) from None
-        if stems_sha256(s.stem for s in samples) != self.fingerprint["stems_sha256"]:
+        data = durable.read_bytes(self.path / SAMPLES, self.path)
+        if hashlib.sha256(data).hexdigest() != self._samples_sha256:
+            raise CorruptStoreError(SAMPLES, "its checksum does not fit its content")
+        samples = tuple(Sample(i, *json.loads(line)) for i, line in enumerate(data.splitlines()))
+        if stems_sha256(s.stem for s in samples) != self.fingerprint.get("stems_sha256"):
             raise CorruptStoreError(SAMPLES, "its stems are not those the store was built from")
         return samples
 
@@ -309,17 +332,27 @@ def state_of(path: Path) -> str:
         return "absent"
     if not path.is_dir():
         raise InputError(f"{path} is not a folder. Choose another --store.")
-    if (path / "zarr.json").exists():
-        return "store"
     entries = {p.name for p in path.iterdir()}
     if not entries:
         return "absent"
-    if RECORDS in entries and (path / LOCK).is_file():
+    if "zarr.json" in entries and (path / RECORDS).is_dir():
+        return "store"
+    foreign = {e for e in entries if e.removesuffix(durable.PARTIAL) not in _ROOT_ENTRIES}
+    foreign = {e for e in foreign - {RECORDS} if not e.startswith(".")}
+    if not foreign and _is_started(path):
         return "unfinished"
     raise InputError(
-        f"{path} is not empty and is not a feature store: it holds {min(entries)!r}.\n"
+        f"{path} is not empty and is not a feature store: it holds {min(foreign or entries)!r}.\n"
         "Choose another --store."
     )
+
+
+def _is_started(path: Path) -> bool:
+    """Whether a writer has locked ``path``, or was killed while it made the lock's folder."""
+    if (path / LOCK).is_file():
+        return True
+    made = {str(p.relative_to(path)) for p in path.rglob("*")}
+    return made <= {RECORDS, RUNS}
 
 
 def create(
@@ -329,7 +362,12 @@ def create(
     samples: Sequence[Sample],
     lock: durable.FileLock,
 ) -> StoreWriter:
-    """Creates an empty store at ``path``, over a creation that was killed if there is one."""
+    """Creates an empty store at ``path``, in place of whatever of an earlier one is there.
+
+    An earlier creation or deletion that was killed may have been of other features or samples;
+    its files are erased first, or they would stay in the new store for ever.
+    """
+    erase(path)
     for name in spec.dims:
         for array, axes in (
             (spec.feature(name), ("sample", "view", "dim")),
@@ -341,13 +379,16 @@ def create(
     for group in (f"{RECORDS}/moments", RECORDS):
         durable.replace_file(path / group / "zarr.json", arrays.group_document({}))
     lines = [json.dumps([s.stem, s.image_name, s.text_name]).encode() + b"\n" for s in samples]
-    durable.replace_file(path / SAMPLES, b"".join(lines))
+    listing = b"".join(lines)
+    durable.replace_file(path / SAMPLES, listing)
     durable.replace_file(path / Ledger.FILE, b"")
     record: dict[str, Any] = {
         "schema": SCHEMA,
         "shape": {**asdict(spec), "dims": dict(spec.dims)},
         "fingerprint": fingerprint,
+        "samples_sha256": hashlib.sha256(listing).hexdigest(),
     }
+    record["crc32c"] = _record_crc32c(record)
     durable.replace_file(path / "zarr.json", arrays.group_document({"manyviews": record}))
     return StoreWriter(path, lock)
 
@@ -355,23 +396,18 @@ def create(
 def erase(path: Path) -> None:
     """Deletes the store at ``path`` but for its logs and lock, which the caller holds.
 
-    The root's ``zarr.json`` goes first: a deletion that is killed leaves no store behind.
+    The root's ``zarr.json`` goes first: a deletion that is killed leaves no store behind. Files
+    that are not the store's are left alone.
     """
     durable.remove(path / "zarr.json")
-    for entry in sorted(path.iterdir()):
-        if entry.name == RECORDS:
-            continue
-        if entry.is_dir() and not entry.is_symlink():
-            durable.remove_folder(entry)
-        else:
-            durable.remove(entry)
-    for entry in sorted((path / RECORDS).iterdir()):
-        if entry.name == "runs":
-            continue
-        if entry.is_dir():
-            durable.remove_folder(entry)
-        else:
-            durable.remove(entry)
+    for folder, own in ((path, _ROOT_ENTRIES), (path / RECORDS, _RECORDS_ENTRIES)):
+        for entry in sorted(folder.iterdir()):
+            if entry.name.removesuffix(durable.PARTIAL) not in own:
+                continue
+            if entry.is_dir() and not entry.is_symlink():
+                durable.remove_folder(entry)
+            else:
+                durable.remove(entry)
 
 
 def free_bytes(path: Path) -> int:

@@ -27,7 +27,7 @@ from typing import IO, Any
 from featurestore.errors import ProducerError
 from featurestore.records import BadInput, Sample, SampleRecord
 from producers.ring import Ring, SlotArrays
-from producers.worker import STAGES, Job
+from producers.worker import STAGES, STOP_SIGNALS, Job
 
 # Tasks a producer has in hand: one in work and one waiting, so that it never waits for the parent.
 _DEPTH = 2
@@ -100,11 +100,11 @@ class ProducerPool:
         self._redo: deque[_Task] = deque()
         self._order: deque[int] = deque()
         self._done: dict[int, SampleViews] = {}
-        self._free = list(range(job.slots))
         self._deaths_in_a_row = 0
         self.waited_s = 0.0
         self.replaced: Counter[str] = Counter()
         self.ring = Ring(job.layout, job.slots)
+        self._free = list(range(job.slots))
         self._job_file = tempfile.TemporaryFile()  # noqa: SIM115  closed in close()
         self._job_file.write(job.to_json())
         self._job_file.flush()
@@ -176,6 +176,9 @@ class ProducerPool:
         }
         code = "from producers.worker import main; main()"
         arguments = [str(a) for a in (*fds, os.getpid())]
+        # A Ctrl-C goes to the whole group. Until a new producer can ignore it, the mask that it
+        # inherits holds it back: the parent alone decides when to stop.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-c", code, *arguments],
@@ -193,6 +196,7 @@ class ProducerPool:
                 "Choose fewer with --workers, or raise the limit on processes."
             ) from e
         finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             os.close(task_read)
             os.close(result_write)
         return _Worker(

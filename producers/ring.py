@@ -121,11 +121,11 @@ class Ring:
             ConfigError: the machine has less memory free than the slots need.
         """
         size = layout.slot_bytes * slots
-        self.fd = _reserve(size, slots) if fd is None else fd
-        self._map = mmap.mmap(self.fd, size)
-        self._view = memoryview(self._map)
+        self.fd = _reserve(layout, slots) if fd is None else fd
+        # Only the arrays hold the map, which holds a descriptor of its own: they end together.
+        view = memoryview(mmap.mmap(self.fd, size))
         step = layout.slot_bytes
-        self.slots = [layout.arrays(self._view[i * step : (i + 1) * step]) for i in range(slots)]
+        self.slots = [layout.arrays(view[i * step : (i + 1) * step]) for i in range(slots)]
 
     def close(self) -> None:
         """Closes the descriptor; the memory goes when the last array into it does."""
@@ -133,11 +133,21 @@ class Ring:
         self.slots = []
 
 
-def _reserve(size: int, slots: int) -> int:
-    """Descriptor of a new anonymous file with ``size`` bytes of real memory behind it."""
-    free = available_bytes()
+def require_room(layout: SlotLayout, slots: int) -> int:
+    """Bytes that ``slots`` slots need.
+
+    Raises:
+        ConfigError: the machine has less memory free.
+    """
+    size, free = layout.slot_bytes * slots, available_bytes()
     if size > free:
         raise ConfigError(_too_small(size, slots, f"{free:,} are free"))
+    return size
+
+
+def _reserve(layout: SlotLayout, slots: int) -> int:
+    """Descriptor of a new anonymous file with real memory behind all its slots."""
+    size = require_room(layout, slots)
     fd = os.memfd_create("manyviews-ring", os.MFD_CLOEXEC)
     try:
         os.posix_fallocate(fd, 0, size)
@@ -174,7 +184,11 @@ def _cgroup_free() -> int | None:
         own = Path("/proc/self/cgroup").read_text("utf-8").splitlines()[0].rpartition("::")[2]
         folder = Path("/sys/fs/cgroup") / own.lstrip("/")
         limit = (folder / "memory.max").read_text("ascii").strip()
+        if limit == "max":
+            return None
         used = int((folder / "memory.current").read_text("ascii"))
-        return None if limit == "max" else max(0, int(limit) - used)
+        # Cached files count as used, and give way to whoever needs the memory.
+        facts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        return max(0, int(limit) - used + int(facts.get("inactive_file", 0)))
     except (OSError, ValueError, IndexError):
         return None

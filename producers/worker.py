@@ -27,6 +27,8 @@ from producers.ring import Ring, SlotArrays, SlotLayout
 from producers.tokens import TextSpec, TokenEncoder
 
 STAGES = ("", "image", "text")
+# What asks a build to stop; it is the parent's to hear.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1
 _DETAIL_CHARS = 200
 _TRACEBACK_CHARS = 8000
@@ -162,13 +164,21 @@ def _refuse(reason: str | None) -> None:
         raise BadSampleError(word, detail)
 
 
+def _shortened(text: str) -> str:
+    """Where it happened and how the message ends, however long the message is."""
+    if len(text) <= _TRACEBACK_CHARS:
+        return text
+    half = _TRACEBACK_CHARS // 2
+    return f"{text[:half]} … {text[-half:]}"
+
+
 def _follow_parent(parent: int) -> None:
     """Dies with the parent, however it ends; ends at once where it already has."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         sys.exit(0)
     # The parent decides when to stop: it finishes the chunk in hand after a signal to the group.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
@@ -216,6 +226,6 @@ def main() -> None:
         _serve(produce, tasks, results)
     except BaseException:
         # A defect, not a bad sample: the parent stops the build and shows where it happened.
-        text = traceback.format_exc()[-_TRACEBACK_CHARS:]
+        text = _shortened(traceback.format_exc())
         results.send_bytes(json.dumps({"error": text}).encode("ascii"))
         raise

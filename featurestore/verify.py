@@ -1,0 +1,311 @@
+"""Check the promises of a store, independently of the code that makes them.
+
+Nothing here asks ``Ledger``, ``FeatureStore`` or ``arrays`` what is true: the files are read again
+with the standard library, NumPy and a CRC-32C, from what ``docs/store.md`` says they are. A defect
+in the writing code is to be found here, not repeated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import numpy.typing as npt
+
+_SCHEMA = 1
+_LEDGER = "records/ledger.jsonl"
+_SAMPLES = "records/samples.jsonl"
+_GROUPS = ("zarr.json", "records/zarr.json", "records/moments/zarr.json")
+_LARGEST_DOCUMENT_BYTES = 64 << 20
+_LINE_END = b', "crc32c": "'
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is not as promised.
+
+    Attributes:
+        file: relative to the store.
+        chunk: the chunk that it spoils, or None where it is not one chunk's.
+        problem: one line.
+    """
+
+    file: str
+    chunk: int | None
+    problem: str
+
+    def __str__(self) -> str:
+        where = self.file if self.chunk is None else f"{self.file} (chunk {self.chunk})"
+        return f"{where}: {self.problem}"
+
+
+@dataclass(slots=True)
+class Verification:
+    """What a check found.
+
+    Attributes:
+        findings: everything that is damaged, in the order of the check.
+        notices: leftovers that are never read, and chunks that are not made yet.
+        chunks: chunks of a complete store; 0 where the store's own record is unreadable.
+        committed: the chunks that sound lines of the ledger name, with these lines.
+        files: number of chunk files whose content was read.
+    """
+
+    findings: list[Finding] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+    chunks: int = 0
+    committed: dict[int, bytes] = field(default_factory=dict)
+    files: int = 0
+
+    @property
+    def damaged_chunks(self) -> list[int]:
+        """The committed chunks to make again."""
+        return sorted({f.chunk for f in self.findings if f.chunk is not None})
+
+
+def verify(root: Path, *, progress: Callable[[int, int], None] | None = None) -> Verification:
+    """Checks everything that the store at ``root`` promises.
+
+    Args:
+        root: the store.
+        progress: told of (chunks checked, chunks committed) after each chunk.
+
+    Returns:
+        What was found. Damage is a finding, never an exception.
+    """
+    report = Verification()
+    check = _Check(root, report)
+    if check.read_root():
+        check.documents()
+        check.samples()
+        check.chunks(progress)
+        check.strays()
+    return report
+
+
+class _Check:
+    """One check of one store; everything found goes into ``report``."""
+
+    def __init__(self, root: Path, report: Verification) -> None:
+        self._root = root
+        self._report = report
+        self._known = {_LEDGER, _SAMPLES, *_GROUPS}
+        self._n = self._v = self._k = 0
+        self._dims: dict[str, int] = {}
+        self._samples_sha256 = self._stems_sha256 = ""
+
+    def _find(self, file: str, problem: str, chunk: int | None = None) -> None:
+        self._report.findings.append(Finding(file, chunk, problem))
+
+    def _object(self, file: str) -> dict[str, Any]:
+        """A JSON object of the store; empty, with a finding, where there is none."""
+        path = self._root / file
+        self._known.add(file)
+        try:
+            if path.stat().st_size > _LARGEST_DOCUMENT_BYTES:
+                raise ValueError("too large for a Zarr document")
+            value = json.loads(path.read_bytes())
+            if not isinstance(value, dict):
+                raise TypeError("not a JSON object")
+        except (OSError, ValueError, TypeError, RecursionError) as e:
+            self._find(file, str(e))
+            return {}
+        return value
+
+    def read_root(self) -> bool:
+        """Reads what the store says of itself; False where it cannot be understood."""
+        document = self._object("zarr.json")
+        if not document:
+            return False
+        try:
+            record = document["attributes"]["manyviews"]
+            if record["schema"] != _SCHEMA:
+                raise ValueError(f"schema {record['schema']!r}, this version reads {_SCHEMA}")
+            rest = {key: value for key, value in record.items() if key != "crc32c"}
+            crc = google_crc32c.value(json.dumps(rest, sort_keys=True).encode("ascii"))
+            if record["crc32c"] != f"{crc:08x}":
+                raise ValueError("they do not fit their checksum")
+            shape, fingerprint = record["shape"], record["fingerprint"]
+            self._n, self._v, self._k = shape["samples"], shape["views"], shape["chunk"]
+            self._dims = dict(shape["dims"])
+            self._samples_sha256 = record["samples_sha256"]
+            self._stems_sha256 = fingerprint["stems_sha256"]
+            sizes = (self._n, self._v, self._k)
+            if not all(type(s) is int and s > 0 for s in (*sizes, *self._dims.values())):
+                raise ValueError(f"shape {shape}")
+            if sizes != tuple(fingerprint[key] for key in ("samples", "views", "chunk")):
+                raise ValueError("shape and fingerprint disagree")
+        except (KeyError, TypeError, ValueError) as e:
+            self._find("zarr.json", f"its manyviews attributes: {e}")
+            return False
+        self._report.chunks = -(-self._n // self._k)
+        return True
+
+    def _arrays(self) -> Iterator[tuple[str, list[int], int, str]]:
+        """Name, shape, chunk length and dtype of each array."""
+        for name, dim in self._dims.items():
+            yield name, [self._n, self._v, dim], self._k, "float32"
+            yield f"records/moments/{name}", [self._report.chunks, 2, dim], 1, "float64"
+
+    def documents(self) -> None:
+        """The Zarr documents: what another library reads the arrays by."""
+        for file in _GROUPS[1:]:
+            self._object(file)
+        for name, shape, rows, dtype in self._arrays():
+            file = f"{name}/zarr.json"
+            grid = {"name": "regular", "configuration": {"chunk_shape": [rows, *shape[1:]]}}
+            expected = {
+                "zarr_format": 3,
+                "node_type": "array",
+                "shape": shape,
+                "data_type": dtype,
+                "chunk_grid": grid,
+                "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+                "fill_value": "NaN",
+                "codecs": [
+                    {"name": "bytes", "configuration": {"endian": "little"}},
+                    {"name": "crc32c"},
+                ],
+            }
+            document = self._object(file)
+            for key, value in expected.items():
+                if document and document.get(key) != value:
+                    self._find(file, f"{key} is {document.get(key)!r}, expected {value!r}")
+
+    def samples(self) -> None:
+        """The list of samples against its hash."""
+        try:
+            data = (self._root / _SAMPLES).read_bytes()
+            stems = [json.loads(line)[0] for line in data.splitlines()]
+            joined = b"\0".join(stem.encode("utf-8", "surrogateescape") for stem in stems)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as e:
+            self._find(_SAMPLES, str(e))
+            return
+        if len(stems) != self._n:
+            self._find(_SAMPLES, f"{len(stems)} samples, expected {self._n}")
+        elif hashlib.sha256(data).hexdigest() != self._samples_sha256:
+            self._find(_SAMPLES, "its checksum does not fit its content")
+        elif hashlib.sha256(joined).hexdigest() != self._stems_sha256:
+            self._find(_SAMPLES, "its stems are not those that the store was built from")
+
+    def chunks(self, progress: Callable[[int, int], None] | None) -> None:
+        """Every line of the ledger, and every file that it names."""
+        bodies = list(self._ledger_lines())
+        for done, body in enumerate(bodies, 1):
+            self._chunk(body)
+            if progress is not None:
+                progress(done, len(bodies))
+        missing = self._report.chunks - len(self._report.committed)
+        if missing:
+            self._report.notices.append(f"{missing} of {self._report.chunks} chunks are to be made")
+
+    def _ledger_lines(self) -> Iterator[dict[str, Any]]:
+        try:
+            lines = (self._root / _LEDGER).read_bytes().split(b"\n")
+        except OSError as e:
+            self._find(_LEDGER, str(e))
+            return
+        if lines.pop():
+            self._report.notices.append("the ledger ends in a torn line, which a build cuts off")
+        for number, line in enumerate(lines, 1):
+            body = _ledger_line(line)
+            chunk = body.get("chunk")
+            if type(chunk) is not int:
+                self._find(_LEDGER, f"line {number} is not what was committed")
+            elif not 0 <= chunk < self._report.chunks:
+                self._find(_LEDGER, f"line {number} names chunk {chunk} of {self._report.chunks}")
+            elif chunk in self._report.committed:
+                self._find(_LEDGER, f"line {number} names chunk {chunk} again")
+            else:
+                self._report.committed[chunk] = line
+                yield body
+
+    def _chunk(self, body: dict[str, Any]) -> None:
+        chunk = body["chunk"]
+        samples = min(self._k, self._n - chunk * self._k)
+        if len(body["samples"]) != samples:
+            self._find(_LEDGER, f"{len(body['samples'])} samples, expected {samples}", chunk)
+        files = set()
+        for name, dim in self._dims.items():
+            feature, moments = f"{name}/c.{chunk}.0.0", f"records/moments/{name}/c.{chunk}.0.0"
+            files |= {feature, moments}
+            rows = self._payload(feature, body, "<f4", self._k * self._v * dim)
+            found = self._payload(moments, body, "<f8", 2 * dim)
+            if rows is not None and found is not None:
+                used = rows.reshape(-1, dim)[: samples * self._v]
+                if not np.isnan(rows.reshape(-1, dim)[samples * self._v :]).all():
+                    self._find(feature, "there are rows behind the last sample", chunk)
+                self._moments(feature, moments, chunk, used, found.reshape(2, dim))
+        self._known |= files
+        if set(body["files"]) != files:
+            self._find(_LEDGER, "the line names other files than the chunk has", chunk)
+
+    def _payload(
+        self, file: str, body: dict[str, Any], dtype: str, count: int
+    ) -> npt.NDArray[Any] | None:
+        chunk = body["chunk"]
+        size, crc = body["files"].get(file, (None, None))
+        try:
+            data = (self._root / file).read_bytes()
+        except OSError as e:
+            self._find(file, e.strerror or str(e), chunk)
+            return None
+        self._report.files += 1
+        expected = count * np.dtype(dtype).itemsize + 4
+        if not len(data) == size == expected:
+            self._find(file, f"{len(data)} bytes, expected {expected}, committed {size}", chunk)
+            return None
+        actual = google_crc32c.value(data[:-4])
+        if f"{actual:08x}" != crc or data[-4:] != actual.to_bytes(4, "little"):
+            self._find(file, "its content is not what was committed", chunk)
+            return None
+        return np.frombuffer(data[:-4], dtype)
+
+    def _moments(
+        self,
+        feature: str,
+        moments: str,
+        chunk: int,
+        rows: npt.NDArray[np.float32],
+        found: npt.NDArray[np.float64],
+    ) -> None:
+        if not np.isfinite(rows).all():
+            self._find(feature, "rows that are not finite were committed", chunk)
+            return
+        wide = rows.astype(np.float64)
+        mean, deviation = wide.mean(axis=0), wide.std(axis=0)
+        scale = np.abs(mean) + deviation + np.finfo(np.float64).tiny
+        near = np.abs(found[0] - mean) <= 1e-9 * scale
+        near &= np.abs(np.sqrt(found[1] / len(rows)) - deviation) <= 1e-7 * scale
+        if not near.all():  # NaN is not near
+            bad = int((~near).sum())
+            self._find(moments, f"{bad} of {near.size} dimensions do not fit the rows", chunk)
+
+    def strays(self) -> None:
+        """Files that nobody committed: never read, and so only noticed."""
+        for folder, _, names in os.walk(self._root):
+            relative = Path(folder).relative_to(self._root)
+            if relative.parts[:2] == ("records", "runs"):
+                continue
+            for file in sorted((relative / name).as_posix() for name in names):
+                if file not in self._known:
+                    self._report.notices.append(f"{file} was not committed and is never read")
+
+
+def _ledger_line(line: bytes) -> dict[str, Any]:
+    """The line as an object; empty where it is not what was written."""
+    text, mark, tail = line.rpartition(_LINE_END)
+    if not mark or tail != b'%08x"}' % google_crc32c.value(text):
+        return {}
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}

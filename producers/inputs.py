@@ -1,0 +1,108 @@
+"""Whether the inputs of committed samples are still what they were.
+
+The ledger holds the SHA-256 of every input. To read them all again would take as long as the data
+set is large, so sizes and modification times are kept beside the logs, and only a file in which one
+of them differs is read. The cache decides nothing: without it everything is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from featurestore import durable
+from featurestore.errors import BadSampleError
+from featurestore.records import Sample, SampleRecord
+from producers import source
+from producers.source import Scan
+
+# Size in bytes and modification time in ns of the poster, then of the synopsis.
+InputStat = tuple[int, int, int, int]
+
+_MISSING = (-1, -1)
+
+
+def stat_inputs(found: Scan) -> list[InputStat]:
+    """What the file system says of every sample's inputs, in the order of the samples.
+
+    Taken before anything is read: a file that changes in between then differs from what is kept.
+    """
+    return [
+        (
+            *_stat(source.image_path(found.data_dir, sample)),
+            *_stat(source.text_path(found.data_dir, sample)),
+        )
+        for sample in found.samples
+    ]
+
+
+def _stat(path: Path) -> tuple[int, int]:
+    try:
+        status = os.stat(path)  # noqa: PTH116  twice as fast as Path.stat, for 50,000 files
+    except OSError:
+        return _MISSING
+    return status.st_size, status.st_mtime_ns
+
+
+def read_cache(path: Path) -> dict[int, InputStat]:
+    """The kept sizes and times by sample; empty where there are none that can be read."""
+    cached: dict[int, InputStat] = {}
+    try:
+        for line in path.read_bytes().splitlines():
+            for index, *values in json.loads(line):
+                image_size, image_time, text_size, text_time = map(int, values)
+                cached[int(index)] = (image_size, image_time, text_size, text_time)
+    except (OSError, ValueError, TypeError):
+        return cached  # a torn line: what is missing is read again
+    return cached
+
+
+def extend_cache(path: Path, stats: Mapping[int, InputStat]) -> None:
+    """Keeps sizes and times of more samples; later ones replace earlier ones."""
+    if not path.exists():
+        durable.replace_file(path, b"")
+    lines = [[index, *stat] for index, stat in stats.items()]
+    durable.append_line(path, json.dumps(lines).encode("ascii"))
+
+
+def changed_inputs(
+    found: Scan,
+    records: Iterable[SampleRecord],
+    stats: Sequence[InputStat],
+    cached: Mapping[int, InputStat],
+) -> list[str]:
+    """Names of inputs of committed samples that are not what was read for them.
+
+    Args:
+        found: the data folder now.
+        records: the committed samples.
+        stats: what :func:`stat_inputs` says now.
+        cached: what :func:`read_cache` says; empty to read everything.
+
+    Returns:
+        File names, in the order of the samples. An input that could not be read when its sample was
+        made has no content to compare, and is not named.
+    """
+    changed = []
+    for record in records:
+        if cached.get(record.index) != stats[record.index]:
+            changed += _changed(found.data_dir, found.samples[record.index], record)
+    return changed
+
+
+def _changed(data_dir: Path, sample: Sample, record: SampleRecord) -> list[str]:
+    inputs = (
+        (source.image_path(data_dir, sample), source.MAX_IMAGE_BYTES, record.image_sha256),
+        (source.text_path(data_dir, sample), source.MAX_TEXT_BYTES, record.text_sha256),
+    )
+    return [path.name for path, cap, digest in inputs if digest and _sha256(path, cap) != digest]
+
+
+def _sha256(path: Path, cap_bytes: int) -> str:
+    try:
+        return hashlib.sha256(source.read_capped(path, cap_bytes)).hexdigest()
+    except BadSampleError as e:
+        return e.reason

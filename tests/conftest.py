@@ -1,0 +1,51 @@
+"""What tests of several packages share: demo data, tiny checkpoints, and a look at folders."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def demo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with ``dataset/`` (48 samples and the quirks) and ``split.json``; read only."""
+    from consumers.demo_data import make_demo_data
+
+    folder = tmp_path_factory.mktemp("demo")
+    make_demo_data(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The tiny checkpoint of every feature, as ``BuildConfig.models`` wants it; read only."""
+    from consumers.tiny import make_checkpoints
+
+    made = make_checkpoints(tmp_path_factory.mktemp("checkpoints"))
+    kinds = {"clip_image": "clip", "clip_text": "sentence"}
+    kinds |= {"blip2_image": "blip2", "blip2_text": "blip2"}
+    return {feature: str(made[kind]) for feature, kind in kinds.items()}
+
+
+def tree_digest(folder: Path, *, mtimes: bool = False) -> dict[str, str]:
+    """What each file of a folder holds, by relative name; logs and lock are left out.
+
+    An empty folder counts too; one that does not exist is not the same as an empty one.
+    """
+    if not folder.exists():
+        return {"": "absent"}
+    found = {"": "folder"}
+    for path in sorted(folder.iterdir()):
+        name = path.name
+        if path.is_dir() and not path.is_symlink():
+            inner = tree_digest(path, mtimes=mtimes)
+            found |= {f"{name}/{key}": value for key, value in inner.items()}
+        else:
+            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+            if mtimes:
+                found[name] += f" {path.stat().st_mtime_ns}"
+    return {key: value for key, value in found.items() if "records/runs/" not in key}

@@ -1,0 +1,224 @@
+import math
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from featurestore.config import BuildConfig, compare_fingerprints, expand_models, read_toml
+from featurestore.errors import ConfigError, StoreMismatchError
+from featurestore.records import FEATURES
+from featurestore.store import StoreSpec
+from tests.featurestore.stores import DIMS, make_fingerprint
+
+# Per field: values that are accepted and values that are refused. A new field must be added here.
+ACCEPTED = {
+    "data_dir": [Path("data")],
+    "store": [Path("store")],
+    "resume": [True, False],
+    "overwrite": [True, False],
+    "views": [1, 70],
+    "seed": [0, 2**63],
+    "features": [("clip_text",), FEATURES],
+    "models": [{}, {"clip_image": "x/y"}],
+    "batch_sizes": [{}, {"blip2_text": 1}],
+    "workers": [0, 8],
+    "slots": [0, 8],
+    "chunk": [0, 64],
+    "device": ["auto", "cuda:1"],
+    "dtype": ["auto", "float32", "bfloat16", "float16"],
+    "bad_sample": ["placeholder", "fail"],
+    "allow_version_change": [True, False],
+    "sample_timeout_s": [0.1, 300],
+}
+REFUSED = {
+    "views": [0, -1],
+    "seed": [-1],
+    "features": [(), ("clip_text", "clip_text"), ("clip",), ("",)],
+    "models": [{"clip": "x"}, {"blip2": "x"}],
+    "batch_sizes": [{"clip_text": 0}, {"clip_text": -1}, {"blip2": 4}],
+    "workers": [-1],
+    "slots": [-1],
+    "chunk": [-8],
+    "dtype": ["float64", "", "FLOAT32"],
+    "bad_sample": ["skip", ""],
+    "sample_timeout_s": [0, -1.0, math.nan, math.inf],
+}
+NOT_CHECKED = {"data_dir", "store", "resume", "overwrite", "device", "allow_version_change"}
+TOML = {
+    "data_dir": ('"d"', "1"),
+    "store": ('"s"', "[]"),
+    "resume": ("true", "1"),
+    "overwrite": ("false", '"no"'),
+    "views": ("7", "7.0"),
+    "seed": ("9", "true"),
+    "features": ('["clip_text"]', '"clip_text"'),
+    "models": ('{blip2 = "b"}', "{clip_text = 1}"),
+    "batch_sizes": ("{clip_text = 4}", '{clip_text = "4"}'),
+    "workers": ("2", '"2"'),
+    "slots": ("3", "false"),
+    "chunk": ("8", "8.5"),
+    "device": ('"cpu"', "0"),
+    "dtype": ('"float32"', "32"),
+    "bad_sample": ('"fail"', "true"),
+    "allow_version_change": ("true", "0"),
+    "sample_timeout_s": ("1.5", "true"),
+}
+NAMES = [f.name for f in fields(BuildConfig)]
+
+
+def config(**changes) -> BuildConfig:
+    return BuildConfig(**{"data_dir": Path("d"), "store": Path("s")} | changes)
+
+
+def test_no_field_is_forgotten():
+    assert set(ACCEPTED) == set(NAMES)
+    assert set(REFUSED) | NOT_CHECKED == set(NAMES)
+    assert set(TOML) == set(NAMES)
+
+
+@pytest.mark.parametrize(("name", "value"), [(n, v) for n, vs in ACCEPTED.items() for v in vs])
+def test_accepted(name, value):
+    assert getattr(config(**{name: value}), name) == value
+
+
+@pytest.mark.parametrize(("name", "value"), [(n, v) for n, vs in REFUSED.items() for v in vs])
+def test_refused_with_name_and_value(name, value):
+    with pytest.raises(ConfigError) as caught:
+        config(**{name: value})
+    message = str(caught.value).replace("-", "_")
+    assert name.rstrip("s") in message
+    found = next(iter(value), "") if isinstance(value, (dict, tuple)) else value
+    assert str(found).replace("-", "_") in message
+
+
+def test_resume_and_overwrite_exclude_each_other():
+    with pytest.raises(ConfigError, match="choose one"):
+        config(resume=True, overwrite=True)
+
+
+def test_the_defaults_are_the_papers():
+    found = config()
+    assert (found.views, found.seed, found.features) == (70, 123, FEATURES)
+
+
+def test_expand_models():
+    assert expand_models({"blip2": "b", "clip_text": "t"}) == {
+        "blip2_image": "b",
+        "blip2_text": "b",
+        "clip_text": "t",
+    }
+    assert expand_models({"blip2": "b", "blip2_text": "t"})["blip2_text"] == "t"
+    with pytest.raises(ConfigError, match="found 'clip'"):
+        expand_models({"clip": "x"})
+
+
+# --- TOML ---
+
+
+def toml(folder: Path, text: str):
+    path = folder / "build.toml"
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    return read_toml(path)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_toml_field(tmp_path, name):
+    good, bad = TOML[name]
+    values = toml(tmp_path, f"{name} = {good}")
+    assert list(values) == [name]
+    config(**values)
+    with pytest.raises(ConfigError, match=f"build.toml: {name} has the wrong type"):
+        toml(tmp_path, f"{name} = {bad}")
+
+
+def test_toml_values(tmp_path):
+    values = toml(
+        tmp_path,
+        'store = "東京"\nfeatures = ["clip_text"]\nsample_timeout_s = 3\n[models]\nblip2 = "b"',
+    )
+    assert values == {
+        "store": Path("東京"),
+        "features": ("clip_text",),
+        "sample_timeout_s": 3,
+        "models": {"blip2_image": "b", "blip2_text": "b"},
+    }
+
+
+@pytest.mark.parametrize(
+    "text", ["views = 1\nviews = 2", "views =", "x", "views = 1 # \udcff", "\ufeff[", "{}"]
+)
+def test_not_toml(tmp_path, text):
+    with pytest.raises(ConfigError, match="not a readable TOML file"):
+        toml(tmp_path, text)
+
+
+def test_toml_missing_or_a_folder(tmp_path):
+    for path in (tmp_path / "none.toml", tmp_path):
+        with pytest.raises(ConfigError, match="not a readable"):
+            read_toml(path)
+
+
+@pytest.mark.parametrize("items", ["[1]", "[[1]]", "[true]"])
+def test_toml_features_hold_strings(tmp_path, items):
+    with pytest.raises(ConfigError, match="features has the wrong type"):
+        toml(tmp_path, f"features = {items}")
+
+
+def test_toml_unknown_keys(tmp_path):
+    with pytest.raises(ConfigError, match=r"sets view, worker, which is not known.\nKnown:.*views"):
+        toml(tmp_path, "worker = 1\nview = 2\nseed = 1")
+
+
+# --- the fingerprint ---
+
+STORED = make_fingerprint(StoreSpec(2, 4, 4, DIMS), ["a", "b"])
+ALLOWED = ["device_kind", "version.pillow", "version.torch"]
+INFORMATIVE = ["clip_image.model", "clip_text.model"]
+
+
+def compare(new, *, allow=False, stored=STORED):
+    return compare_fingerprints(Path("s"), stored, new, allow_version_change=allow)
+
+
+def other(value):
+    return value + 1 if isinstance(value, int) else value + "x"
+
+
+def test_equal_fingerprints():
+    assert compare(dict(STORED)) == compare(dict(STORED), allow=True) == {}
+
+
+@pytest.mark.parametrize("name", [n for n in STORED if n not in INFORMATIVE])
+def test_a_changed_field_is_refused_by_name(name):
+    new = STORED | {name: other(STORED[name])}
+    for allow in [False] if name in ALLOWED else [False, True]:
+        with pytest.raises(StoreMismatchError) as caught:
+            compare(new, allow=allow)
+        error = caught.value
+        assert (error.field, error.stored, error.new) == (name, STORED[name], new[name])
+        assert len(str(error).splitlines()) <= 4
+        assert ("--allow-version-change" in str(error)) == (name in ALLOWED)
+
+
+@pytest.mark.parametrize("name", [n for n in STORED if n not in INFORMATIVE])
+def test_a_missing_or_new_field_is_refused_by_name(name):
+    fewer = {n: v for n, v in STORED.items() if n != name}
+    for stored, new in ((STORED, fewer), (fewer, STORED)):
+        with pytest.raises(StoreMismatchError) as caught:
+            compare(new, stored=stored)
+        assert caught.value.field == name
+        assert None in (caught.value.stored, caught.value.new)
+
+
+@pytest.mark.parametrize("name", INFORMATIVE)
+def test_the_models_name_is_not_compared(name):
+    assert compare(STORED | {name: "/another/folder"}) == {}
+
+
+def test_versions_may_change_with_permission_and_are_told():
+    new = STORED | {name: other(STORED[name]) for name in ALLOWED}
+    assert compare(new, allow=True) == {
+        "device_kind": "cpu -> cpux",
+        "version.pillow": "12.0.0 -> 12.0.0x",
+        "version.torch": "2.13.0 -> 2.13.0x",
+    }

@@ -1,0 +1,658 @@
+"""Whole builds: the numbers, the bytes after any death, what is refused, and hostile names."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from PIL import Image
+
+from consumers.build import build
+from featurestore.config import BuildConfig
+from featurestore.errors import (
+    ConfigError,
+    InputError,
+    ManyViewsError,
+    StoreLockedError,
+    StoreMismatchError,
+)
+from featurestore.labels import write_labels
+from featurestore.materialize import PREFIX, materialize
+from featurestore.seeds import view_seed
+from featurestore.store import FeatureStore
+from tests.conftest import ROOT, tree_digest
+
+# Three chunks of 16 of the 48 demo samples for all features; 12 chunks of 4 for text alone.
+ALL: dict[str, Any] = {"views": 4, "chunk": 16}
+TEXT: dict[str, Any] = {"views": 8, "chunk": 4, "features": ("clip_text",)}
+CLI = [sys.executable, str(ROOT / "cli.py")]
+
+Configure = Callable[..., BuildConfig]
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture(scope="session")
+def configure(demo_data: Path, checkpoints: dict[str, str]) -> Configure:
+    """A build of the demo data with the tiny checkpoints, text alone unless told otherwise."""
+
+    def make(store: Path, **changes: Any) -> BuildConfig:
+        values: dict[str, Any] = {"data_dir": demo_data / "dataset", "models": checkpoints}
+        values |= {"device": "cpu", "workers": 2, **TEXT, **changes}
+        return BuildConfig(store=store, **values)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def golden(configure: Configure, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed build of all features."""
+    store = tmp_path_factory.mktemp("golden") / "store"
+    config = configure(store, features=("clip_image", "clip_text", "blip2_image", "blip2_text"))
+    build(_replace(config, **ALL))
+    return store
+
+
+@pytest.fixture(scope="session")
+def golden_text(configure: Configure, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed build of the text feature."""
+    store = tmp_path_factory.mktemp("golden") / "text"
+    build(configure(store))
+    return store
+
+
+@pytest.fixture
+def some_data(demo_data: Path, tmp_path: Path) -> Path:
+    """A data folder of eight good pairs that a test may change."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in sorted(p.stem for p in (demo_data / "dataset").glob("*.json"))[5:13]:
+        for source in (demo_data / "dataset").glob(f"{name}.*"):
+            shutil.copy(source, folder / source.name)
+    assert len(list(folder.iterdir())) == 16
+    return folder
+
+
+def _replace(config: BuildConfig, **changes: Any) -> BuildConfig:
+    values = {name: getattr(config, name) for name in BuildConfig.__dataclass_fields__}
+    return BuildConfig(**values | changes)
+
+
+def arguments(config: BuildConfig, *more: str) -> list[str]:
+    """The command that a user would type for ``config``."""
+    typed = [*CLI, "build", "--data-dir", str(config.data_dir), "--store", str(config.store)]
+    typed += ["--views", str(config.views), "--chunk", str(config.chunk)]
+    typed += ["--features", ",".join(config.features), "--workers", str(config.workers)]
+    typed += ["--device", "cpu", *more]
+    for name in config.features:
+        typed += ["--model", f"{name}={config.models[name]}"]
+    return typed
+
+
+# The numbers ------------------------------------------------------------------------------------
+
+
+def augmented(poster: Image.Image, index: int) -> list[Image.Image]:
+    """Views 1.. as the recipe says, written out with torchvision and the published seeds."""
+    from torchvision import transforms as tv
+
+    recipe = tv.Compose(
+        [
+            tv.RandomResizedCrop(
+                224, scale=(0.08, 1.0), interpolation=tv.InterpolationMode.BICUBIC
+            ),
+            tv.RandomHorizontalFlip(p=0.5),
+            tv.RandomApply([tv.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
+            tv.RandomGrayscale(p=0.2),
+            tv.RandomApply([tv.GaussianBlur(23, sigma=(0.1, 2.0))], p=0.5),
+        ]
+    )
+    views = []
+    with torch.random.fork_rng(devices=[]):
+        for view in range(1, ALL["views"]):
+            torch.manual_seed(view_seed(123, index, view, "image"))
+            views.append(recipe(poster))
+    return views
+
+
+def masked(text: str, index: int) -> list[str]:
+    views = []
+    for view in range(1, ALL["views"]):
+        words = text.split()
+        order = list(range(len(words)))
+        random.Random(view_seed(123, index, view, "text")).shuffle(order)
+        for i in order[: max(1, int(round(0.15 * len(words))))]:  # noqa: RUF046  as published
+            words[i] = "[MASK]"
+        views.append(" ".join(words))
+    return views
+
+
+def sample_inputs(data: Path, index: int) -> tuple[list[Image.Image], list[str]]:
+    """The views of one sample, made without any of our code but the seeds' formula."""
+    stem = sorted(p.stem for p in data.glob("*.json"))[index]
+    (path,) = (p for p in data.glob(f"{stem}.*") if p.suffix != ".json")
+    try:
+        with Image.open(path) as opened:
+            poster = opened.convert("RGB")
+    except OSError:
+        poster = Image.new("RGB", (224, 224))
+    text = " ".join(json.loads((data / f"{stem}.json").read_bytes())["plot"])
+    return [poster, *augmented(poster, index)], [text, *masked(text, index)]
+
+
+def naive(feature: str, folder: str, images: list[Image.Image], texts: list[str]) -> np.ndarray:
+    """One feature of one sample's views, one view at a time through the plain model class."""
+    import transformers
+    from sentence_transformers import SentenceTransformer
+
+    if feature == "clip_text":
+        model = SentenceTransformer(folder, device="cpu")
+        return np.stack([model.encode([t], show_progress_bar=False)[0] for t in texts])
+    kind = transformers.CLIPModel if feature == "clip_image" else transformers.Blip2Model
+    model = kind.from_pretrained(folder, dtype=torch.float32).eval()
+    rows = []
+    with torch.inference_mode():
+        if feature == "blip2_text":
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+            for text in texts:
+                inputs = tokenizer([text], truncation=True, max_length=512, return_tensors="pt")
+                states = model.language_model.encoder(**inputs).last_hidden_state[0]
+                rows.append(states.mean(dim=0))
+        else:
+            processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
+            for image in images:
+                inputs = processor(images=image, return_tensors="pt")
+                if feature == "clip_image":
+                    rows.append(model.get_image_features(**inputs).pooler_output[0])
+                else:
+                    rows.append(model.get_qformer_features(**inputs).mean(dim=1)[0])
+    return torch.stack(rows).numpy()
+
+
+@pytest.mark.parametrize("feature", ["clip_image", "clip_text", "blip2_image", "blip2_text"])
+def test_every_row_equals_a_naive_call(
+    golden: Path, demo_data: Path, checkpoints: dict[str, str], feature: str
+) -> None:
+    store = FeatureStore(golden)
+    rows = np.concatenate([store.read_chunk(feature, c) for c in range(store.spec.chunks)])
+    assert rows.shape == (48, ALL["views"], store.spec.dims[feature])
+    spread = rows.reshape(-1, rows.shape[2]).std(axis=0)
+    modality = feature.partition("_")[2]
+    bad = [b.index for b in store.bad_inputs if b.modality == modality]
+    # The first, the last, both sides of a chunk's border, and the one with a placeholder.
+    for index in sorted({0, 15, 16, 47, *bad}):
+        expected = naive(
+            feature, checkpoints[feature], *sample_inputs(demo_data / "dataset", index)
+        )
+        assert (np.abs(rows[index] - expected) / spread).max() <= 2e-5
+    # Random weights are spread enough for this to mean something.
+    assert (spread > 0.01 * np.abs(rows).mean()).all()
+
+
+def test_the_quirks_are_recorded(golden: Path, demo_data: Path) -> None:
+    store = FeatureStore(golden)
+    assert store.complete
+    assert [(b.modality, b.reason) for b in store.bad_inputs] == [("image", "truncated")]
+    assert store.stems == sorted(p.stem for p in (demo_data / "dataset").glob("*.json"))
+    assert sum(record.words == 0 for record in store.records) == 1
+
+
+# The bytes --------------------------------------------------------------------------------------
+
+
+def test_workers_and_slots_change_nothing(
+    golden: Path, configure: Configure, tmp_path: Path
+) -> None:
+    features = tuple(FeatureStore(golden).features)
+    config = configure(tmp_path / "s", features=features, **ALL | {"workers": 3, "slots": 2})
+    build(config)
+    assert tree_digest(tmp_path / "s") == tree_digest(golden)
+
+
+@pytest.mark.parametrize(("workers", "slots"), [(1, 1), (3, 9)])
+def test_nor_do_they_for_text(
+    golden_text: Path, configure: Configure, tmp_path: Path, workers: int, slots: int
+) -> None:
+    build(configure(tmp_path / "s", workers=workers, slots=slots))
+    assert tree_digest(tmp_path / "s") == tree_digest(golden_text)
+
+
+def test_a_finished_build_has_nothing_to_do(golden: Path, configure: Configure) -> None:
+    before = tree_digest(golden, mtimes=True)
+    features = tuple(FeatureStore(golden).features)
+    report = build(configure(golden, features=features, resume=True, **ALL))
+    assert (report.built, report.samples) == (0, 48)
+    assert tree_digest(golden, mtimes=True) == before
+    assert not list(golden.rglob("*.partial"))
+
+
+def test_overwrite_builds_the_same_again(
+    golden_text: Path, configure: Configure, tmp_path: Path
+) -> None:
+    store = tmp_path / "s"
+    build(configure(store, seed=7))
+    assert tree_digest(store) != tree_digest(golden_text)
+    build(configure(store, overwrite=True))
+    assert tree_digest(store) == tree_digest(golden_text)
+    build(configure(tmp_path / "new", overwrite=True))  # nothing there: as without it
+    assert tree_digest(tmp_path / "new") == tree_digest(golden_text)
+
+
+def lines(store: Path) -> int:
+    ledger = store / "records" / "ledger.jsonl"
+    return ledger.read_bytes().count(b"\n") if ledger.is_file() else 0
+
+
+# A producer that takes its time, so that a build can be met in its middle; numbers stay the same.
+SLOW = """
+import time
+from producers import decode
+
+honest = decode.text
+
+
+def text(data):
+    time.sleep(0.1)
+    return honest(data)
+
+
+decode.text = text
+"""
+
+
+@pytest.fixture
+def start(tmp_path: Path, configure: Configure) -> Iterator[Start]:
+    """Starts a slow build in a process group of its own; returns after its first commit."""
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(SLOW)
+    started: list[subprocess.Popen[str]] = []
+
+    def run(store: Path, *, prefix: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [*prefix, *arguments(configure(store))],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(site)},
+        )
+        started.append(process)
+        wait_for(lambda: lines(store) or process.poll() is not None, 120)
+        assert process.poll() is None, process.communicate()
+        return process
+
+    yield run
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def wait_for(condition: Callable[[], object], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.005)
+
+
+def gone(process: psutil.Process) -> bool:
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize("group", [False, True], ids=["process", "group"])
+def test_kill_9_and_resume(
+    golden_text: Path, configure: Configure, tmp_path: Path, start: Start, group: bool
+) -> None:
+    store = tmp_path / "s"
+    process = start(store)
+    producers = psutil.Process(process.pid).children()
+    assert len(producers) == 2
+    (os.killpg if group else os.kill)(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    wait_for(lambda: all(map(gone, producers)), 5)
+    committed = lines(store)
+    assert 1 <= committed < 12
+    kept = {name: value for name, value in tree_digest(store).items() if "/c." in name}
+    report = build(configure(store, resume=True, workers=1))
+    assert report.built == 48 - 4 * committed
+    assert tree_digest(store) == tree_digest(golden_text)
+    assert kept.items() <= tree_digest(golden_text).items()
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_a_stop_signal_ends_it_after_the_chunk_in_hand(
+    golden_text: Path, configure: Configure, tmp_path: Path, start: Start, number: int, code: int
+) -> None:
+    store = tmp_path / "s"
+    process = start(store)
+    before = lines(store)
+    os.killpg(process.pid, number)  # as a terminal does: the producers get it too
+    output, errors = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert output == ""
+    name = signal.Signals(number).name
+    assert f"Stopped by {name} after {lines(store)} of 12 chunks" in errors
+    assert "--resume" in errors
+    assert "Traceback" not in errors
+    assert before <= lines(store) <= before + 2
+    assert not list(store.rglob("*.partial"))
+    build(configure(store, resume=True))
+    assert tree_digest(store) == tree_digest(golden_text)
+
+
+def test_ctrl_c_twice_stops_at_once(
+    golden_text: Path, configure: Configure, tmp_path: Path, start: Start
+) -> None:
+    store = tmp_path / "s"
+    process = start(store)
+    for _ in range(2):
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.05)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "--resume" in errors
+    assert "Traceback" not in errors
+    build(configure(store, resume=True))
+    assert tree_digest(store) == tree_digest(golden_text)
+
+
+def test_a_build_under_nohup_does_not_hear_the_terminal_close(
+    golden_text: Path, tmp_path: Path, start: Start
+) -> None:
+    process = start(tmp_path / "s", prefix=("nohup",))
+    os.killpg(process.pid, signal.SIGHUP)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert tree_digest(tmp_path / "s") == tree_digest(golden_text)
+
+
+def test_a_second_build_is_refused_and_the_first_unharmed(
+    golden_text: Path, configure: Configure, tmp_path: Path, start: Start
+) -> None:
+    store = tmp_path / "s"
+    process = start(store)
+    for intent in ({"resume": True}, {"overwrite": True}):
+        with pytest.raises(StoreLockedError) as caught:
+            build(configure(store, **intent))
+        assert caught.value.pid == process.pid
+        assert f"process {process.pid} on " in str(caught.value)
+        assert caught.value.exit_code == 1
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert tree_digest(store) == tree_digest(golden_text)
+
+
+def test_two_that_start_together_do_not_undo_each_other(
+    golden_text: Path, configure: Configure, tmp_path: Path
+) -> None:
+    """The other one makes the whole store while this one still loads its models."""
+    config = configure(tmp_path / "s")
+
+    def be_overtaken(event: str, _facts: Mapping[str, Any]) -> None:
+        if event == "loading":
+            build(config)
+
+    with pytest.raises(InputError, match="Another process made"):
+        build(config, [be_overtaken])
+    assert tree_digest(config.store) == tree_digest(golden_text)
+    build(_replace(config, resume=True))  # the lock is free again
+
+
+# What is refused --------------------------------------------------------------------------------
+
+
+def refused(
+    kind: type[ManyViewsError], config: BuildConfig, *expected: str, watched: Path | None = None
+) -> None:
+    """``build`` raises one short error that holds every text, and changes nothing on disk."""
+    folder = watched or config.store.parent
+    before = tree_digest(folder, mtimes=True)
+    with pytest.raises(kind) as caught:
+        build(config)
+    message = str(caught.value)
+    for text in expected:
+        assert text in message
+    assert len(message.splitlines()) <= 4
+    assert caught.value.exit_code == 2
+    assert tree_digest(folder, mtimes=True) == before
+
+
+def test_folders_without_samples(configure: Configure, tmp_path: Path, golden_text: Path) -> None:
+    store, empty = tmp_path / "s", tmp_path / "empty"
+    empty.mkdir()
+    refused(InputError, configure(store, data_dir=empty), "No pair", str(empty), "0 images")
+    refused(InputError, configure(store, data_dir=tmp_path / "no"), "does not exist")
+    refused(InputError, configure(store, data_dir=golden_text / "zarr.json"), "not a folder")
+    (empty / "a.jpg").write_bytes(b"")
+    refused(InputError, configure(store, data_dir=empty), "1 images and 0 texts")
+    assert not store.exists()
+
+
+def test_models_that_do_not_fit(
+    configure: Configure, tmp_path: Path, checkpoints: dict[str, str]
+) -> None:
+    store = tmp_path / "s"
+    clip, sentence = checkpoints["clip_image"], checkpoints["clip_text"]
+    (tmp_path / "hollow").mkdir()
+    for feature, model, expected in (
+        ("clip_text", str(tmp_path / "no"), "is not a folder"),
+        ("clip_text", str(tmp_path / "hollow"), "hollow"),
+        ("clip_text", clip, "clip"),
+        ("clip_image", sentence, "expected CLIP"),
+        ("blip2_image", clip, "expected BLIP-2"),
+        ("blip2_text", clip, "expected BLIP-2"),
+    ):
+        config = configure(store, features=(feature,), models={feature: model})
+        refused(ConfigError, config, expected, f"--model {feature}=")
+    assert not store.exists()
+
+
+def test_what_is_at_the_store_is_respected(
+    configure: Configure, golden_text: Path, tmp_path: Path
+) -> None:
+    refused(InputError, configure(golden_text), "already holds", "--resume", "--overwrite")
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.tex").write_text("years of work")
+    for intent in ({}, {"resume": True}, {"overwrite": True}):
+        refused(InputError, configure(foreign, **intent), "not a feature store", "thesis.tex")
+        file = configure(foreign / "thesis.tex", **intent)
+        refused(InputError, file, "not a folder", watched=foreign)
+    data = configure(foreign).data_dir
+    refused(InputError, configure(data, overwrite=True), "not a feature store")
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "nowhere")
+    refused(InputError, configure(link), "not a folder", watched=foreign)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "stored", "new"),
+    [
+        ({"seed": 124}, "seed", "123", "124"),
+        ({"views": 16}, "views", "8", "16"),
+        ({"chunk": 8}, "chunk", "4", "8"),
+        ({"batch_sizes": {"clip_text": 5}}, "clip_text.batch_size", "32", "5"),
+        ({"features": ("blip2_text",)}, "blip2_text", "", ""),
+    ],
+)
+def test_another_configuration_is_refused(
+    golden_text: Path,
+    configure: Configure,
+    changes: dict[str, Any],
+    field: str,
+    stored: str,
+    new: str,
+) -> None:
+    config = configure(golden_text, resume=True, **changes)
+    refused(StoreMismatchError, config, field, f"stored: {stored}", f"now:    {new}")
+
+
+def test_other_weights_are_refused(
+    golden_text: Path, configure: Configure, checkpoints: dict[str, str], tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "same-name"
+    shutil.copytree(checkpoints["clip_text"], folder)
+    build_with = {"models": {"clip_text": str(folder)}, "resume": True}
+    assert build(configure(golden_text, **build_with)).built == 0  # the name does not matter
+    (weights,) = folder.glob("model.safetensors")
+    tensors = load_file(weights)
+    first = min(tensors)
+    tensors[first].view(-1)[0] += 1
+    save_file(tensors, weights, {"format": "pt"})
+    refused(StoreMismatchError, configure(golden_text, **build_with), "clip_text.weights_sha256")
+
+
+def test_other_samples_are_refused_and_named(
+    configure: Configure, some_data: Path, tmp_path: Path
+) -> None:
+    config = configure(tmp_path / "s", data_dir=some_data)
+    build(config)
+    resume = _replace(config, resume=True)
+    first = min(p.stem for p in some_data.iterdir())
+    for suffix in ("jpg", "json"):
+        shutil.copy(next(some_data.glob("*." + suffix)), some_data / f"0added.{suffix}")
+    refused(StoreMismatchError, resume, "sample list", "+'0added'", "8 samples", "9 samples")
+    (some_data / f"{first}.json").unlink()
+    refused(StoreMismatchError, resume, "+'0added'", f"-'{first}'")
+    (some_data / "0added.json").unlink()
+    refused(StoreMismatchError, resume, "7 samples", f"-'{first}'")
+
+
+def test_more_slots_than_memory(configure: Configure, tmp_path: Path) -> None:
+    config = configure(tmp_path / "s", slots=10**9)
+    refused(ConfigError, config, "1000000000 slots", "bytes of shared memory", "--slots")
+    assert not config.store.exists()
+    slots = {"slots": 10**6, "features": ("clip_image",), "chunk": 16}
+    refused(ConfigError, configure(tmp_path / "s", **slots), "are free")
+
+
+def test_chunks_that_do_not_fill_pages(configure: Configure, tmp_path: Path) -> None:
+    refused(ConfigError, configure(tmp_path / "s", chunk=3), "multiple of 4", "found 3")
+
+
+# Bad samples ------------------------------------------------------------------------------------
+
+
+def test_bad_sample_fail_lists_them(configure: Configure, some_data: Path, tmp_path: Path) -> None:
+    stems = sorted(p.stem for p in some_data.glob("*.json"))
+    (some_data / f"{stems[1]}.json").write_text("{")
+    (some_data / f"{stems[2]}.json").write_text("[]")
+    config = configure(tmp_path / "s", data_dir=some_data, bad_sample="fail")
+    with pytest.raises(InputError) as caught:
+        build(config)
+    for text in (f"'{stems[1]}' text not-json", f"'{stems[2]}' text not-an-object", "2 inputs"):
+        assert text in str(caught.value)
+    report = build(_replace(config, bad_sample="placeholder", resume=True))
+    assert [(b.index, b.reason) for b in report.bad] == [(1, "not-json"), (2, "not-an-object")]
+
+
+def test_all_samples_bad(configure: Configure, some_data: Path, tmp_path: Path) -> None:
+    for path in some_data.iterdir():
+        path.write_bytes(b"not at all")
+    config = configure(tmp_path / "s", data_dir=some_data, features=("clip_image",), chunk=16)
+    report = build(config)
+    assert [b.reason for b in report.bad] == ["not-an-image", "not-json"] * 8
+    rows = FeatureStore(config.store).read_chunk("clip_image", 0)
+    # Eight black posters of eight samples: black stays black in every view.
+    assert np.isfinite(rows).all()
+    np.testing.assert_array_equal(rows, np.broadcast_to(rows[:1, :1], rows.shape))
+
+
+def test_one_sample(configure: Configure, some_data: Path, tmp_path: Path) -> None:
+    keep = min(p.stem for p in some_data.iterdir())
+    for path in some_data.iterdir():
+        if path.stem != keep:
+            path.unlink()
+    report = build(configure(tmp_path / "s", data_dir=some_data, workers=3))
+    assert (report.samples, report.built, report.bad) == (1, 1, [])
+    assert FeatureStore(tmp_path / "s").read_chunk("clip_text", 0).shape == (1, 8, 32)
+    done = materialize(FeatureStore(tmp_path / "s"), tmp_path / "out")
+    assert np.isfinite(np.load(tmp_path / "out" / f"{PREFIX}_clip_text.npy")).all()
+    assert done.files
+
+
+# Hostile names ----------------------------------------------------------------------------------
+
+HOSTILE = [
+    "..x",
+    "x..",
+    "...",
+    "a..b",
+    "a\nb",
+    "a\r\nb",
+    'quo"te,comma',
+    "a;rm -rf ~",
+    "$(touch pwned)",
+    "%2e%2e%2fx",
+    "-rf",
+    "con",
+    "zarr",
+    "c",
+    "c.0.0.0",
+    "records",
+    " blank ",
+    "*",
+    unicodedata.normalize("NFC", "café"),
+    unicodedata.normalize("NFD", "café"),
+    "\u202eright to left",
+    "x" * 250,
+    os.fsdecode(b"not utf-8 \xff\xfe"),
+]
+
+
+@pytest.fixture
+def hostile(demo_data: Path, tmp_path: Path) -> Path:
+    """A folder of legal file names that break careless programs, two levels deep."""
+    folder = tmp_path / "work" / "data"
+    folder.mkdir(parents=True)
+    text = json.dumps({"plot": ["w " * 9]})
+    for stem in HOSTILE:
+        (folder / f"{stem}.jpg").write_bytes(b"not read")
+        (folder / f"{stem}.json").write_text(text)
+    return folder
+
+
+def test_hostile_names_are_values_and_never_paths(
+    configure: Configure, hostile: Path, tmp_path: Path
+) -> None:
+    # A name that begins with a dot is a hidden file, and left out as such.
+    expected = sorted(s for s in HOSTILE if not s.startswith("."))
+    store = hostile.parent / "store"
+    outside = {k: v for k, v in tree_digest(tmp_path).items() if not k.startswith("work/store")}
+    report = build(configure(store, data_dir=hostile))
+    assert report.samples == len(expected)
+    assert report.bad == []
+    after = tree_digest(tmp_path)
+    assert {k: v for k, v in after.items() if not k.startswith("work/store")} == outside
+    assert FeatureStore(store).stems == expected
+    assert build(configure(store, data_dir=hostile, resume=True)).built == 0
+
+    materialize(FeatureStore(store), hostile.parent / "out")
+    index = hostile.parent / "out" / f"{PREFIX}_aug_index.csv"
+    with index.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["stem"] for row in rows] == [s for s in expected for _ in range(8)]
+    assert [row["image_name"] for row in rows] == [f"{s}.jpg" for s in expected for _ in range(8)]
+    assert [int(row["aug_idx"]) for row in rows] == list(range(8 * len(expected)))
+
+    with pytest.raises(InputError, match="holds a line break"):
+        write_labels(expected, [{}] * len(expected), hostile.parent / "labels")
+    assert not (hostile.parent / "labels").exists()
