@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -128,6 +129,12 @@ def cli() -> None:
     is_flag=True,
     default=None,
     help="Resume although library versions or the kind of device changed; it is recorded.",
+)
+@click.option(
+    "--verify-inputs",
+    is_flag=True,
+    default=None,
+    help="On --resume, compare the content of all inputs that are done, however they look.",
 )
 @click.option("--config", "toml", type=_FOLDER, help="TOML file with any of these options.")
 @json_option
@@ -493,32 +500,43 @@ def demo(out_dir: Path) -> int:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs a command and exits with its code."""
+    try:
+        code = run_command(arguments)
+    except KeyboardInterrupt:  # a second one, while the first was being reported
+        code = 130
+    if arguments is None:
+        # This process ends now: one more Ctrl-C must not end it with a traceback instead.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.exit(code)
+
+
+def run_command(arguments: list[str] | None) -> int:
+    """Runs a command and returns its exit code; every error becomes a message."""
     root: dict[str, Any] = {}
     try:
-        code = cli.main(arguments, prog_name="manyviews", standalone_mode=False, obj=root)
-        sys.exit(code or 0)
+        return cli.main(arguments, prog_name="manyviews", standalone_mode=False, obj=root) or 0
     except ManyViewsError as e:
-        fail(str(e), e.exit_code, debug=root.get("debug", False))
+        return fail(str(e), e.exit_code, debug=root.get("debug", False))
     except click.ClickException as e:
         e.show()
-        sys.exit(2)
+        return 2
     except (click.Abort, KeyboardInterrupt):
-        fail("Interrupted; --resume goes on.", 130, debug=False)
+        return fail("Interrupted; a build goes on with --resume.", 130, debug=False)
     except BrokenPipeError:
         # The reader of our output is gone: so is the need to say anything.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        return 1
     except Exception as e:  # noqa: BLE001  the process border
         message = f"{type(e).__name__}: {e}\nThis is a defect; --debug shows where it happened."
-        fail(message, 1, debug=root.get("debug", False))
+        return fail(message, 1, debug=root.get("debug", False))
 
 
-def fail(message: str, code: int, *, debug: bool) -> None:
-    """Prints an error and exits."""
+def fail(message: str, code: int, *, debug: bool) -> int:
+    """Prints an error; returns the exit code."""
     if debug:
         traceback.print_exc()
     say(f"Error: {message}")
-    sys.exit(code)
+    return code
 
 
 if __name__ == "__main__":

@@ -42,6 +42,8 @@ class BuildConfig:
             ``float16``.
         bad_sample: ``placeholder`` goes on and lists them, ``fail`` stops.
         allow_version_change: resume although library versions or the device kind changed.
+        verify_inputs: on resume, read every input of the committed samples again, not only those
+            whose size or modification time differs.
         sample_timeout_s: seconds of work after which a sample counts as stuck.
     """
 
@@ -61,6 +63,7 @@ class BuildConfig:
     dtype: str = "auto"
     bad_sample: str = "placeholder"
     allow_version_change: bool = False
+    verify_inputs: bool = False
     sample_timeout_s: float = 300.0
 
     def __post_init__(self) -> None:
@@ -141,7 +144,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 _TOML_TYPES: dict[str, Any] = {
     **dict.fromkeys(("data_dir", "store", "device", "dtype", "bad_sample"), str),
-    **dict.fromkeys(("resume", "overwrite", "allow_version_change"), bool),
+    **dict.fromkeys(("resume", "overwrite", "allow_version_change", "verify_inputs"), bool),
     **dict.fromkeys(("views", "seed", "workers", "slots", "chunk"), int),
     **dict.fromkeys(("models", "batch_sizes"), dict),
     "features": list,

@@ -28,6 +28,7 @@ ACCEPTED = {
     "dtype": ["auto", "float32", "bfloat16", "float16"],
     "bad_sample": ["placeholder", "fail"],
     "allow_version_change": [True, False],
+    "verify_inputs": [True, False],
     "sample_timeout_s": [0.1, 300],
 }
 REFUSED = {
@@ -44,6 +45,7 @@ REFUSED = {
     "sample_timeout_s": [0, -1.0, math.nan, math.inf],
 }
 NOT_CHECKED = {"data_dir", "store", "resume", "overwrite", "device", "allow_version_change"}
+NOT_CHECKED |= {"verify_inputs"}
 TOML = {
     "data_dir": ('"d"', "1"),
     "store": ('"s"', "[]"),
@@ -61,6 +63,7 @@ TOML = {
     "dtype": ('"float32"', "32"),
     "bad_sample": ('"fail"', "true"),
     "allow_version_change": ("true", "0"),
+    "verify_inputs": ("true", "1"),
     "sample_timeout_s": ("1.5", "true"),
 }
 NAMES = [f.name for f in fields(BuildConfig)]

@@ -1,0 +1,217 @@
+"""Everything that is decided before anything is written.
+
+What can be refused without the models is refused before they are loaded, and what can be refused at
+all before the store is touched.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from consumers import backbones as registry
+from featurestore.config import VERSION, BuildConfig, Fingerprint, compare_fingerprints
+from featurestore.errors import InputError, StoreMismatchError
+from featurestore.store import FeatureStore, StoreSpec, choose_chunk
+from producers.inputs import InputStat, changed_inputs, read_cache, stat_inputs
+from producers.ring import require_room
+from producers.source import Scan
+from producers.worker import Job
+
+# Raised whenever a recipe's result changes, so that no store mixes two.
+IMAGE_RECIPE = "simclr-1"
+TEXT_RECIPE = "mask-15-1"
+
+INPUT_CACHE = "records/runs/inputs.jsonl"
+
+# Their versions can change numbers; zarr's, click's and rich's cannot.
+_VERSIONED = (
+    "torch",
+    "torchvision",
+    "transformers",
+    "sentence-transformers",
+    "tokenizers",
+    "pillow",
+    "numpy",
+)
+_LISTED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A build that may begin.
+
+    Attributes:
+        config: what was asked for.
+        found: the data folder.
+        stats: sizes and times of all inputs, taken before any is read.
+        backbones: per feature the loaded ``Backbone``.
+        batch_sizes: rows per forward pass and feature.
+        workers: producer processes.
+        job: what each of them does.
+        spec: the store's shape.
+        fingerprint: everything that changes its numbers.
+        changed: fingerprint fields that differ from the store's and were allowed to.
+    """
+
+    config: BuildConfig
+    found: Scan
+    stats: list[InputStat]
+    backbones: Mapping[str, Any]
+    batch_sizes: Mapping[str, int]
+    workers: int
+    job: Job
+    spec: StoreSpec
+    fingerprint: Fingerprint
+    changed: Mapping[str, str]
+
+
+def check_intent(config: BuildConfig, state: str) -> None:
+    """Refuses a store that is there when nothing was said about it."""
+    if state == "store" and not (config.resume or config.overwrite):
+        raise InputError(
+            f"{config.store} already holds a feature store; nothing was changed.\n"
+            "Go on with it with --resume, or start again with --overwrite, which deletes it."
+        )
+
+
+def make_plan(
+    config: BuildConfig, found: Scan, stored: FeatureStore | None, tell: Callable[..., None]
+) -> Plan:
+    """Checks everything and loads the backbones; writes nothing.
+
+    Args:
+        config: what was asked for.
+        found: the data folder.
+        stored: the store to go on with, or None for a new one.
+        tell: told of ``loading``.
+
+    Raises:
+        ConfigError: an option, a model or the machine does not fit.
+        StoreMismatchError: numbers of ``stored`` would change.
+    """
+    stats = stat_inputs(found)
+    if stored is not None:
+        _check_samples(stored, found)
+        _compare(config, stored, _asked(config, found))
+        _check_inputs(config, stored, found, stats)
+    device = registry.resolve_device(config.device)
+    batch_sizes = {
+        name: config.batch_sizes.get(name) or registry.info(name).batch_size(device)
+        for name in config.features
+    }
+    workers = config.workers or max(1, len(os.sched_getaffinity(0)) - 1)
+    tell("loading", device=device)
+    loaded = {name: _load(config, name, device) for name in config.features}
+    job = _job(config, loaded, workers)
+    require_room(job.layout, job.slots)
+    dims = {name: backbone.dim for name, backbone in loaded.items()}
+    asked = config.chunk or (0 if stored is None else stored.spec.chunk)
+    spec = StoreSpec(
+        len(found.samples), config.views, choose_chunk(asked, config.views, dims), dims
+    )
+    fingerprint = _asked(config, found) | _made_by(loaded, batch_sizes)
+    fingerprint["chunk"] = spec.chunk
+    changed = {} if stored is None else _compare(config, stored, fingerprint)
+    return Plan(config, found, stats, loaded, batch_sizes, workers, job, spec, fingerprint, changed)
+
+
+def _load(config: BuildConfig, name: str, device: str) -> Any:
+    model = config.models.get(name) or registry.info(name).model()
+    return registry.load(name, model, device, config.dtype)
+
+
+def _job(config: BuildConfig, backbones: Mapping[str, Any], workers: int) -> Job:
+    images = [b.image for name, b in backbones.items() if registry.info(name).modality == "image"]
+    texts = [b.text for name, b in backbones.items() if registry.info(name).modality == "text"]
+    return Job(
+        data_dir=str(config.data_dir.resolve()),
+        views=config.views,
+        seed=config.seed,
+        images=tuple(dict.fromkeys(images)),
+        texts=tuple(texts),
+        # Two in hand for each producer, and two that wait for the backbones.
+        slots=config.slots or 2 * workers + 2,
+    )
+
+
+def _asked(config: BuildConfig, found: Scan) -> Fingerprint:
+    """The part of the fingerprint that is known before the backbones are."""
+    return {
+        "samples": len(found.samples),
+        "stems_sha256": found.stems_sha256,
+        "views": config.views,
+        "seed": config.seed,
+        "image_recipe": IMAGE_RECIPE,
+        "text_recipe": TEXT_RECIPE,
+        "features": ",".join(config.features),
+        **{VERSION + name: version(name) for name in _VERSIONED},
+    }
+
+
+def _made_by(backbones: Mapping[str, Any], batch_sizes: Mapping[str, int]) -> Fingerprint:
+    """The part of the fingerprint that the backbones make."""
+    fingerprint: Fingerprint = {"device_kind": _device_kind(backbones)}
+    for name, backbone in backbones.items():
+        fingerprint[f"{name}.model"] = backbone.model
+        fingerprint[f"{name}.weights_sha256"] = backbone.fingerprint
+        fingerprint[f"{name}.dtype"] = str(backbone.dtype)
+        fingerprint[f"{name}.batch_size"] = batch_sizes[name]
+    return fingerprint
+
+
+def _device_kind(backbones: Mapping[str, Any]) -> str:
+    device = next(iter(backbones.values())).device
+    if device.type != "cuda":
+        return str(device.type)
+    import torch
+
+    return f"cuda: {torch.cuda.get_device_name(device)}"
+
+
+def _compare(config: BuildConfig, stored: FeatureStore, new: Fingerprint) -> dict[str, str]:
+    """Compares those fields that ``new`` holds."""
+    held = {name: value for name, value in stored.fingerprint.items() if name in new}
+    allow = config.allow_version_change
+    return compare_fingerprints(stored.path, held, new, allow_version_change=allow)
+
+
+def _check_samples(stored: FeatureStore, found: Scan) -> None:
+    """Refuses another sample list, naming what came or went."""
+    if stored.samples == found.samples:
+        return
+    before = {(s.stem, s.image_name, s.text_name) for s in stored.samples}
+    now = {(s.stem, s.image_name, s.text_name) for s in found.samples}
+    changes = [f"+{s[0]!r}" for s in sorted(now - before)]
+    changes += [f"-{s[0]!r}" for s in sorted(before - now)]
+    raise StoreMismatchError(
+        stored.path,
+        "sample list",
+        f"{len(before)} samples",
+        f"{len(now)} samples ({_some(changes)})",
+        "Rows are addressed by position: restore the folder, or build into another --store.",
+    )
+
+
+def _check_inputs(
+    config: BuildConfig, stored: FeatureStore, found: Scan, stats: list[InputStat]
+) -> None:
+    """Refuses inputs of committed samples that are not what was read for them."""
+    cached = {} if config.verify_inputs else read_cache(stored.path / INPUT_CACHE)
+    changed = changed_inputs(found, stored.records, stats, cached)
+    if changed:
+        raise StoreMismatchError(
+            stored.path,
+            "content of inputs",
+            "the SHA-256 of what was read",
+            f"{len(changed)} files hold something else: {_some([repr(n) for n in changed])}",
+            "Restore them, or build again into another --store or with --overwrite.",
+        )
+
+
+def _some(items: list[str]) -> str:
+    more = f" and {len(items) - _LISTED} more" if len(items) > _LISTED else ""
+    return ", ".join(items[:_LISTED]) + more

@@ -1,0 +1,42 @@
+"""Stop signals, held back until the chunk in hand is committed."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from producers.worker import STOP_SIGNALS
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Collects the first stop signal, so that the chunk in hand is finished and committed.
+
+    A second one acts as it would have without us: Ctrl-C twice stops at once, and loses nothing
+    but the chunk in hand.
+
+    Yields:
+        The signals that came; empty as long as none did.
+    """
+    stopped: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped  # only the main thread may set handlers
+        return
+    # One that is ignored stays so: nohup's SIGHUP, a background job's SIGINT.
+    numbers = [n for n in STOP_SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
+    previous: dict[int, Any] = {number: signal.getsignal(number) for number in numbers}
+
+    def note(number: int, _frame: object) -> None:
+        stopped.append(number)
+        signal.signal(number, previous[number])
+
+    for number in numbers:
+        signal.signal(number, note)
+    try:
+        yield stopped
+    finally:
+        for number in numbers:
+            signal.signal(number, previous[number])
