@@ -656,3 +656,66 @@ def test_hostile_names_are_values_and_never_paths(
     with pytest.raises(InputError, match="holds a line break"):
         write_labels(expected, [{}] * len(expected), hostile.parent / "labels")
     assert not (hostile.parent / "labels").exists()
+
+
+# Inputs that changed ----------------------------------------------------------------------------
+
+
+def half_built(configure: Configure, data: Path, store: Path) -> BuildConfig:
+    """A store of ``data`` whose second and last chunk is still to be made."""
+    from featurestore import store as stores
+    from featurestore.repair import repair
+    from featurestore.verify import verify
+
+    config = configure(store, data_dir=data)
+    build(config)
+    (store / "clip_text" / "c.1.0.0").unlink()
+    lock = stores.take_lock(store)
+    assert repair(store, verify(store)) == [1]
+    lock.release()
+    return config
+
+
+def test_a_committed_input_that_changed_is_refused_by_name(
+    configure: Configure, some_data: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "s"
+    config = half_built(configure, some_data, store)
+    names = sorted(p.name for p in some_data.glob("*.json"))
+    first, last = some_data / names[0], some_data / names[-1]
+    undisturbed = first.read_bytes()
+    before = tree_digest(store)
+    first.write_text('{"plot": "another film"}')
+    with pytest.raises(StoreMismatchError, match=f"1 files hold something else: '{names[0]}'"):
+        build(_replace(config, resume=True))
+    assert tree_digest(store) == before
+    # Same content at another time, and a change to what was not read yet, are fine.
+    first.write_bytes(undisturbed)
+    last.write_text('{"plot": "not read yet"}')
+    assert build(_replace(config, resume=True)).built == 4
+
+
+def test_verify_inputs_reads_what_looks_unchanged(
+    configure: Configure, some_data: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "s"
+    config = half_built(configure, some_data, store)
+    synopsis = min(some_data.glob("*.json"))
+    status, content = synopsis.stat(), bytearray(synopsis.read_bytes())
+    content[-2] ^= 1
+    synopsis.write_bytes(content)
+    os.utime(synopsis, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(StoreMismatchError, match=synopsis.name):
+        build(_replace(config, resume=True, verify_inputs=True))
+    assert build(_replace(config, resume=True)).built == 4
+
+
+def test_another_suffix_is_another_sample_list(
+    configure: Configure, some_data: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "s"
+    config = half_built(configure, some_data, store)
+    poster = min(some_data.glob("*.jpg"))
+    poster.rename(poster.with_suffix(".jpeg"))
+    with pytest.raises(StoreMismatchError, match="sample list"):
+        build(_replace(config, resume=True))

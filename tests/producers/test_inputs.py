@@ -1,0 +1,106 @@
+"""Inputs of committed samples that changed are found, whatever the file system says of them."""
+
+import hashlib
+import os
+import shutil
+
+import pytest
+
+from featurestore.records import SampleRecord
+from producers.inputs import changed_inputs, extend_cache, read_cache, stat_inputs
+from producers.source import scan
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for i in range(4):
+        (tmp_path / f"{i}.jpg").write_bytes(b"poster %d" % i)
+        (tmp_path / f"{i}.json").write_bytes(b'{"plot": "%d"}' % i)
+    return tmp_path
+
+
+def records_of(folder):
+    def digest(name):
+        return hashlib.sha256((folder / name).read_bytes()).hexdigest()
+
+    return [SampleRecord(i, digest(f"{i}.jpg"), digest(f"{i}.json"), 1) for i in range(4)]
+
+
+def kept(folder):
+    return dict(enumerate(stat_inputs(scan(folder))))
+
+
+def check(folder, records, cached):
+    found = scan(folder)
+    return changed_inputs(found, records, stat_inputs(found), cached)
+
+
+def test_nothing_changed(folder):
+    records = records_of(folder)
+    assert check(folder, records, kept(folder)) == []
+    assert check(folder, records, {}) == []
+
+
+def test_another_time_with_the_same_content_is_read_and_accepted(folder):
+    records, cached = records_of(folder), kept(folder)
+    os.utime(folder / "1.jpg", ns=(1, 1))
+    assert check(folder, records, cached) == []
+
+
+def test_another_content_is_named(folder):
+    records, cached = records_of(folder), kept(folder)
+    (folder / "2.json").write_bytes(b'{"plot": "another"}')
+    (folder / "0.jpg").write_bytes(b"")
+    assert check(folder, records, cached) == ["0.jpg", "2.json"]
+
+
+def test_the_same_size_and_time_hide_a_change_until_everything_is_read(folder):
+    records, cached = records_of(folder), kept(folder)
+    status = (folder / "3.jpg").stat()
+    (folder / "3.jpg").write_bytes(b"POSTER 3")
+    os.utime(folder / "3.jpg", ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert check(folder, records, cached) == []
+    assert check(folder, records, {}) == ["3.jpg"]
+
+
+def test_a_file_that_became_unreadable_is_named(folder):
+    found, records = scan(folder), records_of(folder)
+    (folder / "1.json").unlink()
+    assert changed_inputs(found, records, stat_inputs(found), {}) == ["1.json"]
+
+
+def test_an_input_that_could_not_be_read_has_nothing_to_compare(folder):
+    records = [SampleRecord(r.index, "", r.text_sha256, 1) for r in records_of(folder)]
+    (folder / "1.jpg").write_bytes(b"mended")
+    assert check(folder, records, {}) == []
+
+
+def test_only_committed_samples_are_compared(folder):
+    records = records_of(folder)[:2]
+    (folder / "3.jpg").write_bytes(b"not read yet")
+    assert check(folder, records, {}) == []
+
+
+def test_the_cache_round_trips_and_later_lines_win(folder, tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "inputs.jsonl"
+    assert read_cache(path) == {}
+    stats = kept(folder)
+    extend_cache(path, {0: stats[0], 1: stats[1]})
+    extend_cache(path, {1: stats[2], 3: stats[3]})
+    assert read_cache(path) == {0: stats[0], 1: stats[2], 3: stats[3]}
+
+
+@pytest.mark.parametrize("damage", [b"\x00\xff", b"[[1, 2]]\n", b'{"a": 1}\n', b"[[0, 1, 2, 3"])
+def test_a_damaged_cache_only_means_reading_more(folder, tmp_path_factory, damage):
+    path = tmp_path_factory.mktemp("runs") / "inputs.jsonl"
+    extend_cache(path, {0: kept(folder)[0]})
+    with path.open("ab") as file:
+        file.write(damage)
+    assert read_cache(path).keys() <= {0}
+
+
+def test_a_moved_folder_is_the_same_data(folder, tmp_path_factory):
+    records, cached = records_of(folder), kept(folder)
+    other = tmp_path_factory.mktemp("other") / "data"
+    shutil.copytree(folder, other, copy_function=shutil.copy)  # new times
+    assert check(other, records, cached) == []
