@@ -48,9 +48,11 @@ def run(out_dir: Path, *, say: Say) -> None:
     say("3. build --resume")
     # Exit status 3 is "done, with bad samples": one poster of the data set is truncated.
     report = json.loads(_cli(say, *build, "--resume", "--json", allowed=(3,)))
-    say("4. materialize and labels: the published pipeline's files")
+    say("4. verify: every file against its checksum, every promise of the store")
+    _cli(say, "verify", "--store", str(out_dir / "features"))
+    say("5. materialize and labels: the published pipeline's files")
     _materialize(out_dir, say)
-    say("5. a linear probe, trained from the store")
+    say("6. a linear probe, trained from the store")
     result = _probe(out_dir)
     _summary(out_dir, killed_after, report, result, time.monotonic() - start, say)
 
