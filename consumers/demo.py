@@ -170,7 +170,7 @@ def _summary(
     say(
         f"\nDone in {seconds:.0f} s, all in {out_dir}:\n"
         f"  features/    the store: {report['samples']} samples x {report['views']} views, "
-        f"killed after {killed_after} chunks and resumed\n"
+        f"killed after chunk {killed_after} of 3 and resumed\n"
         f"  embeddings/  {size:,} bytes in the published format\n"
         f"  labels/      23 genres\n"
         f"  resumed at   {rate:.1f} samples/s, {rate * report['views']:.0f} views/s "

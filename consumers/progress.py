@@ -14,10 +14,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
 # Rates are taken over this many seconds: long enough to be steady, short enough to show a change.
 _WINDOW_S = 60.0
@@ -26,6 +27,8 @@ _REDRAW_S = 0.25
 
 class Meter:
     """Rates and the slower side, from the samples as they come.
+
+    They count from the first sample on: the producers' start would spoil the first minute's rate.
 
     Attributes:
         total: samples in the store.
@@ -42,7 +45,7 @@ class Meter:
         """Takes over the totals of a ``started`` event."""
         self.total, self.done = facts["samples"], facts["done"]
         self.views, self.slots = facts["views"], facts["slots"]
-        self._marks = [(time.monotonic(), self.done, 0.0)]
+        self._marks = []
 
     def sample(self, facts: Mapping[str, Any]) -> None:
         """Counts one sample."""
@@ -99,40 +102,34 @@ class RunLog:
     def __init__(self, folder: Path) -> None:
         """Logs to a new file in ``folder``, made when the build has started."""
         self._folder = folder
-        self._waiting: list[str] = []
-        self._file: IO[str] | None = None
+        self._waiting: list[bytes] = []
+        self._file: IO[bytes] | None = None
 
     def __call__(self, event: str, facts: Mapping[str, Any]) -> None:
         """Takes an event."""
         if event == "sample":
             return
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        self._waiting.append(json.dumps({"time": now, "event": event, **facts}) + "\n")
-        # Before that, the store may not exist: a refused build must leave nothing behind.
-        if event == "started" and self._file is None:
-            self._open()
-        if self._file is not None:
-            self._write(self._file)
+        self._waiting.append(json.dumps({"time": now, "event": event, **facts}).encode() + b"\n")
+        try:
+            # Before that, the store may not exist: a refused build must leave nothing behind.
+            if event == "started":
+                self._file = self._path().open("xb", buffering=0)
+            if self._file is not None:
+                self._file.write(b"".join(self._waiting))
+                self._waiting.clear()
+        except OSError:
+            self.close()
 
-    def _open(self) -> None:
+    def _path(self) -> Path:
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
-        try:
-            self._file = (self._folder / f"{stamp}-{os.getpid()}.log").open("x", encoding="utf-8")
-        except OSError:
-            self._waiting.clear()
-
-    def _write(self, file: IO[str]) -> None:
-        try:
-            file.writelines(self._waiting)
-            file.flush()
-        except OSError:
-            self._file = None
-        self._waiting.clear()
+        return self._folder / f"{stamp}-{os.getpid()}.log"
 
     def close(self) -> None:
         """Closes the file, if there is one."""
         if self._file is not None:
             self._file.close()
+        self._file = None
 
 
 class PlainDisplay:
@@ -165,7 +162,7 @@ class PlainDisplay:
 
 
 class LiveDisplay:
-    """A live line on a terminal: bar, rates, time left, queue, and the slower side."""
+    """Two live lines on a terminal: bar, rates, time left, queue, and the slower side."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -191,33 +188,34 @@ class LiveDisplay:
         for notice in facts["notices"]:
             self._console.print(notice, style="yellow")
         if facts["done"] < facts["samples"]:
-            self._live = Live(self._table(), console=self._console, auto_refresh=False)
+            self._live = Live(self._lines(), console=self._console, auto_refresh=False)
             self._live.start()
 
     def _redraw(self) -> None:
         # Drawn from the main loop, without a thread of its own; not for each of many samples.
         if self._live is not None and time.monotonic() - self._drawn >= _REDRAW_S:
             self._drawn = time.monotonic()
-            self._live.update(self._table(), refresh=True)
+            self._live.update(self._lines(), refresh=True)
 
-    def _table(self) -> Table:
+    def _lines(self) -> Group:
+        """Two lines of at most 80 columns."""
         meter = self._meter
-        table = Table.grid(padding=(0, 2))
-        rate = meter.samples_per_s
-        table.add_row(
-            ProgressBar(total=max(1, meter.total), completed=meter.done, width=24),
-            f"{meter.done:,}/{meter.total:,}",
-            f"{rate:.1f} samples/s  {rate * meter.views:,.0f} views/s",
-            f"{_duration(meter.eta_s)} left",
-            f"queue {meter.filled}/{meter.slots}",
-            f"slower side: {meter.bottleneck}",
+        first = Table.grid(padding=(0, 2))
+        first.add_row(
+            ProgressBar(total=max(1, meter.total), completed=meter.done, width=40),
+            f"{meter.done:,}/{meter.total:,}, {_duration(meter.eta_s)} left",
         )
-        return table
+        rate = meter.samples_per_s
+        second = (
+            f"{rate:.1f} samples/s, {rate * meter.views:,.0f} views/s, "
+            f"queue {meter.filled}/{meter.slots}, slower side: {meter.bottleneck}"
+        )
+        return Group(first, Text(second, style="dim"))
 
     def close(self) -> None:
         """Leaves the last state on the screen and gives the cursor back."""
         if self._live is not None:
-            self._live.update(self._table(), refresh=True)
+            self._live.update(self._lines(), refresh=True)
             self._live.stop()
             self._live = None
 

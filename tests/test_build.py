@@ -333,6 +333,24 @@ def test_kill_9_and_resume(
     assert kept.items() <= tree_digest(golden_text).items()
 
 
+def test_kill_9_and_resume_with_all_features(
+    golden: Path, configure: Configure, tmp_path: Path
+) -> None:
+    store = tmp_path / "s"
+    features = ("clip_image", "clip_text", "blip2_image", "blip2_text")
+    config = _replace(configure(store, features=features), **ALL)
+    with subprocess.Popen(arguments(config), stderr=subprocess.PIPE) as process:
+        wait_for(lambda: lines(store) or process.poll() is not None, 120)
+        process.kill()
+        process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    committed = lines(store)
+    assert 1 <= committed < 3
+    report = build(_replace(config, resume=True, workers=1))
+    assert report.built == 48 - 16 * committed
+    assert tree_digest(store) == tree_digest(golden)
+
+
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 )

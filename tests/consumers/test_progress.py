@@ -1,0 +1,124 @@
+"""What a terminal, a pipe and the log are told of a build."""
+
+import io
+import json
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from consumers.progress import LiveDisplay, Meter, PlainDisplay, RunLog
+
+STARTED = {
+    "samples": 25_959,
+    "done": 9_959,
+    "views": 70,
+    "slots": 34,
+    "workers": 16,
+    "features": {"clip_image": 512, "clip_text": 512, "blip2_image": 768, "blip2_text": 2048},
+    "notices": ["dropped 12 bytes of a torn last line of the ledger"],
+}
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return now
+
+
+def run(listener, clock, samples, seconds_each, waited_share=0.0):
+    for number in range(1, samples + 1):
+        clock[0] += seconds_each
+        facts = {"filled": 3, "waited_s": number * seconds_each * waited_share}
+        listener("sample", facts) if callable(listener) else listener.sample(facts)
+
+
+def test_rates_and_time_left(clock):
+    meter = Meter()
+    meter.start(STARTED)
+    assert (meter.samples_per_s, meter.eta_s, meter.bottleneck) == (0.0, None, "unknown")
+    clock[0] += 300  # producers start; that is no rate
+    run(meter, clock, 51, 0.25)
+    assert meter.done == 9_959 + 51
+    assert meter.samples_per_s == pytest.approx(4.0)
+    assert meter.eta_s == pytest.approx((25_959 - 9_959 - 51) / 4.0)
+
+
+def test_rates_are_those_of_the_last_minute(clock):
+    meter = Meter()
+    meter.start(STARTED)
+    run(meter, clock, 100, 1.0)
+    run(meter, clock, 300, 0.25)
+    assert meter.samples_per_s == pytest.approx(4.0, rel=0.02)
+
+
+@pytest.mark.parametrize(("share", "side"), [(0.9, "producers"), (0.1, "backbones")])
+def test_the_slower_side_is_the_one_that_is_waited_for(clock, share, side):
+    meter = Meter()
+    meter.start(STARTED)
+    run(meter, clock, 20, 1.0, share)
+    assert meter.bottleneck == side
+    assert meter.line().endswith(f"queue 3/34, slower side: {side}")
+
+
+def test_plain_lines_are_few_and_whole(clock):
+    stream = io.StringIO()
+    show = PlainDisplay(stream, interval_s=10.0)
+    show("started", STARTED)
+    for chunk in range(5):
+        run(show, clock, 4, 1.0)
+        show("chunk", {"chunk": chunk})
+    lines = stream.getvalue().splitlines()
+    assert lines[0].startswith("25,959 samples x 70 views, 9,959 samples done: clip_image [512]")
+    assert lines[1] == STARTED["notices"][0]
+    assert len(lines) == 2 + 2  # 20 s, one line each 10 s
+    assert "1.0 samples/s, 70 views/s" in lines[-1]
+
+
+def test_the_live_lines_fit_a_narrow_terminal(clock):
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=80, legacy_windows=False)
+    show = LiveDisplay(console)
+    show("loading", {"device": "cuda:0"})
+    show("started", STARTED)
+    run(show, clock, 30, 0.001)
+    run(show, clock, 30, 1.0)
+    rows = [list(console.render_lines(show._lines(), pad=False))][0]
+    show.close()
+    text = ["".join(segment.text for segment in row) for row in rows]
+    assert len(text) == 2
+    assert all(len(row) <= 80 for row in text)
+    assert "10,019/25,959" in text[0]
+    assert "slower side: backbones" in text[1]
+    assert "\x1b[?25h" in stream.getvalue()  # the cursor is given back
+
+
+def test_the_log_holds_every_event_but_samples_and_begins_with_the_store(tmp_path):
+    log = RunLog(tmp_path)
+    log("scanned", {"samples": 2})
+    assert list(tmp_path.iterdir()) == []
+    log("started", {"samples": 2})
+    log("sample", {"filled": 1})
+    log("chunk", {"bad": [[0, "image", "truncated", "é"]]})
+    log("finished", {})
+    log.close()
+    [path] = tmp_path.iterdir()
+    events = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    assert [e["event"] for e in events] == ["scanned", "started", "chunk", "finished"]
+    assert events[2]["bad"] == [[0, "image", "truncated", "é"]]
+    assert all(e["time"].endswith("+00:00") for e in events)
+
+
+def test_a_log_that_cannot_be_written_does_not_stop_a_build(tmp_path):
+    log = RunLog(tmp_path / "missing")
+    log("started", {})
+    log("chunk", {})
+    full = RunLog(tmp_path)
+    full("started", {})
+    full._file.close()
+    full._file = Path("/dev/full").open("wb", buffering=0)
+    full("chunk", {})
+    assert full._file is None
+    full("chunk", {})
