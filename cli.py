@@ -400,8 +400,8 @@ def verify(store: Path, repair: bool, as_json: bool) -> int:
       python cli.py verify --store features
     """
     from featurestore.repair import repair as drop
-    from featurestore.store import state_of, take_lock
     from featurestore.verify import verify as check
+    from featurestore.writer import state_of, take_lock
 
     if state_of(store) != "store":
         raise InputError(f"There is no feature store at {store}.")

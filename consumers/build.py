@@ -18,12 +18,13 @@ from consumers import backbones as registry
 from consumers.batching import ImageBatcher, TextBatcher
 from consumers.plan import INPUT_CACHE, Plan, check_intent, make_plan
 from consumers.stopping import stop_signals
-from featurestore import store as stores
+from featurestore import writer as stores
 from featurestore.config import BuildConfig
 from featurestore.durable import FileLock
 from featurestore.errors import InputError, InterruptedBuildError
 from featurestore.records import BadInput, SampleRecord
-from featurestore.store import FeatureStore, StoreWriter
+from featurestore.store import FeatureStore
+from featurestore.writer import StoreWriter
 from producers.inputs import extend_cache
 from producers.pool import ProducerPool, SampleViews
 from producers.source import Scan, scan

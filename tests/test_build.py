@@ -681,7 +681,7 @@ def test_hostile_names_are_values_and_never_paths(
 
 def half_built(configure: Configure, data: Path, store: Path) -> BuildConfig:
     """A store of ``data`` whose second and last chunk is still to be made."""
-    from featurestore import store as stores
+    from featurestore import writer as stores
     from featurestore.repair import repair
     from featurestore.verify import verify
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from featurestore import durable, store
+from featurestore import durable
 from featurestore.config import Fingerprint
 from featurestore.records import BadInput, Sample, SampleRecord, stems_sha256
-from featurestore.store import StoreSpec, StoreWriter, choose_chunk
+from featurestore.store import StoreSpec, choose_chunk
+from featurestore.writer import StoreWriter, create, take_lock
 
 DIMS = {"clip_image": 64, "clip_text": 128}
 KILLED = 9
@@ -96,9 +97,9 @@ def make_store(
     stems = [f"{i:07d}" for i in range(samples)] if stems is None else stems
     spec = StoreSpec(len(stems), views, choose_chunk(chunk, views, dims), dict(dims))
     made = make_rows(spec, seed) if rows is None else dict(rows)
-    lock = store.take_lock(path)
+    lock = take_lock(path)
     fingerprint = make_fingerprint(spec, stems)
-    with store.create(path, spec, fingerprint, make_samples(stems), lock) as writer:
+    with create(path, spec, fingerprint, make_samples(stems), lock) as writer:
         wanted = range(spec.chunks) if chunks is None else chunks
         commit(writer, wanted, made, make_records(spec, bad))
         writer.finish()

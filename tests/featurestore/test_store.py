@@ -15,7 +15,9 @@ from featurestore.errors import (
 )
 from featurestore.ledger import Ledger
 from featurestore.records import BadInput
-from featurestore.store import FeatureStore, StoreSpec, StoreWriter, state_of, take_lock
+from featurestore.store import FeatureStore, StoreSpec
+from featurestore.writer import StoreWriter, erase, state_of, take_lock
+from featurestore.writer import create as create_store
 from tests.featurestore.stores import (
     DIMS,
     commit,
@@ -38,7 +40,7 @@ BAD = {
 
 def create(path, *, spec=SPEC, stems=STEMS) -> StoreWriter:
     lock = take_lock(path)
-    return store.create(path, spec, make_fingerprint(spec, stems), make_samples(stems), lock)
+    return create_store(path, spec, make_fingerprint(spec, stems), make_samples(stems), lock)
 
 
 def zarr_rows(path, name):
@@ -259,7 +261,7 @@ def test_erase_leaves_an_unfinished_store_with_its_lock(tmp_path):
     (tmp_path / "s/.DS_Store").write_text("x")
     lock = take_lock(tmp_path / "s")
     (tmp_path / "s/records/runs/log").write_text("kept")
-    store.erase(tmp_path / "s")
+    erase(tmp_path / "s")
     # What the store did not make is not the store's to delete.
     assert tree(tmp_path / "s") == {".DS_Store": b"x", "link/": b"", "records/": b""}
     assert (tmp_path / "s/records/runs/log").read_text() == "kept"
@@ -309,7 +311,7 @@ def test_erasure_killed_at_every_operation_leaves_nothing_of_the_old_store(tmp_p
 
     def scenario(n):
         path = shutil.copytree(tmp_path / "old", tmp_path / f"s{n}")
-        return killed_at(n, lambda: store.erase(path))
+        return killed_at(n, lambda: erase(path))
 
     for n in sweep(scenario):
         path = tmp_path / f"s{n}"

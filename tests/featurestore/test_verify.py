@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from google_crc32c import value as crc32c
 
-from featurestore import store as stores
+from featurestore import writer as stores
 from featurestore.errors import CorruptStoreError
 from featurestore.records import BadInput
 from featurestore.repair import repair
-from featurestore.store import FeatureStore, StoreWriter
+from featurestore.store import FeatureStore
 from featurestore.verify import verify
+from featurestore.writer import StoreWriter
 
 from .stores import commit, make_records, make_store, tree
 

@@ -1,0 +1,214 @@
+"""Create, resume and erase a store; what is done and what remains.
+
+A creation writes the root's ``zarr.json`` last, and a deletion removes it first: without it a store
+does not exist.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from featurestore import arrays, durable
+from featurestore.config import Fingerprint
+from featurestore.errors import InputError
+from featurestore.ledger import ChunkEntry, Ledger
+from featurestore.moments import moments_of
+from featurestore.records import FEATURES, Sample, SampleRecord
+from featurestore.store import (
+    LOCK,
+    RECORDS,
+    RUNS,
+    SAMPLES,
+    SCHEMA,
+    FeatureStore,
+    StoreSpec,
+    record_crc32c,
+)
+
+# What a store is made of, besides ``records`` itself and the runs in it.
+_ROOT_ENTRIES = {"zarr.json", *FEATURES}
+_RECORDS_ENTRIES = {"zarr.json", "moments", *(Path(f).name for f in (SAMPLES, Ledger.FILE))}
+
+
+class StoreWriter(FeatureStore):
+    """A store opened for writing: holds its lock until it is closed. A context manager."""
+
+    def __init__(self, path: Path, lock: durable.FileLock) -> None:
+        super().__init__(path)
+        self._lock = lock
+        self.notices = self._recover()
+
+    def _recover(self) -> list[str]:
+        """Removes what a killed writer left; returns what there is to say about it."""
+        swept = []
+        for name in self.features:
+            for spec in (self.spec.feature(name), self.spec.moments(name)):
+                swept += durable.sweep_partials(self.path / spec.name)
+        for folder in (f"{RECORDS}/moments", RECORDS, ""):
+            swept += durable.sweep_partials(self.path / folder)
+        notices = (
+            [f"removed {len(swept)} unfinished files of an interrupted build"] if swept else []
+        )
+        if torn := self.ledger.recover():
+            notices.append(f"dropped {torn} bytes of a torn last line of the ledger")
+        return notices
+
+    def commit_chunk(
+        self,
+        chunk: int,
+        rows: Mapping[str, npt.NDArray[np.float32]],
+        samples: Sequence[SampleRecord],
+        changed: Mapping[str, str],
+    ) -> None:
+        """Writes one chunk of every feature; durable and complete once this returns.
+
+        Args:
+            chunk: its number.
+            rows: per feature float32 ``[n, V, D]``.
+            samples: the chunk's n samples, in order.
+            changed: fingerprint fields that were allowed to differ.
+
+        Raises:
+            ValueError: shapes or samples do not fit the store.
+            StorageError: a write failed; the chunk does not exist then.
+        """
+        files: dict[Path, arrays.EncodedChunk] = {}
+        entry: dict[str, tuple[int, int]] = {}
+        expected = self.spec.samples_of(chunk)
+        if [s.index for s in samples] != list(expected):
+            raise ValueError(f"chunk {chunk} holds samples {expected}, got {samples}")
+        for name in self.features:
+            feature, moments = self.spec.feature(name), self.spec.moments(name)
+            if rows[name].shape != (len(expected), *feature.shape[1:]):
+                raise ValueError(f"{name}: {rows[name].shape} does not fit chunk {chunk}")
+            found = moments_of(rows[name].reshape(-1, feature.shape[2]))
+            for spec, block in (
+                (feature, rows[name]),
+                (moments, np.stack([found.mean, found.m2])[None]),
+            ):
+                encoded = arrays.encode(spec, block)
+                files[self.path / spec.file(chunk)] = encoded
+                entry[spec.file(chunk)] = (encoded.size, encoded.crc)
+        durable.replace_files((path, encoded.parts()) for path, encoded in files.items())
+        self.ledger.commit(ChunkEntry(chunk, entry, samples, changed))
+
+    def finish(self) -> None:
+        """Brings the ledger into its final order once every chunk is committed."""
+        if self.complete:
+            self.ledger.sort()
+
+    def close(self) -> None:
+        """Gives the lock back."""
+        self._lock.release()
+
+    def __enter__(self) -> StoreWriter:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def take_lock(path: Path) -> durable.FileLock:
+    """Locks the store at ``path``, whose ``records/runs`` folder is created if it is missing.
+
+    Raises:
+        StoreLockedError: another process is writing to it.
+    """
+    durable.make_folder(path / RUNS)
+    return durable.FileLock(path / LOCK, path)
+
+
+def state_of(path: Path) -> str:
+    """What is at ``path``: ``absent``, ``store``, or ``unfinished`` (a creation that was killed).
+
+    Raises:
+        InputError: something else that must not be written into.
+    """
+    if not path.exists() and not path.is_symlink():
+        return "absent"
+    if not path.is_dir():
+        raise InputError(f"{path} is not a folder. Choose another --store.")
+    entries = {p.name for p in path.iterdir()}
+    if not entries:
+        return "absent"
+    if "zarr.json" in entries and (path / RECORDS).is_dir():
+        return "store"
+    foreign = {e for e in entries if e.removesuffix(durable.PARTIAL) not in _ROOT_ENTRIES}
+    foreign = {e for e in foreign - {RECORDS} if not e.startswith(".")}
+    if not foreign and _is_started(path):
+        return "unfinished"
+    raise InputError(
+        f"{path} is not empty and is not a feature store: it holds {min(foreign or entries)!r}.\n"
+        "Choose another --store."
+    )
+
+
+def _is_started(path: Path) -> bool:
+    """Whether a writer has locked ``path``, or was killed while it made the lock's folder."""
+    if (path / LOCK).is_file():
+        return True
+    made = {str(p.relative_to(path)) for p in path.rglob("*")}
+    return made <= {RECORDS, RUNS}
+
+
+def create(
+    path: Path,
+    spec: StoreSpec,
+    fingerprint: Fingerprint,
+    samples: Sequence[Sample],
+    lock: durable.FileLock,
+) -> StoreWriter:
+    """Creates an empty store at ``path``, in place of whatever of an earlier one is there.
+
+    An earlier creation or deletion that was killed may have been of other features or samples;
+    its files are erased first, or they would stay in the new store for ever.
+    """
+    erase(path)
+    for name in spec.dims:
+        for array, axes in (
+            (spec.feature(name), ("sample", "view", "dim")),
+            (spec.moments(name), ("chunk", "moment", "dim")),
+        ):
+            durable.make_folder(path / array.name)
+            document = arrays.array_document(array, axes)
+            durable.replace_file(path / array.name / "zarr.json", document)
+    for group in (f"{RECORDS}/moments", RECORDS):
+        durable.replace_file(path / group / "zarr.json", arrays.group_document({}))
+    lines = [json.dumps([s.stem, s.image_name, s.text_name]).encode() + b"\n" for s in samples]
+    listing = b"".join(lines)
+    durable.replace_file(path / SAMPLES, listing)
+    durable.replace_file(path / Ledger.FILE, b"")
+    record: dict[str, Any] = {
+        "schema": SCHEMA,
+        "shape": {**asdict(spec), "dims": dict(spec.dims)},
+        "fingerprint": fingerprint,
+        "samples_sha256": hashlib.sha256(listing).hexdigest(),
+    }
+    record["crc32c"] = record_crc32c(record)
+    durable.replace_file(path / "zarr.json", arrays.group_document({"manyviews": record}))
+    return StoreWriter(path, lock)
+
+
+def erase(path: Path) -> None:
+    """Deletes the store at ``path`` but for its logs and lock, which the caller holds.
+
+    The root's ``zarr.json`` goes first: a deletion that is killed leaves no store behind. Files
+    that are not the store's are left alone.
+    """
+    durable.remove(path / "zarr.json")
+    for folder, own in ((path, _ROOT_ENTRIES), (path / RECORDS, _RECORDS_ENTRIES)):
+        for entry in sorted(folder.iterdir()):
+            if entry.name.removesuffix(durable.PARTIAL) not in own:
+                continue
+            if entry.is_dir() and not entry.is_symlink():
+                durable.remove_folder(entry)
+            else:
+                durable.remove(entry)
