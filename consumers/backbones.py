@@ -224,7 +224,7 @@ def quiet_transformers() -> None:
 
     The build has a display of its own; what matters in a report (a missing weight) is an error.
     """
-    from producers.torchvision_ops import ensure_importable
+    from featurestore.torchvision_ops import ensure_importable
 
     ensure_importable()
     from transformers.utils import logging

@@ -13,7 +13,7 @@ from consumers.checkpoints import Checkpoint
 from consumers.loading import dtype_argument, freeze, text_spec
 from consumers.pixels import Normalizer, read_preprocessing
 from consumers.weights import PROCESSOR_FILES, TOKENIZER_FILES
-from producers.torchvision_ops import ensure_importable
+from featurestore.torchvision_ops import ensure_importable
 
 ensure_importable()
 from transformers import (  # noqa: E402

@@ -8,7 +8,7 @@ import torch
 
 from consumers.checkpoints import Checkpoint
 from producers.tokens import TextSpec
-from producers.torchvision_ops import ensure_importable
+from featurestore.torchvision_ops import ensure_importable
 
 ensure_importable()
 import transformers  # noqa: E402

@@ -12,7 +12,7 @@ from consumers.checkpoints import Checkpoint
 from consumers.loading import dtype_argument, freeze, text_spec
 from consumers.weights import PROCESSOR_FILES
 from producers.tokens import TextSpec
-from producers.torchvision_ops import ensure_importable
+from featurestore.torchvision_ops import ensure_importable
 
 ensure_importable()
 from sentence_transformers import SentenceTransformer  # noqa: E402

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from consumers.backbones import quiet_transformers
-from producers.torchvision_ops import ensure_importable
+from featurestore.torchvision_ops import ensure_importable
 
 ensure_importable()
 from sentence_transformers import SentenceTransformer  # noqa: E402

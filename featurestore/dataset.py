@@ -18,8 +18,7 @@ from torch.utils.data import Dataset
 
 from featurestore.errors import ConfigError, InputError
 from featurestore.label_files import read_labels
-from featurestore.moments import EPSILON
-from featurestore.reader import map_chunks
+from featurestore.rows import View, store_rows
 from featurestore.scaling import scale_for
 from featurestore.splits import Split, read_split
 from featurestore.store import FeatureStore
@@ -101,16 +100,11 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
         self.views = _checked_views(a["views"], self.store.spec.views)
         split = None if a["split_json"] is None else read_split(a["split_json"], self.store.stems)
         self.indices = _chosen_samples(self.store, a["split"], split, a["bad_samples"])
-        spec = self.store.spec
-        self._rows: dict[str, npt.NDArray[np.float32]] = {}
-        self._scales: dict[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]] = {}
-        for name in self.features:
-            mapped = map_chunks(self.store.path, spec.feature(name), range(spec.chunks))
-            self._rows[name] = mapped.reshape(-1, spec.dims[name])  # (chunks * K * V, D)
-            train = None if split is None else split.train
-            scale = scale_for(self.store, name, a["zscore"], train)
-            if scale is not None:
-                self._scales[name] = (scale.mu, scale.sigma + EPSILON)
+        train = None if split is None else split.train
+        self._rows = {
+            name: store_rows(self.store, name, scale_for(self.store, name, a["zscore"], train))
+            for name in self.features
+        }
         self._labels = None
         if a["labels_dir"] is not None:
             self._labels = read_labels(Path(a["labels_dir"]), self.store.stems)
@@ -158,31 +152,18 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
         return self._batch(self.indices[np.asarray(items, np.int64)])
 
     def _batch(self, samples: npt.NDArray[np.int64]) -> dict[str, torch.Tensor]:
-        batch = {name: torch.from_numpy(self._read(name, samples)) for name in self.features}
+        view = self._view(samples)
+        batch = {n: torch.from_numpy(rows.take(samples, view)) for n, rows in self._rows.items()}
         batch["index"] = torch.from_numpy(samples)
         if self._labels is not None:
             batch["labels"] = torch.from_numpy(self._labels[samples])
         return batch
 
-    def _read(self, name: str, samples: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """float32 ``[B, D]``, or ``[B, V, D]`` for all views, z-scored."""
-        views = self.store.spec.views
-        rows = self._rows[name]
-        if self.views in ("all", "mean"):
-            out = rows.reshape(-1, views, rows.shape[1]).take(samples, axis=0)
-        else:
-            out = rows.take(samples * views + self._view_of(samples), axis=0)
-        if name in self._scales:
-            mu, divisor = self._scales[name]
-            out -= mu
-            out /= divisor
-        return out.mean(axis=1) if self.views == "mean" else out
-
-    def _view_of(self, samples: npt.NDArray[np.int64]) -> npt.NDArray[np.int64] | int:
+    def _view(self, samples: npt.NDArray[np.int64]) -> View:
         if self.views == "random":
             draws = _mix(self._arguments["seed"], self.epoch, samples)
             return (draws % np.uint64(self.store.spec.views)).astype(np.int64)
-        return int(self.views)
+        return self.views
 
 
 def _mix(seed: int, epoch: int, samples: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:

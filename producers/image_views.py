@@ -18,7 +18,7 @@ from PIL import Image
 from featurestore.errors import BadSampleError
 from featurestore.seeds import view_seed
 from producers.decode import MAX_PIXELS
-from producers.torchvision_ops import ensure_importable
+from featurestore.torchvision_ops import ensure_importable
 
 Pixels = NDArray[np.uint8]
 

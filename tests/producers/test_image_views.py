@@ -23,7 +23,7 @@ from producers.image_views import (
     clean_view,
     warm_up,
 )
-from producers.torchvision_ops import ensure_importable
+from featurestore.torchvision_ops import ensure_importable
 
 PHOTOS = {
     **{Path(p).stem: p for p in sklearn.datasets.load_sample_images().filenames},
@@ -268,7 +268,7 @@ def test_spec_round_trips_through_json_and_is_hashable(spec):
 def test_importing_the_producers_stays_light():
     code = (
         "import sys, producers.source, producers.decode, producers.image_views\n"
-        "import producers.text_views, producers.tokens, producers.torchvision_ops\n"
+        "import producers.text_views, producers.tokens, featurestore.torchvision_ops\n"
         "heavy = {'torch', 'torchvision', 'transformers', 'zarr', 'consumers'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
         "assert 'PIL.EpsImagePlugin' not in sys.modules\n"
@@ -280,7 +280,7 @@ def test_importing_the_producers_stays_light():
 
 def test_torchvision_and_transformers_import_in_a_fresh_process():
     code = (
-        "from producers.torchvision_ops import ensure_importable\n"
+        "from featurestore.torchvision_ops import ensure_importable\n"
         "ensure_importable(); ensure_importable()\n"
         "import torchvision, gc; gc.collect()\n"
         "import torch; assert hasattr(torch.ops.torchvision, 'nms')\n"

@@ -6,7 +6,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 from producers.text_views import views
 from producers.tokens import TextSpec, TokenEncoder
-from producers.torchvision_ops import ensure_importable
+from featurestore.torchvision_ops import ensure_importable
 
 CORPUS = [
     "a young wizard finds a stone in the castle",
