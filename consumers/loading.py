@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 import torch
 
 from consumers.checkpoints import Checkpoint
-from producers.tokens import TextSpec
 from featurestore.torchvision_ops import ensure_importable
+from producers.tokens import TextSpec
 
 ensure_importable()
 import transformers  # noqa: E402

@@ -11,8 +11,8 @@ import torch
 from consumers.checkpoints import Checkpoint
 from consumers.loading import dtype_argument, freeze, text_spec
 from consumers.weights import PROCESSOR_FILES
-from producers.tokens import TextSpec
 from featurestore.torchvision_ops import ensure_importable
+from producers.tokens import TextSpec
 
 ensure_importable()
 from sentence_transformers import SentenceTransformer  # noqa: E402

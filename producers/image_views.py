@@ -17,8 +17,8 @@ from PIL import Image
 
 from featurestore.errors import BadSampleError
 from featurestore.seeds import view_seed
-from producers.decode import MAX_PIXELS
 from featurestore.torchvision_ops import ensure_importable
+from producers.decode import MAX_PIXELS
 
 Pixels = NDArray[np.uint8]
 

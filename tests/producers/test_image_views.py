@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from featurestore.errors import BadSampleError
+from featurestore.torchvision_ops import ensure_importable
 from producers import decode
 from producers.image_views import (
     ImageSpec,
@@ -23,7 +24,6 @@ from producers.image_views import (
     clean_view,
     warm_up,
 )
-from featurestore.torchvision_ops import ensure_importable
 
 PHOTOS = {
     **{Path(p).stem: p for p in sklearn.datasets.load_sample_images().filenames},

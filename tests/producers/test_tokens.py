@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
+from featurestore.torchvision_ops import ensure_importable
 from producers.text_views import views
 from producers.tokens import TextSpec, TokenEncoder
-from featurestore.torchvision_ops import ensure_importable
 
 CORPUS = [
     "a young wizard finds a stone in the castle",
