@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,18 @@ class FeatureRows:
         samples: N.
         views: V.
         scale: applied to what is read, or None.
+        reopen: a function and its arguments that give these rows again, in another process.
     """
 
     flat: npt.NDArray[np.float32]
     samples: int
     views: int
     scale: Scale | None
+    reopen: tuple[Callable[..., FeatureRows], tuple[Any, ...]]
+
+    def __reduce__(self) -> tuple[Callable[..., FeatureRows], tuple[Any, ...]]:
+        # A pickle must carry where the rows are, not gigabytes of them.
+        return self.reopen
 
     @property
     def dim(self) -> int:
@@ -72,7 +79,13 @@ def store_rows(store: FeatureStore, feature: str, scale: Scale | None) -> Featur
     store.require_complete()
     spec = store.spec
     mapped = map_chunks(store.path, spec.feature(feature), range(spec.chunks))
-    return FeatureRows(mapped.reshape(-1, spec.dims[feature]), spec.samples, spec.views, scale)
+    flat = mapped.reshape(-1, spec.dims[feature])
+    reopen = (_reopen_store_rows, (store.path, feature, scale))
+    return FeatureRows(flat, spec.samples, spec.views, scale, reopen)
+
+
+def _reopen_store_rows(path: Path, feature: str, scale: Scale | None) -> FeatureRows:
+    return store_rows(FeatureStore(path), feature, scale)
 
 
 def read_manifest(folder: Path, prefix: str) -> dict[str, Any]:
@@ -111,4 +124,4 @@ def npy_rows(folder: Path, prefix: str, feature: str) -> FeatureRows:
             f"{path} holds {flat.dtype} {flat.shape}; its manifest speaks of {samples} samples "
             f"with {views} views.\nRun `materialize` again."
         )
-    return FeatureRows(flat, samples, views, None)
+    return FeatureRows(flat, samples, views, None, (npy_rows, (folder, prefix, feature)))

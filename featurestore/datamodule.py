@@ -1,0 +1,325 @@
+"""The published training code's datamodule, from a store or from materialized files.
+
+It keeps the interface of ``dataset_1x_aug70.py``: the two factories, their keywords, the variables
+that name folders, and loaders that give aligned dictionaries per set of domains. What it does not
+keep are the copies: every domain is a lazy view of mapped rows, the clean mirrors included, so that
+memory stays flat even for all 70 views of BLIP-2.
+
+Loaders need Lightning (``pip install "manyviews[lightning]"``); datasets do not.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import DataLoader
+
+from featurestore.domains import DomainDataset, DomainRows, as_it_is
+from featurestore.errors import ConfigError, InputError
+from featurestore.label_files import read_ids, read_labels
+from featurestore.materialize import PREFIX
+from featurestore.moments import Scale, scale_of
+from featurestore.records import stems_sha256
+from featurestore.rows import FeatureRows, npy_rows, read_manifest, store_rows
+from featurestore.scaling import scale_for
+from featurestore.splits import Split, read_split
+from featurestore.store import FeatureStore
+from featurestore.torchvision_ops import ensure_importable
+
+Domains = frozenset[str]
+
+IMAGE, TEXT = "image_latents", "caption_embeddings"
+IMAGE_CLEAN, TEXT_CLEAN = "image_latents_clean", "caption_embeddings_clean"
+LABELS = "labels"
+
+_PAIRED = ((IMAGE, TEXT), (IMAGE_CLEAN,), (TEXT_CLEAN,), (IMAGE, IMAGE_CLEAN), (TEXT, TEXT_CLEAN))
+_ALL = (IMAGE, TEXT, IMAGE_CLEAN, TEXT_CLEAN)
+_TRAIN_ONLY = ((IMAGE,), (TEXT,))
+_LABELLED = ((LABELS,), (IMAGE, TEXT, LABELS), (*_ALL, LABELS))
+_FEATURES = {
+    "clip": {IMAGE: "clip_image", TEXT: "clip_text"},
+    "blip2": {IMAGE: "blip2_image", TEXT: "blip2_text"},
+}
+_VIEW_MODES = ("clean", "view_k", "all", "mean")
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    batch_size: int
+    include_labels: bool
+    num_workers: int
+    pin_memory: bool
+    normalize: str
+    view_mode: str
+    view_k: int
+
+    def check(self, views: int) -> None:
+        """Raises ConfigError for a value that means nothing."""
+        if self.normalize not in ("none", "train_split"):
+            raise ConfigError(f"normalize is none or train_split, found {self.normalize!r}.")
+        if self.view_mode not in _VIEW_MODES:
+            raise ConfigError(
+                f"view_mode is one of {', '.join(_VIEW_MODES)}, found {self.view_mode!r}."
+            )
+        if not 0 <= self.view_k < views:
+            raise ConfigError(f"view_k is 0 to {views - 1}, found {self.view_k}.")
+        if self.batch_size < 1:
+            raise ConfigError(f"batch_size is at least 1, found {self.batch_size}.")
+
+    @property
+    def mode(self) -> str | int:
+        """The view policy of ``DomainRows``."""
+        return {"clean": 0, "view_k": self.view_k}.get(self.view_mode, self.view_mode)
+
+
+class FeatureDataModule:
+    """Train, validation and test datasets per set of domains, and their combined loaders.
+
+    Attributes:
+        train_datasets: per frozenset of domain names its dataset.
+        val_datasets: the same without the single augmented domains.
+        test_datasets: like ``val_datasets``.
+    """
+
+    def __init__(
+        self,
+        rows: Mapping[str, FeatureRows],
+        labels: npt.NDArray[np.float32] | None,
+        split: Split,
+        options: _Options,
+    ) -> None:
+        """Lines the domains of each split up; see :func:`make_datamodule`."""
+        super().__init__()  # Lightning's, where this is one of its datamodules
+        self._options = options
+        options.check(rows[IMAGE].views)
+        scales = self._scales(rows, split)
+        self.train_datasets = self._datasets(rows, labels, split.train, scales, train=True)
+        self.val_datasets = self._datasets(rows, labels, split.val, scales, train=False)
+        self.test_datasets = self._datasets(rows, labels, split.test, scales, train=False)
+
+    def _scales(self, rows: Mapping[str, FeatureRows], split: Split) -> dict[str, Scale]:
+        """One scale per domain, from the training rows alone; labels are never scaled."""
+        if self._options.normalize == "none":
+            return {}
+        if len(split.train) == 0:
+            raise InputError("normalize='train_split' needs a training split that is not empty.")
+        train = self._domains(rows, split.train, {})
+        return {name: scale_of(domain.moments()) for name, domain in train.items()}
+
+    def _domains(
+        self,
+        rows: Mapping[str, FeatureRows],
+        samples: npt.NDArray[np.int64],
+        scales: Mapping[str, Scale],
+    ) -> dict[str, DomainRows]:
+        mode = self._options.mode
+        each = rows[IMAGE].views if mode == "all" else 1
+        found = {}
+        for name, clean in ((IMAGE, IMAGE_CLEAN), (TEXT, TEXT_CLEAN)):
+            found[name] = DomainRows(rows[name], samples, mode, scales.get(name))
+            found[clean] = DomainRows(rows[name], samples, 0, scales.get(clean), each)
+        return found
+
+    def _datasets(
+        self,
+        rows: Mapping[str, FeatureRows],
+        labels: npt.NDArray[np.float32] | None,
+        samples: npt.NDArray[np.int64],
+        scales: Mapping[str, Scale],
+        *,
+        train: bool,
+    ) -> dict[Domains, DomainDataset]:
+        domains = self._domains(rows, samples, scales)
+        keys = [*(_TRAIN_ONLY if train else ()), *_PAIRED, _ALL]
+        if labels is not None:
+            each = len(domains[IMAGE]) // max(1, len(samples))
+            domains[LABELS] = DomainRows(labels, samples, 0, repeats=each)
+            keys += _LABELLED
+        return {frozenset(k): DomainDataset({n: domains[n] for n in k}) for k in keys}
+
+    def get_samples(self, split: str, amount: int) -> dict[Domains, dict[str, torch.Tensor]]:
+        """The first ``amount`` rows of every dataset of a split.
+
+        Args:
+            split: ``train``, ``val`` or ``test``.
+            amount: rows, at most the split's.
+
+        Returns:
+            Per frozenset of names, per name float32 ``[amount, D]``.
+
+        Raises:
+            ConfigError: no such split, or it has fewer rows.
+        """
+        named = {"train": self.train_datasets, "val": self.val_datasets, "test": self.test_datasets}
+        if split not in named:
+            raise ConfigError(f"split is train, val or test, found {split!r}.")
+        rows = len(named[split][frozenset(_ALL)])
+        if not 0 < amount <= rows:
+            raise ConfigError(f"amount is 1 to {rows}, the rows of {split}, found {amount}.")
+        wanted = list(range(amount))
+        return {key: dataset.__getitems__(wanted) for key, dataset in named[split].items()}
+
+    def train_dataloader(self) -> Any:
+        """A ``CombinedLoader`` over the training datasets, shuffled."""
+        return self._loader(self.train_datasets, shuffle=True)
+
+    def val_dataloader(self) -> Any:
+        """A ``CombinedLoader`` over the validation datasets, in order."""
+        return self._loader(self.val_datasets, shuffle=False)
+
+    def test_dataloader(self) -> Any:
+        """A ``CombinedLoader`` over the test datasets, in order."""
+        return self._loader(self.test_datasets, shuffle=False)
+
+    def _loader(self, datasets: Mapping[Domains, DomainDataset], *, shuffle: bool) -> Any:
+        options = self._options
+        loaders: dict[Domains, DataLoader[Any]] = {
+            key: DataLoader(
+                dataset,
+                batch_size=options.batch_size,
+                shuffle=shuffle,
+                num_workers=options.num_workers,
+                # Without a GPU there is nothing to pin for, and torch warns of it.
+                pin_memory=options.pin_memory and torch.cuda.is_available(),
+                collate_fn=as_it_is,
+            )
+            for key, dataset in datasets.items()
+        }
+        return _combined_loader()(loaders, mode="min_size")
+
+
+def make_datamodule_clip_aug70(**keywords: Any) -> FeatureDataModule:
+    """The published factory for CLIP; see :func:`make_datamodule` for the keywords."""
+    return _from_environment("clip", **keywords)
+
+
+def make_datamodule_blip2_aug70(**keywords: Any) -> FeatureDataModule:
+    """The published factory for BLIP-2; see :func:`make_datamodule` for the keywords."""
+    return _from_environment("blip2", **keywords)
+
+
+def _from_environment(family: str, **keywords: Any) -> FeatureDataModule:
+    """Takes the three folders from the variables that the published code reads."""
+    return make_datamodule(
+        family,
+        embeddings=_variable("OTHER_BACKBONES_DIR_IMDB1_AUG70"),
+        data_root=_variable("MMIMDB1_DIR"),
+        labels_dir=_variable("IMDB1_LABELS_DIR_23"),
+        **keywords,
+    )
+
+
+def _variable(name: str) -> Path:
+    value = os.environ.get(name, "").strip()
+    if not value:
+        raise ConfigError(f"The environment variable {name} is not set: it names a folder.")
+    return Path(value)
+
+
+def make_datamodule(
+    family: str,
+    *,
+    embeddings: Path | str,
+    data_root: Path | str,
+    labels_dir: Path | str,
+    batch_size: int = 2048,
+    include_labels: bool = False,
+    num_workers: int = 9,
+    pin_memory: bool = True,
+    normalize: str = "none",
+    view_mode: str = "clean",
+    view_k: int = 0,
+) -> FeatureDataModule:
+    """Makes a datamodule over one family's image and text features.
+
+    Args:
+        family: ``clip`` or ``blip2``.
+        embeddings: a store, or a folder that ``materialize`` wrote. A store is z-scored by all
+            rows, as the materialized files are by default.
+        data_root: the folder that holds ``split.json``.
+        labels_dir: a folder that ``labels`` wrote; its list of stems gives the order of the rows.
+        batch_size: rows per batch; the last one of an epoch may be smaller.
+        include_labels: adds the domain ``labels``, float32 ``[23]``.
+        num_workers: of each loader; 0 is faster here, as rows come from mapped memory.
+        pin_memory: page-locked batches, where there is a GPU.
+        normalize: ``train_split`` scales each domain but the labels by its training rows.
+        view_mode: ``clean``, ``view_k``, ``mean`` (one row a sample) or ``all`` (V rows a sample,
+            sample-major).
+        view_k: the view of ``view_k``.
+
+    Raises:
+        ConfigError: a keyword means nothing.
+        InputError: embeddings, labels and split do not belong together, or one is missing.
+    """
+    if family not in _FEATURES:
+        raise ConfigError(f"family is one of {', '.join(_FEATURES)}, found {family!r}.")
+    embeddings, labels_dir = Path(embeddings), Path(labels_dir)
+    options = _Options(
+        batch_size, include_labels, num_workers, pin_memory, normalize, view_mode, view_k
+    )
+    stems = read_ids(labels_dir)
+    open_rows = _store_domains if (embeddings / "zarr.json").is_file() else _npy_domains
+    rows = open_rows(embeddings, family, stems)
+    labels = read_labels(labels_dir, stems) if include_labels else None
+    split = read_split(Path(data_root) / "split.json", stems)
+    made: FeatureDataModule = _module_class()(rows, labels, split, options)
+    return made
+
+
+def _store_domains(path: Path, family: str, stems: list[str]) -> dict[str, FeatureRows]:
+    store = FeatureStore(path)
+    if store.stems != stems:
+        raise InputError(f"{path} and the labels are of other samples, or in another order.")
+    return {
+        name: store_rows(store, feature, scale_for(store, feature, "all", None))
+        for name, feature in _FEATURES[family].items()
+    }
+
+
+def _npy_domains(folder: Path, family: str, stems: list[str]) -> dict[str, FeatureRows]:
+    manifest = read_manifest(folder, PREFIX)
+    if manifest["original_rows"] != len(stems):
+        raise InputError(
+            f"{folder} is of {manifest['original_rows']} samples, the labels of {len(stems)}."
+        )
+    # Files of the published scripts carry no hash; their number of rows is all there is to compare.
+    if manifest.get("stems_sha256", stems_sha256(stems)) != stems_sha256(stems):
+        raise InputError(f"{folder} and the labels are of other samples, or in another order.")
+    return {name: npy_rows(folder, PREFIX, f) for name, f in _FEATURES[family].items()}
+
+
+@functools.cache
+def _module_class() -> type[FeatureDataModule]:
+    """The datamodule's class: also a ``LightningDataModule`` where Lightning is installed."""
+    lightning = _lightning()
+    if lightning is None:
+        return FeatureDataModule
+    return type("FeatureDataModule", (FeatureDataModule, lightning.LightningDataModule), {})
+
+
+def _lightning() -> Any:
+    """Lightning under either of its names, or None."""
+    ensure_importable()
+    for name in ("lightning.pytorch", "pytorch_lightning"):
+        try:
+            return import_module(name)
+        except ModuleNotFoundError:
+            continue
+    return None
+
+
+def _combined_loader() -> Any:
+    lightning = _lightning()
+    if lightning is None:
+        raise ConfigError('Loaders need Lightning: pip install "manyviews[lightning]".')
+    name = f"{lightning.__name__}.utilities.combined_loader"
+    return import_module(name).CombinedLoader

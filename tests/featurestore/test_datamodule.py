@@ -1,0 +1,271 @@
+"""The published datamodule's interface, against a plain in-memory reference written here."""
+
+import json
+import pickle
+import tracemalloc
+
+import numpy as np
+import pytest
+import torch
+
+from featurestore.datamodule import (
+    make_datamodule,
+    make_datamodule_blip2_aug70,
+    make_datamodule_clip_aug70,
+)
+from featurestore.errors import ConfigError, InputError
+from featurestore.labels import write_labels
+from featurestore.materialize import PREFIX, materialize
+from featurestore.store import FeatureStore
+
+from .stores import make_store
+
+DIMS = {"clip_image": 64, "clip_text": 128, "blip2_image": 192, "blip2_text": 64}
+STEMS = [f"{i:07d}" for i in range(14)]
+SPLIT = {"train": STEMS[:8], "dev": STEMS[8:11], "test": [1, *range(11, 14)][1:]}
+PARTS = {"train": range(8), "val": range(8, 11), "test": range(11, 14)}
+VIEWS = 4
+
+I, C, I0, C0, L = (  # noqa: E741  the names of formats.md
+    "image_latents",
+    "caption_embeddings",
+    "image_latents_clean",
+    "caption_embeddings_clean",
+    "labels",
+)
+PAIRED = [{I, C}, {I0}, {C0}, {I, I0}, {C, C0}, {I, C, I0, C0}]
+LABELLED = [{L}, {I, C, L}, {I, C, I0, C0, L}]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    make_store(root / "store", dims=DIMS, views=VIEWS, chunk=8, stems=STEMS)
+    materialize(FeatureStore(root / "store"), root / "embeddings")
+    genres = ["Drama", "Comedy", "Horror"]
+    write_labels(STEMS, [{"genres": [genres[i % 3]]} for i in range(14)], root / "labels")
+    (root / "split.json").write_text(json.dumps(SPLIT))
+    return root
+
+
+@pytest.fixture(params=["store", "embeddings"])
+def make(request, folders):
+    def module(family="clip", **keywords):
+        keywords = {"num_workers": 0, "batch_size": 5, **keywords}
+        return make_datamodule(
+            family,
+            embeddings=folders / request.param,
+            data_root=folders,
+            labels_dir=folders / "labels",
+            **keywords,
+        )
+
+    return module
+
+
+def reference(folders, family, part, mode, k=0):
+    """Every domain of a part, from the published files, all in memory."""
+    found = {}
+    for kind, name, clean in (("image", I, I0), ("text", C, C0)):
+        rows = np.load(folders / "embeddings" / f"{PREFIX}_{family}_{kind}.npy")
+        cube = rows.reshape(len(STEMS), VIEWS, -1)[list(PARTS[part])]  # [n, V, D]
+        found[name] = {
+            "clean": cube[:, 0],
+            "view_k": cube[:, k],
+            "mean": cube.mean(axis=1),
+            "all": cube.reshape(-1, cube.shape[2]),
+        }[mode]
+        each = VIEWS if mode == "all" else 1
+        found[clean] = cube[:, 0].repeat(each, axis=0)
+    labels = np.load(folders / "labels" / "labels_all_23.npy")[list(PARTS[part])]
+    found[L] = labels.repeat(VIEWS if mode == "all" else 1, axis=0)
+    return found
+
+
+def datasets_of(module):
+    return {p: getattr(module, f"{p}_datasets") for p in ("train", "val", "test")}
+
+
+def test_keys(make):
+    for labelled in (False, True):
+        found = datasets_of(make(include_labels=labelled))
+        more = LABELLED if labelled else []
+        assert set(found["train"]) == {frozenset(k) for k in [{I}, {C}, *PAIRED, *more]}
+        for part in ("val", "test"):
+            assert set(found[part]) == {frozenset(k) for k in [*PAIRED, *more]}
+        for datasets in found.values():
+            assert all(set(d.domain_data) == key for key, d in datasets.items())
+
+
+@pytest.mark.parametrize("family", ["clip", "blip2"])
+@pytest.mark.parametrize(("mode", "k"), [("clean", 0), ("view_k", 3), ("mean", 0), ("all", 0)])
+def test_values_of_every_domain(make, folders, family, mode, k):
+    module = make(family, view_mode=mode, view_k=k, include_labels=True)
+    for part, datasets in datasets_of(module).items():
+        wanted = reference(folders, family, part, mode, k)
+        dataset = datasets[frozenset({I, C, I0, C0, L})]
+        assert len(dataset) == len(wanted[I])
+        for name, rows in dataset.domain_data.items():
+            assert rows.shape == wanted[name].shape
+            np.testing.assert_allclose(np.asarray(rows), wanted[name], rtol=1e-5, atol=1e-6)
+            last = dataset[len(dataset) - 1][name]
+            torch.testing.assert_close(last, torch.from_numpy(wanted[name][-1].copy()))
+
+
+def test_rows_index_as_a_tensor_does(make, folders):
+    rows = make(view_mode="all").train_datasets[frozenset({I})].domain_data[I]
+    wanted = torch.from_numpy(np.asarray(rows))
+    assert wanted.dtype == torch.float32
+    for item in (0, -1, 31, slice(2, 9, 3), [3, 1, 3], np.array([7]), torch.tensor([5, 0])):
+        assert torch.equal(rows[item], wanted[item])
+    for item in (32, -33):
+        with pytest.raises(IndexError):
+            rows[item]
+    with pytest.raises(ValueError, match="without a copy"):
+        np.asarray(rows, copy=False)
+
+
+@pytest.mark.parametrize("mode", ["clean", "all", "mean"])
+def test_train_split_scales_each_domain_by_its_training_rows_but_not_labels(make, folders, mode):
+    module = make(normalize="train_split", view_mode=mode, include_labels=True)
+    train = reference(folders, "clip", "train", mode)
+    for part, datasets in datasets_of(module).items():
+        wanted = reference(folders, "clip", part, mode)
+        found = datasets[frozenset({I, C, I0, C0, L})].domain_data
+        for name in (I, C, I0, C0):
+            mean = train[name].astype(np.float64).mean(axis=0)
+            deviation = train[name].astype(np.float64).std(axis=0)
+            scaled = (wanted[name] - mean) / (deviation + 1e-6)
+            np.testing.assert_allclose(np.asarray(found[name]), scaled, rtol=2e-4, atol=2e-4)
+        assert np.array_equal(np.asarray(found[L]), wanted[L])
+
+
+def test_get_samples(make, folders):
+    module = make(include_labels=True)
+    found = module.get_samples("val", 2)
+    assert set(found) == set(module.val_datasets)
+    wanted = reference(folders, "clip", "val", "clean")
+    rows = found[frozenset({I, C, L})]
+    assert {n: tuple(v.shape) for n, v in rows.items()} == {I: (2, 64), C: (2, 128), L: (2, 23)}
+    np.testing.assert_allclose(rows[C].numpy(), wanted[C][:2], rtol=1e-5, atol=1e-6)
+    for arguments in (("dev", 1), ("val", 0), ("val", 4)):
+        with pytest.raises(ConfigError):
+            module.get_samples(*arguments)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loaders_give_aligned_batches(make, folders, workers):
+    module = make(view_mode="all", include_labels=True, num_workers=workers)
+    wanted = reference(folders, "clip", "train", "all")
+    seen, sizes = [], []
+    for batch, index, loader in module.train_dataloader():
+        assert set(batch) == set(module.train_datasets)
+        assert (index, loader) == (len(sizes), 0)
+        rows = batch[frozenset({I, C, I0, C0, L})]
+        sizes.append(len(rows[I]))
+        for i in range(sizes[-1]):
+            nearest = np.abs(wanted[C] - rows[C][i].numpy()).max(axis=1).argmin()
+            seen.append(int(nearest))
+            for name in (I, C, I0, C0, L):  # one sample's, whatever the order
+                torch.testing.assert_close(
+                    rows[name][i], torch.from_numpy(wanted[name][nearest].copy())
+                )
+    assert sizes == [5] * 6 + [2]  # the last partial batch is kept
+    assert sorted(seen) == list(range(32))
+    assert seen != sorted(seen)  # shuffled
+
+
+def test_validation_is_in_order(make, folders):
+    module = make(batch_size=2)
+    wanted = reference(folders, "clip", "val", "clean")
+    found = [batch[frozenset({I0})][I0] for batch, _, _ in module.val_dataloader()]
+    np.testing.assert_allclose(torch.cat(found).numpy(), wanted[I0], rtol=1e-5, atol=1e-6)
+    assert len(list(module.test_dataloader())) == 2
+
+
+def test_a_trainer_takes_it(make):
+    from lightning.pytorch import LightningDataModule
+
+    assert isinstance(make(), LightningDataModule)
+
+
+def test_datasets_travel_to_other_processes_without_their_rows(make):
+    dataset = make(view_mode="all", normalize="train_split").train_datasets[frozenset({I, I0})]
+    data = pickle.dumps(dataset)
+    assert len(data) < 20_000
+    again = pickle.loads(data)
+    for item in (0, 17, 31):
+        for name in (I, I0):
+            assert torch.equal(again[item][name], dataset[item][name])
+
+
+def test_nothing_is_copied_for_all_views(tmp_path, folders):
+    stems = [f"{i:05d}" for i in range(800)]
+    make_store(tmp_path / "store", dims=DIMS, views=VIEWS, chunk=8, stems=stems)
+    write_labels(stems, [{}] * 800, tmp_path / "labels")
+    split = {"train": stems[:700], "dev": stems[700:750], "test": stems[750:]}
+    (tmp_path / "split.json").write_text(json.dumps(split))
+    tracemalloc.start()
+    module = make_datamodule(
+        "blip2",
+        embeddings=tmp_path / "store",
+        data_root=tmp_path,
+        labels_dir=tmp_path / "labels",
+        view_mode="all",
+        num_workers=0,
+    )
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    rows = module.train_datasets[frozenset({I, C, I0, C0})].domain_data
+    assert sum(r.shape[0] * r.shape[1] * 4 for r in rows.values()) > 5_000_000
+    assert held < 2_000_000
+
+
+def test_factories_read_the_published_variables(folders, monkeypatch):
+    monkeypatch.setenv("OTHER_BACKBONES_DIR_IMDB1_AUG70", str(folders / "embeddings"))
+    monkeypatch.setenv("IMDB1_LABELS_DIR_23", str(folders / "labels"))
+    monkeypatch.setenv("MMIMDB1_DIR", str(folders))
+    clip = make_datamodule_clip_aug70()
+    blip2 = make_datamodule_blip2_aug70(view_mode="all", include_labels=True, batch_size=7)
+    assert clip.train_datasets[frozenset({I})].domain_data[I].shape == (8, 64)
+    assert blip2.test_datasets[frozenset({L})].domain_data[L].shape == (12, 23)
+    with pytest.raises(TypeError, match="bach_size"):
+        make_datamodule_clip_aug70(bach_size=3)
+    monkeypatch.delenv("MMIMDB1_DIR")
+    with pytest.raises(ConfigError, match="MMIMDB1_DIR is not set"):
+        make_datamodule_clip_aug70()
+
+
+@pytest.mark.parametrize(
+    "keywords",
+    [
+        {"view_mode": "noisy"},
+        {"view_mode": "view_k", "view_k": 4},
+        {"view_k": -1},
+        {"normalize": "all"},
+        {"batch_size": 0},
+    ],
+)
+def test_keywords_are_checked(make, keywords):
+    with pytest.raises(ConfigError):
+        make(**keywords)
+
+
+def test_what_does_not_belong_together_is_refused(folders, tmp_path):
+    def module(**changes):
+        places = {"embeddings": folders / "embeddings", "data_root": folders}
+        return make_datamodule("clip", **places | {"labels_dir": folders / "labels"} | changes)
+
+    write_labels(STEMS[:-1], [{}] * 13, tmp_path / "fewer")
+    write_labels([*STEMS[:-1], "x"], [{}] * 14, tmp_path / "other")
+    (tmp_path / "split.json").write_text(json.dumps(SPLIT | {"dev": STEMS[:1]}))
+    for embeddings in (folders / "embeddings", folders / "store"):
+        for labels in ("fewer", "other"):
+            with pytest.raises(InputError, match="samples"):
+                module(embeddings=embeddings, labels_dir=tmp_path / labels)
+    with pytest.raises(InputError, match="both in train and in val"):
+        module(data_root=tmp_path)
+    with pytest.raises(InputError, match="half written"):
+        module(embeddings=tmp_path)
+    with pytest.raises(ConfigError, match="clip, blip2"):
+        make_datamodule("vit", embeddings="x", data_root="x", labels_dir="x")
