@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -161,10 +162,21 @@ class ProducerPool:
         self._job_file.close()
 
     def _start(self) -> _Worker:
-        task_read, task_write = os.pipe()
-        result_read, result_write = os.pipe()
+        with ExitStack() as undo:
+            try:
+                return self._start_with(undo)
+            except OSError as e:
+                raise ProducerError(
+                    f"A producer process could not be started: {e.strerror}.\n"
+                    "Choose fewer with --workers, or raise the limit on processes and open files."
+                ) from e
+
+    def _start_with(self, undo: ExitStack) -> _Worker:
+        """Starts a producer; ``undo`` closes what was opened for it where that fails."""
+        stderr = undo.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
+        task_read, task_write = _pipe(undo)
+        result_read, result_write = _pipe(undo)
         fds = (self._job_file.fileno(), self.ring.fd, task_read, result_write)
-        stderr = tempfile.TemporaryFile()  # noqa: SIM115  closed when the worker is reaped
         paths = [str(_ROOT), os.environ.get("PYTHONPATH", "")]
         environment = {
             **os.environ,
@@ -188,17 +200,11 @@ class ProducerPool:
                 pass_fds=fds,
                 env=environment,
             )
-        except OSError as e:
-            os.close(task_write)
-            os.close(result_read)
-            raise ProducerError(
-                f"A producer process could not be started: {e.strerror}.\n"
-                "Choose fewer with --workers, or raise the limit on processes."
-            ) from e
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            os.close(task_read)
-            os.close(result_write)
+        undo.pop_all()
+        os.close(task_read)
+        os.close(result_write)
         return _Worker(
             process,
             Connection(task_write, readable=False),
@@ -314,6 +320,14 @@ class ProducerPool:
         task.kills[stage] += 1
         if stage and task.kills[stage] >= _KILLS_PER_INPUT:
             task.skip[stage] = f"{why}, {_KILLS_PER_INPUT} times"
+
+
+def _pipe(undo: ExitStack) -> tuple[int, int]:
+    """Both ends of a new pipe, which ``undo`` closes."""
+    read, write = os.pipe()
+    undo.callback(os.close, read)
+    undo.callback(os.close, write)
+    return read, write
 
 
 def _reap(worker: _Worker) -> tuple[str, str]:

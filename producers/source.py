@@ -75,9 +75,9 @@ def scan(data_dir: Path) -> Scan:
     for entry in _entries(data_dir):
         reason = _objection(entry, root)
         if reason is None:
-            names.append(entry.name)
+            names.append(_utf8(entry.name))
         else:
-            left_out.append((entry.name, reason))
+            left_out.append((_utf8(entry.name), reason))
 
     images, shadowed_images = _by_stem(names, IMAGE_SUFFIXES)
     texts, shadowed_texts = _by_stem(names, TEXT_SUFFIXES)
@@ -99,12 +99,26 @@ def scan(data_dir: Path) -> Scan:
 
 def image_path(data_dir: Path, sample: Sample) -> Path:
     """Where the sample's poster lies; a name that the folder listed holds no slash."""
-    return data_dir / sample.image_name
+    return data_dir / _native(sample.image_name)
 
 
 def text_path(data_dir: Path, sample: Sample) -> Path:
     """Where the sample's synopsis lies; a name that the folder listed holds no slash."""
-    return data_dir / sample.text_name
+    return data_dir / _native(sample.text_name)
+
+
+def _utf8(name: str) -> str:
+    """A name that the folder listed, decoded as UTF-8 in every locale.
+
+    In the locale ``C`` Python may take file names for ASCII, and the same folder would give other
+    names, in another order, and so another store.
+    """
+    return os.fsencode(name).decode("utf-8", "surrogateescape")
+
+
+def _native(name: str) -> str:
+    """The name as this process's locale spells it; ``_utf8`` undone."""
+    return os.fsdecode(name.encode("utf-8", "surrogateescape"))
 
 
 def read_capped(path: Path, cap_bytes: int) -> bytes:

@@ -10,6 +10,7 @@ import ctypes
 import hashlib
 import json
 import os
+import resource
 import signal
 import sys
 import traceback
@@ -30,6 +31,10 @@ STAGES = ("", "image", "text")
 # What asks a build to stop; it is the parent's to hear.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1
+# Address space for one sample on top of what a warm producer has. The largest accepted poster of
+# 179 million pixels takes 0.7 GB as RGB (Pillow keeps four bytes a pixel), as much again while it
+# is converted, 1.1 GB of coefficients if it is a progressive JPEG, and 0.25 GB as a file: 2.8 GB.
+_HEADROOM_BYTES = 4 << 30
 _DETAIL_CHARS = 200
 _TRACEBACK_CHARS = 8000
 
@@ -112,8 +117,8 @@ class Producer:
             data = source.read_capped(path, source.MAX_IMAGE_BYTES)
             report["image_sha256"] = hashlib.sha256(data).hexdigest()
             self._image_views(decode.image(data), sample.index, arrays)
-        except BadSampleError as e:
-            self._record("image", e.reason, e.detail)
+        except (BadSampleError, MemoryError) as e:
+            self._record("image", *_why(e))
             # Every transform of the recipe leaves black pixels black, so this is its result.
             for views in (*arrays.augmented.values(), *arrays.clean.values()):
                 views.fill(0)
@@ -144,8 +149,8 @@ class Producer:
             text = decoded.text
             if decoded.reason is not None:
                 self._record("text", decoded.reason, decoded.detail)
-        except BadSampleError as e:
-            self._record("text", e.reason, e.detail)
+        except (BadSampleError, MemoryError) as e:
+            self._record("text", *_why(e))
         report["words"] = len(text.split())
         if self._encoders:
             views = text_views.views(text, self._job.seed, sample.index, self._job.views)
@@ -162,6 +167,13 @@ def _refuse(reason: str | None) -> None:
     if reason is not None:
         word, _, detail = reason.partition(": ")
         raise BadSampleError(word, detail)
+
+
+def _why(error: BadSampleError | MemoryError) -> tuple[str, str]:
+    """Reason and detail of an input that cannot be used."""
+    if isinstance(error, BadSampleError):
+        return error.reason, error.detail
+    return "out-of-memory", f"more than {_HEADROOM_BYTES >> 30} GiB for one sample"
 
 
 def _shortened(text: str) -> str:
@@ -194,6 +206,18 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+def _limit_memory() -> None:
+    """Makes a sample that needs absurdly much memory fail by itself.
+
+    Without a limit the kernel would end some process for it, maybe the parent.
+    """
+    pages = int(Path("/proc/self/statm").read_text("ascii").split()[0])
+    limit = pages * os.sysconf("SC_PAGE_SIZE") + _HEADROOM_BYTES
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    lowest = min([limit] + [given for given in (soft, hard) if given != resource.RLIM_INFINITY])
+    resource.setrlimit(resource.RLIMIT_AS, (lowest, hard))
+
+
 def _serve(produce: Callable[[dict[str, Any]], dict[str, Any]], tasks: Any, results: Any) -> None:
     while True:
         try:
@@ -222,6 +246,7 @@ def main() -> None:
             report = producer.produce(sample, ring.slots[task["slot"]], task["skip"])
             return {"index": sample.index, **report}
 
+        _limit_memory()
         results.send_bytes(b'{"ready": true}')
         _serve(produce, tasks, results)
     except BaseException:
