@@ -99,8 +99,16 @@ def encode(spec: ArraySpec, block: npt.NDArray[Any]) -> EncodedChunk:
     return EncodedChunk(payload, int(google_crc32c.value(full.reshape(-1).view(np.uint8))))
 
 
-def read_chunk(root: Path, spec: ArraySpec, chunk: int) -> npt.NDArray[Any]:
+def read_chunk(
+    root: Path, spec: ArraySpec, chunk: int, committed: int | None = None
+) -> npt.NDArray[Any]:
     """Reads one chunk and checks it.
+
+    Args:
+        root: the store.
+        spec: the array.
+        chunk: its number.
+        committed: the CRC-32C that it was committed with; tells a sound file in the wrong place.
 
     Returns:
         ``dtype [n, ...]``, read-only; the last chunk without its filling.
@@ -109,13 +117,19 @@ def read_chunk(root: Path, spec: ArraySpec, chunk: int) -> npt.NDArray[Any]:
         CorruptStoreError: missing, of another size, or its checksum does not fit.
     """
     file = spec.file(chunk)
-    data = memoryview(read_bytes(root / file, root))
+    try:
+        data = memoryview(read_bytes(root / file, root))
+    except CorruptStoreError:
+        raise CorruptStoreError(file, "the file is missing", chunk=chunk) from None
     if len(data) != spec.chunk_bytes + CHECKSUM_BYTES:
         expected = spec.chunk_bytes + CHECKSUM_BYTES
         raise CorruptStoreError(file, f"{len(data)} bytes, expected {expected}", chunk=chunk)
     flat = np.frombuffer(data[:-CHECKSUM_BYTES], np.uint8)
-    if google_crc32c.value(flat) != int.from_bytes(data[-CHECKSUM_BYTES:], "little"):
+    crc = google_crc32c.value(flat)
+    if crc != int.from_bytes(data[-CHECKSUM_BYTES:], "little"):
         raise CorruptStoreError(file, "its checksum does not fit its content", chunk=chunk)
+    if committed not in (None, crc):
+        raise CorruptStoreError(file, "its content is not what was committed", chunk=chunk)
     rows = min(spec.rows, spec.shape[0] - chunk * spec.rows)
     return flat.view(spec.dtype).reshape(spec.chunk_shape)[:rows]
 

@@ -57,6 +57,7 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
         zscore: str = "all",
         bad_samples: str = "exclude",
         seed: int = 0,
+        checksum: bool = False,
     ) -> None:
         """Opens a complete store.
 
@@ -72,6 +73,9 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
             zscore: ``all``, ``train`` or ``none``, see ``scaling.scale_for``.
             bad_samples: ``exclude`` leaves samples with a placeholder out, ``include`` keeps them.
             seed: of the ``random`` policy.
+            checksum: read every chunk of the features once and compare it with what was committed.
+                Rows are mapped, so without it only the files' sizes are looked at, and a damaged
+                disk gives damaged numbers.
 
         Raises:
             InputError: there is no complete store, or split or labels do not fit it.
@@ -91,6 +95,10 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
         }
         self.epoch = 0
         self._open()
+        if checksum:
+            for name in self.features:
+                for chunk in range(self.store.spec.chunks):
+                    self.store.read_chunk(name, chunk)
 
     def _open(self) -> None:
         a = self._arguments

@@ -271,6 +271,8 @@ class FileLock:
             StoreLockedError: another process holds it.
         """
         with _named_errors(path):
+            hook("open", path, 0)
+            is_new = not path.exists()
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -285,6 +287,9 @@ class FileLock:
             with _named_errors(path):
                 os.ftruncate(self._fd, 0)
                 os.pwrite(self._fd, json.dumps(holder).encode(), 0)
+            if is_new:
+                # By it the next start tells a creation that was cut short from a foreign folder.
+                sync_folder(path.parent)
         except BaseException:
             self.release()
             raise

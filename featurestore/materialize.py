@@ -24,7 +24,8 @@ from featurestore.moments import Scale
 from featurestore.npy import npy_header
 from featurestore.scaling import scale_for
 from featurestore.splits import read_split
-from featurestore.store import FeatureStore, free_bytes
+from featurestore.store import FeatureStore, free_bytes, record_crc32c
+from featurestore.verify import Finding
 
 PREFIX = "mm_imdb1_globals_aug70"
 _INDEX_HEADER = ("aug_idx", "orig_idx", "view", "stem", "image_name", "text_len")
@@ -110,9 +111,37 @@ def materialize(
             durable.remove(out_dir / f"{prefix}_{name}.stats.npz")
     facts[f"{prefix}_aug_index.csv"] = _write_index(store, out_dir, prefix)
     document = _manifest(store, prefix, zscore, facts)
+    document["crc32c"] = record_crc32c(document)
     durable.replace_file(manifest, json.dumps(document, indent=2).encode("utf-8"))
     sizes = {name: size for name, (size, _) in facts.items()}
     return Materialized(out_dir, {**sizes, manifest.name: manifest.stat().st_size})
+
+
+def verify_materialized(out_dir: Path, prefix: str = PREFIX) -> list[Finding]:
+    """Checks materialized files against their manifest, and the manifest against its checksum.
+
+    Returns:
+        One finding per file that is missing or not what was written.
+    """
+    name = f"{prefix}_manifest.json"
+    try:
+        manifest = json.loads((out_dir / name).read_bytes())
+        if manifest["crc32c"] != record_crc32c(manifest):
+            raise ValueError("its checksum does not fit its content")
+        expected = dict(manifest["sha256"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+        return [Finding(name, None, f"no manifest of these files: {e}")]
+    findings = []
+    for file, digest in expected.items():
+        try:
+            with (out_dir / file).open("rb") as opened:
+                found = hashlib.file_digest(opened, "sha256").hexdigest()
+        except OSError as e:
+            findings.append(Finding(file, None, e.strerror or str(e)))
+            continue
+        if found != digest:
+            findings.append(Finding(file, None, "its content is not what was written"))
+    return findings
 
 
 def _check_space(store: FeatureStore, out_dir: Path) -> None:

@@ -203,7 +203,13 @@ class FeatureStore:
         spec = self.spec.feature(feature)
         if chunk not in self.ledger:
             raise CorruptStoreError(spec.file(chunk), "the chunk is not committed", chunk=chunk)
-        return arrays.read_chunk(self.path, spec, chunk)
+        return self._read(spec, chunk)
+
+    def _read(self, spec: arrays.ArraySpec, chunk: int) -> npt.NDArray[Any]:
+        """Reads a committed chunk of an array, and checks it against the ledger's line."""
+        file = spec.file(chunk)
+        _, crc = self.ledger[chunk].files.get(file, (0, -1))  # -1 fits no content
+        return arrays.read_chunk(self.path, spec, chunk, crc)
 
     def moments(self, feature: str) -> Moments:
         """Moments over all rows of a feature, merged in the order of the chunks.
@@ -216,7 +222,7 @@ class FeatureStore:
         spec = self.spec.moments(feature)
         parts = []
         for chunk in range(self.spec.chunks):
-            mean, m2 = arrays.read_chunk(self.path, spec, chunk)[0]
+            mean, m2 = self._read(spec, chunk)[0]
             parts.append(Moments(len(self.spec.samples_of(chunk)) * self.spec.views, mean, m2))
         return merge(parts)
 

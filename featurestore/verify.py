@@ -24,6 +24,8 @@ _LEDGER = "records/ledger.jsonl"
 _SAMPLES = "records/samples.jsonl"
 _GROUPS = ("zarr.json", "records/zarr.json", "records/moments/zarr.json")
 _LARGEST_DOCUMENT_BYTES = 64 << 20
+# Keys of a Zarr document that say nothing where they are empty.
+_SILENT = ("storage_transformers", "consolidated_metadata")
 _LINE_END = b', "crc32c": "'
 
 
@@ -100,6 +102,7 @@ class _Check:
         self._n = self._v = self._k = 0
         self._dims: dict[str, int] = {}
         self._samples_sha256 = self._stems_sha256 = ""
+        self._root_document: dict[str, Any] = {}
 
     def _find(self, file: str, problem: str, chunk: int | None = None) -> None:
         self._report.findings.append(Finding(file, chunk, problem))
@@ -121,7 +124,7 @@ class _Check:
 
     def read_root(self) -> bool:
         """Reads what the store says of itself; False where it cannot be understood."""
-        document = self._object("zarr.json")
+        document = self._root_document = self._object("zarr.json")
         if not document:
             return False
         try:
@@ -156,13 +159,16 @@ class _Check:
 
     def documents(self) -> None:
         """The Zarr documents: what another library reads the arrays by."""
-        for file in _GROUPS[1:]:
-            self._object(file)
+        for file in _GROUPS:
+            document = self._root_document if file == "zarr.json" else self._object(file)
+            # What the root's attributes hold is checked by ``read_root``.
+            attributes = document.get("attributes") if file == "zarr.json" else {}
+            self._compare(file, document, {"node_type": "group", "attributes": attributes})
         for name, shape, rows, dtype in self._arrays():
             file = f"{name}/zarr.json"
             grid = {"name": "regular", "configuration": {"chunk_shape": [rows, *shape[1:]]}}
+            axes = ("chunk", "moment") if rows == 1 and dtype == "float64" else ("sample", "view")
             expected = {
-                "zarr_format": 3,
                 "node_type": "array",
                 "shape": shape,
                 "data_type": dtype,
@@ -173,11 +179,20 @@ class _Check:
                     {"name": "bytes", "configuration": {"endian": "little"}},
                     {"name": "crc32c"},
                 ],
+                "attributes": {},
+                "dimension_names": [*axes, "dim"],
             }
-            document = self._object(file)
-            for key, value in expected.items():
-                if document and document.get(key) != value:
-                    self._find(file, f"{key} is {document.get(key)!r}, expected {value!r}")
+            self._compare(file, self._object(file), expected)
+
+    def _compare(self, file: str, document: dict[str, Any], expected: dict[str, Any]) -> None:
+        """Holds a Zarr document against what it must say; other keys may only say nothing."""
+        if not document:
+            return  # not readable, and that is a finding already
+        expected = {"zarr_format": 3, **expected}
+        for key in sorted(document.keys() | expected.keys()):
+            found, value = document.get(key), expected.get(key)
+            if found != value and (key in expected or found or key not in _SILENT):
+                self._find(file, f"{key} is {found!r}, expected {value!r}")
 
     def samples(self) -> None:
         """The list of samples against its hash."""
