@@ -108,7 +108,16 @@ def take_all(pool: ProducerPool) -> list[Made]:
 
 
 def children() -> list[psutil.Process]:
-    return [p for p in psutil.Process().children() if p.status() != psutil.STATUS_ZOMBIE]
+    """The living children of this process, but for those that the fault tests keep."""
+    return [p for p in psutil.Process().children() if is_ours(p)]
+
+
+def is_ours(process: psutil.Process) -> bool:
+    try:
+        alive = process.status() != psutil.STATUS_ZOMBIE
+        return alive and not process.cmdline()[-1].endswith("zygote.py")
+    except (psutil.NoSuchProcess, IndexError):
+        return False
 
 
 def fds() -> list[str]:

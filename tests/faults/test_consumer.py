@@ -1,0 +1,187 @@
+"""Backbones that fail in the middle of a build: earlier chunks stay, nothing of this one is there.
+
+``tests/consumers`` holds the same faults against a batcher alone; here they go through ``build``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from consumers.build import build
+from featurestore.errors import BackboneError
+from featurestore.verify import verify
+from tests.conftest import tree_digest
+from tests.faults.fakes import (
+    BATCH,
+    CHUNK,
+    CHUNKS,
+    DIMS,
+    SAMPLES,
+    FakeText,
+    committed,
+    config,
+    loaded,
+    make,
+    make_data,
+    recovers,
+)
+from tests.faults.harness import COUNTS
+
+# A chunk of 4 samples of 4 views is 2 batches of 8 rows.
+BATCHES = 2
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_data(tmp_path_factory.mktemp("consumer") / "data")
+
+
+@pytest.fixture(scope="module")
+def golden(data: Path) -> Path:
+    store = data.parent / "golden"
+    make(data, store)
+    assert committed(store) == list(range(CHUNKS))
+    return store
+
+
+def spoiled(at: int, value: float) -> Any:
+    def act(honest: torch.Tensor) -> torch.Tensor:
+        honest[at, 5] = value
+        return honest
+
+    return act
+
+
+def raising(error: Exception) -> Any:
+    def act(_honest: torch.Tensor) -> torch.Tensor:
+        raise error
+
+    return act
+
+
+# What the backbone does at one batch, and what the error says of it. Texts are sorted by length:
+# the batch's row 0 is the longest text of the chunk, which its last sample has.
+FAULTS: dict[str, tuple[Any, str]] = {
+    "exception": (raising(ValueError("not today")), r"failed on rows 0 to 7 .*\n.*not today"),
+    "device lost": (
+        raising(RuntimeError("CUDA error: an illegal memory access was encountered\nadvice")),
+        r"illegal memory access was encountered$",
+    ),
+    "out of memory": (
+        raising(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nadvice")),
+        r"batch size 8 of {feature} needs .*\n.*--batch-size {feature}=4 in a new build",
+    ),
+    "shape": (lambda honest: honest[:, 1:], r"{feature} returned torch.float32 \[8, \d+\]"),
+    "rows": (lambda honest: honest[1:], r"{feature} returned torch.float32 \[7, \d+\]"),
+    "dtype": (lambda honest: honest.half(), r"{feature} returned torch.float16"),
+    "no tensor": (lambda honest: honest.numpy(), r"{feature} returned a ndarray"),
+    "nan": (spoiled(0, float("nan")), r"not finite in 1 of 16 rows, first for sample {last}, view"),
+    "inf": (spoiled(0, float("inf")), r"not finite in 1 of 16 rows, first for sample {last}, view"),
+    "-inf": (spoiled(0, -float("inf")), r"not finite in 1 of 16 rows, first for sample {last}"),
+    "float16 overflow": (
+        lambda honest: (honest * 1e3).half().float(),
+        r"not finite in \d+ of 16 rows(.|\n)*--dtype bfloat16",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_costs_its_chunk_and_no_other(
+    data: Path, golden: Path, tmp_path: Path, name: str
+) -> None:
+    """The fault comes in each backbone in turn, at another chunk each; every run goes on."""
+    act, message = FAULTS[name]
+    store, fired = tmp_path / "store", 0
+    for number, (feature, chunk) in enumerate((("blip2_text", 1), ("clip_text", 3))):
+        first = len(committed(store)) if store.exists() else 0
+
+        def fault(
+            fake: FakeText, _ids: torch.Tensor, honest: Any, at: int = (chunk - first) * BATCHES
+        ) -> Any:
+            nonlocal fired
+            if fake.calls < at or (fake.calls > at and name != "out of memory"):
+                return honest()
+            fired += 1
+            return act(honest())
+
+        with loaded({feature: fault}), pytest.raises(BackboneError) as caught:
+            build(config(data, store, resume=number > 0))
+        expected = message.format(feature=feature, last=CHUNK * chunk + CHUNK - 1)
+        assert feature in str(caught.value)
+        caught.match(expected)
+        assert caught.value.exit_code == 1
+        assert len(str(caught.value).splitlines()) <= 4
+        # Both arrays end at the same chunk, and nothing of the failed one is on disk.
+        assert committed(store) == list(range(chunk))
+        for feature_name in DIMS:
+            names = {p.name for p in (store / feature_name).iterdir()}
+            assert names == {"zarr.json", *(f"c.{c}.0.0" for c in range(chunk))}
+        assert verify(store).findings == []
+    # Out of memory is tried once more at the same size; nothing else is.
+    assert fired == (4 if name == "out of memory" else 2)
+    COUNTS["backbone " + name] += fired
+    recovers(data, store, golden)
+
+
+def test_out_of_memory_for_a_moment_changes_nothing(
+    data: Path, golden: Path, tmp_path: Path
+) -> None:
+    """Another process had the GPU: the batch is tried again, never split."""
+    sizes: list[int] = []
+    fired = 0
+
+    def fault(_fake: FakeText, ids: torch.Tensor, honest: Any) -> Any:
+        nonlocal fired
+        sizes.append(len(ids))
+        if len(sizes) in (3, 7):
+            fired += 1
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return honest()
+
+    with loaded({"clip_text": fault}):
+        build(config(data, tmp_path / "store"))
+    assert fired == 2
+    COUNTS["backbone out of memory for a moment"] += fired
+    assert set(sizes) == {BATCH}
+    assert tree_digest(tmp_path / "store") == tree_digest(golden)
+
+
+def test_a_feature_of_zeros_is_a_feature(data: Path, tmp_path: Path) -> None:
+    """A zero vector is finite and has a place in a z-score: decided to be legal."""
+
+    def zeros(_fake: FakeText, _ids: torch.Tensor, honest: Any) -> Any:
+        return torch.zeros_like(honest())
+
+    with loaded({"clip_text": zeros}):
+        build(config(data, tmp_path / "store"))
+    assert verify(tmp_path / "store").findings == []
+
+
+def test_a_slow_backbone_blocks_its_producers_and_a_fast_one_waits(
+    data: Path, golden: Path, tmp_path: Path
+) -> None:
+    """Samples that are ready never number more than the slots, however slow the backbone is."""
+    filled: list[int] = []
+    slots = 3
+
+    def slow(_fake: FakeText, _ids: torch.Tensor, honest: Any) -> Any:
+        time.sleep(0.1)
+        return honest()
+
+    def watch(event: str, facts: Mapping[str, Any]) -> None:
+        if event == "sample":
+            filled.append(facts["filled"])
+
+    with loaded({"clip_text": slow}):
+        build(config(data, tmp_path / "store", slots=slots, workers=2), [watch])
+    assert len(filled) == SAMPLES
+    assert 1 <= max(filled) <= slots
+    assert tree_digest(tmp_path / "store") == tree_digest(golden)
+    report = make(data, tmp_path / "fast", slots=slots)
+    assert report.waited_s > 0

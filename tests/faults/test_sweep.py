@@ -1,0 +1,311 @@
+"""Fail operation n = 1, 2, ... until a run passes: the loop by which SQLite is tested.
+
+Each case runs every ``parts``-th n, so that cases spread over processes; the default profile takes
+every n for kills and a full disk, and a sample of the rest.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from featurestore.store import FeatureStore
+from tests.faults.harness import NIGHTLY, Bench, Run, different
+
+FULL = ("ENOSPC", "EDQUOT")
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """A kind of fault, and how many of the operations get it in the default profile."""
+
+    action: str
+    sticky: bool
+    every: int
+
+    def __str__(self) -> str:
+        return self.action + "-sticky" * self.sticky
+
+
+def cases(modes: list[tuple[str, bool, int]], *, parts: int) -> list[Any]:
+    """Each mode split into cases that begin at different n and have ``parts`` times the stride."""
+    found = []
+    for action, sticky, every in modes:
+        mode = Mode(action, sticky, every)
+        stride = 1 if NIGHTLY else every
+        count = max(1, parts // every) if not NIGHTLY else parts
+        for part in range(count):
+            values = (mode, range(1 + part * stride, 10_000, count * stride))
+            found.append(pytest.param(*values, id=f"{mode}-{part + 1}of{count}"))
+    return found
+
+
+def sweep(
+    bench: Bench,
+    numbers: range,
+    mode: Mode,
+    step: Callable[[], tuple[str, Any]],
+    after: Callable[[Run], None],
+) -> None:
+    """Runs ``step`` with a fault at each of ``numbers``, until it needs fewer operations."""
+    fired = 0
+    for n in numbers:
+        run = bench.fault(step(), n, mode.action, sticky=mode.sticky)
+        if not run.fired:
+            assert run.kind == "done", run
+            break
+        fired += 1
+        after(run)
+    else:
+        raise AssertionError("no run passed")
+    assert fired > 0, "no fault was injected"
+
+
+def expect(run: Run, mode: Mode, root: Path) -> None:
+    """The run ended as it should for this fault, and said so."""
+    if mode.action == "kill":
+        assert run.kind == "killed", run
+        assert run.code == -9, run
+        return
+    if mode.action == "short":
+        assert run.kind == "done", run
+        return
+    assert run.kind == "error", run
+    assert run.type == ("StorageFullError" if mode.action in FULL else "StorageError"), run
+    assert run.exit_code == 1, run
+    assert run.path, run
+    assert run.path in run.message, run
+    assert Path(run.path).is_relative_to(root), run
+    assert len(run.message.splitlines()) <= 4, run
+    if mode.action in FULL:
+        assert isinstance(run.bytes, int), run
+        assert f"{run.bytes:,} bytes" in run.message, run
+        if run.where.startswith("write"):
+            assert run.bytes > 0, run
+
+
+def partials(folder: Path) -> set[str]:
+    return {str(p) for p in folder.rglob("*.partial")} if folder.exists() else set()
+
+
+def after_build(bench: Bench, store: Path, mode: Mode, before: set[str]) -> Callable[[Run], None]:
+    def check(run: Run) -> None:
+        expect(run, mode, store.parent)
+        if mode.action != "kill":
+            assert partials(store) <= before, run
+        bench.recover(store, run)
+
+    return check
+
+
+@pytest.mark.parametrize(
+    ("mode", "numbers"),
+    cases(
+        [
+            ("kill", False, 1),
+            ("ENOSPC", False, 1),
+            ("ENOSPC", True, 4),
+            ("EIO", False, 4),
+            ("EIO", True, 8),
+            ("EDQUOT", False, 16),
+            ("EROFS", True, 16),
+            ("short", False, 8),
+            ("short", True, 16),
+        ],
+        parts=8,
+    ),
+)
+def test_build(bench: Bench, store: Path, mode: Mode, numbers: range) -> None:
+    def step() -> tuple[str, Any]:
+        shutil.rmtree(store, ignore_errors=True)
+        return bench.build(store)
+
+    sweep(bench, numbers, mode, step, after_build(bench, store, mode, set()))
+
+
+@pytest.fixture(scope="session")
+def half_built(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One chunk committed, the next one's files half written, and a torn line in the ledger."""
+    store = tmp_path_factory.mktemp("half") / "store"
+    run = bench.fault(bench.build(store), 115, "kill")
+    assert run.kind == "killed"
+    assert partials(store)
+    assert len(FeatureStore(store).ledger) == 1, run
+    with (store / "records/ledger.jsonl").open("ab") as ledger:
+        ledger.write(b'{"chunk": 1, "files": {"clip_te')
+    return store
+
+
+@pytest.mark.parametrize(
+    ("mode", "numbers"),
+    cases(
+        [
+            ("kill", False, 1),
+            ("ENOSPC", False, 4),
+            ("ENOSPC", True, 8),
+            ("EIO", False, 8),
+            ("EIO", True, 8),
+            ("short", True, 16),
+        ],
+        parts=4,
+    ),
+)
+def test_resume(bench: Bench, half_built: Path, store: Path, mode: Mode, numbers: range) -> None:
+    """Faults during recovery: of the sweep, of the ledger's cut, and of the rest of the build."""
+    before = {str(store / Path(p).relative_to(half_built)) for p in partials(half_built)}
+
+    def step() -> tuple[str, Any]:
+        shutil.rmtree(store, ignore_errors=True)
+        shutil.copytree(half_built, store)
+        return bench.build(store, resume=True)
+
+    sweep(bench, numbers, mode, step, after_build(bench, store, mode, before))
+
+
+@pytest.fixture(scope="session")
+def other_store(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete store of other numbers: whatever of it survives an overwrite is seen."""
+    store = tmp_path_factory.mktemp("other") / "store"
+    run = bench.run([bench.build(store, seed=7)])
+    assert run.kind == "done", run
+    return store
+
+
+@pytest.mark.parametrize(
+    ("mode", "numbers"),
+    cases([("kill", False, 2), ("ENOSPC", False, 8), ("EIO", True, 8)], parts=8),
+)
+def test_overwrite(
+    bench: Bench, other_store: Path, store: Path, mode: Mode, numbers: range
+) -> None:
+    """An overwrite leaves the old store, no store or the new one, and no mixture."""
+
+    def step() -> tuple[str, Any]:
+        shutil.rmtree(store, ignore_errors=True)
+        shutil.copytree(other_store, store)
+        return bench.build(store, overwrite=True)
+
+    def check(run: Run) -> None:
+        expect(run, mode, store.parent)
+        if mode.action != "kill":
+            assert not partials(store), run
+        if (store / "zarr.json").exists() and FeatureStore(store).fingerprint["seed"] == 7:
+            done = bench.run([("verify", str(store)), bench.build(store, overwrite=True)])
+            assert done.kind == "done", done
+            assert done.values[0] == [], run
+        bench.recover(store, run)
+
+    sweep(bench, numbers, mode, step, check)
+
+
+@pytest.mark.parametrize(
+    ("mode", "numbers"),
+    cases(
+        [
+            ("kill", False, 1),
+            ("ENOSPC", False, 1),
+            ("EIO", True, 2),
+            ("short", False, 2),
+            ("short", True, 4),
+        ],
+        parts=1,
+    ),
+)
+@pytest.mark.parametrize("again", [False, True], ids=["first", "again"])
+def test_materialize(bench: Bench, tmp_path: Path, mode: Mode, numbers: range, again: bool) -> None:
+    """No manifest unless everything is there, of this run; and a second run writes the same."""
+    out = tmp_path / "out"
+    step = ("materialize", [str(bench.golden_store), str(out)])
+    assert bench.run([step]).kind == "done"
+    expected = bench.value(("digest", str(out)))
+    manifest = next(out.glob("*_manifest.json"))
+
+    def fresh() -> tuple[str, Any]:
+        if again:  # the files of an earlier run are there, but not these
+            for file in out.iterdir():
+                file.write_bytes(b"of another store" if file.suffix != ".json" else b"{}")
+        else:
+            shutil.rmtree(out)
+        return step
+
+    def check(run: Run) -> None:
+        expect(run, mode, tmp_path)
+        found = bench.value(("digest", str(out)))
+        if manifest.exists():
+            written = manifest.read_bytes() != b"{}"
+            assert not written or different(found, expected) == {}, run
+            if not written:  # the old run's, with all of the old run's files
+                files = [f for f in out.iterdir() if f != manifest]
+                assert all(f.read_bytes() == b"of another store" for f in files), run
+        if mode.action != "kill":
+            assert not partials(out), run
+        done = bench.run([step, ("digest", str(out))])
+        assert done.kind == "done", done
+        left = {n: d for n, d in done.values[1].items() if not n.endswith(".partial")}
+        assert different(left, expected) == {}, run
+
+    sweep(bench, numbers, mode, fresh, check)
+
+
+def damage(store: Path) -> None:
+    """A wrong byte in a chunk, and a line of the ledger that is not what was written."""
+    chunk = store / "clip_text/c.2.0.0"
+    data = bytearray(chunk.read_bytes())
+    data[100] ^= 1
+    chunk.write_bytes(data)
+    ledger = store / "records/ledger.jsonl"
+    lines = ledger.read_bytes().split(b"\n")
+    lines[0] = lines[0].replace(b'"chunk": 0', b'"chunk": 9')
+    ledger.write_bytes(b"\n".join(lines))
+
+
+@pytest.mark.parametrize(
+    ("mode", "numbers"),
+    cases([("kill", False, 1), ("ENOSPC", False, 1), ("EIO", True, 1)], parts=1),
+)
+def test_repair(bench: Bench, store: Path, mode: Mode, numbers: range) -> None:
+    """A repair that fails leaves the damage as it was or repaired; another one ends it."""
+    name = str(store)
+
+    def step() -> tuple[str, Any]:
+        shutil.rmtree(store, ignore_errors=True)
+        shutil.copytree(bench.golden_store, store)
+        damage(store)
+        return "repair", name
+
+    def check(run: Run) -> None:
+        expect(run, mode, store.parent)
+        if mode.action != "kill":
+            assert not partials(store), run
+        found, repaired = bench.run([("verify", name), ("repair", name)]).values
+        assert bool(found) == bool(repaired), run
+        bench.recover(store, run)
+
+    sweep(bench, numbers, mode, step, check)
+
+
+def test_damage_is_there(bench: Bench, store: Path) -> None:
+    shutil.copytree(bench.golden_store, store)
+    damage(store)
+    assert len(bench.value(("verify", str(store)))) == 2
+
+
+def operations() -> Iterator[str]:
+    yield from ("mkdir", "open", "write", "fsync", "rename")
+
+
+def test_the_sweep_meets_every_kind_of_operation(bench: Bench, store: Path) -> None:
+    """So many operations that no sweep above can have ended early, and of every kind."""
+    assert bench.operations > 140
+    for operation in operations():
+        plan = {"n": 1, "action": "EIO", "only": [operation]}
+        run = bench.run([bench.build(store)], fault=plan)
+        assert run.fired == 1, operation
+        assert run.where.startswith(operation), run
+        bench.recover(store, run)
+        shutil.rmtree(store)
