@@ -17,12 +17,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from featurestore import __version__
 from featurestore.errors import ConfigError, InputError, ManyViewsError
 
 if TYPE_CHECKING:
     from consumers.build import BuildReport
     from featurestore.config import BuildConfig
     from producers.source import Scan
+
+    # Generic for a type checker only: click's own class is not, before 8.4.
+    _Pairs = click.ParamType[tuple[str, str]]
+else:
+    _Pairs = click.ParamType
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -31,7 +37,7 @@ _FOLDER = click.Path(path_type=Path)
 _LISTED = 20
 
 
-class PairType(click.ParamType[tuple[str, str]]):
+class PairType(_Pairs):
     """``NAME=VALUE``."""
 
     name = "name=value"
@@ -78,7 +84,7 @@ data_option = click.option(
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(package_name="manyviews", prog_name="manyviews")
+@click.version_option(__version__, prog_name="manyviews")
 def cli() -> None:
     """Frozen-backbone features with many views of every sample.
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from consumers import checkpoints
-from consumers.devices import DTYPES, make_reproducible, resolve_device, resolve_dtype
+from consumers.devices import DTYPES, device_kind, make_reproducible, resolve_device, resolve_dtype
 from featurestore.errors import BackboneError, ConfigError
 from featurestore.records import FEATURES, Modality
 
@@ -34,6 +34,7 @@ __all__ = [
     "ImageBackbone",
     "TextBackbone",
     "check_features",
+    "device_kind",
     "info",
     "load",
     "quiet_transformers",

@@ -38,6 +38,15 @@ def resolve_device(device: str) -> str:
     return f"cuda:{int(index or 0)}"
 
 
+def device_kind(device: str) -> str:
+    """What decides which kernels run: ``cpu``, or ``cuda`` with the GPU's name."""
+    if device == "cpu":
+        return device
+    import torch
+
+    return f"cuda: {torch.cuda.get_device_name(device)}"
+
+
 def resolve_dtype(dtype: str, device: str, feature: str | None = None) -> str:
     """The dtype that ``auto`` or a dtype's name means for ``feature`` on ``device``.
 

@@ -99,13 +99,13 @@ def make_plan(
         _compare(config, stored, _asked(config, found))
         _check_inputs(config, stored, found, stats)
     device = registry.resolve_device(config.device)
-    batch_sizes = {
-        name: config.batch_sizes.get(name) or registry.info(name).batch_size(device)
-        for name in config.features
-    }
+    kind: Fingerprint = {"device_kind": registry.device_kind(device)}
+    if stored is not None:
+        _compare(config, stored, kind)
+    batch_sizes = {name: _batch_size(config, name, device, stored) for name in config.features}
     workers = config.workers or max(1, len(os.sched_getaffinity(0)) - 1)
     tell("loading", device=device)
-    loaded = {name: _load(config, name, device) for name in config.features}
+    loaded = {name: _load(config, name, device, stored) for name in config.features}
     job = _job(config, loaded, workers)
     require_room(job.layout, job.slots)
     dims = {name: backbone.dim for name, backbone in loaded.items()}
@@ -113,15 +113,25 @@ def make_plan(
     spec = StoreSpec(
         len(found.samples), config.views, choose_chunk(asked, config.views, dims), dims
     )
-    fingerprint = _asked(config, found) | _made_by(loaded, batch_sizes)
+    fingerprint = _asked(config, found) | kind | _made_by(loaded, batch_sizes)
     fingerprint["chunk"] = spec.chunk
     changed = {} if stored is None else _compare(config, stored, fingerprint)
     return Plan(config, found, stats, loaded, batch_sizes, workers, job, spec, fingerprint, changed)
 
 
-def _load(config: BuildConfig, name: str, device: str) -> Any:
+def _batch_size(config: BuildConfig, name: str, device: str, stored: FeatureStore | None) -> int:
+    """What was asked for, else what the store was begun with, else the device's default."""
+    begun = 0 if stored is None else int(stored.fingerprint.get(f"{name}.batch_size", 0))
+    return config.batch_sizes.get(name) or begun or registry.info(name).batch_size(device)
+
+
+def _load(config: BuildConfig, name: str, device: str, stored: FeatureStore | None) -> Any:
     model = config.models.get(name) or registry.info(name).model()
-    return registry.load(name, model, device, config.dtype)
+    dtype = config.dtype
+    if dtype == "auto" and stored is not None:
+        begun = str(stored.fingerprint.get(f"{name}.dtype", dtype))
+        dtype = begun.removeprefix("torch.")
+    return registry.load(name, model, device, dtype)
 
 
 def _job(config: BuildConfig, backbones: Mapping[str, Any], workers: int) -> Job:
@@ -154,22 +164,13 @@ def _asked(config: BuildConfig, found: Scan) -> Fingerprint:
 
 def _made_by(backbones: Mapping[str, Any], batch_sizes: Mapping[str, int]) -> Fingerprint:
     """The part of the fingerprint that the backbones make."""
-    fingerprint: Fingerprint = {"device_kind": _device_kind(backbones)}
+    fingerprint: Fingerprint = {}
     for name, backbone in backbones.items():
         fingerprint[f"{name}.model"] = backbone.model
         fingerprint[f"{name}.weights_sha256"] = backbone.fingerprint
         fingerprint[f"{name}.dtype"] = str(backbone.dtype)
         fingerprint[f"{name}.batch_size"] = batch_sizes[name]
     return fingerprint
-
-
-def _device_kind(backbones: Mapping[str, Any]) -> str:
-    device = next(iter(backbones.values())).device
-    if device.type != "cuda":
-        return str(device.type)
-    import torch
-
-    return f"cuda: {torch.cuda.get_device_name(device)}"
 
 
 def _compare(config: BuildConfig, stored: FeatureStore, new: Fingerprint) -> dict[str, str]:

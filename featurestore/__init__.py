@@ -9,7 +9,9 @@ if TYPE_CHECKING:
     from featurestore.dataset import FeatureDataset as FeatureDataset
     from featurestore.store import FeatureStore as FeatureStore
 
-__all__ = ["FeatureDataset", "FeatureStore"]
+__all__ = ["FeatureDataset", "FeatureStore", "__version__"]
+
+__version__ = "0.1.0"
 
 _HOMES = {"FeatureDataset": "featurestore.dataset", "FeatureStore": "featurestore.store"}
 

@@ -170,6 +170,25 @@ def _typed(path: Path, name: str, value: Any) -> Any:
     return expand_models(value) if name == "models" else value
 
 
+_OPTIONS = ("views", "seed", "chunk", "features")
+
+
+def _advice(name: str, stored: object) -> str:
+    """How to go on with the stored value of a fingerprint field."""
+    feature, _, part = name.rpartition(".")
+    if name in _OPTIONS:
+        option = f"--{name} {stored}"
+    elif part == "batch_size":
+        option = f"--batch-size {feature}={stored}"
+    elif part == "dtype":
+        option = f"--dtype {str(stored).removeprefix('torch.')}"
+    elif part == "weights_sha256":
+        option = f"the stored checkpoint (--model {feature}=...)"
+    else:
+        return "Build into another --store, or start again with --overwrite."
+    return f"Go on with {option}, or build into another --store."
+
+
 def compare_fingerprints(
     path: Path, stored: Fingerprint, new: Fingerprint, *, allow_version_change: bool
 ) -> dict[str, str]:
@@ -188,8 +207,7 @@ def compare_fingerprints(
         if before == now or name.endswith(_INFORMATIVE):
             continue
         if not (name.startswith(VERSION) or name == "device_kind"):
-            advice = "Build into another --store, or start again with --overwrite."
-            raise StoreMismatchError(path, name, before, now, advice)
+            raise StoreMismatchError(path, name, before, now, _advice(name, before))
         if not allow_version_change:
             advice = (
                 "Go back to the stored one for byte-identical rows, or accept with "

@@ -7,6 +7,7 @@ lines. The command line prints the message alone; ``--debug`` adds the traceback
     ├── ConfigError            an option, a model or the machine does not fit
     ├── InputError             the data folder, a split file or a label file does not fit
     ├── BadSampleError         one poster or synopsis cannot be used; the build goes on
+    ├── BadInputsError         some cannot be used, and the build was told to stop at that
     ├── ProducerError          a producer process died or could not start
     ├── BackboneError          a backbone failed, or returned something that is not a feature
     ├── StoreLockedError       another process is writing to this store
@@ -56,6 +57,10 @@ class BadSampleError(ManyViewsError):
         self.reason = reason
         self.detail = detail
         super().__init__(f"{reason}: {detail}" if detail else reason)
+
+
+class BadInputsError(ManyViewsError):
+    """Inputs cannot be used, and the build was told to stop at that."""
 
 
 class ProducerError(ManyViewsError):
