@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import cli
+from commands.build import build_config
 from featurestore.config import BuildConfig
 from featurestore.errors import ConfigError, InputError
 from featurestore.genres import CLASS_NAMES
@@ -56,6 +57,7 @@ def shell(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str
 HELP = """
 import sys
 import cli
+from commands.build import build_config
 try:
     cli.main(sys.argv[1:])
 finally:
@@ -108,11 +110,11 @@ def test_defaults_then_file_then_environment_then_options(
         '[models]\nclip_image = "f1"\nclip_text = "f2"\nblip2 = "f3"\n'
         "[batch_sizes]\nclip_text = 8\nclip_image = 9\n"
     )
-    plain = cli.build_config(None, {"data_dir": Path("d"), "store": Path("s")})
+    plain = build_config(None, {"data_dir": Path("d"), "store": Path("s")})
     assert plain == BuildConfig(data_dir=Path("d"), store=Path("s"))
     assert (plain.views, plain.seed, plain.models) == (70, 123, {})
 
-    filed = cli.build_config(toml, {"views": None, "models": (), "batch_sizes": ()})
+    filed = build_config(toml, {"views": None, "models": (), "batch_sizes": ()})
     assert (filed.data_dir, filed.views, filed.seed) == (Path("from-file"), 5, 6)
     assert (filed.resume, filed.features, filed.sample_timeout_s) == (True, ("clip_text",), 7)
     models = {"clip_image": "f1", "clip_text": "f2", "blip2_image": "f3", "blip2_text": "f3"}
@@ -122,7 +124,7 @@ def test_defaults_then_file_then_environment_then_options(
     monkeypatch.setenv("CLIP_MODEL_ID_TXT", "e2")
     monkeypatch.setenv("CLIP_MODEL_ID_IMG", " ")
     models |= {"clip_text": "e2", "blip2_image": "e3", "blip2_text": "e3"}
-    assert cli.build_config(toml, {}).models == models
+    assert build_config(toml, {}).models == models
 
     options = {
         "data_dir": Path("from-option"),
@@ -131,7 +133,7 @@ def test_defaults_then_file_then_environment_then_options(
         "models": (("blip2_text", "o4"), ("clip_text", "o2")),
         "batch_sizes": (("clip_text", "11"),),
     }
-    config = cli.build_config(toml, options)
+    config = build_config(toml, options)
     assert (config.data_dir, config.store, config.views) == (Path("from-option"), Path("s"), 9)
     assert config.features == ("clip_image", "blip2_text")
     assert config.models == models | {"blip2_text": "o4", "clip_text": "o2"}
@@ -156,7 +158,7 @@ def test_a_file_that_does_not_fit(tmp_path: Path, content: str, expected: str) -
     toml = tmp_path / "bad.toml"
     toml.write_text(content)
     with pytest.raises(ConfigError, match=expected):
-        cli.build_config(toml, {"data_dir": Path("d"), "store": Path("s")})
+        build_config(toml, {"data_dir": Path("d"), "store": Path("s")})
 
 
 # Exit codes and streams -------------------------------------------------------------------------
@@ -282,7 +284,7 @@ def test_build_prints_json_and_nothing_else(
     assert facts["store"] == str(store)
     assert (facts["samples"], facts["views"], facts["built"], facts["bad"]) == (48, 8, 48, [])
     assert facts["unmatched_images"] == ["9999999.jpg"]
-    assert "1 images without a synopsis: '9999999.jpg'" in done.stderr
+    assert "images without a synopsis (1): '9999999.jpg'" in done.stderr
     assert "\x1b" not in done.stderr  # no colours in a pipe
     (log,) = (store / "records" / "runs").glob("*.log")
     events = [json.loads(line)["event"] for line in log.read_text().splitlines()]
@@ -301,7 +303,7 @@ def test_a_build_with_bad_samples_exits_with_3_and_lists_them(
     arguments += ["--features", "clip_text", "--model", f"clip_text={checkpoints['clip_text']}"]
     code, output, errors = run(*arguments, "--chunk", 4, "--device", "cpu", "--workers", 1)
     assert (code, output) == (3, "")
-    assert "1 bad inputs, each with a placeholder:\n  'b': text not-an-object" in errors
+    assert "bad inputs, each with a placeholder (1):\n  'b': text not-an-object" in errors
     # Still so when there is nothing left to do.
     code, output, errors = run(*arguments, "--resume", "--json", "--chunk", 4, "--device", "cpu")
     assert code == 3
@@ -352,8 +354,8 @@ def test_labels_of_synopses_that_cannot_be_read(run: Any, tmp_path: Path) -> Non
         (data / f"{stem}.json").write_text(content)
     code, _, errors = run("labels", "--data-dir", data, "--out-dir", tmp_path / "o")
     assert code == 0
-    assert "1 synopses that could not be read: 'b'" in errors
-    assert "1 samples without a known genre: 'c'" in errors
+    assert "synopses that could not be read (1): 'b'" in errors
+    assert "samples without a known genre (1): 'c'" in errors
     assert np.load(tmp_path / "o" / "labels_all_23.npy").sum() == 1
 
 

@@ -1,0 +1,1 @@
+"""The commands of the command line: parse, call, and say what came out."""

@@ -1,0 +1,201 @@
+"""``build``: make the feature store, or go on with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from commands.options import FOLDER, PairType, common_options, json_option, say, say_list
+from featurestore.errors import ConfigError
+
+if TYPE_CHECKING:
+    from consumers.build import BuildReport
+    from featurestore.config import BuildConfig
+
+DONE_WITH_BAD_SAMPLES = 3
+
+
+@click.command()
+@click.option("--data-dir", type=FOLDER, help="Folder of <stem>.jpg posters and <stem>.json.")
+@click.option("--store", type=FOLDER, help="Folder of the feature store.")
+@click.option("--resume", is_flag=True, default=None, help="Go on with the store that is there.")
+@click.option("--overwrite", is_flag=True, default=None, help="Delete the store that is there.")
+@click.option("--views", type=int, help="Views per sample, the clean one included.  [default: 70]")
+@click.option("--seed", type=int, help="Base seed of both recipes.  [default: 123]")
+@click.option("--features", help="Comma-separated; all four by default.")
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    type=PairType(),
+    metavar="FEATURE=ID_OR_DIR",
+    help="Checkpoint of a feature, a hub id or a folder; blip2=... names both BLIP-2 features.",
+)
+@click.option(
+    "--batch-size",
+    "batch_sizes",
+    multiple=True,
+    type=PairType(),
+    metavar="FEATURE=N",
+    help="Rows per forward pass of a feature.",
+)
+@click.option("--workers", type=int, help="Producer processes.  [default: CPUs - 1]")
+@click.option("--slots", type=int, help="Samples in flight.  [default: 2 x workers + 2]")
+@click.option("--chunk", type=int, help="Samples per chunk, the unit of commit.  [default: 64]")
+@click.option("--device", help="auto, cpu, cuda or cuda:N.  [default: auto]")
+@click.option("--dtype", help="auto, float32, bfloat16 or float16.  [default: auto]")
+@click.option(
+    "--bad-sample",
+    type=click.Choice(["placeholder", "fail"]),
+    help="Go on with a placeholder and list it, or stop.  [default: placeholder]",
+)
+@click.option(
+    "--allow-version-change",
+    is_flag=True,
+    default=None,
+    help="Resume although library versions or the kind of device changed; it is recorded.",
+)
+@click.option(
+    "--verify-inputs",
+    is_flag=True,
+    default=None,
+    help="On --resume, compare the content of all inputs that are done, however they look.",
+)
+@click.option("--config", "toml", type=FOLDER, help="TOML file with any of these options.")
+@json_option
+@common_options
+def build(toml: Path | None, as_json: bool, **options: Any) -> int:
+    """Make the feature store, or go on with it.
+
+    Values come from the paper's defaults, then --config, then the environment
+    (CLIP_MODEL_ID_IMG, CLIP_MODEL_ID_TXT, BLIP2_MODEL_ID), then these options.
+
+    \b
+    Example:
+      python cli.py build --data-dir imdb/dataset --store features --resume
+    """
+    from consumers.build import build as run
+    from consumers.progress import RunLog
+    from featurestore.store import RUNS
+
+    config = build_config(toml, options)
+    log = RunLog(config.store / RUNS)
+    bad_scan: dict[str, Any] = {}
+
+    def keep_scan(event: str, facts: Mapping[str, Any]) -> None:
+        if event == "scanned":
+            bad_scan.update(facts)
+
+    with display() as show:
+        try:
+            report = run(config, [log, show, keep_scan])
+        finally:
+            log.close()
+    if as_json:
+        click.echo(json.dumps(report_facts(report, bad_scan)))
+    print_report(report, bad_scan)
+    return DONE_WITH_BAD_SAMPLES if report.bad else 0
+
+
+def build_config(toml: Path | None, options: Mapping[str, Any]) -> BuildConfig:
+    """Merges the file, the environment and the options into a configuration."""
+    from consumers.backbones import REGISTRY
+    from featurestore.config import BuildConfig, expand_models, read_toml
+
+    values: dict[str, Any] = {} if toml is None else read_toml(toml)
+    given = {name: value for name, value in options.items() if value not in (None, ())}
+    environment = {
+        feature: os.environ[info.variable].strip()
+        for feature, info in REGISTRY.items()
+        if os.environ.get(info.variable, "").strip()
+    }
+    models = {**values.get("models", {}), **environment}
+    models |= expand_models(dict(given.pop("models", ())))
+    sizes = {**values.get("batch_sizes", {}), **_sizes(given.pop("batch_sizes", ()))}
+    if "features" in given:
+        given["features"] = tuple(f.strip() for f in given["features"].split(","))
+    values |= given
+    for name in ("data_dir", "store"):
+        if name not in values:
+            option = "--" + name.replace("_", "-")
+            raise ConfigError(f"{option} is missing: give it as an option or in --config.")
+    return BuildConfig(**values | {"models": models, "batch_sizes": sizes})
+
+
+def _sizes(pairs: tuple[tuple[str, str], ...]) -> dict[str, int]:
+    try:
+        return {name: int(size) for name, size in pairs}
+    except ValueError:
+        raise ConfigError(f"--batch-size takes FEATURE=N, found {dict(pairs)}.") from None
+
+
+@contextmanager
+def display() -> Iterator[Any]:
+    """The live display on a terminal, plain lines elsewhere; both on standard error."""
+    from rich.console import Console
+
+    from consumers.progress import LiveDisplay, PlainDisplay
+
+    console = Console(stderr=True)
+    show = LiveDisplay(console) if console.is_terminal else PlainDisplay(sys.stderr)
+    try:
+        yield show
+    finally:
+        show.close()
+
+
+def report_facts(report: BuildReport, found: Mapping[str, Any]) -> dict[str, Any]:
+    """The report as plain values."""
+    return {
+        "store": str(report.store),
+        "samples": report.samples,
+        "views": report.views,
+        "built": report.built,
+        "seconds": round(report.seconds, 3),
+        "bad": [[b.index, b.modality, b.reason, b.detail] for b in report.bad],
+        "unmatched_images": found["unmatched_images"],
+        "unmatched_texts": found["unmatched_texts"],
+        "left_out": found["left_out"],
+        "truncated": dict(report.truncated),
+        "replaced": dict(report.replaced),
+    }
+
+
+def print_report(report: BuildReport, found: Mapping[str, Any]) -> None:
+    """Says what was done and everything that was not as it should be, on standard error."""
+    if not report.built:
+        say(f"nothing to do: {report.store} is complete, {report.samples:,} samples")
+    else:
+        rate = report.built / report.seconds
+        say(
+            f"built {report.built:,} samples x {report.views} views in {report.seconds:.1f} s "
+            f"({rate:.1f} samples/s); {report.store} is complete, {report.samples:,} samples"
+        )
+    say_list("images without a synopsis", [repr(n) for n in found["unmatched_images"]])
+    say_list("synopses without an image", [repr(n) for n in found["unmatched_texts"]])
+    say_list("left out", [f"{name!r} ({reason})" for name, reason in found["left_out"]])
+    for name, count in report.truncated.items():
+        if count:
+            say(f"{name}: {count:,} views were cut to the tokenizer's length")
+    for why, count in report.replaced.items():
+        say(f"producers replaced: {count} ({why})")
+    stems = bad_stems(report)
+    lines = [f"{stems[b.index]!r}: {b.modality} {b.reason} ({b.detail})" for b in report.bad]
+    say_list("bad inputs, each with a placeholder", lines, separator="\n  ")
+
+
+def bad_stems(report: BuildReport) -> dict[int, str]:
+    """The stem of each sample with a bad input."""
+    if not report.bad:
+        return {}
+    from featurestore.store import FeatureStore
+
+    stems = FeatureStore(report.store).stems
+    return {b.index: stems[b.index] for b in report.bad}
