@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -36,8 +38,10 @@ def verify(store: Path, repair: bool, as_json: bool) -> int:
         raise InputError(f"There is no feature store at {store}.")
     lock = take_lock(store) if repair else None
     try:
-        found = check(store)
-        dropped = drop(store, found) if lock is not None and found.findings else []
+        with chunk_progress() as progress:
+            found = check(store, progress=progress)
+        repaired = lock is not None and bool(found.findings)
+        to_make = drop(store, found) if repaired else found.missing
     finally:
         if lock is not None:
             lock.release()
@@ -48,7 +52,8 @@ def verify(store: Path, repair: bool, as_json: bool) -> int:
             "files": found.files,
             "findings": [[f.file, f.chunk, f.problem] for f in found.findings],
             "notices": found.notices,
-            "to_make": dropped,
+            "repaired": repaired,
+            "to_make": to_make,
         }
         click.echo(json.dumps(facts))
     say(f"{len(found.committed)} of {found.chunks} chunks committed, {found.files} files checked")
@@ -56,11 +61,28 @@ def verify(store: Path, repair: bool, as_json: bool) -> int:
         say(notice)
     for finding in found.findings:
         say(f"damaged: {finding}")
-    if dropped:
-        say(f"dropped; `build --resume` makes {len(dropped)} chunks: {dropped[:LISTED]}")
+    if repaired:
+        say("repaired: what is damaged is not committed any more")
+        if to_make:
+            say(f"`build --resume` makes {len(to_make)} chunks: {to_make[:LISTED]}")
     elif found.findings:
         say("`verify --repair` drops the damaged chunks, and `build --resume` makes them again.")
-    return 1 if found.findings and not dropped else 0
+    return 1 if found.findings and not repaired else 0
+
+
+@contextmanager
+def chunk_progress() -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on a terminal, nothing elsewhere; it is told of (chunks done, all chunks)."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield None
+        return
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task("chunks", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 @click.command()

@@ -16,7 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from consumers import checkpoints
-from consumers.devices import DTYPES, device_kind, make_reproducible, resolve_device, resolve_dtype
+from consumers.devices import (
+    DTYPES,
+    device_kind,
+    make_reproducible,
+    resolve_device,
+    resolve_dtype,
+    use_cpu_threads,
+)
 from featurestore.errors import BackboneError, ConfigError
 from featurestore.records import FEATURES, Modality
 
@@ -40,6 +47,7 @@ __all__ = [
     "quiet_transformers",
     "resolve_device",
     "resolve_dtype",
+    "use_cpu_threads",
 ]
 
 

@@ -4,8 +4,8 @@ The plan is a pure function of the chunk. The same text in another batch has oth
 byte-identical rebuild needs the same batches: they never span chunks, never depend on the order of
 arrival, and the last one is filled up to the full size. A chunk's row is ``sample * views + view``.
 
-On CUDA rows go through pinned staging buffers, and only ``finish`` waits for results, once per
-chunk.
+On CUDA rows go through pinned staging buffers, and nothing here waits for results: ``end`` hands
+over a chunk whose features are still to come.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ class Blip2Image:
         self.feature = checkpoint.feature
         self.model = checkpoint.name
         self.device, self.dtype = device, dtype
-        self._network = freeze(_load_query_encoder(checkpoint, dtype), device)
+        self._network = freeze(_load_query_encoder(checkpoint, dtype), device, checkpoint)
         config = self._network.config
         spec = read_preprocessing(checkpoint, config.vision_config.image_size)
         self.image = spec.image
@@ -85,7 +85,7 @@ class Blip2Text:
         self.feature = checkpoint.feature
         self.model = checkpoint.name
         self.device, self.dtype = device, dtype
-        self._network = freeze(_load_text_encoder(checkpoint, dtype), device)
+        self._network = freeze(_load_text_encoder(checkpoint, dtype), device, checkpoint)
         self.dim = int(self._network.config.d_model)
         with checkpoint.loading():
             tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)

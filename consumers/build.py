@@ -11,12 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from consumers import backbones as registry
 from consumers.batching import ImageBatcher, TextBatcher
-from consumers.plan import INPUT_CACHE, Plan, check_intent, make_plan
+from consumers.committing import Committer, MadeChunk
+from consumers.plan import INPUT_CACHE, Plan, check_intent, make_plan, refuse_bad
+from consumers.running import Batcher
 from consumers.stopping import stop_signals
 from featurestore import writer as stores
 from featurestore.config import BuildConfig
@@ -31,7 +30,6 @@ from producers.source import Scan, scan
 
 # Called with an event's name and its facts; see ``progress`` for those that listen.
 Observer = Callable[[str, Mapping[str, Any]], None]
-Rows = dict[str, npt.NDArray[np.float32]]
 
 
 @dataclass(slots=True)
@@ -77,6 +75,7 @@ def build(config: BuildConfig, observers: Sequence[Observer] = ()) -> BuildRepor
         StoreMismatchError: ``resume`` would change numbers that are already there.
         StoreLockedError: another process is writing to the store.
         InterruptedBuildError: a signal ended it after a committed chunk.
+        BadInputsError: an input cannot be used, and ``bad_sample`` is ``fail``.
         BackboneError, ProducerError, StorageError: it failed; what is committed stays.
     """
 
@@ -84,6 +83,15 @@ def build(config: BuildConfig, observers: Sequence[Observer] = ()) -> BuildRepor
         for observer in observers:
             observer(event, facts)
 
+    try:
+        return _build(config, tell)
+    except BaseException as e:
+        stopped = isinstance(e, (InterruptedBuildError, KeyboardInterrupt))
+        tell("interrupted" if stopped else "failed", error=str(e) or type(e).__name__)
+        raise
+
+
+def _build(config: BuildConfig, tell: Callable[..., None]) -> BuildReport:
     found = scan(config.data_dir)
     tell("scanned", **_scan_facts(found))
     state = stores.state_of(config.store)
@@ -141,6 +149,7 @@ class _Run:
                 self._images[name] = ImageBatcher(backbone, plan.batch_sizes[name], rows)
             else:
                 self._texts[name] = TextBatcher(backbone, plan.batch_sizes[name], rows)
+        self._batchers: dict[str, Batcher] = {**self._images, **self._texts}
         spec = writer.spec
         self._report = BuildReport(plan.config.store, spec.samples, spec.views)
 
@@ -163,6 +172,8 @@ class _Run:
             changed=dict(self._plan.changed),
             notices=self._writer.notices,
         )
+        if self._plan.confirmed:
+            extend_cache(self._plan.config.store / INPUT_CACHE, self._plan.confirmed)
         if missing:
             self._make(missing, indices)
         self._writer.finish()
@@ -179,40 +190,55 @@ class _Run:
         with (
             stop_signals() as stopped,
             ProducerPool(plan.job, samples, workers=workers, timeout_s=timeout_s) as pool,
+            Committer(self._commit) as committer,
         ):
-            for chunk in missing:
-                rows, records = self._chunk(pool, chunk)
-                self._refuse_bad(records)
-                self._writer.commit_chunk(chunk, rows, records, plan.changed)
-                stats = {r.index: plan.stats[r.index] for r in records}
-                extend_cache(plan.config.store / INPUT_CACHE, stats)
-                self._report.built += len(records)
-                self._report.seconds = time.monotonic() - start
-                self._report.waited_s = pool.waited_s
-                self._report.replaced = pool.replaced
-                self._tell("chunk", chunk=chunk, **_chunk_facts(records, self._report))
-                if stopped and not self._writer.complete:
-                    raise _interrupted(stopped[0], self._writer)
 
-    def _chunk(self, pool: ProducerPool, chunk: int) -> tuple[Rows, list[SampleRecord]]:
-        """One chunk's features, float32 ``[n, V, D]`` each, and its sample records."""
+            def settle() -> None:
+                """Waits for the chunk that is being written, if there is one, and tells of it."""
+                made = committer.settle()
+                if made is not None:
+                    self._report.built += len(made.records)
+                    self._report.seconds = time.monotonic() - start
+                    self._report.waited_s = pool.waited_s
+                    self._report.replaced = pool.replaced
+                    facts = _chunk_facts(made.records, self._report)
+                    self._tell("chunk", chunk=made.chunk, **facts)
+
+            for chunk in missing:
+                records: list[SampleRecord] = []
+                for _ in self._writer.spec.samples_of(chunk):
+                    records.append(self._sample(pool))
+                    if committer.done:
+                        settle()
+                ended = [batcher.end() for batcher in self._batchers.values()]
+                self._refuse_bad(records)
+                settle()
+                committer.submit(MadeChunk(chunk, records, ended))
+                if stopped:
+                    break
+            settle()
+            if stopped and not self._writer.complete:
+                raise _interrupted(stopped[0], self._writer)
+
+    def _sample(self, pool: ProducerPool) -> SampleRecord:
+        """Takes one sample and launches what is full of it."""
+        views = pool.take()
+        self._add(views)
+        pool.release(views)
+        self._tell("sample", filled=pool.filled, waited_s=pool.waited_s)
+        return views.record
+
+    def _commit(self, made: MadeChunk) -> None:
+        """Writes one chunk; runs beside the main loop."""
         spec = self._writer.spec
-        indices = spec.samples_of(chunk)
-        records: list[SampleRecord] = []
-        for _ in indices:
-            views = pool.take()
-            self._add(views)
-            pool.release(views)
-            records.append(views.record)
-            self._tell("sample", filled=pool.filled, waited_s=pool.waited_s)
-        batchers: dict[str, ImageBatcher | TextBatcher] = {**self._images, **self._texts}
-        for batcher in batchers.values():
-            batcher.flush()  # all are on the device before the first is waited for
+        indices = spec.samples_of(made.chunk)
         rows = {
-            name: batchers[name].finish(indices[0]).reshape(len(indices), spec.views, dim)
-            for name, dim in spec.dims.items()
+            ended.feature: ended.take(indices[0]).reshape(len(indices), spec.views, ended.dim)
+            for ended in made.ended
         }
-        return rows, records
+        self._writer.commit_chunk(made.chunk, rows, made.records, self._plan.changed)
+        stats = {i: self._plan.stats[i] for i in indices}
+        extend_cache(self._plan.config.store / INPUT_CACHE, stats)
 
     def _add(self, views: SampleViews) -> None:
         for images in self._images.values():
@@ -223,16 +249,9 @@ class _Run:
             self._report.truncated[name] += views.cut[k]
 
     def _refuse_bad(self, records: Sequence[SampleRecord]) -> None:
-        bad = [b for r in records for b in r.bad]
-        if self._plan.config.bad_sample == "placeholder" or not bad:
-            return
-        samples = self._plan.found.samples
-        listed = "; ".join(f"{samples[b.index].stem!r} {b.modality} {b.reason}" for b in bad[:10])
-        more = f" and {len(bad) - 10} more" if len(bad) > 10 else ""
-        raise InputError(
-            f"{len(bad)} inputs of this chunk cannot be used: {listed}{more}.\n"
-            "Mend or remove them, or accept placeholders with --bad-sample placeholder."
-        )
+        if self._plan.config.bad_sample == "fail":
+            bad = [b for r in records for b in r.bad]
+            refuse_bad(bad, self._plan.found.samples, "This chunk has")
 
 
 def _chunk_facts(records: Sequence[SampleRecord], report: BuildReport) -> dict[str, Any]:

@@ -21,7 +21,7 @@ class ClipImage:
         self.feature = checkpoint.feature
         self.model = checkpoint.name
         self.device, self.dtype = device, dtype
-        self._network = freeze(_load_network(checkpoint, dtype), device)
+        self._network = freeze(_load_network(checkpoint, dtype), device, checkpoint)
         config = self._network.config
         spec = read_preprocessing(checkpoint, config.image_size)
         self.image = spec.image

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import platform
+from pathlib import Path
 
 from featurestore.errors import ConfigError
 
@@ -39,12 +41,35 @@ def resolve_device(device: str) -> str:
 
 
 def device_kind(device: str) -> str:
-    """What decides which kernels run: ``cpu``, or ``cuda`` with the GPU's name."""
-    if device == "cpu":
-        return device
+    """What decides which kernels run: the CPU's vector units and maker, or the GPU's name."""
     import torch
 
+    if device == "cpu":
+        return f"cpu: {torch.backends.cpu.get_cpu_capability()} {_cpu_maker()}"
     return f"cuda: {torch.cuda.get_device_name(device)}"
+
+
+def _cpu_maker() -> str:
+    # MKL chooses its kernels by it, and not only by what the processor can do.
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
+    except OSError:
+        lines = []
+    makers = [line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")]
+    return makers[0] if makers else platform.machine()
+
+
+def use_cpu_threads(count: int) -> int:
+    """Have a CPU compute with so many threads; 0 leaves it to torch. Returns their number.
+
+    An elementwise operation is split evenly among the threads, and what is left over of a part
+    after whole vectors goes another way than they do: its last bits depend on where the parts end.
+    """
+    import torch
+
+    if count:
+        torch.set_num_threads(count)
+    return torch.get_num_threads()
 
 
 def resolve_dtype(dtype: str, device: str, feature: str | None = None) -> str:

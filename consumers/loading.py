@@ -22,15 +22,23 @@ def dtype_argument(dtype: torch.dtype) -> dict[str, torch.dtype]:
     return {"dtype" if (major, minor) >= (4, 56) else "torch_dtype": dtype}
 
 
-def freeze(network: Network, device: torch.device) -> Network:
+def freeze(network: Network, device: torch.device, checkpoint: Checkpoint) -> Network:
     """Move a network to its device, without dropout and without gradients.
 
     On a CPU every weight is copied: safetensors maps the file, where weights lie as they come, and
     matrix products on badly aligned memory round differently. A copy is always aligned, so the same
     weights give the same bytes however they are sharded; nor can a changed file reach a running
     build.
+
+    Raises:
+        ConfigError: the device has no room for it.
     """
-    network = network.to(device).eval().requires_grad_(requires_grad=False)
+    try:
+        network = network.to(device)
+    except RuntimeError as error:
+        problem = str(error).strip().partition("\n")[0]
+        raise checkpoint.error(f"cannot be moved to {device}: {problem}") from error
+    network.eval().requires_grad_(requires_grad=False)
     if device.type == "cpu":
         for weight in (*network.parameters(), *network.buffers()):
             weight.data = weight.data.clone(memory_format=torch.contiguous_format)

@@ -7,14 +7,15 @@ all before the store is touched.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
 from consumers import backbones as registry
 from featurestore.config import VERSION, BuildConfig, Fingerprint, compare_fingerprints
-from featurestore.errors import InputError, StoreMismatchError
+from featurestore.errors import BadInputsError, InputError, StoreMismatchError
+from featurestore.records import BadInput, Sample
 from featurestore.store import FeatureStore, StoreSpec, choose_chunk
 from producers.inputs import InputStat, changed_inputs, read_cache, stat_inputs
 from producers.ring import require_room
@@ -48,6 +49,7 @@ class Plan:
         config: what was asked for.
         found: the data folder.
         stats: sizes and times of all inputs, taken before any is read.
+        confirmed: those of committed samples that were read again and found unchanged.
         backbones: per feature the loaded ``Backbone``.
         batch_sizes: rows per forward pass and feature.
         workers: producer processes.
@@ -60,6 +62,7 @@ class Plan:
     config: BuildConfig
     found: Scan
     stats: list[InputStat]
+    confirmed: Mapping[int, InputStat]
     backbones: Mapping[str, Any]
     batch_sizes: Mapping[str, int]
     workers: int
@@ -94,14 +97,19 @@ def make_plan(
         StoreMismatchError: numbers of ``stored`` would change.
     """
     stats = stat_inputs(found)
+    confirmed: dict[int, InputStat] = {}
     if stored is not None:
         _check_samples(stored, found)
         _compare(config, stored, _asked(config, found))
-        _check_inputs(config, stored, found, stats)
+        confirmed = _check_inputs(config, stored, found, stats)
+        _check_placeholders(config, stored)
     device = registry.resolve_device(config.device)
     kind: Fingerprint = {"device_kind": registry.device_kind(device)}
     if stored is not None:
         _compare(config, stored, kind)
+    if device == "cpu":
+        begun = 0 if stored is None else int(stored.fingerprint.get("cpu_threads", 0))
+        kind["cpu_threads"] = registry.use_cpu_threads(begun)
     batch_sizes = {name: _batch_size(config, name, device, stored) for name in config.features}
     workers = config.workers or max(1, len(os.sched_getaffinity(0)) - 1)
     tell("loading", device=device)
@@ -116,7 +124,19 @@ def make_plan(
     fingerprint = _asked(config, found) | kind | _made_by(loaded, batch_sizes)
     fingerprint["chunk"] = spec.chunk
     changed = {} if stored is None else _compare(config, stored, fingerprint)
-    return Plan(config, found, stats, loaded, batch_sizes, workers, job, spec, fingerprint, changed)
+    return Plan(
+        config=config,
+        found=found,
+        stats=stats,
+        confirmed=confirmed,
+        backbones=loaded,
+        batch_sizes=batch_sizes,
+        workers=workers,
+        job=job,
+        spec=spec,
+        fingerprint=fingerprint,
+        changed=changed,
+    )
 
 
 def _batch_size(config: BuildConfig, name: str, device: str, stored: FeatureStore | None) -> int:
@@ -199,10 +219,14 @@ def _check_samples(stored: FeatureStore, found: Scan) -> None:
 
 def _check_inputs(
     config: BuildConfig, stored: FeatureStore, found: Scan, stats: list[InputStat]
-) -> None:
-    """Refuses inputs of committed samples that are not what was read for them."""
+) -> dict[int, InputStat]:
+    """Refuses inputs of committed samples that are not what was read for them.
+
+    Returns:
+        Sizes and times of those that were read again, so that the next resume need not.
+    """
     cached = {} if config.verify_inputs else read_cache(stored.path / INPUT_CACHE)
-    changed = changed_inputs(found, stored.records, stats, cached)
+    changed, confirmed = changed_inputs(found, stored.records, stats, cached)
     if changed:
         raise StoreMismatchError(
             stored.path,
@@ -211,6 +235,25 @@ def _check_inputs(
             f"{len(changed)} files hold something else: {_some([repr(n) for n in changed])}",
             "Restore them, or build again into another --store or with --overwrite.",
         )
+    return confirmed
+
+
+def _check_placeholders(config: BuildConfig, stored: FeatureStore) -> None:
+    """Refuses a store that has placeholders where none are wanted."""
+    if config.bad_sample == "fail":
+        refuse_bad(stored.bad_inputs, stored.samples, f"{stored.path} has placeholders for")
+
+
+def refuse_bad(bad: Sequence[BadInput], samples: Sequence[Sample], where: str) -> None:
+    """Raises BadInputsError where there is a bad input."""
+    if not bad:
+        return
+    listed = [f"{samples[b.index].stem!r} {b.modality} {b.reason}" for b in bad]
+    raise BadInputsError(
+        f"{where} {len(bad)} inputs that cannot be used: {_some(listed)}.\n"
+        "Mend or remove them and build again, or accept placeholders with "
+        "--bad-sample placeholder."
+    )
 
 
 def _some(items: list[str]) -> str:

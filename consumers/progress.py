@@ -1,7 +1,7 @@
 """What a person, a pipe and a log file are told of a build.
 
-All three listen to the same events: ``scanned``, ``loading``, ``started``, ``sample``, ``chunk``
-and ``finished``, each with its facts as plain values.
+All three listen to the same events: ``scanned``, ``loading``, ``started``, ``sample``, ``chunk``,
+and at the end ``finished``, ``interrupted`` or ``failed``, each with its facts as plain values.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-# Rates are taken over this many seconds: long enough to be steady, short enough to show a change.
+# Rates are taken over this many seconds, but over two chunks at least: samples arrive in bursts,
+# as the texts of a chunk are embedded at its end.
 _WINDOW_S = 60.0
+_WINDOW_CHUNKS = 2
 _REDRAW_S = 0.25
 
 
@@ -38,13 +40,14 @@ class Meter:
     """
 
     def __init__(self) -> None:
-        self.total = self.done = self.views = self.filled = self.slots = 0
+        self.total = self.done = self.views = self.filled = self.slots = self._chunk = 0
         self._marks: list[tuple[float, int, float]] = []
 
     def start(self, facts: Mapping[str, Any]) -> None:
         """Takes over the totals of a ``started`` event."""
         self.total, self.done = facts["samples"], facts["done"]
         self.views, self.slots = facts["views"], facts["slots"]
+        self._chunk = facts["chunk"]
         self._marks = []
 
     def sample(self, facts: Mapping[str, Any]) -> None:
@@ -53,7 +56,10 @@ class Meter:
         self.filled = facts["filled"]
         now = time.monotonic()
         self._marks.append((now, self.done, facts["waited_s"]))
-        while len(self._marks) > 2 and now - self._marks[0][0] > _WINDOW_S:
+        while (
+            len(self._marks) > max(2, _WINDOW_CHUNKS * self._chunk)
+            and now - self._marks[0][0] > _WINDOW_S
+        ):
             del self._marks[0]
 
     @property
@@ -61,8 +67,10 @@ class Meter:
         """Samples per second over the window; 0 where nothing is known yet."""
         if len(self._marks) < 2:
             return 0.0
-        (t0, n0, _), (t1, n1, _) = self._marks[0], self._marks[-1]
-        return (n1 - n0) / (t1 - t0) if t1 > t0 else 0.0
+        # To now, not to the last sample: while nothing comes, the rate falls.
+        (t0, n0, _), (_, n1, _) = self._marks[0], self._marks[-1]
+        elapsed = time.monotonic() - t0
+        return (n1 - n0) / elapsed if elapsed > 0 else 0.0
 
     @property
     def eta_s(self) -> float | None:
@@ -143,7 +151,9 @@ class PlainDisplay:
 
     def __call__(self, event: str, facts: Mapping[str, Any]) -> None:
         """Takes an event."""
-        if event == "started":
+        if event == "loading":
+            self._print(f"loading the backbones on {facts['device']}")
+        elif event == "started":
             self._meter.start(facts)
             self._print(_start_line(facts))
             for notice in facts["notices"]:
@@ -178,6 +188,8 @@ class LiveDisplay:
             self._start(facts)
         elif event == "sample":
             self._meter.sample(facts)
+            self._redraw()
+        elif event == "chunk":
             self._redraw()
         elif event == "finished":
             self.close()

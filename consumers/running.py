@@ -1,10 +1,11 @@
-"""Run a backbone batch by batch: errors with names, and one wait for the device per chunk."""
+"""Run a backbone batch by batch: errors with names, and no wait for the device."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from consumers.backbones import Backbone, check_features
-from consumers.staging import Staging
+from consumers.staging import Staging, device_errors, first_line
 from featurestore.errors import BackboneError
 
 IntArray = npt.NDArray[np.integer[Any]]
@@ -29,8 +30,37 @@ _MODEL_ERRORS = (
 )
 
 
+class CollectedRows:
+    """A chunk's features in a host buffer, maybe still on their way from the device."""
+
+    def __init__(self, feature: str, host: torch.Tensor, event: torch.cuda.Event | None) -> None:
+        self._feature = feature
+        self._host = host
+        self._event = event
+        self.taken = False
+
+    def take(self, order: IntArray | slice) -> npt.NDArray[np.float32]:
+        """Wait for the device; returns a copy ``[rows, D]`` with row ``i`` at ``order[i]``.
+
+        May be called by another thread than the one that runs batches.
+
+        Raises:
+            BackboneError: the device failed.
+        """
+        if self._event is not None:
+            with device_errors(self._feature):
+                self._event.synchronize()
+        features = np.empty(tuple(self._host.shape), np.float32)
+        features[order] = self._host.numpy()
+        self.taken = True
+        return features
+
+
 class Runner:
     """Runs full batches one after the other and collects their features until the chunk ends.
+
+    Features leave through two host buffers in turn, so that one chunk can be written while the
+    next is made.
 
     Args:
         backbone: names the feature, its length and its device.
@@ -51,9 +81,11 @@ class Runner:
         self._batch = batch
         # Full batches only: the last one's filling lands behind the chunk's last row.
         shape = (-(-rows // batch) * batch, backbone.dim)
-        self._features = torch.empty(shape, device=backbone.device)
-        cuda = backbone.device.type == "cuda"
-        self._host = torch.empty(shape, pin_memory=True) if cuda else self._features
+        self._cuda = backbone.device.type == "cuda"
+        self._hosts = [torch.empty(shape, pin_memory=self._cuda) for _ in range(2)]
+        self._device = torch.empty(shape, device=backbone.device) if self._cuda else None
+        self._lent: list[CollectedRows | None] = [None, None]
+        self._turn = 0
         self._done = 0
 
     def run(self, sent: torch.Tensor) -> None:
@@ -62,22 +94,33 @@ class Runner:
         Raises:
             BackboneError: the backbone failed twice for want of memory or once otherwise, or
                 returned something that is no ``[batch, D]`` of float32.
+            RuntimeError: the features of the chunk before the last were never taken.
         """
+        lent = self._lent[self._turn]
+        if lent is not None and not lent.taken:
+            raise RuntimeError("the features of an earlier chunk were not taken yet")
+        target = self._hosts[self._turn] if self._device is None else self._device
         features = self._embed(sent)
-        self._features[self._done : self._done + self._batch].copy_(features)
+        with device_errors(self._backbone.feature):
+            target[self._done : self._done + self._batch].copy_(features)
         self._done += self._batch
 
-    def collect(self, rows: int) -> npt.NDArray[np.float32]:
-        """Wait for the device; returns the first ``rows`` features, valid until the next run."""
-        if self._host is not self._features:
-            try:
-                self._host[:rows].copy_(self._features[:rows], non_blocking=True)
-                torch.cuda.current_stream(self._backbone.device).synchronize()
-            except RuntimeError as error:
-                # Kernels fail late: an error of any batch of the chunk surfaces here.
-                name = self._backbone.feature
-                raise BackboneError(f"{name} failed on the GPU: {_first_line(error)}") from error
-        return self._host[:rows].numpy()
+    def collect(self, rows: int) -> CollectedRows:
+        """End the chunk: its first ``rows`` features, on their way to the host.
+
+        Raises:
+            BackboneError: the device failed.
+        """
+        host, event = self._hosts[self._turn][:rows], None
+        if self._device is not None:
+            with device_errors(self._backbone.feature):
+                host.copy_(self._device[:rows], non_blocking=True)
+                event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                event.record(torch.cuda.current_stream(self._backbone.device))
+        collected = self._lent[self._turn] = CollectedRows(self._backbone.feature, host, event)
+        self._turn = 1 - self._turn
+        self._done = 0
+        return collected
 
     def reset(self) -> None:
         """Start a new chunk."""
@@ -88,12 +131,12 @@ class Runner:
             try:
                 return self._checked(self._forward(sent))
             except torch.OutOfMemoryError as error:
-                problem = _first_line(error)
+                problem = first_line(error)
             except _MODEL_ERRORS as error:
                 raise BackboneError(
                     f"{self._backbone.feature} failed on rows {self._done} to "
                     f"{self._done + self._batch - 1} of a chunk's batch plan:\n"
-                    f"  {type(error).__name__}: {_first_line(error)}"
+                    f"  {type(error).__name__}: {first_line(error)}"
                 ) from error
             # Once more, as another process may have left the GPU since. Only out here, where the
             # error with its frames is gone, can the memory that they held be freed. Never with a
@@ -145,7 +188,7 @@ class Batcher(ABC):
         self._batch, self._capacity = batch, capacity
         self._rows = self._views = 0
         with _allocating(backbone.feature, batch):
-            self._staging = Staging(shape, dtype, backbone.device)
+            self._staging = Staging(shape, dtype, backbone.device, backbone.feature)
             self._runner = Runner(backbone, self._forward, batch, capacity)
 
     @abstractmethod
@@ -158,39 +201,30 @@ class Batcher(ABC):
 
     @abstractmethod
     def flush(self) -> None:
-        """Launch what is left of the chunk without waiting; then only finish or discard.
-
-        With several batchers, flush them all before the first ``finish``: the device then works
-        on one feature while the host takes over another.
+        """Launch what is left of the chunk without waiting; then only end or discard.
 
         Raises:
             BackboneError: a batch failed.
         """
 
-    def finish(self, first_sample: int = 0) -> npt.NDArray[np.float32]:
-        """End the chunk.
-
-        Args:
-            first_sample: index of the chunk's first sample, for messages.
+    def end(self) -> EndedChunk:
+        """End the chunk without waiting for the device; the next one can begin.
 
         Returns:
-            Features of all rows in the order added, ``[rows, D]``, a copy of its own.
+            The chunk's features to come. They must have been taken before the chunk after the next
+            ends.
 
         Raises:
-            BackboneError: a batch failed, or a feature is not finite.
+            BackboneError: a batch failed.
             ValueError: nothing was added.
         """
         if not self._rows:
             raise ValueError("the chunk is empty")
         self.flush()
-        planned = self._runner.collect(self._rows)
-        features = np.empty_like(planned)
-        features[self._order()] = planned
-        views = self._views
+        rows = self._runner.collect(self._rows)
+        ended = EndedChunk(self._info.feature, self._info.dim, self._views, self._order(), rows)
         self.discard()
-        name, dim = self._info.feature, self._info.dim
-        check_features(name, features, dim, first_sample=first_sample, views=views)
-        return features
+        return ended
 
     def discard(self) -> None:
         """Forget the chunk so far, after an error or an interruption."""
@@ -208,13 +242,55 @@ class Batcher(ABC):
         return slice(self._rows - views, self._rows)
 
 
+@dataclass(frozen=True, slots=True)
+class EndedChunk:
+    """A chunk whose batches are all launched.
+
+    Attributes:
+        feature: what was made.
+        dim: length of a feature.
+        views: views per sample.
+        order: the chunk's row of each feature, in the order of the plan.
+        rows: the features, in the order of the plan.
+    """
+
+    feature: str
+    dim: int
+    views: int
+    order: IntArray | slice
+    rows: CollectedRows
+
+    def take(self, first_sample: int = 0) -> npt.NDArray[np.float32]:
+        """Wait for the device, and check every row; may be called by another thread.
+
+        Args:
+            first_sample: index of the chunk's first sample, for messages.
+
+        Returns:
+            Features of all rows in the order added, ``[rows, D]``, a copy of its own.
+
+        Raises:
+            BackboneError: the device failed, or a feature is not finite.
+        """
+        features = self.rows.take(self.order)
+        check_features(
+            self.feature, features, self.dim, first_sample=first_sample, views=self.views
+        )
+        return features
+
+
 @contextmanager
 def _allocating(feature: str, batch: int) -> Iterator[None]:
     """Turn a lack of GPU memory for a batcher's own buffers into BackboneError."""
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise _out_of_memory(feature, batch, _first_line(error)) from error
+        raise _out_of_memory(feature, batch, first_line(error)) from error
+    except RuntimeError as error:
+        raise BackboneError(
+            f"The buffers of {feature} could not be had: {first_line(error)}\n"
+            "Free memory of the machine or the GPU, and go on with --resume."
+        ) from error
 
 
 def _out_of_memory(feature: str, batch: int, problem: str) -> BackboneError:
@@ -223,8 +299,3 @@ def _out_of_memory(feature: str, batch: int, problem: str) -> BackboneError:
         f"Free the GPU and go on with --resume, or try --batch-size {feature}={max(1, batch // 2)} "
         "in a new build: the batch size changes the last bits of features."
     )
-
-
-def _first_line(error: Exception) -> str:
-    """What happened; torch adds lines of advice on environment variables of its own."""
-    return str(error).strip().partition("\n")[0][:200]

@@ -28,7 +28,7 @@ class SentenceText:
         self.feature = checkpoint.feature
         self.model = checkpoint.name
         self.device, self.dtype = device, torch.float32
-        self._network = freeze(_load_network(checkpoint, device), device)
+        self._network = freeze(_load_network(checkpoint, device), device, checkpoint)
         if self._network.default_prompt_name:
             raise checkpoint.error("puts a default prompt before each text, which is unsupported")
         self.text = _text_spec(checkpoint, self._network)

@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from featurestore.errors import BackboneError
+
 _STAGES = 3
+
+
+@contextmanager
+def device_errors(feature: str) -> Iterator[None]:
+    """Turn an error of the device itself into BackboneError.
+
+    Kernels fail late: an error of any batch before surfaces at the next wait or copy.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        raise BackboneError(f"{feature} failed on the GPU: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    """What happened; torch adds lines of advice on environment variables of its own."""
+    return str(error).strip().partition("\n")[0][:200]
 
 
 class Staging:
@@ -18,9 +39,13 @@ class Staging:
         shape: of one buffer.
         dtype: of its elements.
         device: where the buffers are copied to.
+        feature: what they are for, for messages.
     """
 
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, feature: str
+    ) -> None:
+        self._feature = feature
         self._cuda = device.type == "cuda"
         self._device = device
         stages = _STAGES if self._cuda else 1
@@ -35,10 +60,15 @@ class Staging:
 
     @property
     def array(self) -> npt.NDArray[Any]:
-        """The buffer to fill now; waits until the device has read what was in it."""
+        """The buffer to fill now; waits until the device has read what was in it.
+
+        Raises:
+            BackboneError: the device failed on something before.
+        """
         event = self._copied[self._stage]
         if event is not None:
-            event.synchronize()
+            with device_errors(self._feature):
+                event.synchronize()
             self._copied[self._stage] = None
         return self._arrays[self._stage]
 
@@ -47,16 +77,20 @@ class Staging:
 
         The result holds until as many sends later as there are stages; on a CPU it is the buffer
         itself. Work queued on the device's current stream before then reads the right values.
+
+        Raises:
+            BackboneError: the device failed on something before.
         """
         count = int(np.prod(shape))
         host = self._hosts[self._stage].view(-1)[:count]
         sent = self._sent[self._stage].view(-1)[:count]
         if self._cuda:
-            # The device's current stream, which need not be the current device's.
-            stream = torch.cuda.current_stream(self._device)
-            sent.copy_(host, non_blocking=True)
-            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            event.record(stream)
+            with device_errors(self._feature):
+                # The device's current stream, which need not be the current device's.
+                stream = torch.cuda.current_stream(self._device)
+                sent.copy_(host, non_blocking=True)
+                event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                event.record(stream)
             self._copied[self._stage] = event
             self._stage = (self._stage + 1) % len(self._hosts)
         return sent.view(shape)

@@ -123,8 +123,12 @@ def _make_blip2(folder: Path) -> None:
         feed_forward_proj="gated-gelu",
         decoder_start_token_id=0,
     )
+    # transformers before 5 takes its parts as dictionaries only.
     config = Blip2Config(
-        vision_config=vision, qformer_config=qformer, text_config=text, num_query_tokens=8
+        vision_config=vision.to_dict(),
+        qformer_config=qformer.to_dict(),
+        text_config=text.to_dict(),
+        num_query_tokens=8,
     )
     model = Blip2ForConditionalGeneration(config)
     # T5's own start is well spread already; its attention is not scaled, and would saturate.

@@ -136,11 +136,16 @@ class CorruptStoreError(ManyViewsError):
         chunk: the chunk it belongs to, or None.
     """
 
-    def __init__(self, file: str, message: str, *, chunk: int | None = None) -> None:
+    def __init__(
+        self, file: str, message: str, *, chunk: int | None = None, advice: str = ""
+    ) -> None:
         self.file = file
         self.chunk = chunk
+        advice = advice or (
+            "`verify` lists all damage; `verify --repair` and then `build --resume` mend chunks."
+        )
         where = file if chunk is None else f"{file} (chunk {chunk})"
-        super().__init__(f"{where} is damaged: {message}")
+        super().__init__(f"{where} is damaged: {message}\n{advice}")
 
 
 class StorageError(ManyViewsError):

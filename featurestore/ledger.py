@@ -13,7 +13,7 @@ checksum anywhere else is damage.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -183,18 +183,10 @@ class Ledger:
         self._failed = False
         self._add(entry)
 
-    def drop(self, chunks: Iterable[int]) -> None:
-        """Forgets ``chunks``, so that the next build makes them again."""
-        for chunk in chunks:
-            del self._entries[chunk]
-        self._rewrite()
-
     def sort(self) -> None:
         """Brings the lines into the order of their chunks, as an undisturbed build writes them."""
-        if not self._in_order:
-            self._rewrite()
-
-    def _rewrite(self) -> None:
+        if self._in_order:
+            return
         lines = b"".join(format_entry(e) + b"\n" for e in self.entries)
         durable.replace_file(self._root / self.FILE, lines)
         self._entries = {e.chunk: e for e in self.entries}

@@ -22,6 +22,7 @@ from featurestore.durable import PartialFile
 from featurestore.errors import ConfigError, InputError
 from featurestore.moments import Scale
 from featurestore.npy import npy_header
+from featurestore.records import FEATURES
 from featurestore.scaling import scale_for
 from featurestore.splits import read_split
 from featurestore.store import FeatureStore, free_bytes, record_crc32c
@@ -87,7 +88,8 @@ def materialize(
         split_json: the split, for ``train``.
 
     Raises:
-        InputError: the store is not complete, or the split does not fit it.
+        InputError: the store is not complete, the split does not fit it, there is no room, or the
+            folder holds augmented labels of other samples or views.
         ConfigError: ``train`` without a split, or a prefix that is a path.
         CorruptStoreError: a chunk is damaged; the manifest is not written then.
         StorageError: a write failed; the manifest is not written then.
@@ -97,10 +99,15 @@ def materialize(
         raise ConfigError(f"--prefix is the beginning of a file name, found {prefix!r}.")
     train = None if split_json is None else read_split(split_json, store.stems).train
     scales = {name: scale_for(store, name, zscore, train) for name in store.features}
+    _check_labels(store, out_dir, prefix)
+    _check_space(store, out_dir, prefix)
     durable.make_folder(out_dir)
-    _check_space(store, out_dir)
     manifest = out_dir / f"{prefix}_manifest.json"
     durable.remove(manifest)
+    for name in set(FEATURES) - set(store.features):
+        # Those of an earlier run would be taken for rows of this store.
+        durable.remove(out_dir / f"{prefix}_{name}.npy")
+        durable.remove(out_dir / f"{prefix}_{name}.stats.npz")
     facts: dict[str, tuple[int, str]] = {}
     for name, scale in scales.items():
         facts[f"{prefix}_{name}.npy"] = _write_rows(store, name, scale, out_dir, prefix)
@@ -144,9 +151,34 @@ def verify_materialized(out_dir: Path, prefix: str = PREFIX) -> list[Finding]:
     return findings
 
 
-def _check_space(store: FeatureStore, out_dir: Path) -> None:
+def _check_labels(store: FeatureStore, out_dir: Path, prefix: str) -> None:
+    """Refuses to write beside augmented labels of other rows: nothing would tell them apart."""
+    path = out_dir / f"{prefix}_labels_manifest.json"
+    try:
+        labels = json.loads(path.read_bytes())
+        rows, views = labels["total_rows"], labels["views_per_sample"]
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise InputError(f"{path} cannot be read: {e!r}\nRemove it, or mend it.") from e
+    expected = store.spec.samples * store.spec.views, store.spec.views
+    if (rows, views) != expected:
+        raise InputError(
+            f"{path} is of {rows:,} rows with {views} views; the store has {expected[0]:,} rows "
+            f"with {expected[1]} views.\n"
+            "Choose another --out-dir, or remove those labels and write them again."
+        )
+
+
+def _check_space(store: FeatureStore, out_dir: Path, prefix: str) -> None:
+    """Refuses before anything is removed. An old file goes only when its successor is written."""
     rows = store.spec.samples * store.spec.views
-    needed = sum(rows * dim * 4 for dim in store.spec.dims.values())
+    needed = peak = 0
+    for name, dim in store.spec.dims.items():
+        peak = max(peak, needed + rows * dim * 4)
+        old = out_dir / f"{prefix}_{name}.npy"
+        needed += rows * dim * 4 - (old.stat().st_size if old.is_file() else 0)
+    needed = peak
     free = free_bytes(out_dir)
     if needed > free:
         raise InputError(

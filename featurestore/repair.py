@@ -27,11 +27,11 @@ def repair(root: Path, found: Verification) -> list[int]:
     """
     for finding in found.findings:
         if finding.chunk is None and finding.file not in _DROPPED:
-            raise CorruptStoreError(
-                finding.file,
-                f"{finding.problem}\nIt cannot be repaired from the rest of the store: "
-                "restore the file, or build again with --overwrite.",
+            advice = (
+                "It cannot be repaired from the rest of the store: restore the file, or build "
+                "again with --overwrite."
             )
+            raise CorruptStoreError(finding.file, finding.problem, advice=advice)
     damaged = set(found.damaged_chunks)
     sound = [found.committed[c] for c in sorted(found.committed) if c not in damaged]
     durable.replace_file(root / Ledger.FILE, b"".join(line + b"\n" for line in sound))

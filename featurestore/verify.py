@@ -71,6 +71,11 @@ class Verification:
         """The committed chunks to make again."""
         return sorted({f.chunk for f in self.findings if f.chunk is not None})
 
+    @property
+    def missing(self) -> list[int]:
+        """The chunks that no sound line of the ledger names."""
+        return sorted(set(range(self.chunks)) - set(self.committed))
+
 
 def verify(root: Path, *, progress: Callable[[int, int], None] | None = None) -> Verification:
     """Checks everything that the store at ``root`` promises.

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from featurestore import arrays, durable
 from featurestore.config import Fingerprint
-from featurestore.errors import InputError
+from featurestore.errors import CorruptStoreError, InputError
 from featurestore.ledger import ChunkEntry, Ledger
 from featurestore.moments import moments_of
 from featurestore.records import FEATURES, Sample, SampleRecord
@@ -57,9 +57,26 @@ class StoreWriter(FeatureStore):
         notices = (
             [f"removed {len(swept)} unfinished files of an interrupted build"] if swept else []
         )
+        self._check_files()
         if torn := self.ledger.recover():
             notices.append(f"dropped {torn} bytes of a torn last line of the ledger")
         return notices
+
+    def _check_files(self) -> None:
+        """Every committed file is there and has its length: what is damaged must not be built on.
+
+        Raises:
+            CorruptStoreError: one is not.
+        """
+        for entry in self.ledger.entries:
+            for file, (size, _) in entry.files.items():
+                try:
+                    found = (self.path / file).stat().st_size
+                except OSError as e:
+                    raise CorruptStoreError(file, e.strerror or str(e), chunk=entry.chunk) from None
+                if found != size:
+                    problem = f"{found} bytes, expected {size}"
+                    raise CorruptStoreError(file, problem, chunk=entry.chunk)
 
     def commit_chunk(
         self,

@@ -11,11 +11,12 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from featurestore import durable
 from featurestore.errors import BadSampleError
-from featurestore.records import Sample, SampleRecord
+from featurestore.records import SampleRecord
 from producers import source
 from producers.source import Scan
 
@@ -23,6 +24,7 @@ from producers.source import Scan
 InputStat = tuple[int, int, int, int]
 
 _MISSING = (-1, -1)
+_UNKNOWN = (-2, -2, -2, -2)  # like nothing that ``stat_inputs`` says
 
 
 def stat_inputs(found: Scan) -> list[InputStat]:
@@ -49,14 +51,17 @@ def _stat(path: Path) -> tuple[int, int]:
 
 def read_cache(path: Path) -> dict[int, InputStat]:
     """The kept sizes and times by sample; empty where there are none that can be read."""
-    cached: dict[int, InputStat] = {}
     try:
-        for line in path.read_bytes().splitlines():
+        lines = path.read_bytes().splitlines()
+    except OSError:
+        return {}
+    cached: dict[int, InputStat] = {}
+    for line in lines:
+        # A torn line says nothing: what it would have said is found by reading again.
+        with suppress(ValueError, TypeError):
             for index, *values in json.loads(line):
                 image_size, image_time, text_size, text_time = map(int, values)
                 cached[int(index)] = (image_size, image_time, text_size, text_time)
-    except (OSError, ValueError, TypeError):
-        return cached  # a torn line: what is missing is read again
     return cached
 
 
@@ -73,7 +78,7 @@ def changed_inputs(
     records: Iterable[SampleRecord],
     stats: Sequence[InputStat],
     cached: Mapping[int, InputStat],
-) -> list[str]:
+) -> tuple[list[str], dict[int, InputStat]]:
     """Names of inputs of committed samples that are not what was read for them.
 
     Args:
@@ -83,22 +88,33 @@ def changed_inputs(
         cached: what :func:`read_cache` says; empty to read everything.
 
     Returns:
-        File names, in the order of the samples. An input that could not be read when its sample was
-        made has no content to compare, and is not named.
+        File names, in the order of the samples, and the sizes and times to keep of those samples
+        whose inputs were read and found unchanged. An input that could not be read when its sample
+        was made has no content to compare, and is not named.
     """
-    changed = []
+    changed: list[str] = []
+    confirmed: dict[int, InputStat] = {}
     for record in records:
-        if cached.get(record.index) != stats[record.index]:
-            changed += _changed(found.data_dir, found.samples[record.index], record)
-    return changed
-
-
-def _changed(data_dir: Path, sample: Sample, record: SampleRecord) -> list[str]:
-    inputs = (
-        (source.image_path(data_dir, sample), source.MAX_IMAGE_BYTES, record.image_sha256),
-        (source.text_path(data_dir, sample), source.MAX_TEXT_BYTES, record.text_sha256),
-    )
-    return [path.name for path, cap, digest in inputs if digest and _sha256(path, cap) != digest]
+        now, kept = stats[record.index], cached.get(record.index, _UNKNOWN)
+        if now == kept:
+            continue
+        sample = found.samples[record.index]
+        image, text = (
+            source.image_path(found.data_dir, sample),
+            source.text_path(found.data_dir, sample),
+        )
+        names = [
+            path.name
+            for path, cap, digest, looks_the_same in (
+                (image, source.MAX_IMAGE_BYTES, record.image_sha256, now[:2] == kept[:2]),
+                (text, source.MAX_TEXT_BYTES, record.text_sha256, now[2:] == kept[2:]),
+            )
+            if digest and not looks_the_same and _sha256(path, cap) != digest
+        ]
+        changed += names
+        if not names:
+            confirmed[record.index] = now
+    return changed, confirmed
 
 
 def _sha256(path: Path, cap_bytes: int) -> str:

@@ -25,6 +25,7 @@ from PIL import Image
 from consumers.build import build
 from featurestore.config import BuildConfig
 from featurestore.errors import (
+    BadInputsError,
     ConfigError,
     InputError,
     ManyViewsError,
@@ -574,12 +575,42 @@ def test_bad_sample_fail_lists_them(configure: Configure, some_data: Path, tmp_p
     (some_data / f"{stems[1]}.json").write_text("{")
     (some_data / f"{stems[2]}.json").write_text("[]")
     config = configure(tmp_path / "s", data_dir=some_data, bad_sample="fail")
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(BadInputsError) as caught:
         build(config)
     for text in (f"'{stems[1]}' text not-json", f"'{stems[2]}' text not-an-object", "2 inputs"):
         assert text in str(caught.value)
+    assert caught.value.exit_code == 1
     report = build(_replace(config, bad_sample="placeholder", resume=True))
     assert [(b.index, b.reason) for b in report.bad] == [(1, "not-json"), (2, "not-an-object")]
+    # What is in the store already counts as well.
+    with pytest.raises(BadInputsError, match=r"has placeholders for 2 inputs.*not-json"):
+        build(_replace(config, resume=True))
+
+
+def stop_at_a_chunk(event: str, _facts: Mapping[str, Any]) -> None:
+    if event == "chunk":
+        raise KeyboardInterrupt
+
+
+def test_a_resume_computes_with_the_threads_that_the_store_was_begun_with(
+    configure: Configure, tmp_path: Path
+) -> None:
+    """Three threads split an elementwise operation elsewhere than one does."""
+    before = torch.get_num_threads()
+    changes = {"features": ("clip_image",), "chunk": 16}
+    try:
+        torch.set_num_threads(3)
+        golden = build(configure(tmp_path / "golden", **changes)).store
+        with pytest.raises(KeyboardInterrupt):
+            build(configure(tmp_path / "s", **changes), [stop_at_a_chunk])
+        assert 1 <= lines(tmp_path / "s") < 3
+        torch.set_num_threads(1)
+        build(configure(tmp_path / "s", resume=True, **changes))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert FeatureStore(golden).fingerprint["cpu_threads"] == 3
+    assert tree_digest(tmp_path / "s") == tree_digest(golden)
 
 
 def test_all_samples_bad(configure: Configure, some_data: Path, tmp_path: Path) -> None:

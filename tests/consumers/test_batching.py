@@ -117,7 +117,7 @@ def test_image_batches_follow_the_plan(samples: int, views: int, batch: int) -> 
         scratch = sample.copy()
         batcher.add(scratch[0], scratch[1:])
         scratch[:] = 77  # a slot of the ring is refilled at once
-    features = batcher.finish()
+    features = batcher.end().take()
     padded = [np.zeros((batch, SIDE, SIDE, 3), np.uint8) for _ in image_plan(len(pixels), batch)]
     for stage, part in zip(padded, image_plan(len(pixels), batch), strict=True):
         stage[: part.stop - part.start] = pixels[part]
@@ -135,7 +135,7 @@ def test_text_batches_follow_the_plan(samples: int, views: int, batch: int) -> N
         scratch = ids[start : start + views].copy()
         batcher.add(scratch, lengths[start : start + views])
         scratch[:] = 77
-    features = batcher.finish()
+    features = batcher.end().take()
     plan = text_plan(lengths, batch)
     assert len(model.batches) == len(plan)
     for (got, mask), part in zip(model.batches, plan, strict=True):
@@ -160,7 +160,7 @@ def test_any_split_of_a_real_chunk_gives_the_same_bytes(backbone: Any) -> None:
                 rows = slice(start, start + views)
                 images.add(pixels[start], pixels[rows][1:])
                 texts.add(ids[rows], lengths[rows])
-            results.append(images.finish().tobytes() + texts.finish().tobytes())
+            results.append(images.end().take().tobytes() + texts.end().take().tobytes())
     assert len(set(results)) == 1
 
 
@@ -177,8 +177,29 @@ def test_discard_forgets_the_chunk() -> None:
     fresh_images, fresh_texts = ImageBatcher(FakeImages(), 3, 8), TextBatcher(FakeTexts(), 3, 8)
     fresh_images.add(pixels[0], pixels[1:])
     fresh_texts.add(ids, lengths)
-    np.testing.assert_array_equal(images.finish(), fresh_images.finish())
-    np.testing.assert_array_equal(texts.finish(), fresh_texts.finish())
+    np.testing.assert_array_equal(images.end().take(), fresh_images.end().take())
+    np.testing.assert_array_equal(texts.end().take(), fresh_texts.end().take())
+
+
+def test_a_chunk_is_taken_while_the_next_two_are_made() -> None:
+    """Its features wait in a buffer of their own; a third chunk would need it, and is refused."""
+    batcher = ImageBatcher(FakeImages(), 3, 8)
+
+    def make(seed: int) -> Any:
+        pixels = image_rows(8, seed)
+        batcher.add(pixels[0], pixels[1:])
+        return batcher.end()
+
+    alone = [make(seed).take() for seed in range(3)]
+    assert not np.array_equal(alone[0], alone[1])
+    first, second = make(0), make(1)
+    with pytest.raises(RuntimeError, match="not taken"):
+        make(2)
+    np.testing.assert_array_equal(first.take(), alone[0])
+    batcher.discard()
+    third = make(2)
+    np.testing.assert_array_equal(second.take(), alone[1])
+    np.testing.assert_array_equal(third.take(), alone[2])
 
 
 def run(model: Any, views: int = 4, samples: int = 2, batch: int = 3) -> np.ndarray:
@@ -188,11 +209,11 @@ def run(model: Any, views: int = 4, samples: int = 2, batch: int = 3) -> np.ndar
         for sample in range(samples):
             pixels = image_rows(views, sample)
             images.add(pixels[0], pixels[1:])
-        return images.finish(first_sample=100)
+        return images.end().take(first_sample=100)
     texts = TextBatcher(model, batch, samples * views)
     for sample in range(samples):
         texts.add(*text_rows(views, sample))
-    return texts.finish(first_sample=100)
+    return texts.end().take(first_sample=100)
 
 
 @pytest.mark.parametrize("base", [FakeImages, FakeTexts])
@@ -272,7 +293,7 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match=r"not in 1\.\.12"):
         texts.add(ids, lengths * 0)
     with pytest.raises(ValueError, match="empty"):
-        images.finish()
+        images.end().take()
     images.add(pixels[0], pixels[1:])
     with pytest.raises(ValueError, match="full at 5"):
         images.add(pixels[0], pixels[1:])

@@ -15,6 +15,7 @@ STARTED = {
     "done": 9_959,
     "views": 70,
     "slots": 34,
+    "chunk": 64,
     "workers": 16,
     "features": {"clip_image": 512, "clip_text": 512, "blip2_image": 768, "blip2_text": 2048},
     "notices": ["dropped 12 bytes of a torn last line of the ledger"],
@@ -52,6 +53,26 @@ def test_rates_are_those_of_the_last_minute(clock):
     run(meter, clock, 100, 1.0)
     run(meter, clock, 300, 0.25)
     assert meter.samples_per_s == pytest.approx(4.0, rel=0.02)
+
+
+def test_samples_that_come_in_bursts_are_counted_over_two_chunks(clock):
+    """A minute's window alone would hold a burst and a part of a pause, and swing between them."""
+    meter = Meter()
+    meter.start({**STARTED, "chunk": 10})
+    rates = []
+    for _ in range(8):
+        run(meter, clock, 10, 0.1)
+        clock[0] += 99.0  # the texts of the chunk
+        rates.append(meter.samples_per_s)
+    assert rates[3:] == pytest.approx([0.1] * 5, rel=0.1)
+
+
+def test_the_rate_falls_while_nothing_comes(clock):
+    meter = Meter()
+    meter.start(STARTED)
+    run(meter, clock, 20, 1.0)
+    clock[0] += 19
+    assert meter.samples_per_s == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(("share", "side"), [(0.9, "producers"), (0.1, "backbones")])

@@ -53,9 +53,11 @@ class StoreMachine(RuleBasedStateMachine):
         super().__init__()
         self.folder = Path(tempfile.mkdtemp(prefix="machine-"))
         self.path = self.folder / "store"
-        # The chunks that must be there, and of these the damaged ones.
+        # The chunks that must be there, of these the damaged ones, and of these those with a file
+        # that is missing or of another length, with which no build goes on.
         self.committed: set[int] = set()
         self.damaged: set[int] = set()
+        self.obvious: set[int] = set()
 
     def teardown(self) -> None:
         shutil.rmtree(self.folder)
@@ -87,7 +89,16 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(count=st.sampled_from([0, 1, 1, 2, CHUNKS]))
     def build(self, count: int) -> None:
-        """``build --resume`` for so many chunks; damaged ones stay as they are."""
+        """``build --resume`` for so many chunks; a flipped bit in another is not seen by it."""
+        if self.obvious:
+            before = tree(self.path)
+            with pytest.raises(CorruptStoreError, match="verify --repair"):
+                self._build(count)
+            assert {n: d for n, d in before.items() if "partial" not in n}.items() <= tree(
+                self.path
+            ).items()
+            happened("refused for a missing file")
+            return
         with self._writer() as writer:
             missing = writer.ledger.missing
             assert missing == self._missing()
@@ -95,7 +106,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.committed |= set(missing[:count])
         happened(f"built {min(count, len(missing))}")
 
-    @precondition(lambda self: self._missing())
+    @precondition(lambda self: self._missing() and not self.obvious)
     @rule(count=st.integers(1, 3), data=st.data())
     def killed_build(self, count: int, data: st.DataObject) -> None:
         """A build that dies at a disk operation; what it had committed by then must be there."""
@@ -136,8 +147,9 @@ class StoreMachine(RuleBasedStateMachine):
         COUNTS["machine kill of a repair"] += killed
         happened("killed repair" if killed else "kill too late")
         if now != self.committed:
-            self.committed, self.damaged = now, set()
+            self.committed, self.damaged, self.obvious = now, set(), set()
 
+    @precondition(lambda self: not self.obvious)
     @rule()
     def second_writer(self) -> None:
         """While one builds, nobody else may, and readers are not in its way."""
@@ -178,6 +190,8 @@ class StoreMachine(RuleBasedStateMachine):
         else:
             path.write_bytes(content)
         self.damaged.add(chunk)
+        if kind != "flip" and path.exists() is (kind != "delete"):
+            self.obvious.add(chunk)
         COUNTS[f"machine {kind}"] += 1
         happened(f"damage: {kind}")
 
@@ -195,6 +209,7 @@ class StoreMachine(RuleBasedStateMachine):
         path.write_bytes(content[:-cut])
         self.committed.discard(last)
         self.damaged.discard(last)
+        self.obvious.discard(last)
         COUNTS["machine torn line"] += 1
         happened("torn line")
 
@@ -218,7 +233,7 @@ class StoreMachine(RuleBasedStateMachine):
         if dropped is not None:
             assert dropped == self._missing()
             happened(f"repaired {len(self.damaged)}")
-        self.damaged = set()
+        self.damaged, self.obvious = set(), set()
         assert verify(self.path).findings == []
 
     @precondition(lambda self: len(self._sound()) < CHUNKS)
@@ -285,6 +300,7 @@ def test_no_sequence_of_faults_loses_or_mixes_anything() -> None:
     run_state_machine_as_test(StoreMachine, settings=PROFILE)
     # Everything that the machine can do was done, or it has shown nothing.
     expected = {"second writer", "torn line", "stray file", "golden", "killed after 0 commits"}
+    expected |= {"refused for a missing file"}
     expected |= {"killed after 1 commits", "repaired 1", "built 0", "built 1", "killed repair"}
     expected |= {f"damage: {kind}" for kind in ("flip", "cut", "empty", "longer", "delete")}
     assert expected <= EVENTS, expected - EVENTS

@@ -125,18 +125,6 @@ def test_sort_after_commits_out_of_order(tmp_path):
     assert path.read_bytes() == lines(0, 1, 2, 3)
 
 
-def test_drop(tmp_path):
-    path = write(tmp_path, lines(2, 0, 1))
-    ledger = read(tmp_path)
-    ledger.drop([0])
-    assert ledger.missing == [0, 3]
-    assert path.read_bytes() == lines(1, 2)
-    ledger.drop([1, 2])
-    assert path.read_bytes() == b""
-    with pytest.raises(KeyError):
-        ledger.drop([1])
-
-
 def test_a_last_line_torn_at_any_length_is_dropped(tmp_path):
     whole = lines(0, 1)
     last = lines(3)

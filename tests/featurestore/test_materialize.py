@@ -209,9 +209,39 @@ def test_a_full_disk_is_noticed_before_anything_is_replaced(made, tmp_path, monk
     before = contents(tmp_path)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    with pytest.raises(InputError, match=r"needs 33,792 bytes.*1,000 free"):
+    with pytest.raises(InputError, match=r"needs 22,400 bytes.*1,000 free"):
         materialize(FeatureStore(made[0]), tmp_path)
     assert contents(tmp_path) == before
+
+
+def test_files_of_features_that_the_store_has_not_are_removed(made, tmp_path):
+    """Left from another store, they would be taken for rows of this one."""
+    materialize(FeatureStore(made[0]), tmp_path)
+    golden = contents(tmp_path)
+    for name in ("blip2_text.npy", "blip2_image.stats.npz"):
+        (tmp_path / f"{PREFIX}_{name}").write_bytes(b"of another store")
+    (tmp_path / "mine_blip2_text.npy").write_bytes(b"of another prefix")
+    materialize(FeatureStore(made[0]), tmp_path)
+    assert contents(tmp_path) == golden | {"mine_blip2_text.npy": b"of another prefix"}
+
+
+def test_augmented_labels_of_other_rows_are_not_written_beside(made, tmp_path):
+    store = FeatureStore(made[0])
+    rows = store.spec.samples * store.spec.views
+    path = tmp_path / f"{PREFIX}_labels_manifest.json"
+    path.write_text(json.dumps({"total_rows": rows, "views_per_sample": store.spec.views}))
+    materialize(store, tmp_path)
+    before = contents(tmp_path)
+    for text in (
+        json.dumps({"total_rows": rows + 4, "views_per_sample": store.spec.views}),
+        json.dumps({"total_rows": rows, "views_per_sample": 2}),
+        "{}",
+    ):
+        path.write_text(text)
+        with pytest.raises(InputError, match="labels_manifest"):
+            materialize(store, tmp_path)
+        path.write_bytes(before[path.name])
+        assert contents(tmp_path) == before
 
 
 def test_a_damaged_chunk_leaves_no_manifest(made, tmp_path):

@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from featurestore.records import SampleRecord
+from producers import source
 from producers.inputs import changed_inputs, extend_cache, read_cache, stat_inputs
 from producers.source import scan
 
@@ -31,8 +32,14 @@ def kept(folder):
 
 
 def check(folder, records, cached):
+    """Names of what changed; the samples that were read and are unchanged must be the others."""
     found = scan(folder)
-    return changed_inputs(found, records, stat_inputs(found), cached)
+    stats = stat_inputs(found)
+    changed, confirmed = changed_inputs(found, records, stats, cached)
+    differing = {r.index for r in records if cached.get(r.index) != stats[r.index]}
+    named = {int(name.partition(".")[0]) for name in changed}
+    assert confirmed == {i: stats[i] for i in differing - named}
+    return changed
 
 
 def test_nothing_changed(folder):
@@ -66,7 +73,16 @@ def test_the_same_size_and_time_hide_a_change_until_everything_is_read(folder):
 def test_a_file_that_became_unreadable_is_named(folder):
     found, records = scan(folder), records_of(folder)
     (folder / "1.json").unlink()
-    assert changed_inputs(found, records, stat_inputs(found), {}) == ["1.json"]
+    assert changed_inputs(found, records, stat_inputs(found), {})[0] == ["1.json"]
+
+
+def test_only_the_file_that_looks_different_is_read(folder, monkeypatch):
+    records, cached = records_of(folder), kept(folder)
+    read, honest = [], source.read_capped
+    monkeypatch.setattr(source, "read_capped", lambda p, cap: read.append(p.name) or honest(p, cap))
+    os.utime(folder / "1.json", ns=(1, 1))
+    assert check(folder, records, cached) == []
+    assert read == ["1.json"]
 
 
 def test_an_input_that_could_not_be_read_has_nothing_to_compare(folder):
@@ -95,8 +111,9 @@ def test_a_damaged_cache_only_means_reading_more(folder, tmp_path_factory, damag
     path = tmp_path_factory.mktemp("runs") / "inputs.jsonl"
     extend_cache(path, {0: kept(folder)[0]})
     with path.open("ab") as file:
-        file.write(damage)
-    assert read_cache(path).keys() <= {0}
+        file.write(damage + b"\n")
+    extend_cache(path, {2: kept(folder)[2]})
+    assert read_cache(path) == {i: kept(folder)[i] for i in (0, 2)}
 
 
 def test_a_moved_folder_is_the_same_data(folder, tmp_path_factory):

@@ -1,0 +1,78 @@
+"""Write one chunk in a thread while the next one is made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+
+from consumers.running import EndedChunk
+from featurestore.records import SampleRecord
+
+
+@dataclass(frozen=True, slots=True)
+class MadeChunk:
+    """A chunk whose samples are all taken and whose batches are all launched.
+
+    Attributes:
+        chunk: its number.
+        records: its samples.
+        ended: its features, one per backbone, maybe still on their way.
+    """
+
+    chunk: int
+    records: Sequence[SampleRecord]
+    ended: Sequence[EndedChunk]
+
+
+class Committer:
+    """Runs ``commit`` in a thread, on one chunk at a time. A context manager.
+
+    One chunk is written while the next is made, and no more: memory is bounded, and chunks are
+    committed in their order.
+    """
+
+    def __init__(self, commit: Callable[[MadeChunk], None]) -> None:
+        self._commit = commit
+        self._thread = ThreadPoolExecutor(1, "committer")
+        self._made: MadeChunk | None = None
+        self._future: Future[None] | None = None
+
+    def submit(self, made: MadeChunk) -> None:
+        """Begins to write ``made``; the chunk before must be settled."""
+        if self._future is not None:
+            raise RuntimeError("the chunk before is not settled")
+        self._made = made
+        self._future = self._thread.submit(self._commit, made)
+
+    @property
+    def done(self) -> bool:
+        """Whether a chunk is written, or failed to be, and not settled."""
+        return self._future is not None and self._future.done()
+
+    def settle(self) -> MadeChunk | None:
+        """Waits for the chunk that is being written; returns it, None where there is none.
+
+        Raises:
+            Exception: what writing it raised.
+        """
+        if self._future is None:
+            return None
+        self._future.result()  # stays unsettled where a signal ends the wait
+        made, self._made, self._future = self._made, None, None
+        return made
+
+    def __enter__(self) -> Committer:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Waits for the chunk in hand: whatever ended the loop, it is committed or has failed."""
+        self._thread.shutdown()
+        if self._future is not None and self._future.exception() not in (None, error):
+            raise self._future.exception() from error  # type: ignore[misc]
