@@ -27,7 +27,7 @@ from featurestore.store import FeatureStore
 from featurestore.writer import StoreWriter
 from producers.inputs import extend_cache
 from producers.pool import ProducerPool, SampleViews
-from producers.source import Scan, scan
+from producers.source import Scan, require_inputs, scan
 
 # Called with an event's name and its facts; see ``progress`` for those that listen.
 Observer = Callable[[str, Mapping[str, Any]], None]
@@ -224,6 +224,8 @@ class _Run:
 
     def _refuse_bad(self, records: Sequence[SampleRecord]) -> None:
         bad = [b for r in records for b in r.bad]
+        if any(b.reason == "missing" for b in bad):
+            require_inputs(self._plan.found)
         if self._plan.config.bad_sample == "placeholder" or not bad:
             return
         samples = self._plan.found.samples
