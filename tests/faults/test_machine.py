@@ -270,9 +270,11 @@ class StoreMachine(RuleBasedStateMachine):
                 np.testing.assert_array_equal(group[name][part], self.rows[name][part])
 
 
+# Processes share the nightly examples; each part draws others.
+PARTS = 4 if NIGHTLY else 1
 PROFILE = settings(
-    max_examples=1500 if NIGHTLY else 50,
-    stateful_step_count=40 if NIGHTLY else 12,
+    max_examples=75 if NIGHTLY else 50,
+    stateful_step_count=30 if NIGHTLY else 12,
     deadline=None,
     derandomize=not NIGHTLY,  # the same examples in every run, but for the nightly ones
     print_blob=True,
@@ -280,7 +282,8 @@ PROFILE = settings(
 )
 
 
-def test_no_sequence_of_faults_loses_or_mixes_anything() -> None:
+@pytest.mark.parametrize("part", range(PARTS))
+def test_no_sequence_of_faults_loses_or_mixes_anything(part: int) -> None:
     EVENTS.clear()
     run_state_machine_as_test(StoreMachine, settings=PROFILE)
     # Everything that the machine can do was done, or it has shown nothing.
