@@ -99,7 +99,9 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(count=st.integers(1, 3), data=st.data())
     def killed_build(self, count: int, data: st.DataObject) -> None:
         """A build that dies at a disk operation; what it had committed by then must be there."""
-        operation = data.draw(st.integers(1, OPERATIONS * min(count, len(self._missing()))))
+        # In which of the commits, and where in it: late operations are as likely as early ones.
+        commits = data.draw(st.integers(0, min(count, len(self._missing())) - 1))
+        operation = OPERATIONS * commits + data.draw(st.integers(1, OPERATIONS))
         if not killed_at(operation, lambda: self._build(count)):
             happened("kill too late")
             self.committed |= set(self._missing()[:count])
@@ -273,8 +275,8 @@ class StoreMachine(RuleBasedStateMachine):
 # Processes share the nightly examples; each part draws others.
 PARTS = 4 if NIGHTLY else 1
 PROFILE = settings(
-    max_examples=75 if NIGHTLY else 50,
-    stateful_step_count=30 if NIGHTLY else 12,
+    max_examples=300 if NIGHTLY else 50,
+    stateful_step_count=20 if NIGHTLY else 12,
     deadline=None,
     derandomize=not NIGHTLY,  # the same examples in every run, but for the nightly ones
     print_blob=True,
