@@ -10,10 +10,10 @@ JOBS   ?= 2
 .PHONY: help setup demo test test-nightly lint types layers pytest clean
 
 help:
-	@echo "make demo    the whole pipeline on a small data set, from nothing"
-	@echo "make test    lint, types, layers and tests, from nothing"
-	@echo "make test-nightly  the fault tests with many more rounds: half an hour on two cores"
-	@echo "make clean   remove .venv and what demo and tests left"
+	@echo "make demo          the whole pipeline on a small data set, from nothing"
+	@echo "make test          lint, types, layers and tests, from nothing"
+	@echo "make test-nightly  the fault tests with many more rounds, ten minutes on two cores"
+	@echo "make clean         remove .venv and what demo and tests left"
 
 setup: $(STAMP)
 
