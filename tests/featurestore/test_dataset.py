@@ -167,6 +167,8 @@ def test_chosen_features(world):
     assert list(dataset[0]) == ["clip_text", "index"]
 
 
+# Eight workers are more than a small machine has processors for, which torch warns of.
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize(("start", "workers"), [("fork", 8), ("spawn", 2)])
 def test_loader_workers_read_the_same(world, start, workers):
     dataset = world.open(views="random", seed=5)
