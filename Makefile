@@ -7,12 +7,13 @@ STAMP  := $(VENV)/.installed
 # Two test processes on two cores; each keeps torch to one thread.
 JOBS   ?= 2
 
-.PHONY: help setup demo test lint types layers pytest clean
+.PHONY: help setup demo test test-nightly lint types layers pytest clean
 
 help:
-	@echo "make demo    the whole pipeline on a small data set, from nothing"
-	@echo "make test    lint, types, layers and tests, from nothing"
-	@echo "make clean   remove .venv and what demo and tests left"
+	@echo "make demo          the whole pipeline on a small data set, from nothing"
+	@echo "make test          lint, types, layers and tests, from nothing"
+	@echo "make test-nightly  the fault tests with many more rounds, ten minutes on two cores"
+	@echo "make clean         remove .venv and what demo and tests left"
 
 setup: $(STAMP)
 
@@ -43,6 +44,11 @@ layers: setup
 
 pytest: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+
+# Every operation gets every fault, 500 random kills, every state of a power cut. Prints the counts.
+test-nightly: setup
+	OMP_NUM_THREADS=1 MANYVIEWS_TEST_PROFILE=nightly $(BIN)/python -m pytest -q -n $(JOBS) \
+	  --dist worksteal -o faulthandler_timeout=1800 tests/faults
 
 clean:
 	rm -rf $(VENV) demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

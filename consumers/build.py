@@ -26,7 +26,7 @@ from featurestore.store import FeatureStore
 from featurestore.writer import StoreWriter
 from producers.inputs import extend_cache
 from producers.pool import ProducerPool, SampleViews
-from producers.source import Scan, scan
+from producers.source import Scan, require_inputs, scan
 
 # Called with an event's name and its facts; see ``progress`` for those that listen.
 Observer = Callable[[str, Mapping[str, Any]], None]
@@ -249,8 +249,10 @@ class _Run:
             self._report.truncated[name] += views.cut[k]
 
     def _refuse_bad(self, records: Sequence[SampleRecord]) -> None:
+        bad = [b for r in records for b in r.bad]
+        if any(b.reason == "missing" for b in bad):
+            require_inputs(self._plan.found)
         if self._plan.config.bad_sample == "fail":
-            bad = [b for r in records for b in r.bad]
             refuse_bad(bad, self._plan.found.samples, "This chunk has")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -138,12 +138,20 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, item: int) -> dict[str, torch.Tensor]:
-        """One item; negative numbers count from the end.
+    @overload
+    def __getitem__(self, item: int) -> dict[str, torch.Tensor]: ...
+
+    @overload
+    def __getitem__(self, item: slice) -> list[dict[str, torch.Tensor]]: ...
+
+    def __getitem__(self, item: int | slice) -> dict[str, torch.Tensor] | list[Any]:
+        """One item, or a slice of them as a list; negative numbers count from the end.
 
         Raises:
             IndexError: out of range.
         """
+        if isinstance(item, slice):
+            return self.__getitems__(range(len(self))[item])
         if not -len(self) <= item < len(self):
             raise IndexError(f"item {item} of a dataset of {len(self)}")
         batch = self._batch(self.indices[[item]])

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from featurestore.errors import BadSampleError, InputError
+from featurestore.errors import BadSampleError, InputError, StorageError
 from featurestore.records import Sample, stems_sha256
 
 # Suffixes in order of precedence: of one stem's files, the first kind found is the sample's.
@@ -105,6 +105,16 @@ def image_path(data_dir: Path, sample: Sample) -> Path:
 def text_path(data_dir: Path, sample: Sample) -> Path:
     """Where the sample's synopsis lies; a name that the folder listed holds no slash."""
     return data_dir / _native(sample.text_name)
+
+
+def require_inputs(found: Scan) -> None:
+    """Tell a few missing files from a folder that was deleted or unmounted since the scan.
+
+    Raises:
+        StorageError: none of the samples' synopses is there any more.
+    """
+    if not any(text_path(found.data_dir, sample).exists() for sample in found.samples):
+        raise StorageError(found.data_dir, "it is gone, with all that was found in it")
 
 
 def _utf8(name: str) -> str:

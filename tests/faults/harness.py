@@ -93,6 +93,7 @@ class Zygote:
             "PYTHONPATH": str(ROOT),
             "OMP_NUM_THREADS": "1",
             "TOKENIZERS_PARALLELISM": "false",
+            "CUDA_VISIBLE_DEVICES": "",  # the fakes are the CPU's
         }
         command = [sys.executable, "-P", str(_ZYGOTE)]
         if mounts:

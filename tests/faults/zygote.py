@@ -14,12 +14,14 @@ import base64
 import contextlib
 import ctypes
 import errno
+import hashlib
 import io
 import json
 import mmap
 import os
 import resource
 import select
+import shutil
 import signal
 import struct
 import sys
@@ -55,13 +57,16 @@ _LEFTOVERS_S = 5.0
 class FakeText:
     """A text backbone whose features are an exact function of each row's ids."""
 
-    def __init__(self, feature: str, tokenizer: str, dim: int) -> None:
+    def __init__(
+        self, feature: str, model: str, device: str, dtype: str, tokenizer: str, dim: int
+    ) -> None:
         self.feature = feature
-        self.model = f"fake-{feature}"
-        self.fingerprint = feature.encode().hex().ljust(64, "0")
+        self.model = model
+        # The last part of the name stands for the weights, the rest for where they lie.
+        self.fingerprint = hashlib.sha256(Path(model).name.encode()).hexdigest()
         self.dim = dim
-        self.device = torch.device("cpu")
-        self.dtype = torch.float32
+        self.device = torch.device(device)
+        self.dtype = torch.float32 if dtype == "auto" else getattr(torch, dtype)
         self.text = TextSpec(tokenizer_json=tokenizer, max_length=24)
 
     def embed(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -155,7 +160,8 @@ class Shared:
 class Fault:
     """Does something to the n-th operation, and to all later ones where it is sticky.
 
-    A kill in the middle of a write leaves the first half of it in the file.
+    A kill in the middle of a write leaves the first half of it in the file. An action may also be
+    the names of signals, joined by ``+``: this process gets them, and the operation goes on.
     """
 
     def __init__(self, shared: Shared, plan: dict[str, Any]) -> None:
@@ -164,6 +170,7 @@ class Fault:
         self._action: str = plan["action"]
         self._sticky: bool = plan.get("sticky", False)
         self._only: list[str] = plan.get("only", [])
+        self._torn: bool = plan.get("torn", False)
         self._count = 0
         self._dying = False
 
@@ -182,8 +189,15 @@ class Fault:
                 return size // 2
             self._kill(operation, path)
         self._shared.fire(operation, path)
+        if self._torn:  # half of this write is made, and the next one fails
+            self._torn, self._n = False, self._n + 1
+            return size // 2
         if self._action == "short":
             return max(1, size // 2)
+        if self._action.startswith("SIG"):
+            for name in self._action.split("+"):
+                os.kill(os.getpid(), getattr(signal, name))
+            return size
         number = getattr(errno, self._action)
         raise OSError(number, os.strerror(number), str(path))
 
@@ -268,8 +282,9 @@ def _lock_free(store: str) -> bool:
     return durable.lock_holder(Path(store) / "records/runs/lock") is None
 
 
-def _fill(folder: str) -> int:
-    """Fills the file system to its last byte; returns the bytes that it took."""
+def _fill(arguments: list[Any]) -> int:
+    """Fills the file system of a folder until so many bytes are left; returns what it took."""
+    folder, left = arguments
     size = 0
     with (Path(folder) / "filling").open("ab", buffering=0) as file:
         for block in (65536, 4096, 1):
@@ -279,7 +294,8 @@ def _fill(folder: str) -> int:
             except OSError as e:
                 if e.errno != errno.ENOSPC:
                     raise
-    return size
+        file.truncate(size - left)
+    return size - left
 
 
 _STEPS = {
@@ -293,6 +309,8 @@ _STEPS = {
     "lock_free": _lock_free,
     "fill": _fill,
     "remove": lambda path: Path(path).unlink(),
+    "erase": lambda folder: shutil.rmtree(folder, ignore_errors=True),
+    "device": lambda path: Path(path).stat().st_dev,
     "list": lambda folder: sorted(p.name for p in Path(folder).iterdir()),
 }
 
@@ -316,7 +334,7 @@ def _run(task: dict[str, Any]) -> dict[str, Any]:
     """Does the steps of a task in this process."""
     tokenizer = Path(task["tokenizer"]).read_text("utf-8")
     dims = task["dims"]
-    backbones.load = lambda feature, *_: FakeText(feature, tokenizer, dims[feature])
+    backbones.load = lambda feature, *asked: FakeText(feature, *asked, tokenizer, dims[feature])
     if task.get("forked", True):
         os.fsync = os.fstat  # half of the time, and no matter to a process that dies
         pool.subprocess = types.SimpleNamespace(

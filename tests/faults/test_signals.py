@@ -1,0 +1,241 @@
+"""Signals at every disk operation, in imports and in handlers; and two that want the same store.
+
+``tests/test_build.py`` sends them from outside to a build as a user starts it; here each comes at
+an exact place.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from featurestore.durable import FileLock, lock_holder
+from featurestore.errors import StoreLockedError
+from featurestore.store import FeatureStore
+from tests.conftest import ROOT, tree_digest
+from tests.faults.harness import COUNTS, NIGHTLY, Bench, Run, different, end
+
+CHUNKS = 3
+EVERY = 1 if NIGHTLY else 27
+# Where a sweep begins: one case each, so that they spread over processes.
+STARTS = [1] if NIGHTLY else [4, 13, 22]
+SOUP = ("Traceback", "Exception ignored", "most recent call")
+
+
+def signalled(bench: Bench, store: Path, n: int, names: str, *, sticky: bool = False) -> Run:
+    """A build as a user types it, with signals to itself at disk operation ``n``."""
+    shutil.rmtree(store, ignore_errors=True)
+    return bench.fault(bench.command(store), n, names, sticky=sticky)
+
+
+def operations(bench: Bench, store: Path, start: int) -> range:
+    shutil.rmtree(store, ignore_errors=True)
+    run = bench.run([bench.command(store)], fault={"n": -1, "action": "none"})
+    assert run.values[0]["code"] == 3, run  # one of the samples is bad
+    return range(start, run.operations + 1, EVERY)
+
+
+@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize(
+    "names", ["SIGINT", "SIGTERM", "SIGHUP", "SIGINT+SIGTERM"], ids=lambda names: names
+)
+def test_a_signal_at_every_operation(bench: Bench, store: Path, names: str, start: int) -> None:
+    """The chunk in hand is committed, the exit code tells; before the first, nothing is there."""
+    first = getattr(signal, names.partition("+")[0])
+    codes = set()
+    for n in operations(bench, store, start):
+        run = signalled(bench, store, n, names)
+        assert run.fired == 1, run
+        done = len(FeatureStore(store).ledger) if (store / "zarr.json").exists() else 0
+        if run.kind == "killed":
+            # Until the first chunk is begun there is nothing to finish: it acts as on any program.
+            assert run.code in (-signal.SIGTERM, -signal.SIGHUP), run
+            assert names != "SIGINT", run
+            assert done == 0, run
+        else:
+            [ended] = run.values
+            codes.add(ended["code"])
+            assert not any(soup in ended["stderr"] for soup in SOUP), run
+            if ended["code"] == 3:  # it came when all was done
+                assert done == CHUNKS, run
+                continue
+            assert ended["code"] == 128 + first or (ended["code"] == 130 and done == 0), run
+            assert "--resume" in ended["stderr"], run
+            if f"Stopped by {first.name} after {done} of 3 chunks" not in ended["stderr"]:
+                assert done == 0, run
+        assert not list(store.rglob("*.partial")) or done == 0, run
+        bench.recover(store, run)
+    assert 128 + first in codes, codes
+    assert 3 in codes or not NIGHTLY, codes
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_ctrl_c_held_down_stops_at_once(bench: Bench, store: Path, start: int) -> None:
+    """Again at every later operation: in the commit, in the clean-up, in the handler."""
+    met = 0
+    for n in operations(bench, store, start):
+        run = signalled(bench, store, n, "SIGINT", sticky=True)
+        assert run.fired >= 1, run
+        [ended] = run.values
+        assert not any(soup in ended["stderr"] for soup in SOUP), run
+        if ended["code"] == 3:
+            assert len(FeatureStore(store).ledger) == CHUNKS, run
+            continue
+        assert ended["code"] == 130, run
+        assert "--resume" in ended["stderr"], run
+        met += 1
+        bench.recover(store, run)
+    assert met > 2
+
+
+def test_a_second_sigterm_ends_it_like_any_program(bench: Bench, store: Path) -> None:
+    for n in (80, 110):
+        run = signalled(bench, store, n, "SIGTERM", sticky=True)
+        assert (run.kind, run.code) == ("killed", -signal.SIGTERM), run
+        bench.recover(store, run)
+
+
+# While it starts -----------------------------------------------------------------------------
+
+# Sends a signal the first time that a module is looked for, and says so.
+AT_IMPORT = """
+import os, signal, sys
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == os.environ["MODULE"]:
+            sys.meta_path.remove(self)
+            with open(os.environ["MARK"], "a") as mark:
+                mark.write(name)
+            os.kill(os.getpid(), getattr(signal, os.environ["SIGNAL"]))
+
+if os.environ.pop("FRESH", ""):
+    sys.meta_path.insert(0, Finder())
+"""
+# All that is imported once the command line is read, which is all that takes longer than a blink.
+MODULES = ["consumers.build", "torch"]
+MODULES += ["numpy", "numpy.linalg", "torch.nn", "rich.console"] if NIGHTLY else []
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_ctrl_c_in_an_import(bench: Bench, tmp_path: Path, name: str) -> None:
+    """However early it comes: no traceback, and never status 0."""
+    site, mark = tmp_path / "site", tmp_path / "mark"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(AT_IMPORT)
+    environment = {**os.environ, "PYTHONPATH": str(site), "MODULE": name, "MARK": str(mark)}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "cli.py"), *bench.command(tmp_path / "store")[1]],
+        env=environment | {"SIGNAL": "SIGINT", "FRESH": "yes"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert mark.read_text() == name, done
+    COUNTS["SIGINT in an import"] += 1
+    assert done.returncode in (130, -signal.SIGINT), done
+    assert not any(soup in done.stderr for soup in SOUP), done.stderr
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_reader_that_goes_away(bench: Bench, tmp_path: Path) -> None:
+    """``build 2>&1 | head -1``: it ends without a word more, and goes on later."""
+    folder = tmp_path / "dataset"
+    shutil.copytree(bench.data, folder)
+    driver = (
+        "import sys; sys.path.insert(0, sys.argv.pop(1))\n"
+        "from tests.faults.fakes import loaded\n"
+        "import cli\n"
+        "with loaded():\n"
+        "    cli.main()\n"
+    )
+    arguments = bench.command(tmp_path / "store")[1]
+    for batch in ("clip_text=16", "blip2_text=16"):
+        assert batch in arguments
+    process = subprocess.Popen(
+        [sys.executable, "-c", driver, str(ROOT), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    assert process.stdout is not None
+    first = process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(60) == 1
+    assert first
+    COUNTS["output closed"] += 1
+    assert lock_holder(tmp_path / "store/records/runs/lock") is None
+
+
+# Two at once ---------------------------------------------------------------------------------
+
+
+def test_a_second_build_is_told_at_once_who_has_the_store(bench: Bench, store: Path) -> None:
+    """The first waits in a signal's stop; whatever the second is asked for, nothing changes."""
+    first = bench.zygote.start(bench.task([bench.build(store)], fault=_stopping(100)))
+    _wait_for_stop(first)
+    before = tree_digest(store, mtimes=True)
+    for changes in ("--resume", "--overwrite"):
+        start = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-c", SECOND, str(ROOT), str(store), changes],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.stdout.split() == [str(first), os.uname().nodename], done
+        assert time.monotonic() - start < 30
+        COUNTS["second writer"] += 1
+    assert tree_digest(store, mtimes=True) == before
+    end(first, signal.SIGCONT)
+    run = bench.zygote.wait(first)
+    assert run.kind == "done", run
+    assert different(tree_digest(store), bench.golden) == {}
+
+
+def test_a_killed_holder_leaves_no_lock(bench: Bench, store: Path) -> None:
+    first = bench.zygote.start(bench.task([bench.build(store)], fault=_stopping(100)))
+    _wait_for_stop(first)
+    with pytest.raises(StoreLockedError) as caught:
+        FileLock(store / "records/runs/lock", store)
+    assert caught.value.pid == first
+    end(first, signal.SIGKILL)
+    run = bench.zygote.wait(first)
+    assert run.code == -signal.SIGKILL, run
+    assert run.leftovers == []
+    assert (store / "records/runs/lock").exists()  # a file that nobody holds means nothing
+    COUNTS["lock of a killed holder"] += 1
+    bench.recover(store, run)
+
+
+SECOND = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from featurestore.errors import StoreLockedError
+from featurestore.writer import take_lock
+try:
+    take_lock(Path(sys.argv[2]))
+except StoreLockedError as e:
+    print(e.pid, e.host)
+"""
+
+
+def _stopping(n: int) -> dict[str, Any]:
+    return {"n": n, "action": "SIGSTOP"}
+
+
+def _wait_for_stop(pid: int) -> None:
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
