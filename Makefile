@@ -18,7 +18,7 @@ help:
 setup: $(STAMP)
 
 # torch first and alone: a resolver that sees torchvision first may choose another torch.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt $(wildcard producers/kernels/*.[ch])
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "manyviews needs Python 3.11 or later: make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
@@ -51,4 +51,4 @@ test-nightly: setup
 	  --dist worksteal -o faulthandler_timeout=1800 tests/faults
 
 clean:
-	rm -rf $(VENV) demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo build producers/kernels/*.so *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -27,6 +27,7 @@ from featurestore.writer import StoreWriter
 from producers.inputs import extend_cache
 from producers.pool import ProducerPool, SampleViews
 from producers.source import Scan, require_inputs, scan
+from producers.worker import Job
 
 # Called with an event's name and its facts; see ``progress`` for those that listen.
 Observer = Callable[[str, Mapping[str, Any]], None]
@@ -170,7 +171,7 @@ class _Run:
             slots=self._plan.job.slots,
             fingerprint=self._writer.fingerprint,
             changed=dict(self._plan.changed),
-            notices=self._writer.notices,
+            notices=self._writer.notices + _slow_kernels(self._plan.job),
         )
         if self._plan.confirmed:
             extend_cache(self._plan.config.store / INPUT_CACHE, self._plan.confirmed)
@@ -254,6 +255,16 @@ class _Run:
             require_inputs(self._plan.found)
         if self._plan.config.bad_sample == "fail":
             refuse_bad(bad, self._plan.found.samples, "This chunk has")
+
+
+def _slow_kernels(job: Job) -> list[str]:
+    """What to say where the image views take far longer than they need to."""
+    if job.compiled or not job.images:
+        return []
+    return [
+        "no compiled kernels: image views take ten times as long, with the same result; "
+        "install a C compiler, then manyviews again"
+    ]
 
 
 def _chunk_facts(records: Sequence[SampleRecord], report: BuildReport) -> dict[str, Any]:

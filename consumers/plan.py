@@ -18,6 +18,7 @@ from featurestore.errors import BadInputsError, InputError, StoreMismatchError
 from featurestore.records import BadInput, Sample
 from featurestore.store import FeatureStore, StoreSpec, choose_chunk
 from producers.inputs import InputStat, changed_inputs, read_cache, stat_inputs
+from producers.kernels.implementations import has_compiled
 from producers.ring import require_room
 from producers.source import Scan
 from producers.worker import Job
@@ -165,6 +166,7 @@ def _job(config: BuildConfig, backbones: Mapping[str, Any], workers: int) -> Job
         texts=tuple(texts),
         # Two in hand for each producer, and two that wait for the backbones.
         slots=config.slots or 2 * workers + 2,
+        compiled=has_compiled(),
     )
 
 

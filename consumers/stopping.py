@@ -16,7 +16,7 @@ def stop_signals() -> Iterator[list[int]]:
     """Collects the first stop signal, so that the chunk in hand is finished and committed.
 
     A second one acts as it would have without us: Ctrl-C twice stops at once, and loses nothing
-    but the chunk in hand.
+    but the chunk in hand. More of them do not disturb what is done on the way out.
 
     Yields:
         The signals that came; empty as long as none did.
@@ -31,7 +31,13 @@ def stop_signals() -> Iterator[list[int]]:
 
     def note(number: int, _frame: object) -> None:
         stopped.append(number)
-        signal.signal(number, previous[number])
+        plain = previous[number] is signal.default_int_handler
+        signal.signal(number, interrupt if plain else previous[number])
+
+    def interrupt(number: int, _frame: object) -> None:
+        # The thread that writes a chunk is waited for, whatever comes: the lock is held for it.
+        signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
 
     for number in numbers:
         signal.signal(number, note)

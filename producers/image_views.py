@@ -1,15 +1,13 @@
 """The image recipe: each backbone's clean view, and the augmented views that all of them share.
 
 Views are the paper's, pixel for pixel: torchvision's first-generation transforms on a PIL image,
-seeded per view. torch and torchvision are imported when the first view is made.
+seeded per view. What is drawn and what is done to pixels is written out in ``producers.kernels``,
+so neither torch nor torchvision is needed, nor does the installed Pillow matter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +15,18 @@ from PIL import Image
 
 from featurestore.errors import BadSampleError
 from featurestore.seeds import view_seed
-from featurestore.torchvision_ops import ensure_importable
 from producers.decode import MAX_PIXELS
+from producers.kernels import draws
+from producers.kernels.draws import ViewDraws
+from producers.kernels.exponential import exponential
+from producers.kernels.implementations import Kernels, has_compiled, implementation
+
+# The filters that every implementation of the kernels has.
+_KERNEL_FILTERS = (int(Image.Resampling.BILINEAR), int(Image.Resampling.BICUBIC))
+
+# Pillow 12 resizes a strip that is taller than this many times its width by rows first. No crop of
+# an augmented view is one.
+_STRIP = 100
 
 Pixels = NDArray[np.uint8]
 
@@ -49,12 +57,13 @@ class ImageSpec:
         return long, self.shortest_edge
 
 
-def clean_view(poster: Image.Image, spec: ImageSpec) -> Pixels:
+def clean_view(poster: Image.Image, spec: ImageSpec, kernels: Kernels | None = None) -> Pixels:
     """View 0: what the backbone's own processor makes of the poster, before scaling to floats.
 
     Args:
         poster: mode ``RGB``, of any size.
         spec: the processor's geometry.
+        kernels: what resizes; None chooses the fastest.
 
     Returns:
         uint8 [S, S, 3]; parts that a small poster does not reach are black.
@@ -67,17 +76,30 @@ def clean_view(poster: Image.Image, spec: ImageSpec) -> Pixels:
     if width * height > MAX_PIXELS:
         detail = f"{poster.width} x {poster.height} would be resized to {width} x {height}"
         raise BadSampleError("too-large", detail)
-    resized = poster.resize((width, height), resample=spec.resample)
-    if resized.size != (spec.size, spec.size):
-        left, top = (width - spec.size) // 2, (height - spec.size) // 2
-        resized = resized.crop((left, top, left + spec.size, top + spec.size))
-    return np.asarray(resized)
+    if spec.resample not in _KERNEL_FILTERS:
+        kernels = implementation(compiled_code=False)
+    kernels = kernels or fastest()
+    pixels = np.asarray(poster)
+    if poster.height > _STRIP * poster.width and height < poster.height:
+        rows = np.empty((3, height, poster.width), np.uint8)
+        kernels.resize(pixels, (0, 0, *poster.size), spec.resample, rows)
+        pixels = np.ascontiguousarray(rows.transpose(1, 2, 0))
+    planes = np.empty((3, height, width), np.uint8)
+    kernels.resize(pixels, (0, 0, *pixels.shape[1::-1]), spec.resample, planes)
+    return _centre(planes, spec.size)
 
 
 def augmented_views(
-    poster: Image.Image, *, size: int, base_seed: int, index: int, views: int, out: Pixels
+    poster: Image.Image,
+    *,
+    size: int,
+    base_seed: int,
+    index: int,
+    views: int,
+    out: Pixels,
+    kernels: Kernels | None = None,
 ) -> None:
-    """Make views 1..V-1 of one poster in place; the caller's random state is left as it was.
+    """Make views 1..V-1 of one poster in place.
 
     Args:
         poster: mode ``RGB``, at full size.
@@ -86,6 +108,7 @@ def augmented_views(
         index: the sample's index.
         views: V, the number of views with the clean one.
         out: uint8 [V-1, S, S, 3], overwritten; row v-1 is view v.
+        kernels: what makes the pixels; None chooses the fastest.
 
     Raises:
         ValueError: the poster is not RGB, or ``out`` is not of this shape and dtype.
@@ -94,60 +117,62 @@ def augmented_views(
     expected = (views - 1, size, size, 3)
     if out.shape != expected or out.dtype != np.uint8:
         raise ValueError(f"out must be uint8 {expected}, got {out.dtype} {out.shape}")
-    recipe = _recipe(size)
-    with _seedable() as seed:
-        for view in range(1, views):
-            seed(view_seed(base_seed, index, view, "image"))
-            out[view - 1] = np.asarray(recipe(poster))
+    pixels = np.asarray(poster)
+    seeds = [view_seed(base_seed, index, view, "image") for view in range(1, views)]
+    for drawn, view in zip(draws.draw(seeds, *poster.size), out, strict=True):
+        apply(pixels, drawn, view, kernels or fastest())
 
 
-def warm_up(sizes: Iterable[int]) -> None:
-    """Import torch and set up the recipe for views of these sizes, so that no sample waits."""
-    for size in sizes:
-        _recipe(size)
+def apply(poster: Pixels, drawn: ViewDraws, out: Pixels, kernels: Kernels) -> None:
+    """Make one view: what was drawn, done in the paper's order.
 
-
-def blur_kernel(size: int) -> int:
-    """Side of the Gaussian kernel: a tenth of the view, as in SimCLR, made odd; 23 at 224."""
-    return int(0.1 * size) // 2 * 2 + 1
-
-
-@cache
-def _recipe(size: int) -> Callable[[Image.Image], Image.Image]:
-    """The paper's transforms for views of ``size`` pixels."""
-    ensure_importable()
-    from torchvision import transforms as tv
-
-    jitter = tv.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
-    blur = tv.GaussianBlur(blur_kernel(size), sigma=(0.1, 2.0))
-    bicubic = tv.InterpolationMode.BICUBIC
-    recipe: Callable[[Image.Image], Image.Image] = tv.Compose(
-        [
-            tv.RandomResizedCrop(size, scale=(0.08, 1.0), interpolation=bicubic),
-            tv.RandomHorizontalFlip(p=0.5),
-            tv.RandomApply([jitter], p=0.8),
-            tv.RandomGrayscale(p=0.2),
-            tv.RandomApply([blur], p=0.5),
-        ]
-    )
-    return recipe
-
-
-@contextmanager
-def _seedable() -> Iterator[Callable[[int], object]]:
-    """Lend out the seeding of torch's CPU generator; its state is put back at the end.
-
-    The generator is seeded directly: ``torch.manual_seed`` gives the same stream but visits every
-    device first, which takes 150 times as long.
+    Args:
+        poster: uint8 [height, width, 3].
+        drawn: for a poster of this size.
+        out: uint8 [S, S, 3], overwritten.
+        kernels: what makes the pixels.
     """
-    import torch
+    size = len(out)
+    planes = np.empty((3, size, size), np.uint8)
+    kernels.resize(poster, drawn.box, int(Image.Resampling.BICUBIC), planes)
+    if drawn.flip:
+        kernels.flip(planes)
+    change_colour = {
+        "brightness": kernels.brightness,
+        "contrast": kernels.contrast,
+        "saturation": kernels.saturation,
+        "hue": kernels.hue,
+    }
+    for name, factor in drawn.jitter:
+        change_colour[name](planes, factor)
+    if drawn.gray:
+        kernels.gray(planes)
+    if drawn.sigma is not None:
+        kernels.blur(planes, draws.blur_weights(drawn.sigma, draws.blur_taps(size)))
+    kernels.interleave(planes, out)
 
-    generator = torch.default_generator
-    state = generator.get_state()
-    try:
-        yield generator.manual_seed
-    finally:
-        generator.set_state(state)
+
+def warm_up() -> None:
+    """Read the table that draws need, so that no sample waits for it."""
+    exponential()
+
+
+def fastest() -> Kernels:
+    """The C kernels where they were built, else the libraries'."""
+    return implementation(compiled_code=has_compiled())
+
+
+def _centre(planes: Pixels, size: int) -> Pixels:
+    """The centre of planes [3, height, width] as uint8 [S, S, 3], black where there is none."""
+    view = np.zeros((size, size, 3), np.uint8)
+    height, width = planes.shape[1:]
+    # Floored, as transformers does, whichever of both is larger.
+    top, left = (height - size) // 2, (width - size) // 2
+    rows, columns = (slice(max(at, 0), at + size) for at in (top, left))
+    part = planes[:, rows, columns].transpose(1, 2, 0)
+    y, x = max(-top, 0), max(-left, 0)
+    view[y : y + part.shape[0], x : x + part.shape[1]] = part
+    return view
 
 
 def _check_rgb(poster: Image.Image) -> None:

@@ -24,6 +24,7 @@ from featurestore.errors import BadSampleError
 from featurestore.records import Sample
 from producers import decode, image_views, source, text_views
 from producers.image_views import ImageSpec
+from producers.kernels.implementations import implementation
 from producers.ring import Ring, SlotArrays, SlotLayout
 from producers.tokens import TextSpec, TokenEncoder
 
@@ -50,6 +51,7 @@ class Job:
         images: the image specifications, each once.
         texts: the text specifications.
         slots: slots of the ring.
+        compiled: whether the C kernels make the pixels; they give what the libraries give.
     """
 
     data_dir: str
@@ -58,6 +60,7 @@ class Job:
     images: tuple[ImageSpec, ...]
     texts: tuple[TextSpec, ...]
     slots: int
+    compiled: bool = True
 
     @property
     def layout(self) -> SlotLayout:
@@ -83,6 +86,7 @@ class Producer:
     def __init__(self, job: Job) -> None:
         self._job = job
         self._data_dir = Path(job.data_dir)
+        self._kernels = implementation(compiled_code=job.compiled) if job.images else None
         self._encoders = [TokenEncoder(spec) for spec in job.texts]
         self._bad: list[list[str]] = []
 
@@ -125,7 +129,7 @@ class Producer:
 
     def _image_views(self, poster: Any, index: int, arrays: SlotArrays) -> None:
         for spec, clean in arrays.clean.items():
-            clean[...] = image_views.clean_view(poster, spec)
+            clean[...] = image_views.clean_view(poster, spec, self._kernels)
         for size, augmented in arrays.augmented.items():
             image_views.augmented_views(
                 poster,
@@ -134,6 +138,7 @@ class Producer:
                 index=index,
                 views=self._job.views,
                 out=augmented,
+                kernels=self._kernels,
             )
 
     def _text(
@@ -199,13 +204,6 @@ def _read_all(fd: int) -> bytes:
     return os.pread(fd, size, 0)
 
 
-def _one_thread() -> None:
-    """Keeps torch, which the image recipe uses, to the one core that this process is."""
-    import torch
-
-    torch.set_num_threads(1)
-
-
 def _limit_memory() -> None:
     """Makes a sample that needs absurdly much memory fail by itself.
 
@@ -238,8 +236,7 @@ def main() -> None:
         ring = Ring(job.layout, job.slots, ring_fd)
         producer = Producer(job)
         if job.images:
-            _one_thread()
-            image_views.warm_up(job.layout.sizes)
+            image_views.warm_up()
 
         def produce(task: dict[str, Any]) -> dict[str, Any]:
             sample = Sample(*task["sample"])

@@ -25,6 +25,7 @@ import shutil
 import signal
 import struct
 import sys
+import threading
 import time
 import traceback
 import types
@@ -196,7 +197,7 @@ class Fault:
             return max(1, size // 2)
         if self._action.startswith("SIG"):
             for name in self._action.split("+"):
-                os.kill(os.getpid(), getattr(signal, name))
+                _raise_signal(getattr(signal, name))
             return size
         number = getattr(errno, self._action)
         raise OSError(number, os.strerror(number), str(path))
@@ -204,6 +205,31 @@ class Fault:
     def _kill(self, operation: str, path: Path) -> None:
         self._shared.fire(operation, path)
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _raise_signal(number: int) -> None:
+    """Sends this process a signal; returns when the main thread has handled it.
+
+    Its handlers run in the main thread. In another thread the next operations would be made
+    before they do, and of several signals any may come first.
+    """
+    ignored = signal.getsignal(number) is signal.SIG_IGN
+    if ignored or threading.current_thread() is threading.main_thread():
+        os.kill(os.getpid(), number)
+        return
+    handled = threading.Event()
+    callback = _PENDING_CALL(lambda _: handled.set() or 0)
+    _callbacks.append(callback)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(60)  # the main thread must not run between these two
+    os.kill(os.getpid(), number)
+    ctypes.pythonapi.Py_AddPendingCall(callback, None)  # run after the handlers
+    sys.setswitchinterval(interval)
+    handled.wait(1)
+
+
+_PENDING_CALL = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
+_callbacks: list[Any] = []  # the interpreter keeps only their addresses
 
 
 class Recorder:

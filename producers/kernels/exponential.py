@@ -1,0 +1,116 @@
+"""torch's float32 exp, without torch and the same on every machine.
+
+Crops and blur weights are exponentials, and the recipe is defined by torch's, which is off by one
+unit in the last place for one argument in a hundred. Which ones cannot be told by a rule, so
+``exp_exceptions.npz`` lists them: for every log-ratio that can be drawn, and for every float32
+that can be the exponent of a weight. ``tools/exp_exceptions.py`` wrote it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+Words = npt.NDArray[np.uint32]
+
+# log(3/4) and log(4/3) as torch's float32 has them; the first is not the correctly rounded one.
+LOG_RATIO = (np.float32(-0.28768205642700195), np.float32(0.28768211603164673))
+
+# A uniform draw has 24 bits.
+RATIO_DRAWS = 1 << 24
+
+# Bits of -x for the exponents x of a weight, 0 apart. The largest is -(1 / 2)² / 2, the neighbour's
+# at sigma = 2; at -104 and below even the smallest float32 is too large, and torch has 0 as well.
+WEIGHT_BITS = range(
+    int(np.float32(0.125).view(np.uint32)),
+    int(np.float32(104.0).view(np.uint32)) + 1,
+)
+
+
+def uniform(draws: Any, low: np.float32, high: np.float32) -> Any:
+    """Uniform float32 from the low 24 bits of draws, rounded once as torch's is.
+
+    In double precision nothing is rounded: the product has 48 bits, and the sum of it and ``low``
+    reaches over at most 53 for the recipe's bounds. So the only rounding is the last one.
+    """
+    span = float(np.float32(high - low))
+    return np.float32((draws & 0xFFFFFF) * 2.0**-24 * span + float(low))
+
+
+def log_ratios(draws: Words) -> Floats:
+    """The logarithm of a crop's aspect ratio for each draw."""
+    found: Floats = uniform(draws, *LOG_RATIO)
+    return found
+
+
+def weight_arguments(bits: Words) -> Floats:
+    """The exponents whose negations have these bits."""
+    return -bits.view(np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Exceptions:
+    """Arguments at which torch's exp is not the correctly rounded one.
+
+    Attributes:
+        keys: uint32, ascending; a draw for ratios, the bits of -x for weights.
+        up: whether torch's is the next float32 above, not the one below.
+    """
+
+    keys: Words
+    up: npt.NDArray[np.bool_]
+
+    def units(self, keys: Words) -> npt.NDArray[np.int32]:
+        """How many units in the last place torch's exp is above the correctly rounded one."""
+        at = self.keys.searchsorted(keys)  # the last key lies beyond all arguments
+        sign = np.where(self.up[at], np.int32(1), np.int32(-1))
+        found: npt.NDArray[np.int32] = sign * (self.keys[at] == keys)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Exponential:
+    """torch's float32 exp where the recipe needs it."""
+
+    _ratio: Exceptions
+    _weight: Exceptions
+
+    def ratio(self, draw: int) -> float:
+        """The aspect ratio that one draw means."""
+        drawn = np.array([draw & 0xFFFFFF], np.uint32)
+        return float(_exp(log_ratios(drawn), self._ratio.units(drawn))[0])
+
+    def weights(self, exponents: Floats) -> Floats:
+        """``exp`` of the exponents of a blur's weights: 0, or -0.125 and below."""
+        return _exp(exponents, self._weight.units((-exponents).view(np.uint32)))
+
+
+@cache
+def exponential() -> Exponential:
+    """The function with its table, which is read once."""
+    with files(__package__).joinpath("exp_exceptions.npz").open("rb") as file, np.load(file) as t:
+        return Exponential(
+            *(
+                _exceptions(first, t[f"{name}_steps"], t[f"{name}_up"])
+                for name, first in (("ratio", 0), ("weight", WEIGHT_BITS.start))
+            )
+        )
+
+
+def _exceptions(first: int, steps: npt.NDArray[np.uint8], up: npt.NDArray[np.uint8]) -> Exceptions:
+    """Reads one list: the number of sound arguments before each exception; 255 is no exception."""
+    at = first - 1 + np.cumsum(steps.astype(np.int64) + (steps != 255))
+    keys = np.append(at[steps != 255], 2**32 - 1).astype(np.uint32)
+    return Exceptions(keys, np.unpackbits(up, count=len(keys)).astype(np.bool_))
+
+
+def _exp(arguments: Floats, units: npt.NDArray[np.int32]) -> Floats:
+    """The correctly rounded exp, moved by ``units`` in the last place."""
+    rounded = np.exp(arguments, dtype=np.float64).astype(np.float32)
+    return (rounded.view(np.int32) + units).view(np.float32)

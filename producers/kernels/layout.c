@@ -1,0 +1,26 @@
+/* Moving pixels without changing them. */
+#include "kernels.h"
+
+/* Mirrors every row. */
+void flip(uint8_t *planes, ptrdiff_t width, ptrdiff_t rows)
+{
+    for (ptrdiff_t y = 0; y < rows; y++) {
+        uint8_t *left = planes + y * width, *right = left + width - 1;
+        for (; left < right; left++, right--) {
+            uint8_t pixel = *left;
+            *left = *right;
+            *right = pixel;
+        }
+    }
+}
+
+/* Planes of n bytes to pixels of three. */
+VECTORISED
+void interleave(const uint8_t *planes, ptrdiff_t n, uint8_t *restrict pixels)
+{
+    for (ptrdiff_t i = 0; i < n; i++) {
+        pixels[3 * i] = planes[i];
+        pixels[3 * i + 1] = planes[n + i];
+        pixels[3 * i + 2] = planes[2 * n + i];
+    }
+}

@@ -1,0 +1,217 @@
+/* The Python face of the kernels: takes buffers, checks them, lets go of the interpreter. */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "kernels.h"
+
+/* A C-contiguous buffer of this element format and number of dimensions, or -1 with an error. */
+static int take(PyObject *array, const char *name, int flags, const char *format, int dimensions,
+                Py_buffer *view)
+{
+    if (PyObject_GetBuffer(array, view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | flags) < 0) {
+        if (PyErr_ExceptionMatches(PyExc_MemoryError))
+            return -1;
+        PyErr_Format(PyExc_ValueError, "%s must be a C-contiguous%s array", name,
+                     flags & PyBUF_WRITABLE ? ", writable" : "");
+        return -1;
+    }
+    if (strcmp(view->format, format) == 0 && view->ndim == dimensions)
+        return 0;
+    PyErr_Format(PyExc_ValueError, "%s must have %d dimensions and format %s, got %d and %s", name,
+                 dimensions, format, view->ndim, view->format);
+    PyBuffer_Release(view);
+    return -1;
+}
+
+/* uint8 [3, height, width], none of them empty. */
+static int take_planes(PyObject *array, Py_buffer *view)
+{
+    if (take(array, "planes", PyBUF_WRITABLE, "B", 3, view) < 0)
+        return -1;
+    if (view->shape[0] == 3 && view->shape[1] > 0 && view->shape[2] > 0)
+        return 0;
+    PyErr_SetString(PyExc_ValueError, "planes must be [3, height, width], not empty");
+    PyBuffer_Release(view);
+    return -1;
+}
+
+static PyObject *done(int failed)
+{
+    if (failed)
+        return PyErr_NoMemory();
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_resize(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *poster_array, *planes_array;
+    struct box box;
+    int filter, failed = 0;
+    Py_buffer poster, planes;
+    if (!PyArg_ParseTuple(args, "O(nnnn)iO:resize", &poster_array, &box.left, &box.top, &box.width,
+                          &box.height, &filter, &planes_array))
+        return NULL;
+    if (filter != BILINEAR && filter != BICUBIC)
+        return PyErr_Format(PyExc_ValueError, "filter must be 2 or 3, got %d", filter);
+    if (take(poster_array, "poster", 0, "B", 3, &poster) < 0)
+        return NULL;
+    if (take_planes(planes_array, &planes) < 0) {
+        PyBuffer_Release(&poster);
+        return NULL;
+    }
+    const Py_ssize_t *size = poster.shape;
+    int inside = size[2] == 3 && box.left >= 0 && box.top >= 0 && box.width > 0 && box.height > 0 &&
+                 box.width <= size[1] && box.left <= size[1] - box.width &&
+                 box.height <= size[0] && box.top <= size[0] - box.height;
+    if (inside) {
+        Py_BEGIN_ALLOW_THREADS
+        failed = resize(poster.buf, size[1], box, (enum filter)filter, planes.buf, planes.shape[2],
+                        planes.shape[1]);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&planes);
+    PyBuffer_Release(&poster);
+    if (inside)
+        return done(failed);
+    PyErr_SetString(PyExc_ValueError, "poster must be [height, width, 3] and hold the box");
+    return NULL;
+}
+
+/* An operation on the colours, with the factor that was drawn for it. */
+static PyObject *recolour(PyObject *args, void (*operation)(uint8_t *, ptrdiff_t, float))
+{
+    PyObject *array;
+    Py_buffer planes;
+    float factor;
+    if (!PyArg_ParseTuple(args, "Of", &array, &factor) || take_planes(array, &planes) < 0)
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    operation(planes.buf, planes.shape[1] * planes.shape[2], factor);
+    Py_END_ALLOW_THREADS
+    PyBuffer_Release(&planes);
+    return done(0);
+}
+
+static PyObject *py_brightness(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    return recolour(args, brightness);
+}
+
+static PyObject *py_contrast(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    return recolour(args, contrast);
+}
+
+static PyObject *py_saturation(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    return recolour(args, saturation);
+}
+
+static PyObject *py_hue(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    return recolour(args, hue);
+}
+
+static PyObject *py_gray(PyObject *Py_UNUSED(module), PyObject *array)
+{
+    Py_buffer planes;
+    if (take_planes(array, &planes) < 0)
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    gray(planes.buf, planes.shape[1] * planes.shape[2]);
+    Py_END_ALLOW_THREADS
+    PyBuffer_Release(&planes);
+    return done(0);
+}
+
+static PyObject *py_flip(PyObject *Py_UNUSED(module), PyObject *array)
+{
+    Py_buffer planes;
+    if (take_planes(array, &planes) < 0)
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    flip(planes.buf, planes.shape[2], 3 * planes.shape[1]);
+    Py_END_ALLOW_THREADS
+    PyBuffer_Release(&planes);
+    return done(0);
+}
+
+static PyObject *py_blur(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *planes_array, *weights_array;
+    Py_buffer planes, weights;
+    int failed = 0;
+    if (!PyArg_ParseTuple(args, "OO:blur", &planes_array, &weights_array) ||
+        take_planes(planes_array, &planes) < 0)
+        return NULL;
+    if (take(weights_array, "weights", 0, "f", 1, &weights) < 0) {
+        PyBuffer_Release(&planes);
+        return NULL;
+    }
+    Py_ssize_t taps = weights.shape[0], height = planes.shape[1], width = planes.shape[2];
+    int fits = taps % 2 == 1 && taps / 2 < height && taps / 2 < width;
+    if (fits) {
+        Py_BEGIN_ALLOW_THREADS
+        failed = blur(planes.buf, width, height, weights.buf, taps);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&weights);
+    PyBuffer_Release(&planes);
+    if (fits)
+        return done(failed);
+    return PyErr_Format(PyExc_ValueError, "%zd weights do not fit planes of %zd x %zd", taps,
+                        width, height);
+}
+
+static PyObject *py_interleave(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *planes_array, *pixels_array;
+    Py_buffer planes, pixels;
+    if (!PyArg_ParseTuple(args, "OO:interleave", &planes_array, &pixels_array) ||
+        take_planes(planes_array, &planes) < 0)
+        return NULL;
+    if (take(pixels_array, "pixels", PyBUF_WRITABLE, "B", 3, &pixels) < 0) {
+        PyBuffer_Release(&planes);
+        return NULL;
+    }
+    Py_ssize_t height = planes.shape[1], width = planes.shape[2];
+    int fits = pixels.shape[0] == height && pixels.shape[1] == width && pixels.shape[2] == 3;
+    if (fits) {
+        Py_BEGIN_ALLOW_THREADS
+        interleave(planes.buf, height * width, pixels.buf);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&pixels);
+    PyBuffer_Release(&planes);
+    if (fits)
+        return done(0);
+    return PyErr_Format(PyExc_ValueError, "pixels must be [%zd, %zd, 3]", height, width);
+}
+
+static PyMethodDef methods[] = {
+    {"resize", py_resize, METH_VARARGS, NULL},
+    {"flip", py_flip, METH_O, NULL},
+    {"brightness", py_brightness, METH_VARARGS, NULL},
+    {"contrast", py_contrast, METH_VARARGS, NULL},
+    {"saturation", py_saturation, METH_VARARGS, NULL},
+    {"hue", py_hue, METH_VARARGS, NULL},
+    {"gray", py_gray, METH_O, NULL},
+    {"blur", py_blur, METH_VARARGS, NULL},
+    {"interleave", py_interleave, METH_VARARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyModuleDef_Slot slots[] = {{0, NULL}};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "compiled",
+    .m_doc = "The image recipe's operations on pixels, in C.",
+    .m_methods = methods,
+    .m_slots = slots,
+};
+
+PyMODINIT_FUNC PyInit_compiled(void)
+{
+    return PyModuleDef_Init(&definition);
+}

@@ -1,0 +1,99 @@
+"""The C kernels and the libraries' give the same values, and refuse what does not fit."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from producers.image_views import ImageSpec, augmented_views, clean_view
+from producers.kernels import draws, library
+from producers.kernels.exponential import (
+    RATIO_DRAWS,
+    WEIGHT_BITS,
+    exponential,
+    log_ratios,
+    weight_arguments,
+)
+from producers.kernels.implementations import has_compiled, implementation
+
+needs_compiler = pytest.mark.skipif(not has_compiled(), reason="no compiler built the kernels")
+SHAPES = [(1, 1), (1, 40), (40, 1), (2, 300), (40, 60), (60, 40), (224, 224), (333, 517), (700, 31)]
+
+
+def noise(width: int, height: int, seed: int = 0) -> Image.Image:
+    values = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+@needs_compiler
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("size", [31, 224])
+def test_both_implementations_make_the_same_views(shape: tuple[int, int], size: int) -> None:
+    poster = noise(*shape)
+    made = []
+    for kernels in (implementation(compiled_code=True), library):
+        out = np.empty((9, size, size, 3), np.uint8)
+        augmented_views(
+            poster, size=size, base_seed=5, index=shape[0], views=10, out=out, kernels=kernels
+        )
+        clean = [clean_view(poster, ImageSpec(size, edge), kernels) for edge in (size, None)]
+        made.append((out, *clean))
+    for compiled, by_library in zip(*made, strict=True):
+        np.testing.assert_array_equal(compiled, by_library)
+
+
+def test_the_table_gives_torchs_exponentials() -> None:
+    drawn = np.arange(0, RATIO_DRAWS, 9973, dtype=np.uint32)
+    expected = torch.exp(torch.from_numpy(log_ratios(drawn))).numpy()
+    found = np.array([exponential().ratio(int(draw)) for draw in drawn], np.float32)
+    np.testing.assert_array_equal(found, expected)
+    bits = np.arange(WEIGHT_BITS.start, WEIGHT_BITS.stop, 31, dtype=np.int64).astype(np.uint32)
+    exponents = weight_arguments(bits)
+    expected = torch.exp(torch.from_numpy(exponents)).numpy()
+    np.testing.assert_array_equal(exponential().weights(exponents), expected)
+    # The correctly rounded one is another function.
+    assert (np.exp(exponents.astype(np.float64)).astype(np.float32) != expected).sum() > 1000
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.5, 1.0, 1.9999])
+def test_blur_weights_are_torchvisions(sigma: float) -> None:
+    from featurestore.torchvision_ops import ensure_importable
+
+    ensure_importable()
+    from torchvision.transforms._functional_tensor import _get_gaussian_kernel1d
+
+    rng = random.Random(sigma)
+    for _ in range(500):
+        value = float(np.float32(rng.uniform(max(0.1, sigma - 0.4), sigma)))
+        expected = _get_gaussian_kernel1d(23, value, torch.float32, torch.device("cpu")).numpy()
+        np.testing.assert_array_equal(draws.blur_weights(value, 23), expected)
+
+
+@needs_compiler
+def test_buffers_that_do_not_fit_are_refused() -> None:
+    kernels = implementation(compiled_code=True)
+    planes = np.zeros((3, 8, 9), np.uint8)
+    poster = np.zeros((5, 6, 3), np.uint8)
+    weights = np.full(3, 1 / 3, np.float32)
+    read_only = planes.copy()
+    read_only.flags.writeable = False
+    for call in (
+        lambda: kernels.flip(planes.astype(np.float32)),
+        lambda: kernels.flip(planes[:2]),
+        lambda: kernels.flip(planes[:, ::2]),
+        lambda: kernels.flip(read_only),
+        lambda: kernels.resize(poster, (0, 0, 7, 5), 3, planes),
+        lambda: kernels.resize(poster, (-1, 0, 5, 5), 3, planes),
+        lambda: kernels.resize(poster, (0, 0, 0, 5), 3, planes),
+        lambda: kernels.resize(poster[..., :2], (0, 0, 5, 5), 3, planes),
+        lambda: kernels.blur(planes, weights.astype(np.float64)),
+        lambda: kernels.blur(planes, weights[:2]),
+        lambda: kernels.interleave(planes, np.zeros((8, 8, 3), np.uint8)),
+    ):
+        with pytest.raises((ValueError, TypeError, BufferError)):
+            call()
+    assert not planes.any()

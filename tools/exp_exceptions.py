@@ -1,0 +1,106 @@
+"""Write down where torch's float32 exp is not the correctly rounded one, for the image recipe.
+
+Usage:
+    python tools/exp_exceptions.py producers/kernels/exp_exceptions.npz
+
+torch takes its exp from MKL's vector library, which is off by one unit in the last place for one
+argument in a hundred, and for others with SSE4.2 or AVX2 than with AVX-512. The recipe's definition
+is the AVX-512 one, whatever the machine: its exceptions are the table that this script writes and
+``producers/kernels/exponential.py`` reads. It needs the pinned torch, a CPU with AVX-512 and about
+a minute.
+"""
+
+from __future__ import annotations
+
+import sys
+import zipfile
+from decimal import Decimal
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from producers.kernels.exponential import RATIO_DRAWS, WEIGHT_BITS, log_ratios, weight_arguments
+
+_BLOCK = 1 << 22
+# Every C library's exp in double precision is within one unit of its last place. Where the true
+# value lies farther than that from a float32 rounding boundary, all of them round it alike.
+_UNITS = 1
+# A step this long is no exception, only distance.
+_FAR = 255
+
+Bits = npt.NDArray[np.int64]
+
+
+def exceptions(arguments: npt.NDArray[np.float32]) -> npt.NDArray[np.int8]:
+    """Units in the last place by which torch's exp is above the correctly rounded one.
+
+    Raises:
+        RuntimeError: more than one unit, or an argument that C libraries may round differently.
+    """
+    exact = np.exp(arguments.astype(np.float64))
+    rounded = exact.astype(np.float32)
+    above = np.nextafter(rounded, np.float32(np.inf)).astype(np.float64)
+    below = np.nextafter(rounded, np.float32(-np.inf)).astype(np.float64)
+    for neighbour in (above, below):
+        boundary = (rounded.astype(np.float64) + neighbour) / 2
+        near = np.abs(exact - boundary) <= 2 * _UNITS * np.spacing(exact)
+        for argument, edge in zip(arguments[near], boundary[near], strict=True):
+            true = Decimal(float(argument)).exp()
+            if abs(true - Decimal(edge)) <= _UNITS * Decimal(float(np.spacing(edge))):
+                raise RuntimeError(f"exp({argument}) is too near a rounding boundary")
+    found = torch.from_numpy(arguments).exp().numpy()
+    units = found.view(np.int32) - rounded.view(np.int32)
+    if np.abs(units).max(initial=0) > 1:
+        raise RuntimeError("torch's exp is off by more than one unit in the last place")
+    return units.astype(np.int8)
+
+
+def steps(positions: Bits) -> npt.NDArray[np.uint8]:
+    """Distances from each exception to the next, as bytes; see ``exponential.positions``."""
+    gaps = np.diff(positions, prepend=-1) - 1
+    far = gaps // _FAR
+    coded = np.full(int(far.sum()) + len(gaps), _FAR, np.uint8)
+    coded[np.cumsum(far + 1) - 1] = gaps % _FAR
+    return coded
+
+
+def table() -> dict[str, npt.NDArray[np.uint8]]:
+    """The table's arrays."""
+    arrays = {}
+    domains = {
+        "ratio": (range(RATIO_DRAWS), log_ratios),
+        "weight": (WEIGHT_BITS, weight_arguments),
+    }
+    for name, (domain, arguments) in domains.items():
+        units = [
+            exceptions(arguments(np.arange(at, min(at + _BLOCK, domain.stop), dtype=np.uint32)))
+            for at in range(domain.start, domain.stop, _BLOCK)
+        ]
+        all_units = np.concatenate(units)
+        positions = np.flatnonzero(all_units)
+        print(f"{name}: {len(positions):,} exceptions among {len(all_units):,} arguments")
+        arrays[f"{name}_steps"] = steps(positions)
+        arrays[f"{name}_up"] = np.packbits(all_units[positions] > 0)
+    return arrays
+
+
+def main() -> None:
+    """Write the table to the path that is the only argument."""
+    torch.set_num_threads(1)
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+        sys.exit("This CPU has no AVX-512, so torch's exp is not the recipe's here.")
+    path = Path(sys.argv[1])
+    # numpy writes no other compression than deflate, but reads what zipfile reads: a fifth less.
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
+        for name, array in table().items():
+            entry = zipfile.ZipInfo(f"{name}.npy")  # its date is 1980, so the file is reproducible
+            entry.compress_type = zipfile.ZIP_LZMA
+            with archive.open(entry, "w") as file:
+                np.lib.format.write_array(file, array)
+    print(f"{path}: {path.stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    main()
