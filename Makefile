@@ -51,7 +51,8 @@ pytest: setup
 # Every operation gets every fault, 500 random kills, every state of a power cut. Prints the counts.
 test-nightly: setup
 	OMP_NUM_THREADS=1 MANYVIEWS_TEST_PROFILE=nightly $(BIN)/python -m pytest -q -n $(JOBS) \
-	  --dist worksteal -o faulthandler_timeout=1800 tests/faults
+	  --dist worksteal -o faulthandler_timeout=1800 tests/faults \
+	  tests/producers/test_exact_views.py tests/producers/test_sanitized.py
 
 # One thread each: rates are per core, and all cores is the engine's own matter.
 bench: setup
