@@ -25,7 +25,19 @@ DONE_WITH_BAD_SAMPLES = 3
 @click.command()
 @click.option("--data-dir", type=FOLDER, help="Folder of <stem>.jpg posters and <stem>.json.")
 @click.option("--store", type=FOLDER, help="Folder of the feature store.")
-@click.option("--resume", is_flag=True, default=None, help="Go on with the store that is there.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    default=None,
+    help="Go on with the store that is there; --features or --views that a complete one lacks are "
+    "added.",
+)
+@click.option(
+    "--append",
+    is_flag=True,
+    default=None,
+    help="With --resume, add samples that come after the last one.",
+)
 @click.option("--overwrite", is_flag=True, default=None, help="Delete the store that is there.")
 @click.option("--views", type=int, help="Views per sample, the clean one included.  [default: 70]")
 @click.option("--seed", type=int, help="Base seed of both recipes.  [default: 123]")

@@ -11,18 +11,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from consumers import backbones as registry
 from consumers.batching import ImageBatcher, TextBatcher
 from consumers.committing import Committer, MadeChunk
+from consumers.extending import completed, find_extension
 from consumers.plan import INPUT_CACHE, Plan, check_intent, make_plan, refuse_bad
-from consumers.running import Batcher
+from consumers.running import Batcher, EndedChunk
 from consumers.stopping import stop_signals
+from featurestore import extension
 from featurestore import writer as stores
 from featurestore.config import BuildConfig
-from featurestore.durable import FileLock
+from featurestore.durable import FileLock, make_folder
 from featurestore.errors import InputError, InterruptedBuildError
 from featurestore.records import BadInput, SampleRecord
-from featurestore.store import FeatureStore
+from featurestore.store import EXTENSION, RECORDS, FeatureStore
 from featurestore.writer import StoreWriter
 from producers.inputs import extend_cache
 from producers.pool import ProducerPool, SampleViews
@@ -99,16 +104,35 @@ def _build(config: BuildConfig, tell: Callable[..., None]) -> BuildReport:
     check_intent(config, state)
     with ExitStack() as stack:
         lock = _lock(config, stack) if state != "absent" else None
-        going_on = state == "store" and config.resume
-        plan = make_plan(config, found, FeatureStore(config.store) if going_on else None, tell)
+        stored = _open(config) if state == "store" and config.resume else None
+        config = completed(config, stored)
+        wanted = find_extension(config, stored, found)
+        plan = make_plan(config, found, stored, wanted, tell)
         if lock is None:
             lock = _lock(config, stack)
             _refuse_late(config)
-        if going_on:
-            writer = StoreWriter(config.store, lock)
-        else:
-            writer = stores.create(config.store, plan.spec, plan.fingerprint, found.samples, lock)
-        return _Run(plan, writer, tell).execute()
+        return _Run(plan, _writer(plan, stored, lock), tell).execute()
+
+
+def _open(config: BuildConfig) -> FeatureStore:
+    """The store to go on with; an extension that is complete is put in place first."""
+    if extension.is_pending(config.store):
+        extension.put_in_place(config.store)
+    return FeatureStore(config.store)
+
+
+def _writer(plan: Plan, stored: FeatureStore | None, lock: FileLock) -> StoreWriter:
+    """The store that rows are written to: new, gone on with, or the extension of one."""
+    path, samples = plan.config.store, plan.found.samples
+    if stored is None:
+        return stores.create(path, plan.spec, plan.fingerprint, samples, lock)
+    writer = StoreWriter(path, lock)
+    if plan.wanted is None:
+        return writer
+    if plan.wanted.made is not None:
+        return StoreWriter(path / EXTENSION, lock)
+    make_folder(path / EXTENSION / RECORDS)
+    return stores.create(path / EXTENSION, plan.spec, plan.fingerprint, samples, lock)
 
 
 def _lock(config: BuildConfig, stack: ExitStack) -> FileLock:
@@ -142,20 +166,24 @@ class _Run:
         self._plan = plan
         self._writer = writer
         self._tell = tell
-        rows = writer.spec.chunk * writer.spec.views
-        self._images: dict[str, ImageBatcher] = {}
-        self._texts: dict[str, TextBatcher] = {}
+        self._wanted = plan.wanted
+        self._parts = plan.view_parts
+        # One for each part of the views: rows of two parts never share a batch.
+        self._images: dict[str, list[ImageBatcher]] = {}
+        self._texts: dict[str, list[TextBatcher]] = {}
         for name, backbone in plan.backbones.items():
+            batch, rows = plan.batch_sizes[name], [writer.spec.chunk * len(p) for p in self._parts]
             if registry.info(name).modality == "image":
-                self._images[name] = ImageBatcher(backbone, plan.batch_sizes[name], rows)
+                self._images[name] = [ImageBatcher(backbone, batch, n) for n in rows]
             else:
-                self._texts[name] = TextBatcher(backbone, plan.batch_sizes[name], rows)
-        self._batchers: dict[str, Batcher] = {**self._images, **self._texts}
+                self._texts[name] = [TextBatcher(backbone, batch, n) for n in rows]
+        self._batchers: dict[str, Sequence[Batcher]] = {**self._images, **self._texts}
         spec = writer.spec
         self._report = BuildReport(plan.config.store, spec.samples, spec.views)
 
     def execute(self) -> BuildReport:
         """Makes every chunk that is missing, in order."""
+        self._take_over()
         missing = self._writer.ledger.missing
         spec = self._writer.spec
         indices = [i for chunk in missing for i in spec.samples_of(chunk)]
@@ -178,9 +206,25 @@ class _Run:
         if missing:
             self._make(missing, indices)
         self._writer.finish()
-        self._report.bad = self._writer.bad_inputs
+        store: FeatureStore = self._writer
+        if self._wanted is not None:
+            whole = self._wanted.whole(self._writer.fingerprint)
+            extension.finish(self._wanted.base, self._writer, whole)
+            store = FeatureStore(self._plan.config.store)
+        self._report.bad = store.bad_inputs
         self._tell("finished", **_report_facts(self._report))
         return self._report
+
+    def _take_over(self) -> None:
+        """Commits the chunks that the store has already as its extension is to have them."""
+        wanted = self._wanted
+        if wanted is None:
+            return
+        for chunk in self._writer.ledger.missing:
+            if wanted.takes_over(chunk):
+                rows = {n: wanted.base.read_chunk(n, chunk) for n in self._writer.features}
+                entry = wanted.base.ledger[chunk]
+                self._writer.commit_chunk(chunk, rows, entry.samples, entry.changed)
 
     def _make(self, missing: Sequence[int], indices: Sequence[int]) -> None:
         plan = self._plan
@@ -211,7 +255,7 @@ class _Run:
                     records.append(self._sample(pool))
                     if committer.done:
                         settle()
-                ended = [batcher.end() for batcher in self._batchers.values()]
+                ended = [[b.end() for b in batchers] for batchers in self._batchers.values()]
                 self._refuse_bad(records)
                 settle()
                 committer.submit(MadeChunk(chunk, records, ended))
@@ -233,20 +277,36 @@ class _Run:
         """Writes one chunk; runs beside the main loop."""
         spec = self._writer.spec
         indices = spec.samples_of(made.chunk)
-        rows = {
-            ended.feature: ended.take(indices[0]).reshape(len(indices), spec.views, ended.dim)
-            for ended in made.ended
-        }
-        self._writer.commit_chunk(made.chunk, rows, made.records, self._plan.changed)
+        rows = {parts[0].feature: self._rows(made.chunk, parts) for parts in made.ended}
+        changed = dict(self._plan.changed)
+        if self._wanted is not None:
+            for record in made.records:
+                extension.require_same_inputs(self._wanted.base, record)
+            if self._wanted.kind == "views":
+                changed = {**self._wanted.base.ledger[made.chunk].changed, **changed}
+        self._writer.commit_chunk(made.chunk, rows, made.records, changed)
         stats = {i: self._plan.stats[i] for i in indices}
         extend_cache(self._plan.config.store / INPUT_CACHE, stats)
 
+    def _rows(self, chunk: int, parts: Sequence[EndedChunk]) -> npt.NDArray[np.float32]:
+        """A chunk's rows of one feature, ``[n, V, D]``; those that the store has come from it."""
+        indices = self._writer.spec.samples_of(chunk)
+        rows = [part.take(indices[0]).reshape(len(indices), -1, part.dim) for part in parts]
+        if self._wanted is not None and self._wanted.kind == "views":
+            rows.insert(0, self._wanted.base.read_chunk(parts[0].feature, chunk))
+        return np.concatenate(rows, axis=1) if len(rows) > 1 else rows[0]
+
     def _add(self, views: SampleViews) -> None:
         for images in self._images.values():
-            spec = images.backbone.image
-            images.add(views.arrays.clean[spec], views.arrays.augmented[spec.size])
+            spec = images[0].backbone.image
+            clean, augmented = views.arrays.clean[spec], views.arrays.augmented[spec.size]
+            for part, batcher in zip(self._parts, images, strict=True):
+                first = clean if part.start == 0 else augmented[part.start - 1]
+                batcher.add(first, augmented[part.start : part.stop - 1])
         for k, (name, texts) in enumerate(self._texts.items()):
-            texts.add(views.arrays.ids[k], views.arrays.lengths[k])
+            for part, text_batcher in zip(self._parts, texts, strict=True):
+                rows = slice(part.start, part.stop)
+                text_batcher.add(views.arrays.ids[k][rows], views.arrays.lengths[k][rows])
             self._report.truncated[name] += views.cut[k]
 
     def _refuse_bad(self, records: Sequence[SampleRecord]) -> None:

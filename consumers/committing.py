@@ -18,12 +18,12 @@ class MadeChunk:
     Attributes:
         chunk: its number.
         records: its samples.
-        ended: its features, one per backbone, maybe still on their way.
+        ended: its features, maybe still on their way: per backbone the parts of the views.
     """
 
     chunk: int
     records: Sequence[SampleRecord]
-    ended: Sequence[EndedChunk]
+    ended: Sequence[Sequence[EndedChunk]]
 
 
 class Committer:

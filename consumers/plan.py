@@ -13,8 +13,15 @@ from importlib.metadata import version
 from typing import Any
 
 from consumers import backbones as registry
-from featurestore.config import VERSION, BuildConfig, Fingerprint, compare_fingerprints
-from featurestore.errors import BadInputsError, InputError, StoreMismatchError
+from consumers.extending import Extension, made_features, sample_changes, some
+from featurestore.config import (
+    VERSION,
+    BuildConfig,
+    CompleteConfig,
+    Fingerprint,
+    compare_fingerprints,
+)
+from featurestore.errors import BadInputsError, ConfigError, InputError, StoreMismatchError
 from featurestore.records import BadInput, Sample
 from featurestore.store import FeatureStore, StoreSpec, choose_chunk
 from producers.inputs import InputStat, changed_inputs, read_cache, stat_inputs
@@ -39,7 +46,6 @@ _VERSIONED = (
     "pillow",
     "numpy",
 )
-_LISTED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +64,10 @@ class Plan:
         spec: the store's shape.
         fingerprint: everything that changes its numbers.
         changed: fingerprint fields that differ from the store's and were allowed to.
+        wanted: what is added to a store, or None.
     """
 
-    config: BuildConfig
+    config: CompleteConfig
     found: Scan
     stats: list[InputStat]
     confirmed: Mapping[int, InputStat]
@@ -71,10 +78,21 @@ class Plan:
     spec: StoreSpec
     fingerprint: Fingerprint
     changed: Mapping[str, str]
+    wanted: Extension | None
+
+    @property
+    def view_parts(self) -> list[range]:
+        """The views that are made, in the parts whose rows share batches."""
+        ends = [int(end) for end in str(self.fingerprint.get("view_parts", "")).split(",") if end]
+        ends = ends or [self.spec.views]
+        parts = [range(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+        return parts[-1:] if self.wanted is not None and self.wanted.kind == "views" else parts
 
 
 def check_intent(config: BuildConfig, state: str) -> None:
-    """Refuses a store that is there when nothing was said about it."""
+    """Refuses a store that is there when nothing was said about it, and the other way round."""
+    if config.append and not config.resume:
+        raise ConfigError("--append adds to a store that is there: give --resume as well.")
     if state == "store" and not (config.resume or config.overwrite):
         raise InputError(
             f"{config.store} already holds a feature store; nothing was changed.\n"
@@ -83,48 +101,54 @@ def check_intent(config: BuildConfig, state: str) -> None:
 
 
 def make_plan(
-    config: BuildConfig, found: Scan, stored: FeatureStore | None, tell: Callable[..., None]
+    config: CompleteConfig,
+    found: Scan,
+    stored: FeatureStore | None,
+    wanted: Extension | None,
+    tell: Callable[..., None],
 ) -> Plan:
     """Checks everything and loads the backbones; writes nothing.
 
     Args:
-        config: what was asked for.
+        config: what was asked for, completed.
         found: the data folder.
         stored: the store to go on with, or None for a new one.
+        wanted: what is to be added to it, or None.
         tell: told of ``loading``.
 
     Raises:
         ConfigError: an option, a model or the machine does not fit.
         StoreMismatchError: numbers of ``stored`` would change.
     """
+    known = _Known(config, stored, wanted)
+    features = made_features(config, wanted)
     stats = stat_inputs(found)
     confirmed: dict[int, InputStat] = {}
+    asked = _asked(config, found, features) | known.view_parts()
     if stored is not None:
-        _check_samples(stored, found)
-        _compare(config, stored, _asked(config, found))
+        _check_samples(stored, found, wanted)
+        known.compare(asked)
         confirmed = _check_inputs(config, stored, found, stats)
         _check_placeholders(config, stored)
     device = registry.resolve_device(config.device)
     kind: Fingerprint = {"device_kind": registry.device_kind(device)}
     if stored is not None:
-        _compare(config, stored, kind)
+        known.compare(kind)
     if device == "cpu":
-        begun = 0 if stored is None else int(stored.fingerprint.get("cpu_threads", 0))
-        kind["cpu_threads"] = registry.use_cpu_threads(begun)
-    batch_sizes = {name: _batch_size(config, name, device, stored) for name in config.features}
+        begun = known.get("cpu_threads", 0)
+        kind["cpu_threads"] = registry.use_cpu_threads(int(begun))
+    batch_sizes = {name: _batch_size(config, name, device, known) for name in features}
     workers = config.workers or max(1, len(os.sched_getaffinity(0)) - 1)
     tell("loading", device=device)
-    loaded = {name: _load(config, name, device, stored) for name in config.features}
+    loaded = {name: _load(config, name, device, known) for name in features}
     job = _job(config, loaded, workers)
     require_room(job.layout, job.slots)
     dims = {name: backbone.dim for name, backbone in loaded.items()}
-    asked = config.chunk or (0 if stored is None else stored.spec.chunk)
-    spec = StoreSpec(
-        len(found.samples), config.views, choose_chunk(asked, config.views, dims), dims
-    )
-    fingerprint = _asked(config, found) | kind | _made_by(loaded, batch_sizes)
+    rows = config.chunk or (0 if stored is None else stored.spec.chunk)
+    spec = StoreSpec(len(found.samples), config.views, choose_chunk(rows, config.views, dims), dims)
+    fingerprint = asked | kind | _made_by(loaded, batch_sizes)
     fingerprint["chunk"] = spec.chunk
-    changed = {} if stored is None else _compare(config, stored, fingerprint)
+    changed = {} if stored is None else known.compare(fingerprint)
     return Plan(
         config=config,
         found=found,
@@ -137,25 +161,73 @@ def make_plan(
         spec=spec,
         fingerprint=fingerprint,
         changed=changed,
+        wanted=wanted,
     )
 
 
-def _batch_size(config: BuildConfig, name: str, device: str, stored: FeatureStore | None) -> int:
+class _Known:
+    """The fingerprints that a build must agree with: the store's, and its extension's."""
+
+    def __init__(
+        self, config: CompleteConfig, stored: FeatureStore | None, wanted: Extension | None
+    ) -> None:
+        self._config = config
+        self._stored = stored
+        self._wanted = wanted
+        self._made = None if wanted is None else wanted.made
+
+    def get(self, field: str, default: str | int) -> str | int:
+        """What the extension or else the store was begun with."""
+        for store in (self._made, self._stored):
+            if store is not None and field in store.fingerprint:
+                return store.fingerprint[field]
+        return default
+
+    def view_parts(self) -> Fingerprint:
+        """Where the parts of the views end, if they were made apart."""
+        parts = str(self._stored.fingerprint.get("view_parts", "")) if self._stored else ""
+        if self._wanted is not None and self._wanted.kind == "views":
+            parts = self._wanted.parts(self._config.views)
+        return {"view_parts": parts} if parts else {}
+
+    def compare(self, new: Fingerprint) -> dict[str, str]:
+        """Compares those fields that ``new`` holds; returns those that were allowed to differ."""
+        allow = self._config.allow_version_change
+        changed: dict[str, str] = {}
+        for store in (self._stored, self._made):
+            if store is None:
+                continue
+            wanted = self._wanted if store is self._stored else None
+            fields = {n for n in new if not _differs(wanted, n, store.fingerprint)}
+            held = {n: v for n, v in store.fingerprint.items() if n in fields}
+            asked = {n: v for n, v in new.items() if n in fields}
+            changed |= compare_fingerprints(store.path, held, asked, allow_version_change=allow)
+        return changed
+
+
+def _differs(wanted: Extension | None, field: str, stored: Fingerprint) -> bool:
+    """Whether a field of the fingerprint is the extension's own affair."""
+    if wanted is None:
+        return False
+    new = wanted.kind == "features" and "." in field and field not in stored
+    return wanted.differs(field) or (new and not field.startswith(VERSION))
+
+
+def _batch_size(config: CompleteConfig, name: str, device: str, known: _Known) -> int:
     """What was asked for, else what the store was begun with, else the device's default."""
-    begun = 0 if stored is None else int(stored.fingerprint.get(f"{name}.batch_size", 0))
+    begun = int(known.get(f"{name}.batch_size", 0))
     return config.batch_sizes.get(name) or begun or registry.info(name).batch_size(device)
 
 
-def _load(config: BuildConfig, name: str, device: str, stored: FeatureStore | None) -> Any:
+def _load(config: CompleteConfig, name: str, device: str, known: _Known) -> Any:
     model = config.models.get(name) or registry.info(name).model()
     dtype = config.dtype
-    if dtype == "auto" and stored is not None:
-        begun = str(stored.fingerprint.get(f"{name}.dtype", dtype))
-        dtype = begun.removeprefix("torch.")
+    if dtype == "auto":
+        dtype = str(known.get(f"{name}.dtype", dtype)).removeprefix("torch.")
     return registry.load(name, model, device, dtype)
 
 
-def _job(config: BuildConfig, backbones: Mapping[str, Any], workers: int) -> Job:
+def _job(config: CompleteConfig, backbones: Mapping[str, Any], workers: int) -> Job:
     images = [b.image for name, b in backbones.items() if registry.info(name).modality == "image"]
     texts = [b.text for name, b in backbones.items() if registry.info(name).modality == "text"]
     return Job(
@@ -170,7 +242,7 @@ def _job(config: BuildConfig, backbones: Mapping[str, Any], workers: int) -> Job
     )
 
 
-def _asked(config: BuildConfig, found: Scan) -> Fingerprint:
+def _asked(config: CompleteConfig, found: Scan, features: Sequence[str]) -> Fingerprint:
     """The part of the fingerprint that is known before the backbones are."""
     return {
         "samples": len(found.samples),
@@ -179,7 +251,7 @@ def _asked(config: BuildConfig, found: Scan) -> Fingerprint:
         "seed": config.seed,
         "image_recipe": IMAGE_RECIPE,
         "text_recipe": TEXT_RECIPE,
-        "features": ",".join(config.features),
+        "features": ",".join(features),
         **{VERSION + name: version(name) for name in _VERSIONED},
     }
 
@@ -195,32 +267,19 @@ def _made_by(backbones: Mapping[str, Any], batch_sizes: Mapping[str, int]) -> Fi
     return fingerprint
 
 
-def _compare(config: BuildConfig, stored: FeatureStore, new: Fingerprint) -> dict[str, str]:
-    """Compares those fields that ``new`` holds."""
-    held = {name: value for name, value in stored.fingerprint.items() if name in new}
-    allow = config.allow_version_change
-    return compare_fingerprints(stored.path, held, new, allow_version_change=allow)
-
-
-def _check_samples(stored: FeatureStore, found: Scan) -> None:
-    """Refuses another sample list, naming what came or went."""
-    if stored.samples == found.samples:
-        return
-    before = {(s.stem, s.image_name, s.text_name) for s in stored.samples}
-    now = {(s.stem, s.image_name, s.text_name) for s in found.samples}
-    changes = [f"+{s[0]!r}" for s in sorted(now - before)]
-    changes += [f"-{s[0]!r}" for s in sorted(before - now)]
-    raise StoreMismatchError(
-        stored.path,
-        "sample list",
-        f"{len(before)} samples",
-        f"{len(now)} samples ({_some(changes)})",
-        "Rows are addressed by position: restore the folder, or build into another --store.",
-    )
+def _check_samples(stored: FeatureStore, found: Scan, wanted: Extension | None) -> None:
+    """Refuses another sample list than the one that is built from."""
+    last = stored
+    if wanted is not None and wanted.kind == "samples":
+        if wanted.made is None:
+            return
+        last = wanted.made
+    if last.samples != found.samples:
+        raise sample_changes(last, found)
 
 
 def _check_inputs(
-    config: BuildConfig, stored: FeatureStore, found: Scan, stats: list[InputStat]
+    config: CompleteConfig, stored: FeatureStore, found: Scan, stats: list[InputStat]
 ) -> dict[int, InputStat]:
     """Refuses inputs of committed samples that are not what was read for them.
 
@@ -234,13 +293,13 @@ def _check_inputs(
             stored.path,
             "content of inputs",
             "the SHA-256 of what was read",
-            f"{len(changed)} files hold something else: {_some([repr(n) for n in changed])}",
+            f"{len(changed)} files hold something else: {some([repr(n) for n in changed])}",
             "Restore them, or build again into another --store or with --overwrite.",
         )
     return confirmed
 
 
-def _check_placeholders(config: BuildConfig, stored: FeatureStore) -> None:
+def _check_placeholders(config: CompleteConfig, stored: FeatureStore) -> None:
     """Refuses a store that has placeholders where none are wanted."""
     if config.bad_sample == "fail":
         refuse_bad(stored.bad_inputs, stored.samples, f"{stored.path} has placeholders for")
@@ -252,12 +311,7 @@ def refuse_bad(bad: Sequence[BadInput], samples: Sequence[Sample], where: str) -
         return
     listed = [f"{samples[b.index].stem!r} {b.modality} {b.reason}" for b in bad]
     raise BadInputsError(
-        f"{where} {len(bad)} inputs that cannot be used: {_some(listed)}.\n"
+        f"{where} {len(bad)} inputs that cannot be used: {some(listed)}.\n"
         "Mend or remove them and build again, or accept placeholders with "
         "--bad-sample placeholder."
     )
-
-
-def _some(items: list[str]) -> str:
-    more = f" and {len(items) - _LISTED} more" if len(items) > _LISTED else ""
-    return ", ".join(items[:_LISTED]) + more

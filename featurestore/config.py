@@ -15,6 +15,7 @@ from featurestore.records import FEATURES
 Fingerprint = dict[str, str | int]
 
 VERSION = "version."
+PAPER_VIEWS = 70
 # Recorded but not compared: a folder's name says nothing about the weights in it, their hash does.
 _INFORMATIVE = (".model",)
 
@@ -26,11 +27,13 @@ class BuildConfig:
     Attributes:
         data_dir: folder of posters and synopses.
         store: folder of the store.
-        resume: go on with the store that is there.
+        resume: go on with the store that is there; features or views that a complete one lacks are
+            added to it.
+        append: with ``resume``, add samples that come after the last one of a complete store.
         overwrite: delete the store that is there.
-        views: views per sample, the clean one included.
+        views: views per sample, the clean one included; None for the store's, or the paper's 70.
         seed: base seed of both recipes.
-        features: which features to make.
+        features: which features to make; None for the store's, or the paper's four.
         models: hub id or local folder per feature, where it is not the default.
         batch_sizes: rows per forward pass and feature, where it is not the default.
         workers: producer processes; 0 chooses from the number of CPUs.
@@ -50,10 +53,11 @@ class BuildConfig:
     data_dir: Path
     store: Path
     resume: bool = False
+    append: bool = False
     overwrite: bool = False
-    views: int = 70
+    views: int | None = None
     seed: int = 123
-    features: tuple[str, ...] = FEATURES
+    features: tuple[str, ...] | None = None
     models: Mapping[str, str] = field(default_factory=dict)
     batch_sizes: Mapping[str, int] = field(default_factory=dict)
     workers: int = 0
@@ -72,7 +76,8 @@ class BuildConfig:
         Raises:
             ConfigError: a value is out of range, with the value found.
         """
-        _at_least("views", self.views, 1)
+        if self.views is not None:
+            _at_least("views", self.views, 1)
         _at_least("seed", self.seed, 0)
         for name in ("workers", "slots", "chunk"):
             _at_least(name, getattr(self, name), 0)
@@ -80,10 +85,11 @@ class BuildConfig:
         _one_of("bad-sample", self.bad_sample, ("placeholder", "fail"))
         if self.resume and self.overwrite:
             raise ConfigError("--resume and --overwrite exclude each other: choose one.")
-        if not self.features or len(set(self.features)) != len(self.features):
-            raise ConfigError(f"--features names each feature once, found {self.features!r}.")
-        for name in self.features:
-            _one_of("features", name, FEATURES)
+        if self.features is not None:
+            if not self.features or len(set(self.features)) != len(self.features):
+                raise ConfigError(f"--features names each feature once, found {self.features!r}.")
+            for name in self.features:
+                _one_of("features", name, FEATURES)
         for feature, size in self.batch_sizes.items():
             _one_of("batch-size", feature, FEATURES)
             _at_least(f"batch-size {feature}", size, 1)
@@ -91,6 +97,19 @@ class BuildConfig:
             _one_of("model", feature, FEATURES)
         if not 0 < self.sample_timeout_s < math.inf:
             raise ConfigError(f"sample_timeout_s is positive, found {self.sample_timeout_s}.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompleteConfig(BuildConfig):
+    """A configuration in which everything is said.
+
+    Attributes:
+        views: views per sample.
+        features: which features the store is to have.
+    """
+
+    views: int = PAPER_VIEWS
+    features: tuple[str, ...] = FEATURES
 
 
 def _at_least(name: str, value: int, least: int) -> None:
@@ -144,7 +163,9 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 _TOML_TYPES: dict[str, Any] = {
     **dict.fromkeys(("data_dir", "store", "device", "dtype", "bad_sample"), str),
-    **dict.fromkeys(("resume", "overwrite", "allow_version_change", "verify_inputs"), bool),
+    **dict.fromkeys(
+        ("resume", "append", "overwrite", "allow_version_change", "verify_inputs"), bool
+    ),
     **dict.fromkeys(("views", "seed", "workers", "slots", "chunk"), int),
     **dict.fromkeys(("models", "batch_sizes"), dict),
     "features": list,

@@ -220,6 +220,15 @@ def truncate(path: Path, size: int) -> None:
             os.close(fd)
 
 
+def move(source: Path, target: Path) -> None:
+    """Gives a file or folder another name on the same file system, durably."""
+    with _named_errors(target):
+        hook("rename", target, 0)
+        source.rename(target)
+    for folder in {source.parent: None, target.parent: None}:
+        sync_folder(folder)
+
+
 def remove(path: Path) -> None:
     """Removes ``path`` durably; one that is not there is left alone."""
     with _named_errors(path):

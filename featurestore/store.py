@@ -5,6 +5,7 @@
     STORE/records/samples.jsonl          the samples, in order
     STORE/records/ledger.jsonl           the committed chunks
     STORE/records/moments/<feature>/     float64 [chunks, 2, D]: mean and m2 of each chunk's rows
+    STORE/records/extension/             what is being added, until it is complete
     STORE/records/runs/                  logs and the lock: all that may differ between equal builds
 
 The root's ``zarr.json`` is written last: without it a store does not exist yet, and a creation that
@@ -17,7 +18,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ RECORDS = "records"
 RUNS = "records/runs"
 SAMPLES = "records/samples.jsonl"
 LOCK = "records/runs/lock"
+EXTENSION = "records/extension"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,18 @@ def choose_chunk(asked: int, views: int, dims: Mapping[str, int]) -> int:
     return asked
 
 
+def root_document(spec: StoreSpec, fingerprint: Fingerprint, listing: bytes) -> bytes:
+    """The root's ``zarr.json`` of a store whose list of samples is the file ``listing``."""
+    record: dict[str, Any] = {
+        "schema": SCHEMA,
+        "shape": {**asdict(spec), "dims": dict(spec.dims)},
+        "fingerprint": fingerprint,
+        "samples_sha256": hashlib.sha256(listing).hexdigest(),
+    }
+    record["crc32c"] = record_crc32c(record)
+    return arrays.group_document({"manyviews": record})
+
+
 def record_crc32c(record: Mapping[str, Any]) -> str:
     """CRC-32C of the store's own record, without this entry, as canonical JSON."""
     rest = {key: value for key, value in record.items() if key != "crc32c"}
@@ -126,6 +140,11 @@ class FeatureStore:
         """
         self.path = Path(path)
         if not (self.path / "zarr.json").is_file():
+            if (self.path / EXTENSION / "final").is_dir():
+                raise InputError(
+                    f"{self.path} was extended, and that is not finished.\n"
+                    "Finish it with `build --resume`; nothing is lost."
+                )
             raise InputError(
                 f"There is no feature store at {self.path}.\n"
                 "Expected a folder that `build --store` made."

@@ -6,36 +6,37 @@ does not exist.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from featurestore import arrays, durable
+from featurestore import arrays, durable, extension
 from featurestore.config import Fingerprint
 from featurestore.errors import CorruptStoreError, InputError
 from featurestore.ledger import ChunkEntry, Ledger
 from featurestore.moments import moments_of
 from featurestore.records import FEATURES, Sample, SampleRecord
 from featurestore.store import (
+    EXTENSION,
     LOCK,
     RECORDS,
     RUNS,
     SAMPLES,
-    SCHEMA,
     FeatureStore,
     StoreSpec,
-    record_crc32c,
+    root_document,
 )
 
 # What a store is made of, besides ``records`` itself and the runs in it.
 _ROOT_ENTRIES = {"zarr.json", *FEATURES}
-_RECORDS_ENTRIES = {"zarr.json", "moments", *(Path(f).name for f in (SAMPLES, Ledger.FILE))}
+_RECORDS_ENTRIES = {
+    "zarr.json",
+    "moments",
+    *(Path(f).name for f in (EXTENSION, SAMPLES, Ledger.FILE)),
+}
 
 
 class StoreWriter(FeatureStore):
@@ -49,6 +50,7 @@ class StoreWriter(FeatureStore):
     def _recover(self) -> list[str]:
         """Removes what a killed writer left; returns what there is to say about it."""
         swept = []
+        extension.sweep(self.path)
         for name in self.features:
             for spec in (self.spec.feature(name), self.spec.moments(name)):
                 swept += durable.sweep_partials(self.path / spec.name)
@@ -158,6 +160,8 @@ def state_of(path: Path) -> str:
         return "absent"
     if "zarr.json" in entries and (path / RECORDS).is_dir():
         return "store"
+    if extension.is_pending(path):
+        return "store"
     foreign = {e for e in entries if e.removesuffix(durable.PARTIAL) not in _ROOT_ENTRIES}
     foreign = {e for e in foreign - {RECORDS} if not e.startswith(".")}
     if not foreign and _is_started(path):
@@ -203,23 +207,19 @@ def create(
     listing = b"".join(lines)
     durable.replace_file(path / SAMPLES, listing)
     durable.replace_file(path / Ledger.FILE, b"")
-    record: dict[str, Any] = {
-        "schema": SCHEMA,
-        "shape": {**asdict(spec), "dims": dict(spec.dims)},
-        "fingerprint": fingerprint,
-        "samples_sha256": hashlib.sha256(listing).hexdigest(),
-    }
-    record["crc32c"] = record_crc32c(record)
-    durable.replace_file(path / "zarr.json", arrays.group_document({"manyviews": record}))
+    durable.replace_file(path / "zarr.json", root_document(spec, fingerprint, listing))
     return StoreWriter(path, lock)
 
 
 def erase(path: Path) -> None:
     """Deletes the store at ``path`` but for its logs and lock, which the caller holds.
 
-    The root's ``zarr.json`` goes first: a deletion that is killed leaves no store behind. Files
+    The root's ``zarr.json`` goes first (and that of an extension, which would be put in place
+    instead): a deletion that is killed leaves no store behind. Files
     that are not the store's are left alone.
     """
+    if extension.is_pending(path):
+        durable.remove(path / extension.FINAL / "zarr.json")
     durable.remove(path / "zarr.json")
     for folder, own in ((path, _ROOT_ENTRIES), (path / RECORDS, _RECORDS_ENTRIES)):
         for entry in sorted(folder.iterdir()):

@@ -112,7 +112,7 @@ def test_defaults_then_file_then_environment_then_options(
     )
     plain = build_config(None, {"data_dir": Path("d"), "store": Path("s")})
     assert plain == BuildConfig(data_dir=Path("d"), store=Path("s"))
-    assert (plain.views, plain.seed, plain.models) == (70, 123, {})
+    assert (plain.views, plain.features, plain.seed, plain.models) == (None, None, 123, {})
 
     filed = build_config(toml, {"views": None, "models": (), "batch_sizes": ()})
     assert (filed.data_dir, filed.views, filed.seed) == (Path("from-file"), 5, 6)

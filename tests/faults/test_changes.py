@@ -63,6 +63,8 @@ CASES: dict[str, list[Same | Refused]] = {
     ],
     "store": [Same(lambda folder: str(folder / "moved-store"))],
     "resume": [Refused(False, ("already holds", "--resume", "--overwrite"), "InputError")],
+    # All of a complete store: ``test_extension.py``.
+    "append": [Same(True)],
     "overwrite": [Same(True), Refused("with resume", ("exclude each other",), "ConfigError")],
     "views": [mismatch(16, "views", 8, 16)],
     "seed": [mismatch(124, "seed", 123, 124)],

@@ -263,7 +263,8 @@ class Recorder:
 
 def _config(values: dict[str, Any]) -> BuildConfig:
     paths = {name: Path(values[name]) for name in ("data_dir", "store")}
-    return BuildConfig(**{**values, **paths, "features": tuple(values["features"])})
+    features = values["features"] and tuple(values["features"])
+    return BuildConfig(**{**values, **paths, "features": features})
 
 
 def _build(values: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from consumers.extending import completed
 from featurestore.config import BuildConfig, compare_fingerprints, expand_models, read_toml
 from featurestore.errors import ConfigError, StoreMismatchError
 from featurestore.records import FEATURES
@@ -15,10 +16,11 @@ ACCEPTED = {
     "data_dir": [Path("data")],
     "store": [Path("store")],
     "resume": [True, False],
+    "append": [True, False],
     "overwrite": [True, False],
-    "views": [1, 70],
+    "views": [1, 70, None],
     "seed": [0, 2**63],
-    "features": [("clip_text",), FEATURES],
+    "features": [("clip_text",), FEATURES, None],
     "models": [{}, {"clip_image": "x/y"}],
     "batch_sizes": [{}, {"blip2_text": 1}],
     "workers": [0, 8],
@@ -45,11 +47,12 @@ REFUSED = {
     "sample_timeout_s": [0, -1.0, math.nan, math.inf],
 }
 NOT_CHECKED = {"data_dir", "store", "resume", "overwrite", "device", "allow_version_change"}
-NOT_CHECKED |= {"verify_inputs"}
+NOT_CHECKED |= {"append", "verify_inputs"}
 TOML = {
     "data_dir": ('"d"', "1"),
     "store": ('"s"', "[]"),
     "resume": ("true", "1"),
+    "append": ("true", '"yes"'),
     "overwrite": ("false", '"no"'),
     "views": ("7", "7.0"),
     "seed": ("9", "true"),
@@ -100,7 +103,7 @@ def test_resume_and_overwrite_exclude_each_other():
 
 
 def test_the_defaults_are_the_papers():
-    found = config()
+    found = completed(config(), None)
     assert (found.views, found.seed, found.features) == (70, 123, FEATURES)
 
 

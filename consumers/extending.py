@@ -1,0 +1,180 @@
+"""What is to be added to a store: features, views or samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+from featurestore import extension
+from featurestore.config import PAPER_VIEWS, BuildConfig, CompleteConfig, Fingerprint
+from featurestore.errors import InputError, StoreMismatchError
+from featurestore.records import FEATURES, Sample
+from featurestore.store import EXTENSION, FeatureStore
+from producers.source import Scan
+
+# Fingerprint fields in which a store and its extension differ.
+_GROWN = {
+    "features": {"features"},
+    "views": {"views", "view_parts"},
+    "samples": {"samples", "stems_sha256"},
+}
+_LISTED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Extension:
+    """What is to be added to a complete store.
+
+    Attributes:
+        kind: ``features``, ``views`` or ``samples``.
+        base: the store.
+        made: the extension as far as it was made before, or None.
+    """
+
+    kind: str
+    base: FeatureStore
+    made: FeatureStore | None
+
+    def parts(self, views: int) -> str:
+        """Where the parts of the views end that are made apart, for the fingerprint."""
+        ends = str(self.base.fingerprint.get("view_parts", self.base.spec.views))
+        return f"{ends},{views}" if self.kind == "views" else ends
+
+    def takes_over(self, chunk: int) -> bool:
+        """Whether all of a chunk is in the store, as it is to be."""
+        spec = self.base.spec
+        return self.kind == "samples" and (chunk + 1) * spec.chunk <= spec.samples
+
+    def differs(self, field: str) -> bool:
+        """Whether a field of the fingerprint is the extension's own."""
+        return field in _GROWN[self.kind]
+
+    def whole(self, fingerprint: Fingerprint) -> Fingerprint:
+        """The fingerprint of the store with the extension in it, whose own is ``fingerprint``.
+
+        The order of its fields is that of a store made at once.
+        """
+        if self.kind != "features":
+            return fingerprint
+        base = dict(self.base.fingerprint)
+        chunk = base.pop("chunk")
+        base["features"] = f"{base['features']},{fingerprint['features']}"
+        return {**base, **{k: v for k, v in fingerprint.items() if k not in base}, "chunk": chunk}
+
+
+def completed(config: BuildConfig, stored: FeatureStore | None) -> CompleteConfig:
+    """The configuration with what was not said: the store's own, or the paper's."""
+    views, features = config.views, config.features
+    if stored is not None:
+        made = _made(stored)
+        last = stored if made is None else made
+        views = views or last.spec.views
+        if features is None or (stored.complete and set(features) <= set(stored.features)):
+            features = tuple(dict.fromkeys((*stored.features, *last.features)))
+    said = {f.name: getattr(config, f.name) for f in fields(config)}
+    said |= {"views": views or PAPER_VIEWS, "features": features or FEATURES}
+    return CompleteConfig(**said)
+
+
+def find_extension(
+    config: CompleteConfig, stored: FeatureStore | None, found: Scan
+) -> Extension | None:
+    """What ``config``, completed, adds to ``stored``; None where it adds nothing.
+
+    Raises:
+        InputError: more than one thing, another one than was begun, or to a store that is not
+            complete.
+        StoreMismatchError: samples were added that cannot be.
+    """
+    if stored is None or not config.resume:
+        return None
+    new = [name for name in config.features if name not in stored.features]
+    kinds = ["features"] if new else []
+    if config.views > stored.spec.views:
+        kinds.append("views")
+    made = _made(stored)
+    goes_on = made is not None and made.spec.samples > stored.spec.samples
+    if stored.samples != found.samples and (config.append or goes_on):
+        if not _is_appended(stored, found):
+            raise sample_changes(stored, found)
+        kinds.append("samples")
+    if not kinds or not stored.complete:
+        return None  # a store that is not complete is compared field by field, and refuses
+    if len(kinds) > 1:
+        raise InputError(
+            f"{stored.path} would get other {' and '.join(kinds)} at once; nothing was changed.\n"
+            "Extend it by one after the other."
+        )
+    wanted = Extension(kinds[0], stored, made)
+    if made is not None and not _is_begun(wanted, config, found, new):
+        raise InputError(
+            f"An extension of {stored.path} by something else is not finished; nothing was "
+            f"changed.\nGo on with it with --resume alone, or delete {stored.path / EXTENSION} "
+            "to drop it."
+        )
+    return wanted
+
+
+def made_features(config: CompleteConfig, wanted: Extension | None) -> tuple[str, ...]:
+    """The features that this build makes."""
+    if wanted is None:
+        return config.features
+    if wanted.kind == "features":
+        return tuple(name for name in config.features if name not in wanted.base.features)
+    return wanted.base.features
+
+
+def sample_changes(stored: FeatureStore, found: Scan) -> StoreMismatchError:
+    """The error for another sample list: what came or went, and what can be kept."""
+    before = {_names(s) for s in stored.samples}
+    now = {_names(s) for s in found.samples}
+    changes = [f"+{s[0]!r}" for s in sorted(now - before)]
+    changes += [f"-{s[0]!r}" for s in sorted(before - now)]
+    if before - now:
+        advice = (
+            "Rows are addressed by position: restore what is gone, or build into another --store."
+        )
+    elif _is_appended(stored, found):
+        advice = (
+            "All new ones come after the last: every row keeps its place. Once the store is "
+            "complete, --resume --append adds them; until then, move them away."
+        )
+    else:
+        advice = (
+            "New ones come before old ones and would move their rows: move them away, or build "
+            "into another --store."
+        )
+    return StoreMismatchError(
+        stored.path,
+        "sample list",
+        f"{len(before)} samples",
+        f"{len(now)} samples ({some(changes)})",
+        advice,
+    )
+
+
+def some(items: Sequence[str]) -> str:
+    """The first few, and how many more."""
+    more = f" and {len(items) - _LISTED} more" if len(items) > _LISTED else ""
+    return ", ".join(items[:_LISTED]) + more
+
+
+def _made(stored: FeatureStore) -> FeatureStore | None:
+    return FeatureStore(stored.path / EXTENSION) if extension.is_unfinished(stored.path) else None
+
+
+def _is_begun(wanted: Extension, config: CompleteConfig, found: Scan, new: Sequence[str]) -> bool:
+    """Whether the extension that was begun is the one that is wanted."""
+    made = wanted.made
+    assert made is not None
+    features = new if wanted.kind == "features" else wanted.base.features
+    shape = (made.spec.views, made.spec.samples, list(made.features))
+    return shape == (config.views, len(found.samples), list(features))
+
+
+def _is_appended(stored: FeatureStore, found: Scan) -> bool:
+    return tuple(found.samples[: len(stored.samples)]) == tuple(stored.samples)
+
+
+def _names(sample: Sample) -> tuple[str, str, str]:
+    return sample.stem, sample.image_name, sample.text_name

@@ -1,0 +1,234 @@
+"""Features, views and samples added later: what was there stays, and it dies anywhere unharmed.
+
+The backbones of these builds are exact functions of each text, so that a store that was extended
+holds what one that was made at once holds: for features and samples every byte of it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+
+from featurestore.dataset import FeatureDataset
+from featurestore.store import EXTENSION, FeatureStore
+from tests.conftest import tree_digest
+from tests.faults.harness import COUNTS, DIMS, NIGHTLY, Bench, Run, different
+
+ONE = {"features": ["clip_text"], "batch_sizes": {"clip_text": 16}}
+EVERY = 1 if NIGHTLY else 9
+
+
+@pytest.fixture(scope="module")
+def grown(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stores to extend, what they are to become, and a folder with three more samples."""
+    folder = tmp_path_factory.mktemp("grown")
+    more = folder / "more"
+    shutil.copytree(bench.data, more)
+    for stem in ("0000011", "0000012", "zzz"):
+        (more / f"{stem}.jpg").write_bytes(b"not looked at")
+        (more / f"{stem}.json").write_text(json.dumps({"plot": f"a plot of {stem}"}))
+    done = bench.run(
+        [
+            bench.build(folder / "one", **ONE),
+            bench.build(folder / "two"),
+            bench.build(folder / "sixteen", views=16),
+            bench.build(folder / "fourteen", data_dir=str(more)),
+        ]
+    )
+    assert done.kind == "done", done
+    return folder
+
+
+def features(bench: Bench, grown: Path, store: Path) -> tuple[Path, dict[str, str], Any]:
+    shutil.copytree(grown / "one", store)
+    step = bench.build(store, resume=True, features=["blip2_text"])
+    return grown / "one", tree_digest(grown / "two"), step
+
+
+def samples(bench: Bench, grown: Path, store: Path) -> tuple[Path, dict[str, str], Any]:
+    shutil.copytree(bench.golden_store, store)
+    step = bench.build(store, resume=True, append=True, data_dir=str(grown / "more"))
+    return bench.golden_store, tree_digest(grown / "fourteen"), step
+
+
+def views(bench: Bench, grown: Path, store: Path) -> tuple[Path, dict[str, str], Any]:
+    shutil.copytree(bench.golden_store, store)
+    step = bench.build(store, resume=True, views=16)
+    run = bench.run([bench.build(grown / "v", resume=(grown / "v").exists(), views=8)])
+    assert run.kind == "done", run
+    run = bench.run([bench.build(grown / "v", resume=True, views=16)])
+    assert run.kind == "done", run
+    shutil.copytree(grown / "v", store.with_name("expected"))
+    digest = tree_digest(grown / "v")
+    shutil.rmtree(grown / "v")
+    return bench.golden_store, digest, step
+
+
+KINDS = {"features": features, "views": views, "samples": samples}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_extended_store(bench: Bench, grown: Path, store: Path, kind: str) -> None:
+    base, expected, step = KINDS[kind](bench, grown, store)
+    run = bench.run([step, ("verify", str(store)), ("digest", str(store))])
+    assert run.kind == "done", run
+    assert run.values[1] == []
+    assert different(run.values[2], expected) == {}
+    assert not (store / EXTENSION).exists()
+    before, after = zarr.open_group(base, mode="r"), zarr.open_group(store, mode="r")
+    for name in FeatureStore(base).features:
+        n, v, _ = before[name].shape
+        np.testing.assert_array_equal(after[name][:n, :v], before[name][:])
+    # Nothing is left to do, whatever is said of it.
+    for _ in range(2):
+        again = bench.run([(step[0], step[1] | {"append": False, "features": None})])
+        assert (again.kind, again.values[0]["built"]) == ("done", 0), again
+    assert different(tree_digest(store), expected) == {}
+
+
+def test_more_views_are_those_of_a_store_made_at_once(
+    bench: Bench, grown: Path, store: Path
+) -> None:
+    _, _, step = views(bench, grown, store)
+    assert bench.run([step]).kind == "done"
+    once, found = FeatureStore(grown / "sixteen"), FeatureStore(store)
+    assert found.fingerprint == once.fingerprint | {"view_parts": "8,16"}
+    assert found.records == once.records
+    for name in once.features:
+        for chunk in range(once.spec.chunks):
+            rows = found.read_chunk(name, chunk)
+            np.testing.assert_array_equal(rows, once.read_chunk(name, chunk))
+        np.testing.assert_allclose(found.moments(name).mean, once.moments(name).mean, rtol=1e-12)
+        assert FeatureDataset(store, [name], views="all")[0][name].shape == (16, DIMS[name])
+
+
+def test_a_damaged_chunk_of_more_views_is_made_again(
+    bench: Bench, grown: Path, store: Path
+) -> None:
+    _, expected, step = views(bench, grown, store)
+    assert bench.run([step]).kind == "done"
+    file = store / "clip_text/c.1.0.0"
+    data = bytearray(file.read_bytes())
+    data[100] ^= 4
+    file.write_bytes(data)
+    run = bench.run([("repair", str(store)), bench.build(store, resume=True, views=16)])
+    assert run.values[0] == [1], run
+    assert run.values[1]["built"] == 4, run
+    assert different(tree_digest(store), expected) == {}
+    COUNTS["flipped byte"] += 1
+
+
+@pytest.mark.parametrize("start", range(1, EVERY + 1, 3) if not NIGHTLY else [1])
+@pytest.mark.parametrize("action", ["kill", "EIO", "ENOSPC"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_dies_at_every_operation(
+    bench: Bench, grown: Path, store: Path, kind: str, action: str, start: int
+) -> None:
+    """What was there is there, or the next build puts the whole in place; then it is complete."""
+    base, expected, step = KINDS[kind](bench, grown, store)
+    whole = [tree_digest(base), expected]
+    n, met = start, set()
+    while True:
+        shutil.rmtree(store)
+        shutil.copytree(base, store)
+        run = bench.fault(step, n, action)
+        if not run.fired:
+            assert run.kind == "done", run
+            break
+        met.add(_state(store, whole, run))
+        # As it was asked for, or --resume alone once it was begun.
+        begun = (store / EXTENSION / "zarr.json").exists() or not (store / "zarr.json").exists()
+        plain = {"append": False, "features": None, "views": None}
+        later = (step[0], step[1] | plain) if begun and n % 2 else step
+        after = bench.run([later, ("verify", str(store)), ("digest", str(store))])
+        assert after.kind == "done", (run, after)
+        assert after.values[1] == [], run
+        assert different(after.values[2], expected) == {}, run
+        n += EVERY
+    assert {"before", "between"} <= met or start > 3, met
+
+
+def _state(store: Path, whole: list[dict[str, str]], run: Run) -> str:
+    """``before``, ``between`` or ``after``; anything else is damage."""
+    found = {
+        name: digest
+        for name, digest in tree_digest(store).items()
+        if not name.startswith(EXTENSION)
+    }
+    if not (store / "zarr.json").exists():
+        assert (store / EXTENSION / "final/zarr.json").exists(), run
+        return "between"
+    states = [different(found, digest) for digest in whole]
+    assert {} in states, (run, states)
+    return "before" if states[0] == {} else "after"
+
+
+# Refusals ------------------------------------------------------------------------------------
+
+
+def refused(bench: Bench, store: Path, *texts: str, **changes: Any) -> None:
+    before = tree_digest(store)
+    run = bench.run([bench.build(store, resume=True, **changes)])
+    assert run.kind == "error", run
+    for text in texts:
+        assert text in run.message, run
+    assert tree_digest(store) == before
+
+
+def test_what_cannot_be_added_is_told(bench: Bench, grown: Path, store: Path) -> None:
+    shutil.copytree(bench.golden_store, store)
+    more = {"data_dir": str(grown / "more")}
+    # Told apart: after the last, between, and gone.
+    refused(bench, store, "+'0000011', +'0000012', +'zzz'", "--resume --append adds them", **more)
+    between = grown / "between"
+    shutil.copytree(grown / "more", between)
+    for suffix in (".jpg", ".json"):
+        (between / f"zzz{suffix}").rename(between / f"000000{suffix}")
+    refused(bench, store, "would move their rows", data_dir=str(between), append=True)
+    gone = grown / "gone"
+    shutil.copytree(grown / "more", gone)
+    (gone / "0000003.json").unlink()
+    refused(bench, store, "-'0000003'", "restore what is gone", data_dir=str(gone), append=True)
+    both = {"views": 16, "append": True}
+    refused(bench, store, "other views and samples at once", "one after the other", **more, **both)
+    refused(bench, store, "another views.", "stored: 8\n", "now:    4\n", views=4)
+
+
+def test_a_store_that_is_not_complete_is_finished_first(bench: Bench, store: Path) -> None:
+    for n in range(120, 400):
+        shutil.rmtree(store, ignore_errors=True)
+        bench.fault(bench.build(store), n, "kill")
+        if (store / "zarr.json").exists() and len(FeatureStore(store).ledger) == 2:
+            break
+    refused(bench, store, "another views.", "stored: 8\n", "now:    16\n", views=16)
+
+
+def test_another_extension_than_was_begun_is_told(bench: Bench, grown: Path, store: Path) -> None:
+    shutil.copytree(bench.golden_store, store)
+    views = bench.build(store, resume=True, views=16)
+    for n in range(60, 400):
+        run = bench.fault(views, n, "kill")
+        if (store / EXTENSION / "zarr.json").exists():
+            break
+    assert run.kind == "killed"
+    changes = {"append": True, "data_dir": str(grown / "more"), "views": 8}
+    refused(bench, store, "something else is not finished", "--resume alone", **changes)
+    plain = bench.build(store, resume=True, views=None, features=None)
+    assert bench.run([plain]).values[0]["built"] == 11
+    assert FeatureStore(store).spec.views == 16
+
+
+def test_an_input_that_changed_is_told(bench: Bench, grown: Path, store: Path) -> None:
+    """Between the check at the start and the moment that it is read again."""
+    shutil.copytree(bench.golden_store, store)
+    moved = grown / "moved"
+    shutil.copytree(bench.data, moved)
+    (moved / "0000002.json").write_text('{"plot": "something else"}')
+    refused(bench, store, "content of inputs", views=16, data_dir=str(moved))
+    COUNTS["input changed"] += 1
