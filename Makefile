@@ -6,13 +6,16 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 # Two test processes on two cores; each keeps torch to one thread.
 JOBS   ?= 2
+# Programs of benchmarks/, in the order in which they run.
+BENCHES := views text
 
-.PHONY: help setup demo test test-nightly lint types layers pytest clean
+.PHONY: help setup demo test test-nightly lint types layers pytest bench bench-full clean
 
 help:
 	@echo "make demo          the whole pipeline on a small data set, from nothing"
 	@echo "make test          lint, types, layers and tests, from nothing"
 	@echo "make test-nightly  the fault tests with many more rounds, ten minutes on two cores"
+	@echo "make bench         speed against peers and limits, under five minutes; bench-full: all rounds"
 	@echo "make clean         remove .venv and what demo and tests left"
 
 setup: $(STAMP)
@@ -48,7 +51,15 @@ pytest: setup
 # Every operation gets every fault, 500 random kills, every state of a power cut. Prints the counts.
 test-nightly: setup
 	OMP_NUM_THREADS=1 MANYVIEWS_TEST_PROFILE=nightly $(BIN)/python -m pytest -q -n $(JOBS) \
-	  --dist worksteal -o faulthandler_timeout=1800 tests/faults
+	  --dist worksteal -o faulthandler_timeout=1800 tests/faults \
+	  tests/producers/test_exact_views.py tests/producers/test_sanitized.py
+
+# One thread each: rates are per core, and all cores is the engine's own matter.
+bench: setup
+	for name in $(BENCHES); do OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.$$name --quick || exit; done
+
+bench-full: setup
+	for name in $(BENCHES); do OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.$$name || exit; done
 
 clean:
-	rm -rf $(VENV) demo build producers/kernels/*.so *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .bench demo build producers/kernels/*.so *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -18,6 +18,7 @@ from consumers import backbones as registry
 from consumers.batching import ImageBatcher, TextBatcher
 from consumers.committing import Committer, MadeChunk
 from consumers.extending import completed, find_extension
+from consumers.notices import slow_paths
 from consumers.plan import INPUT_CACHE, Plan, check_intent, make_plan, refuse_bad
 from consumers.running import Batcher, EndedChunk
 from consumers.stopping import stop_signals
@@ -32,7 +33,6 @@ from featurestore.writer import StoreWriter
 from producers.inputs import extend_cache
 from producers.pool import ProducerPool, SampleViews
 from producers.source import Scan, require_inputs, scan
-from producers.worker import Job
 
 # Called with an event's name and its facts; see ``progress`` for those that listen.
 Observer = Callable[[str, Mapping[str, Any]], None]
@@ -199,7 +199,7 @@ class _Run:
             slots=self._plan.job.slots,
             fingerprint=self._writer.fingerprint,
             changed=dict(self._plan.changed),
-            notices=self._writer.notices + _slow_kernels(self._plan.job),
+            notices=self._writer.notices + self._slow_paths(),
         )
         if self._plan.confirmed:
             extend_cache(self._plan.config.store / INPUT_CACHE, self._plan.confirmed)
@@ -225,6 +225,10 @@ class _Run:
                 rows = {n: wanted.base.read_chunk(n, chunk) for n in self._writer.features}
                 entry = wanted.base.ledger[chunk]
                 self._writer.commit_chunk(chunk, rows, entry.samples, entry.changed)
+
+    def _slow_paths(self) -> list[str]:
+        texts = {name: self._plan.backbones[name].text for name in self._texts}
+        return slow_paths(self._plan.job, texts)
 
     def _make(self, missing: Sequence[int], indices: Sequence[int]) -> None:
         plan = self._plan
@@ -315,16 +319,6 @@ class _Run:
             require_inputs(self._plan.found)
         if self._plan.config.bad_sample == "fail":
             refuse_bad(bad, self._plan.found.samples, "This chunk has")
-
-
-def _slow_kernels(job: Job) -> list[str]:
-    """What to say where the image views take far longer than they need to."""
-    if job.compiled or not job.images:
-        return []
-    return [
-        "no compiled kernels: image views take ten times as long, with the same result; "
-        "install a C compiler, then manyviews again"
-    ]
 
 
 def _chunk_facts(records: Sequence[SampleRecord], report: BuildReport) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from featurestore.seeds import view_seed
 
@@ -29,26 +30,41 @@ def masked_words(words: Sequence[str], seed: int) -> list[int]:
     return positions[: max(1, round(MASK_SHARE * len(words)))]
 
 
-def masked_view(words: Sequence[str], seed: int) -> str:
-    """The words joined by one space, with those that ``seed`` draws replaced by ``[MASK]``."""
-    view = list(words)
-    for position in masked_words(words, seed):
-        view[position] = MASK
-    return " ".join(view)
+@dataclass(frozen=True, slots=True)
+class TextViews:
+    """All text views of one sample, before they are written out.
+
+    Attributes:
+        text: view 0, white space included.
+        words: its white-space words, of which the other views are made.
+        masked: for each of views 1.. the positions in ``words`` that it hides.
+    """
+
+    text: str
+    words: list[str]
+    masked: list[list[int]]
+
+    def texts(self) -> list[str]:
+        """The V texts. Of a text without words, views 1.. are empty."""
+        return [self.text, *(self._masked_view(positions) for positions in self.masked)]
+
+    def _masked_view(self, positions: Sequence[int]) -> str:
+        """The words joined by one space, with these replaced by ``[MASK]``."""
+        view = list(self.words)
+        for position in positions:
+            view[position] = MASK
+        return " ".join(view)
 
 
-def views(text: str, base_seed: int, index: int, views: int) -> list[str]:
-    """All text views of one sample.
+def draw(text: str, base_seed: int, index: int, views: int) -> TextViews:
+    """Draw the text views of one sample.
 
     Args:
         text: the synopsis; view 0 is this very text, white space included.
         base_seed: the build's seed.
         index: the sample's index.
         views: V, the number of views with the clean one.
-
-    Returns:
-        V texts. Of a text without words, views 1.. are empty.
     """
     words = text.split()
     seeds = (view_seed(base_seed, index, view, "text") for view in range(1, views))
-    return [text, *(masked_view(words, seed) for seed in seeds)]
+    return TextViews(text, words, [masked_words(words, seed) for seed in seeds])

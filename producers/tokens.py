@@ -6,14 +6,26 @@ Rows are encoded one by one: this is called in each of many producer processes, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from producers import text_views
+from producers.text_views import TextViews
+from producers.word_ids import WordIds
+
 TokenArray = NDArray[np.int32]
+
+# What the check at start encodes in both ways: punctuation, digits, cases and other scripts.
+_PROBES = (
+    "A young wizard's quest -- it begins in 1984, doesn't it?  He said: \"No!\" (twice).",
+    " Ünlü naïve ΟΔΟΣ 東京 123-456 e.g. U.S.A.\n\n[MASK] [MASK]; the end",
+)
+_PROBE_VIEWS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,22 +57,24 @@ class TokenEncoder:
 
     Attributes:
         spec: what the encoder was made from.
+        by_words: whether ids of views can be put together from those of words, which is faster.
     """
 
     def __init__(self, spec: TextSpec) -> None:
         self.spec = spec
+        # Settings saved in the file are overruled: others may have been in force at the time.
         self._tokenizer = Tokenizer.from_str(spec.tokenizer_json)
-        # Whatever the file says: a checkpoint may have been saved with other settings in force.
-        self._tokenizer.enable_truncation(
-            spec.max_length, stride=0, strategy="longest_first", direction="right"
-        )
         self._tokenizer.no_padding()
+        self._cut_texts()
+        self._before, self._after = self._special_ids()
+        self._room = spec.max_length - len(self._before) - len(self._after)
+        self.by_words = self._room > 0 and all(map(self._words_make_the_same, _PROBES))
 
-    def encode_views(self, texts: Sequence[str], ids: TokenArray, lengths: TokenArray) -> int:
+    def encode_views(self, views: TextViews, ids: TokenArray, lengths: TokenArray) -> int:
         """Encode the views of one sample in place.
 
         Args:
-            texts: V texts, without lone surrogates.
+            views: V views, without lone surrogates.
             ids: int32 [V, max_length], overwritten; rows are filled up with ``pad_id``.
             lengths: int32 [V], overwritten with the number of ids of each row.
 
@@ -70,6 +84,15 @@ class TokenEncoder:
         Raises:
             ValueError: an array is not of this shape and dtype.
         """
+        if self.by_words and views.words and views.masked:
+            with self._uncut():
+                words = WordIds(views.words, self._encode_parts)
+            if words.hold:
+                return self._put_together(views, words, ids, lengths)
+        return self.encode(views.texts(), ids, lengths)
+
+    def encode(self, texts: Sequence[str], ids: TokenArray, lengths: TokenArray) -> int:
+        """The same for any texts: V of them, without lone surrogates."""
         _check(ids, (len(texts), self.spec.max_length), "ids")
         _check(lengths, (len(texts),), "lengths")
         encodings = self._tokenizer.encode_batch_fast(self._prepare(texts))
@@ -82,10 +105,68 @@ class TokenEncoder:
             cut += bool(encoding.overflowing)
         return cut
 
+    def _put_together(
+        self, views: TextViews, words: WordIds, ids: TokenArray, lengths: TokenArray
+    ) -> int:
+        """The views of one sample from the ids of its words; view 0 has white space of its own."""
+        _check(ids, (1 + len(views.masked), self.spec.max_length), "ids")
+        cut = self.encode([views.text], ids[:1], lengths[:1])
+        ids[1:] = self.spec.pad_id
+        ids[1:, : len(self._before)] = self._before
+        for row, masked in enumerate(views.masked, 1):
+            tokens, more = words.view(masked, self._room)
+            end = len(self._before) + len(tokens)
+            ids[row, len(self._before) : end] = tokens
+            ids[row, end : end + len(self._after)] = self._after
+            lengths[row] = end + len(self._after)
+            cut += more
+        return cut
+
+    def _words_make_the_same(self, text: str) -> bool:
+        """Encodes some views in both ways."""
+        views = text_views.draw(text, base_seed=0, index=0, views=_PROBE_VIEWS)
+        with self._uncut():
+            words = WordIds(views.words, self._encode_parts)
+        if not words.hold:
+            return False
+        made = [np.zeros((_PROBE_VIEWS, self.spec.max_length + 1), np.int32) for _ in range(2)]
+        found, expected = ((array[:, 1:], array[:, 0]) for array in made)
+        cut = self._put_together(views, words, *found), self.encode(views.texts(), *expected)
+        return cut[0] == cut[1] and np.array_equal(made[0], made[1])
+
+    def _special_ids(self) -> tuple[list[int], list[int]]:
+        """What stands before and after a text's own ids."""
+        with self._uncut():
+            encoding = self._tokenizer.encode("x")
+        special = encoding.special_tokens_mask
+        before = special.index(0) if 0 in special else len(special)
+        after = special[::-1].index(0) if 0 in special else 0
+        return encoding.ids[:before], encoding.ids[len(special) - after :]
+
+    def _encode_parts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids without the special ones. White space is left, for it is within the view."""
+        if self.spec.lower:
+            texts = [text.lower() for text in texts]
+        made = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in made]
+
     def _prepare(self, texts: Sequence[str]) -> list[str]:
         """The texts as the tokenizer is to see them."""
         prepared = [text.strip() for text in texts] if self.spec.strip else list(texts)
         return [text.lower() for text in prepared] if self.spec.lower else prepared
+
+    def _cut_texts(self) -> None:
+        self._tokenizer.enable_truncation(
+            self.spec.max_length, stride=0, strategy="longest_first", direction="right"
+        )
+
+    @contextmanager
+    def _uncut(self) -> Iterator[None]:
+        self._tokenizer.no_truncation()
+        try:
+            yield
+        finally:
+            self._cut_texts()
 
 
 def _check(array: TokenArray, shape: tuple[int, ...], name: str) -> None:

@@ -158,7 +158,7 @@ class Producer:
             self._record("text", *_why(e))
         report["words"] = len(text.split())
         if self._encoders:
-            views = text_views.views(text, self._job.seed, sample.index, self._job.views)
+            views = text_views.draw(text, self._job.seed, sample.index, self._job.views)
             for encoder, ids, lengths in zip(
                 self._encoders, arrays.ids, arrays.lengths, strict=True
             ):

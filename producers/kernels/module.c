@@ -4,6 +4,9 @@
 
 #include "kernels.h"
 
+#include <float.h>
+#include <math.h>
+
 /* A C-contiguous buffer of this element format and number of dimensions, or -1 with an error. */
 static int take(PyObject *array, const char *name, int flags, const char *format, int dimensions,
                 Py_buffer *view)
@@ -77,16 +80,23 @@ static PyObject *py_resize(PyObject *Py_UNUSED(module), PyObject *args)
     return NULL;
 }
 
-/* An operation on the colours, with the factor that was drawn for it. */
-static PyObject *recolour(PyObject *args, void (*operation)(uint8_t *, ptrdiff_t, float))
+/* An operation on the colours, with the factor that was drawn for it, of at most this size. */
+static PyObject *recolour(PyObject *args, void (*operation)(uint8_t *, ptrdiff_t, float),
+                          double limit)
 {
     PyObject *array;
     Py_buffer planes;
-    float factor;
-    if (!PyArg_ParseTuple(args, "Of", &array, &factor) || take_planes(array, &planes) < 0)
+    double factor;
+    if (!PyArg_ParseTuple(args, "Od", &array, &factor))
+        return NULL;
+    if (!(fabs(factor) <= limit)) {
+        PyErr_SetString(PyExc_ValueError, "the factor must be finite, and of hue at most 0.5");
+        return NULL;
+    }
+    if (take_planes(array, &planes) < 0)
         return NULL;
     Py_BEGIN_ALLOW_THREADS
-    operation(planes.buf, planes.shape[1] * planes.shape[2], factor);
+    operation(planes.buf, planes.shape[1] * planes.shape[2], (float)factor);
     Py_END_ALLOW_THREADS
     PyBuffer_Release(&planes);
     return done(0);
@@ -94,22 +104,22 @@ static PyObject *recolour(PyObject *args, void (*operation)(uint8_t *, ptrdiff_t
 
 static PyObject *py_brightness(PyObject *Py_UNUSED(module), PyObject *args)
 {
-    return recolour(args, brightness);
+    return recolour(args, brightness, FLT_MAX);
 }
 
 static PyObject *py_contrast(PyObject *Py_UNUSED(module), PyObject *args)
 {
-    return recolour(args, contrast);
+    return recolour(args, contrast, FLT_MAX);
 }
 
 static PyObject *py_saturation(PyObject *Py_UNUSED(module), PyObject *args)
 {
-    return recolour(args, saturation);
+    return recolour(args, saturation, FLT_MAX);
 }
 
 static PyObject *py_hue(PyObject *Py_UNUSED(module), PyObject *args)
 {
-    return recolour(args, hue);
+    return recolour(args, hue, 0.5);
 }
 
 static PyObject *py_gray(PyObject *Py_UNUSED(module), PyObject *array)
@@ -136,6 +146,20 @@ static PyObject *py_flip(PyObject *Py_UNUSED(module), PyObject *array)
     return done(0);
 }
 
+/* Whether a blurred value cannot leave a byte: no weight is negative or not a number, and they sum
+ * to 1, but for roundings. */
+static int normalised(const Py_buffer *weights)
+{
+    double sum = 0.0;
+    for (Py_ssize_t i = 0; i < weights->shape[0]; i++) {
+        double weight = ((const float *)weights->buf)[i];
+        if (!(weight >= 0.0))
+            return 0;
+        sum += weight;
+    }
+    return fabs(sum - 1.0) < 1e-4;
+}
+
 static PyObject *py_blur(PyObject *Py_UNUSED(module), PyObject *args)
 {
     PyObject *planes_array, *weights_array;
@@ -149,7 +173,7 @@ static PyObject *py_blur(PyObject *Py_UNUSED(module), PyObject *args)
         return NULL;
     }
     Py_ssize_t taps = weights.shape[0], height = planes.shape[1], width = planes.shape[2];
-    int fits = taps % 2 == 1 && taps / 2 < height && taps / 2 < width;
+    int fits = taps % 2 == 1 && taps / 2 < height && taps / 2 < width && normalised(&weights);
     if (fits) {
         Py_BEGIN_ALLOW_THREADS
         failed = blur(planes.buf, width, height, weights.buf, taps);
@@ -159,8 +183,8 @@ static PyObject *py_blur(PyObject *Py_UNUSED(module), PyObject *args)
     PyBuffer_Release(&planes);
     if (fits)
         return done(failed);
-    return PyErr_Format(PyExc_ValueError, "%zd weights do not fit planes of %zd x %zd", taps,
-                        width, height);
+    return PyErr_Format(PyExc_ValueError, "%zd weights do not fit planes of %zd x %zd, or "
+                        "do not sum to 1", taps, width, height);
 }
 
 static PyObject *py_interleave(PyObject *Py_UNUSED(module), PyObject *args)

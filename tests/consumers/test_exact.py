@@ -37,7 +37,7 @@ def embed_sentences(backbone: Backbone, sentences: list[str], batch: int = 7) ->
     spec = backbone.text
     ids = np.full((len(sentences), spec.max_length), spec.pad_id, np.int32)
     lengths = np.zeros(len(sentences), np.int32)
-    TokenEncoder(spec).encode_views(sentences, ids, lengths)
+    TokenEncoder(spec).encode(sentences, ids, lengths)
     batcher = TextBatcher(backbone, batch, len(sentences))
     for start in range(0, len(sentences), 8):
         batcher.add(ids[start : start + 8], lengths[start : start + 8])

@@ -1,0 +1,98 @@
+"""Peers in environments of their own, because their requirements exclude each other's and ours.
+
+An environment is made once, in ``.bench/``. A peer's program stays running and does a lap when it
+is told to, so that it takes turns with contenders in this process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from benchmarks.measuring import Lap
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / ".bench"
+
+
+def environment(name: str, requirements: list[str]) -> Path:
+    """The interpreter of a virtual environment, which is made if it is not there.
+
+    Args:
+        name: of its folder; changed requirements make it again.
+        requirements: as pip takes them; pinned, so that a result can be repeated.
+
+    Raises:
+        subprocess.CalledProcessError: pip could not install them.
+    """
+    folder = FOLDER / name
+    python, stamp = folder / "bin" / "python", folder / "requirements.txt"
+    wanted = "\n".join(requirements) + "\n"
+    if not stamp.exists() or stamp.read_text("utf-8") != wanted:
+        print(f"making {folder} for {', '.join(requirements)} …", file=sys.stderr, flush=True)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *requirements], check=True)
+        stamp.write_text(wanted, "utf-8")
+    return python
+
+
+class Peer:
+    """A program that does one lap per line it reads, and answers with ``[units, seconds]``.
+
+    Example:
+        with Peer(python, "benchmarks/peer_x.py", {"rows": 5}) as peer:
+            take_turns({"x": peer.lap, ...}, rounds=9)
+    """
+
+    def __init__(self, python: Path, program: str, arguments: dict[str, Any]) -> None:
+        """Starts the program, from the repository's root; its only argument is JSON."""
+        self._process = subprocess.Popen(
+            [python, program, json.dumps(arguments)],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def lap(self) -> Lap:
+        """One lap over there.
+
+        Raises:
+            RuntimeError: the program ended; it has said why on standard error.
+        """
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write("lap\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            line = ""
+        else:
+            line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"a peer ended with exit code {self._process.wait()}")
+        units, seconds = json.loads(line)
+        return Lap(units, seconds)
+
+    def __enter__(self) -> Peer:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()  # its loop ends
+        self._process.stdout.close()
+        self._process.wait()

@@ -1,0 +1,30 @@
+"""What a build says at its start about ways that are slower than they need be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from producers.tokens import TextSpec, TokenEncoder
+from producers.worker import Job
+
+
+def slow_paths(job: Job, texts: Mapping[str, TextSpec]) -> list[str]:
+    """One line for each; the features are the same on the fast ways and on the slow ones.
+
+    Args:
+        job: what the producers do.
+        texts: the text features' tokenizers.
+    """
+    notices = []
+    if job.images and not job.compiled:
+        notices.append(
+            "no compiled kernels: image views take several times as long, with the same result; "
+            "install a C compiler, then manyviews again"
+        )
+    notices += [
+        f"{name}: the tokenizer does not encode word by word, so each view is encoded as a whole: "
+        "text views take several times as long, with the same result"
+        for name, spec in texts.items()
+        if not TokenEncoder(spec).by_words
+    ]
+    return notices

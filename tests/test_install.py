@@ -1,0 +1,79 @@
+"""Installing without a C compiler works, says so once, and makes the same store."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from consumers.build import build
+from featurestore.config import BuildConfig
+from producers.kernels.implementations import has_compiled
+from tests.conftest import ROOT, tree_digest
+
+PACKAGES = ("featurestore", "producers", "consumers", "commands")
+BUILD: dict[str, Any] = {"views": 4, "chunk": 16, "features": ("clip_image",)}
+NOTICE = "no compiled kernels: image views take"
+
+
+@pytest.fixture(scope="module")
+def without_compiler(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the package as pip installs it where the compiler fails."""
+    source, made, site = (tmp_path_factory.mktemp(name) for name in ("source", "wheel", "site"))
+    for name in ("pyproject.toml", "README.md", "cli.py"):
+        shutil.copy(ROOT / name, source)
+    built = shutil.ignore_patterns("*.so", "__pycache__")
+    for name in PACKAGES:
+        shutil.copytree(ROOT / name, source / name, ignore=built)
+    pip = [sys.executable, "-m", "pip", "--quiet"]
+    alone = ["--no-deps", "--no-index"]
+    wheel = ["wheel", *alone, "--no-build-isolation", "--wheel-dir", str(made), str(source)]
+    subprocess.run([*pip, *wheel], check=True, env=os.environ | {"CC": "/bin/false"})
+    [file] = made.iterdir()
+    names = zipfile.ZipFile(file).namelist()
+    assert "producers/kernels/exp_exceptions.npz" in names
+    assert not [name for name in names if name.endswith(".so")]
+    subprocess.run(
+        [*pip, "install", *alone, "--no-compile", "--target", str(site), str(file)], check=True
+    )
+    return site
+
+
+def test_an_install_without_a_compiler_makes_the_same_store(
+    without_compiler: Path, demo_data: Path, checkpoints: dict[str, str], tmp_path: Path
+) -> None:
+    if not has_compiled():
+        pytest.skip("no compiler built the kernels that the others are compared with")
+    build(
+        BuildConfig(
+            data_dir=demo_data / "dataset",
+            store=tmp_path / "compiled",
+            models=checkpoints,
+            device="cpu",
+            workers=2,
+            **BUILD,
+        )
+    )
+    options = ["--data-dir", demo_data / "dataset", "--store", tmp_path / "libraries"]
+    for name in ("views", "chunk"):
+        options += [f"--{name}", str(BUILD[name])]
+    options += ["--features", ",".join(BUILD["features"]), "--device", "cpu", "--workers", "2"]
+    for name in BUILD["features"]:
+        options += ["--model", f"{name}={checkpoints[name]}"]
+    done = subprocess.run(
+        [sys.executable, "-c", "from cli import main; main()", "build", *options],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(without_compiler)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 3, done.stderr  # done; the demo data has bad samples
+    assert done.stderr.count(NOTICE) == 1
+    assert tree_digest(tmp_path / "libraries") == tree_digest(tmp_path / "compiled")
