@@ -67,9 +67,9 @@ class ArraySpec:
 
 
 def holds_only_an_array(folder: Path) -> bool:
-    """Whether a folder is an array's, or was becoming or ceasing to be one when a writer was killed.
+    """Whether a folder is an array's by its content: the document, chunks, unfinished ones of both.
 
-    It is one by its content: nothing but the document, chunks, and unfinished files of these.
+    An empty one was becoming or ceasing to be one when a writer was killed.
     """
     if folder.is_symlink() or not folder.is_dir():
         return False

@@ -233,7 +233,7 @@ def test_toml_backbones_refused(tmp_path, line, problem):
 def test_features_may_be_declared_and_must_be(tmp_path):
     assert config(features=("dino",), backbones={"dino": DINO}).features == ("dino",)
     for name, value in (("features", ("vit",)), ("models", {"vit": "x"})):
-        with pytest.raises(ConfigError, match="clip_image.*dino, found 'vit'"):
+        with pytest.raises(ConfigError, match=r"clip_image.*dino, found 'vit'"):
             config(backbones={"dino": DINO}, **{name: value})
     assert expand_models({"dino": "d", "blip2": "b"}, ["dino"])["dino"] == "d"
 
