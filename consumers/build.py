@@ -146,7 +146,7 @@ class _Run:
         self._images: dict[str, ImageBatcher] = {}
         self._texts: dict[str, TextBatcher] = {}
         for name, backbone in plan.backbones.items():
-            if registry.info(name).modality == "image":
+            if registry.modality_of(backbone) == "image":
                 self._images[name] = ImageBatcher(backbone, plan.batch_sizes[name], rows)
             else:
                 self._texts[name] = TextBatcher(backbone, plan.batch_sizes[name], rows)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
 from consumers import backbones as registry
+from consumers import declared
+from featurestore.backbone_config import BackboneConfig
 from featurestore.config import VERSION, BuildConfig, Fingerprint, compare_fingerprints
 from featurestore.errors import BadInputsError, InputError, StoreMismatchError
 from featurestore.records import BadInput, Sample
@@ -97,6 +99,8 @@ def make_plan(
         ConfigError: an option, a model or the machine does not fit.
         StoreMismatchError: numbers of ``stored`` would change.
     """
+    for name, own in _declared(config).items():
+        declared.check(name, own)
     stats = stat_inputs(found)
     confirmed: dict[int, InputStat] = {}
     if stored is not None:
@@ -122,7 +126,7 @@ def make_plan(
     spec = StoreSpec(
         len(found.samples), config.views, choose_chunk(asked, config.views, dims), dims
     )
-    fingerprint = _asked(config, found) | kind | _made_by(loaded, batch_sizes)
+    fingerprint = _asked(config, found) | kind | _made_by(config, loaded, batch_sizes)
     fingerprint["chunk"] = spec.chunk
     changed = {} if stored is None else _compare(config, stored, fingerprint)
     return Plan(
@@ -142,22 +146,29 @@ def make_plan(
 
 def _batch_size(config: BuildConfig, name: str, device: str, stored: FeatureStore | None) -> int:
     """What was asked for, else what the store was begun with, else the device's default."""
+    own = config.backbones.get(name)
+    asked = config.batch_sizes.get(name) or (own.batch_size if own else 0)
     begun = 0 if stored is None else int(stored.fingerprint.get(f"{name}.batch_size", 0))
-    return config.batch_sizes.get(name) or begun or registry.info(name).batch_size(device)
+    default = declared.batch_size if own else registry.info(name).batch_size
+    return asked or begun or default(device)
 
 
 def _load(config: BuildConfig, name: str, device: str, stored: FeatureStore | None) -> Any:
-    model = config.models.get(name) or registry.info(name).model()
     dtype = config.dtype
     if dtype == "auto" and stored is not None:
         begun = str(stored.fingerprint.get(f"{name}.dtype", dtype))
         dtype = begun.removeprefix("torch.")
-    return registry.load(name, model, device, dtype)
+    if name in config.backbones:
+        return declared.load(name, _declared(config)[name], device, dtype)
+    return registry.load(
+        name, config.models.get(name) or registry.info(name).model(), device, dtype
+    )
 
 
 def _job(config: BuildConfig, backbones: Mapping[str, Any], workers: int) -> Job:
-    images = [b.image for name, b in backbones.items() if registry.info(name).modality == "image"]
-    texts = [b.text for name, b in backbones.items() if registry.info(name).modality == "text"]
+    kinds = {name: registry.modality_of(backbone) for name, backbone in backbones.items()}
+    images = [b.image for name, b in backbones.items() if kinds[name] == "image"]
+    texts = [b.text for name, b in backbones.items() if kinds[name] == "text"]
     return Job(
         data_dir=str(config.data_dir.resolve()),
         views=config.views,
@@ -180,11 +191,28 @@ def _asked(config: BuildConfig, found: Scan) -> Fingerprint:
         "image_recipe": IMAGE_RECIPE,
         "text_recipe": TEXT_RECIPE,
         "features": ",".join(config.features),
-        **{VERSION + name: version(name) for name in _VERSIONED},
+        **{VERSION + name: version(name) for name in (*_VERSIONED, *_libraries(config))},
     }
 
 
-def _made_by(backbones: Mapping[str, Any], batch_sizes: Mapping[str, int]) -> Fingerprint:
+def _libraries(config: BuildConfig) -> list[str]:
+    """The distributions that only some adapters need, of those that are used."""
+    used = {declared.library(own.adapter) for own in _declared(config).values()}
+    return sorted(used - {""})
+
+
+def _declared(config: BuildConfig) -> dict[str, BackboneConfig]:
+    """The declared backbones that are built, each with the checkpoint that is to be used."""
+    return {
+        name: replace(own, model=config.models.get(name) or own.model)
+        for name, own in config.backbones.items()
+        if name in config.features
+    }
+
+
+def _made_by(
+    config: BuildConfig, backbones: Mapping[str, Any], batch_sizes: Mapping[str, int]
+) -> Fingerprint:
     """The part of the fingerprint that the backbones make."""
     fingerprint: Fingerprint = {}
     for name, backbone in backbones.items():
@@ -192,6 +220,8 @@ def _made_by(backbones: Mapping[str, Any], batch_sizes: Mapping[str, int]) -> Fi
         fingerprint[f"{name}.weights_sha256"] = backbone.fingerprint
         fingerprint[f"{name}.dtype"] = str(backbone.dtype)
         fingerprint[f"{name}.batch_size"] = batch_sizes[name]
+        if name in config.backbones:
+            fingerprint |= declared.settings(name, config.backbones[name], backbone)
     return fingerprint
 
 
