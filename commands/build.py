@@ -141,7 +141,7 @@ def build_config(toml: Path | None, options: Mapping[str, Any]) -> BuildConfig:
         if os.environ.get(info.variable, "").strip()
     }
     models = {**values.get("models", {}), **environment}
-    models |= expand_models(dict(given.pop("models", ())))
+    models |= expand_models(dict(given.pop("models", ())), values.get("backbones", {}))
     sizes = {**values.get("batch_sizes", {}), **_sizes(given.pop("batch_sizes", ()))}
     if "features" in given:
         given["features"] = tuple(f.strip() for f in given["features"].split(","))
