@@ -126,11 +126,11 @@ def _writer(plan: Plan, stored: FeatureStore | None, lock: FileLock) -> StoreWri
     path, samples = plan.config.store, plan.found.samples
     if stored is None:
         return stores.create(path, plan.spec, plan.fingerprint, samples, lock)
-    writer = StoreWriter(path, lock)
+    writer = StoreWriter.of(stored, lock)
     if plan.wanted is None:
         return writer
     if plan.wanted.made is not None:
-        return StoreWriter(path / EXTENSION, lock)
+        return StoreWriter.of(plan.wanted.made, lock)
     make_folder(path / EXTENSION / RECORDS)
     return stores.create(path / EXTENSION, plan.spec, plan.fingerprint, samples, lock)
 

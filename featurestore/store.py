@@ -185,7 +185,8 @@ class FeatureStore:
         data = durable.read_bytes(self.path / SAMPLES, self.path)
         if hashlib.sha256(data).hexdigest() != self._samples_sha256:
             raise CorruptStoreError(SAMPLES, "its checksum does not fit its content")
-        samples = tuple(Sample(i, *json.loads(line)) for i, line in enumerate(data.splitlines()))
+        rows = json.loads(b"[" + b",".join(data.splitlines()) + b"]")
+        samples = tuple(Sample(i, *row) for i, row in enumerate(rows))
         if stems_sha256(s.stem for s in samples) != self.fingerprint.get("stems_sha256"):
             raise CorruptStoreError(SAMPLES, "its stems are not those the store was built from")
         return samples

@@ -47,6 +47,15 @@ class StoreWriter(FeatureStore):
         self._lock = lock
         self.notices = self._recover()
 
+    @classmethod
+    def of(cls, store: FeatureStore, lock: durable.FileLock) -> StoreWriter:
+        """Opens for writing what was opened for reading under this lock; reads nothing again."""
+        writer = cls.__new__(cls)
+        writer.__dict__.update(store.__dict__)
+        writer._lock = lock
+        writer.notices = writer._recover()
+        return writer
+
     def _recover(self) -> list[str]:
         """Removes what a killed writer left; returns what there is to say about it."""
         swept = []

@@ -32,18 +32,19 @@ def stat_inputs(found: Scan) -> list[InputStat]:
 
     Taken before anything is read: a file that changes in between then differs from what is kept.
     """
+    folder = os.fsencode(found.data_dir) + b"/"
     return [
         (
-            *_stat(source.image_path(found.data_dir, sample)),
-            *_stat(source.text_path(found.data_dir, sample)),
+            *_stat(folder + source.name_bytes(sample.image_name)),
+            *_stat(folder + source.name_bytes(sample.text_name)),
         )
         for sample in found.samples
     ]
 
 
-def _stat(path: Path) -> tuple[int, int]:
+def _stat(path: bytes) -> tuple[int, int]:
     try:
-        status = os.stat(path)  # noqa: PTH116  twice as fast as Path.stat, for 50,000 files
+        status = os.stat(path)  # noqa: PTH116  a Path for each of 50,000 files takes longer
     except OSError:
         return _MISSING
     return status.st_size, status.st_mtime_ns

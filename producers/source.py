@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,6 +107,11 @@ def text_path(data_dir: Path, sample: Sample) -> Path:
     return data_dir / _native(sample.text_name)
 
 
+def name_bytes(name: str) -> bytes:
+    """The bytes of a file's name: what the file system goes by, in every locale."""
+    return name.encode("utf-8", "surrogateescape")
+
+
 def require_inputs(found: Scan) -> None:
     """Tell a few missing files from a folder that was deleted or unmounted since the scan.
 
@@ -128,7 +133,7 @@ def _utf8(name: str) -> str:
 
 def _native(name: str) -> str:
     """The name as this process's locale spells it; ``_utf8`` undone."""
-    return os.fsdecode(name.encode("utf-8", "surrogateescape"))
+    return os.fsdecode(name_bytes(name))
 
 
 def read_capped(path: Path, cap_bytes: int) -> bytes:
@@ -219,25 +224,20 @@ def _objection(entry: os.DirEntry[str], root: Path) -> str | None:
             return "dangling"
         if not target.is_relative_to(root):
             return "outside"
-    else:
-        mode = entry.stat(follow_symlinks=False).st_mode
-    if stat.S_ISDIR(mode):
-        return "directory"
-    return None if stat.S_ISREG(mode) else "not-a-file"
+        if stat.S_ISDIR(mode):
+            return "directory"
+        return None if stat.S_ISREG(mode) else "not-a-file"
+    # What the listing says of an entry needs no call for each of many files.
+    if entry.is_file(follow_symlinks=False):
+        return None
+    return "directory" if entry.is_dir(follow_symlinks=False) else "not-a-file"
 
 
-def _by_stem(names: Iterable[str], suffixes: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
+def _by_stem(names: Sequence[str], suffixes: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
     """The file name of each stem, and the names that lost to one of a preferred suffix."""
     chosen: dict[str, str] = {}
     shadowed: list[str] = []
-    ranked = [
-        (rank, name)
-        for name in names
-        for rank, suffix in enumerate(suffixes)
-        if name.endswith(suffix)
-    ]
-    for rank, name in sorted(ranked):
-        stem = name.removesuffix(suffixes[rank])
-        if chosen.setdefault(stem, name) != name:
-            shadowed.append(name)
+    for suffix in suffixes:
+        fitting = sorted(name for name in names if name.endswith(suffix))
+        shadowed += [n for n in fitting if chosen.setdefault(n.removesuffix(suffix), n) != n]
     return chosen, shadowed
