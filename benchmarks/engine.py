@@ -118,40 +118,30 @@ def _growth(work: Path, *, quick: bool) -> None:
                 f"{samples:,}",
                 f"{int(mark):,}",
                 f"{memory[mark] / base:.3f}",
-                f"{cost[mark] / cost['1000']:.2f}" if mark in cost else "",
+                f"{cost[mark] / cost['2000']:.2f}" if mark in cost and "2000" in cost else "",
             ]
             for mark in memory
         ]
         rows[-1][0] += f" ({base >> 20} MiB at 100)"
-    print(table(["samples", "at sample", "memory of the tree / at 100", "CPU / first 1,000"], rows))
+    print(
+        table(
+            [
+                "samples",
+                "at sample",
+                "memory of the tree / at 100",
+                "CPU of 1,000 / of the second 1,000",
+            ],
+            rows,
+        )
+    )
 
 
 def _opening(work: Path, samples: int) -> None:
     """A store of the whole data set's length, opened and resumed."""
     data, store = data_folder(work, samples), work / "store"
-    _child(
-        {
-            "do": "write",
-            "data": str(data),
-            "store": str(store),
-            "views": 2,
-            "chunk": 64,
-            "model": "",
-        }
-    )
-    found = [
-        _child(
-            {
-                "do": "open",
-                "data": str(data),
-                "store": str(store),
-                "views": 2,
-                "chunk": 64,
-                "model": "",
-            }
-        )
-        for _ in range(5)
-    ]
+    task = {"data": str(data), "store": str(store), "views": 2, "chunk": 64, "model": ""}
+    _child({"do": "write", **task})
+    found = [_child({"do": "open", **task}) for _ in range(5)]
     for what in ("opened", "resumed"):
         spread = Spread.of(f[what] for f in found)
         print(f"{samples:,} samples {what} in {spread} s, goal 1")

@@ -126,7 +126,7 @@ class Normalizer:
 
     A pixel has 256 values, so the whole arithmetic of transformers' PIL processors is a table of
     ``[3, 256]``: float64 product rounded to float32, then float32 difference and quotient. Looked
-    up on the device, it is exactly equal there too, and only bytes travel to the device.
+    up on a GPU, it is exactly equal there too, and only bytes travel to it.
 
     Attributes:
         table: ``[3, 256]`` of the model's dtype, on its device.
