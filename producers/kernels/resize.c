@@ -164,19 +164,27 @@ static void combine(const struct coefficients *c, ptrdiff_t i, const uint8_t *in
                   n - j < LANES ? n - j : LANES);
 }
 
+/* Whole blocks are the rule, and a length that the compiler knows is far faster. */
+static inline void copy(uint8_t *to, const uint8_t *from, ptrdiff_t n)
+{
+    if (n == LANES)
+        memcpy(to, from, LANES);
+    else
+        memcpy(to, from, (size_t)n);
+}
+
 /* Rows become columns: LANES rows of n bytes, of which the first `high` are there, to n rows of
  * LANES. An index of a block is five bits of its row and five of its column. Dealing the block's
  * two halves out in turn moves each bit up by one and the highest to the end: after five times,
  * rows and columns have changed places. */
-VECTORISED
 static void turn(const uint8_t *from, ptrdiff_t pitch, ptrdiff_t high, ptrdiff_t n, uint8_t *to)
 {
     enum { HALF_BLOCK = LANES * LANES / 2 };
-    uint8_t blocks[2][2 * HALF_BLOCK] = {{0}};
+    uint8_t blocks[2][2 * HALF_BLOCK];
     for (ptrdiff_t x = 0; x < n; x += LANES) {
         ptrdiff_t wide = n - x < LANES ? n - x : LANES;
         for (ptrdiff_t y = 0; y < high; y++)
-            memcpy(blocks[0] + y * LANES, from + y * pitch + x, (size_t)wide);
+            copy(blocks[0] + y * LANES, from + y * pitch + x, wide);
         for (int round = 0; round < 5; round++) {
             const uint8_t *restrict dealt = blocks[round % 2];
             uint8_t *restrict out = blocks[(round + 1) % 2];
@@ -204,7 +212,7 @@ static void resize_columns(const uint8_t *rows, ptrdiff_t pitch, ptrdiff_t from,
         for (int p = 0; p < 3; p++) {
             turn(columns[0] + p * LANES, 3 * LANES, wide, height, back);
             for (ptrdiff_t y = 0; y < height; y++)
-                memcpy(lines + (y * 3 + p) * to + i, back + y * LANES, (size_t)wide);
+                copy(lines + (y * 3 + p) * to + i, back + y * LANES, wide);
         }
     }
 }

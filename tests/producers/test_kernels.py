@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 
 import numpy as np
@@ -21,6 +22,7 @@ from producers.kernels.exponential import (
 from producers.kernels.implementations import has_compiled, implementation
 
 needs_compiler = pytest.mark.skipif(not has_compiled(), reason="no compiler built the kernels")
+NIGHTLY = os.environ.get("MANYVIEWS_TEST_PROFILE") == "nightly"
 SHAPES = [(1, 1), (1, 40), (40, 1), (2, 300), (40, 60), (60, 40), (224, 224), (333, 517), (700, 31)]
 
 
@@ -44,6 +46,17 @@ def test_both_implementations_make_the_same_views(shape: tuple[int, int], size: 
         made.append((out, *clean))
     for compiled, by_library in zip(*made, strict=True):
         np.testing.assert_array_equal(compiled, by_library)
+
+
+@needs_compiler
+@pytest.mark.parametrize("factor", [0.1, -0.1, 0.0371, 0.0, 0.5] if NIGHTLY else [0.0371])
+def test_every_colour_turns_as_pillow_turns_it(factor: float) -> None:
+    levels = np.arange(256, dtype=np.uint8)
+    colours = np.stack(np.meshgrid(levels, levels, levels)).reshape(3, 4096, 4096)
+    expected = colours.copy()
+    library.hue(expected, factor)
+    implementation(compiled_code=True).hue(colours, factor)
+    assert np.array_equal(colours, expected)
 
 
 def test_the_table_gives_torchs_exponentials() -> None:
