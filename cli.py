@@ -14,16 +14,24 @@ from typing import Any
 import click
 
 from commands.build import build
+from commands.completion import completion
 from commands.demo import demo
 from commands.files import labels, materialize
 from commands.options import say
 from commands.store import status, verify
-from featurestore import __version__
+from commands.version import print_version
 from featurestore.errors import ManyViewsError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(__version__, prog_name="manyviews")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=print_version,
+    help="Show the versions of this program and its libraries, and the device.",
+)
 def cli() -> None:
     """Frozen-backbone features with many views of every sample.
 
@@ -35,7 +43,7 @@ def cli() -> None:
     """
 
 
-for command in (build, materialize, labels, verify, status, demo):
+for command in (build, materialize, labels, verify, status, demo, completion):
     cli.add_command(command)
 
 
@@ -76,7 +84,7 @@ def fail(message: str, code: int, *, debug: bool) -> int:
     """Prints an error; returns the exit code."""
     if debug:
         traceback.print_exc()
-    say(f"Error: {message}")
+    say(f"Error: {message}", error=True)
     return code
 
 

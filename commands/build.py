@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from commands.options import FOLDER, PairType, common_options, json_option, say, say_list
+from commands.options import (
+    FOLDER,
+    FeatureList,
+    PairType,
+    common_options,
+    is_quiet,
+    is_verbose,
+    json_option,
+    say,
+    say_list,
+)
 from featurestore.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -41,7 +51,9 @@ DONE_WITH_BAD_SAMPLES = 3
 @click.option("--overwrite", is_flag=True, default=None, help="Delete the store that is there.")
 @click.option("--views", type=int, help="Views per sample, the clean one included.  [default: 70]")
 @click.option("--seed", type=int, help="Base seed of both recipes.  [default: 123]")
-@click.option("--features", help="Comma-separated; all four by default.")
+@click.option(
+    "--features", type=FeatureList(), help="Comma-separated.  [default: all four, or the store's]"
+)
 @click.option(
     "--model",
     "models",
@@ -129,7 +141,7 @@ def build_config(toml: Path | None, options: Mapping[str, Any]) -> BuildConfig:
         if os.environ.get(info.variable, "").strip()
     }
     models = {**values.get("models", {}), **environment}
-    models |= expand_models(dict(given.pop("models", ())))
+    models |= expand_models(dict(given.pop("models", ())), values.get("backbones", {}))
     sizes = {**values.get("batch_sizes", {}), **_sizes(given.pop("batch_sizes", ()))}
     if "features" in given:
         given["features"] = tuple(f.strip() for f in given["features"].split(","))
@@ -150,13 +162,23 @@ def _sizes(pairs: tuple[tuple[str, str], ...]) -> dict[str, int]:
 
 @contextmanager
 def display() -> Iterator[Any]:
-    """The live display on a terminal, plain lines elsewhere; both on standard error."""
+    """The live display on a terminal, plain lines elsewhere; both on standard error.
+
+    Plain lines as well where every chunk is to be read, and none where nothing is.
+    """
     from rich.console import Console
 
     from consumers.progress import LiveDisplay, PlainDisplay
 
+    if is_quiet():
+        yield lambda _event, _facts: None
+        return
     console = Console(stderr=True)
-    show = LiveDisplay(console) if console.is_terminal else PlainDisplay(sys.stderr)
+    show: LiveDisplay | PlainDisplay
+    if console.is_terminal and not is_verbose():
+        show = LiveDisplay(console)
+    else:
+        show = PlainDisplay(sys.stderr, **({"interval_s": 0.0} if is_verbose() else {}))
     try:
         yield show
     finally:

@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
+
+from featurestore.records import FEATURES
 
 if TYPE_CHECKING:
     # Generic for a type checker only: click's own class is not, before 8.4.
@@ -37,20 +40,64 @@ class PairType(_Pairs):
             self.fail(f"expected NAME=VALUE, found {value!r}", param, ctx)
         return name, rest
 
+    def shell_complete(
+        self,
+        ctx: click.Context,  # noqa: ARG002  click calls it so
+        param: click.Parameter,  # noqa: ARG002
+        incomplete: str,
+    ) -> list[CompletionItem]:
+        """The features, before the ``=``."""
+        return [CompletionItem(f"{name}=") for name in FEATURES if name.startswith(incomplete)]
+
+
+class FeatureList(click.ParamType):  # type: ignore[type-arg]  # generic for a type checker only
+    """Comma-separated features."""
+
+    name = "a,b"
+
+    def shell_complete(
+        self,
+        ctx: click.Context,  # noqa: ARG002  click calls it so
+        param: click.Parameter,  # noqa: ARG002
+        incomplete: str,
+    ) -> list[CompletionItem]:
+        """The features that are not named yet, after the last comma."""
+        before, comma, begun = incomplete.rpartition(",")
+        rest = [name for name in FEATURES if name not in before.split(",")]
+        return [CompletionItem(before + comma + n) for n in rest if n.startswith(begun)]
+
 
 def common_options(command: F) -> F:
     """Options that every command has."""
 
-    def remember(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
-        ctx.find_root().ensure_object(dict)["debug"] = value
+    def remember(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+        ctx.find_root().ensure_object(dict)[param.name] = value
 
-    return click.option(
-        "--debug",
-        is_flag=True,
-        expose_value=False,
-        callback=remember,
-        help="Show the traceback of an error.",
-    )(command)
+    for names, text in (
+        (("--debug",), "Show the traceback of an error."),
+        (("--verbose", "-v"), "Say more: each chunk as it is written, lists in full."),
+        (("--quiet", "-q"), "Say nothing but errors; the exit code tells the rest."),
+    ):
+        command = click.option(
+            *names, is_flag=True, expose_value=False, callback=remember, help=text
+        )(command)
+    return command
+
+
+def is_quiet() -> bool:
+    """Whether the user wants to read nothing but errors."""
+    return _is_set("quiet")
+
+
+def is_verbose() -> bool:
+    """Whether the user wants to read everything."""
+    return _is_set("verbose")
+
+
+def _is_set(name: str) -> bool:
+    context = click.get_current_context(silent=True)
+    found = context and context.find_root().obj
+    return isinstance(found, dict) and bool(found.get(name))
 
 
 json_option = click.option(
@@ -67,8 +114,10 @@ data_option = click.option(
 )
 
 
-def say(line: str) -> None:
-    """Prints a line for a person, on standard error."""
+def say(line: str, *, error: bool = False) -> None:
+    """Prints a line for a person, on standard error; nothing but errors with ``--quiet``."""
+    if is_quiet() and not error:
+        return
     # Names that are not UTF-8 come escaped by repr; whatever else a terminal cannot show is too.
     encoding = sys.stderr.encoding or "utf-8"
     click.echo(line.encode(encoding, "backslashreplace").decode(encoding), err=True)
@@ -77,6 +126,7 @@ def say(line: str) -> None:
 def say_list(title: str, items: list[str], separator: str = ", ") -> None:
     """Prints the first of ``items`` under a title with their number; nothing for none."""
     if items:
-        more = f"{separator}and {len(items) - LISTED:,} more" if len(items) > LISTED else ""
+        shown = len(items) if is_verbose() else LISTED
+        more = f"{separator}and {len(items) - shown:,} more" if len(items) > shown else ""
         start = separator if "\n" in separator else " "
-        say(f"{title} ({len(items):,}):{start}{separator.join(items[:LISTED])}{more}")
+        say(f"{title} ({len(items):,}):{start}{separator.join(items[:shown])}{more}")

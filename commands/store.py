@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from commands.options import LISTED, common_options, json_option, say, store_option
+from commands.options import LISTED, common_options, is_quiet, json_option, say, store_option
 from featurestore.errors import InputError
 
 
@@ -77,7 +77,7 @@ def chunk_progress() -> Iterator[Callable[[int, int], None] | None]:
     from rich.progress import Progress
 
     console = Console(stderr=True)
-    if not console.is_terminal:
+    if not console.is_terminal or is_quiet():
         yield None
         return
     with Progress(console=console, transient=True) as bar:

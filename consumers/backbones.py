@@ -1,4 +1,4 @@
-"""The backbone protocols, and the registry of the four features.
+"""The backbone protocols, and the registry of the paper's four features.
 
 Importing this module loads neither torch nor transformers: the command line reads the registry for
 its help and its checks, and only ``load`` pays for the libraries.
@@ -37,6 +37,7 @@ __all__ = [
     "DTYPES",
     "REGISTRY",
     "Backbone",
+    "BackboneRequest",
     "FeatureInfo",
     "ImageBackbone",
     "TextBackbone",
@@ -44,6 +45,7 @@ __all__ = [
     "device_kind",
     "info",
     "load",
+    "modality_of",
     "quiet_transformers",
     "resolve_device",
     "resolve_dtype",
@@ -104,6 +106,34 @@ class TextBackbone(Protocol):
 
 
 Backbone: TypeAlias = "ImageBackbone | TextBackbone"
+
+
+@dataclass(frozen=True, slots=True)
+class BackboneRequest:
+    """What an adapter is asked for: one table ``[backbones.NAME]``, and where to compute.
+
+    Attributes:
+        feature: the feature's name.
+        model: hub id or local folder; ``""`` where none was named.
+        device: where to put the weights.
+        dtype: the weights' dtype.
+        pooling: how tokens become one vector; ``""`` leaves it to the adapter.
+        size: side of the square images in pixels; 0 leaves it to the checkpoint.
+        max_length: the most tokens of a text; 0 leaves it to the checkpoint.
+    """
+
+    feature: str
+    model: str
+    device: torch.device
+    dtype: torch.dtype
+    pooling: str = ""
+    size: int = 0
+    max_length: int = 0
+
+
+def modality_of(backbone: Backbone) -> Modality:
+    """What a loaded backbone embeds: images have pixels to size, texts a tokenizer."""
+    return "image" if hasattr(backbone, "image") else "text"
 
 
 @dataclass(frozen=True, slots=True)

@@ -173,7 +173,7 @@ class _Run:
         self._texts: dict[str, list[TextBatcher]] = {}
         for name, backbone in plan.backbones.items():
             batch, rows = plan.batch_sizes[name], [writer.spec.chunk * len(p) for p in self._parts]
-            if registry.info(name).modality == "image":
+            if registry.modality_of(backbone) == "image":
                 self._images[name] = [ImageBatcher(backbone, batch, n) for n in rows]
             else:
                 self._texts[name] = [TextBatcher(backbone, batch, n) for n in rows]

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -29,6 +29,7 @@ class Checkpoint:
         feature: the feature that it is for; messages name it.
         config: the parsed ``config.json``, ``{}`` where there is none.
         files: the files that matter, relative POSIX names, sorted.
+        open_clip: whether they are those that open_clip loads.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Checkpoint:
     feature: str
     config: dict[str, Any]
     files: tuple[str, ...]
+    open_clip: bool = False
 
     def require_type(self, expected: Collection[str], kind: str) -> None:
         """Raise ConfigError unless ``config.json`` has one of the ``expected`` model types."""
@@ -63,7 +65,10 @@ class Checkpoint:
         """Raise ConfigError for missing, truncated or foreign weight files; reads headers only."""
         weights = self.weights()
         if not weights:
-            raise self.error("has no weights: neither model.safetensors nor pytorch_model.bin")
+            names = "open_clip_model.safetensors nor open_clip_pytorch_model.bin"
+            if not self.open_clip:
+                names = "model.safetensors nor pytorch_model.bin"
+            raise self.error(f"has no weights: neither {names}")
         for name in weights:
             problem = weight_problem(self.folder, name)
             if problem:
@@ -111,13 +116,14 @@ class Checkpoint:
             raise self.error(f"lacks weights of this model: {', '.join(bad[:3])}{more}")
 
 
-def resolve(model: str, feature: str = "FEATURE") -> Checkpoint:
+def resolve(model: str, feature: str = "FEATURE", *, open_clip: bool = False) -> Checkpoint:
     """Find a checkpoint's files, fetching them from the hub where needed.
 
     Args:
         model: a local folder or a hub id. The Hugging Face cache and ``HF_HUB_OFFLINE`` are
             honoured; only files that a feature needs are fetched.
         feature: the feature that it is for; messages name it.
+        open_clip: whether open_clip is to load it, which has weights of its own.
 
     Raises:
         ConfigError: neither a folder nor a checkpoint that could be fetched.
@@ -125,20 +131,21 @@ def resolve(model: str, feature: str = "FEATURE") -> Checkpoint:
     folder = Path(model).expanduser()
     if folder.is_dir():
         # absolute() keeps symbolic links: a link's own name is what the user chose.
-        return _open(folder.absolute().name, folder, feature)
+        return _open(folder.absolute().name, folder, feature, open_clip)
     if model.startswith((".", "/", "~")) or model.count("/") > 1 or folder.exists():
         raise ConfigError(
             f"{model} is not a folder.\n"
             f"Give a checkpoint's folder or a hub id with --model {feature}=ID_OR_DIR."
         )
-    return _open(model, _fetch(model, feature), feature)
+    return _open(model, _fetch(model, feature, open_clip), feature, open_clip)
 
 
-def _open(name: str, folder: Path, feature: str) -> Checkpoint:
+def _open(name: str, folder: Path, feature: str, open_clip: bool) -> Checkpoint:
     names = (p.relative_to(folder).as_posix() for p in folder.glob("*") if p.is_file())
     inner = (p.relative_to(folder).as_posix() for p in folder.glob("*/*") if p.is_file())
-    checkpoint = Checkpoint(name, folder, feature, {}, wanted_files([*names, *inner]))
-    return Checkpoint(name, folder, feature, read_json(checkpoint, "config.json"), checkpoint.files)
+    files = wanted_files([*names, *inner], open_clip=open_clip)
+    checkpoint = Checkpoint(name, folder, feature, {}, files, open_clip)
+    return replace(checkpoint, config=read_json(checkpoint, "config.json"))
 
 
 def read_json(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
@@ -159,12 +166,12 @@ def read_json(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
     return value
 
 
-def _fetch(model: str, feature: str) -> Path:
+def _fetch(model: str, feature: str, open_clip: bool) -> Path:
     from huggingface_hub import HfApi, snapshot_download
 
     failures = _hub_errors()
     try:
-        wanted = wanted_files(HfApi().list_repo_files(model))
+        wanted = wanted_files(HfApi().list_repo_files(model), open_clip=open_clip)
         return Path(snapshot_download(model, allow_patterns=list(wanted)))
     except failures as error:
         # Offline, or no longer public: what an earlier run fetched is as good.

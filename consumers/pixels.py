@@ -132,8 +132,15 @@ class Normalizer:
         table: ``[3, 256]`` of the model's dtype, on its device.
     """
 
-    def __init__(self, spec: Preprocessing, device: torch.device, dtype: torch.dtype) -> None:
-        self.table = torch.from_numpy(lookup_table(spec)).to(device=device, dtype=dtype)
+    def __init__(
+        self,
+        spec: Preprocessing | npt.NDArray[np.float32],
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        """Makes the table of a processor, or takes one that is known: float32 ``[3, 256]``."""
+        table = lookup_table(spec) if isinstance(spec, Preprocessing) else spec
+        self.table = torch.from_numpy(table).to(device=device, dtype=dtype)
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         """Normalise uint8 ``[B, S, S, 3]``; returns the model's dtype, ``[B, 3, S, S]``."""

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
 from consumers import backbones as registry
+from consumers import declared
 from consumers.extending import Extension, made_features, sample_changes, some
+from featurestore.backbone_config import BackboneConfig
 from featurestore.config import (
     VERSION,
     BuildConfig,
@@ -122,6 +124,8 @@ def make_plan(
     """
     known = _Known(config, stored, wanted)
     features = made_features(config, wanted)
+    for name, own in _declared(config, features).items():
+        declared.check(name, own)
     stats = stat_inputs(found)
     confirmed: dict[int, InputStat] = {}
     asked = _asked(config, found, features) | known.view_parts()
@@ -146,7 +150,7 @@ def make_plan(
     dims = {name: backbone.dim for name, backbone in loaded.items()}
     rows = config.chunk or (0 if stored is None else stored.spec.chunk)
     spec = StoreSpec(len(found.samples), config.views, choose_chunk(rows, config.views, dims), dims)
-    fingerprint = asked | kind | _made_by(loaded, batch_sizes)
+    fingerprint = asked | kind | _made_by(config, loaded, batch_sizes)
     fingerprint["chunk"] = spec.chunk
     changed = {} if stored is None else known.compare(fingerprint)
     return Plan(
@@ -209,27 +213,33 @@ def _differs(wanted: Extension | None, field: str, stored: Fingerprint) -> bool:
     """Whether a field of the fingerprint is the extension's own affair."""
     if wanted is None:
         return False
-    new = wanted.kind == "features" and "." in field and field not in stored
-    return wanted.differs(field) or (new and not field.startswith(VERSION))
+    return wanted.differs(field) or (wanted.kind == "features" and field not in stored)
 
 
 def _batch_size(config: CompleteConfig, name: str, device: str, known: _Known) -> int:
     """What was asked for, else what the store was begun with, else the device's default."""
+    own = config.backbones.get(name)
+    asked = config.batch_sizes.get(name) or (own.batch_size if own else 0)
     begun = int(known.get(f"{name}.batch_size", 0))
-    return config.batch_sizes.get(name) or begun or registry.info(name).batch_size(device)
+    default = declared.batch_size if own else registry.info(name).batch_size
+    return asked or begun or default(device)
 
 
 def _load(config: CompleteConfig, name: str, device: str, known: _Known) -> Any:
-    model = config.models.get(name) or registry.info(name).model()
     dtype = config.dtype
     if dtype == "auto":
         dtype = str(known.get(f"{name}.dtype", dtype)).removeprefix("torch.")
-    return registry.load(name, model, device, dtype)
+    if name in config.backbones:
+        return declared.load(name, _declared(config, [name])[name], device, dtype)
+    return registry.load(
+        name, config.models.get(name) or registry.info(name).model(), device, dtype
+    )
 
 
 def _job(config: CompleteConfig, backbones: Mapping[str, Any], workers: int) -> Job:
-    images = [b.image for name, b in backbones.items() if registry.info(name).modality == "image"]
-    texts = [b.text for name, b in backbones.items() if registry.info(name).modality == "text"]
+    kinds = {name: registry.modality_of(backbone) for name, backbone in backbones.items()}
+    images = [b.image for name, b in backbones.items() if kinds[name] == "image"]
+    texts = [b.text for name, b in backbones.items() if kinds[name] == "text"]
     return Job(
         data_dir=str(config.data_dir.resolve()),
         views=config.views,
@@ -252,11 +262,28 @@ def _asked(config: CompleteConfig, found: Scan, features: Sequence[str]) -> Fing
         "image_recipe": IMAGE_RECIPE,
         "text_recipe": TEXT_RECIPE,
         "features": ",".join(features),
-        **{VERSION + name: version(name) for name in _VERSIONED},
+        **{VERSION + name: version(name) for name in (*_VERSIONED, *_libraries(config, features))},
     }
 
 
-def _made_by(backbones: Mapping[str, Any], batch_sizes: Mapping[str, int]) -> Fingerprint:
+def _libraries(config: CompleteConfig, features: Sequence[str]) -> list[str]:
+    """The distributions that only some adapters need, of those that are used."""
+    used = {declared.library(own.adapter) for own in _declared(config, features).values()}
+    return sorted(used - {""})
+
+
+def _declared(config: CompleteConfig, features: Sequence[str]) -> dict[str, BackboneConfig]:
+    """The declared backbones that are built, each with the checkpoint that is to be used."""
+    return {
+        name: replace(own, model=config.models.get(name) or own.model)
+        for name, own in config.backbones.items()
+        if name in features
+    }
+
+
+def _made_by(
+    config: BuildConfig, backbones: Mapping[str, Any], batch_sizes: Mapping[str, int]
+) -> Fingerprint:
     """The part of the fingerprint that the backbones make."""
     fingerprint: Fingerprint = {}
     for name, backbone in backbones.items():
@@ -264,6 +291,8 @@ def _made_by(backbones: Mapping[str, Any], batch_sizes: Mapping[str, int]) -> Fi
         fingerprint[f"{name}.weights_sha256"] = backbone.fingerprint
         fingerprint[f"{name}.dtype"] = str(backbone.dtype)
         fingerprint[f"{name}.batch_size"] = batch_sizes[name]
+        if name in config.backbones:
+            fingerprint |= declared.settings(name, config.backbones[name], backbone)
     return fingerprint
 
 

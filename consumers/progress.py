@@ -141,7 +141,10 @@ class RunLog:
 
 
 class PlainDisplay:
-    """Plain lines for pipes and log files: one per chunk, at most one a ``interval_s``."""
+    """Plain lines for pipes and log files: one per chunk, at most one a ``interval_s``.
+
+    With an interval of 0 every chunk has its line, and every bad input.
+    """
 
     def __init__(self, stream: IO[str], interval_s: float = 10.0) -> None:
         self._stream = stream
@@ -163,6 +166,9 @@ class PlainDisplay:
         elif event == "chunk" and time.monotonic() - self._last >= self._interval_s:
             self._last = time.monotonic()
             self._print(self._meter.line())
+        if event == "chunk" and self._interval_s == 0:
+            for index, modality, reason, detail in facts["bad"]:
+                self._print(f"sample {index}: {modality} {reason} ({detail})")
 
     def _print(self, line: str) -> None:
         print(line, file=self._stream, flush=True)

@@ -1,4 +1,4 @@
-"""``clip_text``: a sentence-transformers model, always float32, not normalised."""
+"""``clip_text``, and any other sentence-transformers model: not normalised by us."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from consumers import checkpoints
+from consumers.backbones import BackboneRequest
 from consumers.checkpoints import Checkpoint
 from consumers.loading import dtype_argument, freeze, text_spec
 from consumers.weights import PROCESSOR_FILES
@@ -24,11 +26,19 @@ _PROBE = " \n Probe IN Two cases \n "
 class SentenceText:
     """Sentence embeddings as ``encode(normalize_embeddings=False)``; a ``TextBackbone``."""
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        max_length: int = 0,
+    ) -> None:
         self.feature = checkpoint.feature
         self.model = checkpoint.name
-        self.device, self.dtype = device, torch.float32
-        self._network = freeze(_load_network(checkpoint, device), device, checkpoint)
+        self.device, self.dtype = device, dtype
+        self._network = freeze(_load_network(checkpoint, device, dtype), device, checkpoint)
+        if max_length:
+            self._network.max_seq_length = max_length
         if self._network.default_prompt_name:
             raise checkpoint.error("puts a default prompt before each text, which is unsupported")
         self.text = _text_spec(checkpoint, self._network)
@@ -69,6 +79,18 @@ def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Se
     return SentenceText(checkpoint, device)
 
 
+def load_declared(request: BackboneRequest) -> SentenceText:
+    """Load any sentence-transformers checkpoint, with its own pooling and further modules.
+
+    Raises:
+        ConfigError: another kind of checkpoint, a damaged one, or one with code of its own.
+    """
+    checkpoint = checkpoints.resolve(request.model, request.feature)
+    _check_modules(checkpoint)
+    checkpoint.check_weights()
+    return SentenceText(checkpoint, request.device, request.dtype, request.max_length)
+
+
 def _check_modules(checkpoint: Checkpoint) -> None:
     """Refuse folders that are no sentence-transformers model, or that name foreign classes."""
     path = checkpoint.folder / "modules.json"
@@ -86,15 +108,16 @@ def _check_modules(checkpoint: Checkpoint) -> None:
         raise checkpoint.error(f"wants code that is not sentence-transformers': {foreign[0]}")
 
 
-def _load_network(checkpoint: Checkpoint, device: torch.device) -> Any:
+def _load_network(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Any:
     with checkpoint.loading():
-        return SentenceTransformer(
+        network = SentenceTransformer(
             str(checkpoint.folder),
             device=str(device),
             trust_remote_code=False,
             local_files_only=True,
-            model_kwargs={"attn_implementation": "sdpa", **dtype_argument(torch.float32)},
+            model_kwargs={"attn_implementation": "sdpa", **dtype_argument(dtype)},
         )
+    return network.to(dtype)
 
 
 def _text_spec(checkpoint: Checkpoint, network: Any) -> TextSpec:

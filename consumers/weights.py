@@ -19,25 +19,42 @@ TOKENIZER_FILES = (
 )
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 _SENTENCE_FILES = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
-_SMALL_FILES = ("config.json", *PROCESSOR_FILES, *TOKENIZER_FILES, *_SENTENCE_FILES)
+OPEN_CLIP_CONFIG = "open_clip_config.json"
+_SMALL_FILES = (
+    "config.json",
+    OPEN_CLIP_CONFIG,
+    *PROCESSOR_FILES,
+    *TOKENIZER_FILES,
+    *_SENTENCE_FILES,
+)
+
+_Formats = tuple[tuple[str, tuple[str, ...]], ...]
 
 # transformers' own order of preference: whole file, then index and shards.
-_WEIGHTS = (
+_WEIGHTS: _Formats = (
     ("model.safetensors", ()),
     ("model.safetensors.index.json", ("model-*.safetensors",)),
     ("pytorch_model.bin", ()),
     ("pytorch_model.bin.index.json", ("pytorch_model-*.bin",)),
 )
+# open_clip's own, which a repository often has beside those of transformers.
+_OPEN_CLIP_WEIGHTS: _Formats = (
+    ("open_clip_model.safetensors", ()),
+    ("open_clip_pytorch_model.safetensors", ()),
+    ("open_clip_pytorch_model.bin", ()),
+)
 # sentence-transformers keeps its modules in numbered folders: 0_Transformer, 1_Pooling, 2_Dense.
 _MODULE_FOLDER = re.compile(r"\d+_\w*")
 
 
-def wanted_files(names: Iterable[str]) -> tuple[str, ...]:
+def wanted_files(names: Iterable[str], *, open_clip: bool = False) -> tuple[str, ...]:
     """Those of a repository's files that loading needs, one format of the weights only.
 
     Args:
         names: relative POSIX names of all its files.
+        open_clip: whether it is open_clip that loads them.
     """
+    formats = _OPEN_CLIP_WEIGHTS if open_clip else _WEIGHTS
     folders: dict[str, list[str]] = {}
     for name in names:
         parent, _, base = name.rpartition("/")
@@ -47,7 +64,7 @@ def wanted_files(names: Iterable[str]) -> tuple[str, ...]:
         sorted(
             f"{parent}/{base}" if parent else base
             for parent, bases in folders.items()
-            for base in (*_small(bases), *_weights(bases))
+            for base in (*_small(bases), *_weights(bases, formats))
         )
     )
 
@@ -56,8 +73,8 @@ def _small(bases: list[str]) -> list[str]:
     return [b for b in bases if any(fnmatchcase(b, pattern) for pattern in _SMALL_FILES)]
 
 
-def _weights(bases: list[str]) -> list[str]:
-    for first, shards in _WEIGHTS:
+def _weights(bases: list[str], formats: _Formats) -> list[str]:
+    for first, shards in formats:
         if first in bases:
             return [first, *(b for b in bases if any(fnmatchcase(b, s) for s in shards))]
     return []
@@ -65,7 +82,10 @@ def _weights(bases: list[str]) -> list[str]:
 
 def is_weight(base: str) -> bool:
     """Whether a file of this name holds or indexes weights."""
-    return any(base == first or any(fnmatchcase(base, s) for s in rest) for first, rest in _WEIGHTS)
+    return any(
+        base == first or any(fnmatchcase(base, s) for s in rest)
+        for first, rest in (*_WEIGHTS, *_OPEN_CLIP_WEIGHTS)
+    )
 
 
 def weight_problem(folder: Path, name: str) -> str:

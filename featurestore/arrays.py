@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +21,13 @@ import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
-from featurestore.durable import read_bytes
+from featurestore.durable import PARTIAL, read_bytes
 from featurestore.errors import CorruptStoreError
 
 PAGE_BYTES = 4096
 CHECKSUM_BYTES = 4
+# What an array's folder holds, by name: its document and its chunks.
+_ARRAY_FILE = re.compile(r"zarr\.json|c(\.[0-9]+)+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,21 @@ class ArraySpec:
     def file(self, chunk: int) -> str:
         """The chunk's file, relative to the store: one flat folder, no folder per chunk."""
         return "/".join((self.name, ".".join(["c", str(chunk), *("0" for _ in self.shape[1:])])))
+
+
+def holds_only_an_array(folder: Path) -> bool:
+    """Whether a folder is an array's by its content: the document, chunks, unfinished ones of both.
+
+    An empty one was becoming or ceasing to be one when a writer was killed.
+    """
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    return all(
+        _ARRAY_FILE.fullmatch(entry.name.removesuffix(PARTIAL))
+        and entry.is_file()
+        and not entry.is_symlink()
+        for entry in folder.iterdir()
+    )
 
 
 @dataclass(frozen=True, slots=True)

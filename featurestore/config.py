@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from featurestore.backbone_config import BackboneConfig, check_name, parse_backbone
 from featurestore.errors import ConfigError, StoreMismatchError
 from featurestore.records import FEATURES
 
@@ -36,6 +38,7 @@ class BuildConfig:
         features: which features to make; None for the store's, or the paper's four.
         models: hub id or local folder per feature, where it is not the default.
         batch_sizes: rows per forward pass and feature, where it is not the default.
+        backbones: by feature, the backbones beside the paper's; ``features`` chooses among them.
         workers: producer processes; 0 chooses from the number of CPUs.
         slots: samples in flight between producers and backbones; 0 chooses from the workers.
         chunk: samples per chunk, the unit of commit; 0 chooses 64, or more where the dimensions
@@ -60,6 +63,7 @@ class BuildConfig:
     features: tuple[str, ...] | None = None
     models: Mapping[str, str] = field(default_factory=dict)
     batch_sizes: Mapping[str, int] = field(default_factory=dict)
+    backbones: Mapping[str, BackboneConfig] = field(default_factory=dict)
     workers: int = 0
     slots: int = 0
     chunk: int = 0
@@ -85,16 +89,19 @@ class BuildConfig:
         _one_of("bad-sample", self.bad_sample, ("placeholder", "fail"))
         if self.resume and self.overwrite:
             raise ConfigError("--resume and --overwrite exclude each other: choose one.")
+        for name in self.backbones:
+            check_name(name)
+        known = (*FEATURES, *self.backbones)
         if self.features is not None:
             if not self.features or len(set(self.features)) != len(self.features):
                 raise ConfigError(f"--features names each feature once, found {self.features!r}.")
             for name in self.features:
-                _one_of("features", name, FEATURES)
+                _one_of("features", name, known)
         for feature, size in self.batch_sizes.items():
-            _one_of("batch-size", feature, FEATURES)
+            _one_of("batch-size", feature, known)
             _at_least(f"batch-size {feature}", size, 1)
         for feature in self.models:
-            _one_of("model", feature, FEATURES)
+            _one_of("model", feature, known)
         if not 0 < self.sample_timeout_s < math.inf:
             raise ConfigError(f"sample_timeout_s is positive, found {self.sample_timeout_s}.")
 
@@ -111,6 +118,9 @@ class CompleteConfig(BuildConfig):
     views: int = PAPER_VIEWS
     features: tuple[str, ...] = FEATURES
 
+    def __post_init__(self) -> None:
+        """Nothing: what was said is checked, and a store's own features need no declaration."""
+
 
 def _at_least(name: str, value: int, least: int) -> None:
     if value < least:
@@ -122,22 +132,25 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
         raise ConfigError(f"--{name} is one of {', '.join(allowed)}, found {value!r}.")
 
 
-def expand_models(models: Mapping[str, str]) -> dict[str, str]:
+def expand_models(models: Mapping[str, str], declared: Collection[str] = ()) -> dict[str, str]:
     """Spells ``blip2`` out as both BLIP-2 features.
+
+    Args:
+        models: hub id or folder per feature.
+        declared: the features beside the paper's.
 
     Raises:
         ConfigError: a name is neither a feature nor ``blip2``.
     """
+    known = (*FEATURES, *declared)
     expanded: dict[str, str] = {}
     for name, model in models.items():
         if name == "blip2":
             expanded.update(blip2_image=model, blip2_text=model)
-        elif name in FEATURES:
+        elif name in known:
             expanded[name] = model
         else:
-            raise ConfigError(
-                f"--model names one of {', '.join(FEATURES)} or blip2, found {name!r}."
-            )
+            raise ConfigError(f"--model names one of {', '.join(known)} or blip2, found {name!r}.")
     return expanded
 
 
@@ -158,7 +171,10 @@ def read_toml(path: Path) -> dict[str, Any]:
             f"{path} sets {', '.join(unknown)}, which is not known.\n"
             f"Known: {', '.join(sorted(known))}."
         )
-    return {name: _typed(path, name, value) for name, value in values.items()}
+    typed = {name: _typed(path, name, value) for name, value in values.items()}
+    if "models" in typed:
+        typed["models"] = expand_models(typed["models"], typed.get("backbones", {}))
+    return typed
 
 
 _TOML_TYPES: dict[str, Any] = {
@@ -167,7 +183,7 @@ _TOML_TYPES: dict[str, Any] = {
         ("resume", "append", "overwrite", "allow_version_change", "verify_inputs"), bool
     ),
     **dict.fromkeys(("views", "seed", "workers", "slots", "chunk"), int),
-    **dict.fromkeys(("models", "batch_sizes"), dict),
+    **dict.fromkeys(("models", "batch_sizes", "backbones"), dict),
     "features": list,
     "sample_timeout_s": (int, float),
 }
@@ -188,7 +204,9 @@ def _typed(path: Path, name: str, value: Any) -> Any:
         return Path(value)
     if name == "features":
         return tuple(value)
-    return expand_models(value) if name == "models" else value
+    if name == "backbones":
+        return {feature: parse_backbone(str(path), feature, t) for feature, t in value.items()}
+    return value
 
 
 _OPTIONS = ("views", "seed", "chunk", "features")
@@ -205,6 +223,8 @@ def _advice(name: str, stored: object) -> str:
         option = f"--dtype {str(stored).removeprefix('torch.')}"
     elif part == "weights_sha256":
         option = f"the stored checkpoint (--model {feature}=...)"
+    elif part in ("adapter", "pooling", "size", "max_length"):
+        option = f"{part} = {json.dumps(stored)} in [backbones.{feature}]"
     else:
         return "Build into another --store, or start again with --overwrite."
     return f"Go on with {option}, or build into another --store."

@@ -22,7 +22,7 @@ from featurestore.durable import PartialFile
 from featurestore.errors import ConfigError, InputError
 from featurestore.moments import Scale
 from featurestore.npy import npy_header
-from featurestore.records import FEATURES
+from featurestore.records import FEATURES, is_feature_name
 from featurestore.scaling import scale_for
 from featurestore.splits import read_split
 from featurestore.store import FeatureStore, free_bytes, record_crc32c
@@ -103,8 +103,9 @@ def materialize(
     _check_space(store, out_dir, prefix)
     durable.make_folder(out_dir)
     manifest = out_dir / f"{prefix}_manifest.json"
+    stale = ({*FEATURES} | _features_of(manifest, prefix)) - set(store.features)
     durable.remove(manifest)
-    for name in set(FEATURES) - set(store.features):
+    for name in stale:
         # Those of an earlier run would be taken for rows of this store.
         durable.remove(out_dir / f"{prefix}_{name}.npy")
         durable.remove(out_dir / f"{prefix}_{name}.stats.npz")
@@ -122,6 +123,16 @@ def materialize(
     durable.replace_file(manifest, json.dumps(document, indent=2).encode("utf-8"))
     sizes = {name: size for name, (size, _) in facts.items()}
     return Materialized(out_dir, {**sizes, manifest.name: manifest.stat().st_size})
+
+
+def _features_of(manifest: Path, prefix: str) -> set[str]:
+    """The features whose files an earlier run listed; none where it left no manifest."""
+    try:
+        listed = list(json.loads(manifest.read_bytes())["sha256"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return set()
+    names = (str(f).removeprefix(f"{prefix}_").removesuffix(".npy") for f in listed)
+    return {name for name in names if is_feature_name(name)}
 
 
 def verify_materialized(out_dir: Path, prefix: str = PREFIX) -> list[Finding]:
@@ -247,7 +258,7 @@ def _manifest(
         "original_rows": spec.samples,
         "views_per_sample": spec.views,
         "dims": dict(spec.dims),
-        "models": {_MODEL_KEYS[name]: known[f"{name}.model"] for name in spec.dims},
+        "models": {_MODEL_KEYS.get(name, name): known[f"{name}.model"] for name in spec.dims},
         "dtype": known[f"{next(iter(spec.dims))}.dtype"],
         "device": str(known["device_kind"]).partition(":")[0],
         "simclr": True,

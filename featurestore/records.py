@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -10,6 +11,16 @@ from typing import Literal
 Modality = Literal["image", "text"]
 
 FEATURES: tuple[str, ...] = ("clip_image", "clip_text", "blip2_image", "blip2_text")
+
+# Short enough for a file's name behind any prefix.
+_FEATURE_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+# A store's folder, the option value that means both BLIP-2 features, and the labels' file name.
+RESERVED_NAMES = ("records", "blip2", "labels")
+
+
+def is_feature_name(name: str) -> bool:
+    """Whether a feature may have this name; the paper's four have such names."""
+    return bool(_FEATURE_NAME.fullmatch(name)) and name not in RESERVED_NAMES
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ class Split:
     test: NDArray[np.int64]
 
 
-def read_split(split_json: Path, stems: Sequence[str]) -> Split:
+def read_split(split_json: Path | str, stems: Sequence[str]) -> Split:
     """Reads a split file against the stems it speaks about.
 
     Its keys are ``train``, ``dev`` (or ``val``) and ``test``, each a list of stems. A string that
@@ -48,15 +48,16 @@ def read_split(split_json: Path, stems: Sequence[str]) -> Split:
         InputError: the file is missing, not JSON, lacks a part, names a stem that ``stems`` does
             not hold, or puts one into two parts.
     """
-    document = _read_document(split_json)
+    path = Path(split_json)
+    document = _read_document(path)
     positions = {stem: index for index, stem in enumerate(stems)}
     width = max(map(len, stems), default=0)
     val_key = "dev" if "dev" in document else "val"
     parts = {}
     for name, key in (("train", "train"), ("val", val_key), ("test", "test")):
-        entries = _entries(split_json, document, key)
-        parts[name] = _indices(split_json, key, entries, positions, width)
-    _refuse_overlap(split_json, parts, stems)
+        entries = _entries(path, document, key)
+        parts[name] = _indices(path, key, entries, positions, width)
+    _refuse_overlap(path, parts, stems)
     return Split(**{name: np.array(sorted(found), np.int64) for name, found in parts.items()})
 
 

@@ -18,7 +18,7 @@ from featurestore.config import Fingerprint
 from featurestore.errors import CorruptStoreError, InputError
 from featurestore.ledger import ChunkEntry, Ledger
 from featurestore.moments import moments_of
-from featurestore.records import FEATURES, Sample, SampleRecord
+from featurestore.records import FEATURES, Sample, SampleRecord, is_feature_name
 from featurestore.store import (
     EXTENSION,
     LOCK,
@@ -30,7 +30,7 @@ from featurestore.store import (
     root_document,
 )
 
-# What a store is made of, besides ``records`` itself and the runs in it.
+# What a store is made of, besides ``records`` itself, the runs in it, and features' arrays.
 _ROOT_ENTRIES = {"zarr.json", *FEATURES}
 _RECORDS_ENTRIES = {
     "zarr.json",
@@ -162,13 +162,24 @@ def state_of(path: Path) -> str:
         return "store"
     if extension.is_pending(path):
         return "store"
-    foreign = {e for e in entries if e.removesuffix(durable.PARTIAL) not in _ROOT_ENTRIES}
-    foreign = {e for e in foreign - {RECORDS} if not e.startswith(".")}
+    foreign = {e for e in entries - {RECORDS} if not e.startswith(".") and not _is_own(path / e)}
     if not foreign and _is_started(path):
         return "unfinished"
     raise InputError(
         f"{path} is not empty and is not a feature store: it holds {min(foreign or entries)!r}.\n"
         "Choose another --store."
+    )
+
+
+def _is_own(entry: Path) -> bool:
+    """Whether something in a store's folder was made by a writer.
+
+    The name tells it of the paper's features. Others may have any name, and after a creation or
+    deletion that was killed no record says which: there the content tells.
+    """
+    name = entry.name.removesuffix(durable.PARTIAL)
+    return name in _ROOT_ENTRIES or (
+        is_feature_name(entry.name) and arrays.holds_only_an_array(entry)
     )
 
 
@@ -221,11 +232,14 @@ def erase(path: Path) -> None:
     if extension.is_pending(path):
         durable.remove(path / extension.FINAL / "zarr.json")
     durable.remove(path / "zarr.json")
-    for folder, own in ((path, _ROOT_ENTRIES), (path / RECORDS, _RECORDS_ENTRIES)):
-        for entry in sorted(folder.iterdir()):
-            if entry.name.removesuffix(durable.PARTIAL) not in own:
-                continue
-            if entry.is_dir() and not entry.is_symlink():
-                durable.remove_folder(entry)
-            else:
-                durable.remove(entry)
+    own = [entry for entry in path.iterdir() if _is_own(entry)]
+    own += [
+        entry
+        for entry in (path / RECORDS).iterdir()
+        if entry.name.removesuffix(durable.PARTIAL) in _RECORDS_ENTRIES
+    ]
+    for entry in sorted(own):
+        if entry.is_dir() and not entry.is_symlink():
+            durable.remove_folder(entry)
+        else:
+            durable.remove(entry)

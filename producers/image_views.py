@@ -38,18 +38,25 @@ class ImageSpec:
     Attributes:
         size: S, the side of the square view.
         shortest_edge: resize the shorter side to this, then cut the centre S x S (CLIP); None
-            resizes to S x S whatever the shape (BLIP-2).
+            resizes to a square whatever the shape (BLIP-2).
         resample: the value of a ``PIL.Image.Resampling``, 3 for bicubic.
+        squash: without a shortest edge, the side of that square, of which the centre S x S is cut
+            (DeiT); None is S.
+        rounded_centre: where the margin around the centre is odd, round half of it to the nearest
+            even number, as torchvision does; transformers rounds it down.
     """
 
     size: int
     shortest_edge: int | None
     resample: int = int(Image.Resampling.BICUBIC)
+    squash: int | None = None
+    rounded_centre: bool = False
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
         """The (width, height) that a poster is resized to, before any crop."""
         if self.shortest_edge is None:
-            return self.size, self.size
+            side = self.squash or self.size
+            return side, side
         # Truncated, not rounded, as transformers does; (edge * long) / short in this order.
         long = int(self.shortest_edge * max(width, height) / min(width, height))
         if width <= height:
@@ -86,7 +93,7 @@ def clean_view(poster: Image.Image, spec: ImageSpec, kernels: Kernels | None = N
         pixels = np.ascontiguousarray(rows.transpose(1, 2, 0))
     planes = np.empty((3, height, width), np.uint8)
     kernels.resize(pixels, (0, 0, *pixels.shape[1::-1]), spec.resample, planes)
-    return _centre(planes, spec.size)
+    return _centre(planes, spec)
 
 
 def augmented_views(
@@ -162,12 +169,13 @@ def fastest() -> Kernels:
     return implementation(compiled_code=has_compiled())
 
 
-def _centre(planes: Pixels, size: int) -> Pixels:
+def _centre(planes: Pixels, spec: ImageSpec) -> Pixels:
     """The centre of planes [3, height, width] as uint8 [S, S, 3], black where there is none."""
+    size = spec.size
     view = np.zeros((size, size, 3), np.uint8)
-    height, width = planes.shape[1:]
-    # Floored, as transformers does, whichever of both is larger.
-    top, left = (height - size) // 2, (width - size) // 2
+    margins = [side - size for side in planes.shape[1:]]
+    # Floored whichever of both is larger; Python's round goes to the even one of two neighbours.
+    top, left = (round(m / 2) if spec.rounded_centre else m // 2 for m in margins)
     rows, columns = (slice(max(at, 0), at + size) for at in (top, left))
     part = planes[:, rows, columns].transpose(1, 2, 0)
     y, x = max(-top, 0), max(-left, 0)

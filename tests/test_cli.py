@@ -18,6 +18,7 @@ from commands.build import build_config
 from featurestore.config import BuildConfig
 from featurestore.errors import ConfigError, InputError
 from featurestore.genres import CLASS_NAMES
+from featurestore.records import FEATURES
 from tests.conftest import ROOT, tree_digest
 
 COMMANDS = sorted(cli.cli.commands)
@@ -366,3 +367,69 @@ def test_the_demo_empties_only_its_own_folder(run: Any, tmp_path: Path) -> None:
     assert code == InputError.exit_code == 2
     assert "no demo made it" in errors
     assert tree_digest(tmp_path) == before
+
+
+# What every command understands -----------------------------------------------------------------
+
+
+def test_the_version_names_what_decides_numbers(run: Any) -> None:
+    import torch
+    import transformers
+
+    code, output, errors = run("--version")
+    assert (code, errors) == (0, "")
+    lines = dict(line.split(" ", 1) for line in output.splitlines())
+    assert lines["torch"] == torch.__version__
+    assert lines["transformers"] == transformers.__version__
+    assert lines["device"].startswith("cuda" if torch.cuda.is_available() else "cpu: ")
+    assert lines["kernels"]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("ver", ["verify"]),
+        ("build --bad-sample f", ["fail"]),
+        ("build --verify-", ["--verify-inputs"]),
+        ("build --features clip_image,", [f"clip_image,{n}" for n in FEATURES[1:]]),
+        ("build --model blip2_t", ["blip2_text="]),
+    ],
+)
+def test_a_shell_completes(words: str, expected: list[str]) -> None:
+    typed = f"manyviews {words}"
+    environment = {
+        "COMP_WORDS": typed,
+        "COMP_CWORD": str(len(typed.split()) - 1),
+        "_MANYVIEWS_COMPLETE": "bash_complete",
+    }
+    done = shell(env=os.environ | environment)
+    assert [line.split(",", 1)[1] for line in done.stdout.splitlines()] == expected
+
+
+@pytest.mark.parametrize("name", ["bash", "zsh", "fish"])
+def test_completion_prints_a_script(run: Any, name: str) -> None:
+    code, output, errors = run("completion", name)
+    assert (code, errors) == (0, "")
+    assert "_MANYVIEWS_COMPLETE" in output
+    if name == "bash":
+        subprocess.run(["bash", "-n"], input=output, text=True, check=True)
+
+
+def test_quiet_and_verbose(
+    run: Any, demo_data: Path, checkpoints: dict[str, str], tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for number, file in enumerate(sorted((demo_data / "dataset").glob("*.jpg"))[:6]):
+        (data / f"{number}.jpg").write_bytes(file.read_bytes())
+        (data / f"{number}.json").write_text('{"plot": ' if number == 4 else '{"plot": "a b"}')
+    typed = ["build", "--data-dir", data, "--features", "clip_text", "--views", "8"]
+    typed += ["--model", f"clip_text={checkpoints['clip_text']}", "--chunk", "4", "--store"]
+    assert run(*typed, tmp_path / "a", "-q") == (3, "", "")
+    code, output, errors = run(*typed, tmp_path / "b", "-v")
+    assert (code, output) == (3, "")
+    assert errors.count("samples/s, ") == 2
+    assert "sample 4: text not-json" in errors
+    code, output, errors = run(*typed, tmp_path / "a", "-q")
+    assert (code, output) == (2, "")
+    assert errors.startswith("Error: ")

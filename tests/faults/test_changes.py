@@ -85,6 +85,10 @@ CASES: dict[str, list[Same | Refused]] = {
         Same({}),  # what the store was begun with
         mismatch(dict.fromkeys(DIMS, 8), "blip2_text.batch_size", 16, 8),
     ],
+    "backbones": [
+        Same({"other": {"adapter": "timm", "model": "no/such"}}),  # no feature of this build
+        Refused({"clip_text": {"adapter": "timm"}}, ("[backbones.clip_text]",), "ConfigError"),
+    ],
     "workers": [Same(0), Same(2), Same(8)],
     "slots": [Same(2), Same(3), Same(64)],
     "chunk": [Same(0), mismatch(8, "chunk", 4, 8)],

@@ -40,6 +40,7 @@ import consumers.build
 from consumers import backbones
 from consumers.progress import RunLog
 from featurestore import durable
+from featurestore.backbone_config import BackboneConfig
 from featurestore.config import BuildConfig
 from featurestore.errors import ManyViewsError
 from featurestore.materialize import materialize
@@ -262,9 +263,11 @@ class Recorder:
 
 
 def _config(values: dict[str, Any]) -> BuildConfig:
-    paths = {name: Path(values[name]) for name in ("data_dir", "store")}
-    features = values["features"] and tuple(values["features"])
-    return BuildConfig(**{**values, **paths, "features": features})
+    typed: dict[str, Any] = {name: Path(values[name]) for name in ("data_dir", "store")}
+    typed["features"] = values["features"] and tuple(values["features"])
+    tables = values.get("backbones", {})
+    typed["backbones"] = {name: BackboneConfig(**table) for name, table in tables.items()}
+    return BuildConfig(**{**values, **typed})
 
 
 def _build(values: dict[str, Any]) -> dict[str, Any]:

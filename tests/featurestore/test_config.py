@@ -5,11 +5,14 @@ from pathlib import Path
 import pytest
 
 from consumers.extending import completed
+from featurestore.backbone_config import BackboneConfig
 from featurestore.config import BuildConfig, compare_fingerprints, expand_models, read_toml
 from featurestore.errors import ConfigError, StoreMismatchError
 from featurestore.records import FEATURES
 from featurestore.store import StoreSpec
 from tests.featurestore.stores import DIMS, make_fingerprint
+
+DINO = BackboneConfig(adapter="transformers-image", model="facebook/dinov2-base")
 
 # Per field: values that are accepted and values that are refused. A new field must be added here.
 ACCEPTED = {
@@ -23,6 +26,7 @@ ACCEPTED = {
     "features": [("clip_text",), FEATURES, None],
     "models": [{}, {"clip_image": "x/y"}],
     "batch_sizes": [{}, {"blip2_text": 1}],
+    "backbones": [{}, {"dino": DINO}, {"a" * 64: DINO, "d_2": DINO}],
     "workers": [0, 8],
     "slots": [0, 8],
     "chunk": [0, 64],
@@ -39,6 +43,9 @@ REFUSED = {
     "features": [(), ("clip_text", "clip_text"), ("clip",), ("",)],
     "models": [{"clip": "x"}, {"blip2": "x"}],
     "batch_sizes": [{"clip_text": 0}, {"clip_text": -1}, {"blip2": 4}],
+    "backbones": [
+        {name: DINO} for name in ("clip_image", "records", "blip2", "labels", "Dino", "2d", "a-b")
+    ],
     "workers": [-1],
     "slots": [-1],
     "chunk": [-8],
@@ -59,6 +66,7 @@ TOML = {
     "features": ('["clip_text"]', '"clip_text"'),
     "models": ('{blip2 = "b"}', "{clip_text = 1}"),
     "batch_sizes": ("{clip_text = 4}", '{clip_text = "4"}'),
+    "backbones": ('{dino = {adapter = "timm", model = "x"}}', "{dino = 1}"),
     "workers": ("2", '"2"'),
     "slots": ("3", "false"),
     "chunk": ("8", "8.5"),
@@ -133,7 +141,8 @@ def test_toml_field(tmp_path, name):
     values = toml(tmp_path, f"{name} = {good}")
     assert list(values) == [name]
     config(**values)
-    with pytest.raises(ConfigError, match=f"build.toml: {name} has the wrong type"):
+    where = r"\[backbones.dino\]" if name == "backbones" else name
+    with pytest.raises(ConfigError, match=f"build.toml: {where} has the wrong type"):
         toml(tmp_path, f"{name} = {bad}")
 
 
@@ -168,6 +177,68 @@ def test_toml_missing_or_a_folder(tmp_path):
 def test_toml_features_hold_strings(tmp_path, items):
     with pytest.raises(ConfigError, match="features has the wrong type"):
         toml(tmp_path, f"features = {items}")
+
+
+TABLE = """
+features = ["clip_image", "dino"]
+[models]
+dino = "here/dino"
+[backbones.dino]
+adapter = "transformers-image"
+model = "facebook/dinov2-base"
+pooling = "mean"
+size = 448
+batch_size = 8
+[backbones.roberta]
+adapter = "transformers-text"
+model = "FacebookAI/roberta-base"
+max_length = 256
+"""
+
+
+def test_toml_backbones(tmp_path):
+    values = toml(tmp_path, TABLE)
+    found = config(**values)
+    assert found.features == ("clip_image", "dino")
+    assert found.models == {"dino": "here/dino"}
+    assert found.backbones == {
+        "dino": BackboneConfig(
+            adapter="transformers-image",
+            model="facebook/dinov2-base",
+            pooling="mean",
+            size=448,
+            batch_size=8,
+        ),
+        "roberta": BackboneConfig(
+            adapter="transformers-text", model="FacebookAI/roberta-base", max_length=256
+        ),
+    }
+    config(**values | {"batch_sizes": {"roberta": 4}})
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("pool = 1", r"sets pool, which is not known.\nKnown: adapter, model, pooling, size"),
+        ("size = '448'", "size has the wrong type: '448'"),
+        ("size = true", "size has the wrong type: True"),
+        ("model = 1", "model has the wrong type: 1"),
+        ("adapter = ''", "names its adapter"),
+        ("model = 'x'", "names no adapter"),
+        ("adapter = 'timm'\nsize = -1", "size is at least 0, found -1"),
+    ],
+)
+def test_toml_backbones_refused(tmp_path, line, problem):
+    with pytest.raises(ConfigError, match=problem):
+        toml(tmp_path, f"[backbones.dino]\n{line}")
+
+
+def test_features_may_be_declared_and_must_be(tmp_path):
+    assert config(features=("dino",), backbones={"dino": DINO}).features == ("dino",)
+    for name, value in (("features", ("vit",)), ("models", {"vit": "x"})):
+        with pytest.raises(ConfigError, match=r"clip_image.*dino, found 'vit'"):
+            config(backbones={"dino": DINO}, **{name: value})
+    assert expand_models({"dino": "d", "blip2": "b"}, ["dino"])["dino"] == "d"
 
 
 def test_toml_unknown_keys(tmp_path):

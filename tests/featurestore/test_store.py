@@ -271,6 +271,44 @@ def test_erase_leaves_an_unfinished_store_with_its_lock(tmp_path):
     lock.release()
 
 
+FOREIGN = {
+    "another file": lambda folder: (folder / "notes.txt").write_text("x"),
+    "beside an array": lambda folder: [
+        (folder / name).write_text("x") for name in ("zarr.json", "c.0.0.0", "thesis.tex")
+    ],
+    "a folder": lambda folder: (folder / "c.0.0.0").mkdir(),
+    "a link": lambda folder: (folder / "c.0.0.0").symlink_to("/etc/hostname"),
+    "another name": lambda folder: (folder / "c.0.0.0.old").write_text("x"),
+}
+
+
+@pytest.mark.parametrize("content", FOREIGN)
+def test_a_folder_with_a_features_name_is_the_stores_only_by_its_content(tmp_path, content):
+    path = tmp_path / "s"
+    make_store(path, dims={"dino": 64})
+    (path / "thesis").mkdir()
+    FOREIGN[content](path / "thesis")
+    before = {name: data for name, data in tree(path).items() if name.startswith("thesis")}
+    lock = take_lock(path)
+    erase(path)
+    lock.release()
+    assert tree(path) == {"records/": b""} | before
+    with pytest.raises(InputError, match="'thesis'"):
+        state_of(path)
+
+
+@pytest.mark.parametrize("name", ["Dino", "dino.1", "2d", "é"])
+def test_a_folder_without_a_features_name_is_never_the_stores(tmp_path, name):
+    make_store(tmp_path / "s", dims={"dino": 64})
+    lock = take_lock(tmp_path / "s")
+    folder = tmp_path / "s" / name
+    folder.mkdir()
+    (folder / "c.0.0.0").write_text("x")
+    erase(tmp_path / "s")
+    lock.release()
+    assert tree(tmp_path / "s") == {"records/": b"", f"{name}/": b"", f"{name}/c.0.0.0": b"x"}
+
+
 # --- killed at every disk operation ---
 
 
@@ -284,7 +322,7 @@ def sweep(scenario, start: int = 1):
 
 
 def test_creation_killed_at_every_operation(tmp_path):
-    small = StoreSpec(5, 4, 4, {"clip_image": 64})
+    small = StoreSpec(5, 4, 4, {"dino": 64})
     create(tmp_path / "golden", spec=small, stems=STEMS[:5]).close()
     expected = tree(tmp_path / "golden")
     states = set()
@@ -307,7 +345,7 @@ def test_erasure_killed_at_every_operation_leaves_nothing_of_the_old_store(tmp_p
     small = StoreSpec(3, 4, 4, {"clip_text": 128})  # fewer chunks and features than the old one
     create(tmp_path / "golden", spec=small, stems=STEMS[:3]).close()
     expected = tree(tmp_path / "golden")
-    make_store(tmp_path / "old")
+    make_store(tmp_path / "old", dims={"clip_image": 64, "dino": 128})
 
     def scenario(n):
         path = shutil.copytree(tmp_path / "old", tmp_path / f"s{n}")

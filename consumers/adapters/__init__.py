@@ -1,0 +1,1 @@
+"""Adapters for declared backbones, one per library and modality."""

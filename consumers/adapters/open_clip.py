@@ -1,0 +1,161 @@
+"""``open-clip-image`` and ``open-clip-text``: the towers of an open_clip model, loaded apart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from consumers import checkpoints
+from consumers.adapters.torchvision_steps import read_transform
+from consumers.backbones import BackboneRequest
+from consumers.checkpoints import Checkpoint, read_json
+from consumers.loading import freeze, text_spec
+from consumers.pixels import Normalizer
+from consumers.weights import OPEN_CLIP_CONFIG, TOKENIZER_FILES
+from featurestore.torchvision_ops import ensure_importable
+from producers.tokens import TextSpec, TokenEncoder
+
+ensure_importable()
+import open_clip  # noqa: E402
+from open_clip.transform import PreprocessCfg, image_transform_v2  # noqa: E402
+from transformers import AutoTokenizer  # noqa: E402
+
+# Cases, signs, blanks, a mask, foreign letters, nothing, and more than any context holds.
+_PROBES = (
+    "",
+    "a spy",
+    " Two  cats,\n and a DOG! (1999) don't [MASK] it's 3.5",
+    "Amélie naïve Ünder",
+    "war " * 300,
+)
+
+
+class OpenClipImage:
+    """Projected image features, not normalised; an ``ImageBackbone``."""
+
+    def __init__(self, request: BackboneRequest, checkpoint: Checkpoint) -> None:
+        self.feature = request.feature
+        self.model = checkpoint.name
+        self.device, self.dtype = request.device, request.dtype
+        tower = _load_network(checkpoint, request.size).visual
+        config = PreprocessCfg(**tower.preprocess_cfg)
+        side = _side(checkpoint, config.size)
+        if config.resize_mode == "longest":
+            raise checkpoint.error("pads its images to a square, which is unsupported")
+        self.image, table = read_transform(
+            checkpoint,
+            image_transform_v2(config, is_train=False),
+            side,
+            resized=side,
+            squash=config.resize_mode == "squash",
+            interpolation=config.interpolation,
+        )
+        self._network = freeze(tower.to(request.dtype), request.device, checkpoint)
+        self._normalize = Normalizer(table, request.device, request.dtype)
+        with checkpoint.loading(), torch.inference_mode():
+            pixels = torch.zeros(1, 3, side, side, dtype=self.dtype, device=self.device)
+            self.dim = int(self._network(pixels).shape[1])
+        self.fingerprint = checkpoint.fingerprint((OPEN_CLIP_CONFIG, *checkpoint.weights()))
+
+    @torch.inference_mode()
+    def embed(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Embed uint8 ``[B, S, S, 3]`` on the device; returns float32 ``[B, D]`` there."""
+        features: torch.Tensor = self._network(self._normalize(pixels))
+        return features.float()
+
+
+class OpenClipText:
+    """Projected text features, not normalised; a ``TextBackbone``.
+
+    Every text is padded to the model's context, as it always was when the model was trained.
+    """
+
+    def __init__(self, request: BackboneRequest, checkpoint: Checkpoint) -> None:
+        self.feature = request.feature
+        self.model = checkpoint.name
+        self.device, self.dtype = request.device, request.dtype
+        self.text = _text_spec(checkpoint)
+        network = _load_network(checkpoint, 0)
+        del network.visual
+        self._network = freeze(network.to(request.dtype), request.device, checkpoint)
+        with checkpoint.loading(), torch.inference_mode():
+            ids = torch.zeros(1, 1, dtype=torch.int64, device=self.device)
+            self.dim = int(self.embed(ids, torch.ones_like(ids)).shape[1])
+        files = (OPEN_CLIP_CONFIG, *checkpoint.select(TOKENIZER_FILES), *checkpoint.weights())
+        self.fingerprint = checkpoint.fingerprint(files)
+
+    @torch.inference_mode()
+    def embed(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:  # noqa: ARG002  these models have none
+        """Embed int64 ``[B, L]`` with its 0/1 mask ``[B, L]``; returns float32 ``[B, D]``."""
+        missing = self.text.max_length - input_ids.shape[1]
+        ids = torch.nn.functional.pad(input_ids, (0, missing), value=self.text.pad_id)
+        features: torch.Tensor = self._network.encode_text(ids)
+        return features.float()
+
+
+def load_image(request: BackboneRequest) -> OpenClipImage:
+    """Load an open_clip model's image tower.
+
+    Raises:
+        ConfigError: the checkpoint is missing, damaged or of another kind, or its preprocessing is
+            not reproduced.
+    """
+    return OpenClipImage(request, _resolve(request))
+
+
+def load_text(request: BackboneRequest) -> OpenClipText:
+    """Load an open_clip model's text tower.
+
+    Raises:
+        ConfigError: the checkpoint is missing, damaged or of another kind, or no ``tokenizer.json``
+            gives the ids that open_clip's own tokenizer gives.
+    """
+    return OpenClipText(request, _resolve(request))
+
+
+def _resolve(request: BackboneRequest) -> Checkpoint:
+    checkpoint = checkpoints.resolve(request.model, request.feature, open_clip=True)
+    if not read_json(checkpoint, OPEN_CLIP_CONFIG).get("model_cfg"):
+        raise checkpoint.error(f"is no open_clip checkpoint (no {OPEN_CLIP_CONFIG})")
+    checkpoint.check_weights()
+    return checkpoint
+
+
+def _load_network(checkpoint: Checkpoint, size: int) -> Any:
+    with checkpoint.loading():
+        return open_clip.create_model(
+            f"local-dir:{checkpoint.folder}",
+            force_image_size=size or None,
+            require_pretrained=True,
+        )
+
+
+def _side(checkpoint: Checkpoint, size: int | tuple[int, int]) -> int:
+    height, width = (size, size) if isinstance(size, int) else size
+    if height != width:
+        raise checkpoint.error(f"takes images of {height} x {width}, not square ones")
+    return height
+
+
+def _text_spec(checkpoint: Checkpoint) -> TextSpec:
+    """The fast tokenizer in the folder, if it gives the ids of open_clip's own."""
+    if not (checkpoint.folder / "tokenizer.json").is_file():
+        raise checkpoint.error("has no tokenizer.json")
+    with checkpoint.loading():
+        own = open_clip.get_tokenizer(f"local-dir:{checkpoint.folder}")
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
+        expected = own(list(_PROBES)).numpy()
+    length = expected.shape[1]
+    spec = text_spec(checkpoint, tokenizer, length)
+    # What open_clip fills up with; its own tokenizer does not ask the folder's.
+    spec = TextSpec(spec.tokenizer_json, length, int(expected[1, -1]))
+    ids = np.empty(expected.shape, np.int32)
+    TokenEncoder(spec).encode(_PROBES, ids, np.empty(len(ids), np.int32))
+    wrong = np.flatnonzero((ids != expected).any(axis=1))
+    if wrong.size:
+        raise checkpoint.error(
+            f"has a tokenizer.json that reads {_PROBES[wrong[0]][:20]!r} otherwise than open_clip"
+        )
+    return spec

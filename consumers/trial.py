@@ -1,0 +1,97 @@
+"""A declared backbone is tried out before a build begins: two rows, twice."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from consumers.backbones import Backbone, BackboneRequest, modality_of
+from featurestore.errors import ConfigError
+from producers.image_views import ImageSpec
+from producers.tokens import TextSpec, TokenEncoder
+
+_ROWS = 2
+_ATTRIBUTES = ("feature", "model", "fingerprint", "dim", "device", "dtype", "embed")
+# What each of them must be; device and dtype are what was asked for.
+_TYPES = {"feature": str, "model": str, "fingerprint": str, "dim": int}
+
+
+def check_backbone(request: BackboneRequest, adapter: str, backbone: Backbone) -> None:
+    """Refuses what is no backbone, or one that does not give the same row the same vector twice.
+
+    Args:
+        request: what the adapter was asked for.
+        adapter: its name, for messages.
+        backbone: what it returned.
+
+    Raises:
+        ConfigError: an attribute is missing or of another type, or ``embed`` returns another shape
+            or dtype than it says, values that are not finite, or other values on a second call.
+    """
+
+    def error(problem: str) -> ConfigError:
+        return ConfigError(
+            f"[backbones.{request.feature}]: the adapter {adapter} returned a backbone {problem}."
+        )
+
+    absent = [name for name in _ATTRIBUTES if not hasattr(backbone, name)]
+    if absent:
+        raise error(f"without {', '.join(absent)}")
+    for name, expected in _TYPES.items():
+        found = getattr(backbone, name)
+        if type(found) is not expected or (not found and name != "model"):
+            raise error(f"whose {name} is {found!r}, expected {expected.__name__}")
+    if backbone.feature != request.feature:
+        raise error(f"for {backbone.feature!r}")
+    specs = {"image": ImageSpec, "text": TextSpec}
+    given = [
+        name for name, kind in specs.items() if isinstance(getattr(backbone, name, None), kind)
+    ]
+    if len(given) != 1:
+        raise error("that has not one of image (an ImageSpec) and text (a TextSpec)")
+    batch = _images(backbone) if modality_of(backbone) == "image" else _texts(backbone)
+    if not batch[0].shape[1]:
+        raise error("whose tokenizer makes nothing of the empty text, which is unsupported")
+    try:
+        first, second = (backbone.embed(*batch) for _ in range(2))
+    except (LookupError, RuntimeError, TypeError, ValueError) as failure:
+        what = " ".join(str(failure).split())[:200]
+        shape = list(batch[0].shape)
+        raise error(f"that cannot embed {shape}:\n{type(failure).__name__}: {what}") from failure
+    problem = _problem(first, backbone.dim)
+    if problem:
+        raise error(f"that gives {problem}")
+    if not torch.equal(first, second):
+        raise error(
+            "that gives the same rows other features the second time:\n"
+            "it draws at random, or was left in training mode"
+        )
+
+
+def _images(backbone: Any) -> tuple[torch.Tensor]:
+    side = backbone.image.size
+    values = torch.arange(_ROWS * side * side * 3, dtype=torch.int64) * 2654435761 % 251
+    return (values.to(torch.uint8).view(_ROWS, side, side, 3).to(backbone.device),)
+
+
+def _texts(backbone: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """The empty text and one of the full length; nothing where the empty text has no token."""
+    spec = backbone.text
+    ids = np.empty((_ROWS, spec.max_length), np.int32)
+    lengths = np.empty(_ROWS, np.int32)
+    TokenEncoder(spec).encode(["", "a " * spec.max_length], ids, lengths)
+    longest = int(lengths.max()) if lengths.min() else 0
+    tokens = torch.from_numpy(ids[:, :longest]).long()
+    mask = torch.arange(longest) < torch.from_numpy(lengths)[:, None]
+    return tokens.to(backbone.device), mask.long().to(backbone.device)
+
+
+def _problem(rows: Any, dim: int) -> str:
+    if not isinstance(rows, torch.Tensor) or rows.dtype != torch.float32:
+        return f"{getattr(rows, 'dtype', type(rows).__name__)} instead of a float32 tensor"
+    if tuple(rows.shape) != (_ROWS, dim):
+        return f"{list(rows.shape)} for {_ROWS} rows, expected {[_ROWS, dim]}"
+    bad = int((~torch.isfinite(rows)).any(dim=1).sum())
+    return f"values that are not finite in {bad} of {_ROWS} rows" if bad else ""

@@ -1,0 +1,89 @@
+"""A backbone of one's own choice, as a configuration declares it: ``[backbones.NAME]`` in TOML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from featurestore.errors import ConfigError
+from featurestore.records import FEATURES, RESERVED_NAMES, is_feature_name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackboneConfig:
+    """What makes one feature beside the paper's four.
+
+    Attributes:
+        adapter: a name of an adapter or of an installed entry point, or ``module:function``.
+        model: hub id or local folder; an adapter of one's own may do without.
+        pooling: how tokens become one vector; ``""`` leaves it to the adapter.
+        size: side of the square images in pixels; 0 leaves it to the checkpoint.
+        max_length: the most tokens of a text; 0 leaves it to the checkpoint.
+        batch_size: rows per forward pass; 0 chooses by the device.
+    """
+
+    adapter: str
+    model: str = ""
+    pooling: str = ""
+    size: int = 0
+    max_length: int = 0
+    batch_size: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks each field.
+
+        Raises:
+            ConfigError: there is no adapter, or a number is negative.
+        """
+        if not self.adapter:
+            raise ConfigError("A backbone names its adapter, found ''.")
+        for name in ("size", "max_length", "batch_size"):
+            if getattr(self, name) < 0:
+                raise ConfigError(
+                    f"A backbone's {name} is at least 0, found {getattr(self, name)}."
+                )
+
+
+_TYPES = {field.name: int if field.type == "int" else str for field in fields(BackboneConfig)}
+
+
+def check_name(name: str) -> None:
+    """Raises ConfigError where a backbone's feature cannot have this name."""
+    if name in FEATURES:
+        raise ConfigError(
+            f"[backbones.{name}] has the name of one of the paper's features: choose another.\n"
+            f"To use another checkpoint for it: --model {name}=ID_OR_DIR."
+        )
+    if not is_feature_name(name):
+        raise ConfigError(
+            f"[backbones.{name}] is not a feature's name: a small letter, then small letters, "
+            f"digits and _, at most 64 in all, and not {', '.join(RESERVED_NAMES)}."
+        )
+
+
+def parse_backbone(where: str, name: str, table: Any) -> BackboneConfig:
+    """Reads one table of a configuration file.
+
+    Args:
+        where: the file, for messages.
+        name: the feature.
+        table: what TOML made of ``[backbones.NAME]``.
+
+    Raises:
+        ConfigError: not a table, an unknown key, a value of another type, or no adapter.
+    """
+    here = f"{where}: [backbones.{name}]"
+    if not isinstance(table, Mapping):
+        raise ConfigError(f"{here} has the wrong type: {table!r}.")
+    unknown = sorted(set(table) - set(_TYPES))
+    if unknown:
+        raise ConfigError(
+            f"{here} sets {', '.join(unknown)}, which is not known.\nKnown: {', '.join(_TYPES)}."
+        )
+    for key, value in table.items():
+        if type(value) is not _TYPES[key]:
+            raise ConfigError(f"{here}: {key} has the wrong type: {value!r}.")
+    if "adapter" not in table:
+        raise ConfigError(f"{here} names no adapter.")
+    return BackboneConfig(**table)

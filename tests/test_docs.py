@@ -1,0 +1,127 @@
+"""The documentation against the code: every option is there, and what can be typed works."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tools.command_reference import page
+
+BLOCK = re.compile(r"^( *)```(bash|python)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\((?!https?:)([^)#]*)(#[^)]*)?\)")
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+# What the set-up itself runs in CI, on a fresh machine.
+SET_UP = ("make demo", "pip install")
+SAMPLES = 8
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The code blocks of a page, without their indentation."""
+    return [
+        "\n".join(line.removeprefix(indent) for line in code.splitlines())
+        for indent, found, code in BLOCK.findall(page.read_text("utf-8"))
+        if found == language
+    ]
+
+
+def test_every_command_and_option_is_in_the_reference() -> None:
+    expected = (ROOT / "docs/command-line.md").read_text("utf-8")
+    assert page() == expected, "python tools/command_reference.py > docs/command-line.md"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target, anchor in LINK.findall(page.read_text("utf-8")):
+        found = page.parent / target if target else page
+        assert found.exists(), f"{page.name} links to {target}"
+        if anchor and found.suffix == ".md":
+            heads = re.findall(r"^#+ +(.*)$", found.read_text("utf-8"), re.MULTILINE)
+            slugs = {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in heads}
+            explicit = set(re.findall(r'<a (?:id|name)="([^"]+)"', found.read_text("utf-8")))
+            assert anchor[1:] in slugs | explicit, f"{page.name} links to {target}{anchor}"
+
+
+def test_the_readme_names_every_page() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    for found in PAGES[1:]:
+        if found.name != "README.md":
+            assert f"docs/{found.name}" in readme, found.name
+
+
+@pytest.fixture
+def workplace(
+    tmp_path: Path, demo_data: Path, checkpoints: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """What the pages speak of: imdb/dataset, imdb/split.json, models under the paper's names."""
+    data = tmp_path / "imdb/dataset"
+    data.mkdir(parents=True)
+    # The first poster of the demo is truncated, which is another exit code.
+    stems = sorted(p.stem for p in (demo_data / "dataset").glob("*.json"))[1 : SAMPLES + 1]
+    for stem in stems:
+        for file in (demo_data / "dataset").glob(f"{stem}.*"):
+            shutil.copy(file, data)
+    split = {"train": stems[:5], "dev": stems[5:6], "test": stems[6:]}
+    (tmp_path / "imdb/split.json").write_text(json.dumps(split))
+    (tmp_path / "cli.py").symlink_to(ROOT / "cli.py")
+    variables = {
+        "CLIP_MODEL_ID_IMG": "clip_image",
+        "CLIP_MODEL_ID_TXT": "clip_text",
+        "BLIP2_MODEL_ID": "blip2_image",
+    }
+    for name, feature in variables.items():
+        monkeypatch.setenv(name, checkpoints[feature])
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    return tmp_path
+
+
+def run(block: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        block, cwd=folder, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, f"{block[-1]}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def test_what_the_readme_says_to_type_works(workplace: Path) -> None:
+    typed = [b for b in blocks(ROOT / "README.md", "bash") if not any(s in b for s in SET_UP)]
+    assert len(typed) >= 2
+    for block in typed:
+        run(["bash", "-ec", block], workplace)
+    assert (workplace / "embeddings/mm_imdb1_globals_aug70_manifest.json").exists()
+    assert (workplace / "labels/labels_all_23.npy").exists()
+    for code in blocks(ROOT / "README.md", "python"):
+        run([sys.executable, "-c", code], workplace)
+
+
+def test_what_the_page_on_additions_says_to_type_works(workplace: Path) -> None:
+    store, data = workplace / "features", workplace / "imdb/dataset"
+    late = workplace / "late"
+    late.mkdir()
+    last = max(data.glob("*.json")).stem
+    for file in list(data.glob(f"{last}.*")):
+        file.rename(late / file.name)
+    first = [sys.executable, "cli.py", "build", "--data-dir", "imdb/dataset", "--store", "features"]
+    run([*first, "--features", "clip_image"], workplace)
+    feature, views, samples = blocks(ROOT / "docs/adding-later.md", "bash")
+    run(["bash", "-ec", feature], workplace)
+    run(["bash", "-ec", views], workplace)
+    for file in late.iterdir():
+        file.rename(data / file.name)
+    run(["bash", "-ec", samples], workplace)
+    from featurestore.store import FeatureStore
+
+    spec = FeatureStore(store).spec
+    assert (spec.samples, spec.views, list(spec.dims)) == (
+        SAMPLES,
+        140,
+        ["clip_image", "blip2_text"],
+    )

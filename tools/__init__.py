@@ -1,0 +1,1 @@
+"""Programs for developers: tables and pages that are kept in the repository."""

@@ -1,0 +1,43 @@
+"""Print the help of every command as ``docs/command-line.md``.
+
+    python tools/command_reference.py > docs/command-line.md
+
+A test holds the page against this, so that no option is forgotten in it.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import cli
+
+_SETTINGS = {**cli.cli.context_settings, "terminal_width": 100}
+_HEAD = """# The command line
+
+`python cli.py COMMAND` in the repository, `manyviews COMMAND` where it is installed. What a program
+may want is printed on standard output, everything else on standard error; progress and colours are
+for terminals only (`NO_COLOR` turns colours off). This page is the output of
+`python tools/command_reference.py`.
+"""
+
+
+def page() -> str:
+    """The page."""
+    root = click.Context(cli.cli, info_name="manyviews", **_SETTINGS)
+    parts = [_HEAD, _block(root)]
+    for name, command in sorted(cli.cli.commands.items()):
+        context = click.Context(command, parent=root, info_name=name, **_SETTINGS)
+        parts.append(f"## {name}\n\n{_block(context)}")
+    return "\n".join(parts)
+
+
+def _block(context: click.Context) -> str:
+    return f"```\n{context.get_help()}\n```\n"
+
+
+if __name__ == "__main__":
+    print(page(), end="")
