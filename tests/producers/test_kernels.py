@@ -20,6 +20,7 @@ from producers.kernels.exponential import (
     weight_arguments,
 )
 from producers.kernels.implementations import has_compiled, implementation
+from tests.producers.reference import recipes_exp
 
 needs_compiler = pytest.mark.skipif(not has_compiled(), reason="no compiler built the kernels")
 NIGHTLY = os.environ.get("MANYVIEWS_TEST_PROFILE") == "nightly"
@@ -59,6 +60,7 @@ def test_every_colour_turns_as_pillow_turns_it(factor: float) -> None:
     assert np.array_equal(colours, expected)
 
 
+@recipes_exp
 def test_the_table_gives_torchs_exponentials() -> None:
     drawn = np.arange(0, RATIO_DRAWS, 9973, dtype=np.uint32)
     expected = torch.exp(torch.from_numpy(log_ratios(drawn))).numpy()
@@ -72,6 +74,7 @@ def test_the_table_gives_torchs_exponentials() -> None:
     assert (np.exp(exponents.astype(np.float64)).astype(np.float32) != expected).sum() > 1000
 
 
+@recipes_exp
 @pytest.mark.parametrize("sigma", [0.1, 0.5, 1.0, 1.9999])
 def test_blur_weights_are_torchvisions(sigma: float) -> None:
     from featurestore.torchvision_ops import ensure_importable
