@@ -56,10 +56,10 @@ test-nightly: setup
 
 # One thread each: rates are per core, and all cores is the engine's own matter.
 bench: setup
-	for name in $(BENCHES); do OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.$$name --quick || exit; done
+	@for name in $(BENCHES); do OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.$$name --quick || exit; done
 
 bench-full: setup
-	for name in $(BENCHES); do OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.$$name || exit; done
+	@for name in $(BENCHES); do OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.$$name || exit; done
 
 clean:
 	rm -rf $(VENV) .bench demo build producers/kernels/*.so *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -28,6 +28,7 @@ struct blurring {
     float *padded;        /* [height + 2 radius][pitch] */
     float *smooth;        /* the same, smoothed along its rows: [height + 2 radius][width] */
     float *row;           /* [width] */
+    uint8_t *doubtful;    /* [width] which values of the row are in doubt */
     ptrdiff_t *near;      /* [height * width] positions of the values that are in doubt */
 };
 
@@ -88,16 +89,28 @@ static void smooth(const struct blurring *b, const float *restrict middle, ptrdi
     }
 }
 
-/* Rounds row y, and adds its values that are in doubt to the list. */
+/* Rounds row y, and adds its values that are in doubt to the list. They are few, and most rows have
+ * none: so they are looked for only where there is one. */
 VECTORISED
 static ptrdiff_t round_row(const struct blurring *b, ptrdiff_t y, ptrdiff_t count,
                            uint8_t *restrict out)
 {
-    for (ptrdiff_t x = 0; x < b->width; x++)
-        out[x] = (uint8_t)(int)(b->row[x] + 0.5f);
-    for (ptrdiff_t x = 0; x < b->width; x++) {
-        b->near[count] = y * b->width + x;
-        count += fabsf(fabsf(b->row[x] - (float)out[x]) - 0.5f) <= b->doubt;
+    /* Bytes may be anything's, so the compiler must be told that no store changes these. */
+    const float *restrict row = b->row;
+    uint8_t *restrict doubtful = b->doubtful;
+    const ptrdiff_t width = b->width;
+    const float doubt = b->doubt;
+    int any = 0;
+    for (ptrdiff_t x = 0; x < width; x++) {
+        int nearest = (int)(row[x] + 0.5f);
+        int near = fabsf(fabsf(row[x] - (float)nearest) - 0.5f) <= doubt;
+        out[x] = (uint8_t)nearest;
+        doubtful[x] = (uint8_t)near;
+        any |= near;
+    }
+    for (ptrdiff_t x = 0; any && x < width; x++) {
+        b->near[count] = y * width + x;
+        count += doubtful[x];
     }
     return count;
 }
@@ -147,8 +160,9 @@ int blur(uint8_t *planes, ptrdiff_t width, ptrdiff_t height, const float *weight
     b.padded = malloc((size_t)(rows * b.pitch) * sizeof *b.padded);
     b.smooth = malloc((size_t)(rows * width) * sizeof *b.smooth);
     b.row = malloc((size_t)width * sizeof *b.row);
+    b.doubtful = malloc((size_t)width);
     b.near = malloc((size_t)(height * width) * sizeof *b.near);
-    int failed = !b.square || !b.padded || !b.smooth || !b.row || !b.near;
+    int failed = !b.square || !b.padded || !b.smooth || !b.row || !b.doubtful || !b.near;
     if (!failed) {
         for (ptrdiff_t i = 0; i < taps * taps; i++)
             b.square[i] = weights[i / taps] * weights[i % taps] * SCALE;
@@ -160,6 +174,7 @@ int blur(uint8_t *planes, ptrdiff_t width, ptrdiff_t height, const float *weight
     free(b.padded);
     free(b.smooth);
     free(b.row);
+    free(b.doubtful);
     free(b.near);
     return failed ? -1 : 0;
 }

@@ -11,10 +11,16 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* The compiler makes such a function twice, and the loader takes the one that the CPU can run. */
+/* The compiler makes such a function several times, and the loader takes the one that suits the CPU.
+ * All of them compute the same. */
 #if defined(__x86_64__) && defined(__gnu_linux__) && !defined(MANYVIEWS_ONE_VERSION)
+#if __GNUC__ >= 12 && !defined(__clang__)
+#define VECTORISED __attribute__((target_clones("arch=x86-64-v4", "avx2", "default")))
+#define FUSED __attribute__((target_clones("arch=x86-64-v4", "fma", "default")))
+#else
 #define VECTORISED __attribute__((target_clones("avx2", "default")))
 #define FUSED __attribute__((target_clones("fma", "default")))
+#endif
 #else
 #define VECTORISED
 #define FUSED

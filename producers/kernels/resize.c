@@ -4,18 +4,24 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
 
 /* Coefficients have 22 bits behind the point: 8 bits of pixel, 2 for overshoot, 32 in all. */
 #define PRECISION 22
 #define HALF (1 << (PRECISION - 1))
-#define LANES 32
+#define LOW_BITS 11
+#define LOW_MASK ((1 << LOW_BITS) - 1)
+#define LANES 32 /* a side of the blocks that are turned, and neighbours that are summed at once */
 
 /* Which input pixels make an output pixel, and with which share. */
 struct coefficients {
     ptrdiff_t most;   /* the most taps of an output pixel */
     ptrdiff_t *first; /* [size] its first input pixel */
     ptrdiff_t *count; /* [size] how many there are */
-    int32_t *shares;  /* [size][most] their shares */
+    int32_t *shares;  /* [size][most] their shares; 0 where there are fewer */
+    int32_t *pairs;   /* [size][most] the same for vectors of pairs, see sum_pairs */
 };
 
 static double kernel(enum filter filter, double x)
@@ -34,6 +40,21 @@ static void release(struct coefficients c)
     free(c.first);
     free(c.count);
     free(c.shares);
+    free(c.pairs);
+}
+
+/* A share is 2^11 times its high part and its low part, both of 16 bits; two in one word. */
+static void split(const int32_t *shares, ptrdiff_t most, int32_t *pairs)
+{
+    for (ptrdiff_t k = 0; k < most; k += 2) {
+        uint32_t high[2], low[2];
+        for (int i = 0; i < 2; i++) {
+            high[i] = (uint32_t)(shares[k + i] >> LOW_BITS) & 0xFFFF;
+            low[i] = (uint32_t)shares[k + i] & LOW_MASK;
+        }
+        pairs[k] = (int32_t)(high[1] << 16 | high[0]);
+        pairs[k + 1] = (int32_t)(low[1] << 16 | low[0]);
+    }
 }
 
 /* The kernel, widened to the scale when shrinking, around each output pixel's centre; normalised in
@@ -42,12 +63,13 @@ static int compute(struct coefficients *c, enum filter filter, ptrdiff_t from, p
 {
     double scale = (double)from / (double)to, widened = scale < 1.0 ? 1.0 : scale;
     double support = (filter == BILINEAR ? 1.0 : 2.0) * widened;
-    c->most = (ptrdiff_t)ceil(support) * 2 + 1;
+    c->most = (ptrdiff_t)ceil(support) * 2 + 2; /* even, at least one more than there are */
     c->first = calloc((size_t)to, sizeof *c->first);
     c->count = calloc((size_t)to, sizeof *c->count);
     c->shares = calloc((size_t)(to * c->most), sizeof *c->shares);
+    c->pairs = calloc((size_t)(to * c->most), sizeof *c->pairs);
     double *exact = calloc((size_t)c->most, sizeof *exact);
-    int failed = !c->first || !c->count || !c->shares || !exact;
+    int failed = !c->first || !c->count || !c->shares || !c->pairs || !exact;
     for (ptrdiff_t i = 0; i < to && !failed; i++) {
         double centre = ((double)i + 0.5) * scale, sum = 0.0;
         ptrdiff_t first = (ptrdiff_t)(centre - support + 0.5);
@@ -62,6 +84,7 @@ static int compute(struct coefficients *c, enum filter filter, ptrdiff_t from, p
             double share = (sum != 0.0 ? exact[k] / sum : exact[k]) * (1 << PRECISION);
             c->shares[i * c->most + k] = (int32_t)(share < 0 ? share - 0.5 : share + 0.5);
         }
+        split(c->shares + i * c->most, c->most, c->pairs + i * c->most);
         c->first[i] = first;
         c->count[i] = end - first;
     }
@@ -75,48 +98,122 @@ static inline uint8_t clipped(int32_t sum)
     return (uint8_t)(sum < 0 ? 0 : sum > 255 ? 255 : sum);
 }
 
+#ifdef __x86_64__
+/* sum_lanes for LANES neighbours at once. Multiplying 32-bit integers is slow; there is an
+ * instruction that multiplies 16-bit ones and adds two products, here those of two taps. Shares
+ * are wider, so it is used for their high and their low parts. */
+__attribute__((target("avx2")))
+static void sum_pairs(const uint8_t *in, ptrdiff_t stride, const int32_t *pairs, ptrdiff_t count,
+                      uint8_t *out)
+{
+    const __m256i zero = _mm256_setzero_si256();
+    __m256i high[4] = {zero, zero, zero, zero}, low[4] = {zero, zero, zero, zero};
+    for (ptrdiff_t k = 0; k < count; k += 2, in += 2 * stride) {
+        __m256i one = _mm256_loadu_si256((const __m256i *)in);
+        /* Of an odd one out, the partner's share is 0. */
+        __m256i two = k + 1 < count ? _mm256_loadu_si256((const __m256i *)(in + stride)) : zero;
+        __m256i first = _mm256_unpacklo_epi8(one, two), second = _mm256_unpackhi_epi8(one, two);
+        __m256i taps[4] = {_mm256_unpacklo_epi8(first, zero), _mm256_unpackhi_epi8(first, zero),
+                           _mm256_unpacklo_epi8(second, zero), _mm256_unpackhi_epi8(second, zero)};
+        for (int i = 0; i < 4; i++) {
+            __m256i of_high = _mm256_madd_epi16(taps[i], _mm256_set1_epi32(pairs[k]));
+            __m256i of_low = _mm256_madd_epi16(taps[i], _mm256_set1_epi32(pairs[k + 1]));
+            high[i] = _mm256_add_epi32(high[i], of_high);
+            low[i] = _mm256_add_epi32(low[i], of_low);
+        }
+    }
+    for (int i = 0; i < 4; i++) {
+        low[i] = _mm256_add_epi32(low[i], _mm256_set1_epi32(HALF));
+        high[i] = _mm256_add_epi32(_mm256_slli_epi32(high[i], LOW_BITS), low[i]);
+        high[i] = _mm256_srai_epi32(high[i], PRECISION);
+    }
+    /* Packing clips, and undoes what unpacking did to the order. */
+    __m256i first = _mm256_packs_epi32(high[0], high[1]);
+    __m256i second = _mm256_packs_epi32(high[2], high[3]);
+    _mm256_storeu_si256((__m256i *)out, _mm256_packus_epi16(first, second));
+}
+#endif
+
 /* out[j] = sum of shares[k] * in[k * stride + j], rounded and clipped, for n neighbours j. */
 VECTORISED
-static void combine(const uint8_t *restrict in, ptrdiff_t stride, const int32_t *restrict shares,
-                    ptrdiff_t count, uint8_t *restrict out, ptrdiff_t n)
+static void sum_lanes(const uint8_t *restrict in, ptrdiff_t stride, const int32_t *restrict shares,
+                      ptrdiff_t count, uint8_t *restrict out, ptrdiff_t n)
+{
+    int32_t sums[LANES];
+    for (ptrdiff_t j = 0; j < n; j++)
+        sums[j] = HALF;
+    for (ptrdiff_t k = 0; k < count; k++)
+        for (ptrdiff_t j = 0; j < n; j++)
+            sums[j] += shares[k] * in[k * stride + j];
+    for (ptrdiff_t j = 0; j < n; j++)
+        out[j] = clipped(sums[j]);
+}
+
+/* Output pixel i of each of n neighbouring lines that run in steps of stride. */
+static void combine(const struct coefficients *c, ptrdiff_t i, const uint8_t *in, ptrdiff_t stride,
+                    uint8_t *out, ptrdiff_t n)
 {
     ptrdiff_t j = 0;
-    for (; j + LANES <= n; j += LANES) {
-        int32_t sums[LANES];
-        for (int l = 0; l < LANES; l++)
-            sums[l] = HALF;
-        for (ptrdiff_t k = 0; k < count; k++)
-            for (int l = 0; l < LANES; l++)
-                sums[l] += shares[k] * in[k * stride + j + l];
-        for (int l = 0; l < LANES; l++)
-            out[j + l] = clipped(sums[l]);
-    }
-    for (; j < n; j++) {
-        int32_t sum = HALF;
-        for (ptrdiff_t k = 0; k < count; k++)
-            sum += shares[k] * in[k * stride + j];
-        out[j] = clipped(sum);
+    in += c->first[i] * stride;
+#ifdef __x86_64__
+    for (; j + LANES <= n && __builtin_cpu_supports("avx2"); j += LANES)
+        sum_pairs(in + j, stride, c->pairs + i * c->most, c->count[i], out + j);
+#endif
+    for (; j < n; j += LANES)
+        sum_lanes(in + j, stride, c->shares + i * c->most, c->count[i], out + j,
+                  n - j < LANES ? n - j : LANES);
+}
+
+/* Whole blocks are the rule, and a length that the compiler knows is far faster. */
+static inline void copy(uint8_t *to, const uint8_t *from, ptrdiff_t n)
+{
+    if (n == LANES)
+        memcpy(to, from, LANES);
+    else
+        memcpy(to, from, (size_t)n);
+}
+
+/* Rows become columns: LANES rows of n bytes, of which the first `high` are there, to n rows of
+ * LANES. An index of a block is five bits of its row and five of its column. Dealing the block's
+ * two halves out in turn moves each bit up by one and the highest to the end: after five times,
+ * rows and columns have changed places. */
+static void turn(const uint8_t *from, ptrdiff_t pitch, ptrdiff_t high, ptrdiff_t n, uint8_t *to)
+{
+    enum { HALF_BLOCK = LANES * LANES / 2 };
+    uint8_t blocks[2][2 * HALF_BLOCK];
+    for (ptrdiff_t x = 0; x < n; x += LANES) {
+        ptrdiff_t wide = n - x < LANES ? n - x : LANES;
+        for (ptrdiff_t y = 0; y < high; y++)
+            copy(blocks[0] + y * LANES, from + y * pitch + x, wide);
+        for (int round = 0; round < 5; round++) {
+            const uint8_t *restrict dealt = blocks[round % 2];
+            uint8_t *restrict out = blocks[(round + 1) % 2];
+            for (int i = 0; i < HALF_BLOCK; i++) {
+                out[2 * i] = dealt[i];
+                out[2 * i + 1] = dealt[HALF_BLOCK + i];
+            }
+        }
+        memcpy(to + x * LANES, blocks[1], (size_t)(wide * LANES));
     }
 }
 
-/* Columns of LANES rows: rows of pixels are turned into columns of neighbouring rows, so that the
- * sums of many rows are one vector, and turned back into lines of three planes' rows. */
-VECTORISED
-static void resize_columns(const uint8_t *rows, ptrdiff_t pitch, ptrdiff_t from,
+/* Columns of up to LANES rows of the box: they are turned, so that the sums of all rows are one
+ * vector, and turned back, into lines of three planes' rows. */
+static void resize_columns(const uint8_t *rows, ptrdiff_t pitch, ptrdiff_t from, ptrdiff_t height,
                            const struct coefficients *c, uint8_t *turned, uint8_t *lines,
-                           ptrdiff_t to, ptrdiff_t height)
+                           ptrdiff_t to)
 {
-    for (ptrdiff_t y = 0; y < height; y++)
-        for (ptrdiff_t x = 0; x < from; x++)
-            for (int p = 0; p < 3; p++)
-                turned[(x * 3 + p) * LANES + y] = rows[y * pitch + x * 3 + p];
-    for (ptrdiff_t i = 0; i < to; i++) {
-        uint8_t column[3 * LANES];
-        combine(turned + c->first[i] * 3 * LANES, 3 * LANES, c->shares + i * c->most, c->count[i],
-                column, 3 * LANES);
-        for (ptrdiff_t y = 0; y < height; y++)
-            for (int p = 0; p < 3; p++)
-                lines[(y * 3 + p) * to + i] = column[p * LANES + y];
+    turn(rows, pitch, height, 3 * from, turned);
+    for (ptrdiff_t i = 0; i < to; i += LANES) {
+        ptrdiff_t wide = to - i < LANES ? to - i : LANES;
+        uint8_t columns[LANES][3 * LANES], back[LANES * LANES];
+        for (ptrdiff_t k = 0; k < wide; k++)
+            combine(c, i + k, turned, 3 * LANES, columns[k], 3 * LANES);
+        for (int p = 0; p < 3; p++) {
+            turn(columns[0] + p * LANES, 3 * LANES, wide, height, back);
+            for (ptrdiff_t y = 0; y < height; y++)
+                copy(lines + (y * 3 + p) * to + i, back + y * LANES, wide);
+        }
     }
 }
 
@@ -132,14 +229,14 @@ int resize(const uint8_t *poster, ptrdiff_t poster_width, struct box box, enum f
         const uint8_t *corner = poster + (box.top * poster_width + box.left) * 3;
         for (ptrdiff_t y = 0; y < box.height; y += LANES) {
             ptrdiff_t left = box.height - y;
-            resize_columns(corner + y * poster_width * 3, poster_width * 3, box.width, &across,
-                           turned, lines + y * 3 * width, width, left < LANES ? left : LANES);
+            resize_columns(corner + y * poster_width * 3, poster_width * 3, box.width,
+                           left < LANES ? left : LANES, &across, turned, lines + y * 3 * width,
+                           width);
         }
         for (ptrdiff_t i = 0; i < height; i++)
             for (int p = 0; p < 3; p++)
-                combine(lines + (down.first[i] * 3 + p) * width, 3 * width,
-                        down.shares + i * down.most, down.count[i],
-                        planes + (p * height + i) * width, width);
+                combine(&down, i, lines + p * width, 3 * width, planes + (p * height + i) * width,
+                        width);
     }
     release(across);
     release(down);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 
 import numpy as np
@@ -19,8 +20,10 @@ from producers.kernels.exponential import (
     weight_arguments,
 )
 from producers.kernels.implementations import has_compiled, implementation
+from tests.producers.reference import recipes_exp
 
 needs_compiler = pytest.mark.skipif(not has_compiled(), reason="no compiler built the kernels")
+NIGHTLY = os.environ.get("MANYVIEWS_TEST_PROFILE") == "nightly"
 SHAPES = [(1, 1), (1, 40), (40, 1), (2, 300), (40, 60), (60, 40), (224, 224), (333, 517), (700, 31)]
 
 
@@ -46,6 +49,18 @@ def test_both_implementations_make_the_same_views(shape: tuple[int, int], size: 
         np.testing.assert_array_equal(compiled, by_library)
 
 
+@needs_compiler
+@pytest.mark.parametrize("factor", [0.1, -0.1, 0.0371, 0.0, 0.5] if NIGHTLY else [0.0371])
+def test_every_colour_turns_as_pillow_turns_it(factor: float) -> None:
+    levels = np.arange(256, dtype=np.uint8)
+    colours = np.stack(np.meshgrid(levels, levels, levels)).reshape(3, 4096, 4096)
+    expected = colours.copy()
+    library.hue(expected, factor)
+    implementation(compiled_code=True).hue(colours, factor)
+    assert np.array_equal(colours, expected)
+
+
+@recipes_exp
 def test_the_table_gives_torchs_exponentials() -> None:
     drawn = np.arange(0, RATIO_DRAWS, 9973, dtype=np.uint32)
     expected = torch.exp(torch.from_numpy(log_ratios(drawn))).numpy()
@@ -59,6 +74,7 @@ def test_the_table_gives_torchs_exponentials() -> None:
     assert (np.exp(exponents.astype(np.float64)).astype(np.float32) != expected).sum() > 1000
 
 
+@recipes_exp
 @pytest.mark.parametrize("sigma", [0.1, 0.5, 1.0, 1.9999])
 def test_blur_weights_are_torchvisions(sigma: float) -> None:
     from featurestore.torchvision_ops import ensure_importable
