@@ -68,7 +68,7 @@ DONE_WITH_BAD_SAMPLES = 3
     multiple=True,
     type=PairType(),
     metavar="FEATURE=N",
-    help="Rows per forward pass of a feature.",
+    help="Rows per forward pass of a feature; of texts, those of full length.",
 )
 @click.option("--workers", type=int, help="Producer processes.  [default: CPUs - 1]")
 @click.option("--slots", type=int, help="Samples in flight.  [default: 2 x workers + 2]")

@@ -1,8 +1,8 @@
 """Which views of a chunk share a forward pass, and the batchers that run it so.
 
 The plan is a pure function of the chunk. The same text in another batch has other last bits, so a
-byte-identical rebuild needs the same batches: they never span chunks, never depend on the order of
-arrival, and the last one is filled up to the full size. A chunk's row is ``sample * views + view``.
+byte-identical rebuild needs the same batches: they never span chunks and never depend on the order
+of arrival. A chunk's row is ``sample * views + view``.
 
 On CUDA rows go through pinned staging buffers, and nothing here waits for results: ``end`` hands
 over a chunk whose features are still to come.
@@ -19,13 +19,17 @@ import torch
 from consumers.backbones import ImageBackbone, TextBackbone
 from consumers.running import Batcher, IntArray
 
+# Texts that may take the place of one of full length. More would gain little where a text has 64
+# tokens or fewer of 512, and the memory for what a model keeps per text is bounded.
+_SHORT = 8
+
 
 @dataclass(frozen=True, slots=True)
 class TextBatch:
     """One forward pass over texts.
 
     Attributes:
-        rows: the chunk's rows in it, at most a batch; a shorter one is filled up with its last row.
+        rows: the chunk's rows in it.
         length: tokens that each text is padded to: the longest of them.
     """
 
@@ -38,23 +42,33 @@ def image_plan(rows: int, batch: int) -> list[slice]:
     return [slice(start, min(start + batch, rows)) for start in range(0, rows, batch)]
 
 
-def text_plan(lengths: IntArray, batch: int) -> list[TextBatch]:
+def text_plan(lengths: IntArray, tokens: int, most: int) -> list[TextBatch]:
     """Batches of a chunk's texts: longest first, equal lengths in row order.
+
+    Each takes as many as may be padded to its longest, so that short texts keep a device as busy as
+    long ones do.
 
     Args:
         lengths: tokens of each row, special ones included.
-        batch: texts per forward pass.
+        tokens: of a forward pass, padding included; no less than the longest text has.
+        most: texts of a forward pass.
     """
     # Stable, so that equal lengths stay in row order; int64, since unsigned has no negative.
-    order = np.argsort(-lengths.astype(np.int64), kind="stable")
-    batches = (order[part] for part in image_plan(len(order), batch))
-    return [TextBatch(tuple(rows.tolist()), int(lengths[rows[0]])) for rows in batches]
+    order = np.argsort(-lengths.astype(np.int64), kind="stable").tolist()
+    batches = []
+    while order:
+        length = int(lengths[order[0]])
+        count = min(tokens // length, most)
+        batches.append(TextBatch(tuple(order[:count]), length))
+        order = order[count:]
+    return batches
 
 
 class ImageBatcher(Batcher):
     """Embeds one chunk's images after the other, in the batches of ``image_plan``.
 
-    Batches start as soon as they are full, while the producers make the next sample.
+    Batches start as soon as they are full, while the producers make the next sample; the last one
+    is filled up with black images.
 
     Args:
         backbone: an image backbone.
@@ -127,15 +141,17 @@ class TextBatcher(Batcher):
 
     Args:
         backbone: a text backbone.
-        batch_size: texts per forward pass.
+        batch_size: texts of the full length per forward pass; of shorter ones as many as have as
+            many tokens, up to eight times as many texts.
         chunk_rows: the most rows of a chunk.
     """
 
     def __init__(self, backbone: TextBackbone, batch_size: int, chunk_rows: int) -> None:
         self.backbone = backbone
         limit = backbone.text.max_length
+        self._tokens, self._most = batch_size * limit, batch_size * _SHORT
         # One more column: a text's length travels behind its ids, in the same copy.
-        shape = (batch_size * (limit + 1),)
+        shape = (self._tokens + self._most,)
         super().__init__(backbone, batch_size, chunk_rows, shape, torch.int32)
         self._ids = np.zeros((chunk_rows, limit), np.int32)
         self._lengths = np.zeros(chunk_rows, np.int32)
@@ -162,7 +178,7 @@ class TextBatcher(Batcher):
     def flush(self) -> None:
         """Launch all batches of the chunk."""
         if self._rows and not self._plan:
-            self._plan = text_plan(self._lengths[: self._rows], self._batch)
+            self._plan = text_plan(self._lengths[: self._rows], self._tokens, self._most)
             for batch in self._plan:
                 self._launch(batch)
 
@@ -172,8 +188,8 @@ class TextBatcher(Batcher):
         self._plan = []
 
     def _launch(self, batch: TextBatch) -> None:
-        rows = np.array(batch.rows + batch.rows[-1:] * (self._batch - len(batch.rows)))
-        shape = (self._batch, batch.length + 1)
+        rows = np.array(batch.rows)
+        shape = (len(rows), batch.length + 1)
         stage = self._staging.array[: shape[0] * shape[1]].reshape(shape)
         stage[:, :-1] = self._ids[rows, : batch.length]
         stage[:, -1] = self._lengths[rows]

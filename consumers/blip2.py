@@ -11,6 +11,7 @@ import torch
 
 from consumers.checkpoints import Checkpoint
 from consumers.loading import dtype_argument, freeze, text_spec
+from consumers.masking import prepare_masks
 from consumers.pixels import Normalizer, read_preprocessing
 from consumers.weights import PROCESSOR_FILES, TOKENIZER_FILES
 from featurestore.torchvision_ops import ensure_importable
@@ -46,11 +47,10 @@ class _QueryEncoder(Blip2PreTrainedModel):  # type: ignore[misc]  # transformers
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """The Q-Former's last hidden state, ``[B, queries, D]``, for ``[B, 3, S, S]``."""
         image = self.vision_model(pixel_values=pixel_values).last_hidden_state
-        mask = torch.ones(image.shape[:-1], dtype=torch.int64, device=image.device)
+        # No mask: all patches are seen. One of ones would be looked at, and waited for.
         states: torch.Tensor = self.qformer(
             query_embeds=self.query_tokens.expand(len(image), -1, -1),
             encoder_hidden_states=image,
-            encoder_attention_mask=mask,
         ).last_hidden_state
         return states
 
@@ -86,6 +86,7 @@ class Blip2Text:
         self.model = checkpoint.name
         self.device, self.dtype = device, dtype
         self._network = freeze(_load_text_encoder(checkpoint, dtype), device, checkpoint)
+        prepare_masks(self._network)
         self.dim = int(self._network.config.d_model)
         with checkpoint.loading():
             tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)

@@ -32,9 +32,10 @@ from producers.ring import require_room
 from producers.source import Scan
 from producers.worker import Job
 
-# Raised whenever a recipe's result changes, so that no store mixes two.
+# Raised whenever a result changes, so that no store mixes two.
 IMAGE_RECIPE = "simclr-1"
 TEXT_RECIPE = "mask-15-1"
+BATCH_PLAN = "tokens-1"
 
 INPUT_CACHE = "records/runs/inputs.jsonl"
 
@@ -261,6 +262,7 @@ def _asked(config: CompleteConfig, found: Scan, features: Sequence[str]) -> Fing
         "seed": config.seed,
         "image_recipe": IMAGE_RECIPE,
         "text_recipe": TEXT_RECIPE,
+        "batch_plan": BATCH_PLAN,
         "features": ",".join(features),
         **{VERSION + name: version(name) for name in (*_VERSIONED, *_libraries(config, features))},
     }

@@ -57,16 +57,16 @@ class CollectedRows:
 
 
 class Runner:
-    """Runs full batches one after the other and collects their features until the chunk ends.
+    """Runs batches one after the other and collects their features until the chunk ends.
 
     Features leave through two host buffers in turn, so that one chunk can be written while the
     next is made.
 
     Args:
         backbone: names the feature, its length and its device.
-        forward: embeds what ``Staging.send`` returned; float32 ``[batch, D]``.
-        batch: rows per forward pass.
-        rows: the most rows of a chunk.
+        forward: embeds what ``Staging.send`` returned, row by row; float32 ``[rows, D]``.
+        batch: the batch size that was asked for, for messages.
+        rows: the most rows of a chunk, with what fills up its batches.
     """
 
     def __init__(
@@ -79,8 +79,7 @@ class Runner:
         self._backbone = backbone
         self._forward = forward
         self._batch = batch
-        # Full batches only: the last one's filling lands behind the chunk's last row.
-        shape = (-(-rows // batch) * batch, backbone.dim)
+        shape = (rows, backbone.dim)
         self._cuda = backbone.device.type == "cuda"
         self._hosts = [torch.empty(shape, pin_memory=self._cuda) for _ in range(2)]
         self._device = torch.empty(shape, device=backbone.device) if self._cuda else None
@@ -89,11 +88,11 @@ class Runner:
         self._done = 0
 
     def run(self, sent: torch.Tensor) -> None:
-        """Embed one full batch; its features follow those of the batch before.
+        """Embed one batch; its features follow those of the batch before.
 
         Raises:
             BackboneError: the backbone failed twice for want of memory or once otherwise, or
-                returned something that is no ``[batch, D]`` of float32.
+                returned something that is no ``[rows, D]`` of float32.
             RuntimeError: the features of the chunk before the last were never taken.
         """
         lent = self._lent[self._turn]
@@ -102,8 +101,8 @@ class Runner:
         target = self._hosts[self._turn] if self._device is None else self._device
         features = self._embed(sent)
         with device_errors(self._backbone.feature):
-            target[self._done : self._done + self._batch].copy_(features)
-        self._done += self._batch
+            target[self._done : self._done + len(sent)].copy_(features)
+        self._done += len(sent)
 
     def collect(self, rows: int) -> CollectedRows:
         """End the chunk: its first ``rows`` features, on their way to the host.
@@ -115,7 +114,8 @@ class Runner:
         if self._device is not None:
             with device_errors(self._backbone.feature):
                 host.copy_(self._device[:rows], non_blocking=True)
-                event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                # Waiting for it sleeps, see Staging.
+                event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
                 event.record(torch.cuda.current_stream(self._backbone.device))
         collected = self._lent[self._turn] = CollectedRows(self._backbone.feature, host, event)
         self._turn = 1 - self._turn
@@ -129,13 +129,13 @@ class Runner:
     def _embed(self, sent: torch.Tensor) -> torch.Tensor:
         for _ in range(2):
             try:
-                return self._checked(self._forward(sent))
+                return self._checked(self._forward(sent), len(sent))
             except torch.OutOfMemoryError as error:
                 problem = first_line(error)
             except _MODEL_ERRORS as error:
                 raise BackboneError(
                     f"{self._backbone.feature} failed on rows {self._done} to "
-                    f"{self._done + self._batch - 1} of a chunk's batch plan:\n"
+                    f"{self._done + len(sent) - 1} of a chunk's batch plan:\n"
                     f"  {type(error).__name__}: {first_line(error)}"
                 ) from error
             # Once more, as another process may have left the GPU since. Only out here, where the
@@ -145,8 +145,8 @@ class Runner:
                 torch.cuda.empty_cache()
         raise _out_of_memory(self._backbone.feature, self._batch, problem)
 
-    def _checked(self, features: torch.Tensor) -> torch.Tensor:
-        expected = (self._batch, self._backbone.dim)
+    def _checked(self, features: torch.Tensor, rows: int) -> torch.Tensor:
+        expected = (rows, self._backbone.dim)
         if not isinstance(features, torch.Tensor):
             found = f"a {type(features).__name__}"
         elif (
@@ -189,7 +189,9 @@ class Batcher(ABC):
         self._rows = self._views = 0
         with _allocating(backbone.feature, batch):
             self._staging = Staging(shape, dtype, backbone.device, backbone.feature)
-            self._runner = Runner(backbone, self._forward, batch, capacity)
+            # What fills up the last batch lands behind the chunk's last row.
+            filled = -(-capacity // batch) * batch
+            self._runner = Runner(backbone, self._forward, batch, filled)
 
     @abstractmethod
     def _forward(self, sent: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ from consumers import checkpoints
 from consumers.backbones import BackboneRequest
 from consumers.checkpoints import Checkpoint
 from consumers.loading import dtype_argument, freeze, text_spec
+from consumers.masking import prepare_masks
 from consumers.weights import PROCESSOR_FILES
 from featurestore.torchvision_ops import ensure_importable
 from producers.tokens import TextSpec
@@ -39,6 +40,7 @@ class SentenceText:
         self._network = freeze(_load_network(checkpoint, device, dtype), device, checkpoint)
         if max_length:
             self._network.max_seq_length = max_length
+        prepare_masks(self._network[0].auto_model)
         if self._network.default_prompt_name:
             raise checkpoint.error("puts a default prompt before each text, which is unsupported")
         self.text = _text_spec(checkpoint, self._network)

@@ -35,6 +35,9 @@ def first_line(error: Exception) -> str:
 class Staging:
     """Host buffers used in turn, each refilled only after the device has read it.
 
+    On CUDA they are copied on a stream of their own, so that the next batch travels while this one
+    is computed.
+
     Args:
         shape: of one buffer.
         dtype: of its elements.
@@ -56,6 +59,8 @@ class Staging:
         # Copied to places of their own, so that no batch but the first can run out of memory here.
         self._sent = [torch.empty_like(h, device=device) if self._cuda else h for h in self._hosts]
         self._copied: list[torch.cuda.Event | None] = [None] * stages
+        self._used: list[torch.cuda.Event | None] = [None] * stages
+        self._copier = torch.cuda.Stream(device) if self._cuda else None  # type: ignore[no-untyped-call]
         self._stage = 0
 
     @property
@@ -76,7 +81,7 @@ class Staging:
         """Copy the filled buffer's first elements, as ``shape``, to the device; go to the next.
 
         The result holds until as many sends later as there are stages; on a CPU it is the buffer
-        itself. Work queued on the device's current stream before then reads the right values.
+        itself. Work queued on the device's current stream before the next send reads it right.
 
         Raises:
             BackboneError: the device failed on something before.
@@ -84,13 +89,22 @@ class Staging:
         count = int(np.prod(shape))
         host = self._hosts[self._stage].view(-1)[:count]
         sent = self._sent[self._stage].view(-1)[:count]
-        if self._cuda:
+        if self._copier is not None:
             with device_errors(self._feature):
-                # The device's current stream, which need not be the current device's.
-                stream = torch.cuda.current_stream(self._device)
-                sent.copy_(host, non_blocking=True)
-                event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-                event.record(stream)
-            self._copied[self._stage] = event
+                self._copy(host, sent, self._copier)
             self._stage = (self._stage + 1) % len(self._hosts)
         return sent.view(shape)
+
+    def _copy(self, host: torch.Tensor, sent: torch.Tensor, copier: torch.cuda.Stream) -> None:
+        # The device's current stream, which need not be the current device's.
+        compute = torch.cuda.current_stream(self._device)
+        # What reads the batch that was sent last is queued by now, and all that was before.
+        now = self._used[self._stage - 1] = compute.record_event()
+        copier.wait_event(self._used[self._stage] or now)
+        with torch.cuda.stream(copier):
+            sent.copy_(host, non_blocking=True)
+        # Waiting for it sleeps: a thread that spins would take a core from the producers.
+        copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        copied.record(copier)
+        compute.wait_event(copied)
+        self._copied[self._stage] = copied

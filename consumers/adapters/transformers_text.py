@@ -13,6 +13,7 @@ from consumers.adapters.pooling import last_of_text, mean_of_text
 from consumers.backbones import BackboneRequest
 from consumers.checkpoints import Checkpoint
 from consumers.loading import freeze, text_spec
+from consumers.masking import prepare_masks
 from consumers.weights import TOKENIZER_FILES
 from featurestore.torchvision_ops import ensure_importable
 from producers.tokens import TokenEncoder
@@ -53,6 +54,7 @@ class TransformersText:
         if pooling != "projection":
             self._project = None  # nor what else is beside the encoder
         freeze(whole if self._project else self._encoder, request.device, checkpoint)
+        prepare_masks(self._encoder)
         self._check_padding(checkpoint)
         files = ("config.json", *checkpoint.select(TOKENIZER_FILES), *checkpoint.weights())
         self.fingerprint = checkpoint.fingerprint(files)

@@ -83,19 +83,28 @@ def test_image_plan_holds_each_row_once_in_order(rows: int, batch: int) -> None:
     assert all(0 < part.stop - part.start <= batch for part in plan)
 
 
-@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=200), batch=st.integers(1, 70))
-def test_text_plan_holds_each_row_once_longest_first(lengths: list[int], batch: int) -> None:
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=200),
+    tokens=st.integers(40, 900),
+    most=st.integers(1, 70),
+)
+def test_text_plan_holds_each_row_once_longest_first(
+    lengths: list[int], tokens: int, most: int
+) -> None:
     array = np.array(lengths, np.int32)
-    plan = text_plan(array, batch)
+    plan = text_plan(array, tokens, most)
     rows = [row for part in plan for row in part.rows]
     assert rows == sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
     assert [part.length for part in plan] == [
         max(lengths[row] for row in part.rows) for part in plan
     ]
-    assert all(len(part.rows) == batch for part in plan[:-1])
+    # Every batch is as large as it may be: within both limits, and one more text is beyond one.
+    sizes = [(len(part.rows), part.length) for part in plan]
+    assert all(size <= most and size * length <= tokens for size, length in sizes)
+    assert all(size == most or (size + 1) * length > tokens for size, length in sizes[:-1])
     # Pure: the same again, whatever came between, and the input untouched.
-    text_plan(array[::-1], batch)
-    assert text_plan(array.copy(), batch) == plan
+    text_plan(array[::-1], tokens, most)
+    assert text_plan(array.copy(), tokens, most) == plan
     assert array.tolist() == lengths
 
 
@@ -103,7 +112,7 @@ def test_text_plan_holds_each_row_once_longest_first(lengths: list[int], batch: 
 def test_text_plan_does_not_depend_on_row_order(lengths: list[int], seed: int) -> None:
     shuffled = random.Random(seed).sample(lengths, len(lengths))
     shapes = [
-        [(part.length, len(part.rows)) for part in text_plan(np.array(order, np.int32), 7)]
+        [(part.length, len(part.rows)) for part in text_plan(np.array(order, np.int32), 99, 7)]
         for order in (lengths, shuffled)
     ]
     assert shapes[0] == shapes[1]
@@ -136,10 +145,10 @@ def test_text_batches_follow_the_plan(samples: int, views: int, batch: int) -> N
         batcher.add(scratch, lengths[start : start + views])
         scratch[:] = 77
     features = batcher.end().take()
-    plan = text_plan(lengths, batch)
+    plan = text_plan(lengths, batch * LIMIT, batch * 8)
     assert len(model.batches) == len(plan)
     for (got, mask), part in zip(model.batches, plan, strict=True):
-        rows = [*part.rows, *[part.rows[-1]] * (batch - len(part.rows))]
+        rows = list(part.rows)
         inside = np.arange(part.length) < lengths[rows][:, None]
         np.testing.assert_array_equal(mask, inside)
         np.testing.assert_array_equal(got, np.where(inside, ids[rows, : part.length], 99))
