@@ -141,11 +141,16 @@ def goal(name: str, found: float, wanted: float) -> str:
     )
 
 
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser of what every program here takes, ``--quick``, for further options."""
+    arguments = argparse.ArgumentParser(description=description)
+    arguments.add_argument("--quick", action="store_true", help="fewer rounds, under a minute")
+    return arguments
+
+
 def options(description: str | None) -> argparse.Namespace:
-    """The options that every program here has: ``--quick``."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds, under a minute")
-    return parser.parse_args()
+    """The options of a program that takes no others."""
+    return parser(description).parse_args()
 
 
 def _short(value: float) -> str:

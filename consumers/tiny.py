@@ -108,7 +108,7 @@ def _make_sentence(folder: Path) -> None:
 
 def _make_blip2(folder: Path) -> None:
     layers = {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
-    tokenizer = _unigram()
+    tokenizer = unigram_tokenizer()
     vision = Blip2VisionConfig(hidden_size=64, image_size=IMAGE_SIZE, patch_size=32, **layers)
     qformer = Blip2QFormerConfig(
         hidden_size=96, encoder_hidden_size=64, cross_attention_frequency=1, vocab_size=32, **layers
@@ -166,7 +166,8 @@ def _wordpiece() -> PreTrainedTokenizerFast:
     return _fast(tokenizer, dict(zip(names, special, strict=True)), 128)
 
 
-def _unigram() -> PreTrainedTokenizerFast:
+def unigram_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer of T5's kind with a small vocabulary: at most 512 ids, ``</s>`` at the end."""
     signs = [c for c in string.printable if not c.isspace()]
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -3.0)]
     pieces += [(c, -6.0) for c in signs] + [
