@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parent.parent
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Tests that a shell runs in the background ignore Ctrl-C, and so would all that they start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# The same examples in every run but the nightly ones, and no limit on the time that one takes: what
+# a noisy machine does must not decide. Hypothesis itself chooses by whether CI is set.
+settings.register_profile(
+    "manyviews",
+    deadline=None,
+    derandomize=os.environ.get("MANYVIEWS_TEST_PROFILE") != "nightly",
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("manyviews")
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,8 @@ from featurestore.errors import CorruptStoreError, StoreLockedError
 from featurestore.ledger import Ledger
 from featurestore.repair import repair
 from featurestore.store import FeatureStore
-from featurestore.verify import Verification, verify
+from featurestore.verification import Verification
+from featurestore.verify import verify
 from featurestore.writer import StoreWriter
 from tests.faults.harness import COUNTS, NIGHTLY
 from tests.featurestore.stores import DIMS, commit, killed_at, make_records, make_store, tree
