@@ -203,7 +203,9 @@ def settings(feature: str, config: BackboneConfig, backbone: Backbone) -> Finger
 def _input_sha256(backbone: Backbone) -> str:
     """Hex SHA-256 of the specification of what a backbone takes: its tokenizer, or its resize."""
     spec = backbone.image if modality_of(backbone) == "image" else backbone.text  # type: ignore[union-attr]
-    return hashlib.sha256(json.dumps(asdict(spec), sort_keys=True).encode("ascii")).hexdigest()
+    # These two have fields of their own.
+    rest = {k: v for k, v in asdict(spec).items() if k not in ("size", "max_length")}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode("ascii")).hexdigest()
 
 
 def _installed() -> list[str]:
