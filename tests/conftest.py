@@ -16,6 +16,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Tests that a shell runs in the background ignore Ctrl-C, and so would all that they start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# What the surroundings may have said must not decide: colours, widths, and other checkpoints.
+for _name in (
+    *("FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "LINES"),
+    *("CLIP_MODEL_ID_IMG", "CLIP_MODEL_ID_TXT", "BLIP2_MODEL_ID"),
+):
+    os.environ.pop(_name, None)
+
 # The same examples in every run but the nightly ones, and no limit on the time that one takes: what
 # a noisy machine does must not decide. Hypothesis itself chooses by whether CI is set.
 settings.register_profile(
