@@ -23,6 +23,9 @@ for _name in (
 ):
     os.environ.pop(_name, None)
 
+# A store knows how many threads made it, and builds are compared with those of other processes.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 # The same examples in every run but the nightly ones, and no limit on the time that one takes: what
 # a noisy machine does must not decide. Hypothesis itself chooses by whether CI is set.
 settings.register_profile(

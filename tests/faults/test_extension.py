@@ -7,7 +7,6 @@ holds what one that was made at once holds: for features and samples every byte 
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import signal
 from collections.abc import Mapping
@@ -28,29 +27,7 @@ from tests.faults import fakes
 from tests.faults.harness import COUNTS, DIMS, NIGHTLY, Bench, Run, different
 from tests.faults.test_sweep import Mode, expect, partials
 
-ONE = {"features": ["clip_text"], "batch_sizes": {"clip_text": 16}}
 EVERY = 1 if NIGHTLY else 9
-
-
-@pytest.fixture(scope="module")
-def grown(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Stores to extend, what they are to become, and a folder with three more samples."""
-    folder = tmp_path_factory.mktemp("grown")
-    more = folder / "more"
-    shutil.copytree(bench.data, more)
-    for stem in ("0000011", "0000012", "zzz"):
-        (more / f"{stem}.jpg").write_bytes(b"not looked at")
-        (more / f"{stem}.json").write_text(json.dumps({"plot": f"a plot of {stem}"}))
-    done = bench.run(
-        [
-            bench.build(folder / "one", **ONE),
-            bench.build(folder / "two"),
-            bench.build(folder / "sixteen", views=16),
-            bench.build(folder / "fourteen", data_dir=str(more)),
-        ]
-    )
-    assert done.kind == "done", done
-    return folder
 
 
 def features(bench: Bench, grown: Path, store: Path) -> tuple[Path, dict[str, str], Any]:
@@ -72,7 +49,6 @@ def views(bench: Bench, grown: Path, store: Path) -> tuple[Path, dict[str, str],
     assert run.kind == "done", run
     run = bench.run([bench.build(grown / "v", resume=True, views=16)])
     assert run.kind == "done", run
-    shutil.copytree(grown / "v", store.with_name("expected"))
     digest = tree_digest(grown / "v")
     shutil.rmtree(grown / "v")
     return bench.golden_store, digest, step

@@ -289,7 +289,7 @@ def test_a_producer_whose_parent_is_gone_ends_before_it_does_anything(tmp_path: 
         [sys.executable, "-P", "-c", code, *map(str, numbers), str(strangers_pid)],
         pass_fds=numbers,
         capture_output=True,
-        timeout=30,
+        timeout=300,
         check=False,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
