@@ -221,11 +221,15 @@ def truncate(path: Path, size: int) -> None:
 
 
 def move(source: Path, target: Path) -> None:
-    """Gives a file or folder another name on the same file system, durably."""
+    """Gives a file or folder another name on the same file system, durably.
+
+    The new name is made safe first: a file system that keeps the two changes apart may lose the old
+    one before, or have both for a moment, and never neither.
+    """
     with _named_errors(target):
         hook("rename", target, 0)
         source.rename(target)
-    for folder in {source.parent: None, target.parent: None}:
+    for folder in {target.parent: None, source.parent: None}:
         sync_folder(folder)
 
 

@@ -85,7 +85,7 @@ def workplace(
 
 def run(block: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        block, cwd=folder, capture_output=True, text=True, timeout=300, check=False
+        block, cwd=folder, capture_output=True, text=True, timeout=900, check=False
     )
     assert done.returncode == 0, f"{block[-1]}\n{done.stdout}\n{done.stderr}"
     return done

@@ -5,6 +5,7 @@ A feature of a text is a pure function of its tokens, in integers that float32 h
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -91,6 +92,20 @@ def loaded(wrap: dict[str, Wrap] | None = None, **changes: Any) -> Iterator[dict
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(backbones, "load", load)
         yield made
+
+
+def declared_text(request: Any) -> FakeText:
+    """An adapter, as one of a user's own: exact, and its weights are its model's last name."""
+    spec = TextSpec(tokenizer(), request.max_length or 32)
+    weights = hashlib.sha256(Path(request.model).name.encode()).hexdigest()
+    made = FakeText(request.feature, 64, spec, request.model, weights)
+    made.dtype = request.dtype
+    return made
+
+
+def other_text(request: Any) -> FakeText:
+    """Another adapter."""
+    return declared_text(request)
 
 
 def make_data(folder: Path, samples: int = SAMPLES) -> Path:
