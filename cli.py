@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from commands.build import build
+from commands.check import check
 from commands.completion import completion
 from commands.demo import demo
 from commands.files import labels, materialize
@@ -43,7 +44,7 @@ def cli() -> None:
     """
 
 
-for command in (build, materialize, labels, verify, status, demo, completion):
+for command in (build, check, materialize, labels, verify, status, demo, completion):
     cli.add_command(command)
 
 

@@ -112,7 +112,7 @@ def _build(config: BuildConfig, tell: Callable[..., None]) -> BuildReport:
         if lock is None:
             lock = _lock(config, stack)
             _refuse_late(config)
-        return _Run(plan, _writer(plan, stored, lock), tell).execute()
+        return run_plan(plan, _writer(plan, stored, lock), tell)
 
 
 def _open(config: BuildConfig) -> FeatureStore:
@@ -159,6 +159,11 @@ def _scan_facts(found: Scan) -> dict[str, Any]:
         "unmatched_texts": list(found.unmatched_texts),
         "left_out": [list(pair) for pair in found.left_out],
     }
+
+
+def run_plan(plan: Plan, writer: StoreWriter, tell: Callable[..., None]) -> BuildReport:
+    """Makes all that ``writer`` lacks of what was planned; :func:`build` says what it raises."""
+    return _Run(plan, writer, tell).execute()
 
 
 class _Run:
