@@ -16,6 +16,7 @@ import click
 from commands.build import build
 from commands.completion import completion
 from commands.demo import demo
+from commands.export import export
 from commands.files import labels, materialize
 from commands.options import say
 from commands.store import status, verify
@@ -43,7 +44,7 @@ def cli() -> None:
     """
 
 
-for command in (build, materialize, labels, verify, status, demo, completion):
+for command in (build, materialize, labels, verify, status, export, demo, completion):
     cli.add_command(command)
 
 
