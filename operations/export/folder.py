@@ -15,7 +15,10 @@ from featurestore import durable
 from featurestore.durable import PARTIAL, FileLock, PartialFile
 from featurestore.errors import ConfigError, InputError, ManyViewsError
 
-# Locked while an export is running. Without it a folder is not one that an export left behind.
+# Written last. Readers of a folder of Parquet files skip names that begin with an underscore.
+DESCRIPTION = "_export.json"
+# Locked while an export is running, and removed when the description is there. A folder with
+# neither is not one that an export left behind.
 _MARK = ".manyviews-export"
 
 
@@ -118,7 +121,8 @@ def out_folder(out_dir: Path) -> Iterator[OutFolder]:
     check_free_name(out_dir)
     partial = out_dir.with_name(out_dir.name + PARTIAL)
     mark = partial / _MARK
-    if partial.exists() and not (mark.is_file() or _is_empty_folder(partial)):
+    ours = mark.is_file() or (partial / DESCRIPTION).is_file()
+    if partial.exists() and not (ours or _is_empty_folder(partial)):
         raise InputError(
             f"{partial} is needed for the export, and no export made it.\n"
             "Move it away, or choose another --out-dir."

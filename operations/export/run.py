@@ -13,12 +13,10 @@ from featurestore import __version__
 from featurestore.errors import InputError
 from featurestore.genres import CLASS_NAMES
 from featurestore.store import free_bytes
-from operations.export.folder import OutFolder, check_free_name, out_folder
+from operations.export.folder import DESCRIPTION, OutFolder, check_free_name, out_folder
 from operations.export.formats import Format, check, load_writer
 from operations.export.plan import Export, ExportRequest, Progress, plan
 
-# Readers of a folder of Parquet files skip names that begin with an underscore.
-DESCRIPTION = "_export.json"
 ZSCORE = "_zscore.npz"
 
 
