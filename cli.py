@@ -19,6 +19,7 @@ from commands.demo import demo
 from commands.export import export
 from commands.files import labels, materialize
 from commands.options import say
+from commands.probe import probe
 from commands.store import status, verify
 from commands.version import print_version
 from featurestore.errors import ManyViewsError
@@ -44,7 +45,7 @@ def cli() -> None:
     """
 
 
-for command in (build, materialize, labels, verify, status, export, demo, completion):
+for command in (build, materialize, labels, verify, status, export, probe, demo, completion):
     cli.add_command(command)
 
 
