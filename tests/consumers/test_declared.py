@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
@@ -17,7 +16,6 @@ import pytest
 import torch
 from PIL import Image
 
-import cli
 from consumers import declared
 from consumers.build import build
 from consumers.declared import ADAPTERS, ENTRY_POINTS
@@ -28,6 +26,7 @@ from featurestore.store import FeatureStore
 from tests.conftest import ROOT
 from tests.consumers.library_models import make_library_models
 from tests.test_docs import blocks
+from tests.typed import typed
 
 PAGE = ROOT / "docs/adding-a-model.md"
 SAMPLES = 4
@@ -63,16 +62,6 @@ def here(place: Path, monkeypatch: pytest.MonkeyPatch, checkpoints: dict[str, st
     monkeypatch.chdir(place)
     monkeypatch.setenv("CLIP_MODEL_ID_IMG", checkpoints["clip_image"])
     return place
-
-
-def typed(block: str) -> None:
-    """Runs a block of the page; its commands in this process, which has the libraries loaded."""
-    record = "python() { printf '%s\\0' \"$@\" $'\\n'; }\n"
-    done = subprocess.run(["bash", "-ec", record + block], capture_output=True, check=True)
-    for line in done.stdout.decode().split("\n\0")[:-1]:
-        script, *arguments = line.split("\0")[:-1]
-        assert script == "cli.py"
-        assert cli.run_command(arguments) == 0, arguments
 
 
 def test_every_adapter_is_on_the_page() -> None:
