@@ -17,7 +17,7 @@ import cli
 from tests.conftest import ROOT
 from tools.command_reference import page
 
-BLOCK = re.compile(r"^( *)```(bash|python)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^( *)```(bash|python|toml)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?:)([^)#]*)(#[^)]*)?\)")
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 # What the set-up itself runs in CI, on a fresh machine.
