@@ -18,8 +18,10 @@ from commands.completion import completion
 from commands.demo import demo
 from commands.files import labels, materialize
 from commands.options import say
+from commands.report import report
 from commands.store import status, verify
 from commands.version import print_version
+from commands.views import views
 from featurestore.errors import ManyViewsError
 
 
@@ -43,7 +45,7 @@ def cli() -> None:
     """
 
 
-for command in (build, materialize, labels, verify, status, demo, completion):
+for command in (build, materialize, labels, verify, status, views, report, demo, completion):
     cli.add_command(command)
 
 
