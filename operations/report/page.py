@@ -64,7 +64,7 @@ def write(sources: Sources, out: Path) -> dict[str, int]:
             f"{store.path} holds nothing yet: no chunk is committed.\nTry again when one is."
         )
     sampled = choose(store)
-    data = page(store, sources, sampled).encode("ascii", "xmlcharrefreplace")
+    data = page(store, sources, sampled).encode()
     replace_file(out, data)
     return {"bytes": len(data), "samples": len(store.records), "measured": len(sampled.samples)}
 
@@ -138,8 +138,8 @@ def _measured(store: FeatureStore, sampled: Sampled) -> str:
     else:
         told = (
             f"Means, deviations, genres and bad samples are of all {done:,} samples that are done. "
-            f"Norms, planes, spread and pairs are measured on {seen:,} of them, in "
-            f"{len(sampled.chunks)} chunks spread evenly over the store"
+            f"Norms, planes, spread and pairs are measured on {seen:,} of them, chunks spread "
+            f"evenly over the store: {len(sampled.chunks)}"
         )
     without = f", without {sampled.left_out:,} with bad inputs" if sampled.left_out else ""
     return f"{told}{without}."

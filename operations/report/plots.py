@@ -68,7 +68,7 @@ def require() -> None:
 
 
 def histograms(name: str, xlabel: str, series: Sequence[tuple[str, Values]]) -> str:
-    """Histograms over each other, each of area one."""
+    """Histograms over each other, each of area one; at least one series is not empty."""
     values = [data for _, data in series if len(data)]
     low, high = min(float(v.min()) for v in values), max(float(v.max()) for v in values)
     if high - low <= 1e-6 * max(abs(low), abs(high)):  # too narrow for bins of their own

@@ -146,8 +146,9 @@ def spread(features: Sequence[FeatureFacts]) -> Markup:
     drawn, rows = [], []
     for facts in features:
         series = [("its augmented views", facts.to_clean), ("another sample", facts.to_other)]
-        svg = plots.histograms(f"cosines with the clean view, {facts.name}", "cosine", series)
-        drawn.append(figure(svg, facts.name))
+        if any(len(values) for _, values in series):
+            svg = plots.histograms(f"cosines with the clean view, {facts.name}", "cosine", series)
+            drawn.append(figure(svg, facts.name))
         numbers = (facts.variance_ratio, facts.intraclass, *map(_median, (v for _, v in series)))
         rows.append((facts.name, *(number(value, 3) for value in numbers)))
     head = ("feature", "within / between", "ICC(1)", "median: own views", "median: others")
