@@ -132,7 +132,7 @@ def bars(name: str, names: Sequence[str], values: Values, xlabel: str) -> str:
 
     def draw(axes: Any) -> None:
         axes.barh(names, values, color=COLOURS[0], height=0.72)
-        axes.invert_yaxis()
+        axes.set_ylim(len(names) - 0.4, -0.6)  # the first on top
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel(xlabel)
 

@@ -24,8 +24,8 @@ def summary(store: FeatureStore) -> Markup:
     """What the store is."""
     changed = sorted({f"{k} {v}" for e in store.ledger.entries for k, v in e.changed.items()})
     notes = [f"Made with changes that were accepted: {'; '.join(changed)}."] if changed else []
-    parts = [table("The store", ("", ""), _store_rows(store)), _feature_table(store)]
-    return section("summary", "Summary", row(parts), *map(paragraph, notes))
+    facts = table("The store", ("", ""), _store_rows(store))
+    return section("summary", "Summary", facts, _feature_table(store), *map(paragraph, notes))
 
 
 def _store_rows(store: FeatureStore) -> list[tuple[object, object]]:
@@ -206,4 +206,4 @@ def size_text(size: float) -> str:
         if size < 1000 or unit == "GB":
             break
         size /= 1000
-    return f"{size:,.0f} bytes" if unit == "bytes" else f"{size:,.1f} {unit}"
+    return f"{size:,.0f} {unit}" if unit == "bytes" else f"{size:,.1f} {unit}"

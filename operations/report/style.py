@@ -27,7 +27,7 @@ table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-num
 th,td{padding:.2rem .7rem .2rem 0;text-align:left;vertical-align:top;
 border-bottom:1px solid var(--line);overflow-wrap:break-word}
 th[scope=row]{font-weight:500}
-th[scope=row]:not(.long){white-space:nowrap}
+th[scope=row]:not(.long),td:not(.long){white-space:nowrap}
 thead th{font-weight:600;white-space:nowrap}
 .long{min-width:9rem;max-width:24rem;overflow-wrap:anywhere}
 td img{display:block;max-width:6rem;height:auto;border:1px solid var(--line)}
