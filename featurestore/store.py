@@ -239,12 +239,19 @@ class FeatureStore:
             CorruptStoreError: a chunk's moments are missing or damaged.
         """
         self.require_complete()
+        return merge(self.chunk_moments(feature, chunk) for chunk in range(self.spec.chunks))
+
+    def chunk_moments(self, feature: str, chunk: int) -> Moments:
+        """Moments over a committed chunk's rows of a feature.
+
+        Raises:
+            CorruptStoreError: not committed, missing or damaged.
+        """
         spec = self.spec.moments(feature)
-        parts = []
-        for chunk in range(self.spec.chunks):
-            mean, m2 = self._read(spec, chunk)[0]
-            parts.append(Moments(len(self.spec.samples_of(chunk)) * self.spec.views, mean, m2))
-        return merge(parts)
+        if chunk not in self.ledger:
+            raise CorruptStoreError(spec.file(chunk), "the chunk is not committed", chunk=chunk)
+        mean, m2 = self._read(spec, chunk)[0]
+        return Moments(len(self.spec.samples_of(chunk)) * self.spec.views, mean, m2)
 
     def require_complete(self) -> None:
         """Raises InputError where chunks are missing."""
