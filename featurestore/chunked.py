@@ -70,6 +70,8 @@ class ChunkedBlocks:
             numbers = np.broadcast_to(np.arange(views), (len(samples), views))
         else:
             numbers = np.full(len(samples), view) if np.ndim(view) == 0 else np.asarray(view)
+        if numbers.size and not 0 <= numbers.min() <= numbers.max() < views:
+            raise IndexError(f"views are 0 to {views - 1}")
         out = np.empty((*numbers.shape, dim), np.float32)
         chunks, positions = np.divmod(samples, self._rows)
         for chunk in np.unique(chunks):

@@ -74,9 +74,9 @@ class AugmentedLabels:
         which = np.arange(self._rows.shape[1]) if isinstance(view, str) else np.asarray(view)
         rows = samples[:, None] if isinstance(view, str) or which.ndim == 2 else samples
         self._make(*np.broadcast_arrays(rows, which))
-        found = self._rows[rows, which]
+        found: npt.NDArray[np.float32] = self._rows[rows, which]
         if isinstance(view, str) and view == "mean":
-            return found.mean(axis=1, dtype=np.float32)
+            found = found.mean(axis=1, dtype=np.float32)
         return found
 
     def _make(self, rows: npt.NDArray[np.int64], which: npt.NDArray[np.int64]) -> None:
