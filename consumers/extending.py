@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from featurestore import extension
+from featurestore.codecs import NONE
 from featurestore.config import PAPER_VIEWS, BuildConfig, CompleteConfig, Fingerprint
 from featurestore.errors import InputError, StoreMismatchError
 from featurestore.records import FEATURES, Sample
@@ -73,6 +74,7 @@ def completed(config: BuildConfig, stored: FeatureStore | None) -> CompleteConfi
             features = tuple(dict.fromkeys((*stored.features, *last.features)))
     said = {f.name: getattr(config, f.name) for f in fields(config)}
     said |= {"views": views or PAPER_VIEWS, "features": features or FEATURES}
+    said["codec"] = config.codec or (NONE if stored is None else stored.spec.codec)
     return CompleteConfig(**said)
 
 

@@ -27,6 +27,7 @@ import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
+from featurestore.codecs import FOREIGN, NONE, codec_documents, compress, decompress
 from featurestore.durable import PARTIAL, read_bytes
 from featurestore.errors import CorruptStoreError
 
@@ -35,8 +36,6 @@ CHECKSUM_BYTES = 4
 # What an array's folder holds, by name: its document and its chunks.
 _ARRAY_FILE = re.compile(r"zarr\.json|c(\.[0-9]+)+")
 
-RAW, FOREIGN = "raw", "foreign"
-_RAW_CODECS = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
 # What zarr and its codecs raise for documents and chunks that they cannot make sense of.
 _UNREADABLE = (
     OSError,
@@ -64,14 +63,14 @@ class ArraySpec:
         shape: the array's shape.
         rows: rows of the first axis in a chunk.
         dtype: ``<f4`` or ``<f8``; the fill value is NaN.
-        codec: ``raw``, or ``foreign`` for an array that somebody rewrote.
+        codec: ``none``, ``zstd``, or ``foreign`` for an array that somebody rewrote.
     """
 
     name: str
     shape: tuple[int, ...]
     rows: int
     dtype: str
-    codec: str = RAW
+    codec: str = NONE
 
     @property
     def chunk_shape(self) -> tuple[int, ...]:
@@ -85,13 +84,13 @@ class ArraySpec:
 
     @property
     def file_bytes(self) -> int:
-        """Size of a chunk's file."""
+        """Size of a chunk's file, where it is not compressed."""
         return self.chunk_bytes + CHECKSUM_BYTES
 
     @property
     def is_mappable(self) -> bool:
         """Whether chunk files hold the payload as it is."""
-        return self.codec == RAW
+        return self.codec == NONE
 
     @property
     def chunks(self) -> int:
@@ -123,22 +122,24 @@ class EncodedChunk:
     """A chunk as it goes to disk.
 
     Attributes:
-        payload: the raw bytes.
-        crc: their CRC-32C.
+        body: the payload, as its codec stores it.
+        crc: CRC-32C of the payload itself, whatever the codec.
+        body_crc: CRC-32C of the body; where nothing is compressed, the same.
     """
 
-    payload: memoryview
+    body: memoryview
     crc: int
+    body_crc: int
 
     @property
     def size(self) -> int:
         """Bytes of the file."""
-        return len(self.payload) + CHECKSUM_BYTES
+        return len(self.body) + CHECKSUM_BYTES
 
     def parts(self) -> Iterator[bytes | memoryview]:
         """The file's content, in order."""
-        yield self.payload
-        yield self.crc.to_bytes(CHECKSUM_BYTES, "little")
+        yield self.body
+        yield self.body_crc.to_bytes(CHECKSUM_BYTES, "little")
 
 
 def crc32c(data: bytes | memoryview) -> int:
@@ -150,8 +151,10 @@ def encode(spec: ArraySpec, block: npt.NDArray[Any]) -> EncodedChunk:
     """Encodes ``block`` ``[n <= rows, ...]`` as one chunk; the rows it lacks become NaN."""
     full = np.full(spec.chunk_shape, np.nan, dtype=spec.dtype)
     full[: len(block)] = block
-    payload = memoryview(full.reshape(-1).view(np.uint8).data)
-    return EncodedChunk(payload, int(google_crc32c.value(full.reshape(-1).view(np.uint8))))
+    flat = full.reshape(-1).view(np.uint8)
+    crc = int(google_crc32c.value(flat))
+    body = compress(spec.codec, flat.data)
+    return EncodedChunk(body, crc, crc if spec.codec == NONE else crc32c(body))
 
 
 def read_chunk(
@@ -178,13 +181,19 @@ def read_chunk(
         data = memoryview(read_bytes(root / file, root))
     except CorruptStoreError:
         raise CorruptStoreError(file, "the file is missing", chunk=chunk) from None
-    if len(data) != spec.chunk_bytes + CHECKSUM_BYTES:
-        expected = spec.chunk_bytes + CHECKSUM_BYTES
-        raise CorruptStoreError(file, f"{len(data)} bytes, expected {expected}", chunk=chunk)
-    flat = np.frombuffer(data[:-CHECKSUM_BYTES], np.uint8)
-    crc = google_crc32c.value(flat)
+    if spec.is_mappable and len(data) != spec.file_bytes:
+        problem = f"{len(data)} bytes, expected {spec.file_bytes}"
+        raise CorruptStoreError(file, problem, chunk=chunk)
+    body = np.frombuffer(data[:-CHECKSUM_BYTES], np.uint8)
+    crc = google_crc32c.value(body)
     if crc != int.from_bytes(data[-CHECKSUM_BYTES:], "little"):
         raise CorruptStoreError(file, "its checksum does not fit its content", chunk=chunk)
+    try:
+        flat = np.frombuffer(decompress(spec.codec, body.data, spec.chunk_bytes), np.uint8)
+    except ValueError as e:
+        raise CorruptStoreError(file, str(e), chunk=chunk) from e
+    if not spec.is_mappable:
+        crc = google_crc32c.value(flat)
     if committed not in (None, crc):
         raise CorruptStoreError(file, "its content is not what was committed", chunk=chunk)
     rows = min(spec.rows, spec.shape[0] - chunk * spec.rows)
@@ -237,16 +246,16 @@ def group_document(attributes: Mapping[str, Any]) -> bytes:
 def array_document(spec: ArraySpec, dimension_names: tuple[str, ...]) -> bytes:
     """The ``zarr.json`` of an array, as zarr writes it."""
     import zarr
-    from zarr.codecs import BytesCodec, Crc32cCodec
 
+    serializer, *compressors = codec_documents(spec.codec)
     store = zarr.storage.MemoryStore()
     zarr.create_array(
         store,
         shape=spec.shape,
         chunks=spec.chunk_shape,
         dtype=spec.dtype,
-        serializer=BytesCodec(endian="little"),
-        compressors=Crc32cCodec(),
+        serializer=serializer,
+        compressors=compressors,
         filters=None,
         fill_value=float("nan"),
         chunk_key_encoding={"name": "default", "separator": "."},
@@ -260,8 +269,8 @@ def check_array_document(root: Path, spec: ArraySpec) -> str:
     """Checks that the array's ``zarr.json`` says what the store's own record says.
 
     Returns:
-        ``raw``; or ``foreign`` where only the codecs, and what they make of chunks, are others that
-        zarr can read.
+        The codec that it should have; or ``foreign`` where only the codecs, and what they make of
+        chunks, are others that zarr can read.
 
     Raises:
         CorruptStoreError: missing, not JSON, or of another array.
@@ -282,12 +291,12 @@ def check_array_document(root: Path, spec: ArraySpec) -> str:
         },
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
     }
-    foreign = found.get("codecs") != _RAW_CODECS
+    foreign = found.get("codecs") != codec_documents(spec.codec)
     for key, value in (expected if foreign else expected | layout).items():
         if found.get(key) != value:
             raise CorruptStoreError(file, f"{key} is {found.get(key)!r}, expected {value!r}")
     if not foreign:
-        return RAW
+        return spec.codec
     try:
         _open_foreign(root, spec)
     except _UNREADABLE as e:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featurestore.chunked import ChunkedBlocks, default_cache_bytes
+from featurestore.codecs import FOREIGN
 from featurestore.errors import CorruptStoreError, InputError
 from featurestore.moments import Scale
 from featurestore.npy import map_npy
@@ -131,8 +132,9 @@ def store_rows(
     spec, array = store.spec, store.array(feature)
     n, v, d = array.shape
     source: npt.NDArray[np.float32] | ChunkedBlocks
-    if array.is_mappable:
+    if array.codec != FOREIGN:  # whose files are not those that were committed
         _require_lengths(store, feature, chunks)
+    if array.is_mappable:
         mapped = map_chunks(store.path, array, chunks, advice)
         source = mapped.reshape(-1, d)[: n * v]  # without what fills up the last chunk
     else:
@@ -142,13 +144,17 @@ def store_rows(
 
 
 def _require_lengths(store: FeatureStore, feature: str, chunks: Sequence[int]) -> None:
-    """Raises CorruptStoreError where the ledger speaks of other files than the array has."""
+    """Raises CorruptStoreError where files are not as long as the ledger says."""
     array = store.array(feature)
     for chunk in chunks:
         file = array.file(chunk)
-        size, _ = store.ledger[chunk].files.get(file, (0, 0))
-        if size != array.file_bytes:
-            problem = f"{size} bytes were committed, expected {array.file_bytes}"
+        committed, _ = store.ledger[chunk].files.get(file, (None, 0))
+        try:
+            found = array.file_bytes if array.is_mappable else (store.path / file).stat().st_size
+        except OSError as e:
+            raise CorruptStoreError(file, e.strerror or str(e), chunk=chunk) from None
+        if found != committed:
+            problem = f"{found} bytes, and {committed} were committed"
             raise CorruptStoreError(file, problem, chunk=chunk)
 
 

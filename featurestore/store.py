@@ -28,6 +28,7 @@ import numpy.typing as npt
 
 from featurestore import arrays, durable
 from featurestore.arrays import ArraySpec
+from featurestore.codecs import CODECS, NONE
 from featurestore.config import Fingerprint
 from featurestore.errors import ConfigError, CorruptStoreError, InputError, StoreMismatchError
 from featurestore.ledger import Ledger
@@ -51,17 +52,19 @@ class StoreSpec:
         views: V, the clean one included.
         chunk: K, samples per chunk.
         dims: D per feature, in the order they are made.
+        codec: of the features' chunks, ``none`` or ``zstd``.
     """
 
     samples: int
     views: int
     chunk: int
     dims: Mapping[str, int]
+    codec: str = NONE
 
     def feature(self, name: str) -> ArraySpec:
         """The array of a feature, float32 ``[N, V, D]``."""
         shape = (self.samples, self.views, self.dims[name])
-        return ArraySpec(name, shape, self.chunk, "<f4")
+        return ArraySpec(name, shape, self.chunk, "<f4", self.codec)
 
     def moments(self, name: str) -> ArraySpec:
         """The array of a feature's moments, float64 ``[chunks, 2, D]``."""
@@ -117,6 +120,8 @@ def _parse_shape(shape: Mapping[str, Any]) -> StoreSpec:
     numbers = (spec.samples, spec.views, spec.chunk, *spec.dims.values())
     if not spec.dims or not all(type(number) is int and number > 0 for number in numbers):
         raise ValueError(f"no shape of a store: {dict(shape)}")
+    if spec.codec not in CODECS:
+        raise ValueError(f"codec {spec.codec!r}, known are {', '.join(CODECS)}")
     return spec
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featurestore import arrays, durable, extension
+from featurestore.codecs import FOREIGN
 from featurestore.config import Fingerprint
 from featurestore.errors import CorruptStoreError, InputError
 from featurestore.ledger import ChunkEntry, Ledger
@@ -77,7 +78,7 @@ class StoreWriter(FeatureStore):
     def _require_own_codecs(self) -> None:
         """Raises CorruptStoreError where an array was rewritten: it can be read, not built on."""
         for name in self.features:
-            if self.array(name).codec == arrays.FOREIGN:
+            if self.array(name).codec == FOREIGN:
                 advice = "Restore the array, or build again into another --store."
                 problem = "its codecs are not those of the build"
                 raise CorruptStoreError(f"{name}/zarr.json", problem, advice=advice)
