@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
+from featurestore.batches import Batch
 from featurestore.errors import ConfigError, InputError
 from featurestore.reader import Advice
 from featurestore.shared_epoch import LocalEpoch, SharedEpoch
@@ -203,18 +204,16 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
             TypeError: not an integer.
         """
         if isinstance(item, slice):
-            return self.__getitems__(range(len(self))[item])
+            return list(self.__getitems__(range(len(self))[item]))
         number = operator.index(item)
         if not -len(self) <= number < len(self):
             raise IndexError(f"item {number} of a dataset of {len(self)}")
         batch = self._batch(self.indices[[number]])
         return {name: value[0] for name, value in batch.items()}
 
-    def __getitems__(self, items: Sequence[int]) -> list[dict[str, torch.Tensor]]:
+    def __getitems__(self, items: Sequence[int]) -> Batch:
         """Several items with one read per feature; what ``DataLoader`` calls."""
-        batch = self.batch(items)
-        names, columns = list(batch), [column.unbind() for column in batch.values()]
-        return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+        return Batch(self.batch(items))
 
     def batch(self, items: Sequence[int] | npt.NDArray[np.integer]) -> dict[str, torch.Tensor]:
         """Several items as one dictionary of stacked tensors: the fastest way to read.

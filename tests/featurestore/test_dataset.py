@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from featurestore.dataset import FeatureDataset
 from featurestore.errors import ConfigError, CorruptStoreError, InputError
@@ -136,6 +136,24 @@ def test_batches_equal_items(world):
             assert torch.equal(value, batch[name][row])
     with pytest.raises(IndexError):
         dataset.batch([11])
+
+
+def test_a_batch_is_the_list_of_its_items(world):
+    dataset = world.open(views="pair")
+    items = dataset.__getitems__([4, 0, 9])
+    assert len(items) == 3
+    assert [item["index"].item() for item in items] == [4, 0, 9]
+    assert [item["index"].item() for item in items[1:]] == [0, 9]
+    assert items[-1]["index"].item() == 9
+    with pytest.raises(IndexError):
+        items[3]
+    whole, apart = default_collate(items), default_collate(list(items))
+    assert list(whole) == list(apart) == ["clip_image", "clip_text", "index"]
+    assert all(torch.equal(whole[name], apart[name]) for name in whole)
+    # Not taken apart: that would be ten times the work of reading.
+    assert whole["clip_text"] is items.stacked["clip_text"]
+    kept = DataLoader(dataset, batch_size=3, collate_fn=lambda batch: [dict(i) for i in batch])
+    assert [len(batch) for batch in kept] == [3, 3, 3, 2]
 
 
 def test_tensors_are_copies(world):
