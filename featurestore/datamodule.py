@@ -28,8 +28,9 @@ from featurestore.errors import ConfigError, InputError
 from featurestore.label_files import read_ids, read_labels
 from featurestore.materialize import PREFIX
 from featurestore.moments import Scale, scale_of
+from featurestore.npy_folder import read_manifest
 from featurestore.records import stems_sha256
-from featurestore.rows import FeatureRows, npy_rows, read_manifest, store_rows
+from featurestore.rows import FeatureRows, npy_rows, store_rows
 from featurestore.scaling import scale_for
 from featurestore.splits import Split, read_split
 from featurestore.store import FeatureStore
