@@ -129,6 +129,14 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
         """Chooses the draw of the ``random`` policy; call it before each epoch."""
         self.epoch = epoch
 
+    def state_dict(self) -> dict[str, int]:
+        """The epoch; torchdata's ``StatefulDataLoader`` brings it to its workers."""
+        return {"epoch": self.epoch}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Takes the epoch over."""
+        self.set_epoch(state["epoch"])
+
     @property
     def stems(self) -> list[str]:
         """The stem of each item."""
