@@ -1,4 +1,4 @@
-"""How much memory can still be had."""
+"""How much memory this process can still have."""
 
 from __future__ import annotations
 

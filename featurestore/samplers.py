@@ -19,6 +19,7 @@ from torch.utils.data import Sampler
 from featurestore import ordering
 from featurestore.errors import ConfigError
 from featurestore.ordering import Integers
+from featurestore.readahead import Readahead
 from featurestore.sharding import Shard, Shuffle
 
 _STATE_VERSION = 1
@@ -68,7 +69,8 @@ class FeatureBatchSampler(Sampler[list[int]]):
             raise ConfigError(f"batch_size is at least 1, found {batch_size}.")
         self.batch_size, self.shuffle, self.shard = batch_size, shuffle, shard
         self.drop_last = drop_last
-        self._dataset, self._count = dataset, len(dataset)
+        self._dataset: Any = dataset
+        self._count = len(dataset)
         self._chunk_of = _chunks_of(dataset) if shuffle and shuffle.window else None
         self._steps = self._checked_steps()
         self._epoch = 0
@@ -159,12 +161,23 @@ class FeatureBatchSampler(Sampler[list[int]]):
         # Loaders make iterators that they never start; only one that starts uses up the position.
         start, self._start = self._start, 0
         epoch, order = self._epoch, self.order()
+        ahead = self._readahead(order, self._stop(start - 1, self.shard.rank) if start else 0)
         for step in range(start, self._steps):
             self._done = step + 1
             stop = self._stop(step, self.shard.rank)
+            if ahead is not None:
+                ahead.reach(stop)
             yield order[stop - self.size(step) : stop].tolist()
-        if self._epoch == epoch:
-            self.set_epoch(epoch + 1)
+        if self._epoch == epoch:  # the dataset is told later: workers may still be reading for it
+            self._epoch, self._done = epoch + 1, 0
+
+    def _readahead(self, order: Integers, position: int) -> Readahead | None:
+        shuffle, chunk_of = self.shuffle, self._chunk_of
+        if shuffle is None or shuffle.window is None or chunk_of is None or not shuffle.readahead:
+            return None
+        ahead = Readahead(self._dataset, chunk_of[order], shuffle.window)
+        ahead.skip(position)
+        return ahead
 
     def set_epoch(self, epoch: int) -> None:
         """Makes this the current epoch; where it is already, what was loaded or done stays."""

@@ -20,15 +20,20 @@ class Shuffle:
         window: None for one shuffle of everything. A number of chunks for stores larger than
             memory: chunks come in random order and items are shuffled within so many of them, so
             that while a batch is read, no more than these chunks are.
+        readahead: whether chunks of the next window are read from the disk meanwhile, as a whole.
+            For ``views="all"`` and for slow disks; a fast one finds single views quicker alone.
 
     Raises:
-        ConfigError: the window holds no chunk.
+        ConfigError: the window holds no chunk, or there is none to read ahead for.
     """
 
     seed: int = 0
     window: int | None = None
+    readahead: bool = False
 
     def __post_init__(self) -> None:
+        if self.readahead and self.window is None:
+            raise ConfigError("Reading ahead needs a window: it is of the window's chunks.")
         if self.window is not None and self.window < 1:
             raise ConfigError(f"A window of a shuffle is 1 chunk or more, found {self.window}.")
 

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featurestore.errors import ConfigError
-from featurestore.memory import available_bytes as available_bytes
+from featurestore.memory import available_bytes
 from producers.image_views import ImageSpec
 
 _ALIGN_BYTES = 64
