@@ -7,10 +7,10 @@ store whose labels are sorted, so it is measured with 23 labels in long runs: ho
 labels are from those of all samples (total variation distance, 0 to 1), as a multiple of what a
 full shuffle gives.
 
-How fast: the page cache holds 16 chunks and forgets the rest, as for a store much larger than memory:
-it is emptied (posix_fadvise) and the store opened again after as many items as 16 chunks have. The
-reader is told that there is no memory to keep a store in. Bytes from the disk are counted by the
-kernel (/proc/self/io), and so are page faults. Then the same with the whole store in memory.
+How fast: the page cache holds 16 chunks and forgets the rest, as for a store much larger than
+memory: it is emptied (posix_fadvise) and the store opened again after as many items as 16 chunks
+have. The reader is told that there is no memory to keep a store in. Bytes from the disk are counted
+by the kernel (/proc/self/io), and so are page faults. Then the same with the store in memory.
 """
 
 from __future__ import annotations

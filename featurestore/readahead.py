@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from featurestore.dataset import FeatureDataset
+from featurestore.errors import ConfigError
 from featurestore.ordering import Integers
 
 
@@ -25,6 +26,9 @@ class Readahead:
             dataset: its features' chunk files are asked for.
             chunk_of: int64 ``[m]``, the chunk of each item in the order of the epoch.
             window: how many chunks the shuffle reads from at a time.
+
+        Raises:
+            ConfigError: the dataset has no chunk files: it is of materialized ones.
         """
         _, first = np.unique(chunk_of, return_index=True)
         self._first = np.sort(first)  # where each chunk is read from first
@@ -32,6 +36,9 @@ class Readahead:
         self._window, self._items, self._asked = window, len(chunk_of), 0
         store = dataset.store
         self._arrays = [(store.path, store.spec.feature(name)) for name in dataset.features]
+        for root, array in self._arrays:
+            if not (root / array.name).is_dir():
+                raise ConfigError(f"{root} holds no chunks to read ahead; set readahead=False.")
 
     def reach(self, position: int) -> None:
         """Asks for what is needed until a window after ``position``, and was not asked for."""

@@ -30,14 +30,14 @@ class Residency:
             ``random``: one view per sample and epoch; ``pair``: two different ones. Both depend on
             (seed, epoch, sample) alone; they are not the draws of ``FeatureDataset``.
         seed: of the draws.
-        dtype: features are kept in; float16 and bfloat16 take half the memory.
+        dtype: features are kept in, by default the dataset's; bfloat16 takes half the memory.
         spare_bytes: left free for the model.
     """
 
     views: Sequence[int] | None = None
     draw: str | None = None
     seed: int = 0
-    dtype: torch.dtype = torch.float32
+    dtype: torch.dtype | None = None
     spare_bytes: int = 1 << 30
 
 
@@ -116,7 +116,7 @@ class ResidentFeatures:
             return rows
         if self._keep.views is not None:
             rows = rows[:, list(self._keep.views)]
-        return rows.to(self._keep.dtype)
+        return rows if self._keep.dtype is None else rows.to(self._keep.dtype)
 
     def _require_room(self) -> None:
         wanted, free = self.nbytes + self._keep.spare_bytes, _free_bytes(self.device)
