@@ -1,4 +1,8 @@
-"""Lightning, where it is installed: the one place that imports it."""
+"""Lightning, where it is installed: the one place that imports it.
+
+Lightning imports torchvision. Importing this module first, as the datamodule does, makes that work
+beside a CPU build of torch too, also where a script imports Lightning itself.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +12,11 @@ from typing import Any
 from featurestore.errors import ConfigError
 from featurestore.torchvision_ops import ensure_importable
 
+ensure_importable()
+
 
 def lightning_module() -> Any:
     """Lightning under either of its names, or None."""
-    ensure_importable()
     for name in ("lightning.pytorch", "pytorch_lightning"):
         try:
             return import_module(name)
