@@ -303,6 +303,48 @@ def test_lightning_sets_the_epoch_of_our_batch_sampler(folders):
     assert (sampler.epoch, dataset.epoch) == (7, 7)
 
 
+@pytest.mark.filterwarnings("ignore")  # Lightning's, of a machine with so few cores
+def test_a_trainer_goes_on_in_the_middle_of_an_epoch(folders, tmp_path):
+    from lightning.pytorch import LightningModule, Trainer
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    from featurestore import DeviceBatches, FeatureBatchSampler, FeatureDataset
+
+    class Model(LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(64, 1)
+            self.seen = []
+
+        def training_step(self, batch, number):
+            self.seen.append((self.current_epoch, number, batch["index"], batch["clip_image"]))
+            return self.layer(batch["clip_image"]).square().mean()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=1e-3)
+
+    def fit(**keywords):
+        dataset = FeatureDataset(folders / "store", ["clip_image"], views="random")
+        batches = DeviceBatches(dataset, FeatureBatchSampler(dataset, 4), "cpu")
+        saved = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
+        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        model = Model()
+        trainer = Trainer(accelerator="cpu", max_epochs=3, callbacks=[saved], **quiet)
+        trainer.fit(model, batches, **keywords)
+        return model.seen
+
+    whole = fit()
+    assert [seen[:2] for seen in whole] == [(e, n) for e in range(3) for n in range(4)]
+    assert not torch.equal(whole[0][2], whole[4][2])  # another order
+    for step in (1, 4, 7):  # the first batch, the end of an epoch, the middle of one
+        tail = fit(ckpt_path=tmp_path / f"step={step}.ckpt")
+        assert len(tail) == 12 - step
+        for found, wanted in zip(tail, whole[step:], strict=True):
+            assert found[:2] == wanted[:2]
+            assert torch.equal(found[2], wanted[2])
+            assert torch.equal(found[3], wanted[3])
+
+
 def test_factories_read_the_published_variables(folders, monkeypatch):
     monkeypatch.setenv("OTHER_BACKBONES_DIR_IMDB1_AUG70", str(folders / "embeddings"))
     monkeypatch.setenv("IMDB1_LABELS_DIR_23", str(folders / "labels"))

@@ -22,7 +22,7 @@ def built(demo_data, checkpoints, tmp_path_factory):
         models=checkpoints,
         device="cpu",
         workers=2,
-        views=8,
+        views=4,
         chunk=16,
     )
     build(config)
