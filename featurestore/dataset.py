@@ -181,6 +181,14 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
         """
         self._epoch.value = epoch
 
+    def state_dict(self) -> dict[str, int]:
+        """The epoch; torchdata's ``StatefulDataLoader`` brings it to its workers."""
+        return {"epoch": self.epoch}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Takes the epoch over."""
+        self.set_epoch(state["epoch"])
+
     @property
     def stems(self) -> list[str]:
         """The stem of each item."""
