@@ -14,10 +14,13 @@ from typing import Any
 import click
 
 from commands.build import build
+from commands.check import check
 from commands.completion import completion
 from commands.demo import demo
+from commands.export import export
 from commands.files import labels, materialize
 from commands.options import say
+from commands.probe import probe
 from commands.store import status, verify
 from commands.version import print_version
 from featurestore.errors import ManyViewsError
@@ -43,7 +46,11 @@ def cli() -> None:
     """
 
 
-for command in (build, materialize, labels, verify, status, demo, completion):
+for command in (
+    *(check, build, status, verify),
+    *(materialize, labels, export, probe),
+    *(demo, completion),
+):
     cli.add_command(command)
 
 

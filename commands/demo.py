@@ -24,7 +24,7 @@ def demo(out_dir: Path) -> int:
     Example:
       python cli.py demo --out-dir demo
     """
-    from consumers.demo import run
+    from operations.demo import run
 
     run(out_dir, say=say)
     return 0

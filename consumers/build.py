@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy.typing as npt
 from consumers import backbones as registry
 from consumers.batching import ImageBatcher, TextBatcher
 from consumers.committing import Committer, MadeChunk
-from consumers.extending import completed, find_extension
+from consumers.extending import completed, find_extension, naming_extension
 from consumers.notices import slow_paths
 from consumers.plan import INPUT_CACHE, Plan, check_intent, make_plan, refuse_bad
 from consumers.running import Batcher, EndedChunk
@@ -111,7 +112,7 @@ def _build(config: BuildConfig, tell: Callable[..., None]) -> BuildReport:
         if lock is None:
             lock = _lock(config, stack)
             _refuse_late(config)
-        return _Run(plan, _writer(plan, stored, lock), tell).execute()
+        return run_plan(plan, _writer(plan, stored, lock), tell)
 
 
 def _open(config: BuildConfig) -> FeatureStore:
@@ -130,7 +131,8 @@ def _writer(plan: Plan, stored: FeatureStore | None, lock: FileLock) -> StoreWri
     if plan.wanted is None:
         return writer
     if plan.wanted.made is not None:
-        return StoreWriter.of(plan.wanted.made, lock)
+        with naming_extension():
+            return StoreWriter.of(plan.wanted.made, lock)
     make_folder(path / EXTENSION / RECORDS)
     return stores.create(path / EXTENSION, plan.spec, plan.fingerprint, samples, lock)
 
@@ -157,6 +159,11 @@ def _scan_facts(found: Scan) -> dict[str, Any]:
         "unmatched_texts": list(found.unmatched_texts),
         "left_out": [list(pair) for pair in found.left_out],
     }
+
+
+def run_plan(plan: Plan, writer: StoreWriter, tell: Callable[..., None]) -> BuildReport:
+    """Makes all that ``writer`` lacks of what was planned; :func:`build` says what it raises."""
+    return _Run(plan, writer, tell).execute()
 
 
 class _Run:
@@ -241,24 +248,18 @@ class _Run:
             ProducerPool(plan.job, samples, workers=workers, timeout_s=timeout_s) as pool,
             Committer(self._commit) as committer,
         ):
+            settle = partial(self._settle, committer, pool, start)
 
-            def settle() -> None:
-                """Waits for the chunk that is being written, if there is one, and tells of it."""
-                made = committer.settle()
-                if made is not None:
-                    self._report.built += len(made.records)
-                    self._report.seconds = time.monotonic() - start
-                    self._report.waited_s = pool.waited_s
-                    self._report.replaced = pool.replaced
-                    facts = _chunk_facts(made.records, self._report)
-                    self._tell("chunk", chunk=made.chunk, **facts)
+            def settle_written() -> None:
+                """Tells of a chunk that is written by now, or raises what came in its way."""
+                if committer.done:
+                    settle()
 
             for chunk in missing:
                 records: list[SampleRecord] = []
                 for _ in self._writer.spec.samples_of(chunk):
-                    records.append(self._sample(pool))
-                    if committer.done:
-                        settle()
+                    records.append(self._sample(pool, settle_written))
+                    settle_written()
                 ended = [[b.end() for b in batchers] for batchers in self._batchers.values()]
                 self._refuse_bad(records)
                 settle()
@@ -269,9 +270,20 @@ class _Run:
             if stopped and not self._writer.complete:
                 raise _interrupted(stopped[0], self._writer)
 
-    def _sample(self, pool: ProducerPool) -> SampleRecord:
+    def _settle(self, committer: Committer, pool: ProducerPool, start: float) -> None:
+        """Waits for the chunk that is being written, if there is one, and tells of it."""
+        made = committer.settle()
+        if made is None:
+            return
+        self._report.built += len(made.records)
+        self._report.seconds = time.monotonic() - start
+        self._report.waited_s = pool.waited_s
+        self._report.replaced = pool.replaced
+        self._tell("chunk", chunk=made.chunk, **_chunk_facts(made.records, self._report))
+
+    def _sample(self, pool: ProducerPool, waiting: Callable[[], None]) -> SampleRecord:
         """Takes one sample and launches what is full of it."""
-        views = pool.take()
+        views = pool.take(waiting)
         self._add(views)
         pool.release(views)
         self._tell("sample", filled=pool.filled, waited_s=pool.waited_s)

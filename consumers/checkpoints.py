@@ -102,9 +102,9 @@ class Checkpoint:
             raise
         except (OSError, EOFError, UnpicklingError, SafetensorError) as error:
             files = ", ".join(self.weights()[:3])
-            raise self.error(f"cannot be read ({files} …): {_one_line(error)}") from error
+            raise self.error(f"cannot be read ({files} …): {one_line(error)}") from error
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            raise self.error(f"cannot be loaded: {_one_line(error)}") from error
+            raise self.error(f"cannot be loaded: {one_line(error)}") from error
 
     def check_loaded(self, report: dict[str, Any]) -> None:
         """Raise ConfigError if transformers' loading report names a weight that was not loaded."""
@@ -128,6 +128,18 @@ def resolve(model: str, feature: str = "FEATURE", *, open_clip: bool = False) ->
     Raises:
         ConfigError: neither a folder nor a checkpoint that could be fetched.
     """
+    found = resolve_folder(model, feature, open_clip=open_clip)
+    if found is not None:
+        return found
+    return _open(model, _fetch(model, feature, open_clip), feature, open_clip)
+
+
+def resolve_folder(model: str, feature: str, *, open_clip: bool = False) -> Checkpoint | None:
+    """What :func:`resolve` finds in a local folder; None for a hub id.
+
+    Raises:
+        ConfigError: a folder's name, and there is none, or its ``config.json`` cannot be read.
+    """
     folder = Path(model).expanduser()
     if folder.is_dir():
         # absolute() keeps symbolic links: a link's own name is what the user chose.
@@ -137,7 +149,35 @@ def resolve(model: str, feature: str = "FEATURE", *, open_clip: bool = False) ->
             f"{model} is not a folder.\n"
             f"Give a checkpoint's folder or a hub id with --model {feature}=ID_OR_DIR."
         )
-    return _open(model, _fetch(model, feature, open_clip), feature, open_clip)
+    return None
+
+
+def resolve_cached(model: str, feature: str, *, open_clip: bool = False) -> Checkpoint | None:
+    """What :func:`resolve` would find in the hub's cache on this machine; maybe not all of it.
+
+    Raises:
+        ConfigError: its ``config.json`` cannot be read.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(model, local_files_only=True))
+    except hub_errors():
+        return None
+    return _open(model, folder, feature, open_clip)
+
+
+def bytes_on_the_hub(model: str, *, open_clip: bool = False) -> int:
+    """Size of the files that :func:`resolve` would fetch. Asks the hub.
+
+    Raises:
+        Exception: one of :func:`hub_errors`; no such model, or no way to the hub.
+    """
+    from huggingface_hub import HfApi
+
+    files = HfApi().model_info(model, files_metadata=True).siblings or []
+    sizes = {file.rfilename: file.size or 0 for file in files}
+    return sum(sizes[name] for name in wanted_files(sizes, open_clip=open_clip))
 
 
 def _open(name: str, folder: Path, feature: str, open_clip: bool) -> Checkpoint:
@@ -160,7 +200,7 @@ def read_json(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise checkpoint.error(f"has an unreadable {name}: {_one_line(error)}") from error
+        raise checkpoint.error(f"has an unreadable {name}: {one_line(error)}") from error
     if not isinstance(value, dict):
         raise checkpoint.error(f"has a {name} that is not a JSON object")
     return value
@@ -169,7 +209,7 @@ def read_json(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
 def _fetch(model: str, feature: str, open_clip: bool) -> Path:
     from huggingface_hub import HfApi, snapshot_download
 
-    failures = _hub_errors()
+    failures = hub_errors()
     try:
         wanted = wanted_files(HfApi().list_repo_files(model), open_clip=open_clip)
         return Path(snapshot_download(model, allow_patterns=list(wanted)))
@@ -180,12 +220,12 @@ def _fetch(model: str, feature: str, open_clip: bool) -> Path:
         except failures:
             raise ConfigError(
                 f"{model} is no local folder, and could not be had from the hub or its cache:\n"
-                f"  {_one_line(error)}\n"
+                f"  {one_line(error)}\n"
                 f"Check the name and the network, or give a folder: --model {feature}=DIR."
             ) from error
 
 
-def _hub_errors() -> tuple[type[Exception], ...]:
+def hub_errors() -> tuple[type[Exception], ...]:
     """What huggingface_hub raises; its HTTP library, and so its errors' base, changes over time."""
     from huggingface_hub import errors
 
@@ -209,6 +249,7 @@ def _read_sha256(path: Path, size: int, mtime_ns: int) -> str:  # noqa: ARG001  
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """An error's message in one line of bounded length."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 300 else f"{text[:299]}…"

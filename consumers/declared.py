@@ -8,9 +8,11 @@ loads neither torch nor a model library.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from typing import Any, cast
 
@@ -180,6 +182,11 @@ def settings(feature: str, config: BackboneConfig, backbone: Backbone) -> Finger
         ConfigError: a setting has a name or a value that a fingerprint cannot have.
     """
     found: dict[str, Any] = dict(getattr(backbone, "settings", {}))
+    if config.adapter not in ADAPTERS:
+        # What ours make of their settings and checkpoint is in the fields that they give. Of
+        # another's only this is known: what it was asked for, and what producers make for it.
+        asked = {name: getattr(config, name) for name in ("pooling", "size", "max_length")}
+        found = {**asked, "input_sha256": _input_sha256(backbone), **found}
     side = backbone.image.size if modality_of(backbone) == "image" else 0  # type: ignore[union-attr]
     found |= {"size": side} if side else {"max_length": backbone.text.max_length}  # type: ignore[union-attr]
     for name, value in found.items():
@@ -191,6 +198,14 @@ def settings(feature: str, config: BackboneConfig, backbone: Backbone) -> Finger
     return {f"{feature}.{name}": value for name, value in found.items()} | {
         f"{feature}.adapter": config.adapter
     }
+
+
+def _input_sha256(backbone: Backbone) -> str:
+    """Hex SHA-256 of the specification of what a backbone takes: its tokenizer, or its resize."""
+    spec = backbone.image if modality_of(backbone) == "image" else backbone.text  # type: ignore[union-attr]
+    # These two have fields of their own.
+    rest = {k: v for k, v in asdict(spec).items() if k not in ("size", "max_length")}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode("ascii")).hexdigest()
 
 
 def _installed() -> list[str]:

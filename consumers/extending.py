@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
 from featurestore import extension
 from featurestore.config import PAPER_VIEWS, BuildConfig, CompleteConfig, Fingerprint
-from featurestore.errors import InputError, StoreMismatchError
+from featurestore.errors import CorruptStoreError, InputError, StoreMismatchError
 from featurestore.records import FEATURES, Sample
 from featurestore.store import EXTENSION, FeatureStore
 from producers.source import Scan
@@ -66,7 +67,8 @@ def completed(config: BuildConfig, stored: FeatureStore | None) -> CompleteConfi
     """The configuration with what was not said: the store's own, or the paper's."""
     views, features = config.views, config.features
     if stored is not None:
-        made = _made(stored)
+        # What the store itself lacks comes first: only a complete one is added to.
+        made = _made(stored) if stored.complete else None
         last = stored if made is None else made
         views = views or last.spec.views
         if features is None or (stored.complete and set(features) <= set(stored.features)):
@@ -159,8 +161,20 @@ def some(items: Sequence[str]) -> str:
     return ", ".join(items[:_LISTED]) + more
 
 
+@contextmanager
+def naming_extension() -> Iterator[None]:
+    """Names a damaged file of an extension as what it is in the store that is extended."""
+    try:
+        yield
+    except CorruptStoreError as e:
+        raise CorruptStoreError(f"{EXTENSION}/{e.file}", e.problem, chunk=e.chunk) from e
+
+
 def _made(stored: FeatureStore) -> FeatureStore | None:
-    return FeatureStore(stored.path / EXTENSION) if extension.is_unfinished(stored.path) else None
+    if not extension.is_unfinished(stored.path):
+        return None
+    with naming_extension():
+        return FeatureStore(stored.path / EXTENSION)
 
 
 def _is_begun(wanted: Extension, config: CompleteConfig, found: Scan, new: Sequence[str]) -> bool:

@@ -91,12 +91,13 @@ class Meter:
         rate = self.samples_per_s
         return (
             f"{self.done:,}/{self.total:,} samples, {rate:.1f} samples/s, "
-            f"{rate * self.views:,.0f} views/s, {_duration(self.eta_s)} left, "
+            f"{rate * self.views:,.0f} views/s, {clock(self.eta_s)} left, "
             f"queue {self.filled}/{self.slots}, slower side: {self.bottleneck}"
         )
 
 
-def _duration(seconds: float | None) -> str:
+def clock(seconds: float | None) -> str:
+    """A time left as hours, minutes and seconds: ``1:02:03``."""
     if seconds is None:
         return "unknown time"
     minutes, rest = divmod(round(seconds), 60)
@@ -221,7 +222,7 @@ class LiveDisplay:
         first = Table.grid(padding=(0, 2))
         first.add_row(
             ProgressBar(total=max(1, meter.total), completed=meter.done, width=40),
-            f"{meter.done:,}/{meter.total:,}, {_duration(meter.eta_s)} left",
+            f"{meter.done:,}/{meter.total:,}, {clock(meter.eta_s)} left",
         )
         rate = meter.samples_per_s
         second = (

@@ -15,6 +15,7 @@ import fcntl
 import json
 import os
 import socket
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,9 @@ from typing import Any
 from featurestore.errors import CorruptStoreError, StorageError, StorageFullError, StoreLockedError
 
 PARTIAL = ".partial"
+
+# How long to wait for those who only look at who holds a lock.
+_LOOKS, _LOOK_S = 5, 0.01
 
 _FULL = {errno.ENOSPC: "no space left", errno.EDQUOT: "the disk quota is reached"}
 
@@ -221,11 +225,15 @@ def truncate(path: Path, size: int) -> None:
 
 
 def move(source: Path, target: Path) -> None:
-    """Gives a file or folder another name on the same file system, durably."""
+    """Gives a file or folder another name on the same file system, durably.
+
+    The new name is made safe first: a file system that keeps the two changes apart may lose the old
+    one before, or have both for a moment, and never neither.
+    """
     with _named_errors(target):
         hook("rename", target, 0)
         source.rename(target)
-    for folder in {source.parent: None, target.parent: None}:
+    for folder in {target.parent: None, source.parent: None}:
         sync_folder(folder)
 
 
@@ -284,7 +292,7 @@ class FileLock:
             is_new = not path.exists()
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _take(self._fd)
         except OSError as e:
             holder = _read_holder(self._fd)
             os.close(self._fd)
@@ -308,6 +316,22 @@ class FileLock:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def _take(fd: int) -> None:
+    """Takes a lock at once, or after the instant in which :func:`lock_holder` looks at it.
+
+    Raises:
+        OSError: somebody holds it.
+    """
+    for _ in range(_LOOKS):
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_LOOK_S)
+        else:
+            return
+    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _read_holder(fd: int) -> dict[str, Any]:

@@ -134,18 +134,20 @@ class CorruptStoreError(ManyViewsError):
     Attributes:
         file: the damaged file, relative to the store.
         chunk: the chunk it belongs to, or None.
+        problem: what is wrong with it.
     """
 
     def __init__(
-        self, file: str, message: str, *, chunk: int | None = None, advice: str = ""
+        self, file: str, problem: str, *, chunk: int | None = None, advice: str = ""
     ) -> None:
         self.file = file
         self.chunk = chunk
+        self.problem = problem
         advice = advice or (
             "`verify` lists all damage; `verify --repair` and then `build --resume` mend chunks."
         )
         where = file if chunk is None else f"{file} (chunk {chunk})"
-        super().__init__(f"{where} is damaged: {message}\n{advice}")
+        super().__init__(f"{where} is damaged: {problem}\n{advice}")
 
 
 class StorageError(ManyViewsError):

@@ -26,7 +26,7 @@ from featurestore.records import FEATURES, is_feature_name
 from featurestore.scaling import scale_for
 from featurestore.splits import read_split
 from featurestore.store import FeatureStore, free_bytes, record_crc32c
-from featurestore.verify import Finding
+from featurestore.verification import Finding
 
 PREFIX = "mm_imdb1_globals_aug70"
 _INDEX_HEADER = ("aug_idx", "orig_idx", "view", "stem", "image_name", "text_len")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import reprlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,16 +49,60 @@ def read_split(split_json: Path | str, stems: Sequence[str]) -> Split:
             not hold, or puts one into two parts.
     """
     path = Path(split_json)
+    found = compare_split(path, stems)
+    for key, entries in found.unknown.items():
+        if entries:
+            raise InputError(
+                f"{path}: {len(entries):,} of {found.entries[key]:,} entries of {key} name no "
+                f"sample: {_some(entries)}.\n"
+                "Is this the split of another data set, or are files missing?"
+            )
+    _refuse_overlap(path, found, stems)
+    return Split(**{name: np.array(sorted(p), np.int64) for name, p in found.parts.items()})
+
+
+@dataclass(frozen=True, slots=True)
+class SplitComparison:
+    """A split file next to the stems it speaks about, whatever is wrong with it.
+
+    Attributes:
+        parts: the indices of ``train``, ``val`` and ``test``.
+        entries: how many entries each of the file's keys has.
+        unknown: the entries of each of the file's keys that name no sample.
+    """
+
+    parts: Mapping[str, set[int]]
+    entries: Mapping[str, int]
+    unknown: Mapping[str, list[object]]
+
+    def overlap(self) -> Iterator[tuple[str, str, list[int]]]:
+        """Two parts, and the sorted indices that are in both, for each pair that has some."""
+        for first, second in (("train", "val"), ("train", "test"), ("val", "test")):
+            shared = sorted(self.parts[first] & self.parts[second])
+            if shared:
+                yield first, second, shared
+
+
+def compare_split(path: Path, stems: Sequence[str]) -> SplitComparison:
+    """Reads a split file without refusing what it names; see :func:`read_split` for its form.
+
+    Raises:
+        InputError: the file is missing, not JSON, or lacks a part.
+    """
     document = _read_document(path)
     positions = {stem: index for index, stem in enumerate(stems)}
     width = max(map(len, stems), default=0)
     val_key = "dev" if "dev" in document else "val"
-    parts = {}
+    parts: dict[str, set[int]] = {}
+    counts: dict[str, int] = {}
+    unknown: dict[str, list[object]] = {}
     for name, key in (("train", "train"), ("val", val_key), ("test", "test")):
         entries = _entries(path, document, key)
-        parts[name] = _indices(path, key, entries, positions, width)
-    _refuse_overlap(path, parts, stems)
-    return Split(**{name: np.array(sorted(found), np.int64) for name, found in parts.items()})
+        found = [_position(entry, positions, width) for entry in entries]
+        parts[name] = {index for index in found if index is not None}
+        counts[key] = len(entries)
+        unknown[key] = [e for e, index in zip(entries, found, strict=True) if index is None]
+    return SplitComparison(parts, counts, unknown)
 
 
 def _read_document(path: Path) -> dict[str, Any]:
@@ -90,25 +134,6 @@ def _entries(path: Path, document: Mapping[str, Any], key: str) -> list[Any]:
     return entries
 
 
-def _indices(
-    path: Path, key: str, entries: Sequence[Any], positions: Mapping[str, int], width: int
-) -> set[int]:
-    found: set[int] = set()
-    unknown: list[object] = []
-    for entry in entries:
-        index = _position(entry, positions, width)
-        if index is None:
-            unknown.append(entry)
-        else:
-            found.add(index)
-    if unknown:
-        raise InputError(
-            f"{path}: {len(unknown):,} of {len(entries):,} entries of {key} name no sample: "
-            f"{_some(unknown)}.\nIs this the split of another data set, or are files missing?"
-        )
-    return found
-
-
 def _position(entry: object, positions: Mapping[str, int], width: int) -> int | None:
     if isinstance(entry, str) and entry in positions:
         return positions[entry]
@@ -117,15 +142,13 @@ def _position(entry: object, positions: Mapping[str, int], width: int) -> int | 
     return None
 
 
-def _refuse_overlap(path: Path, parts: Mapping[str, set[int]], stems: Sequence[str]) -> None:
-    for first, second in (("train", "val"), ("train", "test"), ("val", "test")):
-        shared = sorted(parts[first] & parts[second])
-        if shared:
-            raise InputError(
-                f"{path}: {len(shared):,} samples are both in {first} and in {second}: "
-                f"{_some([stems[i] for i in shared])}.\n"
-                "Scores on samples that were trained on mean nothing; take them out of one list."
-            )
+def _refuse_overlap(path: Path, found: SplitComparison, stems: Sequence[str]) -> None:
+    for first, second, shared in found.overlap():
+        raise InputError(
+            f"{path}: {len(shared):,} samples are both in {first} and in {second}: "
+            f"{_some([stems[i] for i in shared])}.\n"
+            "Scores on samples that were trained on mean nothing; take them out of one list."
+        )
 
 
 def _some(items: Collection[object]) -> str:

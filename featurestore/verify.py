@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,62 +18,19 @@ import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
+from featurestore.verification import Finding, Verification
+from featurestore.verify_lines import read_line, sample_problems
+
 _SCHEMA = 1
 _LEDGER = "records/ledger.jsonl"
 _SAMPLES = "records/samples.jsonl"
 _GROUPS = ("zarr.json", "records/zarr.json", "records/moments/zarr.json")
+_EXTENSION = "records/extension"
 _LARGEST_DOCUMENT_BYTES = 64 << 20
+# A store that is extended or replaced meanwhile is looked at again, so often.
+_LOOKS = 5
 # Keys of a Zarr document that say nothing where they are empty.
 _SILENT = ("storage_transformers", "consolidated_metadata")
-_LINE_END = b', "crc32c": "'
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that is not as promised.
-
-    Attributes:
-        file: relative to the store.
-        chunk: the chunk that it spoils, or None where it is not one chunk's.
-        problem: one line.
-    """
-
-    file: str
-    chunk: int | None
-    problem: str
-
-    def __str__(self) -> str:
-        where = self.file if self.chunk is None else f"{self.file} (chunk {self.chunk})"
-        return f"{where}: {self.problem}"
-
-
-@dataclass(slots=True)
-class Verification:
-    """What a check found.
-
-    Attributes:
-        findings: everything that is damaged, in the order of the check.
-        notices: leftovers that are never read, and chunks that are not made yet.
-        chunks: chunks of a complete store; 0 where the store's own record is unreadable.
-        committed: the chunks that sound lines of the ledger name, with these lines.
-        files: number of chunk files whose content was read.
-    """
-
-    findings: list[Finding] = field(default_factory=list)
-    notices: list[str] = field(default_factory=list)
-    chunks: int = 0
-    committed: dict[int, bytes] = field(default_factory=dict)
-    files: int = 0
-
-    @property
-    def damaged_chunks(self) -> list[int]:
-        """The committed chunks to make again."""
-        return sorted({f.chunk for f in self.findings if f.chunk is not None})
-
-    @property
-    def missing(self) -> list[int]:
-        """The chunks that no sound line of the ledger names."""
-        return sorted(set(range(self.chunks)) - set(self.committed))
 
 
 def verify(root: Path, *, progress: Callable[[int, int], None] | None = None) -> Verification:
@@ -87,12 +43,30 @@ def verify(root: Path, *, progress: Callable[[int, int], None] | None = None) ->
     Returns:
         What was found. Damage is a finding, never an exception.
     """
+    for _ in range(_LOOKS):
+        before = _identity(root)
+        report = _look(root, progress)
+        # What is found while an addition is put in place is of two stores.
+        if not report.findings or _identity(root) == before:
+            break
+    return report
+
+
+def _identity(root: Path) -> bytes:
+    try:
+        return (root / "zarr.json").read_bytes()
+    except OSError:
+        return b""
+
+
+def _look(root: Path, progress: Callable[[int, int], None] | None) -> Verification:
     report = Verification()
     check = _Check(root, report)
     if check.read_root():
         check.documents()
         check.samples()
         check.chunks(progress)
+        check.extension()
         check.strays()
     return report
 
@@ -129,6 +103,10 @@ class _Check:
 
     def read_root(self) -> bool:
         """Reads what the store says of itself; False where it cannot be understood."""
+        pending = self._root / _EXTENSION / "final/zarr.json"
+        if not (self._root / "zarr.json").exists() and pending.exists():
+            self._find("zarr.json", "an addition is being put in place; build --resume finishes it")
+            return False
         document = self._root_document = self._object("zarr.json")
         if not document:
             return False
@@ -153,7 +131,7 @@ class _Check:
         except (KeyError, TypeError, ValueError) as e:
             self._find("zarr.json", f"its manyviews attributes: {e}")
             return False
-        self._report.chunks = -(-self._n // self._k)
+        self._report.chunks, self._report.rows = -(-self._n // self._k), self._k
         return True
 
     def _arrays(self) -> Iterator[tuple[str, list[int], int, str]]:
@@ -235,7 +213,7 @@ class _Check:
         if lines.pop():
             self._report.notices.append("the ledger ends in a torn line, which a build cuts off")
         for number, line in enumerate(lines, 1):
-            body = _ledger_line(line)
+            body = read_line(line)
             chunk = body.get("chunk")
             if type(chunk) is not int:
                 self._find(_LEDGER, f"line {number} is not what was committed")
@@ -252,6 +230,8 @@ class _Check:
         samples = min(self._k, self._n - chunk * self._k)
         if len(body["samples"]) != samples:
             self._find(_LEDGER, f"{len(body['samples'])} samples, expected {samples}", chunk)
+        for problem in sample_problems(body, chunk * self._k):
+            self._find(_LEDGER, problem, chunk)
         files = set()
         for name, dim in self._dims.items():
             feature, moments = f"{name}/c.{chunk}.0.0", f"records/moments/{name}/c.{chunk}.0.0"
@@ -308,10 +288,19 @@ class _Check:
             bad = int((~near).sum())
             self._find(moments, f"{bad} of {near.size} dimensions do not fit the rows", chunk)
 
+    def extension(self) -> None:
+        """An addition that is not finished is a store of its own, beside this one."""
+        folder = self._root / _EXTENSION
+        if not folder.is_dir():
+            return
+        self._report.notices.append("an extension is not finished; build --resume goes on")
+        if (folder / "zarr.json").exists():
+            self._report.extension = found = _look(folder, None)
+            for finding in found.findings:
+                self._find(f"{_EXTENSION}/{finding.file}", finding.problem)
+
     def strays(self) -> None:
         """Files that nobody committed: never read, and so only noticed."""
-        if (self._root / "records/extension").is_dir():
-            self._report.notices.append("an extension is not finished; build --resume goes on")
         for folder, _, names in os.walk(self._root):
             relative = Path(folder).relative_to(self._root)
             if relative.parts[:2] in (("records", "runs"), ("records", "extension")):
@@ -319,15 +308,3 @@ class _Check:
             for file in sorted((relative / name).as_posix() for name in names):
                 if file not in self._known:
                     self._report.notices.append(f"{file} was not committed and is never read")
-
-
-def _ledger_line(line: bytes) -> dict[str, Any]:
-    """The line as an object; empty where it is not what was written."""
-    text, mark, tail = line.rpartition(_LINE_END)
-    if not mark or tail != b'%08x"}' % google_crc32c.value(text):
-        return {}
-    try:
-        value = json.loads(line)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}

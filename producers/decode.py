@@ -10,6 +10,8 @@ import io
 import json
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 # The parsers are imported here because Image.open would import all of Pillow's to find one of them.
@@ -33,6 +35,10 @@ MAX_PIXELS = 178_956_970  # where Pillow, and so the paper's pipeline, refuses a
 MAX_SIDE = 800_000
 MAX_DETAIL_CHARS = 200
 
+# Pillow's own list of what a damaged file may raise; anything else is a bug and surfaces.
+_DAMAGE = (OSError, SyntaxError, ValueError, NotImplementedError, OverflowError)
+_ORIENTATION = 0x0112
+
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 _ACCEPTED_PREFIXES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*", b"RIFF")
@@ -51,6 +57,25 @@ _REFUSED_PREFIXES = {
     b"DDS ": "DirectDraw",
     b"\xd7\xcd\xc6\x9a": "Windows metafile",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFacts:
+    """What a poster's file is, before it is made RGB.
+
+    Attributes:
+        format: one of ``FORMATS``, by the bytes.
+        mode: Pillow's mode, for example ``RGB``, ``L`` or ``CMYK``.
+        width: in pixels, as stored.
+        height: in pixels, as stored.
+        orientation: the EXIF orientation, 1 to 8; 1 where there is none. It is not applied.
+    """
+
+    format: str
+    mode: str
+    width: int
+    height: int
+    orientation: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,20 +110,47 @@ def image(data: bytes) -> Image.Image:
             accepted; ``truncated``; ``too-large``, more than ``MAX_PIXELS`` or a side above
             ``MAX_SIDE``, refused before pixels are allocated; ``broken``; ``out-of-memory``.
     """
+    with _refusing(data), _opened(data) as opened:
+        return opened.convert("RGB")
+
+
+def describe(data: bytes) -> ImageFacts:
+    """Decode a poster as :func:`image` does, and say what it is instead.
+
+    Raises:
+        BadSampleError: whatever :func:`image` raises for it.
+    """
+    with _refusing(data), _opened(data) as opened:
+        facts = (str(opened.format), opened.mode, *opened.size)
+        opened.convert("RGB")
+        return ImageFacts(*facts, _orientation(opened))
+
+
+def _orientation(opened: Image.Image) -> int:
+    """The EXIF orientation; damaged EXIF data says nothing, as nobody looks at them."""
+    try:
+        found = opened.getexif().get(_ORIENTATION, 1)
+    except _DAMAGE:
+        return 1
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1
+
+
+@contextmanager
+def _refusing(data: bytes) -> Iterator[None]:
+    """Turns whatever Pillow raises for ``data`` into BadSampleError."""
     if not data:
         raise BadSampleError("empty", "0 bytes")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return _rgb(data)
+            yield
         except UnidentifiedImageError:
             raise _unidentified(data) from None
         except Image.DecompressionBombError as error:
             raise BadSampleError("too-large", _one_line(error)) from None
         except MemoryError as error:
             raise BadSampleError("out-of-memory", _one_line(error)) from None
-        # Pillow's own list of what a damaged file may raise; anything else is a bug and surfaces.
-        except (OSError, SyntaxError, ValueError, NotImplementedError, OverflowError) as error:
+        except _DAMAGE as error:
             cut = "truncated" in str(error).lower() or _webp_is_cut(data)
             raise BadSampleError("truncated" if cut else "broken", _one_line(error)) from error
 
@@ -164,8 +216,9 @@ def plot_text(parsed: object) -> DecodedText:
     return DecodedText(joined.text, "plot-items", f"{dropped} of {len(plot)} are not strings")
 
 
-def _rgb(data: bytes) -> Image.Image:
-    """Decode with Pillow; raises whatever Pillow raises."""
+@contextmanager
+def _opened(data: bytes) -> Iterator[Image.Image]:
+    """An image that is decoded but not converted; raises whatever Pillow raises."""
     with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
         # Pillow checks too, but against a variable that any library may have switched off.
         width, height = opened.size
@@ -177,7 +230,7 @@ def _rgb(data: bytes) -> Image.Image:
         except TypeError as error:
             # A TIFF tag of the wrong type; Image.open takes this for damage, load() does not.
             raise BadSampleError("broken", _one_line(error)) from error
-        return opened.convert("RGB")
+        yield opened
 
 
 def _unidentified(data: bytes) -> BadSampleError:

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
@@ -36,6 +36,10 @@ _START_TIMEOUT_S = 120.0
 _POLL_S = 0.5
 _KILLS_PER_INPUT = 2
 _ROOT = Path(__file__).resolve().parent.parent
+
+
+def _nothing() -> None:
+    """What :meth:`ProducerPool.take` does beside waiting, unless told otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +132,12 @@ class ProducerPool:
         """Samples that are ready and not taken yet."""
         return len(self._done)
 
-    def take(self) -> SampleViews:
+    def take(self, waiting: Callable[[], None] = _nothing) -> SampleViews:
         """The next sample's views; waits for them.
+
+        Args:
+            waiting: called at least twice a second while there is nothing to take. What it raises
+                ends the wait, and the sample can still be taken.
 
         Raises:
             StopIteration: there are no more samples.
@@ -141,6 +149,7 @@ class ProducerPool:
         while self._order[0] not in self._done:
             self._wait()
             self._dispatch()
+            waiting()
         return self._done.pop(self._order.popleft())
 
     def release(self, views: SampleViews) -> None:

@@ -105,6 +105,11 @@ class TokenEncoder:
             cut += bool(encoding.overflowing)
         return cut
 
+    def count(self, text: str) -> int:
+        """How many ids a text has before it is cut, special ones included."""
+        with self._uncut():
+            return len(self._tokenizer.encode_batch_fast(self._prepare([text]))[0].ids)
+
     def _put_together(
         self, views: TextViews, words: WordIds, ids: TokenArray, lengths: TokenArray
     ) -> int:

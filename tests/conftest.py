@@ -3,16 +3,39 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parent.parent
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Tests that a shell runs in the background ignore Ctrl-C, and so would all that they start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# What the surroundings may have said must not decide: colours, widths, and other checkpoints.
+for _name in (
+    *("FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "LINES"),
+    *("CLIP_MODEL_ID_IMG", "CLIP_MODEL_ID_TXT", "BLIP2_MODEL_ID"),
+):
+    os.environ.pop(_name, None)
+
+# A store knows how many threads made it, and builds are compared with those of other processes.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+# The same examples in every run but the nightly ones, and no limit on the time that one takes: what
+# a noisy machine does must not decide. Hypothesis itself chooses by whether CI is set.
+settings.register_profile(
+    "manyviews",
+    deadline=None,
+    derandomize=os.environ.get("MANYVIEWS_TEST_PROFILE") != "nightly",
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("manyviews")
 
 
 @pytest.fixture(scope="session")

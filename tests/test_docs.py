@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
+import cli
 from tests.conftest import ROOT
 from tools.command_reference import page
 
-BLOCK = re.compile(r"^( *)```(bash|python)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^( *)```(bash|python|toml)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?:)([^)#]*)(#[^)]*)?\)")
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 # What the set-up itself runs in CI, on a fresh machine.
@@ -85,7 +87,7 @@ def workplace(
 
 def run(block: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        block, cwd=folder, capture_output=True, text=True, timeout=300, check=False
+        block, cwd=folder, capture_output=True, text=True, timeout=900, check=False
     )
     assert done.returncode == 0, f"{block[-1]}\n{done.stdout}\n{done.stderr}"
     return done
@@ -100,6 +102,37 @@ def test_what_the_readme_says_to_type_works(workplace: Path) -> None:
     assert (workplace / "labels/labels_all_23.npy").exists()
     for code in blocks(ROOT / "README.md", "python"):
         run([sys.executable, "-c", code], workplace)
+
+
+@pytest.mark.usefixtures("workplace")
+def test_what_the_page_on_a_first_build_says_to_type_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In this process, which has loaded the libraries, and on four samples."""
+    stems = sorted(p.stem for p in (tmp_path / "imdb/dataset").glob("*.json"))
+    split = {"train": stems[:2], "dev": stems[2:3], "test": stems[3:4]}
+    (tmp_path / "imdb/split.json").write_text(json.dumps(split))
+    for stem in stems[4:]:
+        for file in (tmp_path / "imdb/dataset").glob(f"{stem}.*"):
+            file.unlink()
+    monkeypatch.chdir(tmp_path)
+    page = ROOT / "docs/first-build.md"
+    typed = "\n".join(blocks(page, "bash")).splitlines()
+    assert [line.split()[2] for line in typed] == [
+        *("check", "build", "status", "verify", "materialize", "labels"),
+    ]
+    for line in typed:
+        python, program, *arguments = shlex.split(line)
+        assert (python, program) == ("python", "cli.py")
+        with pytest.raises(SystemExit) as ended:
+            cli.main(arguments)
+        output, errors = capfd.readouterr()
+        assert ended.value.code == 0, f"{line}\n{output}\n{errors}"
+    assert (tmp_path / "embeddings/mm_imdb1_globals_aug70_manifest.json").exists()
+    (code,) = blocks(page, "python")
+    exec(compile(code, str(page), "exec"), {})  # the page's own code
+    losses = [float(line.split()[1]) for line in capfd.readouterr().out.splitlines()]
+    assert len(losses) == 10
 
 
 def test_what_the_page_on_additions_says_to_type_works(workplace: Path) -> None:

@@ -17,7 +17,7 @@ from featurestore.config import BuildConfig
 from producers.kernels.implementations import has_compiled
 from tests.conftest import ROOT, tree_digest
 
-PACKAGES = ("featurestore", "producers", "consumers", "commands")
+PACKAGES = ("featurestore", "producers", "consumers", "operations", "commands")
 BUILD: dict[str, Any] = {"views": 4, "chunk": 16, "features": ("clip_image",)}
 NOTICE = "no compiled kernels: image views take"
 

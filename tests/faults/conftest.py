@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +16,8 @@ from tests.faults.counting import (  # noqa: F401  hooks
 )
 from tests.faults.harness import Bench, Zygote
 
+ONE = {"features": ["clip_text"], "batch_sizes": {"clip_text": 16}}
+
 
 @pytest.fixture(scope="session")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
@@ -25,3 +29,24 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
     return tmp_path / "store"
+
+
+@pytest.fixture(scope="session")
+def grown(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stores to extend, what they are to become, and a folder with three more samples."""
+    folder = tmp_path_factory.mktemp("grown")
+    more = folder / "more"
+    shutil.copytree(bench.data, more)
+    for stem in ("0000011", "0000012", "zzz"):
+        (more / f"{stem}.jpg").write_bytes(b"not looked at")
+        (more / f"{stem}.json").write_text(json.dumps({"plot": f"a plot of {stem}"}))
+    done = bench.run(
+        [
+            bench.build(folder / "one", **ONE),
+            bench.build(folder / "two"),
+            bench.build(folder / "sixteen", views=16),
+            bench.build(folder / "fourteen", data_dir=str(more)),
+        ]
+    )
+    assert done.kind == "done", done
+    return folder

@@ -5,6 +5,7 @@ A feature of a text is a pure function of its tokens, in integers that float32 h
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +28,9 @@ VIEWS, SAMPLES, CHUNK = 4, 18, 4
 CHUNKS = 5  # the last one is half full
 DIMS = {"clip_text": 64, "blip2_text": 128}
 BATCH = 8
+# Texts of 25 to 28 tokens: a batch has room for 8 of any of them, and the last of a chunk's four is
+# the longest.
+MAX_LENGTH, LEAST_WORDS = 28, 24
 _MODULUS = 8191
 
 
@@ -75,7 +79,7 @@ def loaded(wrap: dict[str, Wrap] | None = None, **changes: Any) -> Iterator[dict
     made: dict[str, FakeText] = {}
 
     def load(feature: str, model: str, device: str, dtype: str) -> FakeText:
-        fake = FakeText(feature, DIMS[feature], TextSpec(tokenizer(), 32), model)
+        fake = FakeText(feature, DIMS[feature], TextSpec(tokenizer(), MAX_LENGTH), model)
         fake.dtype = torch.float32 if dtype == "auto" else getattr(torch, dtype)
         for name, value in changes.items():
             setattr(fake, name, value)
@@ -90,12 +94,26 @@ def loaded(wrap: dict[str, Wrap] | None = None, **changes: Any) -> Iterator[dict
         yield made
 
 
+def declared_text(request: Any) -> FakeText:
+    """An adapter, as one of a user's own: exact, and its weights are its model's last name."""
+    spec = TextSpec(tokenizer(), request.max_length or 32)
+    weights = hashlib.sha256(Path(request.model).name.encode()).hexdigest()
+    made = FakeText(request.feature, 64, spec, request.model, weights)
+    made.dtype = request.dtype
+    return made
+
+
+def other_text(request: Any) -> FakeText:
+    """Another adapter."""
+    return declared_text(request)
+
+
 def make_data(folder: Path, samples: int = SAMPLES) -> Path:
     """A data folder whose posters are never opened."""
     folder.mkdir(parents=True)
     for i in range(samples):
         (folder / f"{i:07d}.jpg").write_bytes(b"not opened: no image feature is built")
-        plot = " ".join(f"w{(7 * i + j * j) % 90}" for j in range(3 + i))
+        plot = " ".join(f"w{(7 * i + j * j) % 90}" for j in range(LEAST_WORDS + i % CHUNK))
         (folder / f"{i:07d}.json").write_text(json.dumps({"plot": plot}))
     return folder
 

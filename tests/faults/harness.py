@@ -17,6 +17,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +72,12 @@ class Run:
         return f"{what}, fault x {self.fired} at {self.where!r}: {self.type} {self.message}"
 
 
+@cache
 def namespaces_allowed() -> bool:
     """Whether this machine lets us mount file systems of our own."""
     command = [*_NAMESPACE, "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
     try:
-        return subprocess.run(command, capture_output=True, timeout=20).returncode == 0
+        return subprocess.run(command, capture_output=True, timeout=120).returncode == 0
     except (OSError, subprocess.TimeoutExpired):
         return False
 
@@ -124,7 +126,7 @@ class Zygote:
         """Forks a child that does ``task``; returns its process id."""
         return self._ask(do="start", task=task)["pid"]
 
-    def wait(self, pid: int, timeout_s: float = 60.0) -> Run:
+    def wait(self, pid: int, timeout_s: float = 240.0) -> Run:
         """Waits for the child's end, and for that of every process of it."""
         reply = self._ask(do="wait", pid=pid, timeout_s=timeout_s)
         known = {f.name for f in fields(Run)}
@@ -133,7 +135,7 @@ class Zygote:
     def close(self) -> None:
         """Ends it."""
         self._process.stdin.close()
-        self._process.wait(timeout=10)
+        self._process.wait(timeout=60)
         self._process.stdout.close()
         self._errors.close()
 
@@ -187,7 +189,7 @@ class Bench:
         """A task with everything that a child needs to know."""
         return {"steps": steps, "tokenizer": str(self.tokenizer), "dims": DIMS, **more}
 
-    def run(self, steps: Sequence[tuple[str, Any]], timeout_s: float = 60.0, **more: Any) -> Run:
+    def run(self, steps: Sequence[tuple[str, Any]], timeout_s: float = 240.0, **more: Any) -> Run:
         """Runs ``steps`` in one child; counts and checks what is the same for every run."""
         run = self.zygote.wait(self.zygote.start(self.task(steps, **more)), timeout_s)
         self.check(run)

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 PARTIAL = ".partial"
+EXTENSION = "records/extension"
 # Contents by relative name; a folder is None.
 Tree = dict[str, bytes | None]
 
@@ -69,7 +70,7 @@ class Disk:
         self._names[name].content = self._names[name].content[: entry["size"]]
 
     def _rename(self, name: str, _: dict[str, Any]) -> None:
-        source = name + PARTIAL
+        source = next(s for s in _sources(name) if s in self._names)
         self._change("rename", name, self._names[source], source)
 
     def _unlink(self, name: str, _: dict[str, Any]) -> None:
@@ -86,10 +87,12 @@ class Disk:
         there = {f"{name}/{n}".removeprefix("./") for n in entry["entries"]}
         there = {n for n in there if not n.endswith(".log")}  # never synced, never read
         assert here == there, f"the model of {name} differs from the folder: {here ^ there}"
-        kept = []
+        kept: list[tuple[str, str, str, Inode]] = []
         for change in self._pending:
             if _parent(change[1]) == name:
                 _apply(self._safe, change)
+                if change[0] == "unlink":  # what was inside is gone for good, with all its names
+                    kept = [c for c in kept if not c[1].startswith(f"{change[1]}/")]
             else:
                 kept.append(change)
         self._pending = kept
@@ -108,6 +111,14 @@ class Disk:
                 yield f"names {title}, contents {damage}", _tree(names, damage, rng)
 
 
+def _sources(name: str) -> Iterator[str]:
+    """What a file or folder may have been called before it was renamed to ``name``."""
+    yield name + PARTIAL
+    store, _, inner = name.partition("/")
+    yield f"{store}/{EXTENSION}/final/{PurePosixPath(name).name}"
+    yield f"{store}/{EXTENSION}/{inner}"
+
+
 def _parent(name: str) -> str:
     return str(PurePosixPath(name).parent)
 
@@ -115,6 +126,9 @@ def _parent(name: str) -> str:
 def _apply(names: dict[str, Inode], change: tuple[str, str, str, Inode]) -> None:
     what, name, source, inode = change
     names.pop(source, None)
+    if source:
+        for inner in [n for n in names if n.startswith(f"{source}/")]:
+            names[name + inner.removeprefix(source)] = names.pop(inner)
     if what == "unlink":
         for inner in [n for n in names if n == name or n.startswith(f"{name}/")]:
             del names[inner]

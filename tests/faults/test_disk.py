@@ -10,6 +10,8 @@ import errno
 import json
 import shutil
 import tempfile
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,19 +19,33 @@ from typing import Any
 import pytest
 
 from consumers.build import build
+from featurestore import durable
 from featurestore.dataset import FeatureDataset
 from featurestore.durable import replace_file
 from featurestore.errors import (
+    BackboneError,
     BadSampleError,
     CorruptStoreError,
     ManyViewsError,
     StorageError,
+    StorageFullError,
 )
 from featurestore.store import FeatureStore
 from featurestore.verify import verify
 from producers.source import read_capped
 from tests.conftest import tree_digest
-from tests.faults.fakes import CHUNK, CHUNKS, SAMPLES, committed, config, loaded, make, make_data
+from tests.faults.fakes import (
+    CHUNK,
+    CHUNKS,
+    SAMPLES,
+    VIEWS,
+    committed,
+    config,
+    loaded,
+    make,
+    make_data,
+    recovers,
+)
 from tests.faults.harness import (
     COUNTS,
     NIGHTLY,
@@ -262,6 +278,84 @@ def test_a_file_in_the_place_of_the_store_or_its_parent(bench: Bench, tmp_path: 
         assert "Traceback" not in run.values[0]["stderr"]
         assert str(tmp_path / "file") in run.values[0]["stderr"]
         assert (tmp_path / "file").read_text() == "years of work"
+
+
+# In the thread that writes -------------------------------------------------------------------
+
+ENDLESS = """
+import os, time
+from producers import decode
+honest = decode.text
+
+def text(data):
+    if b'"w56 ' in data:
+        open(__file__ + ".waits", "a").close()
+        time.sleep(200)
+    return honest(data)
+
+decode.text = text
+"""
+
+
+def test_a_write_that_fails_is_told_while_a_sample_takes_for_ever(
+    data: Path, golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody finds out after the sample's time limit that the disk was full all the while."""
+    site, store, failed = tmp_path / "site", tmp_path / "store", []
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(ENDLESS)
+    assert b'"w56 ' in (data / "0000008.json").read_bytes()  # the first of the third chunk
+
+    def fail(operation: str, path: Path, size: int) -> int:
+        if operation == "write" and path.name.startswith("c.1.0.0"):
+            deadline = time.monotonic() + 100
+            while not list(site.glob("*.waits")) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            time.sleep(1)  # until nothing else is left to do
+            failed.append(time.monotonic())
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return size
+
+    with monkeypatch.context() as patch, loaded():
+        patch.setenv("PYTHONPATH", str(site))
+        patch.setattr(durable, "hook", fail)
+        with pytest.raises(StorageFullError):
+            build(config(data, store))
+    assert len(failed) == 1
+    assert time.monotonic() - failed[0] < 100
+    COUNTS["ENOSPC"] += 1
+    assert committed(store) == [0]
+    recovers(data, store, golden)
+
+
+def test_of_two_failures_at_once_none_is_lost(
+    data: Path, golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The backbone fails in a chunk, then the disk in the one before, which is being written."""
+    store, broken, rows = tmp_path / "store", threading.Event(), 0
+
+    def act(_fake: Any, ids: Any, honest: Any) -> Any:
+        nonlocal rows
+        if rows == 2 * CHUNK * VIEWS:
+            broken.set()
+            raise ValueError("not today")
+        rows += len(ids)
+        return honest()
+
+    def fail(operation: str, path: Path, size: int) -> int:
+        if operation == "write" and path.name.startswith("c.1.0.0"):
+            assert broken.wait(100)
+            raise OSError(errno.EIO, "Input/output error")
+        return size
+
+    with monkeypatch.context() as patch, loaded({"clip_text": act}):
+        patch.setattr(durable, "hook", fail)
+        with pytest.raises(StorageError, match="Input/output error") as caught:
+            build(config(data, store))
+    assert isinstance(caught.value.__cause__, BackboneError)
+    COUNTS["EIO"] += 1
+    assert committed(store) == [0]
+    recovers(data, store, golden)
 
 
 # Taken away ----------------------------------------------------------------------------------

@@ -6,8 +6,10 @@ holds what one that was made at once holds: for features and samples every byte 
 
 from __future__ import annotations
 
-import json
+import hashlib
 import shutil
+import signal
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,34 +17,17 @@ import numpy as np
 import pytest
 import zarr
 
+from consumers.build import build
 from featurestore.dataset import FeatureDataset
+from featurestore.errors import InputError, StoreMismatchError
 from featurestore.store import EXTENSION, FeatureStore
+from featurestore.verify import verify
 from tests.conftest import tree_digest
+from tests.faults import fakes
 from tests.faults.harness import COUNTS, DIMS, NIGHTLY, Bench, Run, different
+from tests.faults.test_sweep import Mode, expect, partials
 
-ONE = {"features": ["clip_text"], "batch_sizes": {"clip_text": 16}}
 EVERY = 1 if NIGHTLY else 9
-
-
-@pytest.fixture(scope="module")
-def grown(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Stores to extend, what they are to become, and a folder with three more samples."""
-    folder = tmp_path_factory.mktemp("grown")
-    more = folder / "more"
-    shutil.copytree(bench.data, more)
-    for stem in ("0000011", "0000012", "zzz"):
-        (more / f"{stem}.jpg").write_bytes(b"not looked at")
-        (more / f"{stem}.json").write_text(json.dumps({"plot": f"a plot of {stem}"}))
-    done = bench.run(
-        [
-            bench.build(folder / "one", **ONE),
-            bench.build(folder / "two"),
-            bench.build(folder / "sixteen", views=16),
-            bench.build(folder / "fourteen", data_dir=str(more)),
-        ]
-    )
-    assert done.kind == "done", done
-    return folder
 
 
 def features(bench: Bench, grown: Path, store: Path) -> tuple[Path, dict[str, str], Any]:
@@ -64,7 +49,6 @@ def views(bench: Bench, grown: Path, store: Path) -> tuple[Path, dict[str, str],
     assert run.kind == "done", run
     run = bench.run([bench.build(grown / "v", resume=True, views=16)])
     assert run.kind == "done", run
-    shutil.copytree(grown / "v", store.with_name("expected"))
     digest = tree_digest(grown / "v")
     shutil.rmtree(grown / "v")
     return bench.golden_store, digest, step
@@ -141,6 +125,8 @@ def test_it_dies_at_every_operation(
         if not run.fired:
             assert run.kind == "done", run
             break
+        expect(run, Mode(action, sticky=False, every=1), store.parent)
+        assert action == "kill" or not partials(store), run
         met.add(_state(store, whole, run))
         # As it was asked for, or --resume alone once it was begun.
         begun = (store / EXTENSION / "zarr.json").exists() or not (store / "zarr.json").exists()
@@ -163,7 +149,12 @@ def _state(store: Path, whole: list[dict[str, str]], run: Run) -> str:
     }
     if not (store / "zarr.json").exists():
         assert (store / EXTENSION / "final/zarr.json").exists(), run
+        with pytest.raises(InputError, match="extended"):
+            FeatureStore(store)
+        [finding] = verify(store).findings
+        assert "build --resume finishes it" in finding.problem
         return "between"
+    assert verify(store).findings == [], run
     states = [different(found, digest) for digest in whole]
     assert {} in states, (run, states)
     return "before" if states[0] == {} else "after"
@@ -225,10 +216,131 @@ def test_another_extension_than_was_begun_is_told(bench: Bench, grown: Path, sto
 
 
 def test_an_input_that_changed_is_told(bench: Bench, grown: Path, store: Path) -> None:
-    """Between the check at the start and the moment that it is read again."""
+    """At the start, before anything is made."""
     shutil.copytree(bench.golden_store, store)
     moved = grown / "moved"
     shutil.copytree(bench.data, moved)
     (moved / "0000002.json").write_text('{"plot": "something else"}')
     refused(bench, store, "content of inputs", views=16, data_dir=str(moved))
-    COUNTS["input changed"] += 1
+    more = grown / "more-moved"
+    shutil.copytree(grown / "more", more)
+    (more / "0000002.json").write_text('{"plot": "something else"}')
+    refused(bench, store, "content of inputs", "0000002.json", append=True, data_dir=str(more))
+    COUNTS["input changed"] += 2
+
+
+GROWTH: dict[str, dict[str, Any]] = {
+    "features": {"features": tuple(fakes.DIMS)},
+    "views": {"views": 2 * fakes.VIEWS},
+    "samples": {"append": True},
+}
+
+
+@pytest.mark.parametrize("kind", GROWTH)
+def test_an_input_that_changes_before_it_is_read_again_is_told(tmp_path: Path, kind: str) -> None:
+    """Between the look at the start and its turn: no row of it joins those of what it was."""
+    data, store, expected = tmp_path / "data", tmp_path / "store", tmp_path / "expected"
+    fakes.make_data(data)
+    few = {"features": ("clip_text",), "batch_sizes": {"clip_text": 8}}
+    base: dict[str, Any] = few if kind == "features" else {}
+    for path in (store, expected):
+        fakes.make(data, path, **base)
+    before = tree_digest(store)
+    if kind == "samples":
+        for suffix, content in (("jpg", "not looked at"), ("json", '{"plot": "w1 w2"}')):
+            (data / f"later.{suffix}").write_text(content)
+    changed = data / "0000017.json"  # of the last chunk, which new samples join
+    content = changed.read_bytes()
+
+    def change(event: str, _facts: Mapping[str, Any]) -> None:
+        if event == "started":
+            changed.write_text('{"plot": "w1 w2 w3 and another end"}')
+
+    asked = {"resume": True, **GROWTH[kind]}
+    with fakes.loaded(), pytest.raises(StoreMismatchError, match="content of '0000017'") as caught:
+        build(fakes.config(data, store, **asked), [change])
+    assert hashlib.sha256(content).hexdigest() in str(caught.value)
+    COUNTS["input changed meanwhile"] += 1
+    left = {n: d for n, d in tree_digest(store).items() if not n.startswith(EXTENSION)}
+    assert different(left, before) == {}
+    assert verify(store).findings == []
+    changed.write_bytes(content)
+    for path in (store, expected):
+        fakes.make(data, path, **asked)
+    assert different(tree_digest(store), tree_digest(expected)) == {}
+    assert verify(store).findings == []
+
+
+# Signals, and damage to what is half made ------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_while_it_is_added(bench: Bench, grown: Path, store: Path, name: str) -> None:
+    _, expected, _ = views(bench, grown, store)
+    command = bench.command(store, "--resume", "--views", "16")
+    number, codes, n = getattr(signal, name), set(), 9
+    while True:
+        shutil.rmtree(store)
+        shutil.copytree(bench.golden_store, store)
+        run = bench.fault(command, n, name)
+        if not run.fired:
+            break
+        if run.kind == "killed":  # where no chunk is in hand, it acts as on any program
+            assert (name, run.code) == ("SIGTERM", -number), run
+        else:
+            [ended] = run.values
+            codes.add(ended["code"])
+            assert ended["code"] in (128 + number, 130, 3), run
+            assert "Traceback" not in ended["stderr"], run
+            assert ended["code"] == 3 or "--resume" in ended["stderr"], run
+        resume = bench.build(store, resume=True, views=16)
+        after = bench.run([resume, ("verify", str(store)), ("digest", str(store))])
+        assert (after.kind, after.values[1]) == ("done", []), (run, after)
+        assert different(after.values[2], expected) == {}, run
+        n += 1 if NIGHTLY else 23
+    assert 128 + number in codes, codes
+
+
+@pytest.fixture
+def half_made(bench: Bench, grown: Path, store: Path) -> dict[str, str]:
+    """The golden store with one of three chunks of more views; what it is to become."""
+    _, expected, step = views(bench, grown, store)
+    for n in range(80, 400, 5):
+        shutil.rmtree(store)
+        shutil.copytree(bench.golden_store, store)
+        run = bench.fault(step, n, "kill")
+        ledger = store / EXTENSION / "records/ledger.jsonl"
+        if ledger.exists() and ledger.read_bytes().count(b"\n") == 1:
+            return expected
+    raise AssertionError(run)
+
+
+def test_what_the_store_lost_is_made_before_it_is_added_to(
+    bench: Bench, half_made: dict[str, str], store: Path
+) -> None:
+    (store / "clip_text/c.1.0.0").unlink()
+    COUNTS["chunk lost"] += 1
+    plain = bench.build(store, resume=True, views=None, features=None)
+    run = bench.run([plain])
+    assert "clip_text/c.1.0.0 (chunk 1) is damaged" in run.message, run
+    run = bench.run([("repair", str(store)), plain, ("verify", str(store)), plain])
+    assert run.values[0] == [1], run
+    assert (run.values[1]["built"], run.values[3]["built"]) == (4, 7), run
+    assert run.values[2] == [], run
+    assert different(tree_digest(store), half_made) == {}
+
+
+def test_a_damaged_chunk_of_what_is_half_made_is_named_and_made_again(
+    bench: Bench, half_made: dict[str, str], store: Path
+) -> None:
+    (store / EXTENSION / "clip_text/c.0.0.0").unlink()
+    COUNTS["chunk lost"] += 1
+    plain = bench.build(store, resume=True, views=None, features=None)
+    run = bench.run([plain])
+    assert f"{EXTENSION}/clip_text/c.0.0.0 (chunk 0) is damaged" in run.message, run
+    found = bench.value(("verify", str(store)))
+    assert [f.partition(":")[0] for f in found] == [f"{EXTENSION}/clip_text/c.0.0.0"]
+    run = bench.run([("repair", str(store)), plain, ("verify", str(store))])
+    assert run.values[1]["built"] == 11, run
+    assert run.values[2] == [], run
+    assert different(tree_digest(store), half_made) == {}

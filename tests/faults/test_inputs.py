@@ -176,9 +176,9 @@ def test_odd_but_legal_images() -> None:
     """Fine or refused with a reason; of several frames the first, and no time for the rest."""
     found = {}
     for name, data in odd_images().items():
-        start = time.monotonic()
+        start = time.process_time()
         found[name] = reason(data)
-        assert time.monotonic() - start < 5, name
+        assert time.process_time() - start < 5, name
     assert found.pop("arithmetic") in (None, "broken", "truncated")
     assert found.pop("no width") in (None, "broken", "not-an-image", "truncated")
     assert set(found.values()) == {None}

@@ -58,6 +58,11 @@ def seconds(own_memory: Bench, tmp_path_factory: pytest.TempPathFactory) -> floa
     return time.monotonic() - start
 
 
+def moment(rng: random.Random, seconds: float, attempt: int) -> float:
+    """When to kill. What came too late is tried sooner: ``seconds`` may be of a slower minute."""
+    return rng.uniform(0, seconds / 2 ** (attempt % 4))
+
+
 def begin(bench: Bench, store: Path, **changes: Any) -> int:
     task = bench.task([bench.build(store, workers=2, **changes)], forked=False, group=True)
     return bench.zygote.start(task)
@@ -77,6 +82,13 @@ def killed(bench: Bench, store: Path, wait_s: float, *, group: bool = False, **m
     return run
 
 
+def ended(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 def check_memory(bench: Bench, before: list[str]) -> None:
     if namespaces_allowed():
         assert bench.value(("list", "/dev/shm")) == before
@@ -93,9 +105,9 @@ def test_kill_of_the_build(
     before = own_memory.value(("list", "/dev/shm"))
     for seed in cases[part]:
         rng = random.Random(f"{group} {seed}")
-        for _ in range(ATTEMPTS):
+        for tried in range(ATTEMPTS):
             shutil.rmtree(store, ignore_errors=True)
-            wait_s = rng.uniform(0, seconds)
+            wait_s = moment(rng, seconds, tried)
             print(f"seed {seed}: SIGKILL after {wait_s:.3f} s")
             run = killed(own_memory, store, wait_s, group=group)
             if run.kind == "killed":
@@ -110,14 +122,14 @@ def test_kill_of_a_producer(own_memory: Bench, seconds: float, store: Path, seed
     """The build goes on with another one, or says which ended; it never hangs."""
     for seed in seeds:
         rng = random.Random(f"producer {seed}")
-        for _ in range(ATTEMPTS):
+        for tried in range(ATTEMPTS):
             shutil.rmtree(store, ignore_errors=True)
-            wait_s = rng.uniform(0, seconds)
+            wait_s = moment(rng, seconds, tried)
             print(f"seed {seed}: SIGKILL of a producer after {wait_s:.3f} s")
             pid = begin(own_memory, store)
             time.sleep(wait_s)
-            children = [c.pid for c in psutil.Process(pid).children()]
-            hit = bool(children) and end(rng.choice(children))
+            living = [c.pid for c in psutil.Process(pid).children() if not ended(c)]
+            hit = bool(living) and end(rng.choice(living))
             run = own_memory.zygote.wait(pid)
             own_memory.check(run)
             if hit:
@@ -141,13 +153,19 @@ def test_kill_of_the_resume(own_memory: Bench, seconds: float, store: Path, seed
     for seed in seeds:
         rng = random.Random(f"resume {seed}")
         shutil.rmtree(store, ignore_errors=True)
-        for attempt in range(rng.randint(2, 6)):
-            wait_s = rng.uniform(0, seconds)
-            print(f"seed {seed}: kill {attempt} after {wait_s:.3f} s")
+        wanted, kills = rng.randint(2, 6), 0
+        for tried in range(ATTEMPTS):
+            wait_s = moment(rng, seconds, tried)
+            print(f"seed {seed}: kill {kills + 1} after {wait_s:.3f} s")
             group = rng.random() < 0.3
             run = killed(own_memory, store, wait_s, group=group, resume=True)
-            if run.kind == "done":
+            if run.kind == "killed":
+                kills += 1
+            elif kills == 0:  # too late: once more from nothing
+                shutil.rmtree(store)
+            if kills == wanted or (kills and run.kind == "done"):
                 break
+        assert kills > 0, "no kill hit the build"
         own_memory.recover(store, f"seed {seed}")
 
 

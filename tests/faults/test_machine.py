@@ -29,7 +29,8 @@ from featurestore.errors import CorruptStoreError, StoreLockedError
 from featurestore.ledger import Ledger
 from featurestore.repair import repair
 from featurestore.store import FeatureStore
-from featurestore.verify import Verification, verify
+from featurestore.verification import Verification
+from featurestore.verify import verify
 from featurestore.writer import StoreWriter
 from tests.faults.harness import COUNTS, NIGHTLY
 from tests.featurestore.stores import DIMS, commit, killed_at, make_records, make_store, tree
@@ -297,8 +298,9 @@ class StoreMachine(RuleBasedStateMachine):
 
 # Processes share the nightly examples; each part draws others.
 PARTS = 4 if NIGHTLY else 1
+ROUNDS = 8
 PROFILE = settings(
-    max_examples=300 if NIGHTLY else 50,
+    max_examples=300 if NIGHTLY else 40,
     stateful_step_count=20 if NIGHTLY else 12,
     deadline=None,
     derandomize=not NIGHTLY,  # the same examples in every run, but for the nightly ones
@@ -310,10 +312,15 @@ PROFILE = settings(
 @pytest.mark.parametrize("part", range(PARTS))
 def test_no_sequence_of_faults_loses_or_mixes_anything(part: int) -> None:
     EVENTS.clear()
-    run_state_machine_as_test(StoreMachine, settings=PROFILE)
-    # Everything that the machine can do was done, or it has shown nothing.
+    # Everything that the machine can do must be done, or it has shown nothing.
     expected = {"second writer", "torn line", "stray file", "golden", "killed after 0 commits"}
     expected |= {"refused for a missing file"}
     expected |= {"killed after 1 commits", "repaired 1", "built 0", "built 1", "killed repair"}
     expected |= {f"damage: {kind}" for kind in ("flip", "cut", "empty", "longer", "delete")}
-    assert expected <= EVENTS, expected - EVENTS
+    for number in range(ROUNDS):
+        # Examples are drawn by the machine's name; which of them meet what, a detail may change.
+        machine = type(f"StoreMachine{part}{number}", (StoreMachine,), {})
+        run_state_machine_as_test(machine, settings=PROFILE)
+        if expected <= EVENTS:
+            return
+    raise AssertionError(f"never happened: {expected - EVENTS}")

@@ -16,6 +16,7 @@ import pytest
 
 from tests.faults.harness import COUNTS, NIGHTLY, SAMPLES, Bench, different
 from tests.faults.powerloss import Disk, Tree, digest, write_out
+from tests.faults.test_extension import KINDS
 
 PARTS = 4
 EVERY = 1 if NIGHTLY else 12
@@ -133,3 +134,52 @@ def recover(bench: Bench, store: Path, what: str, lines: int, *, overwriting: bo
     _, found, made = run.values
     assert found == [], what
     assert different(made, bench.golden) == {}, what
+
+
+# Additions ---------------------------------------------------------------------------------------
+
+
+def cuts_of_an_addition(disk: Disk, operations: list[dict[str, Any]]) -> Iterator[tuple[str, Tree]]:
+    """What was done, and the tree, of each state; by default most of when it is put in place."""
+    rng = random.Random(2)
+    for number, entry in enumerate(operations, 1):
+        disk.apply(entry)
+        between = "store/zarr.json" not in disk._names
+        if number % (1 if NIGHTLY else 6 if between else 40):
+            continue
+        states = list({digest(tree): (damage, tree) for damage, tree in disk.states(rng)}.values())
+        for damage, tree in states if NIGHTLY else rng.sample(states, min(2, len(states))):
+            yield f"cut after operation {number}, {entry['op']} {entry['path']}; {damage}", tree
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_power_loss_while_something_is_added(
+    bench: Bench, grown: Path, tmp_path: Path, kind: str
+) -> None:
+    """The store as it was or the whole, after the next build; what it had is never lost."""
+    root = tmp_path / "disk"
+    store = root / "store"
+    root.mkdir()
+    _, expected, step = KINDS[kind](bench, grown, store)
+    disk, log = Disk(root), tmp_path / "operations.json"
+    assert bench.run([step], record=str(log)).kind == "done"
+    steps = [step, ("verify", str(store)), ("digest", str(store))]
+    met = {True: 0, False: 0}
+    for what, tree in cuts_of_an_addition(disk, json.loads(log.read_bytes())):
+        shutil.rmtree(root)
+        root.mkdir()
+        write_out(tree, root)
+        run = bench.run(steps)
+        if run.kind == "error":
+            # What looks like a whole line of the addition's ledger may be taken for damage.
+            assert (run.type, "garbage" in what) == ("CorruptStoreError", True), f"{what}: {run}"
+            assert "records/extension/records/ledger.jsonl" in run.message, f"{what}: {run}"
+            bench.value(("repair", str(store)))
+            COUNTS["power loss, refused until repaired"] += 1
+            run = bench.run(steps)
+        assert run.kind == "done", f"{what}: {run}"
+        assert run.values[1] == [], what
+        assert different(run.values[2], expected) == {}, what
+        met["store/zarr.json" in tree] += 1
+        COUNTS["power loss"] += 1
+    assert min(met.values()) > 1, met

@@ -32,6 +32,7 @@ from tests.producers.test_pool import (
     job_for,
     plots,
     pool_for,
+    promptly,
     take_all,
     write,
 )
@@ -105,12 +106,18 @@ decode.text = text
 @pytest.fixture(autouse=True)
 def nothing_left():
     """Neither a process nor a descriptor nor a name in /dev/shm may stay behind."""
-    shared = Path("/dev/shm")
-    before = fds(), sorted(shared.iterdir()) if shared.is_dir() else []
+    before, names = fds(), shared_names()
     assert not children()
     yield
     assert not children()
-    assert (fds(), sorted(shared.iterdir()) if shared.is_dir() else []) == before
+    assert fds() == before
+    # Other processes of this machine use the folder too: what is theirs comes and goes.
+    eventually(lambda: shared_names() <= names)
+
+
+def shared_names() -> set[str]:
+    folder = Path("/dev/shm")
+    return {p.name for p in folder.iterdir()} if folder.is_dir() else set()
 
 
 @pytest.fixture
@@ -146,12 +153,10 @@ def test_a_torn_message_is_the_end_of_its_producer_and_nothing_more(
 ) -> None:
     monkeypatch.setenv("TORN", str(torn))
     folder = write(tmp_path / "data", plots({5: "<torn>"}))
-    start = time.monotonic()
-    with pool_for(folder, workers=1) as pool:
+    with promptly(30), pool_for(folder, workers=1) as pool:
         made = take_all(pool)
         assert pool.replaced == {"SIGKILL (probably out of memory)": 1}
     assert fired(mark) == ["tear"]
-    assert time.monotonic() - start < 30
     assert [record.bad for record, _, _ in made] == [()] * SAMPLES
     assert [m for m in made if m[0].index != 5] == [m for m in undisturbed if m[0].index != 5]
 
@@ -261,14 +266,13 @@ def test_replacements_that_cannot_start_end_the_build_at_once(
             "sys.modules['producers.ring'] = None\n"
         )
         monkeypatch.setenv("PYTHONPATH", str(site))
-        start = time.monotonic()
-        for producer in children():
-            producer.kill()
-        for views in held:
-            pool.release(views)
-        with pytest.raises(ProducerError, match="while it started") as caught:
-            take_all(pool)
-        assert time.monotonic() - start < 10
+        with promptly():
+            for producer in children():
+                producer.kill()
+            for views in held:
+                pool.release(views)
+            with pytest.raises(ProducerError, match="while it started") as caught:
+                take_all(pool)
     assert "ModuleNotFoundError" in str(caught.value)
     assert "Traceback" in str(caught.value)
     assert 1 <= len(starts.read_text()) <= 2  # no storm of restarts
@@ -285,7 +289,7 @@ def test_a_producer_whose_parent_is_gone_ends_before_it_does_anything(tmp_path: 
         [sys.executable, "-P", "-c", code, *map(str, numbers), str(strangers_pid)],
         pass_fds=numbers,
         capture_output=True,
-        timeout=30,
+        timeout=300,
         check=False,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
@@ -308,7 +312,7 @@ from producers.pool import ProducerPool
 from producers.source import scan
 from producers.worker import Job
 job = Job.from_json(Path(sys.argv[1]).read_bytes())
-with ProducerPool(job, scan(Path(job.data_dir)).samples, workers=2, timeout_s=1.0) as pool:
+with ProducerPool(job, scan(Path(job.data_dir)).samples, workers=2, timeout_s=4.0) as pool:
     print("started", flush=True)
     while True:
         try:
@@ -335,7 +339,7 @@ def start_parent(tmp_path: Path, folder: Path) -> subprocess.Popen[str]:
 def test_a_parent_that_was_stopped_finds_nobody_guilty(
     tmp_path: Path, mark: Path, group: bool
 ) -> None:
-    """Three seconds asleep, where a sample may take one; also the producers, as on a laptop."""
+    """Six seconds asleep, where a sample may take four; also the producers, as on a laptop."""
     folder = write(tmp_path / "data", plots(dict.fromkeys(range(SAMPLES), "<slow>")))
     with start_parent(tmp_path, folder) as parent:
         eventually(lambda: len(fired(mark)) >= 3)
@@ -344,7 +348,7 @@ def test_a_parent_that_was_stopped_finds_nobody_guilty(
         for process in everyone:
             process.suspend()
         eventually(lambda: everyone[0].status() == psutil.STATUS_STOPPED)
-        time.sleep(3)
+        time.sleep(6)
         for process in reversed(everyone):
             process.resume()
         assert parent.stdout is not None
@@ -398,7 +402,8 @@ def test_descriptors_and_memory_stay_flat(tmp_path: Path) -> None:
         seen = []
         for taken in range(many):
             if taken in (150, 300, 450):
-                children()[0].kill()
+                # One that has started: the end of another one would end the build.
+                next(w for w in pool._workers if w.ready).process.kill()
             pool.release(pool.take())
             if taken in (149, many - 1):
                 producers = sum(p.memory_info().rss for p in children()) / len(children())

@@ -137,7 +137,7 @@ def test_ctrl_c_in_an_import(bench: Bench, tmp_path: Path, name: str) -> None:
         env=environment | {"SIGNAL": "SIGINT", "FRESH": "yes"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert mark.read_text() == name, done
@@ -169,7 +169,7 @@ def test_a_reader_that_goes_away(bench: Bench, tmp_path: Path) -> None:
     assert process.stdout is not None
     first = process.stdout.readline()
     process.stdout.close()
-    assert process.wait(60) == 1
+    assert process.wait(300) == 1
     assert first
     COUNTS["output closed"] += 1
     assert lock_holder(tmp_path / "store/records/runs/lock") is None
@@ -189,7 +189,7 @@ def test_a_second_build_is_told_at_once_who_has_the_store(bench: Bench, store: P
             [sys.executable, "-c", SECOND, str(ROOT), str(store), changes],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
             check=False,
         )
         assert done.stdout.split() == [str(first), os.uname().nodename], done
@@ -235,7 +235,7 @@ def _stopping(n: int) -> dict[str, Any]:
 
 
 def _wait_for_stop(pid: int) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
         assert time.monotonic() < deadline
         time.sleep(0.005)

@@ -239,3 +239,113 @@ def test_what_cannot_be_repaired_says_so_and_changes_nothing(copy):
     with pytest.raises(CorruptStoreError, match=r"(?s)samples\.jsonl.*cannot be repaired"):
         repair(copy, verify(copy))
     assert tree(copy) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda b: b["samples"][1].__setitem__(1, "ab"), "sample 5: its text's SHA-256 is 'ab'"),
+        (lambda b: b["samples"][1].__setitem__(2, -1), "sample 5 has -1 words"),
+        (lambda b: b["samples"][2].__setitem__(0, ""), "sample 6: its image was not read, and no"),
+        (lambda b: b["samples"][3].__setitem__(1, ""), "sample 7: its text was not read, and no"),
+        (lambda b: b["bad"][0].__setitem__(0, 3), "a bad input [3, 'image', 'truncated']"),
+        (lambda b: b["bad"][0].__setitem__(1, "sound"), "a bad input [5, 'sound', 'truncated']"),
+        (lambda b: b["bad"][0].__setitem__(2, ""), "a bad input [5, 'image', '']"),
+        (lambda b: b["bad"].append(b["bad"][0]), "an input is listed twice"),
+    ],
+)
+def test_every_sample_was_read_or_has_a_reason(copy, change, problem):
+    rewrite_line(copy, 1, change)
+    [finding] = verify(copy).findings
+    assert (finding.file, finding.chunk) == (LEDGER, 1)
+    assert problem in finding.problem
+
+
+@pytest.mark.parametrize("key", ["samples", "bad", "files", "chunk"])
+@pytest.mark.parametrize("value", [None, 3, [3], {"x": 3}, "x"])
+def test_a_line_of_another_form_is_a_finding(copy, key, value):
+    rewrite_line(copy, 1, lambda body: body.update({key: value}))
+    assert {f.file for f in verify(copy).findings} == {LEDGER}
+    rewrite_line(copy, 2, lambda body: body.pop(key))
+    assert any("line 3" in f.problem for f in verify(copy).findings)
+
+
+def test_posters_that_nobody_looked_at_need_no_reason(tmp_path):
+    path = tmp_path / "store"
+    make_store(path)
+    for number in range(3):
+        rewrite_line(path, number, lambda b: [sample.__setitem__(0, "") for sample in b["samples"]])
+    assert verify(path).findings == []
+
+
+# A store that is added to -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def extended(sound, copy):
+    """The store with an addition that is half made: another feature, one of three chunks."""
+    folder = copy / "records" / "extension"
+    make_store(folder, dims={"blip2_text": 128}, chunks=[0])
+    found = verify(copy)
+    assert found.findings == []
+    assert sorted(found.extension.committed) == [0]
+    return copy, folder
+
+
+def test_a_damaged_addition_is_named_and_mended(sound, extended):
+    path, folder = extended
+    flip(folder / "blip2_text" / "c.0.0.0", 100)
+    found = verify(path)
+    [finding] = found.findings
+    assert finding.file == "records/extension/blip2_text/c.0.0.0"
+    assert found.damaged_chunks == []
+    lock = stores.take_lock(path)
+    assert repair(path, found) == []
+    lock.release()
+    assert verify(path).findings == []
+    assert FeatureStore(folder).ledger.missing == [0, 1, 2]
+    assert FeatureStore(path).complete
+    shutil.rmtree(folder)
+    assert tree(path) == tree(sound[0])
+
+
+def test_an_addition_that_cannot_be_mended_is_dropped(sound, extended):
+    path, folder = extended
+    flip(folder / "records" / "samples.jsonl", 3)
+    found = verify(path)
+    assert [f.file for f in found.findings] == ["records/extension/records/samples.jsonl"]
+    lock = stores.take_lock(path)
+    assert repair(path, found) == []
+    lock.release()
+    assert not folder.exists()
+    assert tree(path) == tree(sound[0])
+
+
+def test_between_the_renames_of_an_addition_nothing_is_said_to_be_lost(extended):
+    path, folder = extended
+    (folder / "final").mkdir()
+    (path / "zarr.json").rename(folder / "final" / "zarr.json")
+    before = tree(path)
+    found = verify(path)
+    assert [(f.file, f.chunk) for f in found.findings] == [("zarr.json", None)]
+    assert "build --resume finishes it" in found.findings[0].problem
+    with pytest.raises(CorruptStoreError, match=r"Nothing is lost: .build --resume. finishes it"):
+        repair(path, found)
+    assert tree(path) == before
+
+
+def test_a_store_that_is_replaced_meanwhile_is_looked_at_again(copy, tmp_path):
+    """As by an addition that is put in place: the first chunks are of one store."""
+    other, looks = tmp_path / "other", []
+    make_store(other, seed=3, dims={"clip_image": 64, "clip_text": 128, "blip2_text": 64})
+
+    def replace(done, _total):
+        looks.append(done)
+        if len(looks) == 2:
+            shutil.rmtree(copy)
+            shutil.copytree(other, copy)
+
+    found = verify(copy, progress=replace)
+    assert looks == [1, 2, 3, 1, 2, 3]
+    assert (found.findings, found.notices) == ([], [])
+    assert found.files == 3 * 2 * 3

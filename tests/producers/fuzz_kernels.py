@@ -28,6 +28,7 @@ HOSTILE_NUMBERS = (float("nan"), float("inf"), -float("inf"), 1e300, -1e300)
 HOSTILE_INTEGERS = (-1, -(2**31), 2**31, -(2**63), 2**63 - 1, 2**64)
 HOSTILE_OBJECTS = (None, b"", b"abc", bytearray(12), 5, "planes", [[[1]]], memoryview(b"abcdef"))
 REFUSALS = (ValueError, TypeError, OverflowError, MemoryError)
+LEAST_ROUNDS = 300
 # What a call may leave allocated on the whole: pieces of Python's own lists and strings.
 LEAK_BYTES = 100_000
 
@@ -184,7 +185,8 @@ def main() -> None:
     check_for_leaks(kernels, seed)
     counts: Counter[str] = Counter()
     end = time.monotonic() + seconds
-    while time.monotonic() < end:
+    # However slow the machine is: so many rounds that each kernel has had its turns.
+    while time.monotonic() < end or counts.total() < 2 * LEAST_ROUNDS:
         rng = random.Random(f"{seed} {counts.total()}")
         with np.errstate(all="ignore"):
             counts[one_valid(kernels, rng)] += 1

@@ -192,7 +192,7 @@ def test_importing_the_producers_stays_light():
         "assert 'PIL.EpsImagePlugin' not in sys.modules\n"
     )
     subprocess.run(
-        [sys.executable, "-c", code], check=True, timeout=60, cwd=Path(__file__).parents[2]
+        [sys.executable, "-c", code], check=True, timeout=300, cwd=Path(__file__).parents[2]
     )
 
 
@@ -206,5 +206,5 @@ def test_torchvision_and_transformers_import_in_a_fresh_process():
         "from torchvision.transforms import GaussianBlur\n"
     )
     subprocess.run(
-        [sys.executable, "-c", code], check=True, timeout=120, cwd=Path(__file__).parents[2]
+        [sys.executable, "-c", code], check=True, timeout=300, cwd=Path(__file__).parents[2]
     )

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -108,15 +109,18 @@ def take_all(pool: ProducerPool) -> list[Made]:
 
 
 def children() -> list[psutil.Process]:
-    """The living children of this process, but for those that the fault tests keep."""
+    """The living producers of this process; other tests may have helpers of their own alive."""
     return [p for p in psutil.Process().children() if is_ours(p)]
 
 
 def is_ours(process: psutil.Process) -> bool:
     try:
-        alive = process.status() != psutil.STATUS_ZOMBIE
-        return alive and not process.cmdline()[-1].endswith("zygote.py")
-    except (psutil.NoSuchProcess, IndexError):
+        command = process.cmdline()
+        foreign = command and (
+            "zygote.py" in command[-1] or "resource_tracker" in " ".join(command)
+        )
+        return process.status() != psutil.STATUS_ZOMBIE and not foreign
+    except psutil.NoSuchProcess:
         return False
 
 
@@ -126,11 +130,24 @@ def fds() -> list[str]:
     return sorted(str(link.readlink()) for link in links)
 
 
-def eventually(condition: Callable[[], object], seconds: float = 20.0) -> None:
+def eventually(condition: Callable[[], object], seconds: float = 120.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.01)
+
+
+@contextmanager
+def promptly(seconds: float = 10.0) -> Iterator[None]:
+    """What is in the block takes at most so long on a machine that does nothing else.
+
+    On one that does, the processors' time tells what was done, and the clock only that it was no
+    time limit that ended it.
+    """
+    start, spent = time.monotonic(), sum(os.times()[:4])
+    yield
+    assert sum(os.times()[:4]) - spent < seconds
+    assert time.monotonic() - start < 60  # half of what a producer's start may take
 
 
 @pytest.fixture(autouse=True)
@@ -239,7 +256,7 @@ def test_a_producer_is_killed_at_work(tmp_path: Path, misbehaving: Path, number:
         ("<segfault>", "killed", "SIGSEGV"),
         ("<exit-0>", "killed", "exit status 0"),
         ("<exit-123>", "killed", "exit status 123"),
-        ("<loop>", "timeout", "no result within 0.6 s"),
+        ("<loop>", "timeout", "no result within 3 s"),
     ],
 )
 @pytest.mark.usefixtures("misbehaving")
@@ -247,7 +264,8 @@ def test_a_sample_that_does_it_twice_is_a_bad_one(
     tmp_path: Path, undisturbed: list[Made], marker: str, reason: str, detail: str
 ) -> None:
     folder = write(tmp_path / "data", plots({4: marker}))
-    with pool_for(folder, timeout_s=0.6) as pool:
+    # Long enough for an honest sample on a machine that has much else to do.
+    with pool_for(folder, timeout_s=3.0 if reason == "timeout" else 60.0) as pool:
         made = take_all(pool)
         assert 2 <= pool.replaced.total() <= 3
     (bad,) = [bad for record, _, _ in made for bad in record.bad]
@@ -300,10 +318,8 @@ def test_producers_that_cannot_start(
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['producers.ring'] = None\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    start = time.monotonic()
-    with pool_for(data) as pool, pytest.raises(ProducerError) as caught:
+    with promptly(), pool_for(data) as pool, pytest.raises(ProducerError) as caught:
         pool.take()
-    assert time.monotonic() - start < 10
     assert "while it started" in str(caught.value)
     assert "ModuleNotFoundError" in str(caught.value)
     assert caught.value.pid is not None

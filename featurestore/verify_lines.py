@@ -1,0 +1,59 @@
+"""What a line of the ledger says, read without the code that wrote it; for ``verify`` alone."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import google_crc32c
+
+_LINE_END = b', "crc32c": "'
+_DIGEST = re.compile(r"(?:[0-9a-f]{64})?")
+_MODALITIES = ("image", "text")
+
+
+def read_line(line: bytes) -> dict[str, Any]:
+    """The line as an object; empty where it is not what was written, or not of its form."""
+    text, mark, tail = line.rpartition(_LINE_END)
+    if not mark or tail != b'%08x"}' % google_crc32c.value(text):
+        return {}
+    try:
+        value = json.loads(line)
+        files, samples, bad = value["files"], value["samples"], value["bad"]
+        sound = type(value["chunk"]) is int and all(len(sample) == 3 for sample in samples)
+        sound &= all(len(committed) == 2 for committed in files.values())
+        sound &= all(len(entry) == 4 for entry in bad)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return {}
+    return value if sound else {}
+
+
+def sample_problems(body: dict[str, Any], first: int) -> Iterator[str]:
+    """What a line says of its samples that cannot be so.
+
+    Every input was read, and then its content is known, or it is listed with a reason: nothing is
+    lost. Posters are not looked at where no feature is made of them, and then of none.
+
+    Args:
+        body: the line.
+        first: index of the chunk's first sample.
+    """
+    bad = body["bad"]
+    listed = [(index, modality) for index, modality, _, _ in bad]
+    if len(set(map(str, listed))) != len(listed):
+        yield "an input is listed twice"
+    for index, modality, reason, _ in bad:
+        known = type(index) is int and 0 <= index - first < len(body["samples"])
+        if not known or modality not in _MODALITIES or not reason:
+            yield f"a bad input {[index, modality, reason]} that cannot be"
+    looked_at = {"image": any(sample[0] for sample in body["samples"]), "text": True}
+    for index, (image, text, words) in enumerate(body["samples"], first):
+        if type(words) is not int or words < 0:
+            yield f"sample {index} has {words!r} words"
+        for modality, digest in zip(_MODALITIES, (image, text), strict=True):
+            if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
+                yield f"sample {index}: its {modality}'s SHA-256 is {digest!r}"
+            elif not digest and looked_at[modality] and (index, modality) not in listed:
+                yield f"sample {index}: its {modality} was not read, and no reason is given"

@@ -1,0 +1,276 @@
+"""Look at everything that a build will meet, before it: data, models, machine, and time.
+
+Nothing is fetched, and nothing is written to the store: it is opened for reading, and the trial
+build has a folder of its own. Everything is looked at, also where something before is wrong.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from consumers.backbones import modality_of, resolve_device
+from consumers.extending import completed, made_features
+from consumers.notices import slow_paths
+from consumers.plan import Plan, make_plan
+from featurestore.config import BuildConfig, CompleteConfig
+from featurestore.errors import (
+    BadInputsError,
+    ConfigError,
+    InputError,
+    InterruptedBuildError,
+    ManyViewsError,
+    StoreMismatchError,
+)
+from featurestore.store import StoreSpec, choose_chunk
+from operations import inputs, machine
+from operations.findings import Group, Line
+from operations.forecast import forecast_group, run_trial
+from operations.machine import Free, Need
+from operations.models import FoundModel, batch_bytes, find_models, known_dims, models_group
+from operations.reading import Reading, evenly, read
+from operations.target import Target, open_target
+from producers.source import Scan, scan
+
+SAMPLED = 500
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckRequest:
+    """What is to be checked.
+
+    Attributes:
+        config: the build.
+        has_store: whether ``config.store`` was named; without it nothing is said of a store.
+        split_json: the split to check, or None.
+        full: read every input instead of ``SAMPLED`` of them.
+        calibrate: load the models, count tokens, and try the build on a few samples.
+    """
+
+    config: BuildConfig
+    has_store: bool = True
+    split_json: Path | None = None
+    full: bool = False
+    calibrate: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """What was found.
+
+    Attributes:
+        groups: in the order in which they are to be read.
+    """
+
+    groups: tuple[Group, ...]
+
+    def lines(self, level: str) -> list[tuple[str, Line]]:
+        """The lines of a level, each with its group's title."""
+        return [(g.title, line) for g in self.groups for line in g.lines if line.level == level]
+
+    def facts(self) -> dict[str, Any]:
+        """Everything, as plain values."""
+        problems = [
+            {"level": level, "group": title, "what": f"{x.label}: {x.text}", "advice": x.advice}
+            for level in ("error", "warning")
+            for title, x in self.lines(level)
+        ]
+        return {
+            "ok": not self.lines("error"),
+            "problems": problems,
+            **{group.title: group.facts for group in self.groups},
+        }
+
+
+def run_check(request: CheckRequest, say: Say) -> CheckReport:
+    """Checks a build before it.
+
+    Args:
+        request: what is to be checked.
+        say: told what is being done, a line at a time.
+
+    Raises:
+        InputError: the data folder cannot be read, or holds no sample.
+        ConfigError: an option does not fit this machine.
+        InterruptedBuildError: a signal ended the trial.
+    """
+    found = scan(request.config.data_dir)
+    device = resolve_device(request.config.device)
+    target = open_target(request.config, found) if request.has_store else Target.none()
+    config = completed(request.config, target.stored)
+    return _Check(request, found, config, device, target, say).run()
+
+
+class _Check:
+    """One check; its parts need each other's results."""
+
+    def __init__(
+        self,
+        request: CheckRequest,
+        found: Scan,
+        config: CompleteConfig,
+        device: str,
+        target: Target,
+        say: Say,
+    ) -> None:
+        self._request = request
+        self._found = found
+        self._config = config
+        self._target = target
+        self._say = say
+        self._free = Free.now(device)
+        features = made_features(config, target.wanted)
+        self._models = find_models(config, features, device)
+        self._models_group = models_group(self._models)
+
+    def run(self) -> CheckReport:
+        """Looks at everything."""
+        groups = self._folder()
+        plan, why = self._plan()
+        groups += self._read(plan)
+        forecast, peak = self._forecast(plan, why)
+        resources = self._machine(plan, peak, why)
+        if self._request.has_store:
+            groups.append(self._target.group)
+        return CheckReport((*groups, self._models_group, resources, forecast))
+
+    def _folder(self) -> list[Group]:
+        self._say("comparing files by content")
+        data = inputs.data_group(self._found)
+        if self._request.split_json is None:
+            inputs.duplicates_into(data, self._found, None)
+            return [data]
+        group, split = inputs.split_group(self._request.split_json, self._found)
+        inputs.duplicates_into(data, self._found, split)
+        return [data, group]
+
+    def _plan(self) -> tuple[Plan | None, str]:
+        """The build as it would begin; or None, and why nobody can tell."""
+        if not self._request.calibrate:
+            return None, "Leave --no-calibration out to have the models loaded and tried."
+        absent = [m.feature for m in self._models if not m.is_here]
+        if absent:
+            return None, f"Fetch or name the models first: {', '.join(absent)}."
+        room = self._free.memory if self._free.device is None else self._free.device
+        if sum(m.weight_bytes for m in self._models) > room:
+            return None, "The weights do not fit: use fewer --features, or a larger machine."
+        try:
+            return self._make_plan(self._target), ""
+        except (BadInputsError, InputError, StoreMismatchError) as error:
+            self._target.group.failure("resume", error)
+        except ConfigError as error:
+            self._models_group.failure("loading", error)
+            return None, "Mend what keeps the models from being loaded."
+        try:
+            # What is wrong with the store says nothing of the models.
+            return self._make_plan(Target.none()), ""
+        except ManyViewsError as error:
+            self._models_group.failure("loading", error)
+            return None, "Mend what keeps the models from being loaded."
+
+    def _make_plan(self, target: Target) -> Plan:
+        def tell(event: str, **facts: Any) -> None:
+            self._say(f"{event} the backbones on {facts['device']}")
+
+        return make_plan(self._config, self._found, target.stored, target.wanted, tell)
+
+    def _read(self, plan: Plan | None) -> list[Group]:
+        samples = self._found.samples
+        chosen = samples if self._request.full else evenly(samples, SAMPLED)
+        texts = {} if plan is None else _texts(plan)
+        reading = Reading(
+            self._found.data_dir,
+            images=plan is None or bool(plan.job.images),
+            texts=tuple(texts.values()),
+        )
+        self._say(f"reading {len(chosen):,} of {len(samples):,} samples")
+        workers = self._config.workers or len(os.sched_getaffinity(0))
+        looks = read(reading, chosen, workers)
+        total = len(samples)
+        groups = [inputs.posters_group(looks, samples, total)] if reading.images else []
+        limits = {name: spec.max_length for name, spec in texts.items()}
+        groups.append(inputs.texts_group(looks, samples, total, limits))
+        groups.append(inputs.genres_group(looks, samples, total))
+        return groups
+
+    def _forecast(self, plan: Plan | None, why: str) -> tuple[Group, int | None]:
+        """How long it will take, and the most that a trial took of a GPU's memory."""
+        group = Group("forecast", {"seconds": None})
+        if plan is None:
+            group.warn("trial", "not made", why)
+            return group, None
+        self._say("trying the build on a few samples")
+        try:
+            trial = run_trial(plan, self._target.parent)
+        except InterruptedBuildError:
+            raise
+        except ManyViewsError as error:
+            group.failure("trial", error)
+            return group, None
+        todo, share = self._target.todo(len(self._found.samples), plan.spec.views)
+        group = forecast_group(plan, trial, todo, share)
+        for notice in slow_paths(plan.job, _texts(plan)):
+            what, _, advice = notice.partition(": ")
+            group.warn("slow", what, advice)
+        return group, _peak(self._free, plan)
+
+    def _machine(self, plan: Plan | None, peak: int | None, why: str) -> Group:
+        group = Group("machine")
+        need = _need(plan, self._models, self._config)
+        machine.memory_into(group, need, self._free, peak)
+        store = self._config.store if self._request.has_store else None
+        try:
+            spec = self._spec(plan)
+        except ConfigError as error:
+            group.failure("chunk", error)
+            return group
+        needed = None if spec is None else machine.store_bytes(spec, self._found.samples)
+        committed = 0 if spec is None else self._target.committed(tuple(spec.dims))
+        machine.disk_into(group, store, needed, committed, why)
+        machine.limits_into(group, need.workers)
+        return group
+
+    def _spec(self, plan: Plan | None) -> StoreSpec | None:
+        """The shape of what is made; None where it is not known yet."""
+        if plan is not None:
+            return plan.spec
+        dims, config = known_dims(self._models), self._config
+        if len(dims) < len(self._models):
+            return None
+        chunk = choose_chunk(config.chunk, config.views, dims)
+        return StoreSpec(len(self._found.samples), config.views, chunk, dims)
+
+
+def _texts(plan: Plan) -> dict[str, Any]:
+    """The tokenizer of each text feature."""
+    return {n: b.text for n, b in plan.backbones.items() if modality_of(b) == "text"}
+
+
+def _need(plan: Plan | None, models: Sequence[FoundModel], config: CompleteConfig) -> Need:
+    """What a build takes; without a plan the weights alone are known."""
+    weights = sum(model.weight_bytes for model in models)
+    if plan is None:
+        workers = config.workers or max(1, len(os.sched_getaffinity(0)) - 1)
+        return Need(weights, 0, 0, 0, workers)
+    rows = plan.spec.chunk * plan.spec.views
+    buffers = [
+        batch_bytes(m, plan.backbones[m.feature], plan.batch_sizes[m.feature], rows) for m in models
+    ]
+    # One backbone computes at a time, but each keeps what it has asked for.
+    device, host = (sum(sizes) for sizes in zip(*buffers, strict=True))
+    queue = plan.job.layout.slot_bytes * plan.job.slots
+    return Need(weights, device, host, queue, plan.workers)
+
+
+def _peak(free: Free, plan: Plan) -> int | None:
+    if free.device is None:
+        return None
+    import torch
+
+    device = next(iter(plan.backbones.values())).device
+    return int(torch.cuda.max_memory_reserved(device))

@@ -1,0 +1,175 @@
+"""How long a build will take: a trial of it on a few of its samples, and what follows from that.
+
+The trial is the build's own main loop, with its producers, backbones, batches and commits, in a
+folder that is removed afterwards. It makes two chunks. The first has everything that happens once:
+producers start, the queue fills, memory is asked for. The second one's time is that of a chunk in
+the middle of a build. A build of n samples so takes
+
+    t1 + (n - k) * (t2 - t1) / k
+
+where k is the samples per chunk of the trial, and t1 and t2 its seconds until each was committed.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from consumers.build import run_plan
+from consumers.plan import Plan
+from featurestore import writer as stores
+from featurestore.errors import InterruptedBuildError
+from featurestore.store import StoreSpec
+from operations.findings import Group
+from operations.reading import evenly
+
+# A first trial of two samples tells how many the second may have.
+_AIM_S = 10.0
+_PREFIX = ".manyviews-check-"
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What a trial measured.
+
+    Attributes:
+        samples: how many it made, in two chunks; one chunk where there is one sample only.
+        first_s: seconds until the first chunk was committed, the producers' start included.
+        sample_s: seconds per sample after that.
+        waited: of these, the share in which the backbones waited for producers, 0 to 1.
+    """
+
+    samples: int
+    first_s: float
+    sample_s: float
+    waited: float
+
+    def seconds(self, samples: int) -> float:
+        """Predicted seconds of a build of so many samples, without loading the backbones."""
+        first = self.samples // 2 or 1
+        return max(0.0, self.first_s + (samples - first) * self.sample_s)
+
+    @property
+    def bottleneck(self) -> str:
+        """``producers`` where the backbones wait for them most of the time, else ``backbones``."""
+        return "producers" if self.waited > 0.5 else "backbones"
+
+
+def run_trial(plan: Plan, folder: Path | None, aim_s: float = _AIM_S) -> Trial:
+    """Builds a few of a plan's samples, and throws the result away.
+
+    Args:
+        plan: a build that may begin.
+        folder: where the trial's own folder is made; None for the system's temporary folder.
+        aim_s: about how long it may take; a very slow build is tried for two samples all the same.
+
+    Raises:
+        InterruptedBuildError: a signal ended it.
+        ManyViewsError: what a build of these samples would raise.
+    """
+    total = len(plan.found.samples)
+    short = _measure(plan, folder, 1)
+    sample_s = short.sample_s
+    if short.bottleneck == "producers":
+        sample_s /= max(1, plan.workers / 2)  # no more than two had something to do
+    fitting = int(aim_s / (2 * max(sample_s, 1e-3)))
+    chunk = min(fitting, plan.spec.chunk, total // 3)
+    return _measure(plan, folder, chunk) if chunk > 1 else short
+
+
+def _measure(plan: Plan, folder: Path | None, chunk: int) -> Trial:
+    """Builds two chunks of so many samples."""
+    chosen = evenly(plan.found.samples, 2 * chunk)
+    with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=folder) as name:
+        store = Path(name) / "store"
+        small = _reduced(plan, [s.index for s in chosen], chunk, store)
+        marks: list[tuple[float, float]] = []
+
+        def note(event: str, **facts: Any) -> None:
+            if event == "chunk":
+                marks.append((facts["seconds"], facts["waited_s"]))
+
+        _build(small, note)
+    (t1, w1), (t2, w2) = marks[0], marks[-1]
+    if len(marks) == 1:
+        return Trial(1, t1, t1, w1 / t1 if t1 else 0.0)
+    elapsed = max(t2 - t1, 1e-6)
+    return Trial(len(chosen), t1, elapsed / (len(chosen) - chunk), (w2 - w1) / elapsed)
+
+
+def _reduced(plan: Plan, indices: list[int], chunk: int, store: Path) -> Plan:
+    """The same plan for a few samples, which get the first places, and a store of their own."""
+    samples = tuple(replace(plan.found.samples[i], index=n) for n, i in enumerate(indices))
+    return replace(
+        plan,
+        config=replace(plan.config, store=store, bad_sample="placeholder"),
+        found=replace(plan.found, samples=samples),
+        stats=[plan.stats[i] for i in indices],
+        confirmed={},
+        spec=StoreSpec(len(samples), plan.spec.views, chunk, plan.spec.dims),
+        wanted=None,
+    )
+
+
+def _build(plan: Plan, tell: Callable[..., None]) -> None:
+    lock = stores.take_lock(plan.config.store)
+    try:
+        writer = stores.create(
+            plan.config.store, plan.spec, plan.fingerprint, plan.found.samples, lock
+        )
+        run_plan(plan, writer, tell)
+    except InterruptedBuildError as error:
+        raise InterruptedBuildError(
+            error.signum, "The check was interrupted; nothing was changed."
+        ) from None
+    finally:
+        lock.release()
+
+
+def forecast_group(plan: Plan, trial: Trial, todo: int, share: float = 1.0) -> Group:
+    """What the trial says of the whole build.
+
+    Args:
+        plan: the build.
+        trial: a trial of it.
+        todo: the samples that it makes.
+        share: the part of their views that it makes.
+    """
+    group = Group("forecast")
+    views = plan.spec.views
+    rate = views / trial.sample_s
+    seconds = share * trial.seconds(todo) if todo else 0.0
+    alone = rate / (1 - trial.waited) if trial.waited < 0.99 else None
+    group.facts = {
+        "trial_samples": trial.samples,
+        "samples": todo,
+        "views_per_s": round(rate, 3),
+        "samples_per_s": round(1 / trial.sample_s, 4),
+        "seconds": round(seconds, 3),
+        "hours": round(seconds / 3600, 4),
+        "bottleneck": trial.bottleneck,
+        "waited_share": round(trial.waited, 4),
+        "workers": plan.workers,
+    }
+    group.ok("tried", f"{trial.samples:,} samples, evenly spread, with {plan.workers} producers")
+    group.ok("rate", f"{rate:,.0f} views/s of every feature, {1 / trial.sample_s:.2f} samples/s")
+    text = f"{trial.bottleneck}; the backbones wait {trial.waited:.0%} of the time"
+    if trial.bottleneck == "producers" and alone is not None:
+        text += (
+            f", alone they could do {alone:,.0f} views/s: give more --workers, if there are CPUs"
+        )
+    group.ok("slower side", text)
+    group.ok("duration", f"{duration(seconds)} for {todo:,} samples, after loading (an estimate)")
+    return group
+
+
+def duration(seconds: float) -> str:
+    """A time in the unit that fits it."""
+    if seconds < 120:
+        return f"{seconds:.0f} seconds"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} minutes"
+    return f"{seconds / 3600:.1f} hours"

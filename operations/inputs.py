@@ -1,0 +1,251 @@
+"""What a data folder holds, and what its posters and synopses are like."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from featurestore.errors import InputError
+from featurestore.genres import CLASS_NAMES
+from featurestore.records import Sample
+from featurestore.splits import SplitComparison, compare_split
+from operations.duplicates import duplicate_posters, duplicate_synopses
+from operations.findings import Group, counted, some, spread, spread_text
+from operations.reading import Look
+from producers.decode import ImageFacts
+from producers.source import Scan
+
+# Posters of MM-IMDb are 256 pixels wide or more, and up to twice as high.
+_SMALL_SIDE = 64
+_MANY_PIXELS = 25_000_000
+_ASPECT = 3.0
+
+
+def data_group(found: Scan) -> Group:
+    """Pairs, and everything in the folder that is not one."""
+    group = Group("data")
+    left_out = Counter(reason for _, reason in found.left_out)
+    group.facts = {
+        "data_dir": str(found.data_dir),
+        "samples": len(found.samples),
+        "unmatched_images": list(found.unmatched_images),
+        "unmatched_texts": list(found.unmatched_texts),
+        "left_out": [list(pair) for pair in found.left_out],
+    }
+    group.ok("pairs", f"{len(found.samples):,} posters with a synopsis")
+    for label, names, other in (
+        ("posters alone", found.unmatched_images, "synopsis"),
+        ("synopses alone", found.unmatched_texts, "poster"),
+    ):
+        if names:
+            advice = f"They become no samples. Add the {other} of the same stem, or remove them."
+            group.warn(label, some(names), advice)
+        else:
+            group.ok(label, "none")
+    shadowed = [name for name, reason in found.left_out if reason == "shadowed"]
+    if shadowed:
+        advice = ".jpg goes before .jpeg, .JPG, .JPEG, and .json before .JSON: keep one of each."
+        group.warn("same stem twice", some(shadowed), advice)
+    others = {reason: n for reason, n in left_out.items() if reason != "shadowed"}
+    if others:
+        unused = [name for name, reason in found.left_out if reason != "shadowed"]
+        advice = f"They become no samples ({counted(others)})."
+        group.warn("left out", some(unused), advice)
+    return group
+
+
+def duplicates_into(group: Group, found: Scan, split: SplitComparison | None) -> None:
+    """Adds the posters and synopses whose bytes are those of another sample's."""
+    for kind, groups in (
+        ("posters", duplicate_posters(found)),
+        ("synopses", duplicate_synopses(found)),
+    ):
+        group.facts[f"duplicate_{kind}"] = [[s.stem for s in same] for same in groups]
+        label = f"equal {kind}"
+        if not groups:
+            group.ok(label, "none, by SHA-256")
+            continue
+        files = sum(map(len, groups))
+        first = " = ".join(s.stem for s in groups[0][:3])
+        text = f"{files:,} files in {len(groups):,} groups, first {first!r}"
+        advice = "A build keeps them all. --json lists them."
+        across = 0 if split is None else sum(_crosses(same, split) for same in groups)
+        if across:
+            text += f"; {across:,} groups are in two parts of the split"
+            advice = (
+                "What is trained on is tested on: take them out of one part. --json lists them."
+            )
+        group.warn(label, text, advice)
+
+
+def _crosses(same: Sequence[Sample], split: SplitComparison) -> bool:
+    indices = {s.index for s in same}
+    return sum(bool(indices & part) for part in split.parts.values()) > 1
+
+
+def posters_group(looks: Sequence[Look], samples: Sequence[Sample], total: int) -> Group:
+    """What the posters that were read are like."""
+    stems = {s.index: s.stem for s in samples}
+    group = Group("posters")
+    bad = {look.index: look.image_bad for look in looks if look.image_bad is not None}
+    facts = {look.index: look.image for look in looks if look.image is not None}
+    odd: dict[str, list[str]] = {}
+    for index, image in facts.items():
+        for kind in oddities(image):
+            odd.setdefault(kind, []).append(stems[index])
+    widths = spread([image.width for image in facts.values()])
+    heights = spread([image.height for image in facts.values()])
+    group.facts = {
+        "read": len(looks),
+        "of": total,
+        "bad": [[stems[i], *why] for i, why in bad.items()],
+        "odd": odd,
+        "width": widths,
+        "height": heights,
+        "modes": dict(Counter(image.mode for image in facts.values())),
+        "formats": dict(Counter(image.format for image in facts.values())),
+    }
+    group.ok("read", f"{len(looks):,} of {total:,}{_how(looks, total)}")
+    if facts:
+        group.ok("width", spread_text(widths, "pixels"))
+        group.ok("height", spread_text(heights, "pixels"))
+    _bad_line(group, bad, stems, "A black image stands in for each. Fetch them again.")
+    for kind, names in sorted(odd.items()):
+        group.warn(kind, some(names), _ODD_ADVICE[kind])
+    return group
+
+
+_ODD_ADVICE = {
+    "small": f"A side of less than {_SMALL_SIDE} pixels: views are mostly interpolation.",
+    "huge": f"More than {_MANY_PIXELS // 10**6} million pixels: they are slow to decode.",
+    "long": f"One side is more than {_ASPECT:g} times the other: a centre crop loses most of it.",
+    "not RGB": "They are converted: grey stays grey, CMYK becomes RGB, alpha is dropped.",
+    "turned": "Their EXIF orientation is ignored, as in the paper: the views lie on a side.",
+    "not JPEG": "The bytes decide about the format, not the suffix: they are read all the same.",
+}
+
+
+def oddities(image: ImageFacts) -> list[str]:
+    """What is unusual about a poster that can be used."""
+    short, long = sorted((image.width, image.height))
+    found = {
+        "small": short < _SMALL_SIDE,
+        "huge": short * long > _MANY_PIXELS,
+        "long": long > _ASPECT * short,
+        "not RGB": image.mode != "RGB",
+        "turned": image.orientation != 1,
+        "not JPEG": image.format != "JPEG",
+    }
+    return [kind for kind, is_so in found.items() if is_so]
+
+
+def texts_group(
+    looks: Sequence[Look], samples: Sequence[Sample], total: int, limits: Mapping[str, int]
+) -> Group:
+    """What the synopses that were read are like.
+
+    Args:
+        looks: what was read.
+        samples: all samples.
+        total: how many there are.
+        limits: the most ids of a text per text feature, in the order of ``Look.tokens``.
+    """
+    stems = {s.index: s.stem for s in samples}
+    group = Group("synopses")
+    bad = {look.index: look.text_bad for look in looks if look.text_bad is not None}
+    words = spread([look.words for look in looks])
+    empty = [stems[look.index] for look in looks if not look.words and not look.text_bad]
+    group.facts = {
+        "read": len(looks),
+        "of": total,
+        "bad": [[stems[i], *why] for i, why in bad.items()],
+        "empty": empty,
+        "words": words,
+        "tokens": {},
+    }
+    group.ok("read", f"{len(looks):,} of {total:,}{_how(looks, total)}")
+    _bad_line(group, bad, stems, "The empty text, or what is sound of it, stands in. Mend them.")
+    if empty:
+        group.warn("without a plot", some(empty), "Their text features are those of no text.")
+    group.ok("words", spread_text(words, "words"))
+    for position, (feature, limit) in enumerate(limits.items()):
+        counts = [look.tokens[position] for look in looks]
+        cut = sum(count > limit for count in counts)
+        found = spread(counts)
+        group.facts["tokens"][feature] = {**found, "limit": limit, "cut": cut}
+        text = f"{spread_text(found, 'tokens')}; {cut:,} of {len(counts):,} above {limit} are cut"
+        group.ok(feature, text)
+    return group
+
+
+def genres_group(looks: Sequence[Look], samples: Sequence[Sample], total: int) -> Group:
+    """How often each genre occurs among the synopses that were read."""
+    stems = {s.index: s.stem for s in samples}
+    group = Group("genres")
+    known = Counter(name for look in looks for name in look.genres)
+    unknown = Counter(name for look in looks for name in look.unknown_genres)
+    without = [stems[look.index] for look in looks if not look.genres]
+    group.facts = {
+        "read": len(looks),
+        "of": total,
+        "genres": {name: known[name] for name in CLASS_NAMES},
+        "unknown": dict(unknown.most_common()),
+        "without": without,
+    }
+    group.ok("most frequent", counted(known) or "none")
+    absent = [name for name in CLASS_NAMES if not known[name]]
+    if absent and len(looks) == total:
+        group.warn("never", ", ".join(absent), "No row has them: a classifier cannot learn them.")
+    if unknown:
+        group.warn("unknown", counted(unknown), "They are not among the paper's 23, and ignored.")
+    if without:
+        group.warn("none known", some(without), "Their labels are all zero.")
+    return group
+
+
+def split_group(path: Path, found: Scan) -> tuple[Group, SplitComparison | None]:
+    """What a split says of the samples; a split that cannot be trained with is an error."""
+    group = Group("split")
+    group.facts = {"split_json": str(path)}
+    stems = [s.stem for s in found.samples]
+    try:
+        split = compare_split(path, stems)
+    except InputError as error:
+        group.failure("file", error)
+        return group, None
+    sizes = {name: len(part) for name, part in split.parts.items()}
+    outside = sorted(set(range(len(stems))) - set().union(*split.parts.values()))
+    overlap = {f"{a}, {b}": [stems[i] for i in shared] for a, b, shared in split.overlap()}
+    unknown = {key: [str(e) for e in entries] for key, entries in split.unknown.items() if entries}
+    group.facts |= {
+        "parts": sizes,
+        "in_none": [stems[i] for i in outside],
+        "overlap": overlap,
+        "unknown": unknown,
+    }
+    group.ok("parts", ", ".join(f"{name} {count:,}" for name, count in sizes.items()))
+    for key, entries in unknown.items():
+        advice = "Is this the split of another data set, or are files missing? Training refuses it."
+        group.error(f"unknown in {key}", some(entries), advice)
+    for pair, both in overlap.items():
+        advice = "Scores on samples that were trained on mean nothing: take them out of one list."
+        group.error(f"both in {pair}", some(both), advice)
+    if outside:
+        advice = "They are built, and belong to no part: training never sees them."
+        group.warn("in no part", some([stems[i] for i in outside]), advice)
+    return group, split
+
+
+def _bad_line(
+    group: Group, bad: Mapping[int, tuple[str, str]], stems: Mapping[int, str], advice: str
+) -> None:
+    if not bad:
+        group.ok("unusable", "none")
+        return
+    reasons = counted(Counter(reason for reason, _ in bad.values()))
+    group.warn("unusable", f"{some([stems[i] for i in bad])} ({reasons})", advice)
+
+
+def _how(looks: Sequence[Look], total: int) -> str:
+    return "" if len(looks) == total else ", evenly spread; --full reads all"

@@ -1,0 +1,207 @@
+"""Whether this machine has what a build needs: memory, disk, open files and processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from featurestore.records import Sample
+from featurestore.store import FeatureStore, StoreSpec, free_bytes
+from operations.findings import Group, human_bytes
+from producers.ring import available_bytes
+
+# Of a build besides its producers: the store, the lock, the log, libraries and CUDA.
+_OTHER_FILES = 64
+_FILES_PER_WORKER = 3
+_OTHER_THREADS = 16
+# A producer that has imported its libraries and decoded a few posters.
+_WORKER_BYTES = 60 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Free:
+    """What can be had, asked for before anything is loaded.
+
+    Attributes:
+        memory: bytes of memory, of the machine or its control group.
+        device: bytes of the GPU's memory, or None on a CPU.
+    """
+
+    memory: int
+    device: int | None
+
+    @classmethod
+    def now(cls, device: str) -> Free:
+        """Asks the machine and the device, as ``resolve_device`` returns it."""
+        free = None
+        if device.startswith("cuda"):
+            import torch
+
+            free = int(torch.cuda.mem_get_info(device)[0])
+        return cls(available_bytes(), free)
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a build takes, in bytes; estimates but for the queue.
+
+    Attributes:
+        weights: of all backbones, on the device.
+        batches: on the device, beside the weights.
+        host: buffers of batches on the host.
+        queue: the slots between producers and backbones.
+        workers: producer processes.
+    """
+
+    weights: int
+    batches: int
+    host: int
+    queue: int
+    workers: int
+
+
+def memory_into(group: Group, need: Need, free: Free, peak: int | None) -> None:
+    """Adds device memory, the queue and the memory of the machine.
+
+    Args:
+        group: what to add to.
+        need: what a build takes.
+        free: what could be had before anything was loaded.
+        peak: the most that a trial took of a GPU's memory, or None.
+    """
+    device = need.weights + need.batches
+    on_host = need.queue + need.host + need.workers * _WORKER_BYTES
+    group.facts["memory"] = {
+        "weights": need.weights,
+        "batches": need.batches,
+        "device_needed": device,
+        "device_peak": peak,
+        "device_free": free.device,
+        "queue_needed": need.queue,
+        "host_needed": on_host + (device if free.device is None else 0),
+        "host_free": free.memory,
+    }
+    if free.device is not None:
+        text = f"about {human_bytes(device)} of {human_bytes(free.device)} free (an estimate)"
+        if peak is not None:
+            text = f"{human_bytes(peak)} at most in the trial, of {human_bytes(free.device)} free"
+        advice = "Choose smaller batches with --batch-size, fewer --features, or free the GPU."
+        _enough(group, "GPU memory", text, max(device, peak or 0) <= free.device, advice)
+    else:
+        on_host += device
+    queue = f"{human_bytes(need.queue)} of anonymous memory; /dev/shm is not used"
+    advice = "Choose fewer with --slots (at least 2), or free some memory."
+    _enough(group, "queue", queue, need.queue <= free.memory, advice)
+    text = f"about {human_bytes(on_host)} of {human_bytes(free.memory)} free (an estimate)"
+    advice = "Use fewer --workers or --features, or a machine or job with more memory."
+    _enough(group, "memory", text, on_host <= free.memory, advice)
+
+
+def _enough(group: Group, label: str, text: str, is_so: bool, advice: str) -> None:
+    if is_so:
+        group.ok(label, text)
+    else:
+        group.error(label, text, advice)
+
+
+def disk_into(
+    group: Group, store: Path | None, needed: int | None, committed: int, why_unknown: str = ""
+) -> None:
+    """Adds the disk that is still needed, next to what is free where the store will be."""
+    left = None if needed is None else max(0, needed - committed)
+    free = None if store is None else free_bytes(store)
+    group.facts["disk"] = {"needed": needed, "committed": committed, "left": left, "free": free}
+    if left is None:
+        group.warn("disk", "unknown before the models are loaded", why_unknown)
+        return
+    text = human_bytes(left)
+    if committed:
+        text += f" more ({human_bytes(committed)} are committed)"
+    if free is None:
+        group.ok("disk", f"{text}; --store tells whether they are free")
+        return
+    advice = "Free some space, or choose another --store."
+    _enough(group, "disk", f"{text} of {human_bytes(free)} free", left <= free, advice)
+
+
+def store_bytes(spec: StoreSpec, samples: Sequence[Sample]) -> int:
+    """Bytes of a complete store's files: exact for the arrays, an estimate for the records."""
+    arrays = 0
+    for name in spec.dims:
+        for array in (spec.feature(name), spec.moments(name)):
+            arrays += array.chunks * (array.chunk_bytes + 4)
+    listing = sum(len(json.dumps([s.stem, s.image_name, s.text_name])) + 1 for s in samples)
+    # Per sample two digests and a count in the ledger, two sizes and times in the cache.
+    records = len(samples) * (2 * 68 + 8 + 70) + spec.chunks * (80 + 120 * len(spec.dims))
+    return arrays + listing + records + 2048 * (3 + 2 * len(spec.dims))
+
+
+def committed_bytes(store: FeatureStore, features: Sequence[str]) -> int:
+    """Bytes of the committed files of some features."""
+    names = {
+        array.name for f in features for array in (store.spec.feature(f), store.spec.moments(f))
+    }
+    return sum(
+        size
+        for entry in store.ledger.entries
+        for file, (size, _) in entry.files.items()
+        if file.rpartition("/")[0] in names
+    )
+
+
+def limits_into(group: Group, workers: int) -> None:
+    """Adds the limits on open files and processes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = _FILES_PER_WORKER * workers + _OTHER_FILES
+    processes = workers + (os.cpu_count() or 1) + _OTHER_THREADS
+    room = process_room()
+    group.facts["limits"] = {
+        "open_files_needed": files,
+        "open_files": None if soft == resource.RLIM_INFINITY else soft,
+        "processes_needed": processes,
+        "processes_free": room,
+    }
+    enough = soft == resource.RLIM_INFINITY or files <= soft
+    text = f"about {files:,} of {'any number' if soft == resource.RLIM_INFINITY else f'{soft:,}'}"
+    advice = f"Raise it with `ulimit -n {hard if hard > 0 else files}`, or use fewer --workers."
+    _enough(group, "open files", text, enough, advice)
+    text = f"about {processes:,} of {'any number' if room is None else f'{room:,} more'}"
+    advice = "Use fewer --workers, or raise `ulimit -u` or the container's limit on processes."
+    _enough(group, "processes", text, room is None or processes <= room, advice)
+
+
+def process_room() -> int | None:
+    """Processes and threads that can still be started, or None where nothing limits them."""
+    rooms = [room for room in (_user_room(), _cgroup_room()) if room is not None]
+    return max(0, min(rooms)) if rooms else None
+
+
+def _user_room() -> int | None:
+    """Under ``ulimit -u``, which counts all threads of the user and does not bind root."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NPROC)
+    if soft == resource.RLIM_INFINITY or os.geteuid() == 0:
+        return None
+    used = 0
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if folder.stat().st_uid == os.geteuid():
+                used += len(list((folder / "task").iterdir()))
+        except OSError:
+            continue  # it has ended
+    return soft - used
+
+
+def _cgroup_room() -> int | None:
+    """Under the limit of the control group (version 2)."""
+    try:
+        own = Path("/proc/self/cgroup").read_text("utf-8").splitlines()[0].rpartition("::")[2]
+        folder = Path("/sys/fs/cgroup") / own.lstrip("/")
+        limit = (folder / "pids.max").read_text("ascii").strip()
+        used = int((folder / "pids.current").read_text("ascii"))
+        return None if limit == "max" else int(limit) - used
+    except (OSError, ValueError, IndexError):
+        return None

@@ -1,0 +1,203 @@
+"""The models that a build would use: where they are, how large, and what memory they need."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from consumers import backbones as registry
+from consumers import declared
+from consumers.locating import Located, count_parameters, locate
+from featurestore.config import CompleteConfig
+from featurestore.errors import ConfigError
+from featurestore.records import FEATURES
+from operations.findings import Group, human_bytes
+
+# The parts of a checkpoint that the paper's features load, by the prefixes of their weights.
+_PARTS: Mapping[str, tuple[str, ...]] = {
+    "clip_image": ("vision_model.", "visual_projection."),
+    "blip2_image": ("vision_model.", "query_tokens", "qformer."),
+    "blip2_text": ("language_model.encoder.", "language_model.shared."),
+}
+_ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_SOURCES = {
+    "folder": "local folder",
+    "cache": "the hub's cache",
+    "hub": "would be fetched from the hub",
+    "missing": "missing",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class FoundModel:
+    """One feature's model.
+
+    Attributes:
+        feature: the feature.
+        located: where its checkpoint is, or None for an adapter that finds its own.
+        parameters: weights that are loaded for it, or None where nobody knows yet.
+        dtype: what they are loaded as.
+    """
+
+    feature: str
+    located: Located | None
+    parameters: int | None
+    dtype: str
+
+    @property
+    def weight_bytes(self) -> int:
+        """Memory of the weights on the device; 0 where nobody knows yet."""
+        return (self.parameters or 0) * _ITEM_BYTES[self.dtype]
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it can be loaded without fetching anything."""
+        return self.located is None or self.located.where in ("folder", "cache")
+
+
+def find_models(config: CompleteConfig, features: Sequence[str], device: str) -> list[FoundModel]:
+    """Looks for the model of each feature.
+
+    Raises:
+        ConfigError: the dtype cannot be had on the device.
+    """
+    found = []
+    for feature in features:
+        located, parameters = _locate(config, feature), None
+        if located is not None and located.checkpoint is not None:
+            parameters = count_parameters(located.checkpoint, _PARTS.get(feature, ()))
+        found.append(FoundModel(feature, located, parameters, _dtype(config, feature, device)))
+    return found
+
+
+def _locate(config: CompleteConfig, feature: str) -> Located | None:
+    own = config.backbones.get(feature)
+    if own is None:
+        model = config.models.get(feature) or registry.info(feature).model()
+        return locate(model, feature)
+    model = config.models.get(feature) or own.model
+    if own.adapter not in declared.ADAPTERS:
+        return None
+    try:
+        declared.check(feature, own)
+    except ConfigError as error:
+        return Located(model, "missing", problem=str(error))
+    return locate(model, feature, open_clip=own.adapter.startswith("open-clip"))
+
+
+def _dtype(config: CompleteConfig, feature: str, device: str) -> str:
+    dtype = config.dtype
+    own = config.backbones.get(feature)
+    if own is not None and own.adapter in declared.ADAPTERS and dtype == "auto":
+        dtype = declared.ADAPTERS[own.adapter].auto_dtype
+    return registry.resolve_dtype(dtype, device, feature)
+
+
+def models_group(found: Sequence[FoundModel]) -> Group:
+    """The models, with what is missing."""
+    group = Group("models")
+    group.facts = {model.feature: _facts(model) for model in found}
+    for model in found:
+        located = model.located
+        if located is None:
+            group.ok(model.feature, "found by an adapter of your own when it is loaded")
+            continue
+        size = human_bytes(located.bytes)
+        text = f"{located.model}: {_SOURCES[located.where]}, {size}"
+        if model.parameters is not None:
+            text += f", {model.parameters / 1e6:,.1f} M parameters as {model.dtype}"
+        if located.where == "missing":
+            *what, advice = located.problem.split("\n")
+            group.error(model.feature, " ".join(w.strip() for w in what) or advice, advice)
+        elif located.where == "hub":
+            group.warn(
+                model.feature,
+                text,
+                "A build fetches it at its start. Fetch it before a job on a machine without "
+                f"network: hf download {located.model}",
+            )
+        else:
+            group.ok(model.feature, text)
+    return group
+
+
+def _facts(model: FoundModel) -> dict[str, Any]:
+    located = model.located
+    return {
+        "model": "" if located is None else located.model,
+        "where": "adapter" if located is None else located.where,
+        "folder": str(located.checkpoint.folder) if located and located.checkpoint else "",
+        "bytes": 0 if located is None else located.bytes,
+        "parameters": model.parameters,
+        "dtype": model.dtype,
+        "weight_bytes": model.weight_bytes,
+        "problem": "" if located is None else located.problem,
+    }
+
+
+# What the paper's own checkpoints give, known before they are fetched.
+PAPER_DIMS = dict(zip(FEATURES, (512, 512, 768, 2048), strict=True))
+
+
+def known_dims(found: Sequence[FoundModel]) -> dict[str, int]:
+    """The dimensions that are known without loading: those of the paper's own checkpoints."""
+    return {
+        model.feature: PAPER_DIMS[model.feature]
+        for model in found
+        if model.feature in FEATURES
+        and model.located is not None
+        and model.located.model == registry.REGISTRY[model.feature].default_model
+    }
+
+
+def activation_bytes(config: Mapping[str, Any], tokens: int, batch: int, item_bytes: int) -> int:
+    """Roughly what a transformer holds at once in a forward pass without gradients.
+
+    Per token four vectors of the model's width (input, residual, and what attention reads) and two
+    of the width inside its MLP, for one layer. Attention itself is computed in blocks.
+
+    Args:
+        config: a checkpoint's ``config.json``, or the part of it for this tower.
+        tokens: of one row.
+        batch: rows.
+        item_bytes: of a value.
+    """
+    width = next((config[k] for k in ("hidden_size", "d_model", "dim") if k in config), 0)
+    inner = next(
+        (config[k] for k in ("intermediate_size", "d_ff", "hidden_dim") if k in config), 4 * width
+    )
+    return batch * tokens * (4 * int(width) + 2 * int(inner)) * item_bytes
+
+
+def batch_bytes(model: FoundModel, backbone: Any, batch: int, rows: int) -> tuple[int, int]:
+    """Estimates what batches of a loaded backbone take: (on the device, on the host).
+
+    Args:
+        model: what is known of it.
+        backbone: the backbone.
+        batch: rows per forward pass.
+        rows: rows of a chunk.
+    """
+    cuda = backbone.device.type == "cuda"
+    stages = 3 if cuda else 1
+    config = (
+        dict(model.located.checkpoint.config) if model.located and model.located.checkpoint else {}
+    )
+    item = _ITEM_BYTES[model.dtype]
+    if registry.modality_of(backbone) == "image":
+        side = backbone.image.size
+        part = config.get("vision_config", config)
+        patch = int(part.get("patch_size", 16))
+        staged = batch * side * side * 3
+        tokens = (side // patch) ** 2 + 1
+        # The pixels once more, normalised, and as patches.
+        working = 2 * staged * item + activation_bytes(part, tokens, batch, item)
+    else:
+        length = backbone.text.max_length
+        staged = batch * (length + 8) * 4
+        part = config.get("text_config", config)
+        working = activation_bytes(part, length, batch, item) + 4 * staged
+    features = rows * backbone.dim * 4
+    host = stages * staged + 2 * features
+    return (stages * staged + features if cuda else 0) + working, host

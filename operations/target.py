@@ -1,0 +1,123 @@
+"""The store that a build would write to, as far as it can be seen without locking it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from consumers.extending import Extension, completed, find_extension
+from featurestore import writer as stores
+from featurestore.config import BuildConfig
+from featurestore.durable import lock_holder
+from featurestore.errors import ManyViewsError
+from featurestore.store import LOCK, FeatureStore
+from operations.findings import Group
+from operations.machine import committed_bytes
+from producers.source import Scan
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is at the place of the store.
+
+    Attributes:
+        group: what there is to say about it.
+        stored: the store to go on with, or None for a new one.
+        wanted: what would be added to it, or None.
+        parent: the nearest folder above it that can be written to, or None.
+    """
+
+    group: Group
+    stored: FeatureStore | None = None
+    wanted: Extension | None = None
+    parent: Path | None = None
+
+    @classmethod
+    def none(cls) -> Target:
+        """No store at all."""
+        return cls(Group("store"))
+
+    @property
+    def _made(self) -> FeatureStore | None:
+        """The store whose chunks are missing: the store itself, or its extension's."""
+        return self.stored if self.wanted is None else self.wanted.made
+
+    def committed(self, features: Sequence[str]) -> int:
+        """Bytes that are there already of what is to be made."""
+        made = self._made
+        if made is None:
+            return 0
+        return committed_bytes(made, [f for f in features if f in made.features])
+
+    def todo(self, samples: int, views: int) -> tuple[int, float]:
+        """How many of so many samples are still to be made, and which share of their views."""
+        made, wanted = self._made, self.wanted
+        left = samples if made is None else samples - len(made.records)
+        if wanted is None or self.stored is None:
+            return left, 1.0
+        if wanted.kind == "samples":
+            taken = self.stored.spec.samples // self.stored.spec.chunk * self.stored.spec.chunk
+            return min(left, samples - taken), 1.0
+        if wanted.kind == "views":
+            return left, 1 - self.stored.spec.views / views
+        return left, 1.0
+
+
+def open_target(config: BuildConfig, found: Scan) -> Target:
+    """Looks at what is at ``config.store``, as ``build --resume`` would."""
+    group = Group("store", {"store": str(config.store), "state": "unusable"})
+    parent = _parent(config.store)
+    try:
+        state = stores.state_of(config.store)
+        group.facts["state"] = state
+        if state != "store" or config.overwrite:
+            _new(group, config, state)
+            return Target(group, None, None, parent)
+        stored = FeatureStore(config.store)
+        wanted = find_extension(completed(config, stored), stored, found)
+    except ManyViewsError as error:
+        group.failure("store", error)
+        return Target(group, None, None, parent)
+    group.facts |= {
+        "samples": stored.spec.samples,
+        "views": stored.spec.views,
+        "features": list(stored.features),
+        "done": len(stored.records),
+        "complete": stored.complete,
+        "extension": None if wanted is None else wanted.kind,
+    }
+    _stored(group, stored, wanted)
+    return Target(group, stored, wanted, parent)
+
+
+def _new(group: Group, config: BuildConfig, state: str) -> None:
+    if state == "store":
+        advice = "Leave overwrite out to go on with it."
+        group.warn("store", f"{config.store} would be deleted, and made again", advice)
+    else:
+        group.ok("store", f"{config.store} would be new")
+
+
+def _stored(group: Group, stored: FeatureStore, wanted: Extension | None) -> None:
+    done, samples = len(stored.records), stored.spec.samples
+    if wanted is not None:
+        group.ok("store", f"{stored.path} would get more {wanted.kind}")
+    elif stored.complete:
+        group.ok("store", f"{stored.path} is complete: there is nothing to build")
+    else:
+        group.ok("store", f"{stored.path} would be resumed: {done:,} of {samples:,} samples done")
+    holder = lock_holder(stored.path / LOCK)
+    if holder is not None:
+        text = f"process {holder[0]} on {holder[1]} is writing to it"
+        advice = "A second build is refused. `status --watch` shows the first."
+        group.warn("lock", text, advice)
+
+
+def _parent(store: Path) -> Path | None:
+    """Where the store's file system can be tried out, beside the store."""
+    folder = store.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    return folder if folder.is_dir() and os.access(folder, os.W_OK) else None

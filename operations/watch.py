@@ -1,0 +1,234 @@
+"""How far a store is: what is committed, how fast, and who writes to it. Reads only.
+
+The store's lock is looked at and never held. Nothing here disturbs a build, in this process or in
+another, on this machine or on one that shares the file system.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from featurestore import extension
+from featurestore.durable import lock_holder
+from featurestore.errors import ManyViewsError
+from featurestore.ledger import Ledger
+from featurestore.store import EXTENSION, LOCK, RUNS, FeatureStore
+from operations.runs import Run, newest_run, utc_now
+
+Holder = tuple[int | None, str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """How much of a store, or of an addition to it, is committed.
+
+    Attributes:
+        samples: samples in all.
+        views: views per sample.
+        dims: length of each feature.
+        done: samples that are committed.
+        chunks: chunks in all.
+        committed: chunks that are committed.
+        bad: bad inputs of the committed samples, by modality and reason.
+        fingerprint: everything that changes its numbers.
+    """
+
+    samples: int
+    views: int
+    dims: Mapping[str, int]
+    done: int
+    chunks: int
+    committed: int
+    bad: Mapping[str, int]
+    fingerprint: Mapping[str, str | int]
+
+    @classmethod
+    def of(cls, store: FeatureStore) -> Part:
+        """Reads it off an open store."""
+        bad = Counter(f"{b.modality} {b.reason}" for b in store.bad_inputs)
+        spec = store.spec
+        return cls(
+            spec.samples,
+            spec.views,
+            dict(spec.dims),
+            len(store.records),
+            spec.chunks,
+            len(store.ledger),
+            dict(bad.most_common()),
+            store.fingerprint,
+        )
+
+    @property
+    def complete(self) -> bool:
+        """Whether every chunk is committed."""
+        return self.committed == self.chunks
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A look at a store.
+
+    Attributes:
+        path: its folder.
+        store: what is committed.
+        addition: what is committed of what is being added to it, or None.
+        holder: (pid, host) of the process that holds its lock, or None.
+        run: its newest build, or None where no log says anything.
+        samples_per_s: of that build; 0 where nothing is known.
+        eta_s: seconds to its end while it runs; None where nothing is known.
+    """
+
+    path: Path
+    store: Part
+    addition: Part | None
+    holder: Holder | None
+    run: Run | None
+    samples_per_s: float
+    eta_s: float | None
+
+    @property
+    def part(self) -> Part:
+        """What is being made."""
+        return self.addition or self.store
+
+    @property
+    def running(self) -> bool:
+        """Whether a build that has begun to make samples is at it."""
+        return self.holder is not None and self._is_holders and self.run is not None
+
+    @property
+    def ended(self) -> str:
+        """How it ended: ``complete``, or how the last build left it; ``""`` while one is at it."""
+        if self.holder is not None:
+            return ""
+        if self.store.complete and self.addition is None:
+            return "complete"
+        if self.run is None or self.run.end == "finished":
+            return "not complete"
+        return self.run.end or "killed"
+
+    @property
+    def _is_holders(self) -> bool:
+        """Whether the newest log is that of the process that holds the lock."""
+        return (
+            self.holder is not None
+            and self.run is not None
+            and self.run.pid == self.holder[0]
+            and not self.run.end
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """The look as plain values."""
+        store, run = self.store, self.run
+        return {
+            "samples": store.samples,
+            "views": store.views,
+            "dims": dict(store.dims),
+            "done": store.done,
+            "chunks": store.chunks,
+            "committed": store.committed,
+            "complete": store.complete,
+            "bad": sum(store.bad.values()),
+            "bad_by_reason": dict(store.bad),
+            "holder": self.holder,
+            "running": self.running,
+            "ended": self.ended,
+            "samples_per_s": round(self.samples_per_s, 3),
+            "views_per_s": round(self.samples_per_s * self.part.views, 3),
+            "eta_s": None if self.eta_s is None else round(self.eta_s, 1),
+            "slower_side": None if run is None else run.bottleneck,
+            "last_run": None if run is None else {"pid": run.pid, "end": run.end, "why": run.why},
+            "addition": None if self.addition is None else _addition_facts(self.addition),
+            "fingerprint": dict(store.fingerprint),
+        }
+
+
+def _addition_facts(part: Part) -> dict[str, Any]:
+    return {
+        "samples": part.samples,
+        "views": part.views,
+        "dims": dict(part.dims),
+        "done": part.done,
+        "chunks": part.chunks,
+        "committed": part.committed,
+    }
+
+
+class Looker:
+    """Looks at one store again and again, and reads its ledger only where it has changed."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._known: dict[Path, tuple[object, Part]] = {}
+
+    def look(self) -> Progress:
+        """Looks once.
+
+        Raises:
+            InputError: there is no store.
+            CorruptStoreError: its records are damaged.
+        """
+        # The holder first: what it has committed before it ended is then seen below.
+        holder = lock_holder(self._path / LOCK)
+        addition = None
+        if extension.is_unfinished(self._path):
+            addition = self._part(self._path / EXTENSION)
+        store = self._part(self._path)
+        run = newest_run(self._path / RUNS)
+        plain = Progress(self._path, store, addition, holder, run, 0.0, None)
+        if run is None:
+            return plain
+        now = utc_now()
+        if not plain.running:
+            return Progress(self._path, store, addition, holder, run, run.samples_per_s(), None)
+        left = plain.part.samples - plain.part.done
+        rate, eta_s = run.samples_per_s(now), run.eta_s(left, now)
+        return Progress(self._path, store, addition, holder, run, rate, eta_s)
+
+    def _part(self, path: Path) -> Part:
+        key = tuple(_stat(path / name) for name in ("zarr.json", Ledger.FILE))
+        known = self._known.get(path)
+        if known is None or known[0] != key:
+            known = self._known[path] = (key, Part.of(FeatureStore(path)))
+        return known[1]
+
+
+def _stat(path: Path) -> tuple[int, int, int]:
+    try:
+        found = path.stat()
+    except OSError:
+        return (0, 0, 0)
+    return (found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+def watch(path: Path, every_s: float = 1.0) -> Iterator[Progress]:
+    """Looks at a store until it is complete or nobody writes to it any more.
+
+    Yields:
+        A look each ``every_s`` seconds; of the last one, ``ended`` says how it ended.
+
+    Raises:
+        InputError: there is no store.
+        CorruptStoreError: its records are damaged.
+    """
+    looker = Looker(path)
+    while True:
+        try:
+            found = looker.look()
+        except ManyViewsError:
+            # A store that is being made, or to which an addition is put in place, may for an
+            # instant not be there.
+            if lock_holder(path / LOCK) is None:
+                found = looker.look()
+            else:
+                time.sleep(every_s)
+                continue
+        yield found
+        if found.ended:
+            return
+        time.sleep(every_s)

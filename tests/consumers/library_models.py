@@ -1,0 +1,89 @@
+"""Tiny checkpoints of the libraries that declared backbones come from, each saved by its own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from consumers.tiny import _spread, _wordpiece
+from featurestore.torchvision_ops import ensure_importable
+
+SIDE = 32
+
+
+def make_library_models(folders: dict[str, Path], sentence: Path) -> None:
+    """Makes a checkpoint for each adapter in its folder; ``sentence`` is linked to as it is."""
+    ensure_importable()
+    makers = {
+        "transformers-image": _make_dinov2,
+        "transformers-text": _make_bert,
+        "timm": _make_timm,
+        "open-clip-image": _make_open_clip,
+    }
+    with torch.random.fork_rng(devices=[]):
+        for seed, (adapter, make) in enumerate(makers.items()):
+            torch.manual_seed(seed)
+            folders[adapter].mkdir(parents=True)
+            make(folders[adapter])
+    folders["sentence-transformers"].parent.mkdir(parents=True, exist_ok=True)
+    folders["sentence-transformers"].symlink_to(sentence)
+
+
+def _make_dinov2(folder: Path) -> None:
+    from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
+
+    config = Dinov2Config(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=SIDE, patch_size=16
+    )
+    model = Dinov2Model(config)
+    _spread(model)
+    model.save_pretrained(folder)
+    crop = {"height": SIDE, "width": SIDE}
+    BitImageProcessor(size={"shortest_edge": 40}, crop_size=crop).save_pretrained(folder)
+
+
+def _make_bert(folder: Path) -> None:
+    from transformers import BertConfig, BertModel
+
+    tokenizer = _wordpiece()
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=128,
+    )
+    model = BertModel(config)
+    _spread(model)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _make_timm(folder: Path) -> None:
+    import timm
+    from timm.models import save_for_hf
+
+    model = timm.create_model("test_vit", pretrained=False)
+    _spread(model)
+    save_for_hf(model, folder, safe_serialization=True)
+
+
+def _make_open_clip(folder: Path) -> None:
+    import open_clip
+    from safetensors.torch import save_file
+
+    tokenizer = _wordpiece()
+    vision = {"image_size": SIDE, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
+    text = {"context_length": 32, "vocab_size": len(tokenizer), "width": 32, "heads": 2}
+    text |= {"layers": 1, "hf_tokenizer_name": "in-this-folder"}
+    preprocess = {"mean": [0.48, 0.45, 0.4], "std": [0.26, 0.26, 0.27]}
+    config = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}
+    document = {"model_cfg": config, "preprocess_cfg": preprocess}
+    (folder / "open_clip_config.json").write_text(json.dumps(document))
+    tokenizer.save_pretrained(folder)
+    model = open_clip.CLIP(16, vision, {k: v for k, v in text.items() if k[:2] != "hf"})
+    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+    save_file(weights, folder / "open_clip_model.safetensors")

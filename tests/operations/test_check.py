@@ -1,0 +1,330 @@
+"""``check`` as it is typed: what it finds, what it exits with, and that it changes nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cli
+from consumers import backbones
+from consumers.build import build
+from consumers.locating import locate
+from featurestore.config import BuildConfig
+from featurestore.store import FeatureStore
+from operations import machine
+from operations.machine import committed_bytes, store_bytes
+from tests.conftest import tree_digest
+
+FEATURES = ("clip_image", "clip_text")
+Answer = tuple[int, str, str]
+Call = Callable[..., Answer]
+
+
+@pytest.fixture(scope="module")
+def workplace(
+    demo_data: Path, checkpoints: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Nine samples of the demo, a split of them, and a store of two features of them."""
+    folder = tmp_path_factory.mktemp("checked")
+    data = folder / "data"
+    data.mkdir()
+    stems = sorted(p.stem for p in (demo_data / "dataset").glob("*.json"))[:9]
+    for stem in stems:
+        for file in (demo_data / "dataset").glob(f"{stem}.*"):
+            shutil.copy(file, data)
+    split = {"train": stems[:5], "dev": stems[5:6], "test": stems[6:8]}
+    (folder / "split.json").write_text(json.dumps(split))
+    models = {name: checkpoints[name] for name in FEATURES}
+    build(
+        BuildConfig(
+            data_dir=data,
+            store=folder / "store",
+            models=models,
+            features=FEATURES,
+            views=4,
+            chunk=8,
+            workers=1,
+            device="cpu",
+        )
+    )
+    return folder
+
+
+@pytest.fixture
+def check(workplace: Path, checkpoints: dict[str, str], capfd: pytest.CaptureFixture[str]) -> Call:
+    """Checks the nine samples in this process."""
+
+    def call(*arguments: object, **models: str) -> Answer:
+        typed: list[object] = ["check", "--data-dir", workplace / "data", "--views", 4]
+        typed += ["--workers", 1, "--device", "cpu", "--features", ",".join(FEATURES)]
+        for name in FEATURES:
+            typed += ["--model", f"{name}={models.get(name, checkpoints[name])}"]
+        with pytest.raises(SystemExit) as ended:
+            cli.main([str(a) for a in (*typed, *arguments)])
+        output, errors = capfd.readouterr()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, output, errors
+
+    return call
+
+
+def problems(output: str, level: str) -> list[str]:
+    return [p["what"] for p in json.loads(output)["problems"] if p["level"] == level]
+
+
+# Everything -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def everything(
+    workplace: Path, checkpoints: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    """All that is said of a new store, and what the folders held before and after."""
+    import io
+    from contextlib import redirect_stdout
+
+    before = tree_digest(workplace, mtimes=True)
+    typed = [
+        "check",
+        "--data-dir",
+        workplace / "data",
+        "--store",
+        workplace / "new",
+        "--json",
+        "-q",
+    ]
+    typed += ["--split-json", workplace / "split.json", "--views", 4, "--workers", 1]
+    typed += ["--device", "cpu", "--features", ",".join(FEATURES), "--full"]
+    for name in FEATURES:
+        typed += ["--model", f"{name}={checkpoints[name]}"]
+    output = io.StringIO()
+    with redirect_stdout(output), pytest.raises(SystemExit) as ended:
+        cli.main([str(a) for a in typed])
+    assert tree_digest(workplace, mtimes=True) == before
+    return {"code": ended.value.code, **json.loads(output.getvalue())}
+
+
+def test_a_sound_folder_is_ready(everything: dict[str, Any]) -> None:
+    assert everything["code"] == 0
+    assert everything["ok"]
+    assert everything["data"]["samples"] == 9
+    assert everything["posters"]["read"] == everything["posters"]["of"] == 9
+    assert [bad[1] for bad in everything["posters"]["bad"]] == ["truncated"]
+    assert everything["split"]["parts"] == {"train": 5, "val": 1, "test": 2}
+    assert len(everything["split"]["in_none"]) == 1
+    assert everything["store"]["state"] == "absent"
+
+
+def test_tokens_are_those_of_the_checkpoints_own_tokenizer(
+    everything: dict[str, Any], workplace: Path, checkpoints: dict[str, str]
+) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(checkpoints["clip_text"])
+    counts = []
+    for path in sorted((workplace / "data").glob("*.json")):
+        plot = json.loads(path.read_text("utf-8"))["plot"]
+        counts.append(len(tokenizer(" ".join(plot), truncation=False)["input_ids"]))
+    found = everything["synopses"]["tokens"]["clip_text"]
+    assert found["limit"] == 128
+    assert found["cut"] == sum(count > 128 for count in counts) > 0
+    assert (found["min"], found["max"]) == (min(counts), max(counts))
+    assert found["median"] == sorted(counts)[(len(counts) - 1) // 2]
+
+
+def test_models_are_counted_without_loading_them(
+    everything: dict[str, Any], checkpoints: dict[str, str]
+) -> None:
+    for name in FEATURES:
+        network = backbones.load(name, checkpoints[name], "cpu", "auto")._network  # type: ignore[union-attr]
+        facts = everything["models"][name]
+        assert facts["parameters"] == sum(p.numel() for p in network.parameters())
+        assert facts["weight_bytes"] == 4 * facts["parameters"]
+        assert (facts["where"], facts["dtype"]) == ("folder", "float32")
+        on_disk = sum(p.stat().st_size for p in Path(checkpoints[name]).rglob("*") if p.is_file())
+        assert 0 < facts["bytes"] <= on_disk
+
+
+def test_the_disk_is_what_a_store_takes(everything: dict[str, Any], workplace: Path) -> None:
+    store = FeatureStore(workplace / "store")
+    files = [p for p in (workplace / "store").rglob("*") if p.is_file()]
+    taken = sum(p.stat().st_size for p in files if p.suffix != ".log")
+    assert store_bytes(store.spec, store.samples) == pytest.approx(taken, rel=0.1)
+    arrays = sum(
+        p.stat().st_size for name in FEATURES for p in (workplace / "store" / name).glob("c.*")
+    )
+    assert committed_bytes(store, FEATURES) > arrays
+    # Nine samples in chunks of 64 make one large chunk file.
+    assert everything["machine"]["disk"]["needed"] > 64 * 4 * (32 + 32) * 4
+    assert everything["machine"]["disk"]["free"] > 0
+
+
+def test_the_forecast_names_its_ground(everything: dict[str, Any]) -> None:
+    facts = everything["forecast"]
+    assert facts["samples"] == 9
+    assert facts["trial_samples"] in (2, 6)
+    assert facts["views_per_s"] == pytest.approx(4 * facts["samples_per_s"], rel=0.01)
+    assert 0 < facts["seconds"] < 600
+    assert facts["hours"] == pytest.approx(facts["seconds"] / 3600, abs=1e-3)
+    assert facts["bottleneck"] in ("producers", "backbones")
+
+
+def test_memory_and_limits(everything: dict[str, Any]) -> None:
+    memory, limits = everything["machine"]["memory"], everything["machine"]["limits"]
+    # Three augmented views and a clean one of 224 x 224, and the ids of four texts; four slots.
+    assert memory["queue_needed"] == pytest.approx(4 * (4 * 224 * 224 * 3 + 4 * 129 * 4), rel=0.01)
+    assert memory["host_needed"] > memory["queue_needed"] + memory["weights"]
+    assert memory["host_free"] > memory["host_needed"]
+    assert limits["open_files_needed"] == 3 + 64
+
+
+# What a person reads ----------------------------------------------------------------------------
+
+
+def test_the_page_for_people(check: Call, workplace: Path) -> None:
+    code, output, errors = check("--no-calibration", "--split-json", workplace / "split.json")
+    assert code == 0
+    assert max(map(len, output.splitlines())) <= 80
+    assert "\x1b" not in output
+    titles = [line for line in output.splitlines() if line and not line.startswith(" ")]
+    assert titles[:-1] == [
+        *("data", "split", "posters", "synopses", "genres", "models", "machine", "forecast"),
+    ]
+    assert titles[-1].startswith("ready to build, ")
+    for line in output.splitlines():
+        if line.startswith("  ") and line.strip() and not line.startswith("   "):
+            assert line.split()[0] in ("ok", "warning", "error")
+    assert "Leave --no-calibration out" in output
+    assert "reading 9 of 9 samples" in errors
+    assert check("--no-calibration", "-q") == (0, "", "")
+
+
+# What has to be mended --------------------------------------------------------------------------
+
+
+def test_an_overlapping_split(check: Call, workplace: Path, tmp_path: Path) -> None:
+    split = json.loads((workplace / "split.json").read_text())
+    split["test"].append(split["train"][0])
+    (tmp_path / "split.json").write_text(json.dumps(split))
+    code, output, _ = check("--no-calibration", "--split-json", tmp_path / "split.json", "--json")
+    assert code == 1
+    assert problems(output, "error") == [f"both in train, test: 1: {split['train'][0]!r}"]
+
+
+def test_missing_and_damaged_models(
+    check: Call, checkpoints: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    damaged = tmp_path / "damaged"
+    shutil.copytree(checkpoints["clip_image"], damaged)
+    weights = (damaged / "model.safetensors").read_bytes()
+    (damaged / "model.safetensors").write_bytes(weights[:-100])
+    code, output, _ = check("--json", clip_image=str(damaged), clip_text=str(tmp_path / "nowhere"))
+    assert code == 1
+    image, text = problems(output, "error")
+    assert "damaged" in image
+    assert "nowhere is not a folder" in text
+    assert json.loads(output)["forecast"] == {"seconds": None}
+
+
+def test_a_model_of_another_kind_is_found_by_loading_it(
+    check: Call, checkpoints: dict[str, str]
+) -> None:
+    code, output, _ = check("--json", clip_image=checkpoints["blip2_image"])
+    assert code == 1
+    (problem,) = problems(output, "error")
+    assert "is a blip-2 checkpoint, expected CLIP" in problem
+
+
+def test_a_store_that_does_not_fit(check: Call, workplace: Path) -> None:
+    before = tree_digest(workplace / "store", mtimes=True)
+    code, output, _ = check("--store", workplace / "store", "--views", 3, "--json")
+    assert code == 1
+    (problem,) = problems(output, "error")
+    assert "was built with another views" in problem
+    assert json.loads(output)["forecast"]["seconds"] > 0
+    assert tree_digest(workplace / "store", mtimes=True) == before
+
+
+def test_a_store_that_is_complete(check: Call, workplace: Path) -> None:
+    code, output, _ = check("--store", workplace / "store", "--json")
+    assert code == 0
+    facts = json.loads(output)
+    assert facts["store"]["complete"]
+    assert facts["forecast"]["samples"] == facts["forecast"]["seconds"] == 0
+    disk = facts["machine"]["disk"]
+    assert disk["committed"] == committed_bytes(FeatureStore(workplace / "store"), FEATURES)
+    assert disk["left"] == disk["needed"] - disk["committed"]
+
+
+def test_a_folder_that_is_no_store(check: Call, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    code, output, _ = check("--store", tmp_path, "--no-calibration", "--json")
+    assert code == 1
+    assert "is not a feature store" in problems(output, "error")[0]
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_too_little_of_everything(
+    check: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "available_bytes", lambda: 400_000)
+    monkeypatch.setattr(machine, "free_bytes", lambda _: 10)
+    monkeypatch.setattr(machine.resource, "getrlimit", lambda _: (50, 60))
+    monkeypatch.setattr(machine, "process_room", lambda: 3)
+    code, output, _ = check("--store", tmp_path / "new", "--json")
+    assert code == 1
+    labels = {p.split(":")[0] for p in problems(output, "error")}
+    assert {"memory", "open files", "processes"} <= labels
+    assert not list(tmp_path.iterdir())
+    advice = [p["advice"] for p in json.loads(output)["problems"] if p["level"] == "error"]
+    assert any("ulimit -n 60" in a for a in advice)
+
+
+def test_no_data_folder_is_a_wrong_call(check: Call, tmp_path: Path) -> None:
+    code, output, errors = check("--data-dir", tmp_path / "none")
+    assert (code, output) == (2, "")
+    assert "does not exist" in errors
+
+
+# The hub ----------------------------------------------------------------------------------------
+
+
+def test_a_model_in_the_hubs_cache(
+    checkpoints: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cache as huggingface_hub lays it out: refs/main names a snapshot."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert locate("some/clip", "clip_image").where == "missing"
+    home = tmp_path / "models--some--clip"
+    commit = "0" * 40
+    (home / "refs").mkdir(parents=True)
+    (home / "refs/main").write_text(commit)
+    shutil.copytree(checkpoints["clip_image"], home / "snapshots" / commit)
+    found = locate("some/clip", "clip_image")
+    assert (found.where, found.problem) == ("cache", "")
+    assert found.checkpoint is not None
+    (home / "snapshots" / commit / "model.safetensors").unlink()
+    assert locate("some/clip", "clip_image").where == "missing"
+
+
+def test_a_model_that_would_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub's answer is the library's own class; only the call over the network is replaced."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import ModelInfo
+
+    sizes = {"config.json": 100, "model.safetensors": 5000, "pytorch_model.bin": 6000, "x.md": 9}
+    answer = ModelInfo(
+        id="some/clip", siblings=[{"rfilename": n, "size": s} for n, s in sizes.items()]
+    )
+    monkeypatch.setattr(HfApi, "model_info", lambda *_, **__: answer)
+    found = locate("some/never-cached", "clip_image")
+    assert (found.where, found.bytes, found.checkpoint) == ("hub", 5100, None)

@@ -1,0 +1,192 @@
+"""What a check says of a data folder, against what was put into it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from multiprocessing import parent_process
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from featurestore.records import Sample
+from operations import inputs
+from operations.duplicates import duplicate_posters, duplicate_synopses
+from operations.findings import Group, spread
+from operations.reading import Look, Reading, evenly, look_at, read
+from producers.source import Scan, scan
+from tests.operations.conftest import GOOD
+
+
+@pytest.fixture(scope="module")
+def found(messy: Path) -> Scan:
+    return scan(messy)
+
+
+@pytest.fixture(scope="module")
+def looks(found: Scan) -> list[Look]:
+    return read(Reading(found.data_dir), found.samples, 2)
+
+
+def level_of(group: Group, label: str) -> str:
+    (line,) = [x for x in group.lines if x.label == label]
+    return line.level
+
+
+# Reading ----------------------------------------------------------------------------------------
+
+
+def test_processes_read_what_this_one_reads(found: Scan, looks: list[Look]) -> None:
+    reading = Reading(found.data_dir)
+    assert looks == [look_at(reading, [], sample) for sample in found.samples]
+
+
+def test_evenly_takes_the_same_from_everywhere() -> None:
+    samples = [Sample(i, str(i), "", "") for i in range(1000)]
+    assert [s.index for s in evenly(samples, 4)] == [0, 250, 500, 750]
+    assert evenly(samples, 5000) == samples
+    assert [s.index for s in evenly(samples, 999)] == sorted(
+        {s.index for s in evenly(samples, 999)}
+    )
+
+
+class Killer(Sample):
+    """Ends the process that reads it, as a poster that a decoder chokes on would."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "image_name" and parent_process() is not None:
+            os._exit(9)
+        return super().__getattribute__(name)
+
+
+def test_an_input_that_ends_the_process_is_named_and_the_rest_is_read(
+    found: Scan, looks: list[Look]
+) -> None:
+    samples: list[Sample] = list(found.samples)
+    for position in (3, 17):
+        s = samples[position]
+        samples[position] = Killer(s.index, s.stem, s.image_name, s.text_name)
+    made = read(Reading(found.data_dir), samples, 2)
+    assert [look.index for look in made if look.image_bad and look.image_bad[0] == "killed"] == [
+        3,
+        17,
+    ]
+    assert [x for x in made if x.index not in (3, 17)] == [
+        x for x in looks if x.index not in (3, 17)
+    ]
+
+
+# The folder -------------------------------------------------------------------------------------
+
+
+def test_the_folder(found: Scan) -> None:
+    group = inputs.data_group(found)
+    assert group.facts["samples"] == GOOD + 11
+    assert group.facts["unmatched_images"] == ["alone.jpg"]
+    assert group.facts["unmatched_texts"] == ["lonely.json"]
+    labels = ("pairs", "posters alone", "synopses alone", "same stem twice", "left out")
+    levels = [level_of(group, label) for label in labels]
+    assert levels == ["ok", "warning", "warning", "warning", "warning"]
+    assert "'folder.jpg'" in group.lines[-1].text
+    assert all(line.advice for line in group.lines if line.level != "ok")
+
+
+def test_equal_files_are_found_whatever_their_names(found: Scan) -> None:
+    stems = [[s.stem for s in group] for group in duplicate_posters(found)]
+    assert stems == [["good01", "twin"]]
+    assert [[s.stem for s in group] for group in duplicate_synopses(found)] == [["twin", "twin2"]]
+
+
+def test_equal_posters_in_two_parts_are_said(found: Scan, tmp_path: Path) -> None:
+    path = tmp_path / "split.json"
+    for test, said in ((["twin"], "1 groups are in two parts"), (["small"], "in 1 groups, first")):
+        path.write_text(json.dumps({"train": ["good01"], "val": [], "test": test}))
+        group, split = inputs.split_group(path, found)
+        inputs.duplicates_into(group, found, split)
+        (line,) = [x for x in group.lines if x.label == "equal posters"]
+        assert said in line.text
+
+
+# Posters and synopses ---------------------------------------------------------------------------
+
+
+def test_unusable_and_odd_posters(found: Scan, looks: list[Look]) -> None:
+    facts = inputs.posters_group(looks, found.samples, len(looks)).facts
+    assert {stem: reason for stem, reason, _ in facts["bad"]} == {
+        "cut": "truncated",
+        "nothing": "empty",
+    }
+    assert facts["odd"] == {
+        "small": ["small"],
+        "long": ["long"],
+        "not RGB": ["grey"],
+        "turned": ["turned"],
+        "not JPEG": ["png"],
+    }
+    assert facts["modes"] == {"RGB": GOOD + 8, "L": 1}
+    assert facts["formats"] == {"JPEG": GOOD + 8, "PNG": 1}
+    assert facts["width"] == {"min": 40, "median": 200, "p95": 200, "max": 200}
+
+
+def test_synopses(found: Scan, looks: list[Look]) -> None:
+    facts = inputs.texts_group(looks, found.samples, len(looks), {}).facts
+    assert [(stem, reason) for stem, reason, _ in facts["bad"]] == [("broken", "not-json")]
+    assert facts["empty"] == ["noplot"]
+    words = []
+    for sample in found.samples:
+        text = (found.data_dir / sample.text_name).read_text()
+        words.append(0 if text == "{" else len(json.loads(text).get("plot", "").split()))
+    assert facts["words"]["max"] == max(words)
+    assert facts["words"]["median"] == sorted(words)[(len(words) - 1) // 2]
+
+
+def test_genres(found: Scan, looks: list[Look]) -> None:
+    group = inputs.genres_group(looks, found.samples, len(looks))
+    counts = {name: count for name, count in group.facts["genres"].items() if count}
+    assert counts == {"Comedy": 9, "Drama": GOOD + 1, "War": GOOD}
+    assert group.facts["unknown"] == {"reality-tv": 1}
+    assert group.facts["without"] == ["broken"]
+
+
+def test_a_part_of_the_samples_says_that_it_is_one(found: Scan, looks: list[Look]) -> None:
+    group = inputs.posters_group(looks[:5], found.samples, len(looks))
+    assert group.lines[0].text == f"5 of {len(looks)}, evenly spread; --full reads all"
+    assert "never" not in [x.label for x in inputs.genres_group(looks[:5], found.samples, 23).lines]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([], {}),
+        ([7], {"min": 7, "median": 7, "p95": 7, "max": 7}),
+        (range(1, 101), {"min": 1, "median": 50, "p95": 95, "max": 100}),
+    ],
+)
+def test_spread(values: Sequence[int], expected: dict[str, int]) -> None:
+    assert spread(values) == expected
+
+
+# Splits -----------------------------------------------------------------------------------------
+
+
+def test_a_split_with_everything_wrong(found: Scan, tmp_path: Path) -> None:
+    path = tmp_path / "split.json"
+    stems = [s.stem for s in found.samples]
+    parts = {"train": stems[:10], "dev": [*stems[9:12], "who"], "test": [*stems[12:20], stems[0]]}
+    path.write_text(json.dumps(parts))
+    group, _ = inputs.split_group(path, found)
+    assert group.facts["parts"] == {"train": 10, "val": 3, "test": 9}
+    assert group.facts["in_none"] == stems[20:]
+    assert group.facts["overlap"] == {"train, val": [stems[9]], "train, test": [stems[0]]}
+    assert group.facts["unknown"] == {"dev": ["who"]}
+    labels = ("unknown in dev", "both in train, val", "both in train, test", "in no part")
+    assert [level_of(group, label) for label in labels] == ["error"] * 3 + ["warning"]
+
+
+def test_a_split_that_cannot_be_read(found: Scan, tmp_path: Path) -> None:
+    (tmp_path / "split.json").write_text('{"train": []}')
+    group, split = inputs.split_group(tmp_path / "split.json", found)
+    assert split is None
+    assert level_of(group, "file") == "error"

@@ -1,0 +1,18 @@
+"""Runs what a page says to type."""
+
+from __future__ import annotations
+
+import subprocess
+
+import cli
+
+_RECORD = "python() { printf '%s\\0' \"$@\" $'\\n'; }\n"
+
+
+def typed(block: str) -> None:
+    """Runs a block for the shell; its commands in this process, which has the libraries loaded."""
+    done = subprocess.run(["bash", "-ec", _RECORD + block], capture_output=True, check=True)
+    for line in done.stdout.decode().split("\n\0")[:-1]:
+        script, *arguments = line.split("\0")[:-1]
+        assert script == "cli.py"
+        assert cli.run_command(arguments) == 0, arguments
