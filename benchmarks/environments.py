@@ -19,6 +19,7 @@ from benchmarks.measuring import Lap
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / ".bench"
+_STAMP = "requirements.txt"
 
 
 def environment(name: str, requirements: list[str]) -> Path:
@@ -32,18 +33,27 @@ def environment(name: str, requirements: list[str]) -> Path:
         subprocess.CalledProcessError: pip could not install them.
     """
     folder = FOLDER / name
-    python, stamp = folder / "bin" / "python", folder / "requirements.txt"
-    wanted = "\n".join(requirements) + "\n"
-    if not stamp.exists() or stamp.read_text("utf-8") != wanted:
+    python = folder / "bin" / "python"
+    if not is_made(name, requirements):
         print(f"making {folder} for {', '.join(requirements)} …", file=sys.stderr, flush=True)
         subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
         subprocess.run([python, "-m", "pip", "install", "--quiet", *requirements], check=True)
-        stamp.write_text(wanted, "utf-8")
+        (folder / _STAMP).write_text(_stamp(requirements), "utf-8")
     return python
 
 
+def is_made(name: str, requirements: list[str]) -> bool:
+    """Whether an environment is there, so that nothing would be installed."""
+    stamp = FOLDER / name / _STAMP
+    return stamp.exists() and stamp.read_text("utf-8") == _stamp(requirements)
+
+
+def _stamp(requirements: list[str]) -> str:
+    return "\n".join(requirements) + "\n"
+
+
 class Peer:
-    """A program that does one lap per line it reads, and answers with ``[units, seconds]``.
+    """A program that answers each line it reads with a line of JSON; ``[units, seconds]`` to a lap.
 
     Example:
         with Peer(python, "benchmarks/peer_x.py", {"rows": 5}) as peer:
@@ -67,10 +77,19 @@ class Peer:
         Raises:
             RuntimeError: the program ended; it has said why on standard error.
         """
+        units, seconds = self.ask("lap")
+        return Lap(units, seconds)
+
+    def ask(self, request: str) -> Any:
+        """What the program answers to a line of its own language.
+
+        Raises:
+            RuntimeError: the program ended; it has said why on standard error.
+        """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
-            self._process.stdin.write("lap\n")
+            self._process.stdin.write(f"{request}\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             line = ""
@@ -78,8 +97,7 @@ class Peer:
             line = self._process.stdout.readline()
         if not line:
             raise RuntimeError(f"a peer ended with exit code {self._process.wait()}")
-        units, seconds = json.loads(line)
-        return Lap(units, seconds)
+        return json.loads(line)
 
     def __enter__(self) -> Peer:
         return self

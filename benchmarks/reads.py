@@ -1,0 +1,299 @@
+"""Reading features back: ours against a memmap and the libraries that people keep features in.
+
+Usage:
+    python -m benchmarks.reads [--quick] [--folder DIR]
+
+512 random rows, all views of 64 random samples, and a pass over everything: with the files in the
+page cache, and with nothing of them in memory when they are opened. Every contender is a process of
+its own on one core; each is written in its library's way from the same numbers, which it has to
+read back before it is measured. Peers live in environments of their own; ``--quick`` takes those
+that are made already.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import measuring
+from benchmarks.environments import FOLDER, Peer, environment, is_made
+from benchmarks.measuring import Contender, Lap, Spread
+from benchmarks.reading import ROWS, SAMPLES
+
+VIEWS = 70
+NUMPY, TORCH = "numpy==2.4.6", "torch==2.13.0"
+MEMMAP, OURS = "memmap", "manyviews"
+# Samples per dimension: 0.55 GB each, and 55 to 73 MB.
+FULL = {512: 3840, 768: 2560, 2048: 960}
+QUICK = {512: 384, 768: 256, 2048: 96}
+PATTERNS = {
+    "rows": (ROWS, "512 random rows"),
+    "samples": (SAMPLES, "all 70 views of 64 random samples"),
+    "scan": (SAMPLES, "one pass in order"),
+}
+# At most this many times the memmap's time.
+GOALS = {"rows": 1.2, "samples": 1.1}
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """One contender.
+
+    Attributes:
+        program: of ``benchmarks/``, without ``peer_``.
+        kind: which of its readers.
+        data: the folder of its files; those of one name share them.
+        needs: what pip installs for it, or nothing where it runs in this environment.
+        chooses: whether its files are of rows or of samples, so that they are written for both.
+        peer: whether ours has to be faster.
+        cold: whether it is measured without page cache.
+    """
+
+    program: str
+    kind: str
+    data: str
+    needs: tuple[str, ...] = ()
+    chooses: bool = False
+    peer: bool = True
+    cold: bool = True
+
+
+LIBRARIES = {
+    MEMMAP: Library("numpy", "Memmap", "npy", peer=False),
+    "torch tensor in RAM": Library("torch", "Tensor", "npy", peer=False),
+    OURS: Library("manyviews", "Dataset", "store", peer=False),
+    "manyviews, FeatureRows.take": Library("manyviews", "Taken", "store", peer=False, cold=False),
+    "manyviews, with z-score": Library("manyviews", "Scaled", "store", peer=False, cold=False),
+    "zarr-python, our store": Library("zarr", "Zarr", "store"),
+    "LMDB": Library("lmdb", "Lmdb", "lmdb", ("lmdb==3.0.0", NUMPY)),
+    "HF datasets": Library("datasets", "HuggingFace", "datasets", chooses=True),
+    "Lance": Library("lance", "Lance", "lance", ("pylance==14.0.2", NUMPY), chooses=True),
+    "HDF5, contiguous": Library("h5py", "Contiguous", "hdf5", ("h5py==3.16.0", NUMPY), True),
+    "HDF5, chunked": Library("h5py", "Chunked", "hdf5-chunked", ("h5py==3.16.0", NUMPY), True),
+    # Its own requirements exclude NumPy 2.2 and later.
+    "MosaicML streaming": Library(
+        "streaming", "Mosaic", "mds", ("mosaicml-streaming==0.13.0", TORCH), True
+    ),
+    "litdata": Library("litdata", "Litdata", "litdata", ("litdata==0.2.76", NUMPY, TORCH), True),
+}
+LOADERS = {
+    "memmap, 0 workers": Library("loader", "MemmapLoader", "npy"),
+    "memmap, 2 workers": Library("loader", "MemmapLoaderOfTwo", "npy"),
+    "manyviews, 0 workers": Library("loader", "Loader", "store"),
+    "manyviews, 2 workers": Library("loader", "LoaderOfTwo", "store"),
+}
+
+
+def interpreters(
+    libraries: Mapping[str, Library], *, make: bool
+) -> tuple[dict[str, Path], dict[str, str]]:
+    """Which Python runs each library, and why others are left out."""
+    found, left_out = {}, {}
+    for name, library in libraries.items():
+        needs = list(library.needs)
+        if not needs and library.program == "datasets" and find_spec("datasets") is None:
+            left_out[name] = "datasets is not installed"
+        elif not needs:
+            found[name] = Path(sys.executable)
+        elif not make and not is_made(library.program, needs):
+            left_out[name] = f"its environment is not made; the full run installs {needs[0]}"
+        else:
+            try:
+                found[name] = environment(library.program, needs)
+            except subprocess.CalledProcessError:
+                left_out[name] = f"pip could not install {' '.join(needs)}"
+    return found, left_out
+
+
+class Race:
+    """The contenders' processes, and the files of one dimension that they read."""
+
+    def __init__(
+        self, peers: Mapping[str, Peer], folder: Path, shape: tuple[int, int, int]
+    ) -> None:
+        """Writes the numbers that all others are written from.
+
+        Args:
+            peers: per name of ``LIBRARIES`` or ``LOADERS`` its process.
+            folder: for all files.
+            shape: (N, V, D).
+        """
+        self._peers, self._folder, self._shape = peers, folder, shape
+        self._libraries = {name: (LIBRARIES | LOADERS)[name] for name in peers}
+        self._reference = str(folder / "reference.npy")
+        n, v, d = shape
+        rows = np.lib.format.open_memmap(self._reference, "w+", np.float32, (n * v, d))
+        rng = np.random.default_rng(d)
+        for start in range(0, n * v, 4096):
+            part = rows[start : start + 4096]
+            part[:] = rng.standard_normal(part.shape, np.float32)
+        rows.flush()
+
+    def ask(self, name: str, do: str, **arguments: Any) -> Any:
+        """What one contender answers."""
+        return self._peers[name].ask(json.dumps({"do": do, **arguments}))
+
+    def prepare(self, layout: str) -> dict[str, int]:
+        """Writes each library's files for a layout, and has all numbers compared.
+
+        Returns:
+            Per name the bytes of its files.
+        """
+        for name, library in self._libraries.items():
+            folder = self._folder / library.data
+            self.ask(name, "place", folder=str(folder), shape=self._shape, layout=layout)
+        written = {p.name for p in self._folder.iterdir()}
+        for name, library in self._libraries.items():
+            if library.chooses and library.data in written:
+                shutil.rmtree(self._folder / library.data)
+                written.remove(library.data)
+            if library.data not in written:
+                self.ask(name, "write", reference=self._reference)
+                written.add(library.data)
+        for name in self._libraries:
+            self.ask(name, "check", reference=self._reference)
+        return {n: _bytes_of(self._folder / lib.data) for n, lib in self._libraries.items()}
+
+    def warm(self, names: Iterable[str], pattern: str, rounds: int) -> dict[str, list[Lap]]:
+        """Laps with everything in memory."""
+        contenders = {name: self._contender(name, "warm", pattern, {}) for name in names}
+        laps = measuring.take_turns(contenders, rounds)
+        self._close()
+        return laps
+
+    def cold(
+        self, names: Iterable[str], pattern: str, rounds: int
+    ) -> tuple[dict[str, list[Lap]], dict[str, list[list[float]]]]:
+        """Laps with nothing in memory, and the further facts of each."""
+        facts: dict[str, list[list[float]]] = {}
+        contenders = {name: self._contender(name, "cold", pattern, facts) for name in names}
+        return measuring.take_turns(contenders, rounds), facts
+
+    def _contender(
+        self, name: str, do: str, pattern: str, facts: dict[str, list[list[float]]]
+    ) -> Contender:
+        facts[name] = []
+
+        def lap() -> Lap:
+            seed = len(facts[name])  # of the round: the same rows for all
+            units, seconds, *more = self.ask(name, do, pattern=pattern, seed=seed)
+            facts[name].append(more)
+            return Lap(units, seconds)
+
+        return lap
+
+    def _close(self) -> None:
+        for name in self._peers:
+            self.ask(name, "close")
+
+
+def _bytes_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def warm_table(laps: Mapping[str, Sequence[Lap]], sizes: Mapping[str, int], clock: str) -> str:
+    """Rows per second, and the time of a row against the reference, which comes first."""
+    reference = next(iter(laps.values()))
+    rows = [
+        [
+            name,
+            str(measuring.rate(of)),
+            str(measuring.ratio(reference, of)),
+            f"{sizes[name] / 1e6:,.0f}",
+        ]
+        for name, of in laps.items()
+    ]
+    first = next(iter(laps))
+    return measuring.table(["", f"rows per {clock}", f"time / {first}", "MB on disk"], rows)
+
+
+def cold_table(laps: Mapping[str, Sequence[Lap]], facts: Mapping[str, list[list[float]]]) -> str:
+    """Time from opening to the first batch, and how much of the files it brought into memory."""
+    rows = []
+    for name, of in laps.items():
+        opened, resident = (Spread.of(values) for values in zip(*facts[name][1:], strict=True))
+        rows.append(
+            [
+                name,
+                str(Spread.of(1e3 * lap.seconds for lap in of)),
+                str(measuring.ratio(laps[MEMMAP], of)),
+                str(Spread((1e3 * opened.median), 1e3 * opened.low, 1e3 * opened.high)),
+                f"{resident.median / 1e6:,.1f}",
+            ]
+        )
+    head = ["", "ms, opening included", "time / memmap", "ms for opening", "MB read from disk"]
+    return measuring.table(head, rows)
+
+
+def goals(pattern: str, laps: Mapping[str, Sequence[Lap]]) -> str:
+    """Whether ours is fast enough, and faster than every peer."""
+    lines = []
+    if pattern in GOALS:
+        speed = measuring.ratio(laps[OURS], laps[MEMMAP]).median
+        what = f"speed of {OURS} / {MEMMAP} (time at most {GOALS[pattern]} times)"
+        lines.append(measuring.goal(what, speed, 1 / GOALS[pattern]))
+    peers = [name for name in laps if LIBRARIES[name].peer]
+    best = max(peers, key=lambda name: measuring.rate(laps[name]).median)
+    speed = measuring.ratio(laps[OURS], laps[best]).median
+    lines.append(measuring.goal(f"speed of {OURS} / {best}, the fastest peer", speed, 1.0))
+    return "\n".join(lines)
+
+
+def measure(race: Race, names: Sequence[str], layout: str, *, quick: bool) -> None:
+    """Prints the tables of a layout's patterns."""
+    sizes = race.prepare(layout)
+    cold_names = [name for name in names if LIBRARIES[name].cold]
+    for pattern, (of_layout, what) in PATTERNS.items():
+        if of_layout != layout:
+            continue
+        scan = pattern == "scan"
+        laps = race.warm(names, pattern, (2 if scan else 5) if quick else (5 if scan else 15))
+        print(f"\n{what}, warm:\n\n{warm_table(laps, sizes, 'CPU s')}\n\n{goals(pattern, laps)}")
+        laps, facts = race.cold(cold_names, pattern, (1 if scan else 3) if quick else 5)
+        print(f"\n{what}, cold:\n\n{cold_table(laps, facts)}\n\n{goals(pattern, laps)}", flush=True)
+    if layout == ROWS:
+        laps = race.warm(LOADERS, "scan", 3 if quick else 9)
+        print(f"\nDataLoader, batches of 512 rows:\n\n{warm_table(laps, sizes, 's')}", flush=True)
+
+
+def main() -> None:
+    """Prints the tables of each dimension."""
+    parser = measuring.parser(__doc__)
+    parser.add_argument("--folder", type=Path, help="on the disk to be measured; default .bench")
+    options = parser.parse_args()
+    pythons, left_out = interpreters(LIBRARIES | LOADERS, make=not options.quick)
+    pins = sorted({need for library in LIBRARIES.values() for need in library.needs})
+    print(measuring.machine("numpy", "torch", "zarr"), *pins, sep=", ")
+    for name, why in left_out.items():
+        print(f"{name}: not measured: {why}")
+    parent = options.folder or FOLDER
+    parent.mkdir(parents=True, exist_ok=True)
+    names = [name for name in LIBRARIES if name in pythons]
+    with ExitStack() as stack:
+        peers = {}
+        for name, python in pythons.items():
+            library = (LIBRARIES | LOADERS)[name]
+            arguments = {"kind": library.kind, "lap_s": 0.02 if options.quick else 0.1}
+            program = f"benchmarks/peer_{library.program}.py"
+            peers[name] = stack.enter_context(Peer(python, program, arguments))
+        for dim, samples in (QUICK if options.quick else FULL).items():
+            print(f"\nD = {dim}: {samples:,} samples, {VIEWS} views, float32")
+            with tempfile.TemporaryDirectory(prefix="reads-", dir=parent) as folder:
+                race = Race(peers, Path(folder), (samples, VIEWS, dim))
+                for layout in (ROWS, SAMPLES):
+                    measure(race, names, layout, quick=options.quick)
+
+
+if __name__ == "__main__":
+    main()
