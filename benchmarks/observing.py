@@ -45,11 +45,12 @@ class Blow:
     """SIGKILL in the middle of the work.
 
     Attributes:
-        after_s: seconds after the program said that it is ready.
+        after_cpu_s: CPU seconds of the tree after the program said that it is ready; how far the
+            work is, whatever else the machine does.
         victims: chooses among the tree's processes; the command's own is the first.
     """
 
-    after_s: float
+    after_cpu_s: float
     victims: Callable[[Sequence[Process]], Sequence[Process]]
 
 
@@ -192,8 +193,10 @@ def _follow(
         if now - sampled >= _SAMPLE_S:
             watch.look(process.pid)
             sampled = now
-        if blow is not None and not struck and now - marks().get("ready", now) >= blow.after_s:
-            struck = _strike(blow, process.pid)
+            ready = marks().get("ready") if blow is not None and not struck else None
+            if blow is not None and ready is not None:
+                used = watch.history[-1][1] - watch.cpu_at(ready)
+                struck = _strike(blow, process.pid) if used >= blow.after_cpu_s else ()
         time.sleep(_TICK_S)
     return watch, struck
 

@@ -8,13 +8,20 @@ copies of the model are loaded, and done when its last file is written.
 from __future__ import annotations
 
 import sys
+import types
 from collections.abc import Callable
 from typing import Any
+
+import packaging.version
 
 from benchmarks.peer_recipe import mark
 from featurestore.torchvision_ops import ensure_importable
 
-ensure_importable()  # here, because the command's own processes import this file, too
+# Both here, because the command's own processes import this file, too. Of
+# ``pkg_resources`` clip-anytorch takes ``packaging`` alone; the setuptools that torch requires lost the former.
+ensure_importable()
+sys.modules["pkg_resources"] = types.ModuleType("pkg_resources")
+sys.modules["pkg_resources"].packaging = packaging  # type: ignore[attr-defined]
 
 
 def main() -> None:

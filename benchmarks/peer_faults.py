@@ -109,7 +109,7 @@ class _Trial:
         if is_worker is None:
             return "has no workers"
         blow = Blow(
-            0.4 * self.sound.warm_s,
+            0.4 * self.sound.warm_cpu_s,
             lambda tree: sorted(
                 (p for p in tree[1:] if is_worker(p.command)), key=lambda p: -p.cpu_s
             )[:1],
@@ -136,7 +136,7 @@ class _Trial:
     def half(self) -> str:
         """SIGKILL to everything at half, then the same command."""
         folder = self.folder / "half"
-        blow = Blow(0.5 * self.sound.warm_s, lambda tree: tree)
+        blow = Blow(0.5 * self.sound.warm_cpu_s, lambda tree: tree)
         seen = run(self.job, self.work, folder, blow, self.limit_s)
         if not seen.struck:
             return "not provoked"
@@ -145,7 +145,8 @@ class _Trial:
         share = again.warm_cpu_s / self.sound.warm_cpu_s
         rest = Kept.of(self.expected, self.job.rows(self.work, folder))
         result = f"{rest}" if str(rest) != "all rows right" else self._bytes(folder)
-        how = "resumed" if share < 0.8 else "began anew"
+        saved = kept.right / len(self.expected)
+        how = "resumed" if saved and share < 1 - saved / 2 else "began anew"
         return f"{kept}; {how}, {share:.0%} of the work, {_ending(again)}, {result}"
 
     def twice(self) -> str:

@@ -259,7 +259,7 @@ def _ours(feature: str, model: str, speed: int) -> Job:
         "",
         command,
         rows,
-        lambda command: "spawn_main" in command,
+        lambda command: "producers.worker" in command,
         _log_marks,
         logs=("records/runs/",),
         speed=speed,
