@@ -32,8 +32,7 @@ from producers.kernels import draws
 from producers.kernels.draws import ViewDraws
 from producers.text_views import TextViews
 
-PAPER_SEED = 123
-PAPER_SIZE = 224
+PAPER_SEED, PAPER_SIZE = 123, 224
 # How the paper's two image processors make view 0: CLIP's cuts the centre, BLIP-2's squashes.
 PROCESSORS = ("clip", "blip2")
 

@@ -6,7 +6,7 @@ import html
 from collections.abc import Iterable, Sequence
 
 _ROW_HEAD = 'th scope="row"'
-_NAME = 28  # characters of a text that no column should be too narrow for
+_NAME = 20  # characters of a text that no column should be too narrow for
 
 
 class Markup(str):

@@ -50,6 +50,8 @@ _SETTINGS: Any = {
 _NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 _TAG = re.compile(r"<[^>]+>")
 _DECIMALS = re.compile(r"(\.\d\d)\d+")
+_ID = re.compile(r' id="([^"]+)"')
+_REFERENCE = re.compile(r"(?<=[\"(])#([\w-]+)(?=[\")])")
 _HEAD = re.compile(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', re.DOTALL)
 
 
@@ -230,7 +232,18 @@ def _for_page(svg: str, name: str) -> str:
     body = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", body, count=1, flags=re.DOTALL)
     body = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", body, flags=re.DOTALL)
     body = re.sub(r'<g id="[^"]*"', "<g", body).replace("xlink:href", "href")
+    body = _numbered(body, re.sub(r"\W+", "-", name))
     body = _TAG.sub(lambda tag: _DECIMALS.sub(r"\1", tag.group()), body)
     body = re.sub(r"\n\s*", "\n", body).replace(_INK, "currentColor")
     opening = f'<svg class="plot" role="img" aria-label="{escape(name)}" viewBox="{head.group(1)}">'
     return opening + body
+
+
+def _numbered(body: str, prefix: str) -> str:
+    """Identifiers by number, with a prefix of their own on the page.
+
+    matplotlib's are digests of coordinates: they would change with a last bit that nobody sees.
+    """
+    names = {old: f"{prefix}-{at}" for at, old in enumerate(_ID.findall(body))}
+    body = _ID.sub(lambda found: f' id="{names[found.group(1)]}"', body)
+    return _REFERENCE.sub(lambda found: f"#{names.get(found.group(1), found.group(1))}", body)

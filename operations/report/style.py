@@ -34,6 +34,7 @@ td img{display:block;max-width:6rem;height:auto;border:1px solid var(--line)}
 @media print{:root{--ground:#fff;--ink:#000;--soft:#444;--line:#bbb;--card:#fff}
 body{max-width:none;padding:0;font-size:10pt}nav{display:none}
 figure,.scroll{break-inside:avoid;border-color:#ccc}.scroll{overflow:visible;max-width:none}
-h2,section>p{break-after:avoid}tr{break-inside:avoid}#bad .scroll{break-inside:auto}
+h2,section>p{break-after:avoid}p{break-inside:avoid}thead,caption{break-after:avoid}
+tr{break-inside:avoid}#bad .scroll{break-inside:auto}
 .row{grid-template-columns:1fr 1fr}table{font-size:8pt}}
 """

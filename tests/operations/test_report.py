@@ -38,6 +38,7 @@ from tests.featurestore.stores import make_store
 
 DIMS = {"clip_image": 32, "clip_text": 32, "blip2_text": 64}
 ONE = {"clip_image": 64}
+THREADS = {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
 SAMPLES, VIEWS, CHUNK = 48, 6, 16
 HOSTILE = "<script>alert(1)</script>"
 STEMS = [f"{i:07d}" for i in range(SAMPLES - 2)] + [HOSTILE, "\u202eevil\udcff\x1b[31m"]
@@ -389,7 +390,7 @@ def test_the_same_store_gives_the_same_bytes(sources: Sources, text: str, tmp_pa
     done = subprocess.run(
         [sys.executable, str(ROOT / "cli.py"), "report", "--json", *options],
         cwd=tmp_path,  # where matplotlib looks for its settings first
-        env=os.environ | {"PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo", "LC_ALL": "C"},
+        env=os.environ | {"PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo", "LC_ALL": "C"} | THREADS,
         capture_output=True,
         text=True,
         check=True,
