@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from producers.worker import STOP_SIGNALS
+from producers.parent import STOP_SIGNALS
 
 
 @contextmanager

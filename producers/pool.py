@@ -27,8 +27,9 @@ from typing import IO, Any
 
 from featurestore.errors import ProducerError
 from featurestore.records import BadInput, Sample, SampleRecord
+from producers.parent import PRODUCER_CODE, STOP_SIGNALS
 from producers.ring import Ring, SlotArrays
-from producers.worker import STAGES, STOP_SIGNALS, Job
+from producers.worker import STAGES, Job
 
 # Tasks a producer has in hand: one in work and one waiting, so that it never waits for the parent.
 _DEPTH = 2
@@ -195,14 +196,13 @@ class ProducerPool:
             "MKL_NUM_THREADS": "1",
             "TOKENIZERS_PARALLELISM": "false",
         }
-        code = "from producers.worker import main; main()"
         arguments = [str(a) for a in (*fds, os.getpid())]
         # A Ctrl-C goes to the whole group. Until a new producer can ignore it, the mask that it
         # inherits holds it back: the parent alone decides when to stop.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
             process = subprocess.Popen(
-                [sys.executable, "-P", "-c", code, *arguments],
+                [sys.executable, "-P", "-c", PRODUCER_CODE, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=stderr,
                 stderr=stderr,

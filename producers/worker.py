@@ -1,17 +1,16 @@
 """A producer process: reads samples by number from one pipe, fills slots, reports on another.
 
-It is started as ``python -P -c "from producers.worker import main; main()"`` with four inherited
-descriptors, so that neither the caller's ``__main__`` nor any state of the parent is imported.
+It is started as ``python -P -c ...`` with four inherited descriptors, so that neither the caller's
+``__main__`` nor any state of the parent is imported, and it follows its parent before it imports
+this module (``parent``).
 """
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
 import os
 import resource
-import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -25,13 +24,11 @@ from featurestore.records import Sample
 from producers import decode, image_views, source, text_views
 from producers.image_views import ImageSpec
 from producers.kernels.implementations import implementation
+from producers.parent import follow_parent
 from producers.ring import Ring, SlotArrays, SlotLayout
 from producers.tokens import TextSpec, TokenEncoder
 
 STAGES = ("", "image", "text")
-# What asks a build to stop; it is the parent's to hear.
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_PR_SET_PDEATHSIG = 1
 # Address space for one sample on top of what a warm producer has. The largest accepted poster of
 # 179 million pixels takes 0.7 GB as RGB (Pillow keeps four bytes a pixel), as much again while it
 # is converted, 1.1 GB of coefficients if it is a progressive JPEG, and 0.25 GB as a file: 2.8 GB.
@@ -189,16 +186,6 @@ def _shortened(text: str) -> str:
     return f"{text[:half]} … {text[-half:]}"
 
 
-def _follow_parent(parent: int) -> None:
-    """Dies with the parent, however it ends; ends at once where it already has."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        sys.exit(0)
-    # The parent decides when to stop: it finishes the chunk in hand after a signal to the group.
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-
-
 def _read_all(fd: int) -> bytes:
     size = os.fstat(fd).st_size
     return os.pread(fd, size, 0)
@@ -228,7 +215,7 @@ def _serve(produce: Callable[[dict[str, Any]], dict[str, Any]], tasks: Any, resu
 def main() -> None:
     """Serves tasks until the parent closes the pipe."""
     job_fd, ring_fd, tasks_fd, results_fd, parent = map(int, sys.argv[1:6])
-    _follow_parent(parent)
+    follow_parent(parent)
     tasks = Connection(tasks_fd, writable=False)
     results = Connection(results_fd, readable=False)
     try:

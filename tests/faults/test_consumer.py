@@ -185,7 +185,7 @@ def test_a_slow_backbone_blocks_its_producers_and_a_fast_one_waits(
     slots = 3
 
     def slow(_fake: FakeText, _ids: torch.Tensor, honest: Any) -> Any:
-        time.sleep(0.1)
+        time.sleep(0.3)
         return honest()
 
     def watch(event: str, facts: Mapping[str, Any]) -> None:

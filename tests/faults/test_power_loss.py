@@ -145,10 +145,11 @@ def cuts_of_an_addition(disk: Disk, operations: list[dict[str, Any]]) -> Iterato
     for number, entry in enumerate(operations, 1):
         disk.apply(entry)
         between = "store/zarr.json" not in disk._names
-        if number % (1 if NIGHTLY else 6 if between else 40):
+        every = (1 if NIGHTLY else 6) if between else (5 if NIGHTLY else 40)
+        if number % every:
             continue
         states = list({digest(tree): (damage, tree) for damage, tree in disk.states(rng)}.values())
-        for damage, tree in states if NIGHTLY else rng.sample(states, min(2, len(states))):
+        for damage, tree in rng.sample(states, min(4 if NIGHTLY else 2, len(states))):
             yield f"cut after operation {number}, {entry['op']} {entry['path']}; {damage}", tree
 
 

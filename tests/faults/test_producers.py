@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 from featurestore.errors import ProducerError
+from producers.parent import PRODUCER_CODE
 from producers.pool import ProducerPool
 from producers.source import scan
 from tests.producers.test_pool import (
@@ -283,10 +284,9 @@ def test_a_producer_whose_parent_is_gone_ends_before_it_does_anything(tmp_path: 
     job, ring = (tmp_path / "job").open("w+b"), (tmp_path / "ring").open("w+b")
     tasks, results = os.pipe(), os.pipe()
     numbers = [job.fileno(), ring.fileno(), tasks[0], results[1]]
-    code = "from producers.worker import main; main()"
     strangers_pid = os.getppid()  # alive, and not the parent
     done = subprocess.run(
-        [sys.executable, "-P", "-c", code, *map(str, numbers), str(strangers_pid)],
+        [sys.executable, "-P", "-v", "-c", PRODUCER_CODE, *map(str, numbers), str(strangers_pid)],
         pass_fds=numbers,
         capture_output=True,
         timeout=300,
@@ -300,7 +300,11 @@ def test_a_producer_whose_parent_is_gone_ends_before_it_does_anything(tmp_path: 
     job.close()
     ring.close()
     # The job is empty: a producer that read it would have met a defect and said so.
-    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert (done.returncode, done.stdout) == (0, b"")
+    imported = done.stderr.decode()
+    assert "import 'producers.parent'" in imported
+    assert "Traceback" not in imported
+    assert not any(f"import '{name}'" in imported for name in ("numpy", "producers.worker"))
 
 
 # The parent ----------------------------------------------------------------------------------
