@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -166,9 +166,10 @@ class _Check:
         except ConfigError as error:
             self._models_group.failure("loading", error)
             return None, "Mend what keeps the models from being loaded."
+        # What is wrong with the store says nothing of the models: as for a new one, then.
+        self._target = replace(self._target, stored=None, wanted=None)
         try:
-            # What is wrong with the store says nothing of the models.
-            return self._make_plan(Target.none()), ""
+            return self._make_plan(self._target), ""
         except ManyViewsError as error:
             self._models_group.failure("loading", error)
             return None, "Mend what keeps the models from being loaded."

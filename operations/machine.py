@@ -137,7 +137,8 @@ def store_bytes(spec: StoreSpec, samples: Sequence[Sample]) -> int:
     listing = sum(len(json.dumps([s.stem, s.image_name, s.text_name])) + 1 for s in samples)
     # Per sample two digests and a count in the ledger, two sizes and times in the cache.
     records = len(samples) * (2 * 68 + 8 + 70) + spec.chunks * (80 + 120 * len(spec.dims))
-    return arrays + listing + records + 2048 * (3 + 2 * len(spec.dims))
+    documents = 2048 + 2 * 700 * len(spec.dims)
+    return arrays + listing + records + documents
 
 
 def committed_bytes(store: FeatureStore, features: Sequence[str]) -> int:

@@ -17,7 +17,8 @@ from consumers.locating import locate
 from featurestore.config import BuildConfig
 from featurestore.store import FeatureStore
 from operations import machine
-from operations.machine import committed_bytes, store_bytes
+from operations.findings import Group
+from operations.machine import Free, Need, committed_bytes, store_bytes
 from tests.conftest import tree_digest
 
 FEATURES = ("clip_image", "clip_text")
@@ -284,6 +285,19 @@ def test_too_little_of_everything(
     assert not list(tmp_path.iterdir())
     advice = [p["advice"] for p in json.loads(output)["problems"] if p["level"] == "error"]
     assert any("ulimit -n 60" in a for a in advice)
+
+
+@pytest.mark.parametrize(
+    ("free", "peak", "level"), [(1000, None, "ok"), (799, None, "error"), (1000, 1001, "error")]
+)
+def test_a_gpu_with_and_without_room(free: int, peak: int | None, level: str) -> None:
+    group = Group("machine")
+    need = Need(weights=500, batches=300, host=20, queue=10, workers=0)
+    machine.memory_into(group, need, Free(memory=30, device=free), peak)
+    levels = {line.label: line.level for line in group.lines}
+    assert levels == {"GPU memory": level, "queue": "ok", "memory": "ok"}
+    facts = group.facts["memory"]
+    assert (facts["device_needed"], facts["device_free"], facts["host_needed"]) == (800, free, 30)
 
 
 def test_no_data_folder_is_a_wrong_call(check: Call, tmp_path: Path) -> None:
