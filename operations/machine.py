@@ -90,7 +90,8 @@ def memory_into(group: Group, need: Need, free: Free, peak: int | None) -> None:
         if peak is not None:
             text = f"{human_bytes(peak)} at most in the trial, of {human_bytes(free.device)} free"
         advice = "Choose smaller batches with --batch-size, fewer --features, or free the GPU."
-        _enough(group, "GPU memory", text, max(device, peak or 0) <= free.device, advice)
+        needed = device if peak is None else peak
+        _enough(group, "GPU memory", text, needed <= free.device, advice)
     else:
         on_host += device
     queue = f"{human_bytes(need.queue)} of anonymous memory; /dev/shm is not used"
