@@ -18,6 +18,7 @@ from commands.options import (
     PairType,
     common_options,
     is_quiet,
+    is_verbose,
     json_option,
     say,
 )
@@ -128,13 +129,14 @@ def _show_line(line: Line) -> None:
     text = textwrap.fill(line.text, _WIDTH, initial_indent=head, subsequent_indent=indent)
     level = _coloured(f"{line.level:<8}", fg=_COLOURS[line.level])
     _echo(f"  {level}{text[10:]}")
+    if is_verbose() and line.names:
+        _wrap(", ".join(map(repr, line.names)), indent, indent)
     if line.advice:
-        arrow = f"{indent}-> "
-        _echo(
-            textwrap.fill(
-                line.advice, _WIDTH, initial_indent=arrow, subsequent_indent=indent + "   "
-            )
-        )
+        _wrap(line.advice, f"{indent}-> ", f"{indent}   ")
+
+
+def _wrap(text: str, first: str, rest: str) -> None:
+    _echo(textwrap.fill(text, _WIDTH, initial_indent=first, subsequent_indent=rest))
 
 
 def _echo(text: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -166,9 +166,10 @@ class _Check:
         except ConfigError as error:
             self._models_group.failure("loading", error)
             return None, "Mend what keeps the models from being loaded."
+        # What is wrong with the store says nothing of the models: as for a new one, then.
+        self._target = replace(self._target, stored=None, wanted=None)
         try:
-            # What is wrong with the store says nothing of the models.
-            return self._make_plan(Target.none()), ""
+            return self._make_plan(self._target), ""
         except ManyViewsError as error:
             self._models_group.failure("loading", error)
             return None, "Mend what keeps the models from being loaded."
@@ -191,11 +192,11 @@ class _Check:
         self._say(f"reading {len(chosen):,} of {len(samples):,} samples")
         workers = self._config.workers or len(os.sched_getaffinity(0))
         looks = read(reading, chosen, workers)
-        total = len(samples)
-        groups = [inputs.posters_group(looks, samples, total)] if reading.images else []
+        fatal = self._config.bad_sample == "fail"
+        groups = [inputs.posters_group(looks, samples, fatal=fatal)] if reading.images else []
         limits = {name: spec.max_length for name, spec in texts.items()}
-        groups.append(inputs.texts_group(looks, samples, total, limits))
-        groups.append(inputs.genres_group(looks, samples, total))
+        groups.append(inputs.texts_group(looks, samples, limits, fatal=fatal))
+        groups.append(inputs.genres_group(looks, samples))
         return groups
 
     def _forecast(self, plan: Plan | None, why: str) -> tuple[Group, int | None]:
@@ -261,10 +262,11 @@ def _need(plan: Plan | None, models: Sequence[FoundModel], config: CompleteConfi
     buffers = [
         batch_bytes(m, plan.backbones[m.feature], plan.batch_sizes[m.feature], rows) for m in models
     ]
-    # One backbone computes at a time, but each keeps what it has asked for.
-    device, host = (sum(sizes) for sizes in zip(*buffers, strict=True))
+    kept, working, host = zip(*buffers, strict=True)
+    # One backbone computes at a time, and leaves what it worked in to the next.
+    device = sum(kept) + max(working)
     queue = plan.job.layout.slot_bytes * plan.job.slots
-    return Need(weights, device, host, queue, plan.workers)
+    return Need(weights, device, sum(host), queue, plan.workers)
 
 
 def _peak(free: Free, plan: Plan) -> int | None:

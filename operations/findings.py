@@ -20,12 +20,14 @@ class Line:
         label: what was looked at, a few words.
         text: what was found.
         advice: what to do about it; ``""`` where there is nothing to do.
+        names: everything that is meant, where the text names the first few.
     """
 
     level: Level
     label: str
     text: str
     advice: str = ""
+    names: Sequence[str] = ()
 
 
 @dataclass(slots=True)
@@ -53,6 +55,10 @@ class Group:
     def error(self, label: str, text: str, advice: str) -> None:
         """Notes something that has to be mended first."""
         self.lines.append(Line("error", label, text, advice))
+
+    def names(self, level: Level, label: str, names: Sequence[str], advice: str) -> None:
+        """Notes some of the data set's files or samples."""
+        self.lines.append(Line(level, label, some(names), advice, tuple(names)))
 
     def failure(self, label: str, error: ManyViewsError) -> None:
         """Notes an error of the tree; its last line says what to do."""

@@ -1,24 +1,26 @@
 """How long a build will take: a trial of it on a few of its samples, and what follows from that.
 
 The trial is the build's own main loop, with its producers, backbones, batches and commits, in a
-folder that is removed afterwards. It makes two chunks. The first has everything that happens once:
-producers start, the queue fills, memory is asked for. The second one's time is that of a chunk in
-the middle of a build. A build of n samples so takes
+folder that is removed afterwards. It makes two chunks of k samples. Between the last sample of the
+first one and that of the second lies what every chunk of a build takes; the rest happens once:
+producers start, the queue fills, and the last chunk is finished and committed. A build of n samples
+so takes
 
-    t1 + (n - k) * (t2 - t1) / k
+    t + (n - 2k) * (e2 - e1) / k
 
-where k is the samples per chunk of the trial, and t1 and t2 its seconds until each was committed.
+where t is the seconds of the whole trial, and e1 and e2 are when those two samples were embedded.
 """
 
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from consumers.build import run_plan
+from consumers.build import BuildReport, run_plan
 from consumers.plan import Plan
 from featurestore import writer as stores
 from featurestore.errors import InterruptedBuildError
@@ -36,21 +38,20 @@ class Trial:
     """What a trial measured.
 
     Attributes:
-        samples: how many it made, in two chunks; one chunk where there is one sample only.
-        first_s: seconds until the first chunk was committed, the producers' start included.
-        sample_s: seconds per sample after that.
+        samples: how many it made, in two chunks; one where the data set has no more.
+        total_s: seconds of all of it, the producers' start included.
+        sample_s: seconds per sample in the middle of it.
         waited: of these, the share in which the backbones waited for producers, 0 to 1.
     """
 
     samples: int
-    first_s: float
+    total_s: float
     sample_s: float
     waited: float
 
     def seconds(self, samples: int) -> float:
         """Predicted seconds of a build of so many samples, without loading the backbones."""
-        first = self.samples // 2 or 1
-        return max(0.0, self.first_s + (samples - first) * self.sample_s)
+        return max(0.0, self.total_s + (samples - self.samples) * self.sample_s)
 
     @property
     def bottleneck(self) -> str:
@@ -72,10 +73,11 @@ def run_trial(plan: Plan, folder: Path | None, aim_s: float = _AIM_S) -> Trial:
     """
     total = len(plan.found.samples)
     short = _measure(plan, folder, 1)
-    sample_s = short.sample_s
-    if short.bottleneck == "producers":
-        sample_s /= max(1, plan.workers / 2)  # no more than two had something to do
-    fitting = int(aim_s / (2 * max(sample_s, 1e-3)))
+    # Two samples are made side by side, so the time between them says nothing of slow producers.
+    slow_s = short.total_s / (short.samples * plan.workers)
+    fitting = int(aim_s / (2 * max(short.sample_s, slow_s, 1e-3)))
+    if short.sample_s < slow_s / 2:
+        fitting = max(fitting, plan.workers)
     chunk = min(fitting, plan.spec.chunk, total // 3)
     return _measure(plan, folder, chunk) if chunk > 1 else short
 
@@ -83,21 +85,20 @@ def run_trial(plan: Plan, folder: Path | None, aim_s: float = _AIM_S) -> Trial:
 def _measure(plan: Plan, folder: Path | None, chunk: int) -> Trial:
     """Builds two chunks of so many samples."""
     chosen = evenly(plan.found.samples, 2 * chunk)
+    marks: list[tuple[float, float]] = []
+
+    def note(event: str, **facts: Any) -> None:
+        if event == "sample":
+            marks.append((time.monotonic(), facts["waited_s"]))
+
     with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=folder) as name:
-        store = Path(name) / "store"
-        small = _reduced(plan, [s.index for s in chosen], chunk, store)
-        marks: list[tuple[float, float]] = []
-
-        def note(event: str, **facts: Any) -> None:
-            if event == "chunk":
-                marks.append((facts["seconds"], facts["waited_s"]))
-
-        _build(small, note)
-    (t1, w1), (t2, w2) = marks[0], marks[-1]
+        small = _reduced(plan, [s.index for s in chosen], chunk, Path(name) / "store")
+        total_s = _build(small, note).seconds
     if len(marks) == 1:
-        return Trial(1, t1, t1, w1 / t1 if t1 else 0.0)
-    elapsed = max(t2 - t1, 1e-6)
-    return Trial(len(chosen), t1, elapsed / (len(chosen) - chunk), (w2 - w1) / elapsed)
+        return Trial(1, total_s, total_s, marks[0][1] / total_s)
+    (e1, w1), (e2, w2) = marks[chunk - 1], marks[-1]
+    elapsed = max(e2 - e1, 1e-6)
+    return Trial(len(chosen), total_s, elapsed / (len(chosen) - chunk), (w2 - w1) / elapsed)
 
 
 def _reduced(plan: Plan, indices: list[int], chunk: int, store: Path) -> Plan:
@@ -114,13 +115,13 @@ def _reduced(plan: Plan, indices: list[int], chunk: int, store: Path) -> Plan:
     )
 
 
-def _build(plan: Plan, tell: Callable[..., None]) -> None:
+def _build(plan: Plan, tell: Callable[..., None]) -> BuildReport:
     lock = stores.take_lock(plan.config.store)
     try:
         writer = stores.create(
             plan.config.store, plan.spec, plan.fingerprint, plan.found.samples, lock
         )
-        run_plan(plan, writer, tell)
+        return run_plan(plan, writer, tell)
     except InterruptedBuildError as error:
         raise InterruptedBuildError(
             error.signum, "The check was interrupted; nothing was changed."

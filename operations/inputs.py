@@ -11,7 +11,7 @@ from featurestore.genres import CLASS_NAMES
 from featurestore.records import Sample
 from featurestore.splits import SplitComparison, compare_split
 from operations.duplicates import duplicate_posters, duplicate_synopses
-from operations.findings import Group, counted, some, spread, spread_text
+from operations.findings import Group, Line, counted, some, spread, spread_text
 from operations.reading import Look
 from producers.decode import ImageFacts
 from producers.source import Scan
@@ -40,18 +40,18 @@ def data_group(found: Scan) -> Group:
     ):
         if names:
             advice = f"They become no samples. Add the {other} of the same stem, or remove them."
-            group.warn(label, some(names), advice)
+            group.names("warning", label, names, advice)
         else:
             group.ok(label, "none")
     shadowed = [name for name, reason in found.left_out if reason == "shadowed"]
     if shadowed:
         advice = ".jpg goes before .jpeg, .JPG, .JPEG, and .json before .JSON: keep one of each."
-        group.warn("same stem twice", some(shadowed), advice)
+        group.names("warning", "same stem twice", shadowed, advice)
     others = {reason: n for reason, n in left_out.items() if reason != "shadowed"}
     if others:
         unused = [name for name, reason in found.left_out if reason != "shadowed"]
         advice = f"They become no samples ({counted(others)})."
-        group.warn("left out", some(unused), advice)
+        group.names("warning", "left out", unused, advice)
     return group
 
 
@@ -84,8 +84,17 @@ def _crosses(same: Sequence[Sample], split: SplitComparison) -> bool:
     return sum(bool(indices & part) for part in split.parts.values()) > 1
 
 
-def posters_group(looks: Sequence[Look], samples: Sequence[Sample], total: int) -> Group:
-    """What the posters that were read are like."""
+def posters_group(
+    looks: Sequence[Look], samples: Sequence[Sample], *, fatal: bool = False
+) -> Group:
+    """What the posters that were read are like.
+
+    Args:
+        looks: what was read.
+        samples: all samples.
+        fatal: whether a build stops at an unusable one.
+    """
+    total = len(samples)
     stems = {s.index: s.stem for s in samples}
     group = Group("posters")
     bad = {look.index: look.image_bad for look in looks if look.image_bad is not None}
@@ -110,9 +119,10 @@ def posters_group(looks: Sequence[Look], samples: Sequence[Sample], total: int) 
     if facts:
         group.ok("width", spread_text(widths, "pixels"))
         group.ok("height", spread_text(heights, "pixels"))
-    _bad_line(group, bad, stems, "A black image stands in for each. Fetch them again.")
+    placeholder = "A black image stands in for each. Fetch them again."
+    _bad_line(group, bad, stems, placeholder=placeholder, fatal=fatal)
     for kind, names in sorted(odd.items()):
-        group.warn(kind, some(names), _ODD_ADVICE[kind])
+        group.names("warning", kind, names, _ODD_ADVICE[kind])
     return group
 
 
@@ -141,16 +151,21 @@ def oddities(image: ImageFacts) -> list[str]:
 
 
 def texts_group(
-    looks: Sequence[Look], samples: Sequence[Sample], total: int, limits: Mapping[str, int]
+    looks: Sequence[Look],
+    samples: Sequence[Sample],
+    limits: Mapping[str, int],
+    *,
+    fatal: bool = False,
 ) -> Group:
     """What the synopses that were read are like.
 
     Args:
         looks: what was read.
         samples: all samples.
-        total: how many there are.
         limits: the most ids of a text per text feature, in the order of ``Look.tokens``.
+        fatal: whether a build stops at an unusable one.
     """
+    total = len(samples)
     stems = {s.index: s.stem for s in samples}
     group = Group("synopses")
     bad = {look.index: look.text_bad for look in looks if look.text_bad is not None}
@@ -165,9 +180,10 @@ def texts_group(
         "tokens": {},
     }
     group.ok("read", f"{len(looks):,} of {total:,}{_how(looks, total)}")
-    _bad_line(group, bad, stems, "The empty text, or what is sound of it, stands in. Mend them.")
+    placeholder = "The empty text, or what is sound of it, stands in. Mend them."
+    _bad_line(group, bad, stems, placeholder=placeholder, fatal=fatal)
     if empty:
-        group.warn("without a plot", some(empty), "Their text features are those of no text.")
+        group.names("warning", "without a plot", empty, "Their text features are those of no text.")
     group.ok("words", spread_text(words, "words"))
     for position, (feature, limit) in enumerate(limits.items()):
         counts = [look.tokens[position] for look in looks]
@@ -179,8 +195,9 @@ def texts_group(
     return group
 
 
-def genres_group(looks: Sequence[Look], samples: Sequence[Sample], total: int) -> Group:
+def genres_group(looks: Sequence[Look], samples: Sequence[Sample]) -> Group:
     """How often each genre occurs among the synopses that were read."""
+    total = len(samples)
     stems = {s.index: s.stem for s in samples}
     group = Group("genres")
     known = Counter(name for look in looks for name in look.genres)
@@ -200,7 +217,7 @@ def genres_group(looks: Sequence[Look], samples: Sequence[Sample], total: int) -
     if unknown:
         group.warn("unknown", counted(unknown), "They are not among the paper's 23, and ignored.")
     if without:
-        group.warn("none known", some(without), "Their labels are all zero.")
+        group.names("warning", "none known", without, "Their labels are all zero.")
     return group
 
 
@@ -227,24 +244,34 @@ def split_group(path: Path, found: Scan) -> tuple[Group, SplitComparison | None]
     group.ok("parts", ", ".join(f"{name} {count:,}" for name, count in sizes.items()))
     for key, entries in unknown.items():
         advice = "Is this the split of another data set, or are files missing? Training refuses it."
-        group.error(f"unknown in {key}", some(entries), advice)
+        group.names("error", f"unknown in {key}", entries, advice)
     for pair, both in overlap.items():
         advice = "Scores on samples that were trained on mean nothing: take them out of one list."
-        group.error(f"both in {pair}", some(both), advice)
+        group.names("error", f"both in {pair}", both, advice)
     if outside:
         advice = "They are built, and belong to no part: training never sees them."
-        group.warn("in no part", some([stems[i] for i in outside]), advice)
+        group.names("warning", "in no part", [stems[i] for i in outside], advice)
     return group, split
 
 
 def _bad_line(
-    group: Group, bad: Mapping[int, tuple[str, str]], stems: Mapping[int, str], advice: str
+    group: Group,
+    bad: Mapping[int, tuple[str, str]],
+    stems: Mapping[int, str],
+    *,
+    placeholder: str,
+    fatal: bool,
 ) -> None:
     if not bad:
         group.ok("unusable", "none")
         return
-    reasons = counted(Counter(reason for reason, _ in bad.values()))
-    group.warn("unusable", f"{some([stems[i] for i in bad])} ({reasons})", advice)
+    named = [f"{stems[i]} {reason}" for i, (reason, _) in bad.items()]
+    text = f"{some(named)} ({counted(Counter(reason for reason, _ in bad.values()))})"
+    if fatal:
+        advice = "--bad-sample fail stops at them: mend or remove them, or accept placeholders."
+        group.lines.append(Line("error", "unusable", text, advice, named))
+    else:
+        group.lines.append(Line("warning", "unusable", text, placeholder, named))
 
 
 def _how(looks: Sequence[Look], total: int) -> str:

@@ -90,7 +90,8 @@ def memory_into(group: Group, need: Need, free: Free, peak: int | None) -> None:
         if peak is not None:
             text = f"{human_bytes(peak)} at most in the trial, of {human_bytes(free.device)} free"
         advice = "Choose smaller batches with --batch-size, fewer --features, or free the GPU."
-        _enough(group, "GPU memory", text, max(device, peak or 0) <= free.device, advice)
+        needed = device if peak is None else peak
+        _enough(group, "GPU memory", text, needed <= free.device, advice)
     else:
         on_host += device
     queue = f"{human_bytes(need.queue)} of anonymous memory; /dev/shm is not used"
@@ -137,7 +138,8 @@ def store_bytes(spec: StoreSpec, samples: Sequence[Sample]) -> int:
     listing = sum(len(json.dumps([s.stem, s.image_name, s.text_name])) + 1 for s in samples)
     # Per sample two digests and a count in the ledger, two sizes and times in the cache.
     records = len(samples) * (2 * 68 + 8 + 70) + spec.chunks * (80 + 120 * len(spec.dims))
-    return arrays + listing + records + 2048 * (3 + 2 * len(spec.dims))
+    documents = 2048 + 2 * 700 * len(spec.dims)
+    return arrays + listing + records + documents
 
 
 def committed_bytes(store: FeatureStore, features: Sequence[str]) -> int:

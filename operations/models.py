@@ -170,14 +170,17 @@ def activation_bytes(config: Mapping[str, Any], tokens: int, batch: int, item_by
     return batch * tokens * (4 * int(width) + 2 * int(inner)) * item_bytes
 
 
-def batch_bytes(model: FoundModel, backbone: Any, batch: int, rows: int) -> tuple[int, int]:
-    """Estimates what batches of a loaded backbone take: (on the device, on the host).
+def batch_bytes(model: FoundModel, backbone: Any, batch: int, rows: int) -> tuple[int, int, int]:
+    """Estimates what batches of a loaded backbone take.
 
     Args:
         model: what is known of it.
         backbone: the backbone.
         batch: rows per forward pass.
         rows: rows of a chunk.
+
+    Returns:
+        Bytes that it keeps on the device, bytes that it works in there, and bytes of the host.
     """
     cuda = backbone.device.type == "cuda"
     stages = 3 if cuda else 1
@@ -200,4 +203,4 @@ def batch_bytes(model: FoundModel, backbone: Any, batch: int, rows: int) -> tupl
         working = activation_bytes(part, length, batch, item) + 4 * staged
     features = rows * backbone.dim * 4
     host = stages * staged + 2 * features
-    return (stages * staged + features if cuda else 0) + working, host
+    return (stages * staged + features if cuda else 0), working, host

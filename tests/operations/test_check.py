@@ -13,11 +13,11 @@ import pytest
 import cli
 from consumers import backbones
 from consumers.build import build
-from consumers.locating import locate
 from featurestore.config import BuildConfig
 from featurestore.store import FeatureStore
 from operations import machine
-from operations.machine import committed_bytes, store_bytes
+from operations.findings import Group
+from operations.machine import Free, Need, committed_bytes, store_bytes
 from tests.conftest import tree_digest
 
 FEATURES = ("clip_image", "clip_text")
@@ -204,6 +204,16 @@ def test_the_page_for_people(check: Call, workplace: Path) -> None:
     assert check("--no-calibration", "-q") == (0, "", "")
 
 
+def test_verbose_names_everything(check: Call, workplace: Path, tmp_path: Path) -> None:
+    stems = sorted(p.stem for p in (workplace / "data").glob("*.json"))
+    (tmp_path / "split.json").write_text(json.dumps({"train": stems[:1], "dev": [], "test": []}))
+    typed = ("--no-calibration", "--split-json", tmp_path / "split.json")
+    assert repr(stems[8]) not in check(*typed)[1]
+    output = check(*typed, "-v")[1]
+    assert all(repr(stem) in output for stem in stems[1:])
+    assert max(map(len, output.splitlines())) <= 80
+
+
 # What has to be mended --------------------------------------------------------------------------
 
 
@@ -286,45 +296,20 @@ def test_too_little_of_everything(
     assert any("ulimit -n 60" in a for a in advice)
 
 
+@pytest.mark.parametrize(
+    ("free", "peak", "level"), [(1000, None, "ok"), (799, None, "error"), (1000, 1001, "error")]
+)
+def test_a_gpu_with_and_without_room(free: int, peak: int | None, level: str) -> None:
+    group = Group("machine")
+    need = Need(weights=500, batches=300, host=20, queue=10, workers=0)
+    machine.memory_into(group, need, Free(memory=30, device=free), peak)
+    levels = {line.label: line.level for line in group.lines}
+    assert levels == {"GPU memory": level, "queue": "ok", "memory": "ok"}
+    facts = group.facts["memory"]
+    assert (facts["device_needed"], facts["device_free"], facts["host_needed"]) == (800, free, 30)
+
+
 def test_no_data_folder_is_a_wrong_call(check: Call, tmp_path: Path) -> None:
     code, output, errors = check("--data-dir", tmp_path / "none")
     assert (code, output) == (2, "")
     assert "does not exist" in errors
-
-
-# The hub ----------------------------------------------------------------------------------------
-
-
-def test_a_model_in_the_hubs_cache(
-    checkpoints: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The cache as huggingface_hub lays it out: refs/main names a snapshot."""
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert locate("some/clip", "clip_image").where == "missing"
-    home = tmp_path / "models--some--clip"
-    commit = "0" * 40
-    (home / "refs").mkdir(parents=True)
-    (home / "refs/main").write_text(commit)
-    shutil.copytree(checkpoints["clip_image"], home / "snapshots" / commit)
-    found = locate("some/clip", "clip_image")
-    assert (found.where, found.problem) == ("cache", "")
-    assert found.checkpoint is not None
-    (home / "snapshots" / commit / "model.safetensors").unlink()
-    assert locate("some/clip", "clip_image").where == "missing"
-
-
-def test_a_model_that_would_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The hub's answer is the library's own class; only the call over the network is replaced."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.hf_api import ModelInfo
-
-    sizes = {"config.json": 100, "model.safetensors": 5000, "pytorch_model.bin": 6000, "x.md": 9}
-    answer = ModelInfo(
-        id="some/clip", siblings=[{"rfilename": n, "size": s} for n, s in sizes.items()]
-    )
-    monkeypatch.setattr(HfApi, "model_info", lambda *_, **__: answer)
-    found = locate("some/never-cached", "clip_image")
-    assert (found.where, found.bytes, found.checkpoint) == ("hub", 5100, None)

@@ -113,7 +113,7 @@ def test_equal_posters_in_two_parts_are_said(found: Scan, tmp_path: Path) -> Non
 
 
 def test_unusable_and_odd_posters(found: Scan, looks: list[Look]) -> None:
-    facts = inputs.posters_group(looks, found.samples, len(looks)).facts
+    facts = inputs.posters_group(looks, found.samples).facts
     assert {stem: reason for stem, reason, _ in facts["bad"]} == {
         "cut": "truncated",
         "nothing": "empty",
@@ -130,8 +130,19 @@ def test_unusable_and_odd_posters(found: Scan, looks: list[Look]) -> None:
     assert facts["width"] == {"min": 40, "median": 200, "p95": 200, "max": 200}
 
 
+def test_unusable_ones_are_errors_where_a_build_stops_at_them(
+    found: Scan, looks: list[Look]
+) -> None:
+    for fatal, level in ((False, "warning"), (True, "error")):
+        posters = inputs.posters_group(looks, found.samples, fatal=fatal)
+        texts = inputs.texts_group(looks, found.samples, {}, fatal=fatal)
+        assert level_of(posters, "unusable") == level_of(texts, "unusable") == level
+        (line,) = [x for x in posters.lines if x.label == "unusable"]
+        assert line.text == "2: 'cut truncated', 'nothing empty' (empty 1, truncated 1)"
+
+
 def test_synopses(found: Scan, looks: list[Look]) -> None:
-    facts = inputs.texts_group(looks, found.samples, len(looks), {}).facts
+    facts = inputs.texts_group(looks, found.samples, {}).facts
     assert [(stem, reason) for stem, reason, _ in facts["bad"]] == [("broken", "not-json")]
     assert facts["empty"] == ["noplot"]
     words = []
@@ -143,7 +154,7 @@ def test_synopses(found: Scan, looks: list[Look]) -> None:
 
 
 def test_genres(found: Scan, looks: list[Look]) -> None:
-    group = inputs.genres_group(looks, found.samples, len(looks))
+    group = inputs.genres_group(looks, found.samples)
     counts = {name: count for name, count in group.facts["genres"].items() if count}
     assert counts == {"Comedy": 9, "Drama": GOOD + 1, "War": GOOD}
     assert group.facts["unknown"] == {"reality-tv": 1}
@@ -151,9 +162,9 @@ def test_genres(found: Scan, looks: list[Look]) -> None:
 
 
 def test_a_part_of_the_samples_says_that_it_is_one(found: Scan, looks: list[Look]) -> None:
-    group = inputs.posters_group(looks[:5], found.samples, len(looks))
+    group = inputs.posters_group(looks[:5], found.samples)
     assert group.lines[0].text == f"5 of {len(looks)}, evenly spread; --full reads all"
-    assert "never" not in [x.label for x in inputs.genres_group(looks[:5], found.samples, 23).lines]
+    assert "never" not in [x.label for x in inputs.genres_group(looks[:5], found.samples).lines]
 
 
 @pytest.mark.parametrize(
