@@ -13,7 +13,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 DECAYS = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4)
 # Without an improvement on dev in so many weaker ones, weaker ones still are not tried.
 _PATIENCE = 2
-_ROUND, _MOST_ROUNDS = 20, 25
+_ROUND, _MOST_ROUNDS = 10, 50
 # A round that lowers the loss on dev by a smaller share than this is the last one.
 _ENOUGH = 1e-5
 _ROWS = 4096  # passed through at a time where a copy of all would not fit well
@@ -141,7 +141,7 @@ def fit(
         train: float64, of about unit scale.
         weight_decay: acts on the weights alone, not on the bias.
         start: weights float64 ``[D, C]`` and bias float64 ``[C]`` to begin with.
-        dev: float64; where given, the loss on it is looked at every 20 iterations, and the best
+        dev: float64; where given, the loss on it is looked at every 10 iterations, and the best
             that was seen is returned once it gets no better.
 
     Returns:
@@ -158,7 +158,7 @@ def fit(
         torch.autograd.backward(value)
         return value
 
-    best = (weight.detach().clone(), bias.detach().clone(), math.nan if dev is None else math.inf)
+    best = (*start, math.nan if dev is None else loss_of(dev, *start))
     for _ in range(_MOST_ROUNDS):
         before = weight.detach().clone()
         optimizer.step(objective)  # type: ignore[no-untyped-call]
