@@ -13,7 +13,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 DECAYS = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4)
 # Without an improvement on dev in so many weaker ones, weaker ones still are not tried.
 _PATIENCE = 2
-_ROUND, _MOST_ROUNDS = 20, 25
+_ROUND, _MOST_ROUNDS = 10, 50
+# A round that lowers the loss on dev by a smaller share than this is the last one.
+_ENOUGH = 1e-5
 _ROWS = 4096  # passed through at a time where a copy of all would not fit well
 
 
@@ -84,7 +86,7 @@ def fit_probe(train: Part, dev: Part, decays: tuple[float, ...] = DECAYS) -> Lin
     x, y = _standardize(train.x, center, scale), train.y.double()
     held_out = Part(_standardize(dev.x, center, scale), dev.y.double())
     weight, bias = x.new_zeros(x.shape[1], y.shape[1]), x.new_zeros(y.shape[1])
-    best = LinearProbe(center, scale, weight, bias, math.inf, loss_of(held_out, weight, bias))
+    best = LinearProbe(center, scale, weight, bias, decays[0], math.inf)
     worse = 0
     for decay in decays:
         weight, bias, loss = fit(Part(x, y), decay, (weight, bias), held_out)
@@ -139,8 +141,8 @@ def fit(
         train: float64, of about unit scale.
         weight_decay: acts on the weights alone, not on the bias.
         start: weights float64 ``[D, C]`` and bias float64 ``[C]`` to begin with.
-        dev: float64; where given, the loss on it is looked at every 20 iterations, and the best
-            that was seen is returned once it gets worse.
+        dev: float64; where given, the loss on it is looked at every 10 iterations, and the best
+            that was seen is returned once it gets no better.
 
     Returns:
         Weights, bias, and the loss on ``dev`` (NaN without).
@@ -156,7 +158,7 @@ def fit(
         torch.autograd.backward(value)
         return value
 
-    best = (weight.detach().clone(), bias.detach().clone(), math.nan if dev is None else math.inf)
+    best = (*start, math.nan if dev is None else loss_of(dev, *start))
     for _ in range(_MOST_ROUNDS):
         before = weight.detach().clone()
         optimizer.step(objective)  # type: ignore[no-untyped-call]
@@ -164,7 +166,8 @@ def fit(
         loss = math.nan if dev is None else loss_of(dev, *now)
         if loss >= best[2]:
             break
+        is_enough = best[2] - loss < _ENOUGH * loss  # never without dev: its losses are NaN
         best = (*now, loss)
-        if torch.equal(before, now[0]):
+        if is_enough or torch.equal(before, now[0]):
             break
     return best

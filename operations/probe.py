@@ -3,7 +3,8 @@
 The probe is trained on the clean views. A test sample is predicted once from its clean view, and
 once by the mean of the probabilities of all its views, which shows what the views add without
 training on them. The clean views are held in memory (4 bytes a value, and 8 more while a probe is
-fitted: 1.2 GB for all of MM-IMDb and four features); all views pass through it in small blocks.
+fitted: 1.4 GB for all of MM-IMDb and four features, the libraries included); all views pass through
+in small blocks.
 """
 
 from __future__ import annotations

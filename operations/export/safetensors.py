@@ -22,12 +22,16 @@ def write(export: Export, folder: OutFolder) -> None:
     shards = export.shards(SHARD_BYTES)
     for number, chunks in enumerate(shards):
         name = f"features-{number:05d}-of-{len(shards):05d}.safetensors"
-        # One entry only: the library writes several in any order.
-        data = save(_tensors(export, chunks), metadata={"format": "pt"})
-        with folder.open(name) as sink:
-            sink.write(data)
+        _write_shard(export, chunks, folder, name)
         folder.shards[name] = export.rows_of(chunks)
     folder.write_json("stems.json", export.store.stems)
+
+
+def _write_shard(export: Export, chunks: range, folder: OutFolder, name: str) -> None:
+    # In a function of its own: what it holds must be gone when the next shard is put together.
+    with folder.open(name) as sink:
+        # One entry only: the library writes several in any order.
+        sink.write(save(_tensors(export, chunks), metadata={"format": "pt"}))
 
 
 def _tensors(export: Export, chunks: range) -> dict[str, torch.Tensor]:

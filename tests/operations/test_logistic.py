@@ -127,3 +127,10 @@ def test_classes_missing_from_training_or_test_do_no_harm():
 def test_wrong_input(change, message):
     with pytest.raises(ValueError, match=message):
         fit_probe(*change(data(20, 1.0), data(10, 1.0)))
+
+
+def test_a_dev_set_that_contradicts_the_training_set():
+    train, dev = data(100, 0.1), data(50, 0.1, 1)
+    probe = fit_probe(train, Part(dev.x, 1 - dev.y))
+    assert probe.weight_decay == DECAYS[0]
+    assert math.isfinite(probe.dev_loss)
