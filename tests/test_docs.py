@@ -16,6 +16,7 @@ from PIL import Image
 
 import cli
 from tests.conftest import ROOT
+from tests.operations.stores import store_of
 from tools.command_reference import page
 
 BLOCK = re.compile(r"^( *)```(bash|python|toml)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
@@ -166,8 +167,7 @@ def test_what_the_page_on_looking_says_to_type_works(
 ) -> None:
     stem = min((workplace / "imdb/dataset").glob("*.json")).stem
     monkeypatch.setenv("STEM", stem)
-    build = [sys.executable, "cli.py", "build", "--data-dir", "imdb/dataset", "--store", "features"]
-    run([*build, "--features", "clip_image,clip_text", "--views", "8"], workplace)
+    store_of(workplace / "features", workplace / "imdb/dataset", chunks=[0])
     replaying, reporting = blocks(ROOT / "docs/looking-at-a-store.md", "bash")
     shown = run(["bash", "-ec", replaying], workplace).stdout
     assert f"'{stem}': sample 0" in shown

@@ -7,7 +7,6 @@ import io
 import json
 import random
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from PIL import Image
 
 from consumers.plan import IMAGE_RECIPE, TEXT_RECIPE
 from featurestore.errors import ConfigError, InputError, StoreMismatchError
-from featurestore.records import BadInput, Sample, SampleRecord
+from featurestore.records import BadInput, SampleRecord
 from featurestore.seeds import view_seed
 from featurestore.store import FeatureStore, StoreSpec
 from featurestore.torchvision_ops import ensure_importable
@@ -29,13 +28,11 @@ from producers.image_views import ImageSpec
 from producers.pool import ProducerPool
 from producers.worker import Job
 from tests.featurestore.stores import make_fingerprint, make_rows
+from tests.operations.stores import CHUNK, DIMS, VIEWS, store_of
 from tests.producers.reference import recipes_exp, reference_views
 
-VIEWS = 8
 RECIPE = Recipe(views=VIEWS)
-CHUNK = 32
 TRUNCATED = "0100003"  # the demo data's only poster that cannot be used
-DIMS = {"clip_image": 32, "clip_text": 32}
 
 
 def stems(folder: Path) -> list[str]:
@@ -45,37 +42,6 @@ def stems(folder: Path) -> list[str]:
 def read_poster(folder: Path, stem: str) -> Image.Image:
     [path] = [p for p in folder.glob(f"{stem}.*") if p.suffix != ".json"]
     return Image.open(path).convert("RGB")
-
-
-def store_of(
-    path: Path,
-    folder: Path,
-    *,
-    chunks: Sequence[int] = (0, 1),
-    bad: dict[int, tuple[BadInput, ...]] | None = None,
-    **fingerprint: str | int,
-) -> FeatureStore:
-    """A store of the folder with real hashes and made-up rows."""
-    samples = source.scan(folder).samples
-    spec = StoreSpec(len(samples), VIEWS, CHUNK, DIMS)
-    known = make_fingerprint(spec, [s.stem for s in samples])
-    known |= {"image_recipe": IMAGE_RECIPE, "text_recipe": TEXT_RECIPE, **fingerprint}
-    rows = make_rows(spec)
-    records = [_record(folder, sample, (bad or {}).get(sample.index, ())) for sample in samples]
-    with create(path, spec, known, samples, take_lock(path)) as writer:
-        for chunk in chunks:
-            of = writer.spec.samples_of(chunk)
-            part = slice(of.start, of.stop)
-            writer.commit_chunk(chunk, {n: r[part] for n, r in rows.items()}, records[part], {})
-    return FeatureStore(path)
-
-
-def _record(folder: Path, sample: Sample, bad: tuple[BadInput, ...]) -> SampleRecord:
-    image, text = (
-        hashlib.sha256((folder / name).read_bytes()).hexdigest()
-        for name in (sample.image_name, sample.text_name)
-    )
-    return SampleRecord(sample.index, image, text, 1, bad)
 
 
 @pytest.fixture(scope="module")

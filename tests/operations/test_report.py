@@ -35,6 +35,7 @@ from operations.report.runs import throughput
 from operations.report.sampling import choose
 from tests.conftest import ROOT
 from tests.featurestore.stores import make_store
+from tests.operations.stores import store_of
 
 DIMS = {"clip_image": 32, "clip_text": 32, "blip2_text": 64}
 ONE = {"clip_image": 64}
@@ -248,9 +249,15 @@ def test_a_large_store_is_measured_on_a_part_of_it(store: FeatureStore, text: st
     assert choose(store, most=40).chunks == (0, 1)
     assert part.samples.tolist() == [0, 1, 2, *range(4, 16)]
     assert part.left_out == 1
-    found = page(store, Sources(store.path), part)
-    assert "measured on 15 of them, chunks spread evenly over the store: 1" in found
     assert "Measured on all 46 samples" in text
+
+
+def test_the_page_says_of_how_many(tmp_path: Path) -> None:
+    make_store(tmp_path / "s", samples=40, chunk=16, dims=ONE)
+    store = FeatureStore(tmp_path / "s")
+    found = page(store, Sources(store.path), choose(store, most=20))
+    assert "measured on 16 of them, chunks spread evenly over the store: 1" in found
+    assert cells(found, "The store")[1] == ["samples", "40 of 40"]
 
 
 # The page ---------------------------------------------------------------------------------------
@@ -371,8 +378,6 @@ def test_pictures_of_bad_samples(store: FeatureStore, sources: Sources) -> None:
 
 
 def test_a_poster_that_is_the_recorded_one_is_shown(tmp_path: Path) -> None:
-    from tests.operations.test_replay import store_of
-
     data = tmp_path / "data"
     data.mkdir()
     Image.new("RGB", (300, 400), "teal").save(data / "a.jpg")
