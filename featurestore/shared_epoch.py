@@ -20,7 +20,7 @@ _WRAP = 2**64
 class SharedEpoch:
     """One integer, modulo 2**64, in memory shared with the workers.
 
-    A pickle that goes anywhere but into a worker carries the number alone.
+    It holds one descriptor. A pickle that goes anywhere but into a worker carries the number alone.
     """
 
     def __init__(self, value: int = 0) -> None:

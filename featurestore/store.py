@@ -275,12 +275,11 @@ class FeatureStore:
         if chunks is None:
             self.require_complete()
             chunks = range(self.spec.chunks)
-        spec = self.spec.moments(feature)
-        parts = []
-        for chunk in chunks:
-            mean, m2 = self._read(spec, chunk)[0]
-            parts.append(Moments(len(self.spec.samples_of(chunk)) * self.spec.views, mean, m2))
-        return merge(parts)
+        return merge(self._chunk_moments(feature, chunk) for chunk in chunks)
+
+    def _chunk_moments(self, feature: str, chunk: int) -> Moments:
+        mean, m2 = self._read(self.spec.moments(feature), chunk)[0]
+        return Moments(len(self.spec.samples_of(chunk)) * self.spec.views, mean, m2)
 
     def require_complete(self) -> None:
         """Raises InputError where chunks are missing."""
