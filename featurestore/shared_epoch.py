@@ -41,7 +41,7 @@ class SharedEpoch:
         self.value = value
 
     def _hold(self, cell: torch.Tensor) -> None:
-        # Every batch asks for the number, and NumPy gives it in a tenth of the time.
+        # Every batch asks for the number, and NumPy gives it in a sixth of the time.
         self._cell, self._seen = cell, cell.numpy()
 
     @property
