@@ -188,11 +188,13 @@ def read_chunk(
     crc = google_crc32c.value(body)
     if crc != int.from_bytes(data[-CHECKSUM_BYTES:], "little"):
         raise CorruptStoreError(file, "its checksum does not fit its content", chunk=chunk)
-    try:
-        flat = np.frombuffer(decompress(spec.codec, body.data, spec.chunk_bytes), np.uint8)
-    except ValueError as e:
-        raise CorruptStoreError(file, str(e), chunk=chunk) from e
+    flat = body
     if not spec.is_mappable:
+        try:
+            payload = decompress(spec.codec, body.data, spec.chunk_bytes)
+        except ValueError as e:
+            raise CorruptStoreError(file, str(e), chunk=chunk) from e
+        flat = np.frombuffer(payload, np.uint8)
         crc = google_crc32c.value(flat)
     if committed not in (None, crc):
         raise CorruptStoreError(file, "its content is not what was committed", chunk=chunk)

@@ -20,7 +20,7 @@ _WRAP = 2**64
 class SharedEpoch:
     """One integer, modulo 2**64, in memory shared with the workers.
 
-    A pickle that goes anywhere but into a worker carries the number alone.
+    It holds one descriptor. A pickle that goes anywhere but into a worker carries the number alone.
     """
 
     def __init__(self, value: int = 0) -> None:
@@ -29,25 +29,30 @@ class SharedEpoch:
         Raises:
             ConfigError: there are none.
         """
+        cell = torch.zeros(1, dtype=torch.int64)
         try:
-            self._cell = torch.zeros(1, dtype=torch.int64)
-            self._cell.share_memory_()  # type: ignore[no-untyped-call]
+            cell.share_memory_()  # type: ignore[no-untyped-call]
         except RuntimeError as e:
             raise ConfigError(
                 f"There is no shared memory for the epoch: {str(e)[:200]}\n"
                 "Loader workers need it as well; mount /dev/shm."
             ) from e
+        self._hold(cell)
         self.value = value
+
+    def _hold(self, cell: torch.Tensor) -> None:
+        # Every batch asks for the number, and NumPy gives it in a sixth of the time.
+        self._cell, self._seen = cell, cell.numpy()
 
     @property
     def value(self) -> int:
         """The number."""
-        return int(self._cell.item())
+        return int(self._seen[0])
 
     @value.setter
     def value(self, value: int) -> None:
         wrapped = value % _WRAP
-        self._cell[0] = wrapped - _WRAP if wrapped >= _WRAP // 2 else wrapped
+        self._seen[0] = wrapped - _WRAP if wrapped >= _WRAP // 2 else wrapped
 
     def __reduce__(self) -> tuple[Any, ...]:
         # torch passes a tensor's memory on to a process that is being started, and nowhere else.
@@ -58,7 +63,7 @@ class SharedEpoch:
 
 def _adopt(cell: torch.Tensor) -> SharedEpoch:
     epoch = SharedEpoch.__new__(SharedEpoch)
-    epoch._cell = cell
+    epoch._hold(cell)
     return epoch
 
 
