@@ -73,6 +73,7 @@ class FeatureBatchSampler(Sampler[list[int]]):
         self._count = len(dataset)
         self._chunk_of = _chunks_of(dataset) if shuffle and shuffle.window else None
         self._steps = self._checked_steps()
+        self._of = self._identity()  # once: a state may be asked for at every step
         self._epoch = 0
         self._start = 0  # where the next epoch to be walked through begins
         self._done = 0  # batches handed out of the current one
@@ -195,7 +196,7 @@ class FeatureBatchSampler(Sampler[list[int]]):
 
         All ranks are at the same place, so one rank's state does for all.
         """
-        return {**self._identity(), "epoch": self._epoch, "batch": self._done}
+        return {**self._of, "epoch": self._epoch, "batch": self._done}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The next walk goes on where :meth:`state_dict` was asked.
@@ -204,7 +205,7 @@ class FeatureBatchSampler(Sampler[list[int]]):
             ConfigError: the state is of other items, or was made with other arguments, and would
                 repeat some items and leave others out.
         """
-        for name, now in self._identity().items():
+        for name, now in self._of.items():
             if state.get(name) != now:
                 raise ConfigError(
                     f"The sampler's state is of another {name.replace('_', ' ')}.\n"

@@ -59,6 +59,28 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {feature: str(made[kind]) for feature, kind in kinds.items()}
 
 
+@pytest.fixture(scope="session")
+def demo_store(
+    demo_data: Path, checkpoints: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """An undisturbed build of the demo data: four features, four views, three chunks; read only."""
+    from consumers.build import build
+    from featurestore.config import BuildConfig
+
+    store = tmp_path_factory.mktemp("golden") / "store"
+    config = BuildConfig(
+        data_dir=demo_data / "dataset",
+        store=store,
+        models=checkpoints,
+        device="cpu",
+        workers=2,
+        views=4,
+        chunk=16,
+    )
+    build(config)
+    return store
+
+
 def tree_digest(folder: Path, *, mtimes: bool = False) -> dict[str, str]:
     """What each file of a folder holds, by relative name; logs and lock are left out.
 
