@@ -21,8 +21,10 @@ from commands.export import export
 from commands.files import labels, materialize
 from commands.options import say
 from commands.probe import probe
+from commands.report import report
 from commands.store import status, verify
 from commands.version import print_version
+from commands.views import views
 from featurestore.errors import ManyViewsError
 
 
@@ -49,7 +51,7 @@ def cli() -> None:
 for command in (
     *(check, build, status, verify),
     *(materialize, labels, export, probe),
-    *(demo, completion),
+    *(views, report, demo, completion),
 ):
     cli.add_command(command)
 

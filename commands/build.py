@@ -73,6 +73,11 @@ DONE_WITH_BAD_SAMPLES = 3
 @click.option("--workers", type=int, help="Producer processes.  [default: CPUs - 1]")
 @click.option("--slots", type=int, help="Samples in flight.  [default: 2 x workers + 2]")
 @click.option("--chunk", type=int, help="Samples per chunk, the unit of commit.  [default: 64]")
+@click.option(
+    "--codec",
+    type=click.Choice(["none", "zstd"]),
+    help="zstd makes an archive, smaller and slow to train from.  [default: none, or the store's]",
+)
 @click.option("--device", help="auto, cpu, cuda or cuda:N.  [default: auto]")
 @click.option("--dtype", help="auto, float32, bfloat16 or float16.  [default: auto]")
 @click.option(

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
 from featurestore import extension
+from featurestore.codecs import NONE
 from featurestore.config import PAPER_VIEWS, BuildConfig, CompleteConfig, Fingerprint
 from featurestore.errors import CorruptStoreError, InputError, StoreMismatchError
 from featurestore.records import FEATURES, Sample
@@ -75,6 +76,7 @@ def completed(config: BuildConfig, stored: FeatureStore | None) -> CompleteConfi
             features = tuple(dict.fromkeys((*stored.features, *last.features)))
     said = {f.name: getattr(config, f.name) for f in fields(config)}
     said |= {"views": views or PAPER_VIEWS, "features": features or FEATURES}
+    said["codec"] = config.codec or (NONE if stored is None else stored.spec.codec)
     return CompleteConfig(**said)
 
 

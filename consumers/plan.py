@@ -16,6 +16,7 @@ from consumers import backbones as registry
 from consumers import declared
 from consumers.extending import Extension, made_features, sample_changes, some
 from featurestore.backbone_config import BackboneConfig
+from featurestore.codecs import NONE
 from featurestore.config import (
     VERSION,
     BuildConfig,
@@ -150,7 +151,9 @@ def make_plan(
     require_room(job.layout, job.slots)
     dims = {name: backbone.dim for name, backbone in loaded.items()}
     rows = config.chunk or (0 if stored is None else stored.spec.chunk)
-    spec = StoreSpec(len(found.samples), config.views, choose_chunk(rows, config.views, dims), dims)
+    spec = StoreSpec(
+        len(found.samples), config.views, choose_chunk(rows, config.views, dims), dims, config.codec
+    )
     fingerprint = asked | kind | _made_by(config, loaded, batch_sizes)
     fingerprint["chunk"] = spec.chunk
     changed = {} if stored is None else known.compare(fingerprint)
@@ -214,6 +217,8 @@ def _differs(wanted: Extension | None, field: str, stored: Fingerprint) -> bool:
     """Whether a field of the fingerprint is the extension's own affair."""
     if wanted is None:
         return False
+    if field == "codec":  # one for all features, and older stores do not say it
+        return False
     return wanted.differs(field) or (wanted.kind == "features" and field not in stored)
 
 
@@ -263,14 +268,17 @@ def _asked(config: CompleteConfig, found: Scan, features: Sequence[str]) -> Fing
         "image_recipe": IMAGE_RECIPE,
         "text_recipe": TEXT_RECIPE,
         "batch_plan": BATCH_PLAN,
+        "codec": config.codec,
         "features": ",".join(features),
         **{VERSION + name: version(name) for name in (*_VERSIONED, *_libraries(config, features))},
     }
 
 
 def _libraries(config: CompleteConfig, features: Sequence[str]) -> list[str]:
-    """The distributions that only some adapters need, of those that are used."""
+    """The distributions that only some adapters or codecs need, of those that are used."""
     used = {declared.library(own.adapter) for own in _declared(config, features).values()}
+    if config.codec != NONE:
+        used.add("numcodecs")  # another version may compress in another way
     return sorted(used - {""})
 
 

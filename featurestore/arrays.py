@@ -5,13 +5,19 @@ little-endian bytes: what the codecs ``[bytes, crc32c]`` produce, so zarr-python
 tensorstore read it, and a page-aligned payload can be memory-mapped as it lies. zarr itself writes
 the metadata documents; the chunk files are written through ``durable``, because zarr-python's own
 store never syncs.
+
+An array that somebody rewrote with other codecs, through any Zarr library, is read through zarr.
+Its files are not those that were committed, but its rows must be: the ledger's CRC-32C is that of
+the raw payload, and every chunk is held against it when it is read.
 """
 
 from __future__ import annotations
 
 import json
+import lzma
 import math
 import re
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +27,7 @@ import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
+from featurestore.codecs import FOREIGN, NONE, codec_documents, compress, decompress
 from featurestore.durable import PARTIAL, read_bytes
 from featurestore.errors import CorruptStoreError
 
@@ -28,6 +35,23 @@ PAGE_BYTES = 4096
 CHECKSUM_BYTES = 4
 # What an array's folder holds, by name: its document and its chunks.
 _ARRAY_FILE = re.compile(r"zarr\.json|c(\.[0-9]+)+")
+
+# What zarr and its codecs raise for documents and chunks that they cannot make sense of.
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    NotImplementedError,
+    RuntimeError,
+    EOFError,
+    OverflowError,
+    MemoryError,
+    zlib.error,
+    lzma.LZMAError,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +63,14 @@ class ArraySpec:
         shape: the array's shape.
         rows: rows of the first axis in a chunk.
         dtype: ``<f4`` or ``<f8``; the fill value is NaN.
+        codec: ``none``, ``zstd``, or ``foreign`` for an array that somebody rewrote.
     """
 
     name: str
     shape: tuple[int, ...]
     rows: int
     dtype: str
+    codec: str = NONE
 
     @property
     def chunk_shape(self) -> tuple[int, ...]:
@@ -55,6 +81,16 @@ class ArraySpec:
     def chunk_bytes(self) -> int:
         """Size of a chunk's payload; its file is four bytes longer."""
         return math.prod(self.chunk_shape) * np.dtype(self.dtype).itemsize
+
+    @property
+    def file_bytes(self) -> int:
+        """Size of a chunk's file, where it is not compressed."""
+        return self.chunk_bytes + CHECKSUM_BYTES
+
+    @property
+    def is_mappable(self) -> bool:
+        """Whether chunk files hold the payload as it is."""
+        return self.codec == NONE
 
     @property
     def chunks(self) -> int:
@@ -86,22 +122,24 @@ class EncodedChunk:
     """A chunk as it goes to disk.
 
     Attributes:
-        payload: the raw bytes.
-        crc: their CRC-32C.
+        body: the payload, as its codec stores it.
+        crc: CRC-32C of the payload itself, whatever the codec.
+        body_crc: CRC-32C of the body; where nothing is compressed, the same.
     """
 
-    payload: memoryview
+    body: memoryview
     crc: int
+    body_crc: int
 
     @property
     def size(self) -> int:
         """Bytes of the file."""
-        return len(self.payload) + CHECKSUM_BYTES
+        return len(self.body) + CHECKSUM_BYTES
 
     def parts(self) -> Iterator[bytes | memoryview]:
         """The file's content, in order."""
-        yield self.payload
-        yield self.crc.to_bytes(CHECKSUM_BYTES, "little")
+        yield self.body
+        yield self.body_crc.to_bytes(CHECKSUM_BYTES, "little")
 
 
 def crc32c(data: bytes | memoryview) -> int:
@@ -113,8 +151,10 @@ def encode(spec: ArraySpec, block: npt.NDArray[Any]) -> EncodedChunk:
     """Encodes ``block`` ``[n <= rows, ...]`` as one chunk; the rows it lacks become NaN."""
     full = np.full(spec.chunk_shape, np.nan, dtype=spec.dtype)
     full[: len(block)] = block
-    payload = memoryview(full.reshape(-1).view(np.uint8).data)
-    return EncodedChunk(payload, int(google_crc32c.value(full.reshape(-1).view(np.uint8))))
+    flat = full.reshape(-1).view(np.uint8)
+    crc = int(google_crc32c.value(flat))
+    body = compress(spec.codec, flat.data)
+    return EncodedChunk(body, crc, crc if spec.codec == NONE else crc32c(body))
 
 
 def read_chunk(
@@ -134,22 +174,59 @@ def read_chunk(
     Raises:
         CorruptStoreError: missing, of another size, or its checksum does not fit.
     """
+    if spec.codec == FOREIGN:
+        return _read_foreign(root, spec, chunk, committed)
     file = spec.file(chunk)
     try:
         data = memoryview(read_bytes(root / file, root))
     except CorruptStoreError:
         raise CorruptStoreError(file, "the file is missing", chunk=chunk) from None
-    if len(data) != spec.chunk_bytes + CHECKSUM_BYTES:
-        expected = spec.chunk_bytes + CHECKSUM_BYTES
-        raise CorruptStoreError(file, f"{len(data)} bytes, expected {expected}", chunk=chunk)
-    flat = np.frombuffer(data[:-CHECKSUM_BYTES], np.uint8)
-    crc = google_crc32c.value(flat)
+    if spec.is_mappable and len(data) != spec.file_bytes:
+        problem = f"{len(data)} bytes, expected {spec.file_bytes}"
+        raise CorruptStoreError(file, problem, chunk=chunk)
+    body = np.frombuffer(data[:-CHECKSUM_BYTES], np.uint8)
+    crc = google_crc32c.value(body)
     if crc != int.from_bytes(data[-CHECKSUM_BYTES:], "little"):
         raise CorruptStoreError(file, "its checksum does not fit its content", chunk=chunk)
+    try:
+        flat = np.frombuffer(decompress(spec.codec, body.data, spec.chunk_bytes), np.uint8)
+    except ValueError as e:
+        raise CorruptStoreError(file, str(e), chunk=chunk) from e
+    if not spec.is_mappable:
+        crc = google_crc32c.value(flat)
     if committed not in (None, crc):
         raise CorruptStoreError(file, "its content is not what was committed", chunk=chunk)
     rows = min(spec.rows, spec.shape[0] - chunk * spec.rows)
     return flat.view(spec.dtype).reshape(spec.chunk_shape)[:rows]
+
+
+def _read_foreign(
+    root: Path, spec: ArraySpec, chunk: int, committed: int | None
+) -> npt.NDArray[Any]:
+    """Reads a chunk through zarr and holds its rows against what was committed.
+
+    To zarr a chunk that is missing is one of NaN; here it does not fit its checksum.
+    """
+    rows = slice(chunk * spec.rows, min(spec.shape[0], (chunk + 1) * spec.rows))
+    try:
+        block = np.asarray(_open_foreign(root, spec)[rows], spec.dtype)
+    except _UNREADABLE as e:
+        raise CorruptStoreError(spec.name, f"zarr cannot read it: {_line(e)}", chunk=chunk) from e
+    if committed not in (None, encode(spec, block).crc):
+        raise CorruptStoreError(spec.name, "its content is not what was committed", chunk=chunk)
+    block.flags.writeable = False
+    return block
+
+
+def _open_foreign(root: Path, spec: ArraySpec) -> Any:
+    """The array as zarr-python sees it; its shape and dtype are checked already."""
+    import zarr
+
+    return zarr.open_array(root / spec.name, mode="r", zarr_format=3)
+
+
+def _line(error: BaseException) -> str:
+    return str(error).partition("\n")[0][:200] or type(error).__name__
 
 
 def aligned_rows(row_bytes: int) -> int:
@@ -169,16 +246,16 @@ def group_document(attributes: Mapping[str, Any]) -> bytes:
 def array_document(spec: ArraySpec, dimension_names: tuple[str, ...]) -> bytes:
     """The ``zarr.json`` of an array, as zarr writes it."""
     import zarr
-    from zarr.codecs import BytesCodec, Crc32cCodec
 
+    serializer, *compressors = codec_documents(spec.codec)
     store = zarr.storage.MemoryStore()
     zarr.create_array(
         store,
         shape=spec.shape,
         chunks=spec.chunk_shape,
         dtype=spec.dtype,
-        serializer=BytesCodec(endian="little"),
-        compressors=Crc32cCodec(),
+        serializer=serializer,
+        compressors=compressors,
         filters=None,
         fill_value=float("nan"),
         chunk_key_encoding={"name": "default", "separator": "."},
@@ -188,8 +265,12 @@ def array_document(spec: ArraySpec, dimension_names: tuple[str, ...]) -> bytes:
     return bytes(store._store_dict["zarr.json"].to_bytes())
 
 
-def check_array_document(root: Path, spec: ArraySpec) -> None:
+def check_array_document(root: Path, spec: ArraySpec) -> str:
     """Checks that the array's ``zarr.json`` says what the store's own record says.
+
+    Returns:
+        The codec that it should have; or ``foreign`` where only the codecs, and what they make of
+        chunks, are others that zarr can read.
 
     Raises:
         CorruptStoreError: missing, not JSON, or of another array.
@@ -201,17 +282,27 @@ def check_array_document(root: Path, spec: ArraySpec) -> None:
         "node_type": "array",
         "shape": list(spec.shape),
         "data_type": {"<f4": "float32", "<f8": "float64"}[spec.dtype],
+        "fill_value": "NaN",
+    }
+    layout: dict[str, Any] = {
         "chunk_grid": {
             "name": "regular",
             "configuration": {"chunk_shape": list(spec.chunk_shape)},
         },
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
-        "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
-        "fill_value": "NaN",
     }
-    for key, value in expected.items():
+    foreign = found.get("codecs") != codec_documents(spec.codec)
+    for key, value in (expected if foreign else expected | layout).items():
         if found.get(key) != value:
             raise CorruptStoreError(file, f"{key} is {found.get(key)!r}, expected {value!r}")
+    if not foreign:
+        return spec.codec
+    try:
+        _open_foreign(root, spec)
+    except _UNREADABLE as e:
+        codecs = repr(found.get("codecs"))[:200]
+        raise CorruptStoreError(file, f"codecs is {codecs}, and zarr: {_line(e)}") from e
+    return FOREIGN
 
 
 def parse_document(root: Path, file: str, limit_bytes: int = 64 << 20) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from featurestore.backbone_config import BackboneConfig, check_name, parse_backbone
+from featurestore.codecs import CODECS, NONE
 from featurestore.errors import ConfigError, StoreMismatchError
 from featurestore.records import FEATURES
 
@@ -43,6 +44,8 @@ class BuildConfig:
         slots: samples in flight between producers and backbones; 0 chooses from the workers.
         chunk: samples per chunk, the unit of commit; 0 chooses 64, or more where the dimensions
             need it to fill whole pages.
+        codec: ``none``, which training maps, or ``zstd`` for an archive; None for the store's, or
+            ``none``.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         dtype: ``auto`` (bfloat16 on CUDA, float32 on the CPU), ``float32``, ``bfloat16`` or
             ``float16``.
@@ -67,6 +70,7 @@ class BuildConfig:
     workers: int = 0
     slots: int = 0
     chunk: int = 0
+    codec: str | None = None
     device: str = "auto"
     dtype: str = "auto"
     bad_sample: str = "placeholder"
@@ -86,6 +90,8 @@ class BuildConfig:
         for name in ("workers", "slots", "chunk"):
             _at_least(name, getattr(self, name), 0)
         _one_of("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
+        if self.codec is not None:
+            _one_of("codec", self.codec, CODECS)
         _one_of("bad-sample", self.bad_sample, ("placeholder", "fail"))
         if self.resume and self.overwrite:
             raise ConfigError("--resume and --overwrite exclude each other: choose one.")
@@ -113,10 +119,12 @@ class CompleteConfig(BuildConfig):
     Attributes:
         views: views per sample.
         features: which features the store is to have.
+        codec: of its chunks.
     """
 
     views: int = PAPER_VIEWS
     features: tuple[str, ...] = FEATURES
+    codec: str = NONE
 
     def __post_init__(self) -> None:
         """Nothing: what was said is checked, and a store's own features need no declaration."""
@@ -178,7 +186,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 _TOML_TYPES: dict[str, Any] = {
-    **dict.fromkeys(("data_dir", "store", "device", "dtype", "bad_sample"), str),
+    **dict.fromkeys(("data_dir", "store", "codec", "device", "dtype", "bad_sample"), str),
     **dict.fromkeys(
         ("resume", "append", "overwrite", "allow_version_change", "verify_inputs"), bool
     ),
@@ -209,7 +217,9 @@ def _typed(path: Path, name: str, value: Any) -> Any:
     return value
 
 
-_OPTIONS = ("views", "seed", "chunk", "features")
+_OPTIONS = ("views", "seed", "chunk", "codec", "features")
+# What a store was made with that does not say so.
+_UNSAID = {"codec": NONE}
 
 
 def _advice(name: str, stored: object) -> str:
@@ -244,7 +254,7 @@ def compare_fingerprints(
     """
     changed: dict[str, str] = {}
     for name in sorted(stored.keys() | new.keys()):
-        before, now = stored.get(name), new.get(name)
+        before, now = stored.get(name, _UNSAID.get(name)), new.get(name)
         if before == now or name.endswith(_INFORMATIVE):
             continue
         if not (name.startswith(VERSION) or name == "device_kind"):

@@ -13,8 +13,6 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +24,17 @@ from torch.utils.data import DataLoader
 from featurestore.domains import DomainDataset, DomainRows, as_it_is
 from featurestore.errors import ConfigError, InputError
 from featurestore.label_files import read_ids, read_labels
+from featurestore.lightning_door import combined_loader, lightning_module
 from featurestore.materialize import PREFIX
+from featurestore.module_options import ModuleOptions
 from featurestore.moments import Scale, scale_of
+from featurestore.npy_folder import read_manifest
 from featurestore.records import stems_sha256
-from featurestore.rows import FeatureRows, npy_rows, read_manifest, store_rows
+from featurestore.rows import FeatureRows, npy_rows, store_rows
 from featurestore.scaling import scale_for
 from featurestore.splits import Split, read_split
+from featurestore.stem_lists import stems_of
 from featurestore.store import FeatureStore
-from featurestore.torchvision_ops import ensure_importable
 
 Domains = frozenset[str]
 
@@ -49,36 +50,7 @@ _FEATURES = {
     "clip": {IMAGE: "clip_image", TEXT: "clip_text"},
     "blip2": {IMAGE: "blip2_image", TEXT: "blip2_text"},
 }
-_VIEW_MODES = ("clean", "view_k", "all", "mean")
-
-
-@dataclass(frozen=True, slots=True)
-class _Options:
-    batch_size: int
-    include_labels: bool
-    num_workers: int
-    pin_memory: bool
-    normalize: str
-    view_mode: str
-    view_k: int
-
-    def check(self, views: int) -> None:
-        """Raises ConfigError for a value that means nothing."""
-        if self.normalize not in ("none", "train_split"):
-            raise ConfigError(f"normalize is none or train_split, found {self.normalize!r}.")
-        if self.view_mode not in _VIEW_MODES:
-            raise ConfigError(
-                f"view_mode is one of {', '.join(_VIEW_MODES)}, found {self.view_mode!r}."
-            )
-        if not 0 <= self.view_k < views:
-            raise ConfigError(f"view_k is 0 to {views - 1}, found {self.view_k}.")
-        if self.batch_size < 1:
-            raise ConfigError(f"batch_size is at least 1, found {self.batch_size}.")
-
-    @property
-    def mode(self) -> str | int:
-        """The view policy of ``DomainRows``."""
-        return {"clean": 0, "view_k": self.view_k}.get(self.view_mode, self.view_mode)
+_UNSET = "The environment variable {} is not set: it names a folder."
 
 
 class FeatureDataModule:
@@ -95,7 +67,7 @@ class FeatureDataModule:
         rows: Mapping[str, FeatureRows],
         labels: npt.NDArray[np.float32] | None,
         split: Split,
-        options: _Options,
+        options: ModuleOptions,
     ) -> None:
         """Lines the domains of each split up; see :func:`make_datamodule`."""
         super().__init__()  # Lightning's, where this is one of its datamodules
@@ -194,7 +166,7 @@ class FeatureDataModule:
             )
             for key, dataset in datasets.items()
         }
-        return _combined_loader()(loaders, mode="min_size")
+        return combined_loader()(loaders, mode="min_size")
 
 
 def make_datamodule_clip_aug70(**keywords: Any) -> FeatureDataModule:
@@ -209,11 +181,14 @@ def make_datamodule_blip2_aug70(**keywords: Any) -> FeatureDataModule:
 
 def _from_environment(family: str, **keywords: Any) -> FeatureDataModule:
     """Takes the three folders from the variables that the published code reads."""
+    labels_dir = os.environ.get("IMDB1_LABELS_DIR_23", "").strip()
+    if not labels_dir and keywords.get("include_labels"):
+        raise ConfigError(_UNSET.format("IMDB1_LABELS_DIR_23"))
     return make_datamodule(
         family,
         embeddings=_variable("OTHER_BACKBONES_DIR_IMDB1_AUG70"),
         data_root=_variable("MMIMDB1_DIR"),
-        labels_dir=_variable("IMDB1_LABELS_DIR_23"),
+        labels_dir=labels_dir or None,
         **keywords,
     )
 
@@ -221,7 +196,7 @@ def _from_environment(family: str, **keywords: Any) -> FeatureDataModule:
 def _variable(name: str) -> Path:
     value = os.environ.get(name, "").strip()
     if not value:
-        raise ConfigError(f"The environment variable {name} is not set: it names a folder.")
+        raise ConfigError(_UNSET.format(name))
     return Path(value)
 
 
@@ -230,7 +205,7 @@ def make_datamodule(
     *,
     embeddings: Path | str,
     data_root: Path | str,
-    labels_dir: Path | str,
+    labels_dir: Path | str | None = None,
     batch_size: int = 2048,
     include_labels: bool = False,
     num_workers: int = 9,
@@ -246,7 +221,8 @@ def make_datamodule(
         embeddings: a store, or a folder that ``materialize`` wrote. A store is z-scored by all
             rows, as the materialized files are by default.
         data_root: the folder that holds ``split.json``.
-        labels_dir: a folder that ``labels`` wrote; its list of stems gives the order of the rows.
+        labels_dir: a folder that ``labels`` wrote, whose list of stems must be that of the rows;
+            needed for ``include_labels`` alone.
         batch_size: rows per batch; the last one of an epoch may be smaller.
         include_labels: adds the domain ``labels``, float32 ``[23]``.
         num_workers: of each loader; 0 is faster here, as rows come from mapped memory.
@@ -262,14 +238,18 @@ def make_datamodule(
     """
     if family not in _FEATURES:
         raise ConfigError(f"family is one of {', '.join(_FEATURES)}, found {family!r}.")
-    embeddings, labels_dir = Path(embeddings), Path(labels_dir)
-    options = _Options(
+    if include_labels and labels_dir is None:
+        raise ConfigError("include_labels needs labels_dir, a folder that `labels` wrote.")
+    embeddings = Path(embeddings)
+    options = ModuleOptions(
         batch_size, include_labels, num_workers, pin_memory, normalize, view_mode, view_k
     )
-    stems = read_ids(labels_dir)
+    stems = stems_of(embeddings, PREFIX) if labels_dir is None else read_ids(Path(labels_dir))
     open_rows = _store_domains if (embeddings / "zarr.json").is_file() else _npy_domains
     rows = open_rows(embeddings, family, stems)
-    labels = read_labels(labels_dir, stems) if include_labels else None
+    labels = None
+    if include_labels and labels_dir is not None:
+        labels = read_labels(Path(labels_dir), stems)
     split = read_split(Path(data_root) / "split.json", stems)
     made: FeatureDataModule = _module_class()(rows, labels, split, options)
     return made
@@ -300,26 +280,7 @@ def _npy_domains(folder: Path, family: str, stems: list[str]) -> dict[str, Featu
 @functools.cache
 def _module_class() -> type[FeatureDataModule]:
     """The datamodule's class: also a ``LightningDataModule`` where Lightning is installed."""
-    lightning = _lightning()
+    lightning = lightning_module()
     if lightning is None:
         return FeatureDataModule
     return type("FeatureDataModule", (FeatureDataModule, lightning.LightningDataModule), {})
-
-
-def _lightning() -> Any:
-    """Lightning under either of its names, or None."""
-    ensure_importable()
-    for name in ("lightning.pytorch", "pytorch_lightning"):
-        try:
-            return import_module(name)
-        except ModuleNotFoundError:
-            continue
-    return None
-
-
-def _combined_loader() -> Any:
-    lightning = _lightning()
-    if lightning is None:
-        raise ConfigError('Loaders need Lightning: pip install "manyviews[lightning]".')
-    name = f"{lightning.__name__}.utilities.combined_loader"
-    return import_module(name).CombinedLoader

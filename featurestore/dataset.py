@@ -1,48 +1,56 @@
-"""Lazy random access to a store while training.
+"""Lazy random access to a store, or to materialized files, while training.
 
-Rows come straight from the memory-mapped chunk files, a batch at a time: with ``num_workers=0`` a
+Rows come straight from memory-mapped files, a batch at a time: with ``num_workers=0`` a
 ``DataLoader`` reads at memory speed, and worker processes only make it slower. They work all the
 same, under fork and spawn: a dataset is pickled as its arguments and maps the files again.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, SupportsIndex, overload
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
+from featurestore.batches import Batch
 from featurestore.errors import ConfigError, InputError
-from featurestore.label_files import read_labels
-from featurestore.rows import View, store_rows
-from featurestore.scaling import scale_for
+from featurestore.reader import Advice
+from featurestore.shared_epoch import LocalEpoch, SharedEpoch
+from featurestore.sources import (
+    FeatureSource,
+    check_content,
+    chosen_chunks,
+    open_rows,
+    open_source,
+    resolve_advice,
+)
 from featurestore.splits import Split, read_split
 from featurestore.store import FeatureStore
+from featurestore.view_labels import open_labels
+from featurestore.view_policies import Views, view_policy
 
-Views = int | str
-_VIEWS = ("clean", "all", "random", "mean")
 _PARTS = ("train", "val", "test")
-
-# Set by the random policy's hash; see _mix.
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_DTYPES = (torch.float32, torch.bfloat16)
 
 
 class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
-    """The samples of a store as tensors.
+    """Samples as tensors.
 
-    An item is a dictionary: each feature as float32 ``[D]`` (``[V, D]`` for ``views="all"``),
-    ``index`` (int64, the sample's row in the store), and ``labels`` (float32 ``[23]``) where
-    ``labels_dir`` is given.
+    An item is a dictionary: each feature as ``[D]`` (``[V, D]`` for ``views="all"``, ``[2, D]`` for
+    ``"pair"``), ``index`` (int64, the sample's row in the store), and ``labels`` where they are
+    asked for: float32 ``[23]``, or with ``labels="augmented"`` shaped as the features are, with 23
+    in the place of D.
 
     Attributes:
-        store: the store.
+        store: the store, or a ``NpyFolder`` with the same names.
         features: the features that an item holds.
         indices: int64 ``[len]``, the store's sample behind each item.
-        views: the view policy.
+        views: the view policy: a number (0 for ``clean``) or its name.
     """
 
     def __init__(
@@ -54,33 +62,52 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
         split: str | None = None,
         split_json: Path | str | None = None,
         labels_dir: Path | str | None = None,
+        labels: str = "base",
         zscore: str = "all",
         bad_samples: str = "exclude",
         seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+        partial: bool = False,
+        prefix: str | None = None,
+        advice: Advice = "auto",
         checksum: bool = False,
     ) -> None:
-        """Opens a complete store.
+        """Opens a store, or a folder of materialized files.
 
         Args:
             store: its folder.
             features: which features; all of them by default.
-            views: ``clean`` (view 0), a view's number, ``all``, ``mean`` (over all views), or
-                ``random``: one view per sample and epoch, drawn from (seed, epoch, sample) alone,
-                so the same whatever the order and the number of workers; see :meth:`set_epoch`.
+            views: ``clean`` (view 0), a view's number, ``all``, ``mean`` (over all views), or what
+                is drawn from (seed, epoch, sample) alone, so the same whatever the order and the
+                number of workers: ``random``, one view, or ``pair``, two different ones, all
+                ordered pairs equally likely. See :meth:`set_epoch`.
             split: ``train``, ``val`` or ``test``; every sample by default.
             split_json: the split file, needed for ``split`` and for ``zscore="train"``.
             labels_dir: a folder that the ``labels`` command wrote.
-            zscore: ``all``, ``train`` or ``none``, see ``scaling.scale_for``.
+            labels: ``base``, a sample's own; or ``augmented``, with the published noise of each
+                view that is read (for ``mean``, their mean): from the file that ``labels
+                --augment`` wrote into ``labels_dir`` or beside materialized files, else made from
+                those of ``labels_dir``.
+            zscore: ``all``, ``train`` or ``none``, see ``scaling.scale_for``; of materialized files
+                what is in them already.
             bad_samples: ``exclude`` leaves samples with a placeholder out, ``include`` keeps them.
-            seed: of the ``random`` policy.
-            checksum: read every chunk of the features once and compare it with what was committed.
-                Rows are mapped, so without it only the files' sizes are looked at, and a damaged
-                disk gives damaged numbers.
+            seed: of what is drawn.
+            dtype: of the features, ``torch.float32`` or ``torch.bfloat16``.
+            partial: accept a store that is not complete: the samples of the chunks that were
+                committed when it was opened, a z-score from these alone, and so other numbers than
+                the complete store will give.
+            prefix: what the names of materialized files begin with, where there are several sets.
+            advice: how the kernel is to fetch the files: ``auto`` chooses by their size, the memory
+                there is and the policy, see ``reader.choose_advice``; or one of its answers.
+            checksum: read the features once and compare them with what was committed, or with the
+                digests in the manifest. Rows are mapped, so without it only the files' sizes are
+                looked at, and a damaged disk gives damaged numbers.
 
         Raises:
-            InputError: there is no complete store, or split or labels do not fit it.
+            InputError: there is nothing complete, or split or labels do not fit it.
             ConfigError: an argument is none of those above.
             CorruptStoreError: the store is damaged.
+            StorageError: a file cannot be read.
         """
         self._arguments: dict[str, Any] = {
             "store": str(store),
@@ -89,45 +116,78 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
             "split": split,
             "split_json": split_json,
             "labels_dir": labels_dir,
+            "labels": labels,
             "zscore": zscore,
             "bad_samples": bad_samples,
             "seed": seed,
+            "dtype": dtype,
+            "prefix": prefix,
+            "advice": advice,
         }
-        self.epoch = 0
-        self._open()
+        source = open_source(store, prefix)
+        self._open(source, chosen_chunks(source, partial=partial))
+        self._epoch = SharedEpoch() if self._policy.is_drawn else LocalEpoch()
         if checksum:
-            for name in self.features:
-                for chunk in range(self.store.spec.chunks):
-                    self.store.read_chunk(name, chunk)
+            check_content(self.store, self.features, self._chunks)
 
-    def _open(self) -> None:
+    def _open(self, source: FeatureSource, chunks: tuple[int, ...] | None) -> None:
         a = self._arguments
-        self.store = FeatureStore(a["store"])
-        self.store.require_complete()
-        self.features = _chosen_features(self.store, a["features"])
-        self.views = _checked_views(a["views"], self.store.spec.views)
-        split = None if a["split_json"] is None else read_split(a["split_json"], self.store.stems)
-        self.indices = _chosen_samples(self.store, a["split"], split, a["bad_samples"])
+        if a["dtype"] not in _DTYPES:
+            raise ConfigError(f"dtype is torch.float32 or torch.bfloat16, found {a['dtype']!r}.")
+        self.store, self._chunks, self._dtype = source, chunks, a["dtype"]
+        self.features = _chosen_features(source, a["features"])
+        self._policy = view_policy(a["views"], source.spec.views, a["seed"])
+        self.views = self._policy.views
+        split = None if a["split_json"] is None else read_split(a["split_json"], source.stems)
+        self.indices = _chosen_samples(source, a["split"], split, a["bad_samples"])
+        if chunks is not None and isinstance(source, FeatureStore):
+            self.indices = self.indices[source.committed(chunks)[self.indices]]
+        if len(self.indices) == 0:
+            raise InputError(f"No sample of {source.path} is left for split {a['split']!r}.")
         train = None if split is None else split.train
-        self._rows = {
-            name: store_rows(self.store, name, scale_for(self.store, name, a["zscore"], train))
-            for name in self.features
-        }
-        self._labels = None
-        if a["labels_dir"] is not None:
-            self._labels = read_labels(Path(a["labels_dir"]), self.store.stems)
+        advice = resolve_advice(source, self.features, a["advice"], sparse=self._policy.is_one)
+        self._rows = open_rows(source, self.features, a["zscore"], train, advice, chunks)
+        folder = None if a["labels_dir"] is None else Path(a["labels_dir"])
+        self._labels = open_labels(a["labels"], folder, source)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"arguments": self._arguments, "epoch": self.epoch}
+        return {
+            "arguments": self._arguments,
+            "spec": self.store.spec,
+            "chunks": self._chunks,
+            "epoch": self._epoch,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._arguments = state["arguments"]
-        self.epoch = state["epoch"]
-        self._open()
+        self._arguments, self._epoch = state["arguments"], state["epoch"]
+        source = open_source(self._arguments["store"], self._arguments["prefix"])
+        if source.spec != state["spec"]:
+            raise InputError(
+                f"{source.path} is not what it was when the dataset was made: {source.spec}.\n"
+                "Make the dataset again."
+            )
+        self._open(source, state["chunks"])
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that was set, 0 at first."""
+        return self._epoch.value
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the draw of the ``random`` policy; call it before each epoch."""
-        self.epoch = epoch
+        """Chooses the draw of ``random`` and ``pair``; call it before each epoch.
+
+        It reaches the workers of a loader, also persistent ones; those that run ahead must have
+        nothing left to read, so not while an epoch is going on.
+        """
+        self._epoch.value = epoch
+
+    def state_dict(self) -> dict[str, int]:
+        """The epoch; torchdata's ``StatefulDataLoader`` brings it to its workers."""
+        return {"epoch": self.epoch}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Takes the epoch over."""
+        self.set_epoch(state["epoch"])
 
     @property
     def stems(self) -> list[str]:
@@ -139,92 +199,74 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
         return len(self.indices)
 
     @overload
-    def __getitem__(self, item: int) -> dict[str, torch.Tensor]: ...
+    def __getitem__(self, item: SupportsIndex) -> dict[str, torch.Tensor]: ...
 
     @overload
     def __getitem__(self, item: slice) -> list[dict[str, torch.Tensor]]: ...
 
-    def __getitem__(self, item: int | slice) -> dict[str, torch.Tensor] | list[Any]:
+    def __getitem__(self, item: SupportsIndex | slice) -> dict[str, torch.Tensor] | list[Any]:
         """One item, or a slice of them as a list; negative numbers count from the end.
 
         Raises:
             IndexError: out of range.
+            TypeError: not an integer.
         """
         if isinstance(item, slice):
-            return self.__getitems__(range(len(self))[item])
-        if not -len(self) <= item < len(self):
-            raise IndexError(f"item {item} of a dataset of {len(self)}")
-        batch = self._batch(self.indices[[item]])
+            return list(self.__getitems__(range(len(self))[item]))
+        number = operator.index(item)
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"item {number} of a dataset of {len(self)}")
+        batch = self._batch(self.indices[[number]])
         return {name: value[0] for name, value in batch.items()}
 
-    def __getitems__(self, items: Sequence[int]) -> list[dict[str, torch.Tensor]]:
+    def __getitems__(self, items: Sequence[int]) -> Batch:
         """Several items with one read per feature; what ``DataLoader`` calls."""
-        batch = self.batch(items)
-        names, columns = list(batch), list(batch.values())
-        return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+        return Batch(self.batch(items))
 
-    def batch(self, items: Sequence[int]) -> dict[str, torch.Tensor]:
-        """Several items as one dictionary of stacked tensors: the fastest way to read."""
-        return self._batch(self.indices[np.asarray(items, np.int64)])
+    def batch(self, items: Sequence[int] | npt.NDArray[np.integer]) -> dict[str, torch.Tensor]:
+        """Several items as one dictionary of stacked tensors: the fastest way to read.
+
+        Args:
+            items: ``[B]`` integers, in any order and any number of times.
+
+        Raises:
+            IndexError: one is out of range.
+            TypeError: they are no list of integers.
+        """
+        numbers = np.asarray(items)
+        if numbers.dtype.kind not in "iu" and numbers.size:
+            raise TypeError(f"items are integers, found {numbers.dtype}")
+        if numbers.ndim != 1:
+            raise TypeError(f"items are one list of integers, found shape {numbers.shape}")
+        return self._batch(self.indices[numbers.astype(np.int64, copy=False)])
 
     def _batch(self, samples: npt.NDArray[np.int64]) -> dict[str, torch.Tensor]:
-        view = self._view(samples)
-        batch = {n: torch.from_numpy(rows.take(samples, view)) for n, rows in self._rows.items()}
+        view = self._policy.choose(samples, self.epoch)
+        batch = {}
+        for name, rows in self._rows.items():
+            tensor = torch.from_numpy(rows.take(samples, view))
+            batch[name] = tensor.to(self._dtype)
         batch["index"] = torch.from_numpy(samples)
         if self._labels is not None:
-            batch["labels"] = torch.from_numpy(self._labels[samples])
+            batch["labels"] = torch.from_numpy(self._labels.take(samples, view))
         return batch
 
-    def _view(self, samples: npt.NDArray[np.int64]) -> View:
-        if self.views == "random":
-            draws = _mix(self._arguments["seed"], self.epoch, samples)
-            return (draws % np.uint64(self.store.spec.views)).astype(np.int64)
-        return self.views
 
-
-def _mix(seed: int, epoch: int, samples: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
-    """A uniform 64-bit number per (seed, epoch, sample): SplitMix64's output function, chained.
-
-    Source: Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators" (2014).
-    """
-    with np.errstate(over="ignore"):
-        state = np.zeros(samples.shape, np.uint64)
-        # The seed is mixed before the epoch is added: (1, 0) must not draw what (0, 1) draws.
-        for part in (np.uint64(seed % 2**64), np.uint64(epoch % 2**64), samples.astype(np.uint64)):
-            state = (state ^ part) + _GOLDEN
-            state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-            state ^= state >> np.uint64(31)
-    return state
-
-
-def _chosen_features(store: FeatureStore, asked: Sequence[str] | None) -> tuple[str, ...]:
-    features = store.features if asked is None else tuple(asked)
+def _chosen_features(source: FeatureSource, asked: Sequence[str] | None) -> tuple[str, ...]:
+    features = source.features if asked is None else tuple(asked)
     for name in features:
-        if name not in store.features:
-            held = ", ".join(store.features)
-            raise ConfigError(f"{store.path} holds {held}, but not {name!r}.")
+        if name not in source.features:
+            held = ", ".join(source.features)
+            raise ConfigError(f"{source.path} holds {held}, but not {name!r}.")
     return features
 
 
-def _checked_views(views: Views, count: int) -> Views:
-    if isinstance(views, str):
-        if views not in _VIEWS:
-            raise ConfigError(f"views is a number or one of {', '.join(_VIEWS)}, found {views!r}.")
-        return 0 if views == "clean" else views
-    if isinstance(views, bool) or not isinstance(views, int | np.integer):
-        raise ConfigError(f"views is a number or one of {', '.join(_VIEWS)}, found {views!r}.")
-    if not 0 <= views < count:
-        raise ConfigError(f"The store has views 0 to {count - 1}, view {views} was asked for.")
-    return views
-
-
 def _chosen_samples(
-    store: FeatureStore, part: str | None, split: Split | None, bad_samples: str
+    source: FeatureSource, part: str | None, split: Split | None, bad_samples: str
 ) -> npt.NDArray[np.int64]:
     if bad_samples not in ("exclude", "include"):
         raise ConfigError(f"bad_samples is exclude or include, found {bad_samples!r}.")
-    chosen = np.arange(store.spec.samples, dtype=np.int64)
+    chosen = np.arange(source.spec.samples, dtype=np.int64)
     if part is not None:
         if part not in _PARTS:
             raise ConfigError(f"split is one of {', '.join(_PARTS)}, found {part!r}.")
@@ -232,7 +274,5 @@ def _chosen_samples(
             raise ConfigError(f"split {part!r} needs split_json, the file that defines it.")
         chosen = {"train": split.train, "val": split.val, "test": split.test}[part]
     if bad_samples == "exclude":
-        chosen = np.setdiff1d(chosen, [b.index for b in store.bad_inputs]).astype(np.int64)
-    if len(chosen) == 0:
-        raise InputError(f"No sample of {store.path} is left for split {part!r}.")
+        chosen = np.setdiff1d(chosen, [b.index for b in source.bad_inputs]).astype(np.int64)
     return chosen

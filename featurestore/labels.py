@@ -33,6 +33,7 @@ from featurestore.seeds import view_seed
 __all__ = [
     "CLASS_NAMES",
     "LabelReport",
+    "augmented_label",
     "augmented_labels",
     "genres_vector",
     "read_ids",
@@ -78,13 +79,26 @@ def augmented_labels(
         One float32 [V, 23] per sample, in order.
     """
     for index, row in enumerate(labels):
-        block = np.tile(row, (views, 1))
-        for view in range(1, views):
-            rng = np.random.default_rng(view_seed(base_seed, index, view, "labels"))
-            noise = rng.normal(0.0, _NOISE_STD, row.size).astype(np.float32)
-            block[view] += np.clip(noise, -_NOISE_CLIP, _NOISE_CLIP)
-        np.clip(block[1:], 0.0, 1.0, out=block[1:])
-        yield block
+        yield np.stack([augmented_label(row, index, view, base_seed) for view in range(views)])
+
+
+def augmented_label(
+    row: NDArray[np.float32], index: int, view: int, base_seed: int = 123
+) -> NDArray[np.float32]:
+    """One sample's labels with the published noise of one view, float32 [23]; view 0 is exact.
+
+    Args:
+        row: float32 [23], the sample's clean labels.
+        index: the sample's number.
+        view: the view's number.
+        base_seed: the run's seed.
+    """
+    if view == 0:
+        return row
+    rng = np.random.default_rng(view_seed(base_seed, index, view, "labels"))
+    noise = rng.normal(0.0, _NOISE_STD, row.size).astype(np.float32)
+    noisy = row + np.clip(noise, -_NOISE_CLIP, _NOISE_CLIP)
+    return np.clip(noisy, 0.0, 1.0, out=noisy)
 
 
 def write_labels(stems: Sequence[str], documents: Iterable[object], out_dir: Path) -> LabelReport:

@@ -41,14 +41,18 @@ def map_npy(path: Path) -> NDArray[Any]:
     objects are refused.
 
     Raises:
-        InputError: the file is missing, unreadable, or not a whole ``.npy`` file.
+        InputError: the file is missing, unreadable, or not one whole ``.npy`` file.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # a header that had to be guessed at is a damaged one
-            return np.lib.format.open_memmap(path, mode="r")
+            mapped = np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError:
         raise InputError(f"{path} does not exist.") from None
     except (*_NOT_NPY, tokenize.TokenError, Warning) as e:
         reason = str(e).partition("\n")[0][:200]
         raise InputError(f"{path} is not a complete .npy file: {reason or type(e).__name__}") from e
+    behind = path.stat().st_size - mapped.offset - mapped.nbytes
+    if behind:
+        raise InputError(f"{path} is not one .npy file: {behind:,} bytes follow its values.")
+    return mapped

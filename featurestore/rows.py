@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from featurestore.errors import InputError
+from featurestore.chunked import ChunkedBlocks, default_cache_bytes
+from featurestore.codecs import FOREIGN
+from featurestore.errors import CorruptStoreError, InputError
 from featurestore.moments import Scale
 from featurestore.npy import map_npy
-from featurestore.reader import map_chunks
+from featurestore.npy_folder import NpyFolder
+from featurestore.reader import Advice, advise, map_chunks
 from featurestore.store import FeatureStore
+from featurestore.view_policies import View
 
-View = int | str | npt.NDArray[np.int64]
+# Samples whose views are in memory at once where only their mean is wanted: a few MB.
+_MEAN_BLOCK = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,103 +30,156 @@ class FeatureRows:
     """The rows of a feature, mapped from disk and scaled when they are read.
 
     Attributes:
-        flat: float32 ``[N * V or more, D]``, read-only; row of (sample, view) is
-            ``sample * V + view``.
+        source: float32 ``[N * V, D]``, read-only, row of (sample, view) is ``sample * V + view``;
+            or decoded blocks, where the array cannot be mapped.
         samples: N.
         views: V.
+        dim: D.
         scale: applied to what is read, or None.
         reopen: a function and its arguments that give these rows again, in another process.
+        present: bool ``[N]``, the samples that are there; None where all are.
     """
 
-    flat: npt.NDArray[np.float32]
+    source: npt.NDArray[np.float32] | ChunkedBlocks
     samples: int
     views: int
+    dim: int
     scale: Scale | None
     reopen: tuple[Callable[..., FeatureRows], tuple[Any, ...]]
+    present: npt.NDArray[np.bool_] | None = None
 
     def __reduce__(self) -> tuple[Callable[..., FeatureRows], tuple[Any, ...]]:
         # A pickle must carry where the rows are, not gigabytes of them.
         return self.reopen
 
-    @property
-    def dim(self) -> int:
-        """D."""
-        return int(self.flat.shape[1])
-
     def take(self, samples: npt.NDArray[np.int64], view: View) -> npt.NDArray[np.float32]:
         """Reads rows; the result is a copy of its own.
 
         Args:
-            samples: int64 ``[B]``.
-            view: a view's number for all, int64 ``[B]`` numbers, ``all``, or ``mean`` over all
-                views, taken after scaling.
+            samples: int64 ``[B]``, from 0.
+            view: a view's number for all, int64 ``[B]`` or ``[B, 2]`` numbers, ``all``, or ``mean``
+                over all views, taken after scaling.
 
         Returns:
-            float32 ``[B, D]``; ``[B, V, D]`` for ``all``.
+            float32 ``[B, D]``; ``[B, 2, D]`` for two views each, ``[B, V, D]`` for ``all``.
+
+        Raises:
+            IndexError: a sample or a view that there is not.
+            InputError: a sample that was not committed when a growing store was opened.
+            CorruptStoreError: a chunk that had to be decoded is damaged.
         """
-        if isinstance(view, str):
-            whole = self.flat[: self.samples * self.views].reshape(self.samples, self.views, -1)
-            out = whole.take(samples, axis=0)
-        else:
-            out = self.flat.take(samples * self.views + view, axis=0)
-        if self.scale is not None:
-            self.scale.apply(out)
-        return out.mean(axis=1) if isinstance(view, str) and view == "mean" else out
+        if self.present is not None and not self.present[samples].all():
+            raise InputError("These samples were not committed yet when the store was opened.")
+        if not isinstance(view, str):
+            return self._scaled(self._take(samples, view))
+        if view == "all":
+            return self._scaled(self._take(samples, None))
+        out = np.empty((len(samples), self.dim), np.float32)
+        for start in range(0, len(samples), _MEAN_BLOCK):
+            part = slice(start, start + _MEAN_BLOCK)
+            self._scaled(self._take(samples[part], None)).mean(axis=1, out=out[part])
+        return out
+
+    def _take(
+        self, samples: npt.NDArray[np.int64], view: int | npt.NDArray[np.int64] | None
+    ) -> npt.NDArray[np.float32]:
+        if isinstance(self.source, ChunkedBlocks):
+            return self.source.take(samples, view)
+        if view is None:
+            return self.source.reshape(self.samples, self.views, self.dim).take(samples, axis=0)
+        if np.ndim(view) == 2:
+            samples = samples[:, None]
+        try:
+            rows = np.ravel_multi_index((samples, view), (self.samples, self.views))
+        except ValueError:
+            limits = f"samples 0 to {self.samples - 1} and views 0 to {self.views - 1}"
+            raise IndexError(f"There are {limits}.") from None
+        return self.source.take(rows, axis=0)
+
+    def _scaled(self, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        return rows if self.scale is None else self.scale.apply(rows)
 
 
-def store_rows(store: FeatureStore, feature: str, scale: Scale | None) -> FeatureRows:
-    """The rows of one feature of a complete store.
+def store_rows(
+    store: FeatureStore,
+    feature: str,
+    scale: Scale | None,
+    *,
+    advice: Advice = "auto",
+    chunks: Sequence[int] | None = None,
+) -> FeatureRows:
+    """The rows of one feature of a store.
+
+    Args:
+        store: a complete store, or any with ``chunks``.
+        feature: one of its features.
+        scale: applied to what is read, or None.
+        advice: how the kernel is to fetch the files, see ``reader.choose_advice``.
+        chunks: the committed chunks to read; all of a complete store by default.
 
     Raises:
         InputError: the store is not complete.
         CorruptStoreError: a chunk's file is missing or not of its size.
+        StorageError: a file cannot be read.
     """
-    store.require_complete()
-    spec = store.spec
-    mapped = map_chunks(store.path, spec.feature(feature), range(spec.chunks))
-    flat = mapped.reshape(-1, spec.dims[feature])
-    reopen = (_reopen_store_rows, (store.path, feature, scale))
-    return FeatureRows(flat, spec.samples, spec.views, scale, reopen)
+    reopen = (_reopen_store_rows, (store.path, feature, scale, advice, chunks))
+    present = None
+    if chunks is None:
+        store.require_complete()
+        chunks = range(store.spec.chunks)
+    else:
+        present = store.committed(chunks)
+    spec, array = store.spec, store.array(feature)
+    n, v, d = array.shape
+    source: npt.NDArray[np.float32] | ChunkedBlocks
+    if array.codec != FOREIGN:  # whose files are not those that were committed
+        _require_lengths(store, feature, chunks)
+    if array.is_mappable:
+        mapped = map_chunks(store.path, array, chunks, advice)
+        source = mapped.reshape(-1, d)[: n * v]  # without what fills up the last chunk
+    else:
+        read = partial(store.read_chunk, feature)
+        source = ChunkedBlocks(read, (n, v, d), spec.chunk, default_cache_bytes())
+    return FeatureRows(source, n, v, d, scale, reopen, present)
 
 
-def _reopen_store_rows(path: Path, feature: str, scale: Scale | None) -> FeatureRows:
-    return store_rows(FeatureStore(path), feature, scale)
+def _require_lengths(store: FeatureStore, feature: str, chunks: Sequence[int]) -> None:
+    """Raises CorruptStoreError where files are not as long as the ledger says."""
+    array = store.array(feature)
+    for chunk in chunks:
+        file = array.file(chunk)
+        committed, _ = store.ledger[chunk].files.get(file, (None, 0))
+        try:
+            found = array.file_bytes if array.is_mappable else (store.path / file).stat().st_size
+        except OSError as e:
+            raise CorruptStoreError(file, e.strerror or str(e), chunk=chunk) from None
+        if found != committed:
+            problem = f"{found} bytes, and {committed} were committed"
+            raise CorruptStoreError(file, problem, chunk=chunk)
 
 
-def read_manifest(folder: Path, prefix: str) -> dict[str, Any]:
-    """The manifest of materialized files, which is written when all of them are there.
-
-    Raises:
-        InputError: it is missing or not one.
-    """
-    path = folder / f"{prefix}_manifest.json"
-    try:
-        manifest = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise InputError(
-            f"{folder} holds no {path.name}, so its files may be half written.\n"
-            "Run `materialize` again; the manifest is written last."
-        ) from None
-    except (OSError, ValueError, RecursionError) as e:
-        raise InputError(f"Could not read {path}: {str(e)[:200]}") from e
-    if not isinstance(manifest, dict) or not {"original_rows", "views_per_sample"} <= set(manifest):
-        raise InputError(f"{path} is not a manifest of materialized files.")
-    return manifest
+def _reopen_store_rows(
+    path: Path, feature: str, scale: Scale | None, advice: Advice, chunks: Sequence[int] | None
+) -> FeatureRows:
+    return store_rows(FeatureStore(path), feature, scale, advice=advice, chunks=chunks)
 
 
-def npy_rows(folder: Path, prefix: str, feature: str) -> FeatureRows:
+def npy_rows(folder: Path, prefix: str, feature: str, *, advice: Advice = "auto") -> FeatureRows:
     """The rows of one materialized feature, as they are: the z-score is in the file.
 
     Raises:
         InputError: file or manifest is missing, or they do not fit each other.
+        StorageError: the file cannot be read.
     """
-    manifest = read_manifest(folder, prefix)
-    samples, views = manifest["original_rows"], manifest["views_per_sample"]
+    spec = NpyFolder(folder, prefix).spec
     path = folder / f"{prefix}_{feature}.npy"
     flat = map_npy(path)
-    if flat.ndim != 2 or flat.dtype != np.float32 or len(flat) != samples * views:
+    if flat.ndim != 2 or flat.dtype != np.float32 or len(flat) != spec.samples * spec.views:
         raise InputError(
-            f"{path} holds {flat.dtype} {flat.shape}; its manifest speaks of {samples} samples "
-            f"with {views} views.\nRun `materialize` again."
+            f"{path} holds {flat.dtype} {flat.shape}; its manifest speaks of {spec.samples} "
+            f"samples with {spec.views} views.\nRun `materialize` again."
         )
-    return FeatureRows(flat, samples, views, None, (npy_rows, (folder, prefix, feature)))
+    advise(flat, advice, path)
+    reopen = (partial(npy_rows, advice=advice), (folder, prefix, feature))
+    # Not as a memmap: its own indexing would make memmaps of the copies.
+    return FeatureRows(np.asarray(flat), spec.samples, spec.views, flat.shape[1], None, reopen)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -13,16 +15,21 @@ ZSCORES = ("all", "train", "none")
 
 
 def scale_for(
-    store: FeatureStore, feature: str, zscore: str, train: npt.NDArray[np.int64] | None
+    store: FeatureStore,
+    feature: str,
+    zscore: str,
+    train: npt.NDArray[np.int64] | None,
+    chunks: Sequence[int] | None = None,
 ) -> Scale | None:
     """The scale of one feature.
 
     Args:
-        store: a complete store.
+        store: a complete store, or any with ``chunks``.
         feature: one of its features.
         zscore: ``all`` takes every row (the paper's way), ``train`` only those of the training
             samples, so that nothing of the test data reaches the scale; ``none`` is no scale.
         train: int64 indices of the training samples, needed for ``train``.
+        chunks: the committed chunks to take it from; all of a complete store by default.
 
     Returns:
         The scale, or None for ``none``.
@@ -36,28 +43,43 @@ def scale_for(
     if zscore == "none":
         return None
     if zscore == "all":
-        return scale_of(store.moments(feature))
+        return scale_of(store.moments(feature, chunks))
     if train is None:
         raise ConfigError("zscore 'train' needs the split: give split.json with --split-json.")
-    return scale_of(train_moments(store, feature, train))
+    return scale_of(train_moments(store, feature, train, chunks))
 
 
-def train_moments(store: FeatureStore, feature: str, train: npt.NDArray[np.int64]) -> Moments:
+def train_moments(
+    store: FeatureStore,
+    feature: str,
+    train: npt.NDArray[np.int64],
+    chunks: Sequence[int] | None = None,
+) -> Moments:
     """Moments over all views of the given samples, merged in the order of the chunks.
+
+    Args:
+        store: a complete store, or any with ``chunks``.
+        feature: one of its features.
+        train: int64 indices of the samples.
+        chunks: the committed chunks to look at; all of a complete store by default.
 
     Raises:
         InputError: the store is not complete, or there are no samples.
     """
-    store.require_complete()
+    if chunks is None:
+        store.require_complete()
+        chunks = range(store.spec.chunks)
     if len(train) == 0:
         raise InputError("The training split is empty: there is nothing to take a z-score from.")
     chosen = np.zeros(store.spec.samples, bool)
     chosen[train] = True
     dim = store.spec.dims[feature]
     parts = []
-    for chunk in range(store.spec.chunks):
+    for chunk in chunks:
         mask = chosen[store.spec.samples_of(chunk).start : store.spec.samples_of(chunk).stop]
         if mask.any():
             rows = store.read_chunk(feature, chunk)[mask]
             parts.append(moments_of(rows.reshape(-1, dim)))
+    if not parts:
+        raise InputError("No training sample is committed yet: give zscore='none' until then.")
     return merge(parts)

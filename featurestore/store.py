@@ -17,8 +17,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ import numpy.typing as npt
 
 from featurestore import arrays, durable
 from featurestore.arrays import ArraySpec
+from featurestore.codecs import CODECS, NONE
 from featurestore.config import Fingerprint
 from featurestore.errors import ConfigError, CorruptStoreError, InputError, StoreMismatchError
 from featurestore.ledger import Ledger
@@ -51,17 +52,19 @@ class StoreSpec:
         views: V, the clean one included.
         chunk: K, samples per chunk.
         dims: D per feature, in the order they are made.
+        codec: of the features' chunks, ``none`` or ``zstd``.
     """
 
     samples: int
     views: int
     chunk: int
     dims: Mapping[str, int]
+    codec: str = NONE
 
     def feature(self, name: str) -> ArraySpec:
         """The array of a feature, float32 ``[N, V, D]``."""
         shape = (self.samples, self.views, self.dims[name])
-        return ArraySpec(name, shape, self.chunk, "<f4")
+        return ArraySpec(name, shape, self.chunk, "<f4", self.codec)
 
     def moments(self, name: str) -> ArraySpec:
         """The array of a feature's moments, float64 ``[chunks, 2, D]``."""
@@ -117,6 +120,8 @@ def _parse_shape(shape: Mapping[str, Any]) -> StoreSpec:
     numbers = (spec.samples, spec.views, spec.chunk, *spec.dims.values())
     if not spec.dims or not all(type(number) is int and number > 0 for number in numbers):
         raise ValueError(f"no shape of a store: {dict(shape)}")
+    if spec.codec not in CODECS:
+        raise ValueError(f"codec {spec.codec!r}, known are {', '.join(CODECS)}")
     return spec
 
 
@@ -166,14 +171,25 @@ class FeatureStore:
             self._samples_sha256 = record["samples_sha256"]
         except (KeyError, TypeError, ValueError, AttributeError) as e:
             raise CorruptStoreError("zarr.json", f"its manyviews attributes: {e!r}") from None
-        for name in self.features:
-            arrays.check_array_document(self.path, self.spec.feature(name))
+        self._codecs = {
+            name: arrays.check_array_document(self.path, self.spec.feature(name))
+            for name in self.features
+        }
         self.ledger = Ledger(self.path, self.spec.chunks, self.spec.chunk)
 
     @property
     def features(self) -> tuple[str, ...]:
         """The features it holds."""
         return tuple(self.spec.dims)
+
+    @property
+    def seed(self) -> int:
+        """The base seed of its views."""
+        return int(self.fingerprint["seed"])
+
+    def array(self, feature: str) -> ArraySpec:
+        """The array of a feature as it lies on the disk, by ``codec`` perhaps rewritten."""
+        return replace(self.spec.feature(feature), codec=self._codecs[feature])
 
     @cached_property
     def samples(self) -> tuple[Sample, ...]:
@@ -201,6 +217,20 @@ class FeatureStore:
         """Whether every chunk is committed."""
         return self.ledger.complete
 
+    def committed(self, chunks: Sequence[int]) -> npt.NDArray[np.bool_]:
+        """Which samples are of the given chunks, bool ``[N]``.
+
+        Raises:
+            InputError: a chunk is not committed.
+        """
+        found = np.zeros(self.spec.samples, bool)
+        for chunk in chunks:
+            if chunk not in self.ledger:
+                raise InputError(f"Chunk {chunk} of {self.path} is not committed (any more).")
+            samples = self.spec.samples_of(chunk)
+            found[samples.start : samples.stop] = True
+        return found
+
     @property
     def bad_inputs(self) -> list[BadInput]:
         """The inputs that placeholders stand in for, in the order of the samples."""
@@ -220,7 +250,7 @@ class FeatureStore:
         Raises:
             CorruptStoreError: not committed, missing or damaged.
         """
-        spec = self.spec.feature(feature)
+        spec = self.array(feature)
         if chunk not in self.ledger:
             raise CorruptStoreError(spec.file(chunk), "the chunk is not committed", chunk=chunk)
         return self._read(spec, chunk)
@@ -231,20 +261,33 @@ class FeatureStore:
         _, crc = self.ledger[chunk].files.get(file, (0, -1))  # -1 fits no content
         return arrays.read_chunk(self.path, spec, chunk, crc)
 
-    def moments(self, feature: str) -> Moments:
+    def moments(self, feature: str, chunks: Sequence[int] | None = None) -> Moments:
         """Moments over all rows of a feature, merged in the order of the chunks.
+
+        Args:
+            feature: its name.
+            chunks: the committed chunks to take them over; all of a complete store by default.
 
         Raises:
             InputError: the store is not complete, so they would be moments of something else.
             CorruptStoreError: a chunk's moments are missing or damaged.
         """
-        self.require_complete()
+        if chunks is None:
+            self.require_complete()
+            chunks = range(self.spec.chunks)
+        return merge(self.chunk_moments(feature, chunk) for chunk in chunks)
+
+    def chunk_moments(self, feature: str, chunk: int) -> Moments:
+        """Moments over a committed chunk's rows of a feature.
+
+        Raises:
+            CorruptStoreError: not committed, missing or damaged.
+        """
         spec = self.spec.moments(feature)
-        parts = []
-        for chunk in range(self.spec.chunks):
-            mean, m2 = self._read(spec, chunk)[0]
-            parts.append(Moments(len(self.spec.samples_of(chunk)) * self.spec.views, mean, m2))
-        return merge(parts)
+        if chunk not in self.ledger:
+            raise CorruptStoreError(spec.file(chunk), "the chunk is not committed", chunk=chunk)
+        mean, m2 = self._read(spec, chunk)[0]
+        return Moments(len(self.spec.samples_of(chunk)) * self.spec.views, mean, m2)
 
     def require_complete(self) -> None:
         """Raises InputError where chunks are missing."""

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featurestore import arrays, durable, extension
+from featurestore.codecs import FOREIGN
 from featurestore.config import Fingerprint
 from featurestore.errors import CorruptStoreError, InputError
 from featurestore.ledger import ChunkEntry, Ledger
@@ -58,6 +59,7 @@ class StoreWriter(FeatureStore):
 
     def _recover(self) -> list[str]:
         """Removes what a killed writer left; returns what there is to say about it."""
+        self._require_own_codecs()
         swept = []
         extension.sweep(self.path)
         for name in self.features:
@@ -72,6 +74,14 @@ class StoreWriter(FeatureStore):
         if torn := self.ledger.recover():
             notices.append(f"dropped {torn} bytes of a torn last line of the ledger")
         return notices
+
+    def _require_own_codecs(self) -> None:
+        """Raises CorruptStoreError where an array was rewritten: it can be read, not built on."""
+        for name in self.features:
+            if self.array(name).codec == FOREIGN:
+                advice = "Restore the array, or build again into another --store."
+                problem = "its codecs are not those of the build"
+                raise CorruptStoreError(f"{name}/zarr.json", problem, advice=advice)
 
     def _check_files(self) -> None:
         """Every committed file is there and has its length: what is damaged must not be built on.

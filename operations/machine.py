@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from featurestore.memory import available_bytes
 from featurestore.records import Sample
 from featurestore.store import FeatureStore, StoreSpec, free_bytes
 from operations.findings import Group, human_bytes
-from producers.ring import available_bytes
 
 # Of a build besides its producers: the store, the lock, the log, libraries and CUDA.
 _OTHER_FILES = 64

@@ -19,8 +19,8 @@ import torch
 from consumers.devices import make_reproducible, resolve_device
 from featurestore.dataset import FeatureDataset
 from featurestore.errors import ConfigError, InputError
+from featurestore.sources import FeatureSource
 from featurestore.splits import read_split
-from featurestore.store import FeatureStore
 from operations.logistic import LinearProbe, Part, fit_probe
 from operations.scores import Booleans, Floats, Scores, best_threshold, chance, score
 
@@ -154,7 +154,7 @@ def _dataset(request: ProbeRequest, part: str, views: str) -> FeatureDataset:
     )
 
 
-def _heads(store: FeatureStore, features: tuple[str, ...]) -> dict[tuple[str, ...], slice]:
+def _heads(store: FeatureSource, features: tuple[str, ...]) -> dict[tuple[str, ...], slice]:
     """The columns of each feature, and of all where there are several, in the concatenation."""
     if len(set(features)) != len(features):
         raise ConfigError(f"--features names each feature once, found {', '.join(features)}.")
@@ -232,7 +232,7 @@ def _rows(
         yield ProbeRow(names, len(fitted.center), views, fitted.weight_decay, threshold, scores)
 
 
-def _left_out(request: ProbeRequest, store: FeatureStore) -> dict[str, int]:
+def _left_out(request: ProbeRequest, store: FeatureSource) -> dict[str, int]:
     split = read_split(request.split_json, store.stems)
     bad = np.unique([b.index for b in store.bad_inputs])
     return {part: int(np.isin(getattr(split, key), bad).sum()) for part, key in _PARTS.items()}

@@ -15,13 +15,13 @@ import mmap
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from featurestore.errors import ConfigError
+from featurestore.memory import available_bytes
 from producers.image_views import ImageSpec
 
 _ALIGN_BYTES = 64
@@ -162,33 +162,3 @@ def _too_small(size: int, slots: int, found: str) -> str:
         f"The {slots} slots between producers and backbones need {size:,} bytes of shared memory; "
         f"{found}.\nChoose fewer with --slots (at least 2), or free some memory."
     )
-
-
-def available_bytes() -> int:
-    """Bytes of memory that can still be had: of the machine, and of this process's cgroup."""
-    candidates = [_meminfo_available()]
-    candidates += [c for c in (_cgroup_free(),) if c is not None]
-    return min(candidates)
-
-
-def _meminfo_available() -> int:
-    for line in Path("/proc/meminfo").read_text("ascii").splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _cgroup_free() -> int | None:
-    """Room under the limit of the control group (version 2), or None where there is no limit."""
-    try:
-        own = Path("/proc/self/cgroup").read_text("utf-8").splitlines()[0].rpartition("::")[2]
-        folder = Path("/sys/fs/cgroup") / own.lstrip("/")
-        limit = (folder / "memory.max").read_text("ascii").strip()
-        if limit == "max":
-            return None
-        used = int((folder / "memory.current").read_text("ascii"))
-        # Cached files count as used, and give way to whoever needs the memory.
-        facts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-        return max(0, int(limit) - used + int(facts.get("inactive_file", 0)))
-    except (OSError, ValueError, IndexError):
-        return None

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import cli
 from tests.conftest import ROOT
@@ -158,3 +159,22 @@ def test_what_the_page_on_additions_says_to_type_works(workplace: Path) -> None:
         140,
         ["clip_image", "blip2_text"],
     )
+
+
+def test_what_the_page_on_looking_says_to_type_works(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stem = min((workplace / "imdb/dataset").glob("*.json")).stem
+    monkeypatch.setenv("STEM", stem)
+    build = [sys.executable, "cli.py", "build", "--data-dir", "imdb/dataset", "--store", "features"]
+    run([*build, "--features", "clip_image,clip_text", "--views", "8"], workplace)
+    replaying, reporting = blocks(ROOT / "docs/looking-at-a-store.md", "bash")
+    shown = run(["bash", "-ec", replaying], workplace).stdout
+    assert f"'{stem}': sample 0" in shown
+    assert "view 7: crop" in shown
+    assert json.loads((workplace / "views.json").read_text())["stem"] == stem
+    with Image.open(workplace / "view-7.png") as view, Image.open(workplace / "views.png") as sheet:
+        assert view.size == (224, 224)
+        assert min(sheet.size) > 600
+    run(["bash", "-ec", reporting], workplace)
+    assert "clip_image with clip_text" in (workplace / "report.html").read_text("utf-8")

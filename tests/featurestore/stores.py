@@ -29,6 +29,7 @@ def make_fingerprint(spec: StoreSpec, stems: Sequence[str]) -> Fingerprint:
         "views": spec.views,
         "seed": 123,
         "chunk": spec.chunk,
+        "codec": spec.codec,
         "image_recipe": "image-1",
         "text_recipe": "text-1",
         "features": ",".join(spec.dims),
@@ -92,10 +93,11 @@ def make_store(
     stems: Sequence[str] | None = None,
     chunks: Sequence[int] | None = None,
     rows: Mapping[str, np.ndarray] | None = None,
+    codec: str = "none",
 ) -> dict[str, np.ndarray]:
     """Makes a store with the given chunks, all by default; returns its rows, float32 [N, V, D]."""
     stems = [f"{i:07d}" for i in range(samples)] if stems is None else stems
-    spec = StoreSpec(len(stems), views, choose_chunk(chunk, views, dims), dict(dims))
+    spec = StoreSpec(len(stems), views, choose_chunk(chunk, views, dims), dict(dims), codec)
     made = make_rows(spec, seed) if rows is None else dict(rows)
     lock = take_lock(path)
     fingerprint = make_fingerprint(spec, stems)

@@ -154,8 +154,6 @@ def test_the_metadata_says_what_the_layout_promises():
         ("chunk_grid", {"name": "regular", "configuration": {"chunk_shape": [1, 2, 8]}}),
         ("chunk_grid", None),
         ("chunk_key_encoding", {"name": "default", "configuration": {"separator": "/"}}),
-        ("codecs", [{"name": "bytes", "configuration": {"endian": "big"}}, {"name": "crc32c"}]),
-        ("codecs", [{"name": "bytes", "configuration": {"endian": "little"}}]),
         ("codecs", []),
         ("fill_value", 0.0),
     ],

@@ -30,6 +30,7 @@ ACCEPTED = {
     "workers": [0, 8],
     "slots": [0, 8],
     "chunk": [0, 64],
+    "codec": [None, "none", "zstd"],
     "device": ["auto", "cuda:1"],
     "dtype": ["auto", "float32", "bfloat16", "float16"],
     "bad_sample": ["placeholder", "fail"],
@@ -49,6 +50,7 @@ REFUSED = {
     "workers": [-1],
     "slots": [-1],
     "chunk": [-8],
+    "codec": ["gzip", ""],
     "dtype": ["float64", "", "FLOAT32"],
     "bad_sample": ["skip", ""],
     "sample_timeout_s": [0, -1.0, math.nan, math.inf],
@@ -70,6 +72,7 @@ TOML = {
     "workers": ("2", '"2"'),
     "slots": ("3", "false"),
     "chunk": ("8", "8.5"),
+    "codec": ('"zstd"', "true"),
     "device": ('"cpu"', "0"),
     "dtype": ('"float32"', "32"),
     "bad_sample": ('"fail"', "true"),
@@ -277,7 +280,7 @@ def test_a_changed_field_is_refused_by_name(name):
         assert ("--allow-version-change" in str(error)) == (name in ALLOWED)
 
 
-@pytest.mark.parametrize("name", [n for n in STORED if n not in INFORMATIVE])
+@pytest.mark.parametrize("name", [n for n in STORED if n not in (*INFORMATIVE, "codec")])
 def test_a_missing_or_new_field_is_refused_by_name(name):
     fewer = {n: v for n, v in STORED.items() if n != name}
     for stored, new in ((STORED, fewer), (fewer, STORED)):
@@ -285,6 +288,14 @@ def test_a_missing_or_new_field_is_refused_by_name(name):
             compare(new, stored=stored)
         assert caught.value.field == name
         assert None in (caught.value.stored, caught.value.new)
+
+
+def test_a_store_that_names_no_codec_has_none():
+    older = {n: v for n, v in STORED.items() if n != "codec"}
+    assert compare(STORED, stored=older) == {}
+    with pytest.raises(StoreMismatchError) as caught:
+        compare(STORED | {"codec": "zstd"}, stored=older)
+    assert (caught.value.field, caught.value.stored, caught.value.new) == ("codec", "none", "zstd")
 
 
 @pytest.mark.parametrize("name", INFORMATIVE)

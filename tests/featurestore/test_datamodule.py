@@ -3,6 +3,7 @@
 import json
 import pickle
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -125,12 +126,15 @@ def test_rows_index_as_a_tensor_does(make, folders):
         np.asarray(rows, copy=False)
 
 
-@pytest.mark.parametrize("mode", ["clean", "all", "mean"])
-def test_train_split_scales_each_domain_by_its_training_rows_but_not_labels(make, folders, mode):
-    module = make(normalize="train_split", view_mode=mode, include_labels=True)
-    train = reference(folders, "clip", "train", mode)
+@pytest.mark.parametrize("family", ["clip", "blip2"])
+@pytest.mark.parametrize("mode", ["clean", "view_k", "all", "mean"])
+def test_train_split_scales_each_domain_by_its_training_rows_but_not_labels(
+    make, folders, mode, family
+):
+    module = make(family, normalize="train_split", view_mode=mode, view_k=2, include_labels=True)
+    train = reference(folders, family, "train", mode, 2)
     for part, datasets in datasets_of(module).items():
-        wanted = reference(folders, "clip", part, mode)
+        wanted = reference(folders, family, part, mode, 2)
         found = datasets[frozenset({I, C, I0, C0, L})].domain_data
         for name in (I, C, I0, C0):
             mean = train[name].astype(np.float64).mean(axis=0)
@@ -219,6 +223,126 @@ def test_nothing_is_copied_for_all_views(tmp_path, folders):
     rows = module.train_datasets[frozenset({I, C, I0, C0})].domain_data
     assert sum(r.shape[0] * r.shape[1] * 4 for r in rows.values()) > 5_000_000
     assert held < 2_000_000
+
+
+def anonymous_bytes():
+    """Memory of this process that is not a mapped file, which the kernel could not take back."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:")) * 1024
+
+
+def test_an_epoch_of_all_views_takes_no_memory(tmp_path):
+    count, views, bound = 512, 8, 24_000_000
+    stems = [f"{i:05d}" for i in range(count)]
+    dims = {"blip2_image": 768, "blip2_text": 2048}
+    # Each sample has its own number; one block of memory stands behind all of them.
+    rows = {
+        n: np.broadcast_to(np.arange(count, dtype=np.float32)[:, None, None], (count, views, d))
+        for n, d in dims.items()
+    }
+    make_store(tmp_path / "store", dims=dims, views=views, chunk=64, stems=stems, rows=rows)
+    split = {"train": stems[:500], "dev": stems[500:506], "test": stems[506:]}
+    (tmp_path / "split.json").write_text(json.dumps(split))
+    module = make_datamodule(
+        "blip2",
+        embeddings=tmp_path / "store",
+        data_root=tmp_path,
+        view_mode="all",
+        batch_size=64,
+        num_workers=0,
+    )
+    next(iter(module.val_dataloader()))  # what is imported at first use
+    before, most, seen = anonymous_bytes(), 0, 0
+    for batch, _, _ in module.train_dataloader():
+        most = max(most, anonymous_bytes())
+        seen += sum(rows.nbytes for rows in batch[frozenset({I, C, I0, C0})].values())
+    assert seen == 2 * 500 * views * 4 * sum(dims.values())  # 90 MB, and 7 more groups of domains
+    assert most - before < bound < seen / 3
+
+
+def test_labels_are_asked_for_only_where_they_are_wanted(folders, monkeypatch, tmp_path):
+    monkeypatch.setenv("MMIMDB1_DIR", str(folders))
+    monkeypatch.delenv("IMDB1_LABELS_DIR_23", raising=False)
+    # As the published scripts left it: in blocks, view by view.
+    (tmp_path / "published").mkdir()
+    for file in (folders / "embeddings").iterdir():
+        (tmp_path / "published" / file.name).write_bytes(file.read_bytes())
+    index = tmp_path / "published" / f"{PREFIX}_aug_index.csv"
+    head, *lines = index.read_text().splitlines()
+    lines.sort(key=lambda line: (int(line.split(",")[2]), -int(line.split(",")[1])))
+    index.write_text("\n".join([head, *lines]) + "\n")
+    for embeddings in (folders / "store", folders / "embeddings", tmp_path / "published"):
+        monkeypatch.setenv("OTHER_BACKBONES_DIR_IMDB1_AUG70", str(embeddings))
+        rows = make_datamodule_clip_aug70(view_mode="all").val_datasets[frozenset({I0})]
+        wanted = reference(folders, "clip", "val", "all")[I0]
+        found = np.asarray(rows.domain_data[I0])
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+        with pytest.raises(ConfigError, match="IMDB1_LABELS_DIR_23 is not set"):
+            make_datamodule_clip_aug70(include_labels=True)
+    index.write_text("\n".join([head, *lines[:3], *lines[4:]]) + "\n")
+    with pytest.raises(InputError, match="does not name every sample"):
+        make_datamodule_clip_aug70()
+    index.write_text("nothing\n1\n")
+    with pytest.raises(InputError, match="is not an index"):
+        make_datamodule_clip_aug70()
+    index.unlink()
+    with pytest.raises(InputError, match="neither a store nor"):
+        make_datamodule_clip_aug70()
+    with pytest.raises(ConfigError, match="include_labels needs labels_dir"):
+        make_datamodule("clip", embeddings="x", data_root="x", include_labels=True)
+
+
+def test_lightning_sets_the_epoch_of_our_batch_sampler(folders):
+    from lightning.fabric.utilities.data import _set_sampler_epoch
+
+    from featurestore import FeatureBatchSampler, FeatureDataset
+
+    dataset = FeatureDataset(folders / "store", views="random")
+    sampler = FeatureBatchSampler(dataset, 5)
+    _set_sampler_epoch(torch.utils.data.DataLoader(dataset, batch_sampler=sampler), 7)
+    assert (sampler.epoch, dataset.epoch) == (7, 7)
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's, of a machine with so few cores
+def test_a_trainer_goes_on_in_the_middle_of_an_epoch(folders, tmp_path):
+    from lightning.pytorch import LightningModule, Trainer
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    from featurestore import DeviceBatches, FeatureBatchSampler, FeatureDataset
+
+    class Model(LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(64, 1)
+            self.seen = []
+
+        def training_step(self, batch, number):
+            self.seen.append((self.current_epoch, number, batch["index"], batch["clip_image"]))
+            return self.layer(batch["clip_image"]).square().mean()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=1e-3)
+
+    def fit(**keywords):
+        dataset = FeatureDataset(folders / "store", ["clip_image"], views="random")
+        batches = DeviceBatches(dataset, FeatureBatchSampler(dataset, 4), "cpu")
+        saved = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
+        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        model = Model()
+        trainer = Trainer(accelerator="cpu", max_epochs=3, callbacks=[saved], **quiet)
+        trainer.fit(model, batches, **keywords)
+        return model.seen
+
+    whole = fit()
+    assert [seen[:2] for seen in whole] == [(e, n) for e in range(3) for n in range(4)]
+    assert not torch.equal(whole[0][2], whole[4][2])  # another order
+    for step in (1, 4, 7):  # the first batch, the end of an epoch, the middle of one
+        tail = fit(ckpt_path=tmp_path / f"step={step}.ckpt")
+        assert len(tail) == 12 - step
+        for found, wanted in zip(tail, whole[step:], strict=True):
+            assert found[:2] == wanted[:2]
+            assert torch.equal(found[2], wanted[2])
+            assert torch.equal(found[3], wanted[3])
 
 
 def test_factories_read_the_published_variables(folders, monkeypatch):

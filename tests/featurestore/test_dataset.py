@@ -1,51 +1,30 @@
+import copy
 import json
 import pickle
+import resource
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader, default_collate
 
 from featurestore.dataset import FeatureDataset
 from featurestore.errors import ConfigError, CorruptStoreError, InputError
-from featurestore.labels import write_labels
+from featurestore.labels import write_augmented_labels, write_labels
 from featurestore.materialize import PREFIX, materialize
-from featurestore.records import BadInput
 from featurestore.store import FeatureStore
-from tests.featurestore.stores import DIMS, make_store
+from featurestore.writer import StoreWriter, take_lock
+from tests.featurestore.stores import DIMS, commit, make_records, make_store
+from tests.featurestore.test_view_policies import drawn as drawn_number
+from tests.featurestore.worlds import BAD, GOOD, SPLIT, STEMS
 
-STEMS = [f"{i:07d}" for i in range(11)]
-BAD = {3: [BadInput(3, "image", "truncated", "")], 7: [BadInput(7, "text", "not-json", "x")]}
-GOOD = [0, 1, 2, 4, 5, 6, 8, 9, 10]
-SPLIT = {"train": [0, 3, 5, 9], "dev": [1, 7], "test": [2, 4]}
-
-
-class World:
-    """A store with its rows, split and labels."""
-
-    def __init__(self, root):
-        self.root = root
-        self.store = root / "store"
-        self.rows = make_store(self.store, stems=STEMS, bad=BAD)
-        self.split = root / "split.json"
-        self.split.write_text(json.dumps({k: [STEMS[i] for i in v] for k, v in SPLIT.items()}))
-        documents = [{"genres": ["Drama"] if i % 2 else ["War", "Comedy"]} for i in range(11)]
-        write_labels(STEMS, documents, root / "labels")
-
-    def open(self, **arguments) -> FeatureDataset:
-        return FeatureDataset(self.store, **{"bad_samples": "include"} | arguments)
-
-    def scaled(self, name, chosen=slice(None)):
-        """The z-score written out with NumPy's own moments."""
-        rows = self.rows[name]
-        wide = rows[chosen].reshape(-1, rows.shape[2]).astype(np.float64)
-        mu, sigma = wide.mean(0).astype(np.float32), wide.std(0).astype(np.float32)
-        return (rows - mu) / (sigma + np.float32(1e-6))
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return World(tmp_path_factory.mktemp("dataset"))
+# Epoch 2 of seed 5: of each sample what ``random`` and ``pair`` draw, in plain integers.
+_PAIRS = [(a, b) for a in range(4) for b in range(4) if a != b]
+DRAWN = [(drawn_number(5, 2, i) % 4, _PAIRS[drawn_number(5, 2, i) % 12]) for i in range(11)]
 
 
 def close(found: torch.Tensor, expected: np.ndarray) -> None:
@@ -62,11 +41,19 @@ def close(found: torch.Tensor, expected: np.ndarray) -> None:
         (np.int64(2), lambda rows: rows[:, 2]),
         ("all", lambda rows: rows),
         ("mean", lambda rows: rows.astype(np.float64).mean(axis=1)),
+        ("random", lambda rows: np.array([r[v] for r, (v, _) in zip(rows, DRAWN, strict=True)])),
+        (
+            "pair",
+            lambda rows: np.array(
+                [[r[a], r[b]] for r, (_, (a, b)) in zip(rows, DRAWN, strict=True)]
+            ),
+        ),
     ],
 )
 @pytest.mark.parametrize("zscore", ["all", "none"])
 def test_view_policies(world, views, reference, zscore):
-    dataset = world.open(views=views, zscore=zscore)
+    dataset = world.open(views=views, zscore=zscore, seed=5)
+    dataset.set_epoch(2)
     batch = dataset.batch(range(11))
     assert batch["index"].tolist() == list(range(11))
     for name in DIMS:
@@ -151,6 +138,24 @@ def test_batches_equal_items(world):
         dataset.batch([11])
 
 
+def test_a_batch_is_the_list_of_its_items(world):
+    dataset = world.open(views="pair")
+    items = dataset.__getitems__([4, 0, 9])
+    assert len(items) == 3
+    assert [item["index"].item() for item in items] == [4, 0, 9]
+    assert [item["index"].item() for item in items[1:]] == [0, 9]
+    assert items[-1]["index"].item() == 9
+    with pytest.raises(IndexError):
+        items[3]
+    whole, apart = default_collate(items), default_collate(list(items))
+    assert list(whole) == list(apart) == ["clip_image", "clip_text", "index"]
+    assert all(torch.equal(whole[name], apart[name]) for name in whole)
+    # Not taken apart: that would be ten times the work of reading.
+    assert whole["clip_text"] is items.stacked["clip_text"]
+    kept = DataLoader(dataset, batch_size=3, collate_fn=lambda batch: [dict(i) for i in batch])
+    assert [len(batch) for batch in kept] == [3, 3, 3, 2]
+
+
 def test_tensors_are_copies(world):
     dataset = world.open(zscore="none")
     for views in ("clean", "all", "mean"):
@@ -169,12 +174,11 @@ def test_chosen_features(world):
 
 # Eight workers are more than a small machine has processors for, which torch warns of.
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
-@pytest.mark.parametrize(("start", "workers"), [("fork", 8), ("spawn", 2)])
-def test_loader_workers_read_the_same(world, start, workers):
+def test_loader_workers_read_the_same(world):
     dataset = world.open(views="random", seed=5)
     dataset.set_epoch(3)
     expected = list(DataLoader(dataset, batch_size=4, num_workers=0))
-    loader = DataLoader(dataset, batch_size=4, num_workers=workers, multiprocessing_context=start)
+    loader = DataLoader(dataset, batch_size=4, num_workers=8, multiprocessing_context="fork")
     found = list(loader)
     assert [len(b["index"]) for b in found] == [4, 4, 3]
     for one, other in zip(found, expected, strict=True):
@@ -189,6 +193,230 @@ def test_pickle_carries_the_path_and_not_the_rows(world):
     again = pickle.loads(data)
     assert (again.epoch, again.features, len(again)) == (4, dataset.features, 4)
     assert all(torch.equal(again[2][name], dataset[2][name]) for name in dataset[2])
+
+
+@pytest.mark.parametrize(("start", "views"), [("fork", "random"), ("spawn", "pair")])
+def test_an_epoch_reaches_persistent_workers(world, start, views):
+    dataset, alone = (
+        world.open(views=views, zscore="train", split_json=world.split, seed=2) for _ in "ab"
+    )
+    options = {"num_workers": 2, "multiprocessing_context": start, "persistent_workers": True}
+    loader = DataLoader(dataset, batch_size=4, **options)
+    seen = []
+    for epoch in (0, 1, 7):
+        dataset.set_epoch(epoch)
+        alone.set_epoch(epoch)
+        batches = [{name: value.clone() for name, value in batch.items()} for batch in loader]
+        expected = alone.batch(range(11))
+        for name in expected:
+            assert torch.equal(torch.cat([batch[name] for batch in batches]), expected[name])
+        seen.append(expected["clip_text"])
+    assert not torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[1], seen[2])
+
+
+def test_a_copy_has_an_epoch_of_its_own(world):
+    dataset = world.open(views="random")
+    dataset.set_epoch(3)
+    for other in (copy.deepcopy(dataset), pickle.loads(pickle.dumps(dataset))):
+        assert other.epoch == 3
+        other.set_epoch(8)
+        assert dataset.epoch == 3
+
+
+def test_a_pickle_of_another_store_is_refused(tmp_path):
+    make_store(tmp_path / "s")
+    data = pickle.dumps(FeatureDataset(tmp_path / "s"))
+    shutil.rmtree(tmp_path / "s")
+    make_store(tmp_path / "s", views=8)
+    with pytest.raises(InputError, match="not what it was"):
+        pickle.loads(data)
+
+
+# --- output ---
+
+
+@pytest.mark.parametrize("views", ["clean", "all", "mean", "random", "pair"])
+def test_bfloat16_is_the_rounded_float32(world, views):
+    narrow = world.open(views=views, dtype=torch.bfloat16, labels_dir=world.root / "labels")
+    wide = world.open(views=views)
+    batch = narrow.batch(range(11))
+    for name in DIMS:
+        assert batch[name].dtype == torch.bfloat16
+        assert torch.equal(batch[name], wide.batch(range(11))[name].to(torch.bfloat16))
+    assert batch["labels"].dtype == torch.float32
+    assert batch["index"].dtype == torch.int64
+
+
+SLICES = st.slices(20)
+NUMBERS = st.lists(st.integers(-12, 12), max_size=6)
+
+
+@given(NUMBERS, SLICES, st.sampled_from([list, tuple, np.array, torch.tensor]))
+def test_indices_as_a_list_does_them(numbers, slices, kind):
+    dataset, model = open_shared(), [i for i in range(11) if i not in BAD]
+    for number in numbers:
+        assert outcome(lambda: dataset[number]["index"].item()) == outcome(lambda: model[number])  # noqa: B023
+    given_items = kind(numbers)
+    assert outcome(lambda: dataset.batch(given_items)["index"].tolist()) == outcome(
+        lambda: [model[number] for number in numbers]
+    )
+    assert [item["index"].item() for item in dataset[slices]] == model[slices]
+
+
+SHARED: list[FeatureDataset] = []
+
+
+def open_shared() -> FeatureDataset:
+    return SHARED[0]
+
+
+@pytest.fixture(autouse=True)
+def _shared(world):
+    if not SHARED:
+        SHARED.append(FeatureDataset(world.store, ["clip_image"]))
+
+
+def outcome(action):
+    try:
+        return action()
+    except IndexError:
+        return IndexError
+
+
+@pytest.mark.parametrize("items", [[0.5], ["1"], [True, False], [[1, 2]], 3, np.array([1.0])])
+def test_what_is_no_list_of_integers(world, items):
+    with pytest.raises(TypeError, match="integers"):
+        world.open().batch(items)
+
+
+@pytest.mark.parametrize("item", [1.0, "1", None, [1]])
+def test_what_is_no_integer(world, item):
+    with pytest.raises(TypeError):
+        world.open()[item]
+
+
+# --- labels of views ---
+
+
+@pytest.mark.parametrize("made", [False, True])
+@pytest.mark.parametrize("views", ["clean", 2, "all", "mean", "random", "pair"])
+def test_augmented_labels_fit_the_views(world, tmp_path, views, made):
+    folder = tmp_path / "labels"
+    shutil.copytree(world.root / "labels", folder)
+    write_augmented_labels(folder, tmp_path, 4)
+    every = np.load(tmp_path / f"{PREFIX}_labels.npy").reshape(11, 4, 23)
+    if made:  # else computed, from the store's seed
+        write_augmented_labels(folder, folder, 4)
+    dataset = world.open(views=views, labels="augmented", labels_dir=folder, seed=5)
+    dataset.set_epoch(2)
+    expected = {
+        "clean": every[:, 0],
+        2: every[:, 2],
+        "all": every,
+        "mean": every.mean(axis=1),
+        "random": np.array([every[i, v] for i, (v, _) in enumerate(DRAWN)]),
+        "pair": np.array([[every[i, a], every[i, b]] for i, (_, (a, b)) in enumerate(DRAWN)]),
+    }[views]
+    for _ in range(2):  # the second time from what was made the first time
+        found = dataset.batch(range(11))["labels"]
+        assert found.dtype == torch.float32
+        np.testing.assert_allclose(found.numpy(), expected, rtol=1e-6, atol=1e-7)
+        np.testing.assert_array_equal(dataset[4]["labels"].numpy(), found[4].numpy())
+        found.fill_(9)  # a copy
+
+
+def test_base_labels_do_not_depend_on_the_views(world):
+    clean = world.open(labels_dir=world.root / "labels").batch(range(11))["labels"]
+    for views in ("all", "pair", "mean"):
+        dataset = world.open(labels_dir=world.root / "labels", views=views)
+        assert torch.equal(dataset.batch(range(11))["labels"], clean)
+
+
+def test_augmented_labels_of_other_views_are_refused(world, tmp_path):
+    folder = tmp_path / "labels"
+    shutil.copytree(world.root / "labels", folder)
+    write_augmented_labels(folder, folder, 5)
+    with pytest.raises(InputError, match="11 samples x 5 views"):
+        world.open(labels="augmented", labels_dir=folder)
+    with pytest.raises(ConfigError, match="needs labels_dir"):
+        world.open(labels="augmented")
+    with pytest.raises(ConfigError, match="found 'noisy'"):
+        world.open(labels="noisy")
+
+
+# --- a store that grows ---
+
+
+def test_a_growing_store_is_read_as_far_as_it_is_committed(world, tmp_path):
+    rows = make_store(tmp_path / "s", stems=STEMS, bad=BAD, chunks=[0, 2])
+    there = [0, 1, 2, 3, 8, 9, 10]
+    growing = {"partial": True, "bad_samples": "include"}
+    raw = FeatureDataset(tmp_path / "s", zscore="none", views="all", **growing)
+    assert raw.indices.tolist() == there
+    assert raw.batch(range(7))["clip_text"].numpy().tobytes() == rows["clip_text"][there].tobytes()
+    scaled = FeatureDataset(tmp_path / "s", views="all", **growing)
+    wide = rows["clip_text"][there].reshape(-1, 128).astype(np.float64)
+    expected = (rows["clip_text"][there] - wide.mean(0)) / (wide.std(0) + 1e-6)
+    np.testing.assert_allclose(scaled.batch(range(7))["clip_text"], expected, atol=1e-5)
+    train = FeatureDataset(
+        tmp_path / "s", split="train", split_json=world.split, zscore="train", **growing
+    )
+    assert train.indices.tolist() == [0, 3, 9]  # 5 is not there yet
+    wide = rows["clip_text"][[0, 3, 9]].reshape(-1, 128).astype(np.float64)
+    expected = (rows["clip_text"][[0, 3, 9], 0] - wide.mean(0)) / (wide.std(0) + 1e-6)
+    np.testing.assert_allclose(train.batch(range(3))["clip_text"], expected, atol=1e-5)
+    assert len(FeatureDataset(tmp_path / "s", partial=True)) == 6
+    with pytest.raises(InputError, match="not committed yet"):
+        raw._rows["clip_text"].take(np.array([4]), 0)
+
+
+def test_what_was_opened_while_it_grew_stays_what_it_was(tmp_path):
+    rows = make_store(tmp_path / "s", chunks=[0])
+    dataset = FeatureDataset(tmp_path / "s", partial=True)
+    before = dataset.batch(range(4))
+    data = pickle.dumps(dataset)
+    with StoreWriter(tmp_path / "s", take_lock(tmp_path / "s")) as writer:
+        commit(writer, [1, 2], rows, make_records(writer.spec))
+        writer.finish()
+    for again in (dataset, pickle.loads(data)):  # the same samples on the same scale
+        assert len(again) == 4
+        assert all(torch.equal(again.batch(range(4))[name], before[name]) for name in before)
+    assert len(FeatureDataset(tmp_path / "s", partial=True)) == 11
+    whole = FeatureDataset(tmp_path / "s", partial=True).batch(range(11))
+    assert torch.equal(
+        whole["clip_text"], FeatureDataset(tmp_path / "s").batch(range(11))["clip_text"]
+    )
+
+
+def test_nothing_is_committed_yet(world, tmp_path):
+    make_store(tmp_path / "s", stems=STEMS, chunks=[])
+    with pytest.raises(InputError, match="Nothing of"):
+        FeatureDataset(tmp_path / "s", partial=True)
+    make_store(tmp_path / "t", stems=STEMS, chunks=[1])
+    split = tmp_path / "split.json"
+    split.write_text(json.dumps({"train": STEMS[:2], "dev": STEMS[4:6], "test": []}))
+    for zscore, message in (("none", "No sample"), ("train", "No sample|No training sample")):
+        with pytest.raises(InputError, match=message):
+            FeatureDataset(
+                tmp_path / "t", partial=True, split="train", split_json=split, zscore=zscore
+            )
+    with pytest.raises(InputError, match="No training sample"):
+        FeatureDataset(tmp_path / "t", partial=True, split="val", split_json=split, zscore="train")
+
+
+def test_more_chunks_than_descriptors(tmp_path):
+    dims = {"clip_image": 1024, "clip_text": 1024}
+    rows = make_store(tmp_path / "s", samples=40, views=1, chunk=1, dims=dims)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before + 8, hard))
+    try:
+        dataset = FeatureDataset(tmp_path / "s", zscore="none")
+        assert len(list(Path("/proc/self/fd").iterdir())) == before
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    np.testing.assert_array_equal(dataset.batch(range(40))["clip_text"], rows["clip_text"][:, 0])
 
 
 # --- the random policy ---
@@ -252,6 +480,8 @@ def test_any_integer_seeds_the_draw(many, seed, epoch):
         ({"zscore": "test"}, "found 'test'"),
         ({"zscore": "train"}, "needs the split"),
         ({"bad_samples": "drop"}, "found 'drop'"),
+        ({"dtype": torch.float16}, "found torch.float16"),
+        ({"advice": "fast"}, "found 'fast'"),
         ({"split": "train"}, "needs split_json"),
         ({"split": "dev", "split_json": True}, "found 'dev'"),
     ],

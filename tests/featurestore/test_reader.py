@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import zarr
 
+from featurestore import reader
 from featurestore.arrays import ArraySpec
 from featurestore.errors import ConfigError, CorruptStoreError, StorageError
-from featurestore.reader import map_chunks
+from featurestore.reader import ADVICE, advise, choose_advice, map_chunks
 from featurestore.store import FeatureStore
 from tests.featurestore.stores import DIMS, make_store
 
@@ -149,3 +150,69 @@ def test_chunks_that_do_not_fill_pages(tmp_path):
     spec = ArraySpec("x", (3, 1, 1), 1, "<f4")
     with pytest.raises(ConfigError, match=f"page of {mmap.PAGESIZE}"):
         map_chunks(tmp_path, spec, [])
+
+
+# --- advice ---
+
+
+def mapping(folder: Path) -> tuple[int, list[set[str]]]:
+    """Resident kilobytes of the files mapped from a folder, and the flags of each mapping."""
+    resident, flags, inside = 0, [], False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        head = line.split()
+        if "-" in head[0]:
+            inside = f"{folder}/" in line
+        elif inside and head[0] == "Rss:":
+            resident += int(head[1])
+        elif inside and head[0] == "VmFlags:":
+            flags.append(set(head[1:]))
+    return resident, flags
+
+
+@pytest.mark.parametrize("advice", ADVICE)
+def test_advice_changes_no_row(tmp_path, advice):
+    rows = make_store(tmp_path / "s")["clip_image"]
+    spec = FeatureStore(tmp_path / "s").spec.feature("clip_image")
+    flat = map_chunks(tmp_path / "s", spec, range(3), advice)
+    resident, flags = mapping(tmp_path)
+    # Read before anybody asked, or read without the neighbours, or as the kernel likes.
+    assert resident == (12 if advice in ("populate", "auto") else 0)
+    assert ["rr" in of for of in flags] == [advice == "random"] * 3
+    np.testing.assert_array_equal(flat[:11], rows)
+
+
+@pytest.mark.parametrize(
+    ("size", "sparse", "expected"),
+    [
+        (0, False, "populate"),
+        (500, False, "populate"),
+        (501, False, "willneed"),
+        (900, False, "willneed"),
+        (901, False, "random"),
+        (10**15, False, "random"),
+        (1, True, "random"),
+    ],
+)
+def test_advice_by_the_memory_there_is(monkeypatch, size, sparse, expected):
+    monkeypatch.setattr(reader, "available_bytes", lambda: 1000)
+    assert choose_advice(size, sparse=sparse) == expected
+
+
+def test_a_part_that_cannot_be_read_is_an_error_before_it_is_a_signal(tmp_path):
+    make_store(tmp_path / "s")
+    spec = FeatureStore(tmp_path / "s").spec.feature("clip_image")
+    flat = map_chunks(tmp_path / "s", spec, range(3))
+    path = tmp_path / "s" / spec.file(1)
+    with path.open("r+b") as file:
+        file.truncate(0)  # what nobody may do; a bad sector shows itself in the same way
+    with pytest.raises(StorageError, match=r"c\.1\.0\.0.*cannot be read"):
+        advise(flat[4:8], "populate", path)
+    advise(flat[4:8], "willneed", path)
+
+
+def test_an_older_kernel_reads_ahead_instead(tmp_path, monkeypatch):
+    rows = make_store(tmp_path / "s")["clip_image"]
+    spec = FeatureStore(tmp_path / "s").spec.feature("clip_image")
+    monkeypatch.setitem(reader._MADV, "populate", 9999)
+    flat = map_chunks(tmp_path / "s", spec, range(3), "populate")
+    np.testing.assert_array_equal(flat[:11], rows)

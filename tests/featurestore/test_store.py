@@ -99,6 +99,18 @@ def test_moments_are_those_of_all_rows(golden):
         np.testing.assert_allclose(stored[2, 0], flat[32:].mean(0), rtol=1e-12, atol=1e-13)
 
 
+def test_moments_of_a_chunk_are_those_of_its_rows(tmp_path):
+    rows = make_store(tmp_path / "s", chunks=[0, 2])
+    store = FeatureStore(tmp_path / "s")
+    found = store.chunk_moments("clip_text", 2)
+    flat = rows["clip_text"][8:].reshape(-1, DIMS["clip_text"]).astype(np.float64)
+    assert found.count == len(flat)
+    np.testing.assert_allclose(found.mean, flat.mean(0), rtol=1e-12, atol=1e-13)
+    np.testing.assert_allclose(found.sigma, flat.std(0), rtol=1e-12)
+    with pytest.raises(CorruptStoreError, match="not committed"):
+        store.chunk_moments("clip_text", 1)
+
+
 def test_nothing_depends_on_the_run(golden, tmp_path):
     make_store(tmp_path / "elsewhere", bad=BAD)
     assert tree(tmp_path / "elsewhere") == tree(golden[0])

@@ -1,0 +1,316 @@
+"""The jobs that are compared: how each is started, and how the rows that it left are read.
+
+A run has a folder of its own. What the program writes for good lies in ``out`` there; the rest is
+scratch.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks import peer_recipe
+from benchmarks.environments import environment
+from benchmarks.observing import Blow, Marks, Observed, file_marks, observe
+from featurestore.errors import ManyViewsError
+from featurestore.store import RUNS, FeatureStore
+
+Rows = dict[str, npt.NDArray[np.float32]]
+
+TORCH = ["torch==2.13.0", "torchvision==0.28.0", "transformers==5.23.0"]
+PIXELS = ["numpy==2.4.6", "pillow==12.3.0"]
+ENVIRONMENTS = {
+    "pytorch": [*TORCH, *PIXELS],
+    "ray": ["ray[data]==2.60.0", *TORCH, *PIXELS],
+    "sentence-transformers": [
+        "sentence-transformers==6.2.0",
+        "torch==2.13.0",
+        "transformers==5.23.0",
+        "numpy==2.4.6",
+    ],
+    # With its own requirements as it states them; only what could move on is held.
+    "clip-retrieval": [
+        "clip-retrieval==2.45.0",
+        "torch==2.13.0",
+        "torchvision==0.28.0",
+        "numpy==1.26.4",
+        "pillow==12.3.0",
+        "open-clip-torch==2.32.0",
+        "transformers==4.57.6",
+        "sentence-transformers==2.7.0",
+        "webdataset==0.2.111",
+        "pyarrow==15.0.2",
+        "pandas==2.3.3",
+    ],
+}
+SHARDS = 4  # tar files; webdataset wants one per worker at least
+CHUNK = 16  # samples
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What is to be done.
+
+    Attributes:
+        data: folder of posters and synopses.
+        models: folder with the checkpoints ``clip``, ``sentence`` and ``open_clip``.
+        shards: folder of tar files with the rendered views; for clip-retrieval alone.
+        views: per sample.
+        damaged: keys of the rows whose inputs were cut.
+    """
+
+    data: Path
+    models: Path
+    shards: Path
+    views: int
+    damaged: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A contender.
+
+    Attributes:
+        name: as tables have it.
+        modality: ``image`` or ``text``.
+        environment: a key of ``ENVIRONMENTS``; empty for this interpreter.
+        command: of a work and the run's folder, without the interpreter.
+        rows: what it left in that folder, by key: ``[rows, D]``.
+        worker: whether a command line below the first process is a worker's.
+        marks: of the run's folder.
+        logs: parts of paths below ``out`` that name what is no result.
+        speed: samples it does while a single process does one, about; sets the length of runs.
+    """
+
+    name: str
+    modality: str
+    environment: str
+    command: Callable[[Work, Path], list[str]]
+    rows: Callable[[Work, Path], Rows]
+    worker: Callable[[str], bool] | None
+    marks: Callable[[Path], Marks] = lambda run: file_marks(run / "marks")
+    logs: tuple[str, ...] = ()
+    speed: int = 1
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is manyviews."""
+        return not self.environment
+
+    def interpreter(self) -> str:
+        """The Python of its environment, which is made if need be."""
+        if self.is_ours:
+            return sys.executable
+        return str(environment(self.environment, ENVIRONMENTS[self.environment]))
+
+
+def jobs() -> list[Job]:
+    """All of them, ours first on each side."""
+    return [
+        _ours("clip_image", "clip", speed=16),
+        Job("naive script", "image", "pytorch", _program("naive"), _npy("clip_image"), worker=None),
+        Job(
+            "PyTorch DataLoader, 2 workers",
+            "image",
+            "pytorch",
+            _program("dataloader"),
+            _npy("clip_image"),
+            lambda command: "peer_dataloader" in command,
+        ),
+        Job(
+            "Ray Data 2.60",
+            "image",
+            "ray",
+            _program("ray"),
+            _parquet_rows,
+            lambda command: command.startswith("ray::Map("),
+        ),
+        Job(
+            "clip-retrieval 2.45",
+            "image",
+            "clip-retrieval",
+            _clip_retrieval,
+            _clip_retrieval_rows,
+            lambda command: "peer_clip_retrieval" in command,
+            logs=("stats/",),
+            speed=16,
+        ),
+        _ours("clip_text", "sentence", speed=64),
+        Job(
+            "sentence-transformers 6.2, 2 processes",
+            "text",
+            "sentence-transformers",
+            _program("sentence_transformers", model="sentence"),
+            _npy("clip_text"),
+            lambda command: "spawn_main" in command,
+            speed=64,
+        ),
+    ]
+
+
+def rendering(copies: int) -> Job:
+    """Makes the shards that clip-retrieval reads, each view so many times, in ``out``."""
+    command = _program("render", copies=copies, shards=SHARDS)
+    return Job("rendering", "image", "pytorch", command, lambda _work, _run: {}, worker=None)
+
+
+def run(
+    job: Job, work: Work, folder: Path, blow: Blow | None = None, limit_s: float = 600
+) -> Observed:
+    """Runs a job once; a folder that is there is gone on with, if the job can."""
+    (folder / "out").mkdir(parents=True, exist_ok=True)
+    (folder / "marks").unlink(missing_ok=True)
+    command = [job.interpreter(), *job.command(work, folder)]
+    return observe(command, job.marks(folder), limit_s, blow)
+
+
+def _program(name: str, model: str = "clip", **more: int) -> Callable[[Work, Path], list[str]]:
+    """The command of one of the programs beside this one.
+
+    Args:
+        name: its file's, after ``peer_``.
+        model: the checkpoint that it loads.
+        more: what it alone is told.
+    """
+
+    def command(work: Work, run: Path) -> list[str]:
+        task = {
+            "data": str(work.data),
+            "model": str(work.models / model),
+            "views": work.views,
+            "out": str(run / "out"),
+            "marks": str(run / "marks"),
+            "scratch": str(run / "ray"),
+            "workers": 2,
+            **more,
+        }
+        return [f"benchmarks/peer_{name}.py", json.dumps(task)]
+
+    return command
+
+
+def _npy(feature: str) -> Callable[[Work, Path], Rows]:
+    def rows(work: Work, run: Path) -> Rows:
+        file = run / "out" / f"{feature}.npy"
+        stems = peer_recipe.stems(str(work.data))
+        try:
+            found = np.load(file).reshape(len(stems), work.views, -1)
+        except (OSError, ValueError):
+            return {}
+        return dict(zip(stems, found, strict=True))
+
+    return rows
+
+
+def _parquet_rows(work: Work, run: Path) -> Rows:
+    import pyarrow.parquet as pq
+
+    found: Rows = {}
+    for file in sorted((run / "out").glob("*.parquet")):
+        table = pq.read_table(file)
+        for sid, row in zip(table["sid"].to_pylist(), table["features"].to_pylist(), strict=True):
+            found[sid] = np.asarray(row, np.float32).reshape(work.views, -1)
+    return found
+
+
+# manyviews -------------------------------------------------------------------------------------
+
+
+def _ours(feature: str, model: str, speed: int) -> Job:
+    def command(work: Work, run: Path) -> list[str]:
+        options = {
+            "--data-dir": work.data,
+            "--store": run / "out",
+            "--features": feature,
+            "--model": f"{feature}={work.models / model}",
+            "--views": work.views,
+            "--chunk": CHUNK,
+            "--device": "cpu",
+        }
+        pairs = [str(part) for pair in options.items() for part in pair]
+        return ["cli.py", "build", *pairs, "--resume"]
+
+    def rows(_work: Work, run: Path) -> Rows:
+        try:
+            store = FeatureStore(run / "out")
+            chunks = [c for c in range(store.spec.chunks) if c in store.ledger]
+            parts = {c: store.read_chunk(feature, c) for c in chunks}
+        except ManyViewsError:
+            return {}
+        return {
+            store.stems[i]: row
+            for chunk in chunks
+            for i, row in zip(store.spec.samples_of(chunk), parts[chunk], strict=True)
+        }
+
+    modality = feature.partition("_")[2]
+    name = "manyviews" if modality == "image" else "manyviews, texts"
+    return Job(
+        name,
+        modality,
+        "",
+        command,
+        rows,
+        lambda command: "producers.worker" in command,
+        _log_marks,
+        logs=("records/runs/",),
+        speed=speed,
+    )
+
+
+def _log_marks(run: Path) -> Marks:
+    """The latest run's own log: models are loaded when it has ``started``."""
+    offset, begun = time.monotonic() - time.time(), time.time()
+    names = {"started": "ready", "finished": "done"}
+
+    def marks() -> Mapping[str, float]:
+        found: dict[str, float] = {}
+        for log in sorted((run / "out" / RUNS).glob("*.log")):
+            for line in log.read_text("utf-8").splitlines(keepends=True):
+                if line.endswith("\n"):
+                    event = json.loads(line)
+                    moment = datetime.fromisoformat(event["time"]).timestamp()
+                    if moment >= begun and event["event"] in names:
+                        found[names[event["event"]]] = moment + offset
+        return found
+
+    return marks
+
+
+# clip-retrieval --------------------------------------------------------------------------------
+
+
+def _clip_retrieval(work: Work, run: Path) -> list[str]:
+    model = work.models / "open_clip"
+    options = {
+        "input_dataset": f"{work.shards}/{{0..{SHARDS - 1}}}.tar",
+        "output_folder": run / "out",
+        "input_format": "webdataset",
+        "clip_model": f"open_clip:tiny/{model}/tiny.pt",
+        "num_prepro_workers": 2,
+        "enable_text": False,
+        "enable_metadata": False,
+    }
+    program = ["benchmarks/peer_clip_retrieval.py", str(model / "tiny.json"), str(run / "marks")]
+    return [*program, "inference", *(f"--{name}={value}" for name, value in options.items())]
+
+
+def _clip_retrieval_rows(_work: Work, run: Path) -> Rows:
+    """One row per file that it read: a view, not a sample."""
+    import pyarrow.parquet as pq
+
+    found: Rows = {}
+    for file in sorted((run / "out").glob("img_emb/*.npy")):
+        number = file.stem.rpartition("_")[2]
+        names = pq.read_table(run / f"out/metadata/metadata_{number}.parquet")["image_path"]
+        rows = np.load(file).astype(np.float32)[:, None]
+        found |= dict(zip(names.to_pylist(), rows, strict=True))
+    return found

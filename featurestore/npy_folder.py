@@ -1,0 +1,150 @@
+"""A folder of materialized files, looked at as a store is."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from featurestore.errors import InputError
+from featurestore.records import BadInput, stems_sha256
+from featurestore.store import StoreSpec, record_crc32c
+
+_MANIFEST = "_manifest.json"
+_LABELS_MANIFEST = "_labels_manifest.json"
+# Files have no chunks; this many samples are as good a unit of reading as any.
+_CHUNK = 64
+_PAPER_SEED = 123
+
+
+def find_prefix(folder: Path) -> str | None:
+    """What the names of the folder's materialized files begin with; None where there are none.
+
+    Raises:
+        InputError: there are several sets of files.
+    """
+    found = sorted(
+        p.name.removesuffix(_MANIFEST)
+        for p in folder.glob(f"*{_MANIFEST}")
+        if not p.name.endswith(_LABELS_MANIFEST)
+    )
+    if len(found) > 1:
+        raise InputError(f"{folder} holds files of several runs: say which with prefix={found!r}.")
+    return found[0] if found else None
+
+
+def read_manifest(folder: Path, prefix: str) -> dict[str, Any]:
+    """The manifest of materialized files, which is written when all of them are there.
+
+    Raises:
+        InputError: it is missing, or not what was written.
+    """
+    path = folder / f"{prefix}{_MANIFEST}"
+    try:
+        manifest = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise InputError(
+            f"{folder} holds no {path.name}, so its files may be half written.\n"
+            "Run `materialize` again; the manifest is written last."
+        ) from None
+    except (OSError, ValueError, RecursionError) as e:
+        raise InputError(f"Could not read {path}: {str(e)[:200]}") from e
+    if not isinstance(manifest, dict) or not {"original_rows", "views_per_sample"} <= set(manifest):
+        raise InputError(f"{path} is not a manifest of materialized files.")
+    # Those of the published scripts have no checksum.
+    if "crc32c" in manifest and manifest["crc32c"] != record_crc32c(manifest):
+        raise InputError(f"{path} does not fit its checksum.\nRun `materialize` again.")
+    return manifest
+
+
+class NpyFolder:
+    """Materialized files opened for reading, by the names that a store has for the same things.
+
+    Attributes:
+        path: the folder.
+        prefix: what its files' names begin with.
+        spec: samples, views and dimensions, from the manifest.
+        zscore: how the rows were scaled, ``all``, ``train`` or ``none``.
+        seed: of the views and of the labels' noise.
+    """
+
+    def __init__(self, path: Path | str, prefix: str) -> None:
+        """Reads the manifest.
+
+        Raises:
+            InputError: it is missing, or not what was written.
+        """
+        self.path, self.prefix = Path(path), prefix
+        self._manifest = read_manifest(self.path, prefix)
+        try:
+            self.spec = StoreSpec(
+                self._manifest["original_rows"],
+                self._manifest["views_per_sample"],
+                _CHUNK,
+                dict(self._manifest.get("dims", {})),
+            )
+            # The published scripts know one way, and write nothing of it.
+            self.zscore = str(self._manifest.get("zscore", "all"))
+            self.seed = int(self._manifest.get("seed", _PAPER_SEED))
+            self.bad_inputs = [
+                BadInput(bad["orig_idx"], bad["input"], bad["reason"], "")
+                for bad in self._manifest.get("placeholders", [])
+            ]
+            numbers = (self.spec.samples, self.spec.views, *self.spec.dims.values())
+            if not all(type(number) is int and number > 0 for number in numbers):
+                raise ValueError(f"its numbers are {numbers}")
+        except (KeyError, TypeError, ValueError) as e:
+            raise InputError(f"{self.path / prefix}{_MANIFEST} is not a manifest: {e!r}") from e
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """The features that the manifest lists."""
+        return tuple(self.spec.dims)
+
+    @cached_property
+    def stems(self) -> list[str]:
+        """The samples' stems in order, from the index of rows.
+
+        Raises:
+            InputError: the index is missing, or is not of these files.
+        """
+        path = self.path / f"{self.prefix}_aug_index.csv"
+        stems: list[str | None] = [None] * self.spec.samples
+        try:
+            with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+                for row in csv.DictReader(file):
+                    if row["view"] == "0":
+                        stems[int(row["orig_idx"])] = row["stem"]
+        except OSError as e:
+            raise InputError(f"Could not read {path}: {e.strerror or e}") from e
+        except (csv.Error, ValueError, KeyError, IndexError, TypeError) as e:
+            raise InputError(f"{path} is not an index of materialized rows: {e!r:.200}") from e
+        found = [stem for stem in stems if stem is not None]
+        if len(found) != len(stems):
+            raise InputError(f"{path} names {len(found)} of {len(stems)} samples.")
+        if self._manifest.get("stems_sha256") not in (None, stems_sha256(found)):
+            raise InputError(f"{path} names other samples than the manifest was written for.")
+        return found
+
+    def check(self, features: Iterable[str]) -> None:
+        """Compares the features' files with the digests in the manifest.
+
+        Raises:
+            InputError: a file is not what was written, or no digests were.
+        """
+        digests = self._manifest.get("sha256")
+        if not isinstance(digests, dict):
+            raise InputError(f"The manifest of {self.path} holds no digests to compare with.")
+        for name in features:
+            path = self.path / f"{self.prefix}_{name}.npy"
+            try:
+                with path.open("rb") as file:
+                    found = hashlib.file_digest(file, "sha256").hexdigest()
+            except OSError as e:
+                raise InputError(f"Could not read {path}: {e.strerror or e}") from e
+            if found != digests.get(path.name):
+                raise InputError(f"{path} is not what was written.\nRun `materialize` again.")

@@ -1,0 +1,124 @@
+"""Where a dataset's rows come from: a store, or a folder of materialized files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from featurestore.errors import ConfigError, InputError
+from featurestore.npy_folder import NpyFolder, find_prefix
+from featurestore.reader import ADVICE, Advice, choose_advice
+from featurestore.rows import FeatureRows, npy_rows, store_rows
+from featurestore.scaling import ZSCORES, scale_for
+from featurestore.store import FeatureStore
+
+FeatureSource = FeatureStore | NpyFolder
+
+
+def open_source(path: Path | str, prefix: str | None = None) -> FeatureSource:
+    """Opens what is at ``path``.
+
+    Args:
+        path: a store, or a folder that ``materialize`` wrote.
+        prefix: what the names of materialized files begin with; found out where there is one set.
+
+    Raises:
+        InputError: there is neither, or it is not complete.
+        CorruptStoreError: the store is damaged.
+    """
+    path = Path(path)
+    if (path / "zarr.json").is_file():
+        return FeatureStore(path)
+    prefix = prefix or find_prefix(path)
+    return FeatureStore(path) if prefix is None else NpyFolder(path, prefix)
+
+
+def chosen_chunks(source: FeatureSource, *, partial: bool) -> tuple[int, ...] | None:
+    """The chunks that a growing store is read from; None for all of a complete one.
+
+    Raises:
+        InputError: the store is not complete, and ``partial`` is not wanted or nothing is there.
+    """
+    if isinstance(source, NpyFolder):
+        return None
+    if not partial:
+        source.require_complete()
+        return None
+    if not len(source.ledger):
+        raise InputError(f"Nothing of {source.path} is committed yet.")
+    return tuple(entry.chunk for entry in source.ledger.entries)
+
+
+def open_rows(
+    source: FeatureSource,
+    features: Iterable[str],
+    zscore: str,
+    train: npt.NDArray[np.int64] | None,
+    advice: Advice,
+    chunks: Sequence[int] | None,
+) -> dict[str, FeatureRows]:
+    """The rows of several features, scaled.
+
+    Args:
+        source: where they are.
+        features: which ones.
+        zscore: ``all``, ``train`` or ``none``, see ``scaling.scale_for``.
+        train: int64 indices of the training samples, needed for ``train``.
+        advice: one of ``reader.ADVICE``, for all files together.
+        chunks: see :func:`chosen_chunks`.
+
+    Raises:
+        ConfigError: an argument is none of those above, or the files are scaled in another way.
+        InputError: the store is not complete, or a file does not fit its manifest.
+        CorruptStoreError: the store is damaged.
+        StorageError: a file cannot be read.
+    """
+    if zscore not in ZSCORES:
+        raise ConfigError(f"zscore is one of {', '.join(ZSCORES)}, found {zscore!r}.")
+    if advice not in ADVICE:
+        raise ConfigError(f"advice is one of {', '.join(ADVICE)}, found {advice!r}.")
+    if isinstance(source, NpyFolder):
+        if zscore != source.zscore:
+            raise ConfigError(
+                f"The files in {source.path} were written with --zscore {source.zscore}, and "
+                f"zscore={zscore!r} was asked for.\n"
+                f"Say zscore={source.zscore!r}, or read the store they were made from."
+            )
+        folder, prefix = source.path, source.prefix
+        return {name: npy_rows(folder, prefix, name, advice=advice) for name in features}
+    scales = {name: scale_for(source, name, zscore, train, chunks) for name in features}
+    return {
+        name: store_rows(source, name, scale, advice=advice, chunks=chunks)
+        for name, scale in scales.items()
+    }
+
+
+def resolve_advice(
+    source: FeatureSource, features: Iterable[str], advice: Advice, *, sparse: bool
+) -> Advice:
+    """What ``auto`` means for these features together; see ``reader.choose_advice``."""
+    if advice != "auto":
+        return advice
+    spec = source.spec
+    row_bytes = 4 * sum(spec.dims[name] for name in features)
+    return choose_advice(spec.samples * spec.views * row_bytes, sparse=sparse)
+
+
+def check_content(
+    source: FeatureSource, features: Iterable[str], chunks: Sequence[int] | None
+) -> None:
+    """Reads the features once, and compares them with what was written.
+
+    Raises:
+        CorruptStoreError: a chunk is not what was committed.
+        InputError: a file is not what its manifest says.
+    """
+    if isinstance(source, NpyFolder):
+        source.check(features)
+        return
+    for name in features:
+        for chunk in range(source.spec.chunks) if chunks is None else chunks:
+            source.read_chunk(name, chunk)

@@ -1,0 +1,44 @@
+"""The stems behind rows of features, in their order."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from featurestore.errors import InputError
+from featurestore.store import FeatureStore
+
+
+def stems_of(embeddings: Path, prefix: str) -> list[str]:
+    """The stems of a store, or of materialized files by their index.
+
+    Args:
+        embeddings: a store, or a folder that ``materialize`` or the published scripts wrote.
+        prefix: what the names of materialized files begin with.
+
+    Raises:
+        InputError: there is neither, or the index is damaged.
+    """
+    if (embeddings / "zarr.json").is_file():
+        return FeatureStore(embeddings).stems
+    return _indexed_stems(embeddings / f"{prefix}_aug_index.csv")
+
+
+def _indexed_stems(path: Path) -> list[str]:
+    """Reads the lines of view 0; the published scripts wrote them in no order to rely on."""
+    found: dict[int, str] = {}
+    try:
+        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+            for line in csv.DictReader(file):
+                if line["view"] == "0":
+                    found[int(line["orig_idx"])] = line["stem"]
+    except FileNotFoundError:
+        raise InputError(
+            f"{path.parent} is neither a store nor a folder of materialized files: there is no "
+            f"{path.name}."
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as e:
+        raise InputError(f"{path} is not an index of materialized files: {str(e)[:200]}") from e
+    if not found or sorted(found) != list(range(len(found))):
+        raise InputError(f"{path} does not name every sample; run `materialize` again.")
+    return [found[index] for index in range(len(found))]

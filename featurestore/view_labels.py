@@ -1,0 +1,145 @@
+"""Labels for the chosen views: a sample's own, or with the noise of each view."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from featurestore.errors import ConfigError, InputError
+from featurestore.genres import CLASS_NAMES
+from featurestore.label_files import read_labels
+from featurestore.labels import augmented_label
+from featurestore.materialize import PREFIX
+from featurestore.npy import map_npy
+from featurestore.npy_folder import NpyFolder
+from featurestore.sources import FeatureSource
+from featurestore.store import StoreSpec
+from featurestore.view_policies import View
+
+KINDS = ("base", "augmented")
+
+
+class Labels(Protocol):
+    """Labels of a batch."""
+
+    def take(self, samples: npt.NDArray[np.int64], view: View) -> npt.NDArray[np.float32]:
+        """The labels of ``samples``, int64 ``[B]``, for what ``FeatureRows.take`` reads there."""
+
+
+class BaseLabels:
+    """One row of labels for a sample, whatever its view."""
+
+    def __init__(self, rows: npt.NDArray[np.float32]) -> None:
+        """Takes float32 ``[N, 23]``."""
+        self._rows = rows
+
+    def take(self, samples: npt.NDArray[np.int64], view: View) -> npt.NDArray[np.float32]:  # noqa: ARG002
+        """float32 ``[B, 23]``, a copy."""
+        return self._rows[samples]
+
+
+class AugmentedLabels:
+    """A row of noisy labels for each view of a sample, read from a file or made when first asked.
+
+    Making one takes some 20 µs, and each is made once in a process.
+    """
+
+    def __init__(
+        self,
+        rows: npt.NDArray[np.float32],
+        base: npt.NDArray[np.float32] | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Takes all rows, or the clean ones and room for all.
+
+        Args:
+            rows: float32 ``[N, V, 23]``.
+            base: float32 ``[N, 23]`` where ``rows`` is to be filled from them, or None.
+            seed: of the noise.
+        """
+        self._rows, self._base, self._seed = rows, base, seed
+        self._made = np.zeros(rows.shape[:2], bool) if base is not None else None
+
+    def take(self, samples: npt.NDArray[np.int64], view: View) -> npt.NDArray[np.float32]:
+        """The labels of the views that ``FeatureRows.take`` reads, a copy.
+
+        Returns:
+            float32 ``[B, 23]``; ``[B, 2, 23]`` for two views each, ``[B, V, 23]`` for ``all``; for
+            ``mean`` the mean over all views, as of the features.
+        """
+        which = np.arange(self._rows.shape[1]) if isinstance(view, str) else np.asarray(view)
+        rows = samples[:, None] if isinstance(view, str) or which.ndim == 2 else samples
+        self._make(*np.broadcast_arrays(rows, which))
+        found: npt.NDArray[np.float32] = self._rows[rows, which]
+        if isinstance(view, str) and view == "mean":
+            found = found.mean(axis=1, dtype=np.float32)
+        return found
+
+    def _make(self, rows: npt.NDArray[np.int64], which: npt.NDArray[np.int64]) -> None:
+        if self._made is None or self._base is None:
+            return
+        lacking = np.flatnonzero(~self._made[rows, which])
+        for i, v in zip(rows.flat[lacking].tolist(), which.flat[lacking].tolist(), strict=True):
+            self._rows[i, v] = augmented_label(self._base[i], i, v, self._seed)
+            self._made[i, v] = True
+
+
+def open_labels(kind: str, labels_dir: Path | None, source: FeatureSource) -> Labels | None:
+    """The labels of a data set.
+
+    Args:
+        kind: ``base``; or ``augmented``, from the file that is beside materialized features or in
+            ``labels_dir``, else made from the base labels with the seed of the views.
+        labels_dir: what the ``labels`` command wrote, or None.
+        source: the samples.
+
+    Returns:
+        None for base labels without a folder.
+
+    Raises:
+        ConfigError: there is no such kind, or nothing to take augmented labels from.
+        InputError: labels are missing, damaged, or of other samples or views.
+    """
+    if kind not in KINDS:
+        raise ConfigError(f"labels is one of {', '.join(KINDS)}, found {kind!r}.")
+    if kind == "augmented":
+        beside = isinstance(source, NpyFolder)
+        prefix = source.prefix if isinstance(source, NpyFolder) else PREFIX
+        for folder in (source.path if beside else None, labels_dir):
+            if folder is not None and (folder / f"{prefix}_labels_manifest.json").is_file():
+                return AugmentedLabels(_read_augmented(folder, prefix, source.spec))
+    if labels_dir is None:
+        if kind == "base":
+            return None
+        raise ConfigError(
+            "labels='augmented' needs labels_dir, which `labels` wrote: the noise is added to them."
+        )
+    base = read_labels(labels_dir, source.stems)
+    if kind == "base":
+        return BaseLabels(base)
+    # Not zeros: memory that is not touched is not taken.
+    room = np.empty((len(base), source.spec.views, base.shape[1]), np.float32)
+    return AugmentedLabels(room, base, source.seed)
+
+
+def _read_augmented(folder: Path, prefix: str, spec: StoreSpec) -> npt.NDArray[np.float32]:
+    """Maps ``P_labels.npy``, float32 ``[N, V, 23]``, if its manifest speaks of these rows."""
+    path, manifest = folder / f"{prefix}_labels.npy", folder / f"{prefix}_labels_manifest.json"
+    try:
+        facts = json.loads(manifest.read_bytes())
+        told = facts["original_rows"], facts["views_per_sample"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
+        raise InputError(f"Could not read {manifest}: {e!r:.200}") from e
+    mapped = map_npy(path)
+    wanted = (spec.samples * spec.views, len(CLASS_NAMES))
+    if told != (spec.samples, spec.views) or mapped.shape != wanted or mapped.dtype != np.float32:
+        raise InputError(
+            f"{path} holds {mapped.dtype} {mapped.shape} of {told[0]} samples x {told[1]} views;\n"
+            f"expected float32 {wanted} of {spec.samples} x {spec.views}.\n"
+            "Make it again: labels --augment"
+        )
+    return np.asarray(mapped).reshape(spec.samples, spec.views, len(CLASS_NAMES))

@@ -1,0 +1,121 @@
+"""Which of a sample's views a batch holds.
+
+What is drawn belongs to (seed, epoch, sample) alone: the same in any order, in any batch, in any
+number of worker processes, and in a run that was resumed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from featurestore.errors import ConfigError
+
+Views = int | str
+# What rows are asked for: one number for all, int64 [B] or [B, 2] numbers, ``all`` or ``mean``.
+View = int | str | npt.NDArray[np.int64]
+
+NAMES = ("clean", "all", "mean", "random", "pair")
+_DRAWN = ("random", "pair")
+
+# Set by SplitMix64; see mix.
+_WORD = 2**64
+_GOLDEN = 0x9E3779B97F4A7C15
+_ROUNDS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
+_LAST_SHIFT = 31
+
+
+@dataclass(frozen=True, slots=True)
+class ViewPolicy:
+    """One way of choosing views.
+
+    Attributes:
+        views: a view's number, ``all``, ``mean`` (over all of them), ``random`` (one, all equally
+            likely) or ``pair`` (two different ones, all ordered pairs equally likely).
+        count: V, the views that every sample has.
+        seed: of what is drawn.
+    """
+
+    views: Views
+    count: int
+    seed: int = 0
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether an epoch changes what it gives."""
+        return self.views in _DRAWN
+
+    @property
+    def is_one(self) -> bool:
+        """Whether it reads the same one view of every sample."""
+        return isinstance(self.views, int)
+
+    def choose(self, samples: npt.NDArray[np.int64], epoch: int) -> View:
+        """The views of ``samples``, int64 ``[B]``.
+
+        Returns:
+            A number, ``all`` or ``mean`` where that is the same for every sample; else int64
+            ``[B]`` for ``random`` and ``[B, 2]`` for ``pair``.
+        """
+        if self.views == "random":
+            draws = mix(self.seed, epoch, samples)
+            return (draws % np.uint64(self.count)).astype(np.int64)
+        if self.views == "pair":
+            return self._pairs(mix(self.seed, epoch, samples))
+        return self.views
+
+    def _pairs(self, draws: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+        """Numbers the V * (V - 1) ordered pairs and takes one; the second view skips the first."""
+        numbers = (draws % np.uint64(self.count * (self.count - 1))).astype(np.int64)
+        first, second = np.divmod(numbers, self.count - 1)
+        second += second >= first
+        return np.stack([first, second], axis=1)
+
+
+def view_policy(views: object, count: int, seed: int = 0) -> ViewPolicy:
+    """The policy that ``views`` names.
+
+    Args:
+        views: ``clean`` (view 0), a view's number, ``all``, ``mean``, ``random`` or ``pair``.
+        count: V.
+        seed: of ``random`` and ``pair``, any integer.
+
+    Raises:
+        ConfigError: it is none of these, or there is no such view.
+    """
+    if isinstance(views, str) and views in NAMES:
+        if views == "pair" and count < 2:
+            raise ConfigError("views='pair' takes two different views, and there is one.")
+        return ViewPolicy(0 if views == "clean" else views, count, seed)
+    if isinstance(views, bool) or not isinstance(views, int | np.integer):
+        raise ConfigError(f"views is a number or one of {', '.join(NAMES)}, found {views!r}.")
+    if not 0 <= views < count:
+        raise ConfigError(f"There are views 0 to {count - 1}, view {views} was asked for.")
+    return ViewPolicy(int(views), count, seed)
+
+
+def mix(seed: int, epoch: int, samples: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
+    """A uniform 64-bit number per (seed, epoch, sample): SplitMix64's output function, chained.
+
+    Source: Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators" (2014).
+    """
+    # The seed is mixed before the epoch is added: (1, 0) must not draw what (0, 1) draws.
+    key = _scramble(_scramble(seed % _WORD) ^ (epoch % _WORD))
+    state = samples.astype(np.uint64)
+    state ^= np.uint64(key)
+    state += np.uint64(_GOLDEN)  # arrays wrap around, which is meant
+    for shift, factor in _ROUNDS:
+        state ^= state >> np.uint64(shift)
+        state *= np.uint64(factor)
+    state ^= state >> np.uint64(_LAST_SHIFT)
+    return state
+
+
+def _scramble(state: int) -> int:
+    """One step of it, for one number: much faster than an array of one."""
+    state = (state + _GOLDEN) % _WORD
+    for shift, factor in _ROUNDS:
+        state = (state ^ (state >> shift)) * factor % _WORD
+    return state ^ (state >> _LAST_SHIFT)

@@ -1,0 +1,63 @@
+"""Every loop of docs/training.md runs as it stands, on a real store of the demo data."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from featurestore import FeatureDataset
+from featurestore.errors import ConfigError
+from tests.conftest import ROOT
+from tests.test_docs import blocks
+
+# All in one process, each as a program of its own, so that libraries are imported once.
+RUN = """
+import sys
+for number, code in enumerate(sys.argv[1:]):
+    exec(compile(code, f"block {number}", "exec"), {"__name__": "__main__"})
+    print("done", number)
+"""
+
+
+def has_pairs(store):
+    try:
+        FeatureDataset(store, views="pair")
+    except ConfigError:
+        return False
+    return True
+
+
+@pytest.fixture
+def workplace(built, tmp_path):
+    for name in ("features", "labels", "imdb"):
+        (tmp_path / name).symlink_to(built / name)
+    return tmp_path
+
+
+def test_what_the_page_on_training_says_to_type_works(workplace):
+    typed = blocks(ROOT / "docs/training.md", "python")
+    assert len(typed) >= 10
+    if not has_pairs(workplace / "features"):
+        typed = [code for code in typed if 'views="pair"' not in code]
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    torchrun = {
+        "RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    torchrun |= {"GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", RUN, *typed],
+        cwd=workplace,
+        env=os.environ | torchrun,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("done") == len(typed)
