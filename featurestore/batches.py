@@ -43,6 +43,10 @@ class Batch(Sequence[Item]):
             return [self[i] for i in range(len(self))[item]]
         return Item((name, tensor[item]) for name, tensor in self.stacked.items())
 
+    def pin_memory(self) -> Batch:
+        """The same in page-locked memory; what a loader calls where it is not to collate."""
+        return Batch({name: tensor.pin_memory() for name, tensor in self.stacked.items()})
+
 
 def _collate(batch: Sequence[Item], *, collate_fn_map: Any = None) -> dict[str, torch.Tensor]:
     if isinstance(batch, Batch):

@@ -329,6 +329,12 @@ def test_a_reader_at_every_disk_operation_sees_committed_chunks_only(
         if not found.complete:
             with pytest.raises(InputError, match="not complete"):
                 FeatureDataset(store)
+        if done:
+            growing = FeatureDataset(store, views="all", zscore="none", partial=True)
+            last = right.read_chunk("clip_text", done[-1])
+            assert len(growing) == sum(len(right.spec.samples_of(chunk)) for chunk in done)
+            rows = growing.batch(range(len(growing) - len(last), len(growing)))["clip_text"]
+            np.testing.assert_array_equal(rows.numpy(), last)
         report = verify(store)
         assert report.findings == []
         assert sorted(report.committed) == done

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, default_collate
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from featurestore.dataset import FeatureDataset
 from featurestore.errors import ConfigError, CorruptStoreError, InputError
@@ -154,6 +155,16 @@ def test_a_batch_is_the_list_of_its_items(world):
     assert whole["clip_text"] is items.stacked["clip_text"]
     kept = DataLoader(dataset, batch_size=3, collate_fn=lambda batch: [dict(i) for i in batch])
     assert [len(batch) for batch in kept] == [3, 3, 3, 2]
+
+
+def test_a_batch_that_nobody_collates_is_pinned_whole(world, monkeypatch):
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self) or self + 0)
+    items = world.open().__getitems__([2, 5])
+    found = pin_memory(items)
+    assert len(pinned) == 3
+    assert [item["index"].item() for item in found] == [2, 5]
+    assert torch.equal(found.stacked["clip_text"], items.stacked["clip_text"])
 
 
 def test_tensors_are_copies(world):
