@@ -26,7 +26,8 @@ class Library:
         needs: what pip installs for it, or nothing where it runs in this environment.
         chooses: whether its files are of rows or of samples, so that they are written for both.
         peer: whether ours has to be faster.
-        further: for information, so neither in quick runs nor without page cache.
+        quick: whether it takes part in quick runs.
+        cold: whether it is measured without page cache.
     """
 
     program: str
@@ -35,15 +36,23 @@ class Library:
     needs: tuple[str, ...] = ()
     chooses: bool = False
     peer: bool = True
-    further: bool = False
+    quick: bool = True
+    cold: bool = True
 
 
 LIBRARIES = {
     MEMMAP: Library("numpy", "Memmap", "npy", peer=False),
     "torch tensor in RAM": Library("torch", "Tensor", "npy", peer=False),
     OURS: Library("manyviews", "Dataset", "store", peer=False),
-    "manyviews, FeatureRows.take": Library("manyviews", "Taken", "store", peer=False, further=True),
-    "manyviews, with z-score": Library("manyviews", "Scaled", "store", peer=False, further=True),
+    "manyviews, advice='random'": Library(
+        "manyviews", "PageByPage", "store", peer=False, quick=False
+    ),
+    "manyviews, FeatureRows.take": Library(
+        "manyviews", "Taken", "store", peer=False, quick=False, cold=False
+    ),
+    "manyviews, with z-score": Library(
+        "manyviews", "Scaled", "store", peer=False, quick=False, cold=False
+    ),
     "zarr-python, our store": Library("zarr", "Zarr", "store"),
     "LMDB": Library("lmdb", "Lmdb", "lmdb", ("lmdb==3.0.0", NUMPY)),
     "HF datasets": Library("datasets", "HuggingFace", "datasets", chooses=True),

@@ -179,12 +179,12 @@ def measure(race: Race, layout: str, *, quick: bool) -> None:
     """Prints the tables of a layout's patterns."""
     sizes = race.prepare(layout)
     names = [name for name in LIBRARIES if name in sizes]
-    cold_names = [name for name in names if not LIBRARIES[name].further]
+    cold_names = [name for name in names if LIBRARIES[name].cold]
     for pattern, (of_layout, what) in PATTERNS.items():
         if of_layout != layout:
             continue
         scan = pattern == "scan"
-        laps = race.warm(names, pattern, (2 if scan else 5) if quick else (5 if scan else 15))
+        laps = race.warm(names, pattern, (1 if scan else 3) if quick else (5 if scan else 15))
         print(f"\n{what}, warm:\n\n{warm_table(laps, sizes, 'CPU s')}\n\n{goals(pattern, laps)}")
         laps, facts = race.cold(cold_names, pattern, (1 if scan else 2) if quick else 5)
         print(f"\n{what}, cold:\n\n{cold_table(laps, facts)}\n\n{goals(pattern, laps)}", flush=True)
@@ -195,7 +195,7 @@ def measure(race: Race, layout: str, *, quick: bool) -> None:
 
 def start(stack: ExitStack, *, quick: bool) -> dict[str, Peer]:
     """The processes of all that can be had; says which cannot."""
-    wanted = {n: lib for n, lib in LIBRARIES.items() if not (quick and lib.further)}
+    wanted = {n: lib for n, lib in LIBRARIES.items() if lib.quick or not quick}
     wanted |= {} if quick else LOADERS
     pythons, left_out = interpreters(wanted, make=not quick)
     for name, why in left_out.items():

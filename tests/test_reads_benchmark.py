@@ -7,14 +7,14 @@ from benchmarks import page_cache
 from benchmarks.libraries import LIBRARIES, LOADERS, interpreters
 from benchmarks.peer_datasets import HuggingFace
 from benchmarks.peer_loader import Loader, MemmapLoader
-from benchmarks.peer_manyviews import Dataset, Scaled, Taken
+from benchmarks.peer_manyviews import Dataset, PageByPage, Scaled, Taken
 from benchmarks.peer_numpy import FILE, Memmap
 from benchmarks.peer_torch import Tensor
 from benchmarks.peer_zarr import Zarr
 from benchmarks.reading import BATCH_ROWS, ROWS, SAMPLES, Session, require_equal
 
 SHAPE = (100, 8, 16)
-READERS = (Memmap, Tensor, Dataset, Scaled, Taken, Zarr, HuggingFace)
+READERS = (Memmap, Tensor, Dataset, PageByPage, Scaled, Taken, Zarr, HuggingFace)
 
 
 @pytest.fixture(scope="module")
