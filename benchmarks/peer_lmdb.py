@@ -7,16 +7,17 @@ from pathlib import Path
 import lmdb
 import numpy as np
 
-from benchmarks.reading import Indices, Reader, Rows, serve
+from benchmarks.reading import SAMPLES, Indices, Reader, Rows, serve
 
 
 class Lmdb(Reader):
     """A value per sample, read as a buffer: no row is copied but those asked for."""
 
     def __init__(self, folder: Path, shape: tuple[int, int, int], layout: str) -> None:
-        """Maps the file; without read-ahead, as its documentation says for random reads."""
+        """Maps the file; for single rows without read-ahead, as its documentation says."""
         super().__init__(folder, shape, layout)
-        self._env = lmdb.open(str(folder), readonly=True, lock=False, readahead=False)
+        ahead = layout == SAMPLES
+        self._env = lmdb.open(str(folder), readonly=True, lock=False, readahead=ahead)
 
     @staticmethod
     def write(values: Rows, folder: Path, layout: str) -> None:  # noqa: ARG004

@@ -12,6 +12,7 @@ import torch
 from benchmarks.reading import Indices, Reader, Rows, serve
 from featurestore.config import Fingerprint
 from featurestore.dataset import FeatureDataset
+from featurestore.reader import Advice
 from featurestore.records import Sample, SampleRecord, stems_sha256
 from featurestore.rows import store_rows
 from featurestore.store import FeatureStore, StoreSpec, choose_chunk
@@ -63,12 +64,15 @@ class Dataset(Reader):
 
     knows_views = False
     zscore = "none"
+    advice: Advice = "auto"
 
     def __init__(self, folder: Path, shape: tuple[int, int, int], layout: str) -> None:
         """Opens the store for both ways of reading; they share the mapped pages."""
         super().__init__(folder, shape, layout)
         views = "random" if layout == "rows" else "all"
-        self._data = FeatureDataset(folder / STORE, views=views, zscore=self.zscore)
+        self._data = FeatureDataset(
+            folder / STORE, views=views, zscore=self.zscore, advice=self.advice
+        )
 
     write = staticmethod(write_store)
 
@@ -80,6 +84,12 @@ class Dataset(Reader):
         """A batch."""
         found: Rows = self._data.batch(cast("Sequence[int]", samples))[FEATURE].numpy()
         return found
+
+
+class PageByPage(Dataset):
+    """The same without reading everything when it is opened, as where memory is short."""
+
+    advice: Advice = "random"
 
 
 class Scaled(Dataset):
@@ -120,4 +130,4 @@ class Taken(Reader):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    serve(Dataset, Scaled, Taken)
+    serve(Dataset, PageByPage, Scaled, Taken)

@@ -119,7 +119,6 @@ class Session:
         """Writes the files from an ``.npy`` file ``[N * V, D]``."""
         self._folder.mkdir(parents=True, exist_ok=True)
         self._kind.write(self._mapped(reference), self._folder, self._layout)
-        os.sync()
 
     def check(self, reference: str) -> None:
         """Stops the process unless every pattern reads what was written."""
@@ -154,10 +153,7 @@ class Session:
         """
         self.close()
         files = page_cache.files_of(self._folder)
-        page_cache.drop(files)
-        found, size = page_cache.resident_bytes(files), sum(f.stat().st_size for f in files)
-        if found > size / 100:
-            raise SystemExit(f"{self._folder}: {found} of {size} bytes stay in memory")
+        _drop(files)
         rng = np.random.default_rng(seed)
         start = time.perf_counter()
         reader = self._open()
@@ -174,7 +170,6 @@ class Session:
         if self._reader is not None:
             self._reader.close()
             self._reader = None
-            gc.collect()
 
     def _open(self) -> Reader:
         if self._reader is None:
@@ -184,6 +179,18 @@ class Session:
     def _mapped(self, reference: str) -> Rows:
         values: Rows = np.load(reference, mmap_mode="r")
         return values.reshape(self._shape)
+
+
+def _drop(files: list[Path]) -> None:
+    """Takes files out of memory; stops the process where that cannot be done."""
+    most = sum(path.stat().st_size for path in files) / 100
+    page_cache.drop(files)
+    if page_cache.resident_bytes(files) > most:
+        gc.collect()  # a reader in a cycle of references still maps them
+        page_cache.drop(files)
+        left = page_cache.resident_bytes(files)
+        if left > most:
+            raise SystemExit(f"{left} bytes stay in memory of {files[0]} and {len(files) - 1} more")
 
 
 def read(reader: Reader, pattern: str, rng: np.random.Generator) -> tuple[int, float]:

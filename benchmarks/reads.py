@@ -7,33 +7,28 @@ Usage:
 page cache, and with nothing of them in memory when they are opened. Every contender is a process of
 its own on one core; each is written in its library's way from the same numbers, which it has to
 read back before it is measured. Peers live in environments of their own; ``--quick`` takes those
-that are made already.
+that are made already, a tenth of the data, and no ``DataLoader``.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks import measuring
-from benchmarks.environments import FOLDER, Peer, environment, is_made
+from benchmarks.environments import FOLDER, Peer
+from benchmarks.libraries import LIBRARIES, LOADERS, MEMMAP, OURS, interpreters
 from benchmarks.measuring import Contender, Lap, Spread
 from benchmarks.reading import ROWS, SAMPLES
 
 VIEWS = 70
-NUMPY, TORCH = "numpy==2.4.6", "torch==2.13.0"
-MEMMAP, OURS = "memmap", "manyviews"
 # Samples per dimension: 0.55 GB each, and 55 to 73 MB.
 FULL = {512: 3840, 768: 2560, 2048: 960}
 QUICK = {512: 384, 768: 256, 2048: 96}
@@ -44,76 +39,6 @@ PATTERNS = {
 }
 # At most this many times the memmap's time.
 GOALS = {"rows": 1.2, "samples": 1.1}
-
-
-@dataclass(frozen=True, slots=True)
-class Library:
-    """One contender.
-
-    Attributes:
-        program: of ``benchmarks/``, without ``peer_``.
-        kind: which of its readers.
-        data: the folder of its files; those of one name share them.
-        needs: what pip installs for it, or nothing where it runs in this environment.
-        chooses: whether its files are of rows or of samples, so that they are written for both.
-        peer: whether ours has to be faster.
-        cold: whether it is measured without page cache.
-    """
-
-    program: str
-    kind: str
-    data: str
-    needs: tuple[str, ...] = ()
-    chooses: bool = False
-    peer: bool = True
-    cold: bool = True
-
-
-LIBRARIES = {
-    MEMMAP: Library("numpy", "Memmap", "npy", peer=False),
-    "torch tensor in RAM": Library("torch", "Tensor", "npy", peer=False),
-    OURS: Library("manyviews", "Dataset", "store", peer=False),
-    "manyviews, FeatureRows.take": Library("manyviews", "Taken", "store", peer=False, cold=False),
-    "manyviews, with z-score": Library("manyviews", "Scaled", "store", peer=False, cold=False),
-    "zarr-python, our store": Library("zarr", "Zarr", "store"),
-    "LMDB": Library("lmdb", "Lmdb", "lmdb", ("lmdb==3.0.0", NUMPY)),
-    "HF datasets": Library("datasets", "HuggingFace", "datasets", chooses=True),
-    "Lance": Library("lance", "Lance", "lance", ("pylance==14.0.2", NUMPY), chooses=True),
-    "HDF5, contiguous": Library("h5py", "Contiguous", "hdf5", ("h5py==3.16.0", NUMPY), True),
-    "HDF5, chunked": Library("h5py", "Chunked", "hdf5-chunked", ("h5py==3.16.0", NUMPY), True),
-    # Its own requirements exclude NumPy 2.2 and later.
-    "MosaicML streaming": Library(
-        "streaming", "Mosaic", "mds", ("mosaicml-streaming==0.13.0", TORCH), True
-    ),
-    "litdata": Library("litdata", "Litdata", "litdata", ("litdata==0.2.76", NUMPY, TORCH), True),
-}
-LOADERS = {
-    "memmap, 0 workers": Library("loader", "MemmapLoader", "npy"),
-    "memmap, 2 workers": Library("loader", "MemmapLoaderOfTwo", "npy"),
-    "manyviews, 0 workers": Library("loader", "Loader", "store"),
-    "manyviews, 2 workers": Library("loader", "LoaderOfTwo", "store"),
-}
-
-
-def interpreters(
-    libraries: Mapping[str, Library], *, make: bool
-) -> tuple[dict[str, Path], dict[str, str]]:
-    """Which Python runs each library, and why others are left out."""
-    found, left_out = {}, {}
-    for name, library in libraries.items():
-        needs = list(library.needs)
-        if not needs and library.program == "datasets" and find_spec("datasets") is None:
-            left_out[name] = "datasets is not installed"
-        elif not needs:
-            found[name] = Path(sys.executable)
-        elif not make and not is_made(library.program, needs):
-            left_out[name] = f"its environment is not made; the full run installs {needs[0]}"
-        else:
-            try:
-                found[name] = environment(library.program, needs)
-            except subprocess.CalledProcessError:
-                left_out[name] = f"pip could not install {' '.join(needs)}"
-    return found, left_out
 
 
 class Race:
@@ -250,21 +175,37 @@ def goals(pattern: str, laps: Mapping[str, Sequence[Lap]]) -> str:
     return "\n".join(lines)
 
 
-def measure(race: Race, names: Sequence[str], layout: str, *, quick: bool) -> None:
+def measure(race: Race, layout: str, *, quick: bool) -> None:
     """Prints the tables of a layout's patterns."""
     sizes = race.prepare(layout)
+    names = [name for name in LIBRARIES if name in sizes]
     cold_names = [name for name in names if LIBRARIES[name].cold]
     for pattern, (of_layout, what) in PATTERNS.items():
         if of_layout != layout:
             continue
         scan = pattern == "scan"
-        laps = race.warm(names, pattern, (2 if scan else 5) if quick else (5 if scan else 15))
+        laps = race.warm(names, pattern, (1 if scan else 3) if quick else (5 if scan else 15))
         print(f"\n{what}, warm:\n\n{warm_table(laps, sizes, 'CPU s')}\n\n{goals(pattern, laps)}")
-        laps, facts = race.cold(cold_names, pattern, (1 if scan else 3) if quick else 5)
+        laps, facts = race.cold(cold_names, pattern, (1 if scan else 2) if quick else 5)
         print(f"\n{what}, cold:\n\n{cold_table(laps, facts)}\n\n{goals(pattern, laps)}", flush=True)
-    if layout == ROWS:
-        laps = race.warm(LOADERS, "scan", 3 if quick else 9)
+    if layout == ROWS and not quick:
+        laps = race.warm(LOADERS, "scan", 9)
         print(f"\nDataLoader, batches of 512 rows:\n\n{warm_table(laps, sizes, 's')}", flush=True)
+
+
+def start(stack: ExitStack, *, quick: bool) -> dict[str, Peer]:
+    """The processes of all that can be had; says which cannot."""
+    wanted = {n: lib for n, lib in LIBRARIES.items() if lib.quick or not quick}
+    wanted |= {} if quick else LOADERS
+    pythons, left_out = interpreters(wanted, make=not quick)
+    for name, why in left_out.items():
+        print(f"{name}: not measured: {why}")
+    peers = {}
+    for name, python in pythons.items():
+        arguments = {"kind": wanted[name].kind, "lap_s": 0.02 if quick else 0.1}
+        program = f"benchmarks/peer_{wanted[name].program}.py"
+        peers[name] = stack.enter_context(Peer(python, program, arguments))
+    return peers
 
 
 def main() -> None:
@@ -272,27 +213,21 @@ def main() -> None:
     parser = measuring.parser(__doc__)
     parser.add_argument("--folder", type=Path, help="on the disk to be measured; default .bench")
     options = parser.parse_args()
-    pythons, left_out = interpreters(LIBRARIES | LOADERS, make=not options.quick)
     pins = sorted({need for library in LIBRARIES.values() for need in library.needs})
     print(measuring.machine("numpy", "torch", "zarr"), *pins, sep=", ")
-    for name, why in left_out.items():
-        print(f"{name}: not measured: {why}")
+    print(
+        "Cold: every file was dropped from the page cache, and mincore found at most 1% of it there"
+    )
     parent = options.folder or FOLDER
     parent.mkdir(parents=True, exist_ok=True)
-    names = [name for name in LIBRARIES if name in pythons]
     with ExitStack() as stack:
-        peers = {}
-        for name, python in pythons.items():
-            library = (LIBRARIES | LOADERS)[name]
-            arguments = {"kind": library.kind, "lap_s": 0.02 if options.quick else 0.1}
-            program = f"benchmarks/peer_{library.program}.py"
-            peers[name] = stack.enter_context(Peer(python, program, arguments))
+        peers = start(stack, quick=options.quick)
         for dim, samples in (QUICK if options.quick else FULL).items():
-            print(f"\nD = {dim}: {samples:,} samples, {VIEWS} views, float32")
+            print(f"\nD = {dim}: {samples:,} samples, {VIEWS} views, float32", flush=True)
             with tempfile.TemporaryDirectory(prefix="reads-", dir=parent) as folder:
                 race = Race(peers, Path(folder), (samples, VIEWS, dim))
                 for layout in (ROWS, SAMPLES):
-                    measure(race, names, layout, quick=options.quick)
+                    measure(race, layout, quick=options.quick)
 
 
 if __name__ == "__main__":
