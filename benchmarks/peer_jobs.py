@@ -116,13 +116,20 @@ def jobs() -> list[Job]:
     """All of them, ours first on each side."""
     return [
         _ours("clip_image", "clip", speed=16),
-        Job("naive script", "image", "pytorch", _program("naive"), _npy("clip_image"), worker=None),
+        Job(
+            "naive script",
+            "image",
+            "pytorch",
+            _program("naive"),
+            npy_rows("clip_image"),
+            worker=None,
+        ),
         Job(
             "PyTorch DataLoader, 2 workers",
             "image",
             "pytorch",
             _program("dataloader"),
-            _npy("clip_image"),
+            npy_rows("clip_image"),
             lambda command: "peer_dataloader" in command,
         ),
         Job(
@@ -149,7 +156,7 @@ def jobs() -> list[Job]:
             "text",
             "sentence-transformers",
             _program("sentence_transformers", model="sentence"),
-            _npy("clip_text"),
+            npy_rows("clip_text"),
             lambda command: "spawn_main" in command,
             speed=64,
         ),
@@ -197,7 +204,9 @@ def _program(name: str, model: str = "clip", **more: int) -> Callable[[Work, Pat
     return command
 
 
-def _npy(feature: str) -> Callable[[Work, Path], Rows]:
+def npy_rows(feature: str) -> Callable[[Work, Path], Rows]:
+    """Reads ``out/<feature>.npy``; there are no rows where it cannot be read."""
+
     def rows(work: Work, run: Path) -> Rows:
         file = run / "out" / f"{feature}.npy"
         stems = peer_recipe.stems(str(work.data))
