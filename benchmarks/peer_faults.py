@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.observing import Blow, Observed
-from benchmarks.peer_jobs import Job, Rows, Work, run
+from benchmarks.peer_job import Job, Rows, Work, run
 from benchmarks.peer_recipe import poster_file, stems
 
 HEAD = (

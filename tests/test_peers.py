@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import peer_dataloader, peer_jobs, peer_naive
+from benchmarks import peer_dataloader, peer_naive
 from benchmarks.peer_faults import Kept, damage
+from benchmarks.peer_job import Rows, Work
+from benchmarks.peer_jobs import npy_rows
 from consumers.build import build
 from featurestore.config import BuildConfig
 from featurestore.store import FeatureStore
@@ -34,7 +36,7 @@ def data(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def expected(
     data: Path, checkpoints: dict[str, str], tmp_path_factory: pytest.TempPathFactory
-) -> peer_jobs.Rows:
+) -> Rows:
     """manyviews' rows by stem."""
     store = tmp_path_factory.mktemp("peers") / "store"
     models = {"clip_image": checkpoints["clip_image"]}
@@ -57,12 +59,12 @@ def expected(
 def test_program_makes_the_rows_of_the_store(
     program: ModuleType,
     data: Path,
-    expected: peer_jobs.Rows,
+    expected: Rows,
     checkpoints: dict[str, str],
     tmp_path: Path,
 ) -> None:
     (tmp_path / "out").mkdir()
-    work = peer_jobs.Work(data, tmp_path, tmp_path, VIEWS)
+    work = Work(data, tmp_path, tmp_path, VIEWS)
     run: Callable[[dict[str, Any]], None] = program.run
     run(
         {
@@ -74,7 +76,7 @@ def test_program_makes_the_rows_of_the_store(
             "workers": 0,
         }
     )
-    found = peer_jobs.npy_rows("clip_image")(work, tmp_path)
+    found = npy_rows("clip_image")(work, tmp_path)
     assert list(found) == list(expected)
     for stem, rows in expected.items():
         assert rows.std() > 0.1
@@ -94,7 +96,7 @@ def test_rows_are_told_apart() -> None:
 
 
 def test_damage_cuts_one_file_and_leaves_the_sound_one(data: Path, tmp_path: Path) -> None:
-    work = peer_jobs.Work(data, tmp_path, tmp_path, VIEWS)
+    work = Work(data, tmp_path, tmp_path, VIEWS)
     before = {file.name: file.read_bytes() for file in data.iterdir()}
     broken = damage(work, tmp_path / "broken", "image")
     after = {file.name: file.read_bytes() for file in broken.data.iterdir()}
