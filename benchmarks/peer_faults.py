@@ -234,7 +234,7 @@ def _named(hit: Rows, seen: Observed) -> str:
     named = sum(key in seen.output for key in hit)
     if named == len(hit):
         return ", named"
-    return ", silently" if not named else f", {named} of {len(hit)} named"
+    return ", not named" if not named else f", {named} of {len(hit)} named"
 
 
 def _left(seen: Observed) -> str:

@@ -58,9 +58,9 @@ def jobs() -> list[Job]:
             _clip_retrieval_rows,
             lambda command: "peer_clip_retrieval" in command,
             logs=("stats/",),
-            speed=16,
+            speed=8,
         ),
-        _ours("clip_text", "sentence", speed=64),
+        _ours("clip_text", "sentence", speed=24),
         Job(
             "sentence-transformers 6.2, 2 processes",
             "text",
@@ -68,7 +68,7 @@ def jobs() -> list[Job]:
             _program("sentence_transformers", model="sentence"),
             npy_rows("clip_text"),
             lambda command: "spawn_main" in command,
-            speed=64,
+            speed=24,
         ),
     ]
 

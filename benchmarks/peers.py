@@ -27,7 +27,7 @@ from benchmarks.workload import data_folder
 
 VIEWS, FAULT_VIEWS = 70, 24
 ROUNDS = 3
-SAMPLES, FAULT_SAMPLES = 10, 8  # of a job of speed 1
+SAMPLES, FAULT_SAMPLES = 8, 6  # of a job of speed 1
 QUICK = (OURS, NAIVE, LOADER)
 
 
