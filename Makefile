@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 # Two test processes on two cores; each keeps torch to one thread.
 JOBS   ?= 2
 # Programs of benchmarks/, in the order in which they run.
-BENCHES := views text reads
+BENCHES := views text engine reads shuffle peers
 
 .PHONY: help setup demo test test-nightly lint types layers pytest bench bench-full clean
 

@@ -17,8 +17,8 @@ import packaging.version
 from benchmarks.peer_recipe import mark
 from featurestore.torchvision_ops import ensure_importable
 
-# Both here, because the command's own processes import this file, too. Of ``pkg_resources``
-# clip-anytorch takes ``packaging`` alone; the setuptools that torch requires lost the former.
+# Both here, because the command's own processes import this file, too. clip-anytorch takes nothing
+# but ``packaging`` from ``pkg_resources``, which the setuptools that torch requires have no more.
 ensure_importable()
 sys.modules["pkg_resources"] = types.ModuleType("pkg_resources")
 sys.modules["pkg_resources"].packaging = packaging  # type: ignore[attr-defined]

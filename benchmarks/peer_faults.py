@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.observing import Blow, Observed
-from benchmarks.peer_jobs import Job, Rows, Work, run
+from benchmarks.peer_job import Job, Rows, Work, run
 from benchmarks.peer_recipe import poster_file, stems
 
 HEAD = (
@@ -234,7 +234,7 @@ def _named(hit: Rows, seen: Observed) -> str:
     named = sum(key in seen.output for key in hit)
     if named == len(hit):
         return ", named"
-    return ", silently" if not named else f", {named} of {len(hit)} named"
+    return ", not named" if not named else f", {named} of {len(hit)} named"
 
 
 def _left(seen: Observed) -> str:

@@ -1,128 +1,45 @@
-"""The jobs that are compared: how each is started, and how the rows that it left are read.
-
-A run has a folder of its own. What the program writes for good lies in ``out`` there; the rest is
-scratch.
-"""
+"""The jobs that are compared: how each is started, and how the rows that it left are read."""
 
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from benchmarks import peer_recipe
-from benchmarks.environments import environment
-from benchmarks.observing import Blow, Marks, Observed, file_marks, observe
+from benchmarks.observing import Marks
+from benchmarks.peer_job import Job, Rows, Work
 from featurestore.errors import ManyViewsError
 from featurestore.store import RUNS, FeatureStore
 
-Rows = dict[str, npt.NDArray[np.float32]]
-
-TORCH = ["torch==2.13.0", "torchvision==0.28.0", "transformers==5.23.0"]
-PIXELS = ["numpy==2.4.6", "pillow==12.3.0"]
-ENVIRONMENTS = {
-    "pytorch": [*TORCH, *PIXELS],
-    "ray": ["ray[data]==2.60.0", *TORCH, *PIXELS],
-    "sentence-transformers": [
-        "sentence-transformers==6.2.0",
-        "torch==2.13.0",
-        "transformers==5.23.0",
-        "numpy==2.4.6",
-    ],
-    # With its own requirements as it states them; only what could move on is held.
-    "clip-retrieval": [
-        "clip-retrieval==2.45.0",
-        "torch==2.13.0",
-        "torchvision==0.28.0",
-        "numpy==1.26.4",
-        "pillow==12.3.0",
-        "open-clip-torch==2.32.0",
-        "transformers==4.57.6",
-        "sentence-transformers==2.7.0",
-        "webdataset==0.2.111",
-        "pyarrow==15.0.2",
-        "pandas==2.3.3",
-    ],
-}
+OURS, NAIVE = "manyviews", "naive script"
+LOADER, RENDERED = "PyTorch DataLoader, 2 workers", "clip-retrieval 2.45"
 SHARDS = 4  # tar files; webdataset wants one per worker at least
 CHUNK = 16  # samples
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What is to be done.
-
-    Attributes:
-        data: folder of posters and synopses.
-        models: folder with the checkpoints ``clip``, ``sentence`` and ``open_clip``.
-        shards: folder of tar files with the rendered views; for clip-retrieval alone.
-        views: per sample.
-        damaged: keys of the rows whose inputs were cut.
-    """
-
-    data: Path
-    models: Path
-    shards: Path
-    views: int
-    damaged: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A contender.
-
-    Attributes:
-        name: as tables have it.
-        modality: ``image`` or ``text``.
-        environment: a key of ``ENVIRONMENTS``; empty for this interpreter.
-        command: of a work and the run's folder, without the interpreter.
-        rows: what it left in that folder, by key: ``[rows, D]``.
-        worker: whether a command line below the first process is a worker's.
-        marks: of the run's folder.
-        logs: parts of paths below ``out`` that name what is no result.
-        speed: samples it does while a single process does one, about; sets the length of runs.
-    """
-
-    name: str
-    modality: str
-    environment: str
-    command: Callable[[Work, Path], list[str]]
-    rows: Callable[[Work, Path], Rows]
-    worker: Callable[[str], bool] | None
-    marks: Callable[[Path], Marks] = lambda run: file_marks(run / "marks")
-    logs: tuple[str, ...] = ()
-    speed: int = 1
-
-    @property
-    def is_ours(self) -> bool:
-        """Whether it is manyviews."""
-        return not self.environment
-
-    def interpreter(self) -> str:
-        """The Python of its environment, which is made if need be."""
-        if self.is_ours:
-            return sys.executable
-        return str(environment(self.environment, ENVIRONMENTS[self.environment]))
 
 
 def jobs() -> list[Job]:
     """All of them, ours first on each side."""
     return [
         _ours("clip_image", "clip", speed=16),
-        Job("naive script", "image", "pytorch", _program("naive"), _npy("clip_image"), worker=None),
         Job(
-            "PyTorch DataLoader, 2 workers",
+            "naive script",
+            "image",
+            "pytorch",
+            _program("naive"),
+            npy_rows("clip_image"),
+            worker=None,
+        ),
+        Job(
+            LOADER,
             "image",
             "pytorch",
             _program("dataloader"),
-            _npy("clip_image"),
+            npy_rows("clip_image"),
             lambda command: "peer_dataloader" in command,
         ),
         Job(
@@ -134,24 +51,24 @@ def jobs() -> list[Job]:
             lambda command: command.startswith("ray::Map("),
         ),
         Job(
-            "clip-retrieval 2.45",
+            RENDERED,
             "image",
             "clip-retrieval",
             _clip_retrieval,
             _clip_retrieval_rows,
             lambda command: "peer_clip_retrieval" in command,
             logs=("stats/",),
-            speed=16,
+            speed=8,
         ),
-        _ours("clip_text", "sentence", speed=64),
+        _ours("clip_text", "sentence", speed=24),
         Job(
             "sentence-transformers 6.2, 2 processes",
             "text",
             "sentence-transformers",
             _program("sentence_transformers", model="sentence"),
-            _npy("clip_text"),
+            npy_rows("clip_text"),
             lambda command: "spawn_main" in command,
-            speed=64,
+            speed=24,
         ),
     ]
 
@@ -160,16 +77,6 @@ def rendering(copies: int) -> Job:
     """Makes the shards that clip-retrieval reads, each view so many times, in ``out``."""
     command = _program("render", copies=copies, shards=SHARDS)
     return Job("rendering", "image", "pytorch", command, lambda _work, _run: {}, worker=None)
-
-
-def run(
-    job: Job, work: Work, folder: Path, blow: Blow | None = None, limit_s: float = 600
-) -> Observed:
-    """Runs a job once; a folder that is there is gone on with, if the job can."""
-    (folder / "out").mkdir(parents=True, exist_ok=True)
-    (folder / "marks").unlink(missing_ok=True)
-    command = [job.interpreter(), *job.command(work, folder)]
-    return observe(command, job.marks(folder), limit_s, blow)
 
 
 def _program(name: str, model: str = "clip", **more: int) -> Callable[[Work, Path], list[str]]:
@@ -197,7 +104,9 @@ def _program(name: str, model: str = "clip", **more: int) -> Callable[[Work, Pat
     return command
 
 
-def _npy(feature: str) -> Callable[[Work, Path], Rows]:
+def npy_rows(feature: str) -> Callable[[Work, Path], Rows]:
+    """Reads ``out/<feature>.npy``; there are no rows where it cannot be read."""
+
     def rows(work: Work, run: Path) -> Rows:
         file = run / "out" / f"{feature}.npy"
         stems = peer_recipe.stems(str(work.data))
@@ -252,7 +161,7 @@ def _ours(feature: str, model: str, speed: int) -> Job:
         }
 
     modality = feature.partition("_")[2]
-    name = "manyviews" if modality == "image" else "manyviews, texts"
+    name = OURS if modality == "image" else f"{OURS}, texts"
     return Job(
         name,
         modality,

@@ -10,62 +10,25 @@ a worker is killed, when inputs are broken, when everything is killed, and when 
 from __future__ import annotations
 
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from benchmarks import peer_faults
-from benchmarks.measuring import Lap, Spread, goal, machine, options, ratio, table
-from benchmarks.observing import Observed
-from benchmarks.peer_jobs import Job, Rows, Work, jobs, rendering, run
+from benchmarks.measuring import Lap, machine, options, table
+from benchmarks.peer_job import Job, Rows, Work, run
+from benchmarks.peer_jobs import LOADER, NAIVE, OURS, RENDERED, jobs, rendering
 from benchmarks.peer_models import make_models
+from benchmarks.peer_recipe import stems
+from benchmarks.peer_report import Result, alike, report
 from benchmarks.workload import data_folder
 
 VIEWS, FAULT_VIEWS = 70, 24
 ROUNDS = 3
-SAMPLES, FAULT_SAMPLES = 10, 8  # of a job of speed 1
-QUICK = ("manyviews", "naive script", "PyTorch DataLoader, 2 workers")
-RENDERED, WITH_RENDERING = "clip-retrieval 2.45", "clip-retrieval 2.45, rendering counted"
-HEAD = (
-    "",
-    "views",
-    "views/s",
-    "manyviews is times as fast",
-    "start-up, s",
-    "CPU s per 1,000 views",
-    "peak memory, MiB",
-    "bytes on disk",
-    "rows written",
-    "rows against manyviews'",
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What a job did in one round.
-
-    Attributes:
-        seen: from outside.
-        views: that it was given.
-        rows: that it wrote.
-        disk: bytes of its output.
-        alike: how its rows compare with ours.
-    """
-
-    seen: Observed
-    views: int
-    rows: int
-    disk: int
-    alike: str
-
-    @property
-    def lap(self) -> Lap:
-        """Views and the seconds in which they were made, start-up left out."""
-        return Lap(self.views, self.seen.warm_s)
+SAMPLES, FAULT_SAMPLES = 8, 6  # of a job of speed 1
+QUICK = (OURS, NAIVE, LOADER)
 
 
 def main() -> None:
@@ -73,20 +36,29 @@ def main() -> None:
     quick = options(__doc__.partition("\n")[0]).quick
     print(machine("torch", "transformers", "numpy"))
     found = [job for job in jobs() if not quick or job.name in QUICK]
+    failed = {}
     for job in found:
-        job.interpreter()  # makes its environment
+        try:
+            job.interpreter()  # makes its environment
+        except subprocess.CalledProcessError as e:
+            failed[job.name] = f"its environment could not be made, exit {e.returncode}"
     with tempfile.TemporaryDirectory(prefix="manyviews-peers-") as folder:
-        bench = Bench(Path(folder), quick=quick)
+        bench = Bench(Path(folder), failed, quick=quick)
         print(f"\n{bench.compare(found)}", flush=True)
         if not quick:
             print(f"\n{bench.break_all(found)}", flush=True)
 
 
 class Bench:
-    """Models, data and runs in one folder."""
+    """Models, data and runs in one folder.
 
-    def __init__(self, folder: Path, *, quick: bool) -> None:
-        self._folder, self._quick = folder, quick
+    A peer that fails is left out from then on, and the tables say why. If manyviews fails, all
+    ends.
+    """
+
+    def __init__(self, folder: Path, failed: dict[str, str], *, quick: bool) -> None:
+        """Makes the models; ``failed`` has the jobs that cannot be run, with the reason."""
+        self._folder, self._failed, self._quick = folder, failed, quick
         self._ours: dict[str, Rows] = {}
         make_models(folder / "models")
 
@@ -102,15 +74,26 @@ class Bench:
         for number in range(rounds):
             first = number % len(found)
             for job in (*found[first:], *found[:first]):
-                results[job.name].append(self._round(job, works[job.name]))
-                lap = results[job.name][-1].lap
-                _tell(f"round {number + 1}, {job.name}: {lap.rate:,.0f} views/s")
-        return _report(found, results, rendered)
+                if job.name not in self._failed:
+                    self._count(number, job, works[job.name], results[job.name])
+        return report(found, results, rendered, self._failed)
+
+    def _count(self, number: int, job: Job, work: Work, results: list[Result]) -> None:
+        """One round of one job."""
+        try:
+            results.append(self._round(job, work))
+        except RuntimeError as e:
+            if job.is_ours:
+                raise
+            self._failed[job.name] = str(e)
+            _tell(self._failed[job.name])
+        else:
+            _tell(f"round {number + 1}, {job.name}: {results[-1].lap.rate:,.0f} views/s")
 
     def break_all(self, found: Sequence[Job]) -> str:
         """The second table."""
         rows = []
-        for job in found:
+        for job in (job for job in found if job.name not in self._failed):
             work = self._work(job, FAULT_SAMPLES, FAULT_VIEWS)
             damaged = self._folder / "damaged"
             if job.name == RENDERED:
@@ -133,7 +116,7 @@ class Bench:
     def _render(self, found: Sequence[Job], works: Mapping[str, Work], samples: int) -> Lap | None:
         """Renders the views for clip-retrieval, each as often as makes its run long enough."""
         for job in found:
-            if job.name == RENDERED:
+            if job.name == RENDERED and job.name not in self._failed:
                 work = works[job.name]
                 seen = run(rendering(job.speed), work, self._folder / "render")
                 (self._folder / "render/out").rename(work.shards)
@@ -148,73 +131,17 @@ class Bench:
         seen = run(job, work, folder)
         rows = job.rows(work, folder)
         if seen.exit_code != 0 or not rows:
-            raise RuntimeError(f"{job.name} ended with exit code {seen.exit_code}:\n{seen.output}")
+            shutil.rmtree(folder)
+            said = (seen.output.strip().splitlines() or ["it said nothing"])[-1]
+            raise RuntimeError(f"{job.name}: exit code {seen.exit_code}: {said}")
         if job.is_ours:
             self._ours.setdefault(job.modality, rows)
         disk = sum(f.stat().st_size for f in (folder / "out").rglob("*") if f.is_file())
         count = sum(map(len, rows.values()))
         shutil.rmtree(folder)
-        return Result(seen, count, count, disk, _alike(rows, self._ours[job.modality]))
-
-
-def _alike(rows: Rows, ours: Rows) -> str:
-    """The largest difference of a number; the smallest cosine where rows are of single files."""
-    common = rows.keys() & ours.keys()
-    if common:
-        worst = max(float(np.abs(rows[key] - ours[key]).max()) for key in common)
-        return f"within {worst:.0e}" if worst > 0 else "equal"
-    cosines = []
-    for key, row in rows.items():
-        stem, _, view = key.split("-")
-        other = ours[stem][int(view)]
-        cosines.append(float(row[0] @ other / np.linalg.norm(row[0]) / np.linalg.norm(other)))
-    return f"cosine {np.median(cosines):.3f} ({min(cosines):.3f} at least)"
-
-
-def _report(
-    found: Sequence[Job], results: Mapping[str, Sequence[Result]], rendered: Lap | None
-) -> str:
-    laps = {name: [result.lap for result in of] for name, of in results.items()}
-    texts = {job.name for job in found if job.modality == "text"}
-    rows = []
-    for job in found:
-        ours = laps[
-            next(other.name for other in found if other.is_ours and other.modality == job.modality)
-        ]
-        rows.append([job.name, *_cells(results[job.name], ours, laps[job.name])])
-        if job.name == RENDERED and rendered is not None:
-            slow = rendered.seconds / rendered.units
-            laps[WITH_RENDERING] = [
-                Lap(lap.units, lap.seconds + slow * lap.units) for lap in laps[RENDERED]
-            ]
-            cells = _cells(results[RENDERED], ours, laps[WITH_RENDERING])
-            # Of rendering nothing but its time was measured.
-            rows.append([WITH_RENDERING, *cells[:3], *[""] * (len(cells) - 3)])
-    images = {name: of for name, of in laps.items() if name not in texts}
-    return "\n\n".join([table(HEAD, rows), "\n".join(_goals(images))])
-
-
-def _cells(results: Sequence[Result], ours: Sequence[Lap], laps: Sequence[Lap]) -> list[str]:
-    last = results[-1]
-    return [
-        f"{last.views:,}",
-        str(Spread.of(lap.rate for lap in laps)),
-        str(ratio(ours, laps)),
-        f"{Spread.of(r.seen.start_s for r in results).median:.1f}",
-        str(Spread.of(1e3 * r.seen.warm_cpu_s / r.views for r in results)),
-        f"{max(r.seen.peak_bytes for r in results) / 2**20:,.0f}",
-        f"{last.disk:,}",
-        f"{last.rows:,}",
-        last.alike,
-    ]
-
-
-def _goals(laps: Mapping[str, Sequence[Lap]]) -> list[str]:
-    """Against the naive script, and against the best that makes the views itself."""
-    ours, naive, *others = (name for name in laps if name != RENDERED)
-    lines = [goal(f"{ours} / {naive}", ratio(laps[ours], laps[naive]).median, 5.0)]
-    best = max(others, key=lambda name: Spread.of(lap.rate for lap in laps[name]).median)
-    return [*lines, goal(f"{ours} / {best}", ratio(laps[ours], laps[best]).median, 2.0)]
+        views = len(stems(str(work.data))) * work.views
+        views *= job.speed if job.name == RENDERED else 1
+        return Result(seen, views, count, disk, alike(rows, self._ours[job.modality]))
 
 
 def _tell(line: str) -> None:
