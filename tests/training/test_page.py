@@ -7,8 +7,6 @@ import sys
 
 import pytest
 
-from featurestore import FeatureDataset
-from featurestore.errors import ConfigError
 from tests.conftest import ROOT
 from tests.test_docs import blocks
 
@@ -21,14 +19,6 @@ for number, code in enumerate(sys.argv[1:]):
 """
 
 
-def has_pairs(store):
-    try:
-        FeatureDataset(store, views="pair")
-    except ConfigError:
-        return False
-    return True
-
-
 @pytest.fixture
 def workplace(built, tmp_path):
     for name in ("features", "labels", "imdb"):
@@ -39,8 +29,6 @@ def workplace(built, tmp_path):
 def test_what_the_page_on_training_says_to_type_works(workplace):
     typed = blocks(ROOT / "docs/training.md", "python")
     assert len(typed) >= 10
-    if not has_pairs(workplace / "features"):
-        typed = [code for code in typed if 'views="pair"' not in code]
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
