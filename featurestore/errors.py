@@ -175,7 +175,8 @@ class StorageFullError(StorageError):
         super().__init__(path, f"no room for {bytes:,} bytes, {reason}")
         self.args = (
             f"Could not write {bytes:,} bytes to {path}: {reason}.\n"
-            "Nothing that was committed is lost. Free some space, then run again with --resume.",
+            "Nothing that was committed is lost. Free some space, then run the same again; a build "
+            "goes on with --resume.",
         )
 
 
