@@ -35,7 +35,7 @@ def config(demo_data: Path, checkpoints: dict[str, str]) -> BuildConfig:
         features=FEATURES,
         views=6,
         chunk=16,
-        workers=2,
+        workers=1,
         device="cpu",
     )
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -18,8 +20,10 @@ import pytest
 import cli
 from consumers.build import build
 from consumers.progress import RunLog
+from featurestore import durable
 from featurestore.config import BuildConfig
 from featurestore.durable import FileLock, lock_holder
+from featurestore.errors import StoreLockedError
 from featurestore.store import LOCK, RUNS, FeatureStore
 from featurestore.verify import verify
 from featurestore.writer import take_lock
@@ -146,25 +150,28 @@ def test_a_resumed_build_is_watched_to_its_end_and_does_not_notice(
     assert tree_digest(store) == tree_digest(tmp_path / "undisturbed")
 
 
-def test_looking_at_a_lock_keeps_nobody_from_taking_it(tmp_path: Path) -> None:
+def test_looking_at_a_lock_keeps_nobody_from_taking_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who looks has it shared for an instant; who takes it then waits for that, and no longer."""
     path = tmp_path / "lock"
     FileLock(path, tmp_path).release()
-    done = threading.Event()
+    looking = os.open(path, os.O_RDONLY)
+    fcntl.flock(looking, fcntl.LOCK_SH)
+    waits: list[float] = []
 
-    def look() -> None:
-        while not done.is_set():
-            lock_holder(path)
+    def look_away(seconds: float) -> None:
+        waits.append(seconds)
+        os.close(looking)
 
-    threads = [threading.Thread(target=look) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    try:
-        for _ in range(300):
-            FileLock(path, tmp_path).release()
-    finally:
-        done.set()
-        for thread in threads:
-            thread.join()
+    monkeypatch.setattr(durable.time, "sleep", look_away)
+    lock = FileLock(path, tmp_path)
+    assert len(waits) == 1
+    monkeypatch.setattr(durable.time, "sleep", waits.append)
+    with pytest.raises(StoreLockedError):
+        FileLock(path, tmp_path)
+    assert sum(waits[1:]) <= 0.1
+    lock.release()
 
 
 # What is said -----------------------------------------------------------------------------------
