@@ -127,9 +127,11 @@ class Session:
         self.close()
 
     def warm(self, pattern: str, seed: int) -> list[float]:
-        """A lap of batches whose pages are all in memory: ``[units, seconds]``."""
+        """A lap of a later epoch, all pages in memory and mapped: ``[units, seconds]``."""
         if self._reader is None:
             page_cache.load(page_cache.files_of(self._folder))
+            self._open()
+            page_cache.map_pages(self._folder)
         reader = self._open()
         rng = np.random.default_rng(seed)
         if pattern not in self._repeats:

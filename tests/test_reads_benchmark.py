@@ -1,5 +1,8 @@
 """The readers of ``benchmarks/reads.py`` that need no environment of their own, on a few rows."""
 
+import mmap
+import resource
+
 import numpy as np
 import pytest
 
@@ -61,6 +64,15 @@ def test_warm_laps_count_rows(session):
     units, seconds = session.warm("scan", seed=0)
     assert (units, seconds > 0) == (SHAPE[0] * SHAPE[1], True)
     assert session.warm("rows", seed=0)[0] == BATCH_ROWS
+
+
+def test_pages_are_mapped_before_warm_laps(tmp_path):
+    np.save(tmp_path / "pages.npy", np.zeros(1 << 20, np.uint8))
+    mapped = np.load(tmp_path / "pages.npy", mmap_mode="r")
+    page_cache.map_pages(tmp_path)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    assert mapped[:: mmap.PAGESIZE].max() == 0
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 10  # of 256, or 16 at once
 
 
 def test_cold_laps_find_nothing_in_memory(session, tmp_path):
