@@ -48,7 +48,8 @@ def jobs() -> list[Job]:
             "ray",
             _program("ray"),
             _parquet_rows,
-            lambda command: command.startswith("ray::Map("),
+            # A task; the actor is a MapWorker. Ray joins reading the manifest to making the views.
+            lambda command: command.startswith("ray::") and command.endswith("Map(Views.__call__)"),
         ),
         Job(
             RENDERED,
