@@ -48,7 +48,7 @@ def jobs() -> list[Job]:
             "ray",
             _program("ray"),
             _parquet_rows,
-            # A task; the actor is a MapWorker. Ray joins reading the manifest to making the views.
+            # A task that makes views; the actor is a MapWorker.
             lambda command: command.startswith("ray::") and command.endswith("Map(Views.__call__)"),
         ),
         Job(
