@@ -48,7 +48,8 @@ def jobs() -> list[Job]:
             "ray",
             _program("ray"),
             _parquet_rows,
-            lambda command: command.startswith("ray::Map("),
+            # A task that makes views; the actor is a MapWorker.
+            lambda command: command.startswith("ray::") and command.endswith("Map(Views.__call__)"),
         ),
         Job(
             RENDERED,

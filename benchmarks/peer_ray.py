@@ -19,7 +19,7 @@ from ray.data.checkpoint import CheckpointConfig
 from benchmarks import peer_recipe as common
 
 Row = dict[str, Any]
-_PER_FILE = 2  # samples in each file of the manifest, which become one block
+_PER_BLOCK = 2  # samples; without this, a manifest so small is one block, and so one task
 
 
 class Views:
@@ -74,13 +74,14 @@ def _tools(model: str) -> tuple[Any, Any]:
 def run(task: dict[str, Any]) -> None:
     """Writes Parquet files with ``sid`` and ``features`` to ``out``; checkpoints lie beside it."""
     out = Path(task["out"])
-    manifest = _manifest(task["data"], out.parent / "manifest")
+    names = common.stems(task["data"])
+    manifest = _manifest(names, out.parent / "manifest.parquet")
     ray.init(num_cpus=task["workers"] + 1, include_dashboard=False, _temp_dir=task["scratch"])
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     checkpoint = str(out.parent / "checkpoint")
     context.checkpoint_config = CheckpointConfig(id_column="sid", checkpoint_path=checkpoint)
-    rows = ray.data.read_parquet(str(manifest), file_extensions=["parquet"])
+    rows = ray.data.read_parquet(manifest).repartition(-(-len(names) // _PER_BLOCK))
     rows = rows.map(Views(task["data"], task["model"], task["views"]).__call__)
     arguments = {"model": task["model"], "marks": task["marks"]}
     rows = rows.map_batches(
@@ -91,14 +92,9 @@ def run(task: dict[str, Any]) -> None:
     ray.shutdown()
 
 
-def _manifest(data: str, folder: Path) -> Path:
-    folder.mkdir(exist_ok=True)
-    names = common.stems(data)
-    for first in range(0, len(names), _PER_FILE):
-        indices = list(range(first, min(first + _PER_FILE, len(names))))
-        table = pa.table({"sid": [names[i] for i in indices], "index": indices})
-        pq.write_table(table, folder / f"{first:07d}.parquet")
-    return folder
+def _manifest(names: list[str], file: Path) -> str:
+    pq.write_table(pa.table({"sid": names, "index": list(range(len(names)))}), file)
+    return str(file)
 
 
 if __name__ == "__main__":

@@ -25,9 +25,9 @@ from benchmarks.peer_recipe import stems
 from benchmarks.peer_report import Result, alike, report
 from benchmarks.workload import data_folder
 
-VIEWS, FAULT_VIEWS = 70, 24
+VIEWS, FAULT_VIEWS = 70, 8
 ROUNDS = 3
-SAMPLES, FAULT_SAMPLES = 8, 6  # of a job of speed 1
+SAMPLES, FAULT_SAMPLES = 8, 20  # of a job of speed 1
 QUICK = (OURS, NAIVE, LOADER)
 
 
