@@ -1,9 +1,13 @@
-"""The memory-mapped reader: all chunk files of a feature as one flat array.
+"""The memory-mapped reader: all chunk files of a feature as one array.
 
-One range of addresses is reserved and each chunk's payload is mapped into it side by side, so that
-row ``sample * V + view`` of the whole feature is row ``sample * V + view`` of one NumPy array and a
-batch is a single ``take``. No file descriptor stays open (``numpy.memmap`` holds one per file and
-stops at the process's limit, 1,024 on most systems).
+One range of addresses is reserved and each chunk's payload is mapped into it, at equal distances,
+so that all rows of a feature are rows of one NumPy array and a batch is a single ``take``. No file
+descriptor stays open (``numpy.memmap`` holds one per file and stops at the process's limit, 1,024
+on most systems).
+
+Each chunk begins at a multiple of 2 MiB where that at most doubles the range of addresses: there
+the kernel can map a cached file in pages of that size, which is what makes random rows of one large
+``.npy`` quick. Nothing is mapped between chunks, and no memory is used for it.
 
 How the kernel is to fetch the files is said once, when they are mapped. Its own read-ahead drags in
 the neighbours of every row, which random rows have no use for.
@@ -13,6 +17,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import math
 import mmap
 import os
 import weakref
@@ -47,6 +52,8 @@ _libc.mmap.argtypes = [
 ]
 _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+_HUGE_PAGE = 2 << 20
 
 _MADV_POPULATE_READ = 22  # Linux 5.14; the mmap module does not name it
 _MADV = {
@@ -106,6 +113,24 @@ def _madvise(address: int, size: int, advice: str, path: Path) -> None:
     # All else is advice that was not taken: without memory to spare, for example.
 
 
+def will_need(flat: npt.NDArray[Any], rows: npt.NDArray[np.integer], count: int) -> None:
+    """Asks the kernel to read rows in the background: for all of them at once.
+
+    Whoever touches mapped rows one after the other waits for each of them.
+
+    Args:
+        flat: ``[n, D]``, a mapping.
+        rows: ``[B]``, the first row of each run.
+        count: rows in a run.
+    """
+    address, row_bytes = int(flat.__array_interface__["data"][0]), flat.strides[0]
+    first = address + rows.astype(np.int64) * row_bytes
+    start = first // mmap.PAGESIZE * mmap.PAGESIZE
+    sizes = (first + count * row_bytes - start).tolist()
+    for begin, size in zip(start.tolist(), sizes, strict=True):
+        _libc.madvise(begin, size, mmap.MADV_WILLNEED)
+
+
 def _mmap(address: int | None, size: int, protection: int, flags: int, fd: int) -> int:
     found = _libc.mmap(address, size, protection, flags, fd, 0)
     if found is None or found == _MAP_FAILED:
@@ -114,10 +139,18 @@ def _mmap(address: int | None, size: int, protection: int, flags: int, fd: int) 
     return int(found)
 
 
+def distance(spec: ArraySpec) -> int:
+    """Bytes from the beginning of a chunk to that of the next: whole rows and whole huge pages."""
+    row_bytes = spec.chunk_bytes // math.prod(spec.chunk_shape[:-1])
+    step = math.lcm(_HUGE_PAGE, row_bytes)
+    found = -(-spec.chunk_bytes // step) * step
+    return found if found <= 2 * spec.chunk_bytes else spec.chunk_bytes
+
+
 def map_chunks(
     root: Path, spec: ArraySpec, chunks: Iterable[int], advice: Advice = "none"
 ) -> npt.NDArray[Any]:
-    """Maps the given chunks of one array into a single flat array.
+    """Maps the given chunks of one array into a single array.
 
     Args:
         root: the store.
@@ -128,8 +161,9 @@ def map_chunks(
             the array.
 
     Returns:
-        ``dtype [chunks * rows per chunk, ...]``, read-only. The mapping lives as long as any view
-        of it does.
+        ``dtype [chunks, rows per chunk, ...]``, read-only; a chunk is contiguous, and
+        :func:`distance` tells how far the next one is. The mapping lives as long as any view of it
+        does.
 
     Raises:
         CorruptStoreError: a chunk's file is missing or not of its size.
@@ -142,25 +176,36 @@ def map_chunks(
             f"of this machine's page of {mmap.PAGESIZE} bytes.\n"
             "Materialize the store where it was built, or read it with zarr."
         )
-    size = spec.chunks * spec.chunk_bytes
-    base = _mmap(None, size, _PROT_NONE, _MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE, -1)
+    apart = distance(spec)
+    buffer, base = _reserve(spec.chunks * apart)
+    if advice == "auto":
+        advice = choose_advice(spec.chunks * spec.chunk_bytes)
+    for chunk in chunks:
+        _map_chunk(root, spec, chunk, base + chunk * apart)
+        _madvise(base + chunk * apart, spec.chunk_bytes, advice, root / spec.file(chunk))
+    dtype = np.dtype(spec.dtype)
+    flat = np.frombuffer(memoryview(buffer).toreadonly(), dtype=dtype)
+    inner = np.empty(0, dtype).reshape(0, *spec.chunk_shape).strides[1:]
+    return np.lib.stride_tricks.as_strided(
+        flat, (spec.chunks, *spec.chunk_shape), (apart, *inner), writeable=False
+    )
+
+
+def _reserve(size: int) -> tuple[Any, int]:
+    """A range of addresses from a huge page's beginning on: what keeps it, and the first one."""
+    whole = size + _HUGE_PAGE
+    found = _mmap(None, whole, _PROT_NONE, _MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE, -1)
+    base = -(-found // _HUGE_PAGE) * _HUGE_PAGE
     # A subclass, because plain ctypes arrays take no weak reference.
     buffer_type: Any = type("MappedChunks", (ctypes.c_uint8 * size,), {})
     buffer = buffer_type.from_address(base)
     # NumPy's array keeps the buffer alive, the buffer's end unmaps. Not at exit: other threads may
     # still be reading then, and the kernel unmaps anyway.
-    weakref.finalize(buffer, _libc.munmap, base, size).atexit = False
-    if advice == "auto":
-        advice = choose_advice(size)
-    for chunk in chunks:
-        _map_chunk(root, spec, chunk, base)
-        address = base + chunk * spec.chunk_bytes
-        _madvise(address, spec.chunk_bytes, advice, root / spec.file(chunk))
-    flat = np.frombuffer(memoryview(buffer).toreadonly(), dtype=spec.dtype)
-    return flat.reshape(spec.chunks * spec.rows, *spec.shape[1:])
+    weakref.finalize(buffer, _libc.munmap, found, whole).atexit = False
+    return buffer, base
 
 
-def _map_chunk(root: Path, spec: ArraySpec, chunk: int, base: int) -> None:
+def _map_chunk(root: Path, spec: ArraySpec, chunk: int, address: int) -> None:
     file = spec.file(chunk)
     try:
         fd = os.open(root / file, os.O_RDONLY | os.O_CLOEXEC)
@@ -172,7 +217,6 @@ def _map_chunk(root: Path, spec: ArraySpec, chunk: int, base: int) -> None:
         found, expected = os.fstat(fd).st_size, spec.chunk_bytes + CHECKSUM_BYTES
         if found != expected:  # reading past the end of a shorter file would be a SIGBUS
             raise CorruptStoreError(file, f"{found} bytes, expected {expected}", chunk=chunk)
-        address = base + chunk * spec.chunk_bytes
         _mmap(address, spec.chunk_bytes, _PROT_READ, _MAP_SHARED | _MAP_FIXED, fd)
     finally:
         os.close(fd)

@@ -14,10 +14,11 @@ import numpy.typing as npt
 from featurestore.chunked import ChunkedBlocks, default_cache_bytes
 from featurestore.codecs import FOREIGN
 from featurestore.errors import CorruptStoreError, InputError
+from featurestore.mapped import MappedBlocks
 from featurestore.moments import Scale
 from featurestore.npy import map_npy
 from featurestore.npy_folder import NpyFolder
-from featurestore.reader import Advice, advise, map_chunks
+from featurestore.reader import Advice, advise, choose_advice, map_chunks
 from featurestore.store import FeatureStore
 from featurestore.view_policies import View
 
@@ -30,8 +31,7 @@ class FeatureRows:
     """The rows of a feature, mapped from disk and scaled when they are read.
 
     Attributes:
-        source: float32 ``[N * V, D]``, read-only, row of (sample, view) is ``sample * V + view``;
-            or decoded blocks, where the array cannot be mapped.
+        source: mapped files, or decoded chunks where the array cannot be mapped.
         samples: N.
         views: V.
         dim: D.
@@ -40,7 +40,7 @@ class FeatureRows:
         present: bool ``[N]``, the samples that are there; None where all are.
     """
 
-    source: npt.NDArray[np.float32] | ChunkedBlocks
+    source: MappedBlocks | ChunkedBlocks
     samples: int
     views: int
     dim: int
@@ -71,30 +71,14 @@ class FeatureRows:
         if self.present is not None and not self.present[samples].all():
             raise InputError("These samples were not committed yet when the store was opened.")
         if not isinstance(view, str):
-            return self._scaled(self._take(samples, view))
+            return self._scaled(self.source.take(samples, view))
         if view == "all":
-            return self._scaled(self._take(samples, None))
+            return self._scaled(self.source.take(samples, None))
         out = np.empty((len(samples), self.dim), np.float32)
         for start in range(0, len(samples), _MEAN_BLOCK):
             part = slice(start, start + _MEAN_BLOCK)
-            self._scaled(self._take(samples[part], None)).mean(axis=1, out=out[part])
+            self._scaled(self.source.take(samples[part], None)).mean(axis=1, out=out[part])
         return out
-
-    def _take(
-        self, samples: npt.NDArray[np.int64], view: int | npt.NDArray[np.int64] | None
-    ) -> npt.NDArray[np.float32]:
-        if isinstance(self.source, ChunkedBlocks):
-            return self.source.take(samples, view)
-        if view is None:
-            return self.source.reshape(self.samples, self.views, self.dim).take(samples, axis=0)
-        if np.ndim(view) == 2:
-            samples = samples[:, None]
-        try:
-            rows = np.ravel_multi_index((samples, view), (self.samples, self.views))
-        except ValueError:
-            limits = f"samples 0 to {self.samples - 1} and views 0 to {self.views - 1}"
-            raise IndexError(f"There are {limits}.") from None
-        return self.source.take(rows, axis=0)
 
     def _scaled(self, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         return rows if self.scale is None else self.scale.apply(rows)
@@ -131,12 +115,14 @@ def store_rows(
         present = store.committed(chunks)
     spec, array = store.spec, store.array(feature)
     n, v, d = array.shape
-    source: npt.NDArray[np.float32] | ChunkedBlocks
+    source: MappedBlocks | ChunkedBlocks
     if array.codec != FOREIGN:  # whose files are not those that were committed
         _require_lengths(store, feature, chunks)
     if array.is_mappable:
+        if advice == "auto":
+            advice = choose_advice(len(chunks) * array.chunk_bytes)
         mapped = map_chunks(store.path, array, chunks, advice)
-        source = mapped.reshape(-1, d)[: n * v]  # without what fills up the last chunk
+        source = MappedBlocks(mapped, n, from_disk=advice == "random")
     else:
         read = partial(store.read_chunk, feature)
         source = ChunkedBlocks(read, (n, v, d), spec.chunk, default_cache_bytes())
@@ -179,7 +165,11 @@ def npy_rows(folder: Path, prefix: str, feature: str, *, advice: Advice = "auto"
             f"{path} holds {flat.dtype} {flat.shape}; its manifest speaks of {spec.samples} "
             f"samples with {spec.views} views.\nRun `materialize` again."
         )
+    if advice == "auto":
+        advice = choose_advice(flat.nbytes)
     advise(flat, advice, path)
     reopen = (partial(npy_rows, advice=advice), (folder, prefix, feature))
     # Not as a memmap: its own indexing would make memmaps of the copies.
-    return FeatureRows(np.asarray(flat), spec.samples, spec.views, flat.shape[1], None, reopen)
+    blocks = np.asarray(flat).reshape(1, spec.samples, spec.views, flat.shape[1])
+    source = MappedBlocks(blocks, spec.samples, from_disk=advice == "random")
+    return FeatureRows(source, spec.samples, spec.views, flat.shape[1], None, reopen)

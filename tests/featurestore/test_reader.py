@@ -1,16 +1,21 @@
+import ctypes
 import gc
+import itertools
 import mmap
+import os
 import resource
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zarr
 
-from featurestore import reader
+from featurestore import mapped, reader
 from featurestore.arrays import ArraySpec
 from featurestore.errors import ConfigError, CorruptStoreError, StorageError
-from featurestore.reader import ADVICE, advise, choose_advice, map_chunks
+from featurestore.reader import ADVICE, advise, choose_advice, map_chunks, will_need
+from featurestore.rows import store_rows
 from featurestore.store import FeatureStore
 from tests.featurestore.stores import DIMS, make_store
 
@@ -27,6 +32,13 @@ def spec(path):
     return FeatureStore(path).spec.feature("clip_image")
 
 
+def map_flat(root: Path, spec: ArraySpec, chunks, advice="none"):
+    """``[chunks * rows, V, D]``: chunks this small lie side by side."""
+    mapped = map_chunks(root, spec, chunks, advice)
+    assert mapped.flags.c_contiguous
+    return mapped.reshape(-1, *spec.shape[1:])
+
+
 def mapped_files(folder: Path) -> int:
     return Path("/proc/self/maps").read_text().count(f"{folder}/")
 
@@ -37,14 +49,14 @@ def open_files() -> int:
 
 @pytest.mark.parametrize("name", DIMS)
 def test_equal_to_zarr(path, name):
-    flat = map_chunks(path, FeatureStore(path).spec.feature(name), range(3))
+    flat = map_flat(path, FeatureStore(path).spec.feature(name), range(3))
     assert (flat.shape, flat.dtype) == ((12, 4, DIMS[name]), np.float32)
     np.testing.assert_array_equal(flat[:11], zarr.open_group(path, mode="r")[name][:])
     assert np.isnan(flat[11]).all()  # the last chunk's filling
 
 
 def test_a_row_is_where_the_paper_puts_it(path, spec):
-    rows = map_chunks(path, spec, range(3)).reshape(-1, 64)
+    rows = map_flat(path, spec, range(3)).reshape(-1, 64)
     expected = zarr.open_group(path, mode="r")["clip_image"][:]
     picks = np.array([[0, 0], [10, 3], [4, 0], [3, 3]])
     taken = rows.take(picks[:, 0] * 4 + picks[:, 1], axis=0)
@@ -56,15 +68,15 @@ def test_a_row_is_where_the_paper_puts_it(path, spec):
 def test_only_the_chunks_asked_for(tmp_path):
     rows = make_store(tmp_path / "s", chunks=[0, 2])["clip_image"]
     spec = FeatureStore(tmp_path / "s").spec.feature("clip_image")
-    flat = map_chunks(tmp_path / "s", spec, [2, 0])
+    flat = map_flat(tmp_path / "s", spec, [2, 0])
     np.testing.assert_array_equal(flat[:4], rows[:4])
     np.testing.assert_array_equal(flat[8:11], rows[8:])
     with pytest.raises(CorruptStoreError, match="missing"):
-        map_chunks(tmp_path / "s", spec, range(3))
+        map_flat(tmp_path / "s", spec, range(3))
 
 
 def test_read_only(path, spec):
-    flat = map_chunks(path, spec, range(3))
+    flat = map_flat(path, spec, range(3))
     assert not flat.flags.writeable
     assert not flat[3:].reshape(-1).flags.writeable
     with pytest.raises(ValueError, match="read-only"):
@@ -81,7 +93,7 @@ def test_no_descriptor_is_held(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (before + 8, hard))
     try:
-        flat = map_chunks(tmp_path / "s", spec, range(40))
+        flat = map_flat(tmp_path / "s", spec, range(40))
         assert open_files() == before
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -92,7 +104,7 @@ def test_no_descriptor_is_held(tmp_path):
 def test_freed_with_the_last_view_and_not_before(path, spec):
     gc.collect()
     before = mapped_files(path)
-    flat = map_chunks(path, spec, range(3))
+    flat = map_flat(path, spec, range(3))
     view = flat.reshape(-1, 64)[5:]
     expected = np.array(view[:30])
     assert mapped_files(path) == before + 3
@@ -107,7 +119,7 @@ def test_freed_with_the_last_view_and_not_before(path, spec):
 def test_a_replaced_file_does_not_disturb_a_reader(tmp_path):
     rows = make_store(tmp_path / "s")["clip_image"]
     spec = FeatureStore(tmp_path / "s").spec.feature("clip_image")
-    flat = map_chunks(tmp_path / "s", spec, range(3))
+    flat = map_flat(tmp_path / "s", spec, range(3))
     for file in (tmp_path / "s/clip_image").glob("c.*"):
         file.unlink()
     np.testing.assert_array_equal(flat[:11], rows)
@@ -122,7 +134,7 @@ def test_a_file_of_another_size_is_refused_and_nothing_stays_mapped(tmp_path, si
         file.truncate(size)
     before = open_files()
     with pytest.raises(CorruptStoreError, match=f"{size} bytes, expected 4100") as caught:
-        map_chunks(tmp_path / "s", spec, range(3))
+        map_flat(tmp_path / "s", spec, range(3))
     assert (caught.value.file, caught.value.chunk) == ("clip_image/c.1.0.0", 1)
     del caught
     gc.collect()
@@ -136,20 +148,114 @@ def test_missing_file_and_folder_in_its_place(tmp_path):
     chunk = tmp_path / "s/clip_image/c.2.0.0"
     chunk.unlink()
     with pytest.raises(CorruptStoreError, match="missing"):
-        map_chunks(tmp_path / "s", spec, range(3))
+        map_flat(tmp_path / "s", spec, range(3))
     chunk.symlink_to(chunk)
     with pytest.raises(StorageError, match="symbolic links"):
-        map_chunks(tmp_path / "s", spec, range(3))
+        map_flat(tmp_path / "s", spec, range(3))
     chunk.unlink()
     chunk.mkdir()
     with pytest.raises((CorruptStoreError, StorageError)):
-        map_chunks(tmp_path / "s", spec, range(3))
+        map_flat(tmp_path / "s", spec, range(3))
 
 
 def test_chunks_that_do_not_fill_pages(tmp_path):
     spec = ArraySpec("x", (3, 1, 1), 1, "<f4")
     with pytest.raises(ConfigError, match=f"page of {mmap.PAGESIZE}"):
-        map_chunks(tmp_path, spec, [])
+        map_flat(tmp_path, spec, [])
+
+
+# --- chunks that are huge pages apart ---
+
+GAP = {"samples": 20, "views": 10, "chunk": 8, "dims": {"clip_image": 4096}}  # 1.25 MiB a chunk
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    path = tmp_path_factory.mktemp("wide") / "store"
+    make_store(path, **GAP)
+    return path
+
+
+def test_each_chunk_begins_where_a_huge_page_can(wide):
+    spec = FeatureStore(wide).spec.feature("clip_image")
+    mapped = map_chunks(wide, spec, range(3))
+    assert mapped.shape == (3, 8, 10, 4096)
+    assert mapped.__array_interface__["data"][0] % (2 << 20) == 0
+    assert mapped.strides[0] == 2 << 20
+    assert not mapped.flags.writeable
+    expected = zarr.open_group(wide, mode="r")["clip_image"][:]
+    for chunk in range(3):
+        rows = expected[chunk * 8 : chunk * 8 + 8]
+        np.testing.assert_array_equal(mapped[chunk, : len(rows)], rows)
+
+
+def test_rows_of_distant_chunks_are_where_they_belong(wide):
+    expected = zarr.open_group(wide, mode="r")["clip_image"][:]
+    rows = store_rows(FeatureStore(wide), "clip_image", None, advice="random")
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        samples, views = rng.integers(0, 20, 9), rng.integers(0, 10, (9, 2))
+        np.testing.assert_array_equal(rows.take(samples, 3), expected[samples, 3])
+        one = views[:, 0]
+        np.testing.assert_array_equal(rows.take(samples, one), expected[samples, one])
+        pairs = expected[samples[:, None], views]
+        np.testing.assert_array_equal(rows.take(samples, views), pairs)
+        np.testing.assert_array_equal(rows.take(samples, "all"), expected[samples])
+    for sample, view in ((20, 0), (-1, 0), (0, 10), (0, -1)):
+        with pytest.raises(IndexError, match="samples 0 to 19 and views 0 to 9"):
+            rows.take(np.array([sample]), view)
+    with pytest.raises(IndexError, match="samples 0 to 19"):
+        rows.take(np.array([20]), "all")
+
+
+def test_rows_are_asked_for_before_they_are_read(wide):
+    spec = FeatureStore(wide).spec.feature("clip_image")
+    mapped = map_chunks(wide, spec, range(3), "random")
+    for chunk in range(3):
+        fd = os.open(wide / spec.file(chunk), os.O_RDONLY)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(fd)
+    will_need(mapped[1].reshape(-1, 4096), np.array([3, 40]), 10)
+    address = mapped[1].__array_interface__["data"][0]
+    wanted = [address + row * 16384 for row in (3, 12, 40, 49)]
+    until = time.monotonic() + 30
+    while not all(in_memory(where) for where in wanted):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def in_memory(address: int) -> bool:
+    found = ctypes.c_uint8()
+    pages = (ctypes.c_void_p(address), ctypes.c_size_t(mmap.PAGESIZE), ctypes.byref(found))
+    assert reader._libc.mincore(*pages) == 0
+    return bool(found.value & 1)
+
+
+def test_a_batch_is_asked_for_only_while_the_disk_is_waited_for(wide, monkeypatch):
+    faults, asked = iter(range(0)), []
+    monkeypatch.setattr(mapped, "_major_faults", lambda: next(faults))
+    monkeypatch.setattr(mapped, "will_need", lambda *_: asked.append(True))
+    rows = store_rows(FeatureStore(wide), "clip_image", None, advice="random")
+
+    def batches(count: int, grows: int) -> int:
+        nonlocal faults
+        faults = itertools.count(0, grows)
+        asked.clear()
+        for _ in range(count):
+            rows.take(np.arange(5), 0)
+        return len(asked)
+
+    assert batches(4, 0) == 4  # when it was opened nobody knows
+    assert batches(50, 0) == 0  # everything is in memory
+    assert batches(1, 1) == 0  # this one waits
+    assert batches(4, 1) == 4
+    assert batches(1, 1) == 0  # a look whether it is still so
+    assert batches(8, 1) == 8
+    assert batches(50, 0) == 0
+    in_ram = store_rows(FeatureStore(wide), "clip_image", None, advice="populate")
+    asked.clear()
+    in_ram.take(np.arange(5), 0)
+    assert not asked
 
 
 # --- advice ---
@@ -173,7 +279,7 @@ def mapping(folder: Path) -> tuple[int, list[set[str]]]:
 def test_advice_changes_no_row(tmp_path, advice):
     rows = make_store(tmp_path / "s")["clip_image"]
     spec = FeatureStore(tmp_path / "s").spec.feature("clip_image")
-    flat = map_chunks(tmp_path / "s", spec, range(3), advice)
+    flat = map_flat(tmp_path / "s", spec, range(3), advice)
     resident, flags = mapping(tmp_path)
     # Read before anybody asked, or read without the neighbours, or as the kernel likes.
     assert resident == (12 if advice in ("populate", "auto") else 0)
@@ -201,7 +307,7 @@ def test_advice_by_the_memory_there_is(monkeypatch, size, sparse, expected):
 def test_a_part_that_cannot_be_read_is_an_error_before_it_is_a_signal(tmp_path):
     make_store(tmp_path / "s")
     spec = FeatureStore(tmp_path / "s").spec.feature("clip_image")
-    flat = map_chunks(tmp_path / "s", spec, range(3))
+    flat = map_flat(tmp_path / "s", spec, range(3))
     path = tmp_path / "s" / spec.file(1)
     with path.open("r+b") as file:
         file.truncate(0)  # what nobody may do; a bad sector shows itself in the same way
@@ -214,5 +320,5 @@ def test_an_older_kernel_reads_ahead_instead(tmp_path, monkeypatch):
     rows = make_store(tmp_path / "s")["clip_image"]
     spec = FeatureStore(tmp_path / "s").spec.feature("clip_image")
     monkeypatch.setitem(reader._MADV, "populate", 9999)
-    flat = map_chunks(tmp_path / "s", spec, range(3), "populate")
+    flat = map_flat(tmp_path / "s", spec, range(3), "populate")
     np.testing.assert_array_equal(flat[:11], rows)

@@ -1,0 +1,111 @@
+"""Rows of mapped files, taken a batch at a time."""
+
+from __future__ import annotations
+
+import resource
+
+import numpy as np
+import numpy.typing as npt
+
+from featurestore.reader import will_need
+
+# Batches that are asked for in advance after one that had to wait for the disk: at first, at most.
+_FEWEST, _MOST = 4, 256
+
+
+class MappedBlocks:
+    """The blocks ``float32 [V, D]`` of samples in mapped memory."""
+
+    def __init__(
+        self, blocks: npt.NDArray[np.float32], samples: int, *, from_disk: bool = False
+    ) -> None:
+        """Reads nothing yet.
+
+        Args:
+            blocks: float32 ``[chunks, K, V, D]``, each chunk contiguous and whole rows apart.
+            samples: N, of which the last chunk may hold fewer than K.
+            from_disk: whether rows are to be fetched as they are asked for, and may have to come
+                from the disk.
+        """
+        chunks, self._rows, views, dim = blocks.shape
+        self.shape = (samples, views, dim)
+        self._blocks = blocks
+        row_bytes = dim * blocks.itemsize
+        apart = blocks.strides[0] // row_bytes if chunks > 1 else self._rows * views
+        # Row (chunk, k, v) is row chunk * apart + k * V + v; nothing is mapped between chunks.
+        self._flat = np.lib.stride_tricks.as_strided(
+            blocks, ((chunks - 1) * apart + self._rows * views, dim), (row_bytes, blocks.itemsize)
+        )
+        self._gap = apart - self._rows * views
+        self._disk = _Disk() if from_disk else None
+
+    def take(
+        self, samples: npt.NDArray[np.int64], view: int | npt.NDArray[np.int64] | None
+    ) -> npt.NDArray[np.float32]:
+        """Reads samples, int64 ``[B]``; the result is a copy of its own.
+
+        Args:
+            samples: their numbers.
+            view: a number, int64 ``[B]`` or ``[B, 2]``, or None for all views.
+
+        Returns:
+            float32 ``[B, D]``, ``[B, 2, D]`` or ``[B, V, D]``.
+
+        Raises:
+            IndexError: a sample or view that is not there.
+        """
+        count, views, _ = self.shape
+        if view is not None and np.ndim(view) == 2:
+            samples = samples[:, None]
+        try:
+            rows = np.ravel_multi_index((samples, 0 if view is None else view), (count, views))
+        except ValueError:
+            limits = f"samples 0 to {count - 1} and views 0 to {views - 1}"
+            raise IndexError(f"There are {limits}.") from None
+        if self._gap:
+            rows += samples // self._rows * self._gap
+        if self._disk is None:
+            return self._read(samples, rows, view is None)
+        with self._disk as is_slow:
+            if is_slow:
+                will_need(self._flat, rows.reshape(-1), views if view is None else 1)
+            return self._read(samples, rows, view is None)
+
+    def _read(
+        self, samples: npt.NDArray[np.int64], rows: npt.NDArray[np.intp], whole: bool
+    ) -> npt.NDArray[np.float32]:
+        if not whole:
+            return self._flat.take(rows, axis=0)
+        chunks, positions = np.divmod(samples, self._rows)
+        return self._blocks[chunks, positions]
+
+
+class _Disk:
+    """Whether a batch is worth asking for in advance: a context manager around its reading.
+
+    Asking takes about as long as reading rows that are in memory, and saves most of the time where
+    they are not: the disk then gets all requests at once instead of one after the other. A batch
+    that was not asked for shows by its page faults whether it should have been.
+    """
+
+    def __init__(self) -> None:
+        self._left = self._next = _FEWEST
+        self._faults = 0
+
+    def __enter__(self) -> bool:
+        self._faults = _major_faults()
+        return self._left > 0
+
+    def __exit__(self, *_: object) -> None:
+        if self._left > 0:
+            self._left -= 1
+        elif _major_faults() > self._faults:
+            self._left = self._next
+            self._next = min(2 * self._next, _MOST)
+        else:
+            self._next = _FEWEST
+
+
+def _major_faults() -> int:
+    """Pages for which this thread had to wait for a disk."""
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_majflt
