@@ -73,8 +73,8 @@ def cells(job: Job, whole: Work, damaged: Work, folder: Path) -> list[str]:
         folder: for its runs; emptied.
     """
     trial = _Trial.of(job, whole, folder)
-    if trial is None:
-        return [job.name, *["not measured: it failed without a fault"] * 4]
+    if isinstance(trial, str):
+        return [job.name, f"not measured: without a fault, {trial}", "", "", ""]
     found = [trial.worker(), trial.truncated(damaged), trial.half(), trial.twice()]
     shutil.rmtree(folder)
     return [job.name, *found]
@@ -91,11 +91,13 @@ class _Trial:
     expected: Rows
 
     @classmethod
-    def of(cls, job: Job, work: Work, folder: Path) -> _Trial | None:
+    def of(cls, job: Job, work: Work, folder: Path) -> _Trial | str:
+        """Runs it undisturbed; where that fails, says how."""
         sound = run(job, work, folder / "sound")
         expected = job.rows(work, folder / "sound")
         if sound.exit_code != 0 or not expected:
-            return None
+            said = (sound.output.strip().splitlines() or ["it said nothing"])[-1]
+            return f"{_ending(sound)}: {said}"
         return cls(job, work, folder, sound, expected)
 
     @property

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -18,6 +20,8 @@ from featurestore.store import RUNS, FeatureStore
 
 OURS, NAIVE = "manyviews", "naive script"
 LOADER, RENDERED = "PyTorch DataLoader, 2 workers", "clip-retrieval 2.45"
+# Of Ray. The path of its sockets, which it puts deep below, may have 107 characters.
+SCRATCH = Path(tempfile.gettempdir(), f"ray-{os.getpid()}")
 SHARDS = 4  # tar files; webdataset wants one per worker at least
 CHUNK = 16  # samples
 
@@ -96,7 +100,7 @@ def _program(name: str, model: str = "clip", **more: int) -> Callable[[Work, Pat
             "views": work.views,
             "out": str(run / "out"),
             "marks": str(run / "marks"),
-            "scratch": str(run / "ray"),
+            "scratch": str(SCRATCH),
             "workers": 2,
             **more,
         }

@@ -20,15 +20,19 @@ def run(task: dict[str, Any]) -> None:
     names = common.stems(task["data"])
     model = SentenceTransformer(task["model"], device="cpu")
     pool = model.start_multi_process_pool(["cpu"] * task["workers"])
-    model.encode(["a text"] * 64, pool=pool, chunk_size=8)  # both have loaded the model after it
-    common.mark(task["marks"], "ready")
-    texts: list[str] = []
-    for index, name in enumerate(names):
-        texts += common.text_views(common.synopsis(task["data"], name), index, task["views"])
-    rows = model.encode(texts, pool=pool, normalize_embeddings=False)
-    np.save(Path(task["out"], "clip_text.npy"), rows)
-    common.mark(task["marks"], "done")
-    model.stop_multi_process_pool(pool)
+    try:
+        model.encode(
+            ["a text"] * 64, pool=pool, chunk_size=8
+        )  # both have loaded the model after it
+        common.mark(task["marks"], "ready")
+        texts: list[str] = []
+        for index, name in enumerate(names):
+            texts += common.text_views(common.synopsis(task["data"], name), index, task["views"])
+        rows = model.encode(texts, pool=pool, normalize_embeddings=False)
+        np.save(Path(task["out"], "clip_text.npy"), rows)
+        common.mark(task["marks"], "done")
+    finally:  # as encode does with a pool of its own
+        model.stop_multi_process_pool(pool)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from pathlib import Path
 from benchmarks import peer_faults
 from benchmarks.measuring import Lap, machine, options, table
 from benchmarks.peer_job import Job, Rows, Work, run
-from benchmarks.peer_jobs import LOADER, NAIVE, OURS, RENDERED, jobs, rendering
+from benchmarks.peer_jobs import LOADER, NAIVE, OURS, RENDERED, SCRATCH, jobs, rendering
 from benchmarks.peer_models import make_models
 from benchmarks.peer_recipe import stems
 from benchmarks.peer_report import Result, alike, report
@@ -47,6 +47,7 @@ def main() -> None:
         print(f"\n{bench.compare(found)}", flush=True)
         if not quick:
             print(f"\n{bench.break_all(found)}", flush=True)
+    shutil.rmtree(SCRATCH, ignore_errors=True)
 
 
 class Bench:
