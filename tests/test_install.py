@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from featurestore.config import BuildConfig
 from producers.kernels.implementations import has_compiled
 from tests.conftest import ROOT, tree_digest
 
-PACKAGES = ("featurestore", "producers", "consumers", "operations", "commands")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+PACKAGES = sorted({p.partition(".")[0] for p in PROJECT["tool"]["setuptools"]["packages"]})
 BUILD: dict[str, Any] = {"views": 4, "chunk": 16, "features": ("clip_image",)}
 NOTICE = "no compiled kernels: image views take"
 
