@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featurestore.memory import available_bytes
+from featurestore.moments import Scale
 
 _SHARE = 8  # of the memory that can be had, what one feature's decoded chunks may take
 
@@ -48,13 +49,17 @@ class ChunkedBlocks:
         self._read = functools.lru_cache(kept)(read)
 
     def take(
-        self, samples: npt.NDArray[np.int64], view: int | npt.NDArray[np.int64] | None
+        self,
+        samples: npt.NDArray[np.int64],
+        view: int | npt.NDArray[np.int64] | None,
+        scale: Scale | None = None,
     ) -> npt.NDArray[np.float32]:
         """Reads samples, int64 ``[B]``; the result is a copy of its own.
 
         Args:
             samples: their numbers.
             view: a number, int64 ``[B]`` or ``[B, 2]``, or None for all views.
+            scale: applied to the result, or None.
 
         Returns:
             float32 ``[B, D]``, ``[B, 2, D]`` or ``[B, V, D]``.
@@ -79,4 +84,4 @@ class ChunkedBlocks:
             block = self._read(int(chunk))
             which = positions[here].reshape(-1, *[1] * (numbers.ndim - 1))
             out[here] = block[which, numbers[here]]
-        return out
+        return out if scale is None else scale.apply(out)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import resource
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import numpy.typing as npt
 
+from featurestore import results
+from featurestore.moments import Scale
 from featurestore.reader import will_need
 
 # Batches that are asked for in advance after one that had to wait for the disk: at first, at most.
@@ -37,16 +40,20 @@ class MappedBlocks:
             blocks, ((chunks - 1) * apart + self._rows * views, dim), (row_bytes, blocks.itemsize)
         )
         self._gap = apart - self._rows * views
-        self._disk = _Disk() if from_disk else None
+        self._disk: AbstractContextManager[bool] = _Disk() if from_disk else nullcontext(False)
 
     def take(
-        self, samples: npt.NDArray[np.int64], view: int | npt.NDArray[np.int64] | None
+        self,
+        samples: npt.NDArray[np.int64],
+        view: int | npt.NDArray[np.int64] | None,
+        scale: Scale | None = None,
     ) -> npt.NDArray[np.float32]:
         """Reads samples, int64 ``[B]``; the result is a copy of its own.
 
         Args:
             samples: their numbers.
             view: a number, int64 ``[B]`` or ``[B, 2]``, or None for all views.
+            scale: applied to the result, or None.
 
         Returns:
             float32 ``[B, D]``, ``[B, 2, D]`` or ``[B, V, D]``.
@@ -64,20 +71,29 @@ class MappedBlocks:
             raise IndexError(f"There are {limits}.") from None
         if self._gap:
             rows += samples // self._rows * self._gap
-        if self._disk is None:
-            return self._read(samples, rows, view is None)
         with self._disk as is_slow:
             if is_slow:
                 will_need(self._flat, rows.reshape(-1), views if view is None else 1)
-            return self._read(samples, rows, view is None)
+            return self._samples(samples, scale) if view is None else self._views(rows, scale)
 
-    def _read(
-        self, samples: npt.NDArray[np.int64], rows: npt.NDArray[np.intp], whole: bool
+    def _views(self, rows: npt.NDArray[np.intp], scale: Scale | None) -> npt.NDArray[np.float32]:
+        out = results.empty((*rows.shape, self.shape[2]))
+        # Every row is there, which spares NumPy a copy in between.
+        self._flat.take(rows, axis=0, out=out, mode="clip")
+        return out if scale is None else scale.apply(out)
+
+    def _samples(
+        self, samples: npt.NDArray[np.int64], scale: Scale | None
     ) -> npt.NDArray[np.float32]:
-        if not whole:
-            return self._flat.take(rows, axis=0)
+        out = results.empty((len(samples), *self.shape[1:]))
         chunks, positions = np.divmod(samples, self._rows)
-        return self._blocks[chunks, positions]
+        # One after the other: a sample is in the processor's cache when it is divided.
+        for to, chunk, position in zip(out, chunks.tolist(), positions.tolist(), strict=True):
+            if scale is None:
+                to[...] = self._blocks[chunk, position]
+            else:
+                scale.apply_to(self._blocks[chunk, position], to)
+        return out
 
 
 class _Disk:

@@ -51,9 +51,13 @@ class Scale:
 
     def apply(self, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Scales ``float32 [..., D]`` in place and returns it."""
-        rows -= self.mu
-        rows /= self.sigma + EPSILON
+        self.apply_to(rows, rows)
         return rows
+
+    def apply_to(self, rows: npt.NDArray[np.float32], out: npt.NDArray[np.float32]) -> None:
+        """Writes ``float32 [..., D]``, scaled, to ``out``, which may be the same array."""
+        np.subtract(rows, self.mu, out=out)
+        out /= self.sigma + EPSILON
 
 
 def moments_of(rows: npt.NDArray[np.float32]) -> Moments:

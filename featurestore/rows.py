@@ -71,17 +71,14 @@ class FeatureRows:
         if self.present is not None and not self.present[samples].all():
             raise InputError("These samples were not committed yet when the store was opened.")
         if not isinstance(view, str):
-            return self._scaled(self.source.take(samples, view))
+            return self.source.take(samples, view, self.scale)
         if view == "all":
-            return self._scaled(self.source.take(samples, None))
+            return self.source.take(samples, None, self.scale)
         out = np.empty((len(samples), self.dim), np.float32)
         for start in range(0, len(samples), _MEAN_BLOCK):
             part = slice(start, start + _MEAN_BLOCK)
-            self._scaled(self.source.take(samples[part], None)).mean(axis=1, out=out[part])
+            self.source.take(samples[part], None, self.scale).mean(axis=1, out=out[part])
         return out
-
-    def _scaled(self, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        return rows if self.scale is None else self.scale.apply(rows)
 
 
 def store_rows(

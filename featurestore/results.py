@@ -1,0 +1,56 @@
+"""Memory for large results, used again once nobody has them any more.
+
+A batch of all views is tens of megabytes. The allocator takes as much from the kernel each time,
+which fills it with zeros, page by page, as it is written to: that takes as long as the copy itself.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import mmap
+import weakref
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+# The allocator keeps smaller pieces itself.
+_LEAST_BYTES = 1 << 20
+# Kept for the next batches: one that is being used while another is made.
+_KEPT_OF_A_SIZE = 2
+_KEPT_BYTES = 256 << 20
+
+_free: dict[int, list[mmap.mmap]] = defaultdict(list)
+
+
+def empty(shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    """An array of float32 whose values are anything, as ``numpy.empty``."""
+    size = int(np.prod(shape)) * 4
+    if size < _LEAST_BYTES:
+        return np.empty(shape, np.float32)
+    kept = _free[size]
+    try:
+        memory = kept.pop()  # not after a look whether there is one: another thread may be quicker
+    except IndexError:
+        # Private: a forked loader worker must not write into its parent's results.
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    holder = _holder(size).from_buffer(memory)
+    # Every view of the array, and every tensor made of it, keeps the holder. A view's base is not
+    # the array that it was taken from, so the array's own end would be too early.
+    weakref.finalize(holder, _give_back, memory, size).atexit = False
+    return np.frombuffer(holder, np.float32).reshape(shape)
+
+
+@functools.lru_cache(maxsize=64)
+def _holder(size: int) -> Any:
+    # A subclass, because plain ctypes arrays take no weak reference.
+    return type("Result", (ctypes.c_uint8 * size,), {})
+
+
+def _give_back(memory: mmap.mmap, size: int) -> None:
+    kept = _free[size]
+    if len(kept) < _KEPT_OF_A_SIZE and size * (len(kept) + 1) <= _KEPT_BYTES:
+        kept.append(memory)
