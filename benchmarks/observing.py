@@ -206,7 +206,7 @@ def _strike(blow: Blow, root: int) -> tuple[int, ...]:
     for pid in tree(root):
         with contextlib.suppress(OSError):
             command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")
-            living.append(Process(pid, command.decode(errors="replace"), cpu_of(pid)))
+            living.append(Process(pid, command.decode(errors="replace").strip(), cpu_of(pid)))
     victims = blow.victims(living)
     for victim in victims:
         with contextlib.suppress(ProcessLookupError):
