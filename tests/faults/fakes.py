@@ -28,9 +28,6 @@ VIEWS, SAMPLES, CHUNK = 4, 18, 4
 CHUNKS = 5  # the last one is half full
 DIMS = {"clip_text": 64, "blip2_text": 128}
 BATCH = 8
-# Texts of 25 to 28 tokens: a batch has room for 8 of any of them, and the last of a chunk's four is
-# the longest.
-MAX_LENGTH, LEAST_WORDS = 28, 24
 _MODULUS = 8191
 
 
@@ -79,7 +76,7 @@ def loaded(wrap: dict[str, Wrap] | None = None, **changes: Any) -> Iterator[dict
     made: dict[str, FakeText] = {}
 
     def load(feature: str, model: str, device: str, dtype: str) -> FakeText:
-        fake = FakeText(feature, DIMS[feature], TextSpec(tokenizer(), MAX_LENGTH), model)
+        fake = FakeText(feature, DIMS[feature], TextSpec(tokenizer(), 32), model)
         fake.dtype = torch.float32 if dtype == "auto" else getattr(torch, dtype)
         for name, value in changes.items():
             setattr(fake, name, value)
@@ -113,7 +110,7 @@ def make_data(folder: Path, samples: int = SAMPLES) -> Path:
     folder.mkdir(parents=True)
     for i in range(samples):
         (folder / f"{i:07d}.jpg").write_bytes(b"not opened: no image feature is built")
-        plot = " ".join(f"w{(7 * i + j * j) % 90}" for j in range(LEAST_WORDS + i % CHUNK))
+        plot = " ".join(f"w{(7 * i + j * j) % 90}" for j in range(3 + i))
         (folder / f"{i:07d}.json").write_text(json.dumps({"plot": plot}))
     return folder
 
