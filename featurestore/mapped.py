@@ -74,25 +74,26 @@ class MappedBlocks:
         with self._disk as is_slow:
             if is_slow:
                 will_need(self._flat, rows.reshape(-1), views if view is None else 1)
-            return self._samples(samples, scale) if view is None else self._views(rows, scale)
+            if view is not None:
+                return self._gather(rows, scale)
+            if scale is None:
+                return self._gather(rows[:, None] + np.arange(views), None)
+            return self._scaled_samples(samples, scale)
 
-    def _views(self, rows: npt.NDArray[np.intp], scale: Scale | None) -> npt.NDArray[np.float32]:
+    def _gather(self, rows: npt.NDArray[np.intp], scale: Scale | None) -> npt.NDArray[np.float32]:
         out = results.empty((*rows.shape, self.shape[2]))
-        # Every row is there, which spares NumPy a copy in between.
+        # Every row is there, so nothing is clipped; it spares NumPy a copy in between.
         self._flat.take(rows, axis=0, out=out, mode="clip")
         return out if scale is None else scale.apply(out)
 
-    def _samples(
-        self, samples: npt.NDArray[np.int64], scale: Scale | None
+    def _scaled_samples(
+        self, samples: npt.NDArray[np.int64], scale: Scale
     ) -> npt.NDArray[np.float32]:
+        """All views, sample by sample, so that one is in the processor's cache when it is divided."""
         out = results.empty((len(samples), *self.shape[1:]))
         chunks, positions = np.divmod(samples, self._rows)
-        # One after the other: a sample is in the processor's cache when it is divided.
         for to, chunk, position in zip(out, chunks.tolist(), positions.tolist(), strict=True):
-            if scale is None:
-                to[...] = self._blocks[chunk, position]
-            else:
-                scale.apply_to(self._blocks[chunk, position], to)
+            scale.apply_to(self._blocks[chunk, position], to)
         return out
 
 
