@@ -89,7 +89,7 @@ class MappedBlocks:
     def _scaled_samples(
         self, samples: npt.NDArray[np.int64], scale: Scale
     ) -> npt.NDArray[np.float32]:
-        """All views, sample by sample, so that one is in the processor's cache when it is divided."""
+        """All views, one sample after the other: it is in the cache when it is divided."""
         out = results.empty((len(samples), *self.shape[1:]))
         chunks, positions = np.divmod(samples, self._rows)
         for to, chunk, position in zip(out, chunks.tolist(), positions.tolist(), strict=True):
