@@ -1,10 +1,11 @@
 """The engine against the slower of its two sides, and what it costs beside them.
 
-    python -m benchmarks.engine [--quick]
+    python -m benchmarks.engine [--quick] [--only sides|overhead|growth|opening]
 
 The two sides are measured alone in the same rounds as the whole: the producers with nobody behind
 them but a loop that gives every slot back, and the backbones with one sample's views again and
-again. Each contender is a process of its own, so that none inherits another's memory.
+again. Each contender is a process of its own, so that none inherits another's memory. Rates count
+from the first sample on, to the last one's commit; how long the first takes is told apart.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measuring import Lap, Spread, goal, machine, options, table, take_turns
+from benchmarks.measuring import Lap, Spread, goal, machine, parser, table, take_turns
 from benchmarks.workload import data_folder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,21 +31,22 @@ VIEWS = 70
 
 def main() -> None:
     """Prints the tables."""
-    quick = options(__doc__.partition("\n")[0]).quick
+    parts = {"sides": _sides, "overhead": _overhead, "growth": _growth, "opening": _opening}
+    arguments = parser(__doc__.partition("\n")[0])
+    arguments.add_argument("--only", choices=parts, help="one of the measurements")
+    given = arguments.parse_args()
     print(machine("torch", "transformers", "numpy"))
     with tempfile.TemporaryDirectory(prefix="manyviews-engine-") as folder:
-        work = Path(folder)
-        _sides(work, quick=quick)
-        _overhead(work)
-        _growth(work, quick=quick)
-        _opening(work, samples=25_959)
+        for name, part in parts.items():
+            if given.only in (None, name):
+                part(Path(folder), quick=given.quick)
 
 
 def _sides(work: Path, *, quick: bool) -> None:
     """The whole against producers alone and backbones alone."""
     checkpoint = _tiny_clip(work / "clip")
     rows = []
-    samples = 48 if quick else 240
+    samples = 48 if quick else 144
     for kind in ("null", "tiny CLIP"):
         task = {
             "data": str(data_folder(work, samples)),
@@ -56,7 +58,7 @@ def _sides(work: Path, *, quick: bool) -> None:
                 name: _contender(name, task, work)
                 for name in ("producers alone", "backbones alone", "engine")
             },
-            rounds=2 if quick else 7,
+            rounds=1 if quick else 4,
         )
         shares = [
             engine.rate / min(producers.rate, alone.rate)
@@ -87,15 +89,15 @@ def _contender(name: str, task: dict[str, Any], work: Path) -> Any:
     return lap
 
 
-def _overhead(work: Path) -> None:
+def _overhead(work: Path, *, quick: bool) -> None:  # noqa: ARG001
     """What a sample costs on its way, and how long the first one takes."""
     task = {"data": str(data_folder(work, 2000)), "views": VIEWS, "model": ""}
-    found = [_child({"do": "transport", **task}) for _ in range(5)]
+    found = [_child({"do": "transport", **task}) for _ in range(3)]
     cpu = Spread.of(1e3 * f["cpu_s"] / f["samples"] for f in found)
     print(f"transport, both sides: {cpu} ms of CPU per sample, goal 2")
     task["data"] = str(data_folder(work, 96))
     first = []
-    for _ in range(5):
+    for _ in range(3):
         first.append(_child({"do": "first", "store": str(work / "store"), **task})["seconds"])
         shutil.rmtree(work / "store")
     print(
@@ -105,7 +107,7 @@ def _overhead(work: Path) -> None:
 
 def _growth(work: Path, *, quick: bool) -> None:
     """Memory and time of a sample, early and late, in small and in large data sets."""
-    sizes = (1_000, 10_000) if quick else (1_000, 10_000, 100_000)
+    sizes = (1_000, 2_000) if quick else (1_000, 10_000, 100_000)
     rows = []
     for samples in sizes:
         task = {"data": str(data_folder(work, samples)), "store": str(work / "store")}
@@ -136,8 +138,9 @@ def _growth(work: Path, *, quick: bool) -> None:
     )
 
 
-def _opening(work: Path, samples: int) -> None:
+def _opening(work: Path, *, quick: bool) -> None:  # noqa: ARG001
     """A store of the whole data set's length, opened and resumed."""
+    samples = 25_959
     data, store = data_folder(work, samples), work / "store"
     task = {"data": str(data), "store": str(store), "views": 2, "chunk": 64, "model": ""}
     _child({"do": "write", **task})
@@ -214,13 +217,14 @@ def _producers_alone(task: Mapping[str, Any]) -> dict[str, Any]:
     from producers.pool import ProducerPool
 
     plan = _planned(task)
-    start = time.perf_counter()
     samples = plan.found.samples
     with ProducerPool(plan.job, samples, workers=plan.workers, timeout_s=300) as pool:
-        for _ in samples:
+        pool.release(pool.take())
+        start = time.perf_counter()
+        for _ in samples[1:]:
             pool.release(pool.take())
         seconds = time.perf_counter() - start
-    return {"samples": len(samples), "seconds": seconds}
+    return {"samples": len(samples) - 1, "seconds": seconds}
 
 
 def _backbones_alone(task: Mapping[str, Any]) -> dict[str, Any]:
@@ -245,8 +249,14 @@ def _backbones_alone(task: Mapping[str, Any]) -> dict[str, Any]:
 def _engine(task: Mapping[str, Any]) -> dict[str, Any]:
     from consumers.build import build
 
-    report = build(_config(task))
-    return {"samples": report.built, "seconds": report.seconds}
+    arrived: list[float] = []
+
+    def note(event: str, _facts: Mapping[str, Any]) -> None:
+        if event == "sample":
+            arrived.append(time.perf_counter())
+
+    report = build(_config(task), [note])
+    return {"samples": report.built - 1, "seconds": time.perf_counter() - arrived[0]}
 
 
 def _transport(task: Mapping[str, Any]) -> dict[str, Any]:
