@@ -145,7 +145,8 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
         if len(self.indices) == 0:
             raise InputError(f"No sample of {source.path} is left for split {a['split']!r}.")
         train = None if split is None else split.train
-        advice = resolve_advice(source, self.features, a["advice"], sparse=self._policy.is_one)
+        sparse = self._policy.is_one
+        advice = resolve_advice(source, self.features, a["advice"], chunks, sparse=sparse)
         self._rows = open_rows(source, self.features, a["zscore"], train, advice, chunks)
         folder = None if a["labels_dir"] is None else Path(a["labels_dir"])
         self._labels = open_labels(a["labels"], folder, source)

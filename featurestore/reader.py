@@ -21,7 +21,7 @@ import math
 import mmap
 import os
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,6 +54,7 @@ _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 _HUGE_PAGE = 2 << 20
+_PLACES = 64  # that are looked at to tell whether files are in the page cache
 
 _MADV_POPULATE_READ = 22  # Linux 5.14; the mmap module does not name it
 _MADV = {
@@ -63,22 +64,54 @@ _MADV = {
 }
 
 
-def choose_advice(size_bytes: int, *, sparse: bool = False) -> Advice:
-    """How files of ``size_bytes`` together are to be fetched, from the memory that can be had.
+def choose_advice(files: Sequence[Path], size_bytes: int, *, sparse: bool = False) -> Advice:
+    """How files are to be fetched, from where they are and the memory that can be had.
 
-    Up to half of it, everything is read and mapped at opening (``populate``): no batch waits for
-    the disk or for a page fault afterwards. Up to nine tenths, the kernel is asked to read it all
-    in the background (``willneed``), and may drop some of it again. What is larger, or what only
-    one row in many is ever read of, is fetched page by page as it is asked for (``random``).
+    What is in the page cache is mapped at opening (``populate``), so that no batch waits for a page
+    fault afterwards; between half and nine tenths of the memory in the background (``willneed``).
+    Everything else is fetched page by page as it is asked for (``random``): what lies on the disk,
+    so that the first batch does not wait for the last row; what is larger than memory; and what
+    only one row in many is ever read of.
 
     Args:
-        size_bytes: of all files that will be mapped.
+        files: all that will be mapped.
+        size_bytes: of them together.
         sparse: whether only one view of each sample will be read.
     """
     free = available_bytes()
-    if sparse or size_bytes > 0.9 * free:
+    if sparse or size_bytes > 0.9 * free or not is_cached(files):
         return "random"
     return "populate" if size_bytes <= free / 2 else "willneed"
+
+
+def is_cached(files: Sequence[Path]) -> bool:
+    """Whether nine tenths of some places in the files, evenly spread, are in the page cache.
+
+    True also where the file system does not tell.
+    """
+    some = files[:: max(1, len(files) // _PLACES)]
+    each = max(1, _PLACES // max(1, len(some)))
+    found = [there for file in some for there in _places_cached(file, each)]
+    return sum(found) >= 0.9 * len(found)
+
+
+def _places_cached(path: Path, count: int) -> Iterator[bool]:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return  # who maps it gets the error
+    try:
+        size = os.fstat(fd).st_size
+        for number in range(count):
+            try:
+                os.preadv(fd, [bytearray(1)], (2 * number + 1) * size // (2 * count), os.RWF_NOWAIT)
+                yield True
+            except BlockingIOError:
+                yield False
+            except OSError:
+                yield True
+    finally:
+        os.close(fd)
 
 
 def advise(array: npt.NDArray[Any], advice: Advice, path: Path) -> None:
@@ -86,14 +119,12 @@ def advise(array: npt.NDArray[Any], advice: Advice, path: Path) -> None:
 
     Args:
         array: a mapping, or a part of one.
-        advice: one of ``ADVICE``; ``auto`` chooses by the array's size.
+        advice: one of ``ADVICE``, but not ``auto``.
         path: the file, for the message.
 
     Raises:
         StorageError: ``populate`` met a page that cannot be read from the disk.
     """
-    if advice == "auto":
-        advice = choose_advice(array.nbytes)
     address = int(array.__array_interface__["data"][0])
     start = address - address % mmap.PAGESIZE
     _madvise(start, address + array.nbytes - start, advice, path)
@@ -157,8 +188,7 @@ def map_chunks(
         spec: the array.
         chunks: the committed chunks. Rows of all others must never be touched: nothing is mapped
             there, and reading them ends the process.
-        advice: how the kernel is to fetch them, one of ``ADVICE``; ``auto`` chooses by the size of
-            the array.
+        advice: how the kernel is to fetch them, one of ``ADVICE``, but not ``auto``.
 
     Returns:
         ``dtype [chunks, rows per chunk, ...]``, read-only; a chunk is contiguous, and
@@ -178,8 +208,6 @@ def map_chunks(
         )
     apart = distance(spec)
     buffer, base = _reserve(spec.chunks * apart)
-    if advice == "auto":
-        advice = choose_advice(spec.chunks * spec.chunk_bytes)
     for chunk in chunks:
         _map_chunk(root, spec, chunk, base + chunk * apart)
         _madvise(base + chunk * apart, spec.chunk_bytes, advice, root / spec.file(chunk))

@@ -117,7 +117,8 @@ def store_rows(
         _require_lengths(store, feature, chunks)
     if array.is_mappable:
         if advice == "auto":
-            advice = choose_advice(len(chunks) * array.chunk_bytes)
+            files = [store.path / array.file(chunk) for chunk in chunks]
+            advice = choose_advice(files, len(files) * array.chunk_bytes)
         mapped = map_chunks(store.path, array, chunks, advice)
         source = MappedBlocks(mapped, n, from_disk=advice == "random")
     else:
@@ -163,7 +164,7 @@ def npy_rows(folder: Path, prefix: str, feature: str, *, advice: Advice = "auto"
             f"samples with {spec.views} views.\nRun `materialize` again."
         )
     if advice == "auto":
-        advice = choose_advice(flat.nbytes)
+        advice = choose_advice([path], flat.nbytes)
     advise(flat, advice, path)
     reopen = (partial(npy_rows, advice=advice), (folder, prefix, feature))
     # Not as a memmap: its own indexing would make memmaps of the copies.

@@ -97,14 +97,25 @@ def open_rows(
 
 
 def resolve_advice(
-    source: FeatureSource, features: Iterable[str], advice: Advice, *, sparse: bool
+    source: FeatureSource,
+    features: Sequence[str],
+    advice: Advice,
+    chunks: Sequence[int] | None,
+    *,
+    sparse: bool,
 ) -> Advice:
     """What ``auto`` means for these features together; see ``reader.choose_advice``."""
     if advice != "auto":
         return advice
     spec = source.spec
     row_bytes = 4 * sum(spec.dims[name] for name in features)
-    return choose_advice(spec.samples * spec.views * row_bytes, sparse=sparse)
+    if isinstance(source, NpyFolder):
+        files = [source.path / f"{source.prefix}_{name}.npy" for name in features]
+    else:
+        present = range(spec.chunks) if chunks is None else chunks
+        arrays = [source.array(name) for name in features]
+        files = [source.path / array.file(chunk) for array in arrays for chunk in present]
+    return choose_advice(files, spec.samples * spec.views * row_bytes, sparse=sparse)
 
 
 def check_content(

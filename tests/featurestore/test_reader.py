@@ -14,7 +14,7 @@ import zarr
 from featurestore import mapped, reader
 from featurestore.arrays import ArraySpec
 from featurestore.errors import ConfigError, CorruptStoreError, StorageError
-from featurestore.reader import ADVICE, advise, choose_advice, map_chunks, will_need
+from featurestore.reader import ADVICE, advise, choose_advice, is_cached, map_chunks, will_need
 from featurestore.rows import store_rows
 from featurestore.store import FeatureStore
 from tests.featurestore.stores import DIMS, make_store
@@ -275,33 +275,58 @@ def mapping(folder: Path) -> tuple[int, list[set[str]]]:
     return resident, flags
 
 
-@pytest.mark.parametrize("advice", ADVICE)
+@pytest.mark.parametrize("advice", [advice for advice in ADVICE if advice != "auto"])
 def test_advice_changes_no_row(tmp_path, advice):
     rows = make_store(tmp_path / "s")["clip_image"]
     spec = FeatureStore(tmp_path / "s").spec.feature("clip_image")
     flat = map_flat(tmp_path / "s", spec, range(3), advice)
     resident, flags = mapping(tmp_path)
     # Read before anybody asked, or read without the neighbours, or as the kernel likes.
-    assert resident == (12 if advice in ("populate", "auto") else 0)
+    assert resident == (12 if advice == "populate" else 0)
     assert ["rr" in of for of in flags] == [advice == "random"] * 3
     np.testing.assert_array_equal(flat[:11], rows)
 
 
 @pytest.mark.parametrize(
-    ("size", "sparse", "expected"),
+    ("size", "sparse", "cached", "expected"),
     [
-        (0, False, "populate"),
-        (500, False, "populate"),
-        (501, False, "willneed"),
-        (900, False, "willneed"),
-        (901, False, "random"),
-        (10**15, False, "random"),
-        (1, True, "random"),
+        (0, False, True, "populate"),
+        (500, False, True, "populate"),
+        (500, False, False, "random"),
+        (501, False, True, "willneed"),
+        (900, False, True, "willneed"),
+        (900, False, False, "random"),
+        (901, False, True, "random"),
+        (10**15, False, True, "random"),
+        (1, True, True, "random"),
     ],
 )
-def test_advice_by_the_memory_there_is(monkeypatch, size, sparse, expected):
+def test_advice_by_memory_and_where_the_files_are(monkeypatch, size, sparse, cached, expected):
     monkeypatch.setattr(reader, "available_bytes", lambda: 1000)
-    assert choose_advice(size, sparse=sparse) == expected
+    monkeypatch.setattr(reader, "is_cached", lambda _files: cached)
+    assert choose_advice([], size, sparse=sparse) == expected
+
+
+def test_files_are_cached_until_they_are_dropped(tmp_path):
+    files = [tmp_path / name for name in "abc"]
+    for file in files:
+        file.write_bytes(os.urandom(1 << 20))
+    assert is_cached(files)
+    assert is_cached([])
+    for file in files:
+        fd = os.open(file, os.O_RDWR)
+        os.fsync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(fd)
+    maps = [np.memmap(file, np.uint8, "r") for file in files]
+    starts = [each.__array_interface__["data"][0] for each in maps]
+    dropped = [not in_memory(start + at) for start in starts for at in range(0, 1 << 20, 4096)]
+    # What the kernel says of every page; some file systems have no disk to drop to.
+    assert is_cached(files) is (sum(dropped) < 0.1 * len(dropped))
+    for each in maps:
+        each.max()
+    assert is_cached(files)
+    assert is_cached([tmp_path / "not there"])  # whoever opens it gets the error
 
 
 def test_a_part_that_cannot_be_read_is_an_error_before_it_is_a_signal(tmp_path):
