@@ -1,6 +1,6 @@
 """Side by side with what else one could use: the same views through the same tiny models.
 
-    python -m benchmarks.peers [--quick]
+    python -m benchmarks.peers [--quick] [--faults [JOB ...]]
 
 Each contender is a program in an environment of its own, started and watched from outside, on two
 cores with one OpenMP thread per process. They take turns. A second table says what each does when
@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks import peer_faults
-from benchmarks.measuring import Lap, machine, options, table
+from benchmarks.measuring import Lap, machine, parser, table
 from benchmarks.peer_job import Job, Rows, Work, run
 from benchmarks.peer_jobs import LOADER, NAIVE, OURS, RENDERED, SCRATCH, jobs, rendering
 from benchmarks.peer_models import make_models
@@ -33,9 +33,16 @@ QUICK = (OURS, NAIVE, LOADER)
 
 def main() -> None:
     """Prints both tables."""
-    quick = options(__doc__.partition("\n")[0]).quick
+    arguments = parser(__doc__.partition("\n")[0])
+    arguments.add_argument(
+        "--faults", nargs="*", metavar="JOB", help="the second table alone, of these jobs or of all"
+    )
+    given = arguments.parse_args()
+    quick, only = given.quick, given.faults
     print(machine("torch", "transformers", "numpy"))
     found = [job for job in jobs() if not quick or job.name in QUICK]
+    if only:
+        found = [job for job in found if job.name in only]
     failed = {}
     for job in found:
         try:
@@ -44,7 +51,8 @@ def main() -> None:
             failed[job.name] = f"its environment could not be made, exit {e.returncode}"
     with tempfile.TemporaryDirectory(prefix="manyviews-peers-") as folder:
         bench = Bench(Path(folder), failed, quick=quick)
-        print(f"\n{bench.compare(found)}", flush=True)
+        if only is None:
+            print(f"\n{bench.compare(found)}", flush=True)
         if not quick:
             print(f"\n{bench.break_all(found)}", flush=True)
     shutil.rmtree(SCRATCH, ignore_errors=True)
