@@ -14,8 +14,8 @@ BENCHES := views text engine reads shuffle peers
 help:
 	@echo "make demo          the whole pipeline on a small data set, from nothing"
 	@echo "make test          lint, types, layers and tests, from nothing"
-	@echo "make test-nightly  the fault tests with many more rounds, ten minutes on two cores"
-	@echo "make bench         speed against peers and limits, under five minutes; bench-full: all rounds"
+	@echo "make test-nightly  the fault tests with many more rounds, half an hour on two cores"
+	@echo "make bench         speed against peers and limits, some minutes; bench-full: all rounds"
 	@echo "make clean         remove .venv and what demo and tests left"
 
 setup: $(STAMP)
