@@ -58,7 +58,7 @@ def _sides(work: Path, *, quick: bool) -> None:
                 name: _contender(name, task, work)
                 for name in ("producers alone", "backbones alone", "engine")
             },
-            rounds=1 if quick else 4,
+            rounds=1 if quick else 2,
         )
         shares = [
             engine.rate / min(producers.rate, alone.rate)
