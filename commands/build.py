@@ -17,11 +17,16 @@ from commands.options import (
     FeatureList,
     PairType,
     common_options,
+    device_option,
+    dtype_option,
     is_quiet,
     is_verbose,
     json_option,
+    model_option,
     say,
     say_list,
+    views_option,
+    workers_option,
 )
 from featurestore.errors import ConfigError
 
@@ -49,19 +54,12 @@ DONE_WITH_BAD_SAMPLES = 3
     help="With --resume, add samples that come after the last one.",
 )
 @click.option("--overwrite", is_flag=True, default=None, help="Delete the store that is there.")
-@click.option("--views", type=int, help="Views per sample, the clean one included.  [default: 70]")
+@views_option
 @click.option("--seed", type=int, help="Base seed of both recipes.  [default: 123]")
 @click.option(
     "--features", type=FeatureList(), help="Comma-separated.  [default: all four, or the store's]"
 )
-@click.option(
-    "--model",
-    "models",
-    multiple=True,
-    type=PairType(),
-    metavar="FEATURE=ID_OR_DIR",
-    help="Checkpoint of a feature, a hub id or a folder; blip2=... names both BLIP-2 features.",
-)
+@model_option
 @click.option(
     "--batch-size",
     "batch_sizes",
@@ -70,7 +68,7 @@ DONE_WITH_BAD_SAMPLES = 3
     metavar="FEATURE=N",
     help="Rows per forward pass of a feature; of texts, those of full length.",
 )
-@click.option("--workers", type=int, help="Producer processes.  [default: CPUs - 1]")
+@workers_option
 @click.option("--slots", type=int, help="Samples in flight.  [default: 2 x workers + 2]")
 @click.option("--chunk", type=int, help="Samples per chunk, the unit of commit.  [default: 64]")
 @click.option(
@@ -78,8 +76,8 @@ DONE_WITH_BAD_SAMPLES = 3
     type=click.Choice(["none", "zstd"]),
     help="zstd makes an archive, smaller and slow to train from.  [default: none, or the store's]",
 )
-@click.option("--device", help="auto, cpu, cuda or cuda:N.  [default: auto]")
-@click.option("--dtype", help="auto, float32, bfloat16 or float16.  [default: auto]")
+@device_option
+@dtype_option
 @click.option(
     "--bad-sample",
     type=click.Choice(["placeholder", "fail"]),

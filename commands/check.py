@@ -15,12 +15,16 @@ from commands.build import build_config
 from commands.options import (
     FOLDER,
     FeatureList,
-    PairType,
     common_options,
+    device_option,
+    dtype_option,
     is_quiet,
     is_verbose,
     json_option,
+    model_option,
     say,
+    views_option,
+    workers_option,
 )
 
 if TYPE_CHECKING:
@@ -39,18 +43,11 @@ _BUILD_OPTIONS = ("data_dir", "features", "models", "workers", "device", "dtype"
 @click.option("--split-json", type=FOLDER, help="A split to hold against the samples.")
 @click.option("--full", is_flag=True, help="Read every input, not 500 that are evenly spread.")
 @click.option("--features", type=FeatureList(), help="Comma-separated.  [default: all four]")
-@click.option(
-    "--model",
-    "models",
-    multiple=True,
-    type=PairType(),
-    metavar="FEATURE=ID_OR_DIR",
-    help="Checkpoint of a feature, a hub id or a folder; blip2=... names both BLIP-2 features.",
-)
-@click.option("--views", type=int, help="Views per sample, the clean one included.  [default: 70]")
-@click.option("--workers", type=int, help="Producer processes.  [default: CPUs - 1]")
-@click.option("--device", help="auto, cpu, cuda or cuda:N.  [default: auto]")
-@click.option("--dtype", help="auto, float32, bfloat16 or float16.  [default: auto]")
+@model_option
+@views_option
+@workers_option
+@device_option
+@dtype_option
 @click.option(
     "--no-calibration",
     is_flag=True,

@@ -113,6 +113,24 @@ data_option = click.option(
     help="Folder of <stem>.jpg posters and <stem>.json synopses.",
 )
 
+# What a build and the look before it both take.
+views_option = click.option(
+    "--views", type=int, help="Views per sample, the clean one included.  [default: 70]"
+)
+workers_option = click.option(
+    "--workers", type=int, help="Producer processes.  [default: CPUs - 1]"
+)
+device_option = click.option("--device", help="auto, cpu, cuda or cuda:N.  [default: auto]")
+dtype_option = click.option("--dtype", help="auto, float32, bfloat16 or float16.  [default: auto]")
+model_option = click.option(
+    "--model",
+    "models",
+    multiple=True,
+    type=PairType(),
+    metavar="FEATURE=ID_OR_DIR",
+    help="Checkpoint of a feature, a hub id or a folder; blip2=... names both BLIP-2 features.",
+)
+
 
 def say(line: str, *, error: bool = False) -> None:
     """Prints a line for a person, on standard error; nothing but errors with ``--quiet``."""
