@@ -246,7 +246,7 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
         batch = {}
         for name, rows in self._rows.items():
             tensor = torch.from_numpy(rows.take(samples, view))
-            batch[name] = tensor.to(self._dtype)
+            batch[name] = tensor if self._dtype is torch.float32 else tensor.to(self._dtype)
         batch["index"] = torch.from_numpy(samples)
         if self._labels is not None:
             batch["labels"] = torch.from_numpy(self._labels.take(samples, view))

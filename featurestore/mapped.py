@@ -32,13 +32,15 @@ class MappedBlocks:
         """
         chunks, self._rows, views, dim = blocks.shape
         self.shape = (samples, views, dim)
-        self._blocks = blocks
         row_bytes = dim * blocks.itemsize
         apart = blocks.strides[0] // row_bytes if chunks > 1 else self._rows * views
         # Row (chunk, k, v) is row chunk * apart + k * V + v; nothing is mapped between chunks.
-        self._flat = np.lib.stride_tricks.as_strided(
-            blocks, ((chunks - 1) * apart + self._rows * views, dim), (row_bytes, blocks.itemsize)
-        )
+        count = (chunks - 1) * apart + self._rows * views
+        strides = (row_bytes, blocks.itemsize)
+        as_strided = np.lib.stride_tricks.as_strided
+        self._flat = as_strided(blocks, (count, dim), strides)
+        # The V rows from each row on, of which only those of whole samples are looked at.
+        self._runs = as_strided(blocks, (count - views + 1, views, dim), (row_bytes, *strides))
         self._gap = apart - self._rows * views
         self._disk: AbstractContextManager[bool] = _Disk() if from_disk else nullcontext(False)
 
@@ -74,11 +76,7 @@ class MappedBlocks:
         with self._disk as is_slow:
             if is_slow:
                 will_need(self._flat, rows.reshape(-1), views if view is None else 1)
-            if view is not None:
-                return self._gather(rows, scale)
-            if scale is None:
-                return self._gather(rows[:, None] + np.arange(views), None)
-            return self._scaled_samples(samples, scale)
+            return self._whole(rows, scale) if view is None else self._gather(rows, scale)
 
     def _gather(self, rows: npt.NDArray[np.intp], scale: Scale | None) -> npt.NDArray[np.float32]:
         out = results.empty((*rows.shape, self.shape[2]))
@@ -86,14 +84,17 @@ class MappedBlocks:
         self._flat.take(rows, axis=0, out=out, mode="clip")
         return out if scale is None else scale.apply(out)
 
-    def _scaled_samples(
-        self, samples: npt.NDArray[np.int64], scale: Scale
-    ) -> npt.NDArray[np.float32]:
-        """All views, one sample after the other: it is in the cache when it is divided."""
-        out = results.empty((len(samples), *self.shape[1:]))
-        chunks, positions = np.divmod(samples, self._rows)
-        for to, chunk, position in zip(out, chunks.tolist(), positions.tolist(), strict=True):
-            scale.apply_to(self._blocks[chunk, position], to)
+    def _whole(self, rows: npt.NDArray[np.intp], scale: Scale | None) -> npt.NDArray[np.float32]:
+        """All views: one long copy for each sample is faster than one for each row."""
+        shape = (len(rows), *self.shape[1:])
+        if scale is None and not results.is_large(shape):
+            return self._runs[rows]
+        out = results.empty(shape)
+        for to, row in zip(out, rows.tolist(), strict=True):
+            if scale is None:
+                to[:] = self._runs[row]
+            else:  # what was just copied is divided while it is in the cache
+                scale.apply_to(self._runs[row], to)
         return out
 
 

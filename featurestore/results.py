@@ -2,12 +2,14 @@
 
 A batch of all views is tens of megabytes. The allocator takes as much from the kernel each time,
 which fills it with zeros, page by page, as it is written to: that takes as long as the copy itself.
+Smaller ones it keeps itself, and there is nothing to be gained.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import math
 import mmap
 import weakref
 from collections import defaultdict
@@ -16,8 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-# The allocator keeps smaller pieces itself.
-_LEAST_BYTES = 1 << 20
+# Where glibc's malloc stops to keep memory, at the most (DEFAULT_MMAP_THRESHOLD_MAX).
+_LEAST_BYTES = 32 << 20
 # Kept for the next batches: one that is being used while another is made.
 _KEPT_OF_A_SIZE = 2
 _KEPT_BYTES = 256 << 20
@@ -27,9 +29,9 @@ _free: dict[int, list[mmap.mmap]] = defaultdict(list)
 
 def empty(shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
     """An array of float32 whose values are anything, as ``numpy.empty``."""
-    size = int(np.prod(shape)) * 4
-    if size < _LEAST_BYTES:
+    if not is_large(shape):
         return np.empty(shape, np.float32)
+    size = _bytes_of(shape)
     kept = _free[size]
     try:
         memory = kept.pop()  # not after a look whether there is one: another thread may be quicker
@@ -42,6 +44,15 @@ def empty(shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
     # the array that it was taken from, so the array's own end would be too early.
     weakref.finalize(holder, _give_back, memory, size).atexit = False
     return np.frombuffer(holder, np.float32).reshape(shape)
+
+
+def is_large(shape: tuple[int, ...]) -> bool:
+    """Whether the allocator would give the memory of such an array back to the kernel."""
+    return _bytes_of(shape) >= _LEAST_BYTES
+
+
+def _bytes_of(shape: tuple[int, ...]) -> int:
+    return 4 * math.prod(shape)
 
 
 @functools.lru_cache(maxsize=64)

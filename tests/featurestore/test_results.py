@@ -9,7 +9,7 @@ import torch
 
 from featurestore import results
 
-LARGE = (600, 1024)  # 2.3 MiB
+LARGE = (9000, 1024)  # 35 MiB
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +30,7 @@ def test_memory_is_used_again_when_nobody_has_it():
     assert first.flags.c_contiguous
     where = address(first)
     del first
-    assert address(results.empty((1024, 600))) == where  # another shape of the same size
+    assert address(results.empty((1024, 9000))) == where  # another shape of the same size
 
 
 def values(kept):
@@ -64,7 +64,7 @@ def test_what_is_kept_in_any_way_is_not_written_to(keep):
 def test_little_is_kept():
     several = [results.empty(LARGE) for _ in range(5)]
     del several
-    assert {size: len(free) for size, free in results._free.items()} == {600 * 1024 * 4: 2}
+    assert {size: len(free) for size, free in results._free.items()} == {9000 * 1024 * 4: 2}
     huge = [results.empty((50 << 20,)) for _ in range(2)]  # 200 MiB each
     del huge
     assert len(results._free[200 << 20]) == 1
