@@ -24,7 +24,6 @@ class Library:
         kind: which of its readers.
         data: the folder of its files; those of one name share them.
         needs: what pip installs for it, or nothing where it runs in this environment.
-        chooses: whether its files are of rows or of samples, so that they are written for both.
         peer: whether ours has to be faster.
         quick: whether it takes part in quick runs.
         cold: whether it is measured without page cache.
@@ -34,7 +33,6 @@ class Library:
     kind: str
     data: str
     needs: tuple[str, ...] = ()
-    chooses: bool = False
     peer: bool = True
     quick: bool = True
     cold: bool = True
@@ -55,15 +53,15 @@ LIBRARIES = {
     ),
     "zarr-python, our store": Library("zarr", "Zarr", "store"),
     "LMDB": Library("lmdb", "Lmdb", "lmdb", ("lmdb==3.0.0", NUMPY)),
-    "HF datasets": Library("datasets", "HuggingFace", "datasets", chooses=True),
-    "Lance": Library("lance", "Lance", "lance", ("pylance==14.0.2", NUMPY), chooses=True),
-    "HDF5, contiguous": Library("h5py", "Contiguous", "hdf5", ("h5py==3.16.0", NUMPY), True),
-    "HDF5, chunked": Library("h5py", "Chunked", "hdf5-chunked", ("h5py==3.16.0", NUMPY), True),
+    "HF datasets": Library("datasets", "HuggingFace", "datasets"),
+    "Lance": Library("lance", "Lance", "lance", ("pylance==14.0.2", NUMPY)),
+    "HDF5, contiguous": Library("h5py", "Contiguous", "hdf5", ("h5py==3.16.0", NUMPY)),
+    "HDF5, chunked": Library("h5py", "Chunked", "hdf5-chunked", ("h5py==3.16.0", NUMPY)),
     # Its own requirements exclude NumPy 2.2 and later.
     "MosaicML streaming": Library(
-        "streaming", "Mosaic", "mds", ("mosaicml-streaming==0.13.0", TORCH), True
+        "streaming", "Mosaic", "mds", ("mosaicml-streaming==0.13.0", TORCH)
     ),
-    "litdata": Library("litdata", "Litdata", "litdata", ("litdata==0.2.76", NUMPY, TORCH), True),
+    "litdata": Library("litdata", "Litdata", "litdata", ("litdata==0.2.76", NUMPY, TORCH)),
 }
 LOADERS = {
     "memmap, 0 workers": Library("loader", "MemmapLoader", "npy"),

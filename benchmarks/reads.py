@@ -78,14 +78,10 @@ class Race:
         for name, library in self._libraries.items():
             folder = self._folder / library.data
             self.ask(name, "place", folder=str(folder), shape=self._shape, layout=layout)
-        written = {p.name for p in self._folder.iterdir()}
-        for name, library in self._libraries.items():
-            if library.chooses and library.data in written:
-                shutil.rmtree(self._folder / library.data)
-                written.remove(library.data)
-            if library.data not in written:
-                self.ask(name, "write", reference=self._reference)
-                written.add(library.data)
+        folders = {library.data: name for name, library in self._libraries.items()}
+        for data, name in folders.items():  # those of one folder read the same files
+            shutil.rmtree(self._folder / data, ignore_errors=True)
+            self.ask(name, "write", reference=self._reference)
         for name in self._libraries:
             self.ask(name, "check", reference=self._reference)
         return {n: _bytes_of(self._folder / lib.data) for n, lib in self._libraries.items()}
@@ -180,17 +176,18 @@ def measure(race: Race, layout: str, *, quick: bool) -> None:
     sizes = race.prepare(layout)
     names = [name for name in LIBRARIES if name in sizes]
     cold_names = [name for name in names if LIBRARIES[name].cold]
-    for pattern, (of_layout, what) in PATTERNS.items():
-        if of_layout != layout:
-            continue
-        scan = pattern == "scan"
-        laps = race.warm(names, pattern, (1 if scan else 3) if quick else (5 if scan else 15))
+    patterns = {name: what for name, (of, what) in PATTERNS.items() if of == layout}
+    # Once dropped, files come back into the page cache in pages of other sizes than those in which
+    # they were written, by each reader's way of reading: so nothing is dropped before it was warm.
+    for pattern, what in patterns.items():
+        laps = race.warm(names, pattern, 5 if quick else 15)
         print(f"\n{what}, warm:\n\n{warm_table(laps, sizes, 'CPU s')}\n\n{goals(pattern, laps)}")
-        laps, facts = race.cold(cold_names, pattern, (1 if scan else 2) if quick else 5)
-        print(f"\n{what}, cold:\n\n{cold_table(laps, facts)}\n\n{goals(pattern, laps)}", flush=True)
     if layout == ROWS and not quick:
         laps = race.warm(LOADERS, "scan", 9)
         print(f"\nDataLoader, batches of 512 rows:\n\n{warm_table(laps, sizes, 's')}", flush=True)
+    for pattern, what in patterns.items():
+        laps, facts = race.cold(cold_names, pattern, 3 if quick else 9)
+        print(f"\n{what}, cold:\n\n{cold_table(laps, facts)}\n\n{goals(pattern, laps)}", flush=True)
 
 
 def start(stack: ExitStack, *, quick: bool) -> dict[str, Peer]:
