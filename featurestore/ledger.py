@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,48 @@ class ChunkEntry:
     samples: Sequence[SampleRecord]
     changed: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def bad(self) -> Sequence[BadInput]:
+        """The inputs of its samples that placeholders stand in for, in order."""
+        if isinstance(self.samples, _StoredRecords):
+            return self.samples.bad
+        return [bad for sample in self.samples for bad in sample.bad]
+
+
+class _StoredRecords(Sequence[SampleRecord]):
+    """The samples of a line, which are most of it: decoded when they are asked for.
+
+    Whoever opens a store to train from it never does.
+    """
+
+    def __init__(self, text: bytes, first_index: int, bad: Sequence[BadInput]) -> None:
+        self._text, self._first, self.bad = text, first_index, bad
+
+    @cached_property
+    def _records(self) -> list[SampleRecord]:
+        bad: dict[int, list[BadInput]] = {}
+        for each in self.bad:
+            bad.setdefault(each.index, []).append(each)
+        try:
+            return [
+                SampleRecord(i, image, text_sha, words, tuple(bad.get(i, ())))
+                for i, (image, text_sha, words) in enumerate(json.loads(self._text), self._first)
+            ]
+        except _BAD_LINE as e:
+            what = f"the samples of the line that begins with sample {self._first}: {e}"
+            raise CorruptStoreError(Ledger.FILE, what) from None
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, item: Any) -> Any:
+        return self._records[item]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and self._records == list(other)
+
+    __hash__ = None  # type: ignore[assignment]  # as a list
+
 
 def format_entry(entry: ChunkEntry) -> bytes:
     """The entry's line, without its line feed."""
@@ -65,20 +108,18 @@ def parse_entry(line: bytes, first_index: int) -> ChunkEntry:
     text, separator, tail = line.rpartition(b', "crc32c": "')
     if not separator or tail != b'%08x"}' % crc32c(text):
         raise ValueError("its checksum does not fit its content")
-    body = json.loads(line)
-    bad: dict[int, list[BadInput]] = {}
-    for index, modality, reason, detail in body["bad"]:
-        bad.setdefault(index, []).append(BadInput(index, modality, reason, detail))
-    return ChunkEntry(
-        body["chunk"],
-        {name: (size, int(crc, 16)) for name, (size, crc) in body["files"].items()},
-        [
-            SampleRecord(i, image, text_sha, words, tuple(bad.get(i, ())))
-            for i, (image, text_sha, words) in enumerate(body["samples"], first_index)
-        ],
-        body.get("changed", {}),
+    samples = text.index(_SAMPLES)
+    end = text.index(_BAD, samples)
+    body = json.loads(text[:samples] + text[end:] + b"}")
+    records = _StoredRecords(
+        text[samples + len(_SAMPLES) : end], first_index, [BadInput(*b) for b in body["bad"]]
     )
+    files = {name: (size, int(crc, 16)) for name, (size, crc) in body["files"].items()}
+    return ChunkEntry(body["chunk"], files, records, body.get("changed", {}))
 
+
+# What stands before these two values. No string can hold either: its quotes would be escaped.
+_SAMPLES, _BAD = b', "samples": ', b', "bad": '
 
 # What reading a line of another kind may raise; the number is read before the checksum.
 _BAD_LINE = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)

@@ -20,6 +20,7 @@ import errno
 import math
 import mmap
 import os
+import random
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -55,6 +56,7 @@ _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 _HUGE_PAGE = 2 << 20
 _PLACES = 64  # that are looked at to tell whether files are in the page cache
+_places = random.Random()  # of its own: a program may have seeded the module's
 
 _MADV_POPULATE_READ = 22  # Linux 5.14; the mmap module does not name it
 _MADV = {
@@ -87,12 +89,17 @@ def choose_advice(files: Sequence[Path], size_bytes: int, *, sparse: bool = Fals
 def is_cached(files: Sequence[Path]) -> bool:
     """Whether nine tenths of some places in the files, evenly spread, are in the page cache.
 
-    True also where the file system does not tell.
+    True also where the file system does not tell. The places are others each time, because looking
+    at one makes the kernel fetch it.
     """
     some = files[:: max(1, len(files) // _PLACES)]
     each = max(1, _PLACES // max(1, len(some)))
-    found = [there for file in some for there in _places_cached(file, each)]
-    return sum(found) >= 0.9 * len(found)
+    allowed = len(some) * each // 10
+    for file in some:
+        allowed -= sum(not there for there in _places_cached(file, each))
+        if allowed < 0:  # the others would not change it, and looking takes time
+            return False
+    return True
 
 
 def _places_cached(path: Path, count: int) -> Iterator[bool]:
@@ -103,8 +110,9 @@ def _places_cached(path: Path, count: int) -> Iterator[bool]:
     try:
         size = os.fstat(fd).st_size
         for number in range(count):
+            place = int((number + _places.random()) * size / count)
             try:
-                os.preadv(fd, [bytearray(1)], (2 * number + 1) * size // (2 * count), os.RWF_NOWAIT)
+                os.preadv(fd, [bytearray(1)], place, os.RWF_NOWAIT)
                 yield True
             except BlockingIOError:
                 yield False
@@ -213,8 +221,9 @@ def map_chunks(
     apart = distance(spec)
     buffer, base = _reserve(spec.chunks * apart)
     for chunk in chunks:
-        _map_chunk(root, spec, chunk, base + chunk * apart)
-        _madvise(base + chunk * apart, spec.chunk_bytes, advice, root / spec.file(chunk))
+        path, address = root / spec.file(chunk), base + chunk * apart
+        _map_chunk(path, spec, chunk, address)
+        _madvise(address, spec.chunk_bytes, advice, path)
     dtype = np.dtype(spec.dtype)
     flat = np.frombuffer(memoryview(buffer).toreadonly(), dtype=dtype)
     inner = np.empty(0, dtype).reshape(0, *spec.chunk_shape).strides[1:]
@@ -237,18 +246,19 @@ def _reserve(size: int) -> tuple[Any, int]:
     return buffer, base
 
 
-def _map_chunk(root: Path, spec: ArraySpec, chunk: int, address: int) -> None:
-    file = spec.file(chunk)
+def _map_chunk(path: Path, spec: ArraySpec, chunk: int, address: int) -> None:
     try:
-        fd = os.open(root / file, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
-        raise CorruptStoreError(file, "the file is missing", chunk=chunk) from None
+        raise CorruptStoreError(spec.file(chunk), "the file is missing", chunk=chunk) from None
     except OSError as e:
-        raise StorageError(root / file, e.strerror or str(e)) from e
+        raise StorageError(path, e.strerror or str(e)) from e
     try:
         found, expected = os.fstat(fd).st_size, spec.chunk_bytes + CHECKSUM_BYTES
         if found != expected:  # reading past the end of a shorter file would be a SIGBUS
-            raise CorruptStoreError(file, f"{found} bytes, expected {expected}", chunk=chunk)
+            raise CorruptStoreError(
+                spec.file(chunk), f"{found} bytes, expected {expected}", chunk=chunk
+            )
         _mmap(address, spec.chunk_bytes, _PROT_READ, _MAP_SHARED | _MAP_FIXED, fd)
     finally:
         os.close(fd)

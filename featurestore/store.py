@@ -234,7 +234,7 @@ class FeatureStore:
     @property
     def bad_inputs(self) -> list[BadInput]:
         """The inputs that placeholders stand in for, in the order of the samples."""
-        return [b for e in self.ledger.entries for s in e.samples for b in s.bad]
+        return [bad for entry in self.ledger.entries for bad in entry.bad]
 
     @property
     def records(self) -> list[SampleRecord]:

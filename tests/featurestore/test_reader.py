@@ -307,17 +307,21 @@ def test_advice_by_memory_and_where_the_files_are(monkeypatch, size, sparse, cac
     assert choose_advice([], size, sparse=sparse) == expected
 
 
+def drop(files):
+    for file in files:
+        fd = os.open(file, os.O_RDWR)
+        os.fsync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(fd)
+
+
 def test_files_are_cached_until_they_are_dropped(tmp_path):
     files = [tmp_path / name for name in "abc"]
     for file in files:
         file.write_bytes(os.urandom(1 << 20))
     assert is_cached(files)
     assert is_cached([])
-    for file in files:
-        fd = os.open(file, os.O_RDWR)
-        os.fsync(fd)
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(fd)
+    drop(files)
     maps = [np.memmap(file, np.uint8, "r") for file in files]
     starts = [each.__array_interface__["data"][0] for each in maps]
     dropped = [not in_memory(start + at) for start in starts for at in range(0, 1 << 20, 4096)]
@@ -327,6 +331,15 @@ def test_files_are_cached_until_they_are_dropped(tmp_path):
         each.max()
     assert is_cached(files)
     assert is_cached([tmp_path / "not there"])  # whoever opens it gets the error
+
+
+def test_having_looked_does_not_change_what_is_seen(tmp_path):
+    file = tmp_path / "large"
+    file.write_bytes(os.urandom(64 << 20))
+    drop([file])
+    before = is_cached([file])  # true only where there is no disk to drop to
+    time.sleep(0.5)  # what looking has the kernel fetch would be there by then
+    assert [is_cached([file]) for _ in range(5)] == [before] * 5
 
 
 def test_a_part_that_cannot_be_read_is_an_error_before_it_is_a_signal(tmp_path):
