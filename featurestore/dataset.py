@@ -274,6 +274,7 @@ def _chosen_samples(
         if split is None:
             raise ConfigError(f"split {part!r} needs split_json, the file that defines it.")
         chosen = {"train": split.train, "val": split.val, "test": split.test}[part]
-    if bad_samples == "exclude":
-        chosen = np.setdiff1d(chosen, [b.index for b in source.bad_inputs]).astype(np.int64)
+    bad = [b.index for b in source.bad_inputs] if bad_samples == "exclude" else []
+    if bad:
+        chosen = np.setdiff1d(chosen, bad).astype(np.int64)
     return chosen

@@ -99,8 +99,8 @@ def format_entry(entry: ChunkEntry) -> bytes:
     return text + b', "crc32c": "%08x"}' % crc32c(text)
 
 
-def parse_entry(line: bytes, first_index: int) -> ChunkEntry:
-    """Reads one line back; ``first_index`` is the index of the chunk's first sample.
+def parse_entry(line: bytes, rows: int) -> ChunkEntry:
+    """Reads one line back, of a store with ``rows`` samples in a chunk.
 
     Raises:
         ValueError: the line is damaged.
@@ -111,24 +111,17 @@ def parse_entry(line: bytes, first_index: int) -> ChunkEntry:
     samples = text.index(_SAMPLES)
     end = text.index(_BAD, samples)
     body = json.loads(text[:samples] + text[end:] + b"}")
-    records = _StoredRecords(
-        text[samples + len(_SAMPLES) : end], first_index, [BadInput(*b) for b in body["bad"]]
-    )
+    chunk, bad = int(body["chunk"]), [BadInput(*each) for each in body["bad"]]
+    records = _StoredRecords(text[samples + len(_SAMPLES) : end], chunk * rows, bad)
     files = {name: (size, int(crc, 16)) for name, (size, crc) in body["files"].items()}
-    return ChunkEntry(body["chunk"], files, records, body.get("changed", {}))
+    return ChunkEntry(chunk, files, records, body.get("changed", {}))
 
 
 # What stands before these two values. No string can hold either: its quotes would be escaped.
 _SAMPLES, _BAD = b', "samples": ', b', "bad": '
 
-# What reading a line of another kind may raise; the number is read before the checksum.
+# What reading a line of another kind may raise.
 _BAD_LINE = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
-
-
-def _chunk_number(line: bytes) -> int:
-    # The number is needed before the samples' indices are known; the line starts with it.
-    head = line[: line.index(b",")] + b"}"
-    return int(json.loads(head)["chunk"])
 
 
 class Ledger:
@@ -160,10 +153,10 @@ class Ledger:
 
     def _read_line(self, number: int, line: bytes) -> None:
         try:
-            chunk = _chunk_number(line)
-            entry = parse_entry(line, chunk * self._rows)
+            entry = parse_entry(line, self._rows)
         except _BAD_LINE as e:
             raise CorruptStoreError(self.FILE, f"line {number}: {e}") from None
+        chunk = entry.chunk
         if not 0 <= chunk < self._chunks:
             raise CorruptStoreError(
                 self.FILE, f"line {number} names chunk {chunk} of {self._chunks}"

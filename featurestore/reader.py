@@ -66,7 +66,7 @@ _MADV = {
 }
 
 
-def choose_advice(files: Sequence[Path], size_bytes: int, *, sparse: bool = False) -> Advice:
+def choose_advice(files: Sequence[Path | str], size_bytes: int, *, sparse: bool = False) -> Advice:
     """How files are to be fetched, from where they are and the memory that can be had.
 
     What is in the page cache is mapped at opening (``populate``), so that no batch waits for a page
@@ -86,7 +86,7 @@ def choose_advice(files: Sequence[Path], size_bytes: int, *, sparse: bool = Fals
     return "populate" if size_bytes <= free / 2 else "willneed"
 
 
-def is_cached(files: Sequence[Path]) -> bool:
+def is_cached(files: Sequence[Path | str]) -> bool:
     """Whether nine tenths of some places in the files, evenly spread, are in the page cache.
 
     True also where the file system does not tell. The places are others each time, because looking
@@ -102,7 +102,7 @@ def is_cached(files: Sequence[Path]) -> bool:
     return True
 
 
-def _places_cached(path: Path, count: int) -> Iterator[bool]:
+def _places_cached(path: Path | str, count: int) -> Iterator[bool]:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -138,7 +138,7 @@ def advise(array: npt.NDArray[Any], advice: Advice, path: Path) -> None:
     _madvise(start, address + array.nbytes - start, advice, path)
 
 
-def _madvise(address: int, size: int, advice: str, path: Path) -> None:
+def _madvise(address: int, size: int, advice: str, path: Path | str) -> None:
     if advice not in _MADV or size == 0:
         return
     if advice == "populate":
@@ -152,7 +152,7 @@ def _madvise(address: int, size: int, advice: str, path: Path) -> None:
         _madvise(address, size, "willneed", path)
     elif advice == "populate" and number in (errno.EFAULT, errno.EIO):
         # A batch that touched this page would end the process with SIGBUS.
-        raise StorageError(path, "a part of it cannot be read from the disk")
+        raise StorageError(Path(path), "a part of it cannot be read from the disk")
     # All else is advice that was not taken: without memory to spare, for example.
 
 
@@ -221,7 +221,8 @@ def map_chunks(
     apart = distance(spec)
     buffer, base = _reserve(spec.chunks * apart)
     for chunk in chunks:
-        path, address = root / spec.file(chunk), base + chunk * apart
+        # A string: joining paths takes a third of the time that opening a store does.
+        path, address = f"{root}/{spec.file(chunk)}", base + chunk * apart
         _map_chunk(path, spec, chunk, address)
         _madvise(address, spec.chunk_bytes, advice, path)
     dtype = np.dtype(spec.dtype)
@@ -246,13 +247,13 @@ def _reserve(size: int) -> tuple[Any, int]:
     return buffer, base
 
 
-def _map_chunk(path: Path, spec: ArraySpec, chunk: int, address: int) -> None:
+def _map_chunk(path: str, spec: ArraySpec, chunk: int, address: int) -> None:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         raise CorruptStoreError(spec.file(chunk), "the file is missing", chunk=chunk) from None
     except OSError as e:
-        raise StorageError(path, e.strerror or str(e)) from e
+        raise StorageError(Path(path), e.strerror or str(e)) from e
     try:
         found, expected = os.fstat(fd).st_size, spec.chunk_bytes + CHECKSUM_BYTES
         if found != expected:  # reading past the end of a shorter file would be a SIGBUS

@@ -117,7 +117,7 @@ def store_rows(
         _require_lengths(store, feature, chunks)
     if array.is_mappable:
         if advice == "auto":
-            files = [store.path / array.file(chunk) for chunk in chunks]
+            files = [f"{store.path}/{array.file(chunk)}" for chunk in chunks]
             advice = choose_advice(files, len(files) * array.chunk_bytes)
         mapped = map_chunks(store.path, array, chunks, advice)
         source = MappedBlocks(mapped, n, from_disk=advice == "random")

@@ -110,11 +110,11 @@ def resolve_advice(
     spec = source.spec
     row_bytes = 4 * sum(spec.dims[name] for name in features)
     if isinstance(source, NpyFolder):
-        files = [source.path / f"{source.prefix}_{name}.npy" for name in features]
+        files = [f"{source.path}/{source.prefix}_{name}.npy" for name in features]
     else:
         present = range(spec.chunks) if chunks is None else chunks
         arrays = [source.array(name) for name in features]
-        files = [source.path / array.file(chunk) for array in arrays for chunk in present]
+        files = [f"{source.path}/{array.file(chunk)}" for array in arrays for chunk in present]
     return choose_advice(files, spec.samples * spec.views * row_bytes, sparse=sparse)
 
 
