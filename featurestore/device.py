@@ -27,6 +27,9 @@ class Source(Protocol):
     def batch(self, items: Sequence[int]) -> Batch:
         """Several items as one dictionary of stacked tensors."""
 
+    def set_epoch(self, epoch: int) -> None:
+        """Makes this the epoch whose views are drawn."""
+
 
 def usable_device(device: torch.device | str) -> torch.device:
     """The device, with its index; ``cuda`` alone is the current one.
@@ -84,6 +87,7 @@ class DeviceBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         walk = iter(self.sampler)
+        self._source.set_epoch(self.sampler.epoch)  # the sampler may be of another dataset
         self._state = None
         return self._walk(walk)
 
@@ -100,16 +104,19 @@ class DeviceBatches:
         self._state = None
 
     def _send(self, items: list[int]) -> _Sent:
-        batch = self._source.batch(items)
-        return _Sent(batch, None) if self._lane is None else self._lane.send(batch)
+        # What is read ahead may be used after inference mode, and buffers are filled again then.
+        with torch.inference_mode(False):
+            batch = self._source.batch(items)
+            return _Sent(batch, None) if self._lane is None else self._lane.send(batch)
 
     def _hand_out(self, sent: _Sent, state: dict[str, Any]) -> Batch:
         self._state = state
         return sent.batch if self._lane is None else self._lane.ready(sent)
 
     def set_epoch(self, epoch: int) -> None:
-        """Makes this the current epoch of sampler and dataset."""
+        """Makes this the current epoch of sampler and source."""
         self.sampler.set_epoch(epoch)
+        self._source.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """The sampler's state after the batch handed out last, whatever has been read ahead."""
@@ -131,7 +138,7 @@ class _Sent:
 
     Attributes:
         batch: its tensors on the device, not to be read before ``copied``.
-        copied: comes once they are there; None where they were there before.
+        copied: comes once they are there; None on a CPU.
     """
 
     batch: Batch
@@ -151,7 +158,7 @@ class _Lane:
     def send(self, batch: Batch) -> _Sent:
         """Starts to copy a batch; what is on the device already stays as it is."""
         if all(tensor.device == self._device for tensor in batch.values()):
-            return _Sent(batch, None)
+            return _Sent(batch, self._event(torch.cuda.current_stream(self._device)))
         turn, self._turn = self._turn, 1 - self._turn
         before = self._copied[turn]
         if before is not None:
@@ -163,10 +170,14 @@ class _Lane:
                 name: _filled(self._buffers[turn], name, rows).to(self._device, non_blocking=True)
                 for name, rows in batch.items()
             }
-            copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-            copied.record(self._copier)
-        self._copied[turn] = copied
+        copied = self._copied[turn] = self._event(self._copier)
         return _Sent(sent, copied)
+
+    def _event(self, stream: torch.cuda.Stream) -> torch.cuda.Event:
+        """What comes when all that a stream was given so far is done."""
+        event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        event.record(stream)
+        return event
 
     def ready(self, sent: _Sent) -> Batch:
         """The batch, for work that the device's current stream is given from now on."""

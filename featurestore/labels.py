@@ -208,6 +208,9 @@ def write_augmented_labels(
         "source_labels_npy": str(labels_dir / LABELS_FILE),
         "source_ids_txt": str(labels_dir / IDS_FILE),
         "normalized": False,
+        # The published scripts' end here.
+        "seed": seed,
+        "stems_sha256": stems_sha256(stems),
     }
     replace_file(manifest, json.dumps(fields, indent=2).encode())
 

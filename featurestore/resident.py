@@ -76,8 +76,12 @@ class ResidentFeatures:
         )
         self._keep = keep
         first = dataset.batch([0])
-        self._names = frozenset(name for name in dataset.features if name in first)
-        self._check(dataset, first)
+        self._features = frozenset(dataset.features)
+        # Those with an axis of views: features, and the labels of each view.
+        self._viewed = frozenset(
+            name for name, rows in first.items() if dataset.views == "all" and rows.ndim == 3
+        )
+        self._check(dataset)
         shapes = {name: self._kept(name, rows) for name, rows in first.items()}
         self.nbytes = len(dataset) * sum(t.nbytes for t in shapes.values())
         self._require_room()
@@ -87,10 +91,12 @@ class ResidentFeatures:
             stop = min(start + step, len(dataset))
             for name, rows in dataset.batch(range(start, stop)).items():
                 self._tensors[name][start:stop].copy_(self._kept(name, rows))
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # whatever stream batches will be gathered on
         self._drawn: torch.Tensor | None = None
         self.set_epoch(dataset.epoch)
 
-    def _check(self, dataset: FeatureDataset, first: Batch) -> None:
+    def _check(self, dataset: FeatureDataset) -> None:
         keep = self._keep
         if keep.draw not in _DRAWS:
             raise ConfigError(f"draw is None, random or pair, found {keep.draw!r}.")
@@ -103,7 +109,7 @@ class ResidentFeatures:
             if keep.draw is not None or keep.views is not None:
                 raise ConfigError("Draws and views are of a dataset with views='all'.")
             return
-        count = next(first[name].shape[1] for name in self._names)
+        count = dataset.store.spec.views
         kept = range(count) if keep.views is None else keep.views
         if not all(0 <= view < count for view in kept):
             raise ConfigError(f"views are 0 to {count - 1}, found {list(kept)}.")
@@ -112,11 +118,11 @@ class ResidentFeatures:
 
     def _kept(self, name: str, rows: torch.Tensor) -> torch.Tensor:
         """What is kept of some items' rows, on the host."""
-        if name not in self._names:
-            return rows
-        if self._keep.views is not None:
+        if name in self._viewed and self._keep.views is not None:
             rows = rows[:, list(self._keep.views)]
-        return rows if self._keep.dtype is None else rows.to(self._keep.dtype)
+        if name in self._features and self._keep.dtype is not None:
+            rows = rows.to(self._keep.dtype)
+        return rows
 
     def _require_room(self) -> None:
         wanted, free = self.nbytes + self._keep.spare_bytes, _free_bytes(self.device)
@@ -149,7 +155,7 @@ class ResidentFeatures:
         """Draws the views of an epoch, once for all items."""
         if self._keep.draw is None:
             return
-        count = next(self._tensors[name].shape[1] for name in self._names)
+        count = next(self._tensors[name].shape[1] for name in self._viewed)
         first = self._draw("views", epoch, count)
         if self._keep.draw == "random":
             drawn = first[:, None]
@@ -171,7 +177,7 @@ class ResidentFeatures:
 
         Returns:
             What the dataset's ``batch`` gives; with a draw, features are ``[B, D]`` for ``random``
-            and ``[B, 2, D]`` for ``pair``.
+            and ``[B, 2, D]`` for ``pair``, and so are the labels of each view.
 
         Raises:
             IndexError: an item is out of range.
@@ -181,10 +187,13 @@ class ResidentFeatures:
             if len(where) and not -len(self) <= int(where.min()) <= int(where.max()) < len(self):
                 raise IndexError(f"items of a dataset of {len(self)}: {where.tolist()[:5]} ...")
             where = where.to(self.device, non_blocking=True)
+        if self._drawn is not None and self.device.type == "cuda":
+            # An epoch replaces it, perhaps while this stream has not read it yet.
+            self._drawn.record_stream(torch.cuda.current_stream(self.device))
         return {name: self._take(name, rows, where) for name, rows in self._tensors.items()}
 
     def _take(self, name: str, rows: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
-        if self._drawn is None or name not in self._names:
+        if self._drawn is None or name not in self._viewed:
             return rows[where]
         taken = rows[where[:, None], self._drawn[where]]  # [B, 1 or 2, D]
         return taken[:, 0] if self._keep.draw == "random" else taken

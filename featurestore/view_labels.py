@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from featurestore.errors import ConfigError, InputError
 from featurestore.genres import CLASS_NAMES
-from featurestore.label_files import read_labels
+from featurestore.label_files import IDS_FILE, REDO, read_ids, read_labels
 from featurestore.labels import augmented_label
 from featurestore.materialize import PREFIX
 from featurestore.npy import map_npy
 from featurestore.npy_folder import NpyFolder
+from featurestore.records import stems_sha256
 from featurestore.sources import FeatureSource
 from featurestore.store import StoreSpec
 from featurestore.view_policies import View
@@ -111,6 +112,7 @@ def open_labels(kind: str, labels_dir: Path | None, source: FeatureSource) -> La
         prefix = source.prefix if isinstance(source, NpyFolder) else PREFIX
         for folder in (source.path if beside else None, labels_dir):
             if folder is not None and (folder / f"{prefix}_labels_manifest.json").is_file():
+                _require_same_samples(folder, prefix, source)
                 return AugmentedLabels(_read_augmented(folder, prefix, source.spec))
     if labels_dir is None:
         if kind == "base":
@@ -126,14 +128,34 @@ def open_labels(kind: str, labels_dir: Path | None, source: FeatureSource) -> La
     return AugmentedLabels(room, base, source.seed)
 
 
+def _require_same_samples(folder: Path, prefix: str, source: FeatureSource) -> None:
+    """Compares the labels' hash of stems; without one, as published, the list beside them."""
+    manifest = folder / f"{prefix}_labels_manifest.json"
+    told = _facts(manifest).get("stems_sha256")
+    if told is None and (folder / IDS_FILE).is_file():
+        told = stems_sha256(read_ids(folder))
+    if told not in (None, stems_sha256(source.stems)):
+        raise InputError(
+            f"The labels of {manifest} are of other samples than {source.path}, or in another "
+            f"order.\n{REDO}, with --augment"
+        )
+
+
+def _facts(manifest: Path) -> dict[str, Any]:
+    try:
+        facts = json.loads(manifest.read_bytes())
+    except (OSError, ValueError, RecursionError) as e:
+        raise InputError(f"Could not read {manifest}: {e!r:.200}") from e
+    if not isinstance(facts, dict) or not {"original_rows", "views_per_sample"} <= set(facts):
+        raise InputError(f"{manifest} is not a manifest of labels.")
+    return facts
+
+
 def _read_augmented(folder: Path, prefix: str, spec: StoreSpec) -> npt.NDArray[np.float32]:
     """Maps ``P_labels.npy``, float32 ``[N, V, 23]``, if its manifest speaks of these rows."""
     path, manifest = folder / f"{prefix}_labels.npy", folder / f"{prefix}_labels_manifest.json"
-    try:
-        facts = json.loads(manifest.read_bytes())
-        told = facts["original_rows"], facts["views_per_sample"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
-        raise InputError(f"Could not read {manifest}: {e!r:.200}") from e
+    facts = _facts(manifest)
+    told = facts["original_rows"], facts["views_per_sample"]
     mapped = map_npy(path)
     wanted = (spec.samples * spec.views, len(CLASS_NAMES))
     if told != (spec.samples, spec.views) or mapped.shape != wanted or mapped.dtype != np.float32:

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 import tracemalloc
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from featurestore.datamodule import (
 from featurestore.errors import ConfigError, InputError
 from featurestore.labels import write_labels
 from featurestore.materialize import PREFIX, materialize
+from featurestore.npy_folder import NpyFolder
 from featurestore.store import FeatureStore
 
 from .stores import make_store
@@ -290,6 +292,28 @@ def test_labels_are_asked_for_only_where_they_are_wanted(folders, monkeypatch, t
         make_datamodule_clip_aug70()
     with pytest.raises(ConfigError, match="include_labels needs labels_dir"):
         make_datamodule("clip", embeddings="x", data_root="x", include_labels=True)
+
+
+def test_published_files_of_other_samples_are_refused(folders, tmp_path):
+    """Their manifest holds no hash; their index tells."""
+    published = tmp_path / "published"
+    shutil.copytree(folders / "embeddings", published)
+    manifest = published / f"{PREFIX}_manifest.json"
+    facts = json.loads(manifest.read_bytes())
+    for key in ("stems_sha256", "crc32c"):
+        del facts[key]
+    manifest.write_text(json.dumps(facts))
+    given = {"data_root": folders, "labels_dir": folders / "labels", "include_labels": True}
+    assert make_datamodule("clip", embeddings=published, **given).train_datasets
+    index = published / f"{PREFIX}_aug_index.csv"
+    stems = NpyFolder(published, PREFIX).stems
+    text = index.read_text()
+    swapped = text.replace(stems[0], "?").replace(stems[1], stems[0]).replace("?", stems[1])
+    index.write_text(swapped)
+    with pytest.raises(InputError, match="other samples"):
+        make_datamodule("clip", embeddings=published, **given)
+    index.unlink()  # nothing is left to compare with
+    assert make_datamodule("clip", embeddings=published, **given).train_datasets
 
 
 def test_lightning_sets_the_epoch_of_our_batch_sampler(folders):

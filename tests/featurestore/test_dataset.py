@@ -352,6 +352,29 @@ def test_augmented_labels_of_other_views_are_refused(world, tmp_path):
         world.open(labels="augmented", labels_dir=folder)
     with pytest.raises(ConfigError, match="needs labels_dir"):
         world.open(labels="augmented")
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_augmented_labels_of_other_samples_are_refused(world, tmp_path, published):
+    folder = tmp_path / "labels"
+    shutil.copytree(world.root / "labels", folder)
+    write_augmented_labels(folder, folder, 4)
+    if published:  # by scripts that wrote no hash
+        manifest = folder / f"{PREFIX}_labels_manifest.json"
+        facts = json.loads(manifest.read_bytes())
+        del facts["seed"], facts["stems_sha256"]
+        manifest.write_text(json.dumps(facts, indent=2))
+    world.open(labels="augmented", labels_dir=folder)
+    stems = (folder / "ids_all.txt").read_text().split("\n")
+    stems[3], stems[4] = stems[4], stems[3]
+    write_labels(stems, [{"genres": ["Drama"]}] * 11, folder)
+    if not published:
+        write_augmented_labels(folder, folder, 4)
+    with pytest.raises(InputError, match="other samples"):
+        world.open(labels="augmented", labels_dir=folder)
+
+
+def test_augmented_labels_of_other_kinds_are_refused(world):
     with pytest.raises(ConfigError, match="found 'noisy'"):
         world.open(labels="noisy")
 

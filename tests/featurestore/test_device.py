@@ -151,7 +151,7 @@ class Event:
         self.gpu, self.place = gpu, None
 
     def record(self, stream):
-        assert stream == "copier"
+        assert stream in ("copier", self.gpu)
         self.place = len(self.gpu.queue)
 
     def done(self):
@@ -191,6 +191,8 @@ class HostBuffer:
 
 
 class OnDevice:
+    device = "cuda:0"
+
     def __init__(self, rows):
         self.rows, self.recorded = rows, False
 
@@ -228,10 +230,41 @@ def test_batches_that_were_never_waited_for_still_arrive_whole(monkeypatch):
 
 def test_what_is_on_the_device_already_is_not_sent(monkeypatch):
     gpu = FakeGpu(monkeypatch)
-    lane = device._Lane(torch.device("cpu"))
-    batch = {"x": torch.ones(3)}
+    lane = device._Lane("cuda:0")
+    rows = OnDevice(torch.zeros(3))
+    gpu.queue.append(lambda: rows.rows.fill_(7))  # the gather, on another stream perhaps
+    batch = {"x": rows}
     assert lane.ready(lane.send(batch)) is batch
-    assert gpu.log == []
+    assert gpu.log == ["compute waits"]
+    assert rows.recorded
+    assert (rows.rows == 7).all()
+
+
+def test_what_is_read_in_inference_mode_can_be_trained_from(open_dataset):
+    """The batch that was read ahead is used when the mode is over."""
+    dataset = open_dataset("random")
+    walk = iter(DeviceBatches(dataset, FeatureBatchSampler(dataset, 8), "cpu"))
+    with torch.inference_mode():
+        first = next(walk)
+    for batch in (first, next(walk)):
+        rows = batch["clip_image"]
+        assert not rows.is_inference()
+        weight = torch.ones(rows.shape[1], requires_grad=True)
+        (rows @ weight).sum().backward()
+        torch.testing.assert_close(weight.grad, rows.sum(0))
+
+
+def test_the_epoch_reaches_what_is_read_whatever_the_sampler_is_of(open_dataset):
+    source, other = open_dataset("random"), open_dataset("random")
+    loader = DeviceBatches(source, FeatureBatchSampler(other, 8), "cpu")
+    reference = open_dataset("random")
+    for epoch in range(3):
+        reference.set_epoch(epoch)
+        for batch in loader:
+            # Nobody else's samples: each is found by its index.
+            assert equal(batch, reference.batch(batch["index"].numpy()))
+    loader.set_epoch(7)
+    assert source.epoch == other.epoch == 7
 
 
 # Resident ---------------------------------------------------------------------------------------
@@ -299,6 +332,21 @@ def test_draws_belong_to_seed_epoch_and_sample(open_dataset, draw, each):
         assert (drawn[..., 0] != drawn[..., 1]).all()
     other = ResidentFeatures(dataset, "cpu", Residency(draw=draw, seed=1))
     assert not torch.equal(views_of(dataset, other.batch(items), items), epochs[0])
+
+
+@pytest.mark.parametrize("keep", [Residency(), Residency([3, 1]), Residency(draw="random")])
+def test_labels_of_views_are_those_of_the_rows(open_dataset, keep):
+    dataset = open_dataset("all", labels="augmented")
+    held = ResidentFeatures(dataset, "cpu", keep)
+    held.set_epoch(3)
+    items = list(range(SAMPLES))
+    found, wanted = held.batch(items), dataset.batch(items)["labels"]
+    number = views_of(dataset, found, items)  # [N, views]
+    assert torch.equal(
+        found["labels"].reshape(SAMPLES, -1, 23), wanted[torch.arange(SAMPLES)[:, None], number]
+    )
+    assert found["labels"].shape[:-1] == found["clip_image"].shape[:-1]
+    assert found["labels"].dtype == torch.float32
 
 
 def test_a_sample_draws_the_same_in_every_split(open_dataset, folders, tmp_path):

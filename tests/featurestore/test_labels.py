@@ -282,6 +282,8 @@ def test_augmented_files(labels_dir: Path, tmp_path: Path):
         "source_labels_npy": f"{labels_dir}/labels_all_23.npy",
         "source_ids_txt": f"{labels_dir}/ids_all.txt",
         "normalized": False,
+        "seed": 123,
+        "stems_sha256": hashlib.sha256(b"\0".join(s.encode() for s in STEMS)).hexdigest(),
     }
     text = (tmp_path / f"{P}_labels_manifest.json").read_text()
     assert text == json.dumps(manifest, indent=2)

@@ -2,6 +2,8 @@
 
 import gc
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -64,10 +66,38 @@ def test_what_is_kept_in_any_way_is_not_written_to(keep):
 def test_little_is_kept():
     several = [results.empty(LARGE) for _ in range(5)]
     del several
-    assert {size: len(free) for size, free in results._free.items()} == {9000 * 1024 * 4: 2}
+    assert [len(memory) for memory in results._free] == [9000 * 1024 * 4] * 5
+    for i in range(40):
+        results.empty((9000 + i, 1024))
+    sizes = [len(memory) for memory in results._free]
+    assert sum(sizes) <= 256 << 20
+    assert sizes == [4096 * (9000 + i) for i in range(40)][-len(sizes) :]  # the last ones
     huge = [results.empty((50 << 20,)) for _ in range(2)]  # 200 MiB each
     del huge
-    assert len(results._free[200 << 20]) == 1
+    assert [len(memory) for memory in results._free] == [200 << 20]
+
+
+def test_more_than_may_be_kept_is_not():
+    array = results.empty((70 << 20,))  # 280 MiB
+    del array
+    assert results._free == []
+
+
+def test_threads_never_get_the_same():
+    def take_turns(number):
+        for _ in range(50):
+            array = results.empty(LARGE)
+            array[::1000] = number
+            time.sleep(0.0005)
+            assert (array[::1000] == number).all()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(take_turns, range(8)))
+
+
+def test_a_kernel_without_huge_pages(monkeypatch):
+    monkeypatch.setattr(results.mmap, "MADV_HUGEPAGE", 9999)  # refused: no such advice
+    assert results.empty(LARGE).shape == LARGE
 
 
 def test_small_results_are_the_allocators():
