@@ -28,10 +28,11 @@ from featurestore.lightning_door import combined_loader, lightning_module
 from featurestore.materialize import PREFIX
 from featurestore.module_options import ModuleOptions
 from featurestore.moments import Scale, scale_of
-from featurestore.npy_folder import read_manifest
+from featurestore.npy_folder import NpyFolder, read_manifest
 from featurestore.records import stems_sha256
 from featurestore.rows import FeatureRows, npy_rows, store_rows
 from featurestore.scaling import scale_for
+from featurestore.sources import resolve_advice
 from featurestore.splits import Split, read_split
 from featurestore.stem_lists import stems_of
 from featurestore.store import FeatureStore
@@ -246,7 +247,7 @@ def make_datamodule(
     )
     stems = stems_of(embeddings, PREFIX) if labels_dir is None else read_ids(Path(labels_dir))
     open_rows = _store_domains if (embeddings / "zarr.json").is_file() else _npy_domains
-    rows = open_rows(embeddings, family, stems)
+    rows = open_rows(embeddings, family, stems, sparse=view_mode in ("clean", "view_k"))
     labels = None
     if include_labels and labels_dir is not None:
         labels = read_labels(Path(labels_dir), stems)
@@ -255,17 +256,23 @@ def make_datamodule(
     return made
 
 
-def _store_domains(path: Path, family: str, stems: list[str]) -> dict[str, FeatureRows]:
+def _store_domains(
+    path: Path, family: str, stems: list[str], *, sparse: bool
+) -> dict[str, FeatureRows]:
     store = FeatureStore(path)
     if store.stems != stems:
         raise InputError(f"{path} and the labels are of other samples, or in another order.")
+    features = _FEATURES[family]
+    advice = resolve_advice(store, list(features.values()), "auto", None, sparse=sparse)
     return {
-        name: store_rows(store, feature, scale_for(store, feature, "all", None))
-        for name, feature in _FEATURES[family].items()
+        name: store_rows(store, feature, scale_for(store, feature, "all", None), advice=advice)
+        for name, feature in features.items()
     }
 
 
-def _npy_domains(folder: Path, family: str, stems: list[str]) -> dict[str, FeatureRows]:
+def _npy_domains(
+    folder: Path, family: str, stems: list[str], *, sparse: bool
+) -> dict[str, FeatureRows]:
     manifest = read_manifest(folder, PREFIX)
     if manifest["original_rows"] != len(stems):
         raise InputError(
@@ -277,7 +284,9 @@ def _npy_domains(folder: Path, family: str, stems: list[str]) -> dict[str, Featu
         told = stems_sha256(stems_of(folder, PREFIX))
     if told not in (None, stems_sha256(stems)):
         raise InputError(f"{folder} and the labels are of other samples, or in another order.")
-    return {name: npy_rows(folder, PREFIX, f) for name, f in _FEATURES[family].items()}
+    features, source = _FEATURES[family], NpyFolder(folder, PREFIX)
+    advice = resolve_advice(source, list(features.values()), "auto", None, sparse=sparse)
+    return {name: npy_rows(folder, PREFIX, f, advice=advice) for name, f in features.items()}
 
 
 @functools.cache

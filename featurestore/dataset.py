@@ -8,7 +8,7 @@ same, under fork and spawn: a dataset is pickled as its arguments and maps the f
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex, overload
 
@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 
 from featurestore.batches import Batch
 from featurestore.errors import ConfigError, InputError
+from featurestore.moments import Scale
 from featurestore.reader import Advice
 from featurestore.shared_epoch import LocalEpoch, SharedEpoch
 from featurestore.sources import (
@@ -130,7 +131,12 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
         if checksum:
             check_content(self.store, self.features, self._chunks)
 
-    def _open(self, source: FeatureSource, chunks: tuple[int, ...] | None) -> None:
+    def _open(
+        self,
+        source: FeatureSource,
+        chunks: tuple[int, ...] | None,
+        scales: Mapping[str, Scale | None] | None = None,
+    ) -> None:
         a = self._arguments
         if a["dtype"] not in _DTYPES:
             raise ConfigError(f"dtype is torch.float32 or torch.bfloat16, found {a['dtype']!r}.")
@@ -147,7 +153,7 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
         train = None if split is None else split.train
         sparse = self._policy.is_one
         advice = resolve_advice(source, self.features, a["advice"], chunks, sparse=sparse)
-        self._rows = open_rows(source, self.features, a["zscore"], train, advice, chunks)
+        self._rows = open_rows(source, self.features, a["zscore"], train, advice, chunks, scales)
         folder = None if a["labels_dir"] is None else Path(a["labels_dir"])
         self._labels = open_labels(a["labels"], folder, source)
 
@@ -156,8 +162,15 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
             "arguments": self._arguments,
             "spec": self.store.spec,
             "chunks": self._chunks,
+            "scales": self._costly_scales(),
             "epoch": self._epoch,
         }
+
+    def _costly_scales(self) -> dict[str, Scale | None] | None:
+        """Those of the training split: they take a pass over it, which workers need not repeat."""
+        if self._arguments["zscore"] != "train":
+            return None
+        return {name: rows.scale for name, rows in self._rows.items()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._arguments, self._epoch = state["arguments"], state["epoch"]
@@ -167,7 +180,7 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
                 f"{source.path} is not what it was when the dataset was made: {source.spec}.\n"
                 "Make the dataset again."
             )
-        self._open(source, state["chunks"])
+        self._open(source, state["chunks"], state["scales"])
 
     @property
     def epoch(self) -> int:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from featurestore.errors import ConfigError, InputError
+from featurestore.moments import Scale
 from featurestore.npy_folder import NpyFolder, find_prefix
 from featurestore.reader import ADVICE, Advice, choose_advice
 from featurestore.rows import FeatureRows, npy_rows, store_rows
@@ -59,6 +60,7 @@ def open_rows(
     train: npt.NDArray[np.int64] | None,
     advice: Advice,
     chunks: Sequence[int] | None,
+    scales: Mapping[str, Scale | None] | None = None,
 ) -> dict[str, FeatureRows]:
     """The rows of several features, scaled.
 
@@ -69,6 +71,7 @@ def open_rows(
         train: int64 indices of the training samples, needed for ``train``.
         advice: one of ``reader.ADVICE``, for all files together.
         chunks: see :func:`chosen_chunks`.
+        scales: of a store's features, where they are known already.
 
     Raises:
         ConfigError: an argument is none of those above, or the files are scaled in another way.
@@ -89,7 +92,8 @@ def open_rows(
             )
         folder, prefix = source.path, source.prefix
         return {name: npy_rows(folder, prefix, name, advice=advice) for name in features}
-    scales = {name: scale_for(source, name, zscore, train, chunks) for name in features}
+    if scales is None:
+        scales = {name: scale_for(source, name, zscore, train, chunks) for name in features}
     return {
         name: store_rows(source, name, scale, advice=advice, chunks=chunks)
         for name, scale in scales.items()

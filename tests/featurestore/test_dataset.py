@@ -307,6 +307,19 @@ def test_what_is_no_integer(world, item):
         world.open()[item]
 
 
+def test_a_pickle_brings_the_scale_of_the_training_split(world, monkeypatch):
+    """Else every spawned worker would read the whole split again."""
+    split = {"zscore": "train", "split": "test", "split_json": world.split}
+    dataset = world.open(**split)
+    data = pickle.dumps(dataset)
+    monkeypatch.setattr(FeatureStore, "read_chunk", None)
+    again = pickle.loads(data)
+    for name, rows in dataset.batch([1, 0]).items():
+        assert torch.equal(again.batch([1, 0])[name], rows)
+    with pytest.raises(TypeError):
+        world.open(**split)
+
+
 # --- labels of views ---
 
 
