@@ -11,6 +11,7 @@ import numpy.typing as npt
 from featurestore import results
 from featurestore.moments import Scale
 from featurestore.reader import will_need
+from featurestore.streaming import FilesInOrder
 
 # Batches that are asked for in advance after one that had to wait for the disk: at first, at most.
 _FEWEST, _MOST = 4, 256
@@ -20,7 +21,12 @@ class MappedBlocks:
     """The blocks ``float32 [V, D]`` of samples in mapped memory."""
 
     def __init__(
-        self, blocks: npt.NDArray[np.float32], samples: int, *, from_disk: bool = False
+        self,
+        blocks: npt.NDArray[np.float32],
+        samples: int,
+        *,
+        from_disk: bool = False,
+        files: FilesInOrder | None = None,
     ) -> None:
         """Reads nothing yet.
 
@@ -29,6 +35,7 @@ class MappedBlocks:
             samples: N, of which the last chunk may hold fewer than K.
             from_disk: whether rows are to be fetched as they are asked for, and may have to come
                 from the disk.
+            files: where consecutive samples are read from then; None for the mapping.
         """
         chunks, self._rows, views, dim = blocks.shape
         self.shape = (samples, views, dim)
@@ -42,6 +49,7 @@ class MappedBlocks:
         # The V rows from each row on, of which only those of whole samples are looked at.
         self._runs = as_strided(blocks, (count - views + 1, views, dim), (row_bytes, *strides))
         self._gap = apart - self._rows * views
+        self._files = files if from_disk else None
         self._disk: AbstractContextManager[bool] = _Disk() if from_disk else nullcontext(False)
 
     def take(
@@ -73,6 +81,10 @@ class MappedBlocks:
             raise IndexError(f"There are {limits}.") from None
         if self._gap:
             rows += samples // self._rows * self._gap
+        if view is None and self._files is not None and _in_order(samples):
+            out = results.empty((len(samples), *self.shape[1:]))
+            if self._files.read(int(samples[0]), out):
+                return out if scale is None else scale.apply(out)
         with self._disk as is_slow:
             if is_slow:
                 will_need(self._flat, rows.reshape(-1), views if view is None else 1)
@@ -96,6 +108,10 @@ class MappedBlocks:
             else:  # what was just copied is divided while it is in the cache
                 scale.apply_to(self._runs[row], to)
         return out
+
+
+def _in_order(samples: npt.NDArray[np.int64]) -> bool:
+    return len(samples) > 1 and bool((samples[1:] - samples[:-1] == 1).all())
 
 
 class _Disk:

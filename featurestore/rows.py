@@ -20,6 +20,7 @@ from featurestore.npy import map_npy
 from featurestore.npy_folder import NpyFolder
 from featurestore.reader import Advice, advise, choose_advice, map_chunks
 from featurestore.store import FeatureStore
+from featurestore.streaming import FilesInOrder
 from featurestore.view_policies import View
 
 # Samples whose views are in memory at once where only their mean is wanted: a few MB.
@@ -116,11 +117,14 @@ def store_rows(
     if array.codec != FOREIGN:  # whose files are not those that were committed
         _require_lengths(store, feature, chunks)
     if array.is_mappable:
+        files = [f"{store.path}/{array.file(chunk)}" for chunk in chunks]
         if advice == "auto":
-            files = [f"{store.path}/{array.file(chunk)}" for chunk in chunks]
             advice = choose_advice(files, len(files) * array.chunk_bytes)
         mapped = map_chunks(store.path, array, chunks, advice)
-        source = MappedBlocks(mapped, n, from_disk=advice == "random")
+        in_order = None
+        if advice == "random" and present is None:
+            in_order = FilesInOrder(files, spec.chunk)
+        source = MappedBlocks(mapped, n, from_disk=advice == "random", files=in_order)
     else:
         read = partial(store.read_chunk, feature)
         source = ChunkedBlocks(read, (n, v, d), spec.chunk, default_cache_bytes())
