@@ -75,7 +75,7 @@ def _clip_text(folder: Path, device: torch.device) -> None:
 
 
 def _blip2_config() -> Blip2Config:
-    """BLIP-2 with ViT-g, the Q-Former and flan-t5-xl; the first two are transformers' defaults."""
+    """BLIP-2 with ViT-g, the Q-Former and flan-t5-xl; the first two have transformers' sizes."""
     text = T5Config(
         vocab_size=32128,
         d_model=2048,
@@ -86,8 +86,10 @@ def _blip2_config() -> Blip2Config:
         feed_forward_proj="gated-gelu",
         decoder_start_token_id=0,
     )
+    # The default, 1e-10, would give every image the same features.
+    vision = Blip2VisionConfig(initializer_range=0.02)
     return Blip2Config(
-        vision_config=Blip2VisionConfig().to_dict(),
+        vision_config=vision.to_dict(),
         qformer_config=Blip2QFormerConfig().to_dict(),
         text_config=text.to_dict(),
         num_query_tokens=32,

@@ -1,18 +1,19 @@
 """The paper's backbones at full size against their own ceiling: the model with its input at hand.
 
-    python -m benchmarks.gpu [--quick] [--device cpu] [--feature clip_image]...
+    python -m benchmarks.gpu [--quick] [--device cpu] [--feature clip_image]... [--samples N]
 
 The weights are random, made from the configurations of CLIP ViT-B/32 and BLIP-2 flan-t5-xl; speed
-does not depend on them. Every backbone runs the same batches twice, in turn: on tensors that are on
-the device already, and as a build does, from host memory to host memory. FLOPs are counted in the
-forward pass that is timed (torch's counter: matrix products, convolutions, attention; a
-multiplication and an addition are two). Utilisation is what share of a large matrix product's rate
-in the same dtype that is, measured in this run, and of the maker's figure where the GPU is known.
+does not depend on them. Every backbone runs the batches of whole chunks twice, in turn: on tensors
+that are on the device already, and as a build does, from host memory to host memory, one chunk's
+rows taken while the next is made. A chunk is as large as a build's: how full its batches are
+depends on it. Utilisation counts the FLOPs of real images and tokens, not those of padding, and is
+told as a share of a large matrix product's rate in the same dtype, measured in this run, and of the
+maker's figure where the GPU is known.
 """
 
 from __future__ import annotations
 
-import statistics
+import math
 import tempfile
 import time
 from collections.abc import Sequence
@@ -21,55 +22,92 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.flops import forward_flops, makers_peak, matrix_rate, text_flops, wait_for
 from benchmarks.full_size import make_full_size
-from benchmarks.measuring import Contender, goal, machine, parser, rate, ratio, table, take_turns
-from benchmarks.measuring import timed as timed_lap
+from benchmarks.measuring import (
+    Contender,
+    Lap,
+    goal,
+    machine,
+    parser,
+    rate,
+    ratio,
+    table,
+    take_turns,
+    timed,
+)
 from consumers import backbones
 from consumers.batching import ImageBatcher, TextBatcher, text_plan
+from consumers.committing import Committer, MadeChunk
 from featurestore.records import FEATURES
+from featurestore.store import choose_chunk
 
 VIEWS = 70
 SAMPLES_OF_MMIMDB = 25_959
-# Dense bfloat16 and float16, without sparsity, in FLOP per second, from NVIDIA's data sheets.
-MAKERS_PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L4": 121e12, "RTX 4090": 165e12}
 ALONE, BUILDING = "model alone", "as in a build"
 # Tokens of synopses: a log-normal whose median is 140 tokens and whose 95th percentile is 370.
 TOKENS_LOG_MEAN, TOKENS_LOG_STD = np.log(140), 0.59
+# Fields of one colour per side of an image: noise alone would look the same to a model.
+FIELDS = 7
+# How far the features of two rows are apart, to the largest value: much more than rounding.
+LEAST_APART = 1e-4
 
 
 class Work:
-    """A chunk's rows for one backbone, in host memory and in the batches of the plan."""
+    """A chunk's rows for one backbone, in host memory and in the batches of the plan.
+
+    Attributes:
+        rows: of the chunk.
+        useful: FLOPs of the rows themselves.
+        spent: FLOPs of the batches, with what pads texts and fills up the last batch.
+    """
 
     def __init__(self, backbone: Any, batch: int, samples: int) -> None:
-        rng = np.random.default_rng(0)
         self.backbone, self.rows = backbone, samples * VIEWS
-        self._samples = samples
+        self._batch, self._samples = batch, samples
+        self._rng = np.random.default_rng(0)
         self.batcher: ImageBatcher | TextBatcher
         self.batches: list[tuple[torch.Tensor, ...]]
+        self.useful: float
+        self.spent: float
         if hasattr(backbone, "image"):
-            side = backbone.image.size
-            # One sample's pixels again and again; it is not the content that takes time.
-            self._pixels = rng.integers(0, 256, (VIEWS, side, side, 3), dtype=np.uint8)
-            self.batcher = ImageBatcher(backbone, batch, self.rows)
-            order = np.arange(-(-self.rows // batch) * batch).reshape(-1, batch)
-            self.batches = [(torch.from_numpy(self._pixels[rows % VIEWS]),) for rows in order]
-            self.batches[-1][0][self.rows - batch * (len(order) - 1) :] = 0  # what fills it up
+            self._make_images()
         else:
-            limit = backbone.text.max_length
-            drawn = rng.lognormal(TOKENS_LOG_MEAN, TOKENS_LOG_STD, self.rows)
-            self._lengths = drawn.clip(2, limit).astype(np.int32)
-            self._ids = rng.integers(3, 90, (self.rows, limit), dtype=np.int32)
-            self.batcher = TextBatcher(backbone, batch, self.rows)
-            self.plan = text_plan(self._lengths, batch * limit, batch * 8)
-            self.batches = [self._padded(b.rows, b.length) for b in self.plan]
-        self.batches = [tuple(t.to(backbone.device) for t in b) for b in self.batches]
+            self._make_texts()
+
+    def _make_images(self) -> None:
+        side, batch = self.backbone.image.size, self._batch
+        fields = self._rng.integers(0, 256, (VIEWS, FIELDS, FIELDS, 3), dtype=np.uint8)
+        at = np.arange(side) * FIELDS // side
+        # One sample's pixels again and again; it is not the content that takes time.
+        self._pixels = fields[:, at][:, :, at]
+        self.batcher = ImageBatcher(self.backbone, batch, self.rows)
+        order = np.arange(-(-self.rows // batch) * batch).reshape(-1, batch)
+        self.batches = [self._sent(self._pixels[rows % VIEWS]) for rows in order]
+        self.batches[-1][0][self.rows - batch * (len(order) - 1) :] = 0  # what fills it up
+        one = forward_flops(self.backbone, *self.batches[0]) / batch
+        self.useful, self.spent = one * self.rows, one * order.size
+
+    def _make_texts(self) -> None:
+        limit, batch = self.backbone.text.max_length, self._batch
+        drawn = self._rng.lognormal(TOKENS_LOG_MEAN, TOKENS_LOG_STD, self.rows)
+        self._lengths = drawn.clip(2, limit).astype(np.int32)
+        self._ids = self._rng.integers(3, 90, (self.rows, limit), dtype=np.int32)
+        self.batcher = TextBatcher(self.backbone, batch, self.rows)
+        self.plan = text_plan(self._lengths, batch * limit, batch * 8)
+        self.batches = [self._padded(b.rows, b.length) for b in self.plan]
+        one = text_flops(self.backbone)
+        self.useful = float(one(self._lengths.astype(float)).sum())
+        self.spent = sum(len(b.rows) * float(one(b.length)) for b in self.plan)
 
     def _padded(self, rows: Sequence[int], length: int) -> tuple[torch.Tensor, ...]:
         mask = np.arange(length) < self._lengths[list(rows), None]
         ids = np.where(mask, self._ids[list(rows), :length], self.backbone.text.pad_id)
-        return torch.from_numpy(ids).long(), torch.from_numpy(mask).long()
+        return self._sent(ids.astype(np.int64), mask.astype(np.int64))
+
+    def _sent(self, *arrays: np.ndarray) -> tuple[torch.Tensor, ...]:
+        return tuple(torch.from_numpy(array).to(self.backbone.device) for array in arrays)
 
     def alone(self) -> torch.Tensor:
         """The features of all batches, in the order of the plan, on the device."""
@@ -89,6 +127,27 @@ class Work:
         self.fill()
         return self.batcher.end().take()
 
+    def build(self, chunks: int) -> Lap:
+        """Chunks in a row, as a build makes them.
+
+        One more goes before them, and time counts from when its rows are there to when the last
+        one's are: within it the device finds work at its beginning and at its end, as in a build.
+        """
+        arrived: list[float] = []
+
+        def take(made: MadeChunk) -> None:
+            made.ended[0][0].take()
+            arrived.append(time.perf_counter())
+
+        with Committer(take) as committer:
+            for number in range(1 + chunks):
+                self.fill()
+                ended = self.batcher.end()
+                committer.settle()
+                committer.submit(MadeChunk(number, (), [[ended]]))
+            committer.settle()
+        return Lap(chunks * self.rows, arrived[-1] - arrived[0])
+
     def in_order(self, planned: np.ndarray) -> np.ndarray:
         """Features in the order of the rows."""
         if isinstance(self.batcher, ImageBatcher):
@@ -98,59 +157,70 @@ class Work:
         return found
 
 
-def measure(backbone: Any, batch: int, peak: float, seconds: float, rounds: int) -> list[str]:
-    """A line of the table; prints whether the goal is met and the bytes are equal."""
-    wait = torch.cuda.synchronize if backbone.device.type == "cuda" else _nothing
-    one = Work(backbone, batch, samples=1)
-    one.built()
-    start = time.perf_counter()
-    one.built()
-    samples = max(1, min(64, round(seconds / (time.perf_counter() - start))))
-    work = Work(backbone, batch, samples)
-    _require_equal(work)
+def measure(
+    work: Work, batch: int, peak: float, seconds: float, rounds: int
+) -> tuple[list[str], float]:
+    """A line of the table and the hours for MM-IMDb; prints whether the goal is met.
+
+    Args:
+        work: a chunk.
+        batch: the batch size, to be told.
+        peak: FLOP per second of a matrix product in the backbone's dtype.
+        seconds: a lap has as many chunks as take this long, one at least.
+        rounds: laps of each kind.
+    """
+    backbone = work.backbone
+    require_equal(work)
     if backbone.device.type == "cuda":
         _require_no_wait(work)
+    wait_for(backbone.device)
+    start = time.perf_counter()
+    work.alone()
+    wait_for(backbone.device)
+    chunks = math.ceil(seconds / (time.perf_counter() - start))
 
     def alone() -> float:
-        work.alone()
-        wait()
-        return work.rows
-
-    def building() -> float:
-        return len(work.built())
+        for _ in range(chunks):
+            work.alone()
+        wait_for(backbone.device)
+        return chunks * work.rows
 
     contenders: dict[str, Contender] = {
-        ALONE: timed_lap(alone, time.perf_counter),
-        BUILDING: timed_lap(building, time.perf_counter),
+        ALONE: timed(alone, time.perf_counter),
+        BUILDING: lambda: work.build(chunks),
     }
     laps = take_turns(contenders, rounds)
-    with FlopCounterMode(display=False) as counter:
-        work.alone()
-    # Of what fills up the last batch nobody has any use.
-    flops = counter.get_total_flops() / sum(len(first) for first, *_ in work.batches)
     share = ratio(laps[BUILDING], laps[ALONE])
     print(goal(f"{backbone.feature}: {BUILDING} / {ALONE}", share.median, 0.95), flush=True)
     speed = rate(laps[BUILDING]).median
+    flops = work.useful / work.rows
     used = [f"{flops * speed / peak:.0%}"]
-    if backbone.dtype != torch.float32 and (makers := _makers_peak(backbone.device)):
-        used.append(f"{flops * speed / makers:.0%}")
+    if backbone.device.type == "cuda" and backbone.dtype != torch.float32:
+        makers = makers_peak(torch.cuda.get_device_name(backbone.device))
+        used.append(f"{flops * speed / makers:.0%}" if makers else "not known")
+    hours = SAMPLES_OF_MMIMDB * VIEWS / speed / 3600
     return [
         backbone.feature,
         f"{str(backbone.dtype).removeprefix('torch.')}, {batch}",
         str(rate(laps[BUILDING])),
         str(share),
-        f"{flops / 1e9:.1f}",
+        f"{flops / 1e9:.1f} ({work.spent / work.rows / 1e9:.1f})",
         " / ".join(used),
-        f"{SAMPLES_OF_MMIMDB * VIEWS / speed / 3600:.1f}",
-    ]
+        f"{hours:.1f}",
+    ], hours
 
 
-def _require_equal(work: Work) -> None:
-    """Stops unless both ways, and each of them twice, give the same bytes."""
+def require_equal(work: Work) -> None:
+    """Stops unless both ways, and each of them twice, give the same bytes, and rows differ."""
     first, second = work.built(), work.built()
     direct = work.in_order(work.alone().cpu().numpy())
     if not first.tobytes() == second.tobytes() == direct.tobytes():
         raise SystemExit(f"{work.backbone.feature}: the features' bytes differ between runs")
+    # Were all rows' features the same, mixed-up rows would pass too.
+    rows = first[:VIEWS]
+    apart = min(np.abs(rows[:i] - rows[i]).max(axis=1).min() for i in range(1, len(rows)))
+    if apart < LEAST_APART * np.abs(rows).max():
+        raise SystemExit(f"{work.backbone.feature}: different rows have the same features")
 
 
 def _require_no_wait(work: Work) -> None:
@@ -164,37 +234,6 @@ def _require_no_wait(work: Work) -> None:
     ended.take()
 
 
-def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP per second of a square matrix product, the median of some."""
-    side = 8192 if device.type == "cuda" else 2048
-    left = torch.randn(side, side, device=device).to(dtype)
-    laps = []
-    for _ in range(8):
-        _wait_for(device)
-        start = time.perf_counter()
-        for _ in range(4):
-            left @ left
-        _wait_for(device)
-        laps.append(4 * 2 * side**3 / (time.perf_counter() - start))
-    return statistics.median(laps[1:])
-
-
-def _makers_peak(device: torch.device) -> float | None:
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for key, peak in MAKERS_PEAK.items() if key in name), None)
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _nothing() -> None:
-    """A CPU has done what it was told when a call returns."""
-
-
 def main() -> None:
     """Prints a table with a line per backbone."""
     arguments = parser(__doc__.partition("\n")[0])
@@ -202,13 +241,16 @@ def main() -> None:
     arguments.add_argument(
         "--feature", action="append", choices=FEATURES, help="all on a GPU, clip_image on a CPU"
     )
+    arguments.add_argument(
+        "--samples", type=int, default=0, help="per chunk, as a build's; fewer to try it on a CPU"
+    )
     given = arguments.parse_args()
     device = backbones.resolve_device(given.device)
     cuda = device.startswith("cuda")
     wanted = given.feature or (FEATURES if cuda else ("clip_image",))
     print(machine("torch", "transformers"), backbones.device_kind(device), sep=", ", flush=True)
     seconds, rounds = (1.0, 3) if given.quick else (4.0, 7)
-    rows, peaks = [], {}
+    rows, peaks, total = [], {}, 0.0
     with tempfile.TemporaryDirectory(prefix="manyviews-gpu-") as folder:
         for feature in wanted:
             dtype = backbones.resolve_dtype("auto", device, feature)
@@ -217,8 +259,12 @@ def main() -> None:
             if dtype not in peaks:
                 peaks[dtype] = matrix_rate(backbone.device, backbone.dtype)
             batch = backbones.info(feature).batch_size(device)
-            rows.append(measure(backbone, batch, peaks[dtype], seconds, rounds))
-            del backbone
+            samples = given.samples or choose_chunk(0, VIEWS, {feature: backbone.dim})
+            work = Work(backbone, batch, samples)
+            row, hours = measure(work, batch, peaks[dtype], seconds, rounds)
+            rows.append(row)
+            total += hours
+            del backbone, work
     print()
     print(
         table(
@@ -227,13 +273,14 @@ def main() -> None:
                 "dtype, batch",
                 "rows per s",
                 "times model alone",
-                "GFLOP per row",
+                "GFLOP per row (with padding)",
                 "utilisation: of a matrix product / of the maker's figure",
                 "hours for MM-IMDb",
             ],
             rows,
         )
     )
+    print(f"\nTogether they share the device: {total:.1f} hours for MM-IMDb.")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 import click
 
 from featurestore import __version__
+from featurestore.errors import ConfigError
 
 _LIBRARIES = (
     "torch",
@@ -49,4 +50,7 @@ def _kernels() -> str:
 def _device() -> str:
     from consumers.devices import device_kind, resolve_device
 
-    return device_kind(resolve_device("auto"))
+    try:
+        return device_kind(resolve_device("auto"))
+    except ConfigError as error:  # a GPU in use; what is asked for here is not the device
+        return str(error).partition("\n")[0]

@@ -86,9 +86,9 @@ class Blip2Text:
         self.model = checkpoint.name
         self.device, self.dtype = device, dtype
         self._network = freeze(_load_text_encoder(checkpoint, dtype), device, checkpoint)
-        prepare_masks(self._network)
         self.dim = int(self._network.config.d_model)
         with checkpoint.loading():
+            prepare_masks(self._network)
             tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
         self.text = text_spec(checkpoint, tokenizer, MAX_TEXT_LENGTH)
         files = ("config.json", *checkpoint.select(TOKENIZER_FILES), *checkpoint.weights())

@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from consumers.gpu_errors import first_line, gpu_advice
 from consumers.weights import is_weight, wanted_files, weight_problem
 from featurestore.errors import ConfigError
 
@@ -91,7 +92,10 @@ class Checkpoint:
 
     @contextmanager
     def loading(self) -> Iterator[None]:
-        """Turn what the libraries raise on a damaged or foreign checkpoint into ConfigError."""
+        """Turn what the libraries raise on a damaged or foreign checkpoint into ConfigError.
+
+        What the GPU raises under a model's first computation, too: with advice on the GPU.
+        """
         from pickle import UnpicklingError
 
         from safetensors import SafetensorError
@@ -104,6 +108,10 @@ class Checkpoint:
             files = ", ".join(self.weights()[:3])
             raise self.error(f"cannot be read ({files} …): {one_line(error)}") from error
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            if advice := gpu_advice(error):
+                raise self.error(
+                    f"cannot be loaded: {first_line(error)}", f"{advice}, or give another"
+                ) from error
             raise self.error(f"cannot be loaded: {one_line(error)}") from error
 
     def check_loaded(self, report: dict[str, Any]) -> None:

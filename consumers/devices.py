@@ -6,6 +6,7 @@ import os
 import platform
 from pathlib import Path
 
+from consumers.gpu_errors import first_line
 from featurestore.errors import ConfigError
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -41,12 +42,27 @@ def resolve_device(device: str) -> str:
 
 
 def device_kind(device: str) -> str:
-    """What decides which kernels run: the CPU's vector units and maker, or the GPU's name."""
+    """What decides which kernels run: the CPU's vector units and maker, or the GPU and cuDNN.
+
+    cuDNN, which convolutions use, can be another than the one that torch came with.
+
+    Raises:
+        ConfigError: the GPU cannot be used.
+    """
     import torch
 
     if device == "cpu":
         return f"cpu: {torch.backends.cpu.get_cpu_capability()} {_cpu_maker()}"
-    return f"cuda: {torch.cuda.get_device_name(device)}"
+    try:
+        name = torch.cuda.get_device_name(device)
+        cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    except (RuntimeError, torch.cuda.DeferredCudaCallError) as error:
+        raise ConfigError(
+            f"--device {device} cannot be used: {first_line(error)}\n"
+            "If another process has the GPU to itself (see nvidia-smi), wait for it; or choose "
+            "another --device."
+        ) from error
+    return f"cuda: {name}, cuDNN {cudnn or 'none'}"
 
 
 def _cpu_maker() -> str:
@@ -97,13 +113,19 @@ def resolve_dtype(dtype: str, device: str, feature: str | None = None) -> str:
 def make_reproducible() -> None:
     """Have GPUs compute float32 as float32, and the same way on every run.
 
-    Convolutions use TF32 there unless told not to (matrix products do not, by torch's default). No
+    Convolutions use TF32 there unless told not to; matrix products do where somebody allowed it. No
     algorithm is chosen by timing (``cudnn.benchmark``), which would make the last bits a matter of
-    luck, and cuBLAS gets a workspace of its own per stream, which it asks for before its first use.
+    luck. Attention is never cuDNN's: whether torch prefers it depends on the version of cuDNN.
+
+    cuBLAS gets a workspace of its own per stream, which it asks for before its first use. A size
+    that the environment names is overridden: it decides on algorithms, and so on last bits, and no
+    fingerprint knows it.
     """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     import torch
 
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cuda.enable_cudnn_sdp(enabled=False)
     if hasattr(torch.backends.cudnn, "conv"):  # from torch 2.9; the older switch then warns
         torch.backends.cudnn.conv.fp32_precision = "ieee"
     else:

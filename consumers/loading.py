@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import torch
 
 from consumers.checkpoints import Checkpoint
+from consumers.gpu_errors import first_line, gpu_advice
 from featurestore.torchvision_ops import ensure_importable
 from producers.tokens import TextSpec
 
@@ -36,8 +37,10 @@ def freeze(network: Network, device: torch.device, checkpoint: Checkpoint) -> Ne
     try:
         network = network.to(device)
     except RuntimeError as error:
-        problem = str(error).strip().partition("\n")[0]
-        raise checkpoint.error(f"cannot be moved to {device}: {problem}") from error
+        raise checkpoint.error(
+            f"cannot be moved to {device}: {first_line(error)}",
+            f"{gpu_advice(error) or 'Choose another --device'}, or give another",
+        ) from error
     network.eval().requires_grad_(requires_grad=False)
     if device.type == "cpu":
         for weight in (*network.parameters(), *network.buffers()):

@@ -13,7 +13,8 @@ import numpy.typing as npt
 import torch
 
 from consumers.backbones import Backbone, check_features
-from consumers.staging import Staging, device_errors, first_line
+from consumers.gpu_errors import first_line, lacks_gpu_memory
+from consumers.staging import Staging, device_errors
 from featurestore.errors import BackboneError
 
 IntArray = npt.NDArray[np.integer[Any]]
@@ -130,14 +131,14 @@ class Runner:
         for _ in range(2):
             try:
                 return self._checked(self._forward(sent), len(sent))
-            except torch.OutOfMemoryError as error:
-                problem = first_line(error)
             except _MODEL_ERRORS as error:
-                raise BackboneError(
-                    f"{self._backbone.feature} failed on rows {self._done} to "
-                    f"{self._done + len(sent) - 1} of a chunk's batch plan:\n"
-                    f"  {type(error).__name__}: {first_line(error)}"
-                ) from error
+                problem = first_line(error)
+                if not lacks_gpu_memory(error):
+                    raise BackboneError(
+                        f"{self._backbone.feature} failed on rows {self._done} to "
+                        f"{self._done + len(sent) - 1} of a chunk's batch plan:\n"
+                        f"  {type(error).__name__}: {problem}"
+                    ) from error
             # Once more, as another process may have left the GPU since. Only out here, where the
             # error with its frames is gone, can the memory that they held be freed. Never with a
             # smaller batch: that would change the features' last bits.
@@ -289,6 +290,7 @@ def _allocating(feature: str, batch: int) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise _out_of_memory(feature, batch, first_line(error)) from error
     except RuntimeError as error:
+        # "CUDA error: out of memory" too: here it may be main memory that cannot be pinned.
         raise BackboneError(
             f"The buffers of {feature} could not be had: {first_line(error)}\n"
             "Free memory of the machine or the GPU, and go on with --resume."

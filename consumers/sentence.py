@@ -40,7 +40,8 @@ class SentenceText:
         self._network = freeze(_load_network(checkpoint, device, dtype), device, checkpoint)
         if max_length:
             self._network.max_seq_length = max_length
-        prepare_masks(self._network[0].auto_model)
+        with checkpoint.loading():
+            prepare_masks(self._network[0].auto_model)
         if self._network.default_prompt_name:
             raise checkpoint.error("puts a default prompt before each text, which is unsupported")
         self.text = _text_spec(checkpoint, self._network)

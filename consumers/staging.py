@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from consumers.gpu_errors import first_line
 from featurestore.errors import BackboneError
 
 _STAGES = 3
@@ -25,11 +26,6 @@ def device_errors(feature: str) -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise BackboneError(f"{feature} failed on the GPU: {first_line(error)}") from error
-
-
-def first_line(error: Exception) -> str:
-    """What happened; torch adds lines of advice on environment variables of its own."""
-    return str(error).strip().partition("\n")[0][:200]
 
 
 class Staging:

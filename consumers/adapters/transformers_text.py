@@ -54,8 +54,9 @@ class TransformersText:
         if pooling != "projection":
             self._project = None  # nor what else is beside the encoder
         freeze(whole if self._project else self._encoder, request.device, checkpoint)
-        prepare_masks(self._encoder)
-        self._check_padding(checkpoint)
+        with checkpoint.loading():
+            prepare_masks(self._encoder)
+            self._check_padding(checkpoint)
         files = ("config.json", *checkpoint.select(TOKENIZER_FILES), *checkpoint.weights())
         self.fingerprint = checkpoint.fingerprint(files)
 

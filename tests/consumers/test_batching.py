@@ -265,26 +265,37 @@ def test_a_failing_backbone_is_named_and_chained(base: Any) -> None:
     assert isinstance(error.value.__cause__, RuntimeError)
 
 
-def test_out_of_memory_is_tried_again_at_the_same_size() -> None:
+NO_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore"),
+    RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    RuntimeError("GET was unable to find an engine to execute this computation"),
+]
+
+
+@pytest.mark.parametrize("error", NO_MEMORY)
+def test_out_of_memory_is_tried_again_at_the_same_size(error: Exception) -> None:
     sizes: list[int] = []
 
     def answer(pixels: torch.Tensor) -> torch.Tensor:
         sizes.append(len(pixels))
         if len(sizes) == 2:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
+            raise error
         return torch.ones(len(pixels), 3)
 
     assert run(fake(FakeImages, answer)).shape == (8, 3)
     assert sizes == [3, 3, 3, 3]
 
 
-def test_out_of_memory_twice_names_the_batch_size_to_try() -> None:
+@pytest.mark.parametrize("error", NO_MEMORY)
+def test_out_of_memory_twice_names_the_batch_size_to_try(error: Exception) -> None:
     def answer(*_: torch.Tensor) -> torch.Tensor:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
+        raise error
 
-    with pytest.raises(BackboneError) as error:
+    with pytest.raises(BackboneError) as caught:
         run(fake(FakeTexts, answer), batch=8)
-    message = str(error.value)
+    message = str(caught.value)
     assert "batch size 8 of blip2_text" in message
     assert "--batch-size blip2_text=4" in message
     assert message.count("\n") <= 3

@@ -6,9 +6,14 @@ import sys
 
 import pytest
 import torch
+from click.testing import CliRunner
 
+from cli import cli
 from consumers import devices
+from featurestore.errors import ConfigError
 from tests.conftest import ROOT
+
+BUSY = "CUDA-capable device(s) is/are busy or unavailable"
 
 
 @pytest.fixture
@@ -58,3 +63,41 @@ def test_the_device_kind_names_what_chooses_the_kernels():
         env={**os.environ, "ATEN_CPU_CAPABILITY": "default"},
     )
     assert older.stdout.strip().split()[1] in ("DEFAULT", "NO")
+
+
+def test_a_gpu_is_known_by_its_name_and_by_cudnn(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "NVIDIA L4")
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91002)
+    assert devices.device_kind("cuda:0") == "cuda: NVIDIA L4, cuDNN 91002"
+
+
+def test_a_gpu_that_another_process_has_to_itself_is_told(monkeypatch):
+    def busy(_device):
+        raise torch.AcceleratorError(f"CUDA error: {BUSY}\nCUDA kernel errors might be ...")
+
+    monkeypatch.setattr(torch.cuda, "get_device_name", busy)
+    with pytest.raises(ConfigError) as error:
+        devices.device_kind("cuda:1")
+    first, advice = str(error.value).splitlines()
+    assert first == f"--device cuda:1 cannot be used: CUDA error: {BUSY}"
+    assert "nvidia-smi" in advice
+    assert "another --device" in advice
+    monkeypatch.setattr(devices, "resolve_device", lambda _device: "cuda:1")
+    shown = CliRunner().invoke(cli, ["--version"])
+    assert shown.exit_code == 0
+    assert BUSY in shown.output
+
+
+def test_switches_that_decide_last_bits_are_set_whatever_they_were(monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    before = torch.get_float32_matmul_precision(), torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        torch.backends.cuda.enable_cudnn_sdp(True)
+        devices.make_reproducible()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        assert torch.get_float32_matmul_precision() == "highest"
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cuda.enable_cudnn_sdp(before[1])

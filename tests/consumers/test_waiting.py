@@ -6,6 +6,7 @@ which a GPU would have to be waited for, fails.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,9 +14,11 @@ from typing import Any
 import pytest
 import torch
 
-from consumers import backbones
+from consumers import backbones, declared, masking
 from consumers.batching import ImageBatcher, TextBatcher
 from consumers.masking import prepare_masks
+from featurestore.backbone_config import BackboneConfig
+from featurestore.errors import ConfigError
 from featurestore.records import FEATURES
 from featurestore.torchvision_ops import ensure_importable
 from tests.consumers.conftest import KINDS
@@ -81,6 +84,46 @@ def test_a_prepared_mask_gives_the_same_features(kind: str) -> None:
         assert prepare_masks(encoder)
         found = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
     torch.testing.assert_close(found[mask > 0], expected[mask > 0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("call", [1, 2])
+def test_a_gpu_that_fails_while_masks_are_prepared_is_told(
+    monkeypatch: pytest.MonkeyPatch, tiny_folders: dict[str, Path], call: int
+) -> None:
+    """Neither as a defect, nor by going on with masks that are not prepared."""
+    honest, calls = masking._answer, []
+
+    def answer(encoder: Any) -> list[torch.Tensor]:
+        calls.append(encoder)
+        if len(calls) == call:
+            raise RuntimeError(
+                "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+            )
+        return honest(encoder)
+
+    monkeypatch.setattr(masking, "_answer", answer)
+    own = tiny_folders["sentence"]
+    table = BackboneConfig(adapter="transformers-text", model=str(own))
+    loads: list[Callable[[], Any]] = [
+        lambda: backbones.load("clip_text", str(tiny_folders["sentence"]), "cpu", "float32"),
+        lambda: backbones.load("blip2_text", str(tiny_folders["blip2"]), "cpu", "float32"),
+        lambda: declared.load("own", table, "cpu", "float32"),
+    ]
+    for load in loads:
+        calls.clear()
+        with pytest.raises(ConfigError, match=r"(?s)CUBLAS_STATUS.*Free the GPU, .*--device"):
+            load()
+
+
+def test_a_gpu_that_this_torch_has_no_kernels_for_is_told(
+    monkeypatch: pytest.MonkeyPatch, tiny_folders: dict[str, Path]
+) -> None:
+    def answer(_encoder: Any) -> list[torch.Tensor]:
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device")
+
+    monkeypatch.setattr(masking, "_answer", answer)
+    with pytest.raises(ConfigError, match=r"(?s)no kernel image.*Install a torch .*--device cpu"):
+        backbones.load("blip2_text", str(tiny_folders["blip2"]), "cpu", "float32")
 
 
 @pytest.mark.parametrize("kind", ["modernbert", "causal"])
