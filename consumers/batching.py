@@ -178,6 +178,11 @@ class TextBatcher(Batcher):
         rows = self._admit(len(lengths))
         self._ids[rows], self._lengths[rows] = ids, lengths
 
+    @property
+    def left(self) -> bool:
+        """Whether a batch of the chunk is not launched yet."""
+        return self._rows > 0 and (not self._plan or self._launched < len(self._plan))
+
     def launch(self, share: float = 1.0) -> bool:
         """Launch the chunk's next batch, after which no sample may be added.
 

@@ -256,10 +256,9 @@ class _Run:
                 self._embedder.end()
                 self._refuse_bad(records)
                 self._ended = chunk, records
-                if stopped or not self._embedder.launch():
-                    submit()
                 if stopped:
                     break
+                self._write_on(committer, settle)
             submit()
             settle()
             if stopped and not self._writer.complete:
@@ -288,19 +287,20 @@ class _Run:
             # Most are launched by ``meanwhile``, unless the backbones are the slower side.
             while self._embedder.launch(len(records) / count):
                 pass
-            if committer.done:
-                settle()
+            self._write_on(committer, settle)
         return records
 
     def _meanwhile(self, committer: Committer, settle: Callable[[], None]) -> bool:
         """One thing to do while a sample is awaited; returns whether there may be another."""
+        self._write_on(committer, settle)
+        return self._embedder.launch()
+
+    def _write_on(self, committer: Committer, settle: Callable[[], None]) -> None:
+        """Settles a chunk that is written, and begins to write the ended one once it is whole."""
         if committer.done:
             settle()
-        if self._embedder.launch():
-            return True
-        if not committer.busy:
+        if not committer.busy and not self._embedder.left:
             self._submit(committer, settle)
-        return False
 
     def _submit(self, committer: Committer, settle: Callable[[], None]) -> None:
         """Launches what is left of the ended chunk, if there is one, and begins to write it."""

@@ -73,6 +73,11 @@ class Embedder:
         self._ended = [[batcher.end() for batcher in images] for images in self._images]
         self._texts, self._ending = self._ending, self._texts
 
+    @property
+    def left(self) -> bool:
+        """Whether a batch of the ended chunk's texts is not launched yet."""
+        return any(batcher.left for texts in self._ending for batcher in texts)
+
     def launch(self, share: float = 1.0) -> bool:
         """Launches one batch of the ended chunk's texts.
 
