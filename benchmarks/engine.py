@@ -50,11 +50,11 @@ def _sides(work: Path, *, quick: bool) -> None:
         "tiny CLIP": {"models": {"clip_image": clip}},
         # Texts wait for the end of their chunk, and the producers must not wait for them. At the
         # build's own end somebody has to: in many chunks that counts for little.
-        "null, tiny texts": {"models": {"clip_image": "", "clip_text": sentence}, "chunk": 8},
+        "null, tiny texts": {"models": {"clip_image": "", "clip_text": sentence}},
     }
     rows = []
     for kind, task in kinds.items():
-        samples = (48 if quick else 144) * (2 if "chunk" in task else 1)
+        samples = (48 if quick else 144) * (3 if "clip_text" in task["models"] else 1)
         task |= {"data": str(data_folder(work, samples)), "views": VIEWS}
         laps = take_turns(
             {
