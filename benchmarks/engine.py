@@ -3,7 +3,7 @@
     python -m benchmarks.engine [--quick] [--only sides|overhead|growth|opening]
 
 The two sides are measured alone in the same rounds as the whole: the producers with nobody behind
-them but a loop that gives every slot back, and the backbones with one sample's views again and
+them but a loop that gives every slot back, and the backbones with one chunk's views again and
 again. Each contender is a process of its own, so that none inherits another's memory. Rates count
 from the first sample on, to the last one's commit; how long the first takes is told apart.
 """
@@ -44,15 +44,18 @@ def main() -> None:
 
 def _sides(work: Path, *, quick: bool) -> None:
     """The whole against producers alone and backbones alone."""
-    checkpoint = _tiny_clip(work / "clip")
+    clip, sentence = _tiny(work / "tiny")
+    kinds: dict[str, dict[str, Any]] = {
+        "null": {"models": {"clip_image": ""}},
+        "tiny CLIP": {"models": {"clip_image": clip}},
+        # Texts wait for the end of their chunk, and the producers must not wait for them. At the
+        # build's own end somebody has to: in many chunks that counts for little.
+        "null, tiny texts": {"models": {"clip_image": "", "clip_text": sentence}},
+    }
     rows = []
-    samples = 48 if quick else 144
-    for kind in ("null", "tiny CLIP"):
-        task = {
-            "data": str(data_folder(work, samples)),
-            "model": str(checkpoint) if kind != "null" else "",
-            "views": VIEWS,
-        }
+    for kind, task in kinds.items():
+        samples = (48 if quick else 144) * (3 if "clip_text" in task["models"] else 1)
+        task |= {"data": str(data_folder(work, samples)), "views": VIEWS}
         laps = take_turns(
             {
                 name: _contender(name, task, work)
@@ -91,7 +94,7 @@ def _contender(name: str, task: dict[str, Any], work: Path) -> Any:
 
 def _overhead(work: Path, *, quick: bool) -> None:  # noqa: ARG001
     """What a sample costs on its way, and how long the first one takes."""
-    task = {"data": str(data_folder(work, 2000)), "views": VIEWS, "model": ""}
+    task = {"data": str(data_folder(work, 2000)), "views": VIEWS}
     found = [_child({"do": "transport", **task}) for _ in range(3)]
     cpu = Spread.of(1e3 * f["cpu_s"] / f["samples"] for f in found)
     print(f"transport, both sides: {cpu} ms of CPU per sample, goal 2")
@@ -111,7 +114,7 @@ def _growth(work: Path, *, quick: bool) -> None:
     rows = []
     for samples in sizes:
         task = {"data": str(data_folder(work, samples)), "store": str(work / "store")}
-        found = _child({"do": "growth", "views": 2, "chunk": 64, "model": "", **task})
+        found = _child({"do": "growth", "views": 2, "chunk": 64, **task})
         shutil.rmtree(work / "store")
         memory, cost = found["memory"], found["cost"]
         base = memory["100"]
@@ -142,7 +145,7 @@ def _opening(work: Path, *, quick: bool) -> None:  # noqa: ARG001
     """A store of the whole data set's length, opened and resumed."""
     samples = 25_959
     data, store = data_folder(work, samples), work / "store"
-    task = {"data": str(data), "store": str(store), "views": 2, "chunk": 64, "model": ""}
+    task = {"data": str(data), "store": str(store), "views": 2, "chunk": 64}
     _child({"do": "write", **task})
     found = [_child({"do": "open", **task}) for _ in range(5)]
     for what in ("opened", "resumed"):
@@ -150,10 +153,12 @@ def _opening(work: Path, *, quick: bool) -> None:  # noqa: ARG001
         print(f"{samples:,} samples {what} in {spread} s, goal 1")
 
 
-def _tiny_clip(folder: Path) -> Path:
+def _tiny(folder: Path) -> tuple[str, str]:
+    """Checkpoints of a CLIP and of a sentence encoder."""
     from consumers.tiny import make_checkpoints
 
-    return make_checkpoints(folder)["clip"]
+    made = make_checkpoints(folder)
+    return str(made["clip"]), str(made["sentence"])
 
 
 # In a process of its own -----------------------------------------------------------------------
@@ -172,11 +177,9 @@ def _child(task: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _do(task: Mapping[str, Any]) -> dict[str, Any]:
-    from contextlib import nullcontext
-
     from benchmarks.workload import null_backbones
 
-    with nullcontext() if task["model"] else null_backbones():
+    with null_backbones(but=[name for name, model in _models(task).items() if model]):
         return {
             "producers alone": _producers_alone,
             "backbones alone": _backbones_alone,
@@ -189,6 +192,12 @@ def _do(task: Mapping[str, Any]) -> dict[str, Any]:
         }[task["do"]](task)
 
 
+def _models(task: Mapping[str, Any]) -> dict[str, str]:
+    """A checkpoint for each feature; none where it costs nothing."""
+    models: dict[str, str] = task.get("models", {"clip_image": ""})
+    return models
+
+
 def _config(task: Mapping[str, Any], **more: Any) -> Any:
     from featurestore.config import BuildConfig
 
@@ -196,8 +205,8 @@ def _config(task: Mapping[str, Any], **more: Any) -> Any:
         "data_dir": Path(task["data"]),
         "store": Path(task.get("store", "nowhere")),
         "views": task["views"],
-        "features": ("clip_image",),
-        "models": {"clip_image": task["model"]} if task["model"] else {},
+        "features": tuple(_models(task)),
+        "models": {name: model for name, model in _models(task).items() if model},
         "chunk": task.get("chunk", 16),
         "device": "cpu",
     }
@@ -228,22 +237,35 @@ def _producers_alone(task: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _backbones_alone(task: Mapping[str, Any]) -> dict[str, Any]:
-    import numpy as np
-
-    from consumers.batching import ImageBatcher
+    from consumers.embedding import Embedder
 
     plan = _planned(task)
-    (backbone,) = plan.backbones.values()
-    rows = plan.spec.chunk * plan.spec.views
-    batcher = ImageBatcher(backbone, plan.batch_sizes["clip_image"], rows)
-    side = backbone.image.size
-    pixels = np.random.default_rng(0).integers(0, 256, (VIEWS, side, side, 3), dtype=np.uint8)
+    embedder = Embedder(plan.backbones, plan.batch_sizes, plan.view_parts, plan.spec.chunk)
+    views = _views_of_a_chunk(plan)
     start = time.perf_counter()
     for chunk in range(plan.spec.chunks):
-        for _ in plan.spec.samples_of(chunk):
-            batcher.add(pixels[0], pixels[1:])
-        batcher.end().take()
+        for sample, _ in zip(views, plan.spec.samples_of(chunk), strict=False):
+            embedder.add(sample)
+        embedder.end()
+        for feature in embedder.finish():
+            feature[0].take()
     return {"samples": plan.spec.samples, "seconds": time.perf_counter() - start}
+
+
+def _views_of_a_chunk(plan: Any) -> list[Any]:
+    """Copies, so that no producer is there any more when the backbones are measured."""
+    from copy import deepcopy
+
+    from producers.pool import ProducerPool
+
+    samples = [plan.found.samples[i] for i in plan.spec.samples_of(0)]
+    views = []
+    with ProducerPool(plan.job, samples, workers=plan.workers, timeout_s=300) as pool:
+        for _ in samples:
+            taken = pool.take()
+            views.append(deepcopy(taken))
+            pool.release(taken)
+    return views
 
 
 def _engine(task: Mapping[str, Any]) -> dict[str, Any]:

@@ -81,7 +81,8 @@ class ImageBatcher(Batcher):
         side = backbone.image.size
         self._shape = (batch_size, side, side, 3)
         self._filled = 0
-        super().__init__(backbone, batch_size, chunk_rows, self._shape, torch.uint8)
+        # One chunk is made while the texts of the one before are, and one more is written.
+        super().__init__(backbone, batch_size, chunk_rows, self._shape, torch.uint8, buffers=3)
 
     def add(self, clean: npt.NDArray[np.uint8], augmented: npt.NDArray[np.uint8]) -> None:
         """Add one sample's views. The arrays may be reused when this returns.
@@ -137,7 +138,8 @@ class ImageBatcher(Batcher):
 class TextBatcher(Batcher):
     """Embeds one chunk's texts, in the batches of ``text_plan``.
 
-    Sorting by length needs the whole chunk, so batches start at its end.
+    Sorting by length needs the whole chunk, so batches start at its end: one at a time by
+    ``launch``, or all that are left by ``end``.
 
     Args:
         backbone: a text backbone.
@@ -152,10 +154,11 @@ class TextBatcher(Batcher):
         self._tokens, self._most = batch_size * limit, batch_size * _SHORT
         # One more column: a text's length travels behind its ids, in the same copy.
         shape = (self._tokens + self._most,)
-        super().__init__(backbone, batch_size, chunk_rows, shape, torch.int32)
+        super().__init__(backbone, batch_size, chunk_rows, shape, torch.int32, buffers=1)
         self._ids = np.zeros((chunk_rows, limit), np.int32)
         self._lengths = np.zeros(chunk_rows, np.int32)
         self._plan: list[TextBatch] = []
+        self._launched = 0
 
     def add(self, ids: npt.NDArray[np.int32], lengths: npt.NDArray[np.int32]) -> None:
         """Add one sample's views. The arrays may be reused when this returns.
@@ -175,17 +178,41 @@ class TextBatcher(Batcher):
         rows = self._admit(len(lengths))
         self._ids[rows], self._lengths[rows] = ids, lengths
 
-    def flush(self) -> None:
-        """Launch all batches of the chunk."""
-        if self._rows and not self._plan:
+    @property
+    def left(self) -> bool:
+        """Whether a batch of the chunk is not launched yet."""
+        return self._rows > 0 and (not self._plan or self._launched < len(self._plan))
+
+    def launch(self, share: float = 1.0) -> bool:
+        """Launch the chunk's next batch, after which no sample may be added.
+
+        Args:
+            share: of the batches, that is to be launched by now.
+
+        Returns:
+            False where so many were launched already.
+
+        Raises:
+            BackboneError: the batch failed.
+        """
+        if not self._plan:
             self._plan = text_plan(self._lengths[: self._rows], self._tokens, self._most)
-            for batch in self._plan:
-                self._launch(batch)
+        if self._launched >= share * len(self._plan):
+            return False
+        self._launch(self._plan[self._launched])
+        self._launched += 1
+        return True
+
+    def flush(self) -> None:
+        """Launch what is left of the chunk."""
+        while self.launch():
+            pass
 
     def discard(self) -> None:
         """Forget the chunk so far, after an error or an interruption."""
         super().discard()
         self._plan = []
+        self._launched = 0
 
     def _launch(self, batch: TextBatch) -> None:
         rows = np.array(batch.rows)

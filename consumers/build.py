@@ -16,23 +16,23 @@ import numpy as np
 import numpy.typing as npt
 
 from consumers import backbones as registry
-from consumers.batching import ImageBatcher, TextBatcher
 from consumers.committing import Committer, MadeChunk
+from consumers.embedding import Embedder
 from consumers.extending import completed, find_extension, naming_extension
 from consumers.notices import slow_paths
 from consumers.plan import INPUT_CACHE, Plan, check_intent, make_plan, refuse_bad
-from consumers.running import Batcher, EndedChunk
+from consumers.running import EndedChunk
 from consumers.stopping import stop_signals
 from featurestore import extension
 from featurestore import writer as stores
 from featurestore.config import BuildConfig
 from featurestore.durable import FileLock, make_folder
-from featurestore.errors import InputError, InterruptedBuildError
+from featurestore.errors import InputError, InterruptedBuildError, ProducerError
 from featurestore.records import BadInput, SampleRecord
 from featurestore.store import EXTENSION, RECORDS, FeatureStore
 from featurestore.writer import StoreWriter
 from producers.inputs import extend_cache
-from producers.pool import ProducerPool, SampleViews
+from producers.pool import ProducerPool
 from producers.source import Scan, require_inputs, scan
 
 # Called with an event's name and its facts; see ``progress`` for those that listen.
@@ -174,18 +174,15 @@ class _Run:
         self._writer = writer
         self._tell = tell
         self._wanted = plan.wanted
-        self._parts = plan.view_parts
-        # One for each part of the views: rows of two parts never share a batch.
-        self._images: dict[str, list[ImageBatcher]] = {}
-        self._texts: dict[str, list[TextBatcher]] = {}
-        for name, backbone in plan.backbones.items():
-            batch, rows = plan.batch_sizes[name], [writer.spec.chunk * len(p) for p in self._parts]
-            if registry.modality_of(backbone) == "image":
-                self._images[name] = [ImageBatcher(backbone, batch, n) for n in rows]
-            else:
-                self._texts[name] = [TextBatcher(backbone, batch, n) for n in rows]
-        self._batchers: dict[str, Sequence[Batcher]] = {**self._images, **self._texts}
         spec = writer.spec
+        self._embedder = Embedder(plan.backbones, plan.batch_sizes, plan.view_parts, spec.chunk)
+        # The chunk whose samples are all taken, but whose texts may not be launched yet.
+        self._ended: tuple[int, Sequence[SampleRecord]] | None = None
+        self._texts = {
+            name: backbone.text
+            for name, backbone in plan.backbones.items()
+            if registry.modality_of(backbone) == "text"
+        }
         self._report = BuildReport(plan.config.store, spec.samples, spec.views)
 
     def execute(self) -> BuildReport:
@@ -234,8 +231,7 @@ class _Run:
                 self._writer.commit_chunk(chunk, rows, entry.samples, entry.changed)
 
     def _slow_paths(self) -> list[str]:
-        texts = {name: self._plan.backbones[name].text for name in self._texts}
-        return slow_paths(self._plan.job, texts)
+        return slow_paths(self._plan.job, self._texts)
 
     def _make(self, missing: Sequence[int], indices: Sequence[int]) -> None:
         plan = self._plan
@@ -249,23 +245,21 @@ class _Run:
             Committer(self._commit) as committer,
         ):
             settle = partial(self._settle, committer, pool, start)
-
-            def settle_written() -> None:
-                """Tells of a chunk that is written by now, or raises what came in its way."""
-                if committer.done:
-                    settle()
-
+            submit = partial(self._submit, committer, settle)
             for chunk in missing:
-                records: list[SampleRecord] = []
-                for _ in self._writer.spec.samples_of(chunk):
-                    records.append(self._sample(pool, settle_written))
-                    settle_written()
-                ended = [[b.end() for b in batchers] for batchers in self._batchers.values()]
+                try:
+                    records = self._samples(chunk, pool, committer, settle)
+                except ProducerError:
+                    submit()  # the samples of the chunk before are all there
+                    raise
+                submit()
+                self._embedder.end()
                 self._refuse_bad(records)
-                settle()
-                committer.submit(MadeChunk(chunk, records, ended))
+                self._ended = chunk, records
                 if stopped:
                     break
+                self._write_on(committer, settle)
+            submit()
             settle()
             if stopped and not self._writer.complete:
                 raise _interrupted(stopped[0], self._writer)
@@ -281,10 +275,47 @@ class _Run:
         self._report.replaced = pool.replaced
         self._tell("chunk", chunk=made.chunk, **_chunk_facts(made.records, self._report))
 
-    def _sample(self, pool: ProducerPool, waiting: Callable[[], None]) -> SampleRecord:
+    def _samples(
+        self, chunk: int, pool: ProducerPool, committer: Committer, settle: Callable[[], None]
+    ) -> list[SampleRecord]:
+        """Takes a chunk's samples, between which the texts of the chunk before are launched."""
+        meanwhile = partial(self._meanwhile, committer, settle)
+        records: list[SampleRecord] = []
+        count = len(self._writer.spec.samples_of(chunk))
+        while len(records) < count:
+            records.append(self._sample(pool, meanwhile))
+            # Most are launched by ``meanwhile``, unless the backbones are the slower side.
+            while self._embedder.launch(len(records) / count):
+                pass
+            self._write_on(committer, settle)
+        return records
+
+    def _meanwhile(self, committer: Committer, settle: Callable[[], None]) -> bool:
+        """One thing to do while a sample is awaited; returns whether there may be another."""
+        self._write_on(committer, settle)
+        return self._embedder.launch()
+
+    def _write_on(self, committer: Committer, settle: Callable[[], None]) -> None:
+        """Settles a chunk that is written, and begins to write the ended one once it is whole."""
+        if committer.done:
+            settle()
+        if not committer.busy and not self._embedder.left:
+            self._submit(committer, settle)
+
+    def _submit(self, committer: Committer, settle: Callable[[], None]) -> None:
+        """Launches what is left of the ended chunk, if there is one, and begins to write it."""
+        if self._ended is None:
+            return
+        made = MadeChunk(*self._ended, self._embedder.finish())
+        settle()
+        committer.submit(made)
+        self._ended = None
+
+    def _sample(self, pool: ProducerPool, waiting: Callable[[], bool]) -> SampleRecord:
         """Takes one sample and launches what is full of it."""
         views = pool.take(waiting)
-        self._add(views)
+        self._embedder.add(views)
+        self._report.truncated.update(dict(zip(self._texts, views.cut, strict=True)))
         pool.release(views)
         self._tell("sample", filled=pool.filled, waited_s=pool.waited_s)
         return views.record
@@ -311,19 +342,6 @@ class _Run:
         if self._wanted is not None and self._wanted.kind == "views":
             rows.insert(0, self._wanted.base.read_chunk(parts[0].feature, chunk))
         return np.concatenate(rows, axis=1) if len(rows) > 1 else rows[0]
-
-    def _add(self, views: SampleViews) -> None:
-        for images in self._images.values():
-            spec = images[0].backbone.image
-            clean, augmented = views.arrays.clean[spec], views.arrays.augmented[spec.size]
-            for part, batcher in zip(self._parts, images, strict=True):
-                first = clean if part.start == 0 else augmented[part.start - 1]
-                batcher.add(first, augmented[part.start : part.stop - 1])
-        for k, (name, texts) in enumerate(self._texts.items()):
-            for part, text_batcher in zip(self._parts, texts, strict=True):
-                rows = slice(part.start, part.stop)
-                text_batcher.add(views.arrays.ids[k][rows], views.arrays.lengths[k][rows])
-            self._report.truncated[name] += views.cut[k]
 
     def _refuse_bad(self, records: Sequence[SampleRecord]) -> None:
         bad = [b for r in records for b in r.bad]

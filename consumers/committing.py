@@ -47,6 +47,11 @@ class Committer:
         self._future = self._thread.submit(self._commit, made)
 
     @property
+    def busy(self) -> bool:
+        """Whether a chunk is not settled."""
+        return self._future is not None
+
+    @property
     def done(self) -> bool:
         """Whether a chunk is written, or failed to be, and not settled."""
         return self._future is not None and self._future.done()

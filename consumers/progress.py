@@ -20,8 +20,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-# Rates are taken over this many seconds, but over two chunks at least: samples arrive in bursts,
-# as the texts of a chunk are embedded at its end.
+# Rates are taken over this many seconds, but over two chunks at least: the first one goes faster,
+# as a chunk's texts are embedded while the next one's samples come.
 _WINDOW_S = 60.0
 _WINDOW_CHUNKS = 2
 _REDRAW_S = 0.25

@@ -60,14 +60,15 @@ class CollectedRows:
 class Runner:
     """Runs batches one after the other and collects their features until the chunk ends.
 
-    Features leave through two host buffers in turn, so that one chunk can be written while the
-    next is made.
+    Features leave through host buffers in turn, so that one chunk can be written while the next is
+    made.
 
     Args:
         backbone: names the feature, its length and its device.
         forward: embeds what ``Staging.send`` returned, row by row; float32 ``[rows, D]``.
         batch: the batch size that was asked for, for messages.
         rows: the most rows of a chunk, with what fills up its batches.
+        buffers: chunks whose features may be on their way, the one that is made included.
     """
 
     def __init__(
@@ -76,15 +77,16 @@ class Runner:
         forward: Callable[[torch.Tensor], torch.Tensor],
         batch: int,
         rows: int,
+        buffers: int,
     ) -> None:
         self._backbone = backbone
         self._forward = forward
         self._batch = batch
         shape = (rows, backbone.dim)
         self._cuda = backbone.device.type == "cuda"
-        self._hosts = [torch.empty(shape, pin_memory=self._cuda) for _ in range(2)]
+        self._hosts = [torch.empty(shape, pin_memory=self._cuda) for _ in range(buffers)]
         self._device = torch.empty(shape, device=backbone.device) if self._cuda else None
-        self._lent: list[CollectedRows | None] = [None, None]
+        self._lent: list[CollectedRows | None] = [None] * buffers
         self._turn = 0
         self._done = 0
 
@@ -94,7 +96,7 @@ class Runner:
         Raises:
             BackboneError: the backbone failed twice for want of memory or once otherwise, or
                 returned something that is no ``[rows, D]`` of float32.
-            RuntimeError: the features of the chunk before the last were never taken.
+            RuntimeError: the features that its buffer had before were never taken.
         """
         lent = self._lent[self._turn]
         if lent is not None and not lent.taken:
@@ -119,7 +121,7 @@ class Runner:
                 event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
                 event.record(torch.cuda.current_stream(self._backbone.device))
         collected = self._lent[self._turn] = CollectedRows(self._backbone.feature, host, event)
-        self._turn = 1 - self._turn
+        self._turn = (self._turn + 1) % len(self._hosts)
         self._done = 0
         return collected
 
@@ -173,6 +175,7 @@ class Batcher(ABC):
         capacity: the most rows of a chunk.
         shape: of one staging buffer.
         dtype: of its elements.
+        buffers: chunks whose features may be on their way, the one that is made included.
     """
 
     def __init__(
@@ -182,6 +185,7 @@ class Batcher(ABC):
         capacity: int,
         shape: tuple[int, ...],
         dtype: torch.dtype,
+        buffers: int,
     ) -> None:
         if batch < 1 or capacity < 1:
             raise ValueError(f"batch size and chunk rows must be >= 1: {batch}, {capacity}")
@@ -192,7 +196,7 @@ class Batcher(ABC):
             self._staging = Staging(shape, dtype, backbone.device, backbone.feature)
             # What fills up the last batch lands behind the chunk's last row.
             filled = -(-capacity // batch) * batch
-            self._runner = Runner(backbone, self._forward, batch, filled)
+            self._runner = Runner(backbone, self._forward, batch, filled, buffers)
 
     @abstractmethod
     def _forward(self, sent: torch.Tensor) -> torch.Tensor:
@@ -214,8 +218,8 @@ class Batcher(ABC):
         """End the chunk without waiting for the device; the next one can begin.
 
         Returns:
-            The chunk's features to come. They must have been taken before the chunk after the next
-            ends.
+            The chunk's features to come. They must have been taken before a batch is launched of
+            the chunk that is as many chunks later as there are ``buffers``.
 
         Raises:
             BackboneError: a batch failed.

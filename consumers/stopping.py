@@ -16,7 +16,8 @@ def stop_signals() -> Iterator[list[int]]:
     """Collects the first stop signal, so that the chunk in hand is finished and committed.
 
     A second one acts as it would have without us: Ctrl-C twice stops at once, and loses nothing
-    but the chunk in hand. More of them do not disturb what is done on the way out.
+    but the chunk in hand and the one before it, if texts of that are still to be embedded. More of
+    them do not disturb what is done on the way out.
 
     Yields:
         The signals that came; empty as long as none did.

@@ -39,8 +39,9 @@ _KILLS_PER_INPUT = 2
 _ROOT = Path(__file__).resolve().parent.parent
 
 
-def _nothing() -> None:
+def _nothing() -> bool:
     """What :meth:`ProducerPool.take` does beside waiting, unless told otherwise."""
+    return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,12 +134,13 @@ class ProducerPool:
         """Samples that are ready and not taken yet."""
         return len(self._done)
 
-    def take(self, waiting: Callable[[], None] = _nothing) -> SampleViews:
+    def take(self, waiting: Callable[[], bool] = _nothing) -> SampleViews:
         """The next sample's views; waits for them.
 
         Args:
-            waiting: called at least twice a second while there is nothing to take. What it raises
-                ends the wait, and the sample can still be taken.
+            waiting: called while there is nothing to take: at once where it returned True, as it
+                has more to do, else at least twice a second. What it raises ends the wait, and the
+                sample can still be taken.
 
         Raises:
             StopIteration: there are no more samples.
@@ -147,10 +149,12 @@ class ProducerPool:
         self._dispatch()
         if not self._order:
             raise StopIteration
+        timeout_s = 0.0
         while self._order[0] not in self._done:
-            self._wait()
+            self._wait(timeout_s)
             self._dispatch()
-            waiting()
+            if self._order[0] not in self._done:
+                timeout_s = 0.0 if waiting() else _POLL_S
         return self._done.pop(self._order.popleft())
 
     def release(self, views: SampleViews) -> None:
@@ -247,10 +251,10 @@ class ProducerPool:
         self._order.append(sample.index)
         return _Task(sample, self._free.pop())
 
-    def _wait(self) -> None:
+    def _wait(self, timeout_s: float) -> None:
         """Waits for any producer's message or end, and for those that are stuck."""
         start = time.monotonic()
-        ready = wait([w.results for w in self._workers], timeout=_POLL_S)
+        ready = wait([w.results for w in self._workers], timeout=timeout_s)
         elapsed = time.monotonic() - start
         self.waited_s += elapsed
         by_pipe = {id(w.results): w for w in self._workers}

@@ -190,8 +190,26 @@ def test_discard_forgets_the_chunk() -> None:
     np.testing.assert_array_equal(texts.end().take(), fresh_texts.end().take())
 
 
+def test_texts_launched_one_batch_at_a_time_are_the_same() -> None:
+    (ids, lengths), whole, stepped = text_rows(30), FakeTexts(), FakeTexts()
+    expected, batcher = TextBatcher(whole, 3, 30), TextBatcher(stepped, 3, 30)
+    assert not batcher.launch()
+    for chunk in (expected, batcher):
+        chunk.add(ids, lengths)
+    features = expected.end().take()
+    assert len(whole.batches) > 2
+    for count in (1, 2):
+        assert batcher.launch()
+        assert len(stepped.batches) == count
+    assert batcher.end().take().tobytes() == features.tobytes()
+    for (got, mask), (wanted, wanted_mask) in zip(stepped.batches, whole.batches, strict=True):
+        np.testing.assert_array_equal(got, wanted)
+        np.testing.assert_array_equal(mask, wanted_mask)
+    assert not batcher.launch()
+
+
 def test_a_chunk_is_taken_while_the_next_two_are_made() -> None:
-    """Its features wait in a buffer of their own; a third chunk would need it, and is refused."""
+    """Its features wait in a buffer of their own; the third after it needs it, and is refused."""
     batcher = ImageBatcher(FakeImages(), 3, 8)
 
     def make(seed: int) -> Any:
@@ -199,16 +217,16 @@ def test_a_chunk_is_taken_while_the_next_two_are_made() -> None:
         batcher.add(pixels[0], pixels[1:])
         return batcher.end()
 
-    alone = [make(seed).take() for seed in range(3)]
+    alone = [make(seed).take() for seed in range(4)]
     assert not np.array_equal(alone[0], alone[1])
-    first, second = make(0), make(1)
+    first, *others = [make(seed) for seed in range(3)]
     with pytest.raises(RuntimeError, match="not taken"):
-        make(2)
+        make(3)
     np.testing.assert_array_equal(first.take(), alone[0])
     batcher.discard()
-    third = make(2)
-    np.testing.assert_array_equal(second.take(), alone[1])
-    np.testing.assert_array_equal(third.take(), alone[2])
+    others.append(make(3))
+    for other, expected in zip(others, alone[1:], strict=True):
+        np.testing.assert_array_equal(other.take(), expected)
 
 
 def run(model: Any, views: int = 4, samples: int = 2, batch: int = 3) -> np.ndarray:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from consumers.build import build
-from featurestore.errors import BackboneError
+from featurestore.errors import BackboneError, ProducerError
 from featurestore.verify import verify
 from tests.conftest import tree_digest
 from tests.faults.fakes import (
@@ -199,3 +199,72 @@ def test_a_slow_backbone_blocks_its_producers_and_a_fast_one_waits(
     assert tree_digest(tmp_path / "store") == tree_digest(golden)
     report = make(data, tmp_path / "fast", slots=slots)
     assert report.waited_s > 0
+
+
+# Producers that are slow, and meet a defect in the 14th sample, of the fourth chunk.
+SLOW = """
+import time
+from producers import decode
+
+honest = decode.text
+
+def text(data):
+    time.sleep(0.2)
+    if b'"w1 w2' in data and DEFECT:
+        raise RuntimeError("a defect")
+    return honest(data)
+
+decode.text = text
+"""
+
+
+def slow_producers(patch: pytest.MonkeyPatch, site: Path, *, defect: bool) -> None:
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(SLOW.replace("DEFECT", str(defect)))
+    patch.setenv("PYTHONPATH", str(site))
+
+
+def test_texts_are_embedded_while_the_next_samples_are_awaited(
+    data: Path, golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The producers would be idle while all of a chunk's texts are embedded at its end."""
+    slow_producers(monkeypatch, tmp_path / "site", defect=False)
+    taken, rows = 0, [0] * SAMPLES
+
+    def watch(event: str, _facts: Mapping[str, Any]) -> None:
+        nonlocal taken
+        taken += event == "sample"
+
+    def note(_fake: FakeText, ids: torch.Tensor, honest: Any) -> Any:
+        rows[taken - 1] += len(ids)
+        time.sleep(0.3)  # longer than a sample takes
+        return honest()
+
+    with loaded({"clip_text": note, "blip2_text": note}):
+        build(config(data, tmp_path / "store"), [watch])
+    assert sum(rows) == SAMPLES * VIEWS * len(DIMS)
+    # After a chunk's last sample its own texts begin, and nothing is left of the chunk before.
+    for chunk in range(CHUNKS - 2):
+        made = sum(rows[CHUNK * (chunk + 1) - 1 : CHUNK * (chunk + 2) - 1])
+        assert made == ROWS * len(DIMS), rows
+        assert rows[CHUNK * (chunk + 1) - 1] < made, rows
+    assert tree_digest(tmp_path / "store") == tree_digest(golden)
+
+
+def test_a_producers_defect_costs_its_chunk_and_no_other(
+    data: Path, golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even the one before, of which most texts were not embedded yet."""
+    store = tmp_path / "store"
+
+    def slow(_fake: FakeText, _ids: torch.Tensor, honest: Any) -> Any:
+        time.sleep(0.5)
+        return honest()
+
+    with monkeypatch.context() as patch, loaded({"clip_text": slow}):
+        slow_producers(patch, tmp_path / "site", defect=True)
+        with pytest.raises(ProducerError, match="a defect"):
+            build(config(data, store))
+    [bad] = [i for i in range(SAMPLES) if b'"w1 w2' in (data / f"{i:07d}.json").read_bytes()]
+    assert committed(store) == list(range(bad // CHUNK))
+    recovers(data, store, golden)

@@ -407,7 +407,8 @@ def test_a_data_folder_that_goes_away_meanwhile(
     away = tmp_path / "away"
 
     def unmount(event: str, facts: Mapping[str, Any]) -> None:
-        if event == "chunk" and facts["chunk"] == 1:
+        # Told while the third of five chunks is taken at the latest.
+        if event == "chunk" and facts["chunk"] == 0:
             copied.rename(away)
             if how == "emptied":
                 copied.mkdir()
@@ -417,7 +418,7 @@ def test_a_data_folder_that_goes_away_meanwhile(
     assert str(copied) in str(caught.value)
     assert caught.value.exit_code == 1
     COUNTS["data folder gone"] += 1
-    assert 2 <= len(committed(store)) < CHUNKS
+    assert 1 <= len(committed(store)) < CHUNKS
     assert FeatureStore(store).bad_inputs == []
     with loaded(), pytest.raises(ManyViewsError):
         build(config(copied, store, resume=True))
