@@ -67,7 +67,7 @@ class Work:
         self.backbone, self.rows = backbone, samples * VIEWS
         self._batch, self._samples = batch, samples
         self._rng = np.random.default_rng(0)
-        self.batcher: ImageBatcher | TextBatcher
+        self._batchers: Sequence[ImageBatcher | TextBatcher]
         self.batches: list[tuple[torch.Tensor, ...]]
         self.useful: float
         self.spent: float
@@ -82,7 +82,7 @@ class Work:
         at = np.arange(side) * FIELDS // side
         # One sample's pixels again and again; it is not the content that takes time.
         self._pixels = fields[:, at][:, :, at]
-        self.batcher = ImageBatcher(self.backbone, batch, self.rows)
+        self._batchers = [ImageBatcher(self.backbone, batch, self.rows)]
         order = np.arange(-(-self.rows // batch) * batch).reshape(-1, batch)
         self.batches = [self._sent(self._pixels[rows % VIEWS]) for rows in order]
         self.batches[-1][0][self.rows - batch * (len(order) - 1) :] = 0  # what fills it up
@@ -94,7 +94,8 @@ class Work:
         drawn = self._rng.lognormal(TOKENS_LOG_MEAN, TOKENS_LOG_STD, self.rows)
         self._lengths = drawn.clip(2, limit).astype(np.int32)
         self._ids = self._rng.integers(3, 90, (self.rows, limit), dtype=np.int32)
-        self.batcher = TextBatcher(self.backbone, batch, self.rows)
+        # A build has two as well, of which one chunk's texts are launched while the next come.
+        self._batchers = [TextBatcher(self.backbone, batch, self.rows) for _ in range(2)]
         self.plan = text_plan(self._lengths, batch * limit, batch * 8)
         self.batches = [self._padded(b.rows, b.length) for b in self.plan]
         one = text_flops(self.backbone)
@@ -113,19 +114,20 @@ class Work:
         """The features of all batches, in the order of the plan, on the device."""
         return torch.cat([self.backbone.embed(*batch) for batch in self.batches])[: self.rows]
 
-    def fill(self) -> None:
-        """Adds the chunk's samples."""
+    def fill(self, number: int = 0) -> ImageBatcher | TextBatcher:
+        """Adds the samples of a chunk, and returns what they were added to."""
+        batcher = self._batchers[number % len(self._batchers)]
         for sample in range(self._samples):
-            if isinstance(self.batcher, ImageBatcher):
-                self.batcher.add(self._pixels[0], self._pixels[1:])
+            if isinstance(batcher, ImageBatcher):
+                batcher.add(self._pixels[0], self._pixels[1:])
             else:
                 rows = slice(sample * VIEWS, (sample + 1) * VIEWS)
-                self.batcher.add(self._ids[rows], self._lengths[rows])
+                batcher.add(self._ids[rows], self._lengths[rows])
+        return batcher
 
     def built(self) -> np.ndarray:
         """The features as a build has them, in the order of the rows."""
-        self.fill()
-        return self.batcher.end().take()
+        return self.fill().end().take()
 
     def build(self, chunks: int) -> Lap:
         """Chunks in a row, as a build makes them.
@@ -141,8 +143,7 @@ class Work:
 
         with Committer(take) as committer:
             for number in range(1 + chunks):
-                self.fill()
-                ended = self.batcher.end()
+                ended = self.fill(number).end()
                 committer.settle()
                 committer.submit(MadeChunk(number, (), [[ended]]))
             committer.settle()
@@ -150,7 +151,7 @@ class Work:
 
     def in_order(self, planned: np.ndarray) -> np.ndarray:
         """Features in the order of the rows."""
-        if isinstance(self.batcher, ImageBatcher):
+        if hasattr(self.backbone, "image"):
             return planned
         found = np.empty_like(planned)
         found[[row for batch in self.plan for row in batch.rows]] = planned
@@ -227,8 +228,7 @@ def _require_no_wait(work: Work) -> None:
     """Stops where an operation between two batches waits for the GPU: torch's own watch."""
     torch.cuda.set_sync_debug_mode("error")
     try:
-        work.fill()
-        ended = work.batcher.end()
+        ended = work.fill().end()
     finally:
         torch.cuda.set_sync_debug_mode("default")
     ended.take()
