@@ -180,13 +180,13 @@ def measure(race: Race, layout: str, *, quick: bool) -> None:
     # Once dropped, files come back into the page cache in pages of other sizes than those in which
     # they were written, by each reader's way of reading: so nothing is dropped before it was warm.
     for pattern, what in patterns.items():
-        laps = race.warm(names, pattern, 5 if quick else 15)
+        laps = race.warm(names, pattern, 3 if quick else 15)
         print(f"\n{what}, warm:\n\n{warm_table(laps, sizes, 'CPU s')}\n\n{goals(pattern, laps)}")
     if layout == ROWS and not quick:
         laps = race.warm(LOADERS, "scan", 9)
         print(f"\nDataLoader, batches of 512 rows:\n\n{warm_table(laps, sizes, 's')}", flush=True)
     for pattern, what in patterns.items():
-        laps, facts = race.cold(cold_names, pattern, 3 if quick else 9)
+        laps, facts = race.cold(cold_names, pattern, 2 if quick else 9)
         print(f"\n{what}, cold:\n\n{cold_table(laps, facts)}\n\n{goals(pattern, laps)}", flush=True)
 
 
