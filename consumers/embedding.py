@@ -79,17 +79,7 @@ class Embedder:
         return any(batcher.left for texts in self._ending for batcher in texts)
 
     def launch(self, share: float = 1.0) -> bool:
-        """Launches one batch of the ended chunk's texts.
-
-        Args:
-            share: of the batches, that is to be launched by now.
-
-        Returns:
-            False where so many were launched already.
-
-        Raises:
-            BackboneError: it failed.
-        """
+        """Launches one batch of the ended chunk's texts, as ``TextBatcher.launch`` does."""
         return any(batcher.launch(share) for texts in self._ending for batcher in texts)
 
     def finish(self) -> list[list[EndedChunk]]:

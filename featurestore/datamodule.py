@@ -28,7 +28,7 @@ from featurestore.lightning_door import combined_loader, lightning_module
 from featurestore.materialize import PREFIX
 from featurestore.module_options import ModuleOptions
 from featurestore.moments import Scale, scale_of
-from featurestore.npy_folder import NpyFolder, read_manifest
+from featurestore.npy_folder import NpyFolder
 from featurestore.records import stems_sha256
 from featurestore.rows import FeatureRows, npy_rows, store_rows
 from featurestore.scaling import scale_for
@@ -273,18 +273,13 @@ def _store_domains(
 def _npy_domains(
     folder: Path, family: str, stems: list[str], *, sparse: bool
 ) -> dict[str, FeatureRows]:
-    manifest = read_manifest(folder, PREFIX)
-    if manifest["original_rows"] != len(stems):
+    source, features = NpyFolder(folder, PREFIX), _FEATURES[family]
+    if source.spec.samples != len(stems):
         raise InputError(
-            f"{folder} is of {manifest['original_rows']} samples, the labels of {len(stems)}."
+            f"{folder} is of {source.spec.samples} samples, the labels of {len(stems)}."
         )
-    told = manifest.get("stems_sha256")
-    if told is None and (folder / f"{PREFIX}_aug_index.csv").is_file():
-        # Manifests of the published scripts carry no hash, but their index names every sample.
-        told = stems_sha256(stems_of(folder, PREFIX))
-    if told not in (None, stems_sha256(stems)):
+    if source.stems_sha256 not in (None, stems_sha256(stems)):
         raise InputError(f"{folder} and the labels are of other samples, or in another order.")
-    features, source = _FEATURES[family], NpyFolder(folder, PREFIX)
     advice = resolve_advice(source, list(features.values()), "auto", None, sparse=sparse)
     return {name: npy_rows(folder, PREFIX, f, advice=advice) for name, f in features.items()}
 

@@ -106,6 +106,21 @@ class NpyFolder:
         return tuple(self.spec.dims)
 
     @cached_property
+    def stems_sha256(self) -> str | None:
+        """Of the stems in order: as the manifest says, else of those that the index names.
+
+        None where there is no index either.
+
+        Raises:
+            InputError: the index is not of these files.
+        """
+        told: str | None = self._manifest.get("stems_sha256")
+        if told is None and (self.path / f"{self.prefix}_aug_index.csv").is_file():
+            # Manifests of the published scripts carry no hash, but their index names every sample.
+            told = stems_sha256(self.stems)
+        return told
+
+    @cached_property
     def stems(self) -> list[str]:
         """The samples' stems in order, from the index of rows.
 

@@ -208,6 +208,11 @@ class FeatureStore:
         return samples
 
     @property
+    def stems_sha256(self) -> str:
+        """Hash of the samples' stems in order, which is known without reading them."""
+        return str(self.fingerprint["stems_sha256"])
+
+    @property
     def stems(self) -> list[str]:
         """The samples' stems, in order."""
         return [s.stem for s in self.samples]

@@ -18,7 +18,6 @@ from featurestore.npy import map_npy
 from featurestore.npy_folder import NpyFolder
 from featurestore.records import stems_sha256
 from featurestore.sources import FeatureSource
-from featurestore.store import StoreSpec
 from featurestore.view_policies import View
 
 KINDS = ("base", "augmented")
@@ -112,8 +111,7 @@ def open_labels(kind: str, labels_dir: Path | None, source: FeatureSource) -> La
         prefix = source.prefix if isinstance(source, NpyFolder) else PREFIX
         for folder in (source.path if beside else None, labels_dir):
             if folder is not None and (folder / f"{prefix}_labels_manifest.json").is_file():
-                _require_same_samples(folder, prefix, source)
-                return AugmentedLabels(_read_augmented(folder, prefix, source.spec))
+                return AugmentedLabels(_read_augmented(folder, prefix, source))
     if labels_dir is None:
         if kind == "base":
             return None
@@ -128,16 +126,14 @@ def open_labels(kind: str, labels_dir: Path | None, source: FeatureSource) -> La
     return AugmentedLabels(room, base, source.seed)
 
 
-def _require_same_samples(folder: Path, prefix: str, source: FeatureSource) -> None:
+def _require_same_samples(folder: Path, told: str | None, source: FeatureSource) -> None:
     """Compares the labels' hash of stems; without one, as published, the list beside them."""
-    manifest = folder / f"{prefix}_labels_manifest.json"
-    told = _facts(manifest).get("stems_sha256")
     if told is None and (folder / IDS_FILE).is_file():
         told = stems_sha256(read_ids(folder))
-    if told not in (None, stems_sha256(source.stems)):
+    if told not in (None, source.stems_sha256 or stems_sha256(source.stems)):
         raise InputError(
-            f"The labels of {manifest} are of other samples than {source.path}, or in another "
-            f"order.\n{REDO}, with --augment"
+            f"The augmented labels in {folder} are of other samples than {source.path}, or in "
+            f"another order.\n{REDO}, with --augment"
         )
 
 
@@ -151,10 +147,11 @@ def _facts(manifest: Path) -> dict[str, Any]:
     return facts
 
 
-def _read_augmented(folder: Path, prefix: str, spec: StoreSpec) -> npt.NDArray[np.float32]:
+def _read_augmented(folder: Path, prefix: str, source: FeatureSource) -> npt.NDArray[np.float32]:
     """Maps ``P_labels.npy``, float32 ``[N, V, 23]``, if its manifest speaks of these rows."""
     path, manifest = folder / f"{prefix}_labels.npy", folder / f"{prefix}_labels_manifest.json"
-    facts = _facts(manifest)
+    facts, spec = _facts(manifest), source.spec
+    _require_same_samples(folder, facts.get("stems_sha256"), source)
     told = facts["original_rows"], facts["views_per_sample"]
     mapped = map_npy(path)
     wanted = (spec.samples * spec.views, len(CLASS_NAMES))
