@@ -31,7 +31,7 @@ from featurestore.errors import InputError, InterruptedBuildError, ProducerError
 from featurestore.records import BadInput, SampleRecord
 from featurestore.store import EXTENSION, RECORDS, FeatureStore
 from featurestore.writer import StoreWriter
-from producers.inputs import extend_cache
+from producers.inputs import extend_cache, stat_of
 from producers.pool import ProducerPool
 from producers.source import Scan, require_inputs, scan
 
@@ -190,13 +190,13 @@ class _Run:
         self._take_over()
         missing = self._writer.ledger.missing
         spec = self._writer.spec
-        indices = [i for chunk in missing for i in spec.samples_of(chunk)]
+        todo = sum(len(spec.samples_of(chunk)) for chunk in missing)
         self._tell(
             "started",
             store=str(self._plan.config.store),
             samples=spec.samples,
             views=spec.views,
-            done=spec.samples - len(indices),
+            done=spec.samples - todo,
             chunk=spec.chunk,
             features=dict(spec.dims),
             workers=self._plan.workers,
@@ -208,7 +208,7 @@ class _Run:
         if self._plan.confirmed:
             extend_cache(self._plan.config.store / INPUT_CACHE, self._plan.confirmed)
         if missing:
-            self._make(missing, indices)
+            self._make(missing, workers=min(self._plan.workers, todo))
         self._writer.finish()
         store: FeatureStore = self._writer
         if self._wanted is not None:
@@ -233,10 +233,9 @@ class _Run:
     def _slow_paths(self) -> list[str]:
         return slow_paths(self._plan.job, self._texts)
 
-    def _make(self, missing: Sequence[int], indices: Sequence[int]) -> None:
-        plan = self._plan
-        samples = (plan.found.samples[i] for i in indices)
-        workers = min(plan.workers, len(indices))
+    def _make(self, missing: Sequence[int], workers: int) -> None:
+        plan, spec = self._plan, self._writer.spec
+        samples = (plan.found.samples[i] for chunk in missing for i in spec.samples_of(chunk))
         timeout_s = plan.config.sample_timeout_s
         start = time.monotonic()
         with (
@@ -332,7 +331,7 @@ class _Run:
             if self._wanted.kind == "views":
                 changed = {**self._wanted.base.ledger[made.chunk].changed, **changed}
         self._writer.commit_chunk(made.chunk, rows, made.records, changed)
-        stats = {i: self._plan.stats[i] for i in indices}
+        stats = {i: stat_of(self._plan.stats, i) for i in indices}
         extend_cache(self._plan.config.store / INPUT_CACHE, stats)
 
     def _rows(self, chunk: int, parts: Sequence[EndedChunk]) -> npt.NDArray[np.float32]:

@@ -27,7 +27,7 @@ from featurestore.config import (
 from featurestore.errors import BadInputsError, ConfigError, InputError, StoreMismatchError
 from featurestore.records import BadInput, Sample
 from featurestore.store import FeatureStore, StoreSpec, choose_chunk
-from producers.inputs import InputStat, changed_inputs, read_cache, stat_inputs
+from producers.inputs import InputStat, InputStats, changed_inputs, read_cache, stat_inputs
 from producers.kernels.implementations import has_compiled
 from producers.ring import require_room
 from producers.source import Scan
@@ -73,7 +73,7 @@ class Plan:
 
     config: CompleteConfig
     found: Scan
-    stats: list[InputStat]
+    stats: InputStats
     confirmed: Mapping[int, InputStat]
     backbones: Mapping[str, Any]
     batch_sizes: Mapping[str, int]
@@ -318,7 +318,7 @@ def _check_samples(stored: FeatureStore, found: Scan, wanted: Extension | None) 
 
 
 def _check_inputs(
-    config: CompleteConfig, stored: FeatureStore, found: Scan, stats: list[InputStat]
+    config: CompleteConfig, stored: FeatureStore, found: Scan, stats: InputStats
 ) -> dict[int, InputStat]:
     """Refuses inputs of committed samples that are not what was read for them.
 

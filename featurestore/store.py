@@ -33,7 +33,8 @@ from featurestore.config import Fingerprint
 from featurestore.errors import ConfigError, CorruptStoreError, InputError, StoreMismatchError
 from featurestore.ledger import Ledger
 from featurestore.moments import Moments, merge
-from featurestore.records import BadInput, Sample, SampleRecord, stems_sha256
+from featurestore.records import BadInput, SampleRecord, stems_sha256
+from featurestore.samples import SampleList
 
 SCHEMA = 1
 RECORDS = "records"
@@ -192,7 +193,7 @@ class FeatureStore:
         return replace(self.spec.feature(feature), codec=self._codecs[feature])
 
     @cached_property
-    def samples(self) -> tuple[Sample, ...]:
+    def samples(self) -> SampleList:
         """All samples, in order.
 
         Raises:
@@ -201,8 +202,7 @@ class FeatureStore:
         data = durable.read_bytes(self.path / SAMPLES, self.path)
         if hashlib.sha256(data).hexdigest() != self._samples_sha256:
             raise CorruptStoreError(SAMPLES, "its checksum does not fit its content")
-        rows = json.loads(b"[" + b",".join(data.splitlines()) + b"]")
-        samples = tuple(Sample(i, *row) for i, row in enumerate(rows))
+        samples = SampleList(data)
         if stems_sha256(s.stem for s in samples) != self.fingerprint.get("stems_sha256"):
             raise CorruptStoreError(SAMPLES, "its stems are not those the store was built from")
         return samples

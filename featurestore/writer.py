@@ -6,7 +6,6 @@ does not exist.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from featurestore.errors import CorruptStoreError, InputError
 from featurestore.ledger import ChunkEntry, Ledger
 from featurestore.moments import moments_of
 from featurestore.records import FEATURES, Sample, SampleRecord, is_feature_name
+from featurestore.samples import SampleList
 from featurestore.store import (
     EXTENSION,
     LOCK,
@@ -233,8 +233,7 @@ def create(
             durable.replace_file(path / array.name / "zarr.json", document)
     for group in (f"{RECORDS}/moments", RECORDS):
         durable.replace_file(path / group / "zarr.json", arrays.group_document({}))
-    lines = [json.dumps([s.stem, s.image_name, s.text_name]).encode() + b"\n" for s in samples]
-    listing = b"".join(lines)
+    listing = SampleList.of(samples).lines
     durable.replace_file(path / SAMPLES, listing)
     durable.replace_file(path / Ledger.FILE, b"")
     durable.replace_file(path / "zarr.json", root_document(spec, fingerprint, listing))

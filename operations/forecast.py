@@ -24,6 +24,7 @@ from consumers.build import BuildReport, run_plan
 from consumers.plan import Plan
 from featurestore import writer as stores
 from featurestore.errors import InterruptedBuildError
+from featurestore.samples import SampleList
 from featurestore.store import StoreSpec
 from operations.findings import Group
 from operations.reading import evenly
@@ -103,12 +104,12 @@ def _measure(plan: Plan, folder: Path | None, chunk: int) -> Trial:
 
 def _reduced(plan: Plan, indices: list[int], chunk: int, store: Path) -> Plan:
     """The same plan for a few samples, which get the first places, and a store of their own."""
-    samples = tuple(replace(plan.found.samples[i], index=n) for n, i in enumerate(indices))
+    samples = SampleList.of(plan.found.samples[i] for i in indices)
     return replace(
         plan,
         config=replace(plan.config, store=store, bad_sample="placeholder"),
         found=replace(plan.found, samples=samples),
-        stats=[plan.stats[i] for i in indices],
+        stats=plan.stats[indices],
         confirmed={},
         spec=StoreSpec(len(samples), plan.spec.views, chunk, plan.spec.dims),
         wanted=None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from featurestore.memory import available_bytes
 from featurestore.records import Sample
+from featurestore.samples import SampleList
 from featurestore.store import FeatureStore, StoreSpec, free_bytes
 from operations.findings import Group, human_bytes
 
@@ -135,7 +135,7 @@ def store_bytes(spec: StoreSpec, samples: Sequence[Sample]) -> int:
     for name in spec.dims:
         for array in (spec.feature(name), spec.moments(name)):
             arrays += array.chunks * (array.chunk_bytes + 4)
-    listing = sum(len(json.dumps([s.stem, s.image_name, s.text_name])) + 1 for s in samples)
+    listing = len(SampleList.of(samples).lines)
     # Per sample two digests and a count in the ledger, two sizes and times in the cache.
     records = len(samples) * (2 * 68 + 8 + 70) + spec.chunks * (80 + 120 * len(spec.dims))
     documents = 2048 + 2 * 700 * len(spec.dims)

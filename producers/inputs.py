@@ -10,9 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 from featurestore import durable
 from featurestore.errors import BadSampleError
@@ -22,24 +25,32 @@ from producers.source import Scan
 
 # Size in bytes and modification time in ns of the poster, then of the synopsis.
 InputStat = tuple[int, int, int, int]
+# The same of every sample, int64 ``[N, 4]``.
+InputStats = npt.NDArray[np.int64]
 
 _MISSING = (-1, -1)
 _UNKNOWN = (-2, -2, -2, -2)  # like nothing that ``stat_inputs`` says
 
 
-def stat_inputs(found: Scan) -> list[InputStat]:
+def stat_inputs(found: Scan) -> InputStats:
     """What the file system says of every sample's inputs, in the order of the samples.
 
     Taken before anything is read: a file that changes in between then differs from what is kept.
     """
     folder = os.fsencode(found.data_dir) + b"/"
-    return [
-        (
+    stats = np.empty((len(found.samples), 4), np.int64)
+    for sample in found.samples:
+        stats[sample.index] = (
             *_stat(folder + source.name_bytes(sample.image_name)),
             *_stat(folder + source.name_bytes(sample.text_name)),
         )
-        for sample in found.samples
-    ]
+    return stats
+
+
+def stat_of(stats: InputStats, index: int) -> InputStat:
+    """What was found of one sample."""
+    image_size, image_time, text_size, text_time = stats[index].tolist()
+    return image_size, image_time, text_size, text_time
 
 
 def _stat(path: bytes) -> tuple[int, int]:
@@ -47,7 +58,8 @@ def _stat(path: bytes) -> tuple[int, int]:
         status = os.stat(path)  # noqa: PTH116  a Path for each of 50,000 files takes longer
     except OSError:
         return _MISSING
-    return status.st_size, status.st_mtime_ns
+    # Nanoseconds do not fit from the year 2262 on: what counts is that other times look different.
+    return status.st_size, (status.st_mtime_ns + 2**63) % 2**64 - 2**63
 
 
 def read_cache(path: Path) -> dict[int, InputStat]:
@@ -77,7 +89,7 @@ def extend_cache(path: Path, stats: Mapping[int, InputStat]) -> None:
 def changed_inputs(
     found: Scan,
     records: Iterable[SampleRecord],
-    stats: Sequence[InputStat],
+    stats: InputStats,
     cached: Mapping[int, InputStat],
 ) -> tuple[list[str], dict[int, InputStat]]:
     """Names of inputs of committed samples that are not what was read for them.
@@ -96,7 +108,7 @@ def changed_inputs(
     changed: list[str] = []
     confirmed: dict[int, InputStat] = {}
     for record in records:
-        now, kept = stats[record.index], cached.get(record.index, _UNKNOWN)
+        now, kept = stat_of(stats, record.index), cached.get(record.index, _UNKNOWN)
         if now == kept:
             continue
         sample = found.samples[record.index]

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from featurestore.errors import BadSampleError, InputError, StorageError
 from featurestore.records import Sample, stems_sha256
+from featurestore.samples import SampleList
 
 # Suffixes in order of precedence: of one stem's files, the first kind found is the sample's.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".JPG", ".JPEG")
@@ -46,7 +47,7 @@ class Scan:
     """
 
     data_dir: Path
-    samples: tuple[Sample, ...]
+    samples: SampleList
     unmatched_images: tuple[str, ...]
     unmatched_texts: tuple[str, ...]
     left_out: tuple[tuple[str, str], ...]
@@ -90,7 +91,9 @@ def scan(data_dir: Path) -> Scan:
         )
     return Scan(
         data_dir=data_dir,
-        samples=tuple(Sample(i, stem, images[stem], texts[stem]) for i, stem in enumerate(stems)),
+        samples=SampleList.of(
+            Sample(i, stem, images[stem], texts[stem]) for i, stem in enumerate(stems)
+        ),
         unmatched_images=tuple(sorted(images[stem] for stem in images.keys() - texts.keys())),
         unmatched_texts=tuple(sorted(texts[stem] for stem in texts.keys() - images.keys())),
         left_out=tuple(sorted(left_out)),

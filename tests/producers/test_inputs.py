@@ -8,7 +8,7 @@ import pytest
 
 from featurestore.records import SampleRecord
 from producers import source
-from producers.inputs import changed_inputs, extend_cache, read_cache, stat_inputs
+from producers.inputs import changed_inputs, extend_cache, read_cache, stat_inputs, stat_of
 from producers.source import scan
 
 
@@ -28,7 +28,11 @@ def records_of(folder):
 
 
 def kept(folder):
-    return dict(enumerate(stat_inputs(scan(folder))))
+    return stats_of(stat_inputs(scan(folder)))
+
+
+def stats_of(stats):
+    return {i: stat_of(stats, i) for i in range(len(stats))}
 
 
 def check(folder, records, cached):
@@ -36,9 +40,10 @@ def check(folder, records, cached):
     found = scan(folder)
     stats = stat_inputs(found)
     changed, confirmed = changed_inputs(found, records, stats, cached)
-    differing = {r.index for r in records if cached.get(r.index) != stats[r.index]}
+    now = stats_of(stats)
+    differing = {r.index for r in records if cached.get(r.index) != now[r.index]}
     named = {int(name.partition(".")[0]) for name in changed}
-    assert confirmed == {i: stats[i] for i in differing - named}
+    assert confirmed == {i: now[i] for i in differing - named}
     return changed
 
 
@@ -52,6 +57,18 @@ def test_another_time_with_the_same_content_is_read_and_accepted(folder):
     records, cached = records_of(folder), kept(folder)
     os.utime(folder / "1.jpg", ns=(1, 1))
     assert check(folder, records, cached) == []
+
+
+def test_times_of_any_century_differ(folder):
+    """As far as the file system keeps them; int64 nanoseconds end in 2262."""
+    records = records_of(folder)
+    for seconds in (-(2**30), 2**33, 2**33 + 2**31):
+        os.utime(folder / "2.jpg", (seconds, seconds))
+        cached = kept(folder)
+        assert check(folder, records, cached) == []
+        os.utime(folder / "2.jpg", (seconds + 1, seconds + 1))
+        assert kept(folder) != cached
+        assert check(folder, records, cached) == []
 
 
 def test_another_content_is_named(folder):
