@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -115,34 +114,19 @@ def _overhead(work: Path, *, quick: bool) -> None:
 def _growth(work: Path, *, quick: bool) -> None:
     """Memory and time of a sample, early and late, in small and in large data sets."""
     sizes = (1_000, 2_000) if quick else (1_000, 10_000, 100_000)
-    rows = []
+    rows, base = [], 0
     for samples in sizes:
         task = {"data": str(data_folder(work, samples)), "store": str(work / "store")}
         found = _child({"do": "growth", "views": 2, "chunk": 64, **task})
         shutil.rmtree(work / "store")
         memory, cost = found["memory"], found["cost"]
-        base = memory["100"]
-        rows += [
-            [
-                f"{samples:,}",
-                f"{int(mark):,}",
-                f"{memory[mark] / base:.3f}",
-                f"{cost[mark] / cost['2000']:.2f}" if mark in cost and "2000" in cost else "",
-            ]
-            for mark in memory
-        ]
-        rows[-1][0] += f" ({base >> 20} MiB at 100)"
-    print(
-        table(
-            [
-                "samples",
-                "at sample",
-                "memory of the tree / at 100",
-                "CPU of 1,000 / of the second 1,000",
-            ],
-            rows,
-        )
-    )
+        base = base or memory["100"]
+        for mark, used in memory.items():
+            share = f"{cost[mark] / cost['2000']:.2f}" if {mark, "2000"} <= cost.keys() else ""
+            rows.append([f"{samples:,}", f"{int(mark):,}", f"{used / base:.3f}", share])
+    head = ["samples", "at sample", "memory / first", "CPU of 1,000 / of the second 1,000"]
+    print(f"memory of the tree at sample 100 of {sizes[0]:,}: {base >> 20} MiB")
+    print(table(head, rows))
 
 
 def _opening(work: Path, *, quick: bool) -> None:
@@ -165,12 +149,9 @@ def _tiny(folder: Path) -> tuple[str, str]:
     return str(made["clip"]), str(made["sentence"])
 
 
-# In a process of its own -----------------------------------------------------------------------
-
-
 def _child(task: Mapping[str, Any]) -> dict[str, Any]:
     """Does a task in a new process and returns what it found."""
-    command = [sys.executable, "-m", "benchmarks.engine", "--task", json.dumps(task)]
+    command = [sys.executable, "-m", "benchmarks.engine_tasks", json.dumps(task)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     environment["BEGUN"] = str(time.clock_gettime(time.CLOCK_MONOTONIC))
     done = subprocess.run(
@@ -180,220 +161,5 @@ def _child(task: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _do(task: Mapping[str, Any]) -> dict[str, Any]:
-    from benchmarks.workload import null_backbones
-
-    with null_backbones(but=[name for name, model in _models(task).items() if model]):
-        return {
-            "producers alone": _producers_alone,
-            "backbones alone": _backbones_alone,
-            "engine": _engine,
-            "transport": _transport,
-            "first": _first_batch,
-            "growth": _grow,
-            "write": _write,
-            "open": _open,
-        }[task["do"]](task)
-
-
-def _models(task: Mapping[str, Any]) -> dict[str, str]:
-    """A checkpoint for each feature; none where it costs nothing."""
-    models: dict[str, str] = task.get("models", {"clip_image": ""})
-    return models
-
-
-def _config(task: Mapping[str, Any], **more: Any) -> Any:
-    from featurestore.config import BuildConfig
-
-    values: dict[str, Any] = {
-        "data_dir": Path(task["data"]),
-        "store": Path(task.get("store", "nowhere")),
-        "views": task["views"],
-        "features": tuple(_models(task)),
-        "models": {name: model for name, model in _models(task).items() if model},
-        "chunk": task.get("chunk", 16),
-        "device": "cpu",
-    }
-    return BuildConfig(**values | more)
-
-
-def _planned(task: Mapping[str, Any]) -> Any:
-    from consumers.extending import completed
-    from consumers.plan import make_plan
-    from producers.source import scan
-
-    config = completed(_config(task), None)
-    return make_plan(config, scan(config.data_dir), None, None, lambda *_, **__: None)
-
-
-def _producers_alone(task: Mapping[str, Any]) -> dict[str, Any]:
-    from producers.pool import ProducerPool
-
-    plan = _planned(task)
-    samples = plan.found.samples
-    with ProducerPool(plan.job, samples, workers=plan.workers, timeout_s=300) as pool:
-        pool.release(pool.take())
-        start = time.perf_counter()
-        for _ in samples[1:]:
-            pool.release(pool.take())
-        seconds = time.perf_counter() - start
-    return {"samples": len(samples) - 1, "seconds": seconds}
-
-
-def _backbones_alone(task: Mapping[str, Any]) -> dict[str, Any]:
-    from consumers.embedding import Embedder
-
-    plan = _planned(task)
-    embedder = Embedder(plan.backbones, plan.batch_sizes, plan.view_parts, plan.spec.chunk)
-    views = _views_of_a_chunk(plan)
-    start = time.perf_counter()
-    for chunk in range(plan.spec.chunks):
-        for sample, _ in zip(views, plan.spec.samples_of(chunk), strict=False):
-            embedder.add(sample)
-        embedder.end()
-        for feature in embedder.finish():
-            feature[0].take()
-    return {"samples": plan.spec.samples, "seconds": time.perf_counter() - start}
-
-
-def _views_of_a_chunk(plan: Any) -> list[Any]:
-    """Copies, so that no producer is there any more when the backbones are measured."""
-    from copy import deepcopy
-
-    from producers.pool import ProducerPool
-
-    samples = [plan.found.samples[i] for i in plan.spec.samples_of(0)]
-    views = []
-    with ProducerPool(plan.job, samples, workers=plan.workers, timeout_s=300) as pool:
-        for _ in samples:
-            taken = pool.take()
-            views.append(deepcopy(taken))
-            pool.release(taken)
-    return views
-
-
-def _engine(task: Mapping[str, Any]) -> dict[str, Any]:
-    from consumers.build import build
-
-    arrived: list[float] = []
-
-    def note(event: str, _facts: Mapping[str, Any]) -> None:
-        if event == "sample":
-            arrived.append(time.perf_counter())
-
-    report = build(_config(task), [note])
-    return {"samples": report.built - 1, "seconds": time.perf_counter() - arrived[0]}
-
-
-def _transport(task: Mapping[str, Any]) -> dict[str, Any]:
-    """CPU of both sides for samples of which next to nothing is made."""
-    from producers.pool import ProducerPool
-    from producers.source import scan
-    from producers.worker import Job
-
-    found = scan(Path(task["data"]))
-    job = Job(str(found.data_dir.resolve()), VIEWS, 0, (), (), 4)
-    first = 200  # by then the producer has started
-    with ProducerPool(job, found.samples, workers=1, timeout_s=300) as pool:
-        (worker,) = pool._workers
-        for number in range(len(found.samples)):
-            if number == first:
-                start = time.process_time() + _cpu_of(worker.process.pid)
-            pool.release(pool.take())
-        used = time.process_time() + _cpu_of(worker.process.pid) - start
-    return {"samples": len(found.samples) - first, "cpu_s": used}
-
-
-def _cpu_of(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()
-    ticks: int = os.sysconf("SC_CLK_TCK")
-    return (int(fields[11]) + int(fields[12])) / ticks
-
-
-def _first_batch(task: Mapping[str, Any]) -> dict[str, Any]:
-    from consumers.build import build
-
-    at: dict[str, float] = {}
-
-    def note(event: str, _facts: Mapping[str, Any]) -> None:
-        at.setdefault(event, time.clock_gettime(time.CLOCK_MONOTONIC))
-
-    build(_config(task), [note])
-    loading = at["started"] - at["loading"]
-    return {"seconds": at["sample"] - float(os.environ["BEGUN"]) - loading}
-
-
-def _grow(task: Mapping[str, Any]) -> dict[str, Any]:
-    from consumers.build import build
-
-    memory: dict[str, int] = {}
-    cost: dict[str, float] = {}
-    marks = {100, *(10**k for k in range(3, 6))}
-    count, before = 0, 0.0
-
-    def watch(event: str, _facts: Mapping[str, Any]) -> None:
-        nonlocal count, before
-        if event != "sample":
-            return
-        count += 1
-        if count in marks:
-            memory[str(count)] = _tree_bytes()
-        if count % 1000 == 0:
-            used = _tree_cpu()
-            cost[str(count)] = used - before
-            before = used
-
-    build(_config(task, features=("clip_text",)), [watch])
-    return {"memory": memory, "cost": cost}
-
-
-def _tree() -> list[int]:
-    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text("utf-8").split()
-    return [os.getpid(), *map(int, children)]
-
-
-def _tree_bytes() -> int:
-    """Proportional set size of this process and its producers: shared pages count once."""
-    total = 0
-    for pid in _tree():
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text("utf-8").splitlines():
-            if line.startswith("Pss:"):
-                total += int(line.split()[1]) << 10
-    return total
-
-
-def _tree_cpu() -> float:
-    own = resource.getrusage(resource.RUSAGE_SELF)
-    return own.ru_utime + own.ru_stime + sum(map(_cpu_of, _tree()[1:]))
-
-
-def _write(task: Mapping[str, Any]) -> dict[str, Any]:
-    from consumers.build import build
-
-    return {"samples": build(_config(task, features=("clip_text",))).built}
-
-
-def _open(task: Mapping[str, Any]) -> dict[str, Any]:
-    from consumers.build import build
-    from featurestore.store import FeatureStore
-
-    start = time.perf_counter()
-    store = FeatureStore(Path(task["store"]))
-    opened = time.perf_counter() - start
-    assert store.complete
-    at: dict[str, float] = {}
-
-    def note(event: str, _facts: Mapping[str, Any]) -> None:
-        at.setdefault(event, time.perf_counter())
-
-    start = time.perf_counter()
-    build(_config(task, features=None, resume=True), [note])
-    loading = at["started"] - at["loading"]
-    return {"opened": opened, "resumed": time.perf_counter() - start - loading}
-
-
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--task"]:
-        print(json.dumps(_do(json.loads(sys.argv[2]))))
-    else:
-        main()
+    main()

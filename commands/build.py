@@ -13,20 +13,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from commands.options import (
-    FOLDER,
-    FeatureList,
-    PairType,
+    build_options,
     common_options,
-    device_option,
-    dtype_option,
     is_quiet,
     is_verbose,
     json_option,
-    model_option,
     say,
     say_list,
-    views_option,
-    workers_option,
 )
 from featurestore.errors import ConfigError
 
@@ -38,64 +31,7 @@ DONE_WITH_BAD_SAMPLES = 3
 
 
 @click.command()
-@click.option("--data-dir", type=FOLDER, help="Folder of <stem>.jpg posters and <stem>.json.")
-@click.option("--store", type=FOLDER, help="Folder of the feature store.")
-@click.option(
-    "--resume",
-    is_flag=True,
-    default=None,
-    help="Go on with the store that is there; --features or --views that a complete one lacks are "
-    "added.",
-)
-@click.option(
-    "--append",
-    is_flag=True,
-    default=None,
-    help="With --resume, add samples that come after the last one.",
-)
-@click.option("--overwrite", is_flag=True, default=None, help="Delete the store that is there.")
-@views_option
-@click.option("--seed", type=int, help="Base seed of both recipes.  [default: 123]")
-@click.option(
-    "--features", type=FeatureList(), help="Comma-separated.  [default: all four, or the store's]"
-)
-@model_option
-@click.option(
-    "--batch-size",
-    "batch_sizes",
-    multiple=True,
-    type=PairType(),
-    metavar="FEATURE=N",
-    help="Rows per forward pass of a feature; of texts, those of full length.",
-)
-@workers_option
-@click.option("--slots", type=int, help="Samples in flight.  [default: 2 x workers + 2]")
-@click.option("--chunk", type=int, help="Samples per chunk, the unit of commit.  [default: 64]")
-@click.option(
-    "--codec",
-    type=click.Choice(["none", "zstd"]),
-    help="zstd makes an archive, smaller and slow to train from.  [default: none, or the store's]",
-)
-@device_option
-@dtype_option
-@click.option(
-    "--bad-sample",
-    type=click.Choice(["placeholder", "fail"]),
-    help="Go on with a placeholder and list it, or stop.  [default: placeholder]",
-)
-@click.option(
-    "--allow-version-change",
-    is_flag=True,
-    default=None,
-    help="Resume although library versions or the kind of device changed; it is recorded.",
-)
-@click.option(
-    "--verify-inputs",
-    is_flag=True,
-    default=None,
-    help="On --resume, compare the content of all inputs that are done, however they look.",
-)
-@click.option("--config", "toml", type=FOLDER, help="TOML file with any of these options.")
+@build_options
 @json_option
 @common_options
 def build(toml: Path | None, as_json: bool, **options: Any) -> int:

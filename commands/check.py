@@ -6,6 +6,8 @@ import json
 import os
 import sys
 import textwrap
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,54 +16,49 @@ import click
 from commands.build import build_config
 from commands.options import (
     FOLDER,
-    FeatureList,
+    build_options,
     common_options,
-    device_option,
-    dtype_option,
     is_quiet,
     is_verbose,
     json_option,
-    model_option,
     say,
-    views_option,
-    workers_option,
 )
 
 if TYPE_CHECKING:
+    from featurestore.config import BuildConfig
     from operations.check import CheckReport
     from operations.findings import Line
 
 _WIDTH = 80
 _LABEL = 17
 _COLOURS = {"ok": "green", "warning": "yellow", "error": "red"}
-_BUILD_OPTIONS = ("data_dir", "features", "models", "workers", "device", "dtype", "views")
 
 
 @click.command()
-@click.option("--data-dir", type=FOLDER, help="Folder of <stem>.jpg posters and <stem>.json.")
-@click.option("--store", type=FOLDER, help="Where the store will be, or is; it is not changed.")
+@build_options
 @click.option("--split-json", type=FOLDER, help="A split to hold against the samples.")
 @click.option("--full", is_flag=True, help="Read every input, not 500 that are evenly spread.")
-@click.option("--features", type=FeatureList(), help="Comma-separated.  [default: all four]")
-@model_option
-@views_option
-@workers_option
-@device_option
-@dtype_option
 @click.option(
     "--no-calibration",
     is_flag=True,
     help="Do not load the models: no tokens are counted, and no time is predicted.",
 )
-@click.option("--config", "toml", type=FOLDER, help="TOML file with any options of build.")
 @json_option
 @common_options
-def check(toml: Path | None, as_json: bool, **options: Any) -> int:
+def check(
+    toml: Path | None,
+    split_json: Path | None,
+    full: bool,
+    no_calibration: bool,
+    as_json: bool,
+    **options: Any,
+) -> int:
     """Look at everything a build will meet, before it: data, models, machine, time.
 
-    Give it what build will be given. It loads the models that are on this machine, tries the build
-    on a few samples in a folder of its own, and predicts how long the whole will take. Nothing is
-    fetched, and nothing is written to the store.
+    Give it what build will be given; --resume is taken for granted where --overwrite is not said.
+    It loads the models that are on this machine, tries the build on a few samples in a folder of
+    its own, and predicts how long the whole will take. No model is fetched that is missing here,
+    and nothing is written to the store.
 
     Exits with 1 where a build would fail or be wrong: overlapping splits, missing models, too
     little disk or memory, a store that does not fit. Unusable inputs are warnings, since a build
@@ -71,9 +68,17 @@ def check(toml: Path | None, as_json: bool, **options: Any) -> int:
     Example:
       python cli.py check --data-dir imdb/dataset --store features --split-json imdb/split.json
     """
-    from operations.check import run_check
+    from operations.check import CheckRequest, run_check
 
-    report = run_check(_request(toml, options), say)
+    config, has_store = _config(toml, options)
+    request = CheckRequest(
+        config=config,
+        has_store=has_store,
+        split_json=split_json,
+        full=full,
+        calibrate=not no_calibration,
+    )
+    report = run_check(request, say)
     if as_json:
         click.echo(json.dumps(report.facts()))
     elif not is_quiet():
@@ -81,24 +86,13 @@ def check(toml: Path | None, as_json: bool, **options: Any) -> int:
     return 1 if report.lines("error") else 0
 
 
-def _request(toml: Path | None, options: dict[str, Any]) -> Any:
-    from dataclasses import replace
-
+def _config(toml: Path | None, options: Mapping[str, Any]) -> tuple[BuildConfig, bool]:
+    """The build that is meant, and whether its store was named."""
     from featurestore.config import read_toml
-    from operations.check import CheckRequest
 
-    store = options["store"]
-    if store is None and toml is not None:
-        store = read_toml(toml).get("store")
-    given = {name: options[name] for name in _BUILD_OPTIONS}
-    config = build_config(toml, {**given, "store": store or Path()})
-    return CheckRequest(
-        config=replace(config, resume=not config.overwrite),
-        has_store=store is not None,
-        split_json=options["split_json"],
-        full=options["full"],
-        calibrate=not options["no_calibration"],
-    )
+    store = options["store"] or ({} if toml is None else read_toml(toml)).get("store")
+    config = build_config(toml, {**options, "store": store or Path()})
+    return replace(config, resume=not config.overwrite), store is not None
 
 
 def show(report: CheckReport) -> None:

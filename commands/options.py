@@ -113,23 +113,85 @@ data_option = click.option(
     help="Folder of <stem>.jpg posters and <stem>.json synopses.",
 )
 
-# What a build and the look before it both take.
-views_option = click.option(
-    "--views", type=int, help="Views per sample, the clean one included.  [default: 70]"
+_flag: dict[str, Any] = {"is_flag": True, "default": None}  # so that --config can say otherwise
+_BUILD_OPTIONS = (
+    click.option("--data-dir", type=FOLDER, help="Folder of <stem>.jpg posters and <stem>.json."),
+    click.option("--store", type=FOLDER, help="Folder of the feature store."),
+    click.option(
+        "--resume",
+        **_flag,
+        help="Go on with the store that is there; --features or --views that a complete one lacks "
+        "are added.",
+    ),
+    click.option(
+        "--append", **_flag, help="With --resume, add samples that come after the last one."
+    ),
+    click.option("--overwrite", **_flag, help="Delete the store that is there."),
+    click.option(
+        "--views", type=int, help="Views per sample, the clean one included.  [default: 70]"
+    ),
+    click.option("--seed", type=int, help="Base seed of both recipes.  [default: 123]"),
+    click.option(
+        "--features",
+        type=FeatureList(),
+        help="Comma-separated.  [default: all four, or the store's]",
+    ),
+    click.option(
+        "--model",
+        "models",
+        multiple=True,
+        type=PairType(),
+        metavar="FEATURE=ID_OR_DIR",
+        help="Checkpoint of a feature, a hub id or a folder; blip2=... names both BLIP-2 features.",
+    ),
+    click.option(
+        "--batch-size",
+        "batch_sizes",
+        multiple=True,
+        type=PairType(),
+        metavar="FEATURE=N",
+        help="Rows per forward pass of a feature; of texts, those of full length.  "
+        "[default: the store's, or by feature and device]",
+    ),
+    click.option("--workers", type=int, help="Producer processes.  [default: CPUs - 1]"),
+    click.option("--slots", type=int, help="Samples in flight.  [default: 2 x workers + 2]"),
+    click.option("--chunk", type=int, help="Samples per chunk, the unit of commit.  [default: 64]"),
+    click.option(
+        "--codec",
+        type=click.Choice(["none", "zstd"]),
+        help="zstd makes an archive, smaller and slow to train from.  "
+        "[default: none, or the store's]",
+    ),
+    click.option("--device", help="auto, cpu, cuda or cuda:N.  [default: auto]"),
+    click.option(
+        "--dtype",
+        help="auto, float32, bfloat16 or float16. auto is bfloat16 on a GPU and float32 on a CPU, "
+        "and float32 for clip_text.  [default: auto]",
+    ),
+    click.option(
+        "--bad-sample",
+        type=click.Choice(["placeholder", "fail"]),
+        help="Go on with a placeholder and list it, or stop.  [default: placeholder]",
+    ),
+    click.option(
+        "--allow-version-change",
+        **_flag,
+        help="Resume although library versions or the kind of device changed; it is recorded.",
+    ),
+    click.option(
+        "--verify-inputs",
+        **_flag,
+        help="On --resume, compare the content of all inputs that are done, however they look.",
+    ),
+    click.option("--config", "toml", type=FOLDER, help="TOML file with any of these options."),
 )
-workers_option = click.option(
-    "--workers", type=int, help="Producer processes.  [default: CPUs - 1]"
-)
-device_option = click.option("--device", help="auto, cpu, cuda or cuda:N.  [default: auto]")
-dtype_option = click.option("--dtype", help="auto, float32, bfloat16 or float16.  [default: auto]")
-model_option = click.option(
-    "--model",
-    "models",
-    multiple=True,
-    type=PairType(),
-    metavar="FEATURE=ID_OR_DIR",
-    help="Checkpoint of a feature, a hub id or a folder; blip2=... names both BLIP-2 features.",
-)
+
+
+def build_options(command: F) -> F:
+    """What a build takes, and the look before it."""
+    for option in reversed(_BUILD_OPTIONS):
+        command = option(command)
+    return command
 
 
 def say(line: str, *, error: bool = False) -> None:

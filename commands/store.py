@@ -48,16 +48,29 @@ END = {
     "--verify-inputs", is_flag=True, help="Compare the content of all inputs in --data-dir as well."
 )
 @click.option("--data-dir", type=FOLDER, help="The posters and synopses, for --verify-inputs.")
+@click.option(
+    "--drop-changed",
+    is_flag=True,
+    help="With --verify-inputs, drop the chunks of changed inputs; build --resume makes them anew.",
+)
 @json_option
 @common_options
 def verify(
-    store: Path, repair: bool, verify_inputs: bool, data_dir: Path | None, as_json: bool
+    store: Path,
+    repair: bool,
+    verify_inputs: bool,
+    data_dir: Path | None,
+    drop_changed: bool,
+    as_json: bool,
 ) -> int:
     """Check every promise of a store: checksums, ledger, moments, completeness, stray files.
 
     Exits with 1 where something is damaged, and names each file and chunk; with --verify-inputs
     also where an input is not what the store was made from. A store that is not complete yet is
-    not damaged. Nothing is changed without --repair, and no input ever.
+    not damaged. Nothing is changed without --repair or --drop-changed, and no input ever.
+
+    After an input was mended that a placeholder stands in for, --drop-changed and build --resume
+    give the store that a new build would.
 
     \b
     Example:
@@ -66,29 +79,37 @@ def verify(
     from featurestore.verify import verify as check
     from featurestore.verify_inputs import verify_inputs as compare
     from featurestore.writer import state_of, take_lock
+    from producers.source import MAX_IMAGE_BYTES, MAX_TEXT_BYTES
 
     if verify_inputs != (data_dir is not None):
         raise ConfigError("--verify-inputs and --data-dir go together: give both or neither.")
+    if drop_changed and not verify_inputs:
+        raise ConfigError("--drop-changed needs --verify-inputs: say which inputs changed.")
     if state_of(store) != "store":
         raise InputError(f"There is no feature store at {store}.")
-    lock = take_lock(store) if repair else None
+    lock = take_lock(store) if repair or drop_changed else None
+    caps = {"image": MAX_IMAGE_BYTES, "text": MAX_TEXT_BYTES}
+    inputs = to_make = dropped = None
     try:
         with chunk_progress() as progress:
             found = check(store, progress=progress)
-            inputs = (
-                None if data_dir is None else compare(store, data_dir, found, progress=progress)
-            )
-        to_make = _drop(store, found) if lock is not None else None
+            if data_dir is not None:
+                inputs = compare(store, data_dir, found, caps=caps, progress=progress)
+        if repair:
+            to_make = _drop(store, found)
+        if drop_changed and inputs is not None:
+            dropped = _drop_changed(store, found, inputs, repaired=to_make is not None)
     finally:
         if lock is not None:
             lock.release()
     if as_json:
-        click.echo(json.dumps(_verification_facts(found, inputs, to_make)))
+        click.echo(json.dumps(_verification_facts(found, inputs, to_make, dropped)))
     _say_verification(found, to_make)
     if inputs is not None:
-        _say_inputs(inputs, data_dir)
+        _say_inputs(inputs, data_dir, dropped)
     damaged = bool(found.findings) and to_make is None
-    return 1 if damaged or (inputs is not None and inputs.changed) else 0
+    changed = inputs is not None and bool(inputs.changed) and dropped is None
+    return 1 if damaged or changed else 0
 
 
 def _drop(store: Path, found: Verification) -> list[int] | None:
@@ -98,9 +119,24 @@ def _drop(store: Path, found: Verification) -> list[int] | None:
     return repair(store, found) if found.findings else None
 
 
+def _drop_changed(
+    store: Path, found: Verification, inputs: InputVerification, *, repaired: bool
+) -> list[int] | None:
+    """Drops the chunks of changed inputs; returns those to make, None where none had changed."""
+    from featurestore.repair import drop_changed
+
+    if found.findings and not repaired:
+        raise InputError(f"{store} is damaged; no chunk was dropped.\nAdd --repair.")
+    return drop_changed(store, found, inputs) if inputs.changed else None
+
+
 def _verification_facts(
-    found: Verification, inputs: InputVerification | None, to_make: list[int] | None
+    found: Verification,
+    inputs: InputVerification | None,
+    to_make: list[int] | None,
+    dropped: list[int] | None,
 ) -> dict[str, Any]:
+    made = dropped if dropped is not None else to_make
     facts: dict[str, Any] = {
         "chunks": found.chunks,
         "committed": len(found.committed),
@@ -108,10 +144,11 @@ def _verification_facts(
         "findings": [[f.file, f.chunk, f.problem] for f in found.findings],
         "notices": found.notices,
         "repaired": to_make is not None,
-        "to_make": found.missing if to_make is None else to_make,
+        "to_make": found.missing if made is None else made,
     }
     if inputs is not None:
         facts |= {"inputs": inputs.compared, "changed_inputs": inputs.changed}
+        facts["dropped"] = [] if dropped is None else inputs.chunks
     return facts
 
 
@@ -129,13 +166,18 @@ def _say_verification(found: Verification, to_make: list[int] | None) -> None:
         say("`verify --repair` drops the damaged chunks, and `build --resume` makes them again.")
 
 
-def _say_inputs(inputs: InputVerification, data_dir: Path | None) -> None:
+def _say_inputs(
+    inputs: InputVerification, data_dir: Path | None, dropped: list[int] | None
+) -> None:
     unknown = f"; {inputs.unknown} were not read when the store was made" if inputs.unknown else ""
     say(f"{inputs.compared} inputs compared with {data_dir}{unknown}")
     for name, problem in inputs.changed:
         say(f"changed: {name!r}: {problem}")
-    if inputs.changed:
-        say("Restore them, or build again into another --store or with --overwrite.")
+    if dropped is not None:
+        say(f"dropped {len(inputs.chunks)} chunks; `build --resume` makes {len(dropped)}")
+    elif inputs.changed:
+        say("Restore them. If they are as they should be, --drop-changed drops their chunks, and")
+        say("`build --resume` makes these again.")
 
 
 @contextmanager

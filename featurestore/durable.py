@@ -358,16 +358,17 @@ def lock_holder(path: Path) -> tuple[int | None, str | None] | None:
     return None
 
 
-def read_bytes(path: Path, root: Path) -> bytes:
-    """Reads a file of the store at ``root``.
+def read_bytes(path: Path, root: Path, start: int = 0, size: int = -1) -> bytes:
+    """Reads a file of the store at ``root``, or ``size`` bytes of it from ``start`` on.
 
     Raises:
         CorruptStoreError: it is missing.
         StorageError: it cannot be read.
     """
     try:
-        with _named_errors(path):
-            return path.read_bytes()
+        with _named_errors(path), path.open("rb") as file:
+            file.seek(start)
+            return file.read(size)
     except StorageError as e:
         if isinstance(e.__cause__, FileNotFoundError):
             raise CorruptStoreError(str(path.relative_to(root)), "the file is missing") from None

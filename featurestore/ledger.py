@@ -13,9 +13,9 @@ checksum anywhere else is damage.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +53,13 @@ class ChunkEntry:
 class _StoredRecords(Sequence[SampleRecord]):
     """The samples of a line, which are most of it: decoded when they are asked for.
 
-    Whoever opens a store to train from it never does.
+    Whoever opens a store to train from it never does, nor does a build for what it has committed:
+    it does not even keep their text, but knows how to read it.
     """
 
-    def __init__(self, text: bytes, first_index: int, bad: Sequence[BadInput]) -> None:
+    def __init__(
+        self, text: bytes | Callable[[], bytes], first_index: int, bad: Sequence[BadInput]
+    ) -> None:
         self._text, self._first, self.bad = text, first_index, bad
 
     @cached_property
@@ -65,9 +68,10 @@ class _StoredRecords(Sequence[SampleRecord]):
         for each in self.bad:
             bad.setdefault(each.index, []).append(each)
         try:
+            listed = json.loads(self._text if isinstance(self._text, bytes) else self._text())
             return [
                 SampleRecord(i, image, text_sha, words, tuple(bad.get(i, ())))
-                for i, (image, text_sha, words) in enumerate(json.loads(self._text), self._first)
+                for i, (image, text_sha, words) in enumerate(listed, self._first)
             ]
         except _BAD_LINE as e:
             what = f"the samples of the line that begins with sample {self._first}: {e}"
@@ -105,20 +109,28 @@ def parse_entry(line: bytes, rows: int) -> ChunkEntry:
     Raises:
         ValueError: the line is damaged.
     """
-    text, separator, tail = line.rpartition(b', "crc32c": "')
-    if not separator or tail != b'%08x"}' % crc32c(text):
-        raise ValueError("its checksum does not fit its content")
-    samples = text.index(_SAMPLES)
-    end = text.index(_BAD, samples)
-    body = json.loads(text[:samples] + text[end:] + b"}")
+    before, samples, after = _checked(line)
+    body = json.loads(before + after + b"}")
     chunk, bad = int(body["chunk"]), [BadInput(*each) for each in body["bad"]]
-    records = _StoredRecords(text[samples + len(_SAMPLES) : end], chunk * rows, bad)
+    records = _StoredRecords(samples, chunk * rows, bad)
     files = {name: (size, int(crc, 16)) for name, (size, crc) in body["files"].items()}
     return ChunkEntry(chunk, files, records, body.get("changed", {}))
 
 
-# What stands before these two values. No string can hold either: its quotes would be escaped.
-_SAMPLES, _BAD = b', "samples": ', b', "bad": '
+def _checked(line: bytes) -> tuple[bytes, bytes, bytes]:
+    """What stands before a line's samples, they themselves, and what stands behind them.
+
+    No string can hold what is looked for: its quotes would be escaped.
+    """
+    text, separator, tail = line.rpartition(b', "crc32c": "')
+    if not separator or tail != b'%08x"}' % crc32c(text):
+        raise ValueError("its checksum does not fit its content")
+    before, found, rest = text.partition(b', "samples": ')
+    samples, found_too, after = rest.partition(b', "bad": ')
+    if not (found and found_too):
+        raise ValueError("it has no samples")
+    return before, samples, b', "bad": ' + after
+
 
 # What reading a line of another kind may raise.
 _BAD_LINE = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
@@ -141,13 +153,16 @@ class Ledger:
         self._root = root
         self._chunks = chunks
         self._rows = rows
-        data = durable.read_bytes(root / self.FILE, root)
+        self._failed = False
+        self._load()
+
+    def _load(self) -> None:
+        data = durable.read_bytes(self._root / self.FILE, self._root)
         whole, _, torn = data.rpartition(b"\n")
         self.torn_bytes = len(torn)
         self._end = len(data) - len(torn)
         self._entries: dict[int, ChunkEntry] = {}
         self._in_order = True
-        self._failed = False
         for number, line in enumerate(whole.split(b"\n") if whole else [], 1):
             self._read_line(number, line)
 
@@ -212,10 +227,20 @@ class Ledger:
         path = self._root / self.FILE
         if self._failed:
             raise StorageError(path, "an earlier append to it failed; open the store again")
+        line = format_entry(entry)
         self._failed = True
-        durable.append_line(path, format_entry(entry))
+        durable.append_line(path, line)
         self._failed = False
-        self._add(entry)
+        # Whoever commits holds the lock, so that the line stays where it is.
+        read = partial(self._samples_at, self._end, len(line))
+        samples = _StoredRecords(read, entry.chunk * self._rows, entry.bad)
+        self._end += len(line) + 1
+        self._add(replace(entry, samples=samples))
+
+    def _samples_at(self, start: int, size: int) -> bytes:
+        """The samples of the line of ``size`` bytes at ``start``."""
+        line = durable.read_bytes(self._root / self.FILE, self._root, start, size)
+        return _checked(line)[1]
 
     def sort(self) -> None:
         """Brings the lines into the order of their chunks, as an undisturbed build writes them."""
@@ -223,5 +248,4 @@ class Ledger:
             return
         lines = b"".join(format_entry(e) + b"\n" for e in self.entries)
         durable.replace_file(self._root / self.FILE, lines)
-        self._entries = {e.chunk: e for e in self.entries}
-        self._in_order = True
+        self._load()

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from featurestore import control_groups
 from featurestore.memory import available_bytes
 from featurestore.records import Sample
 from featurestore.samples import SampleList
@@ -178,7 +179,7 @@ def limits_into(group: Group, workers: int) -> None:
 
 def process_room() -> int | None:
     """Processes and threads that can still be started, or None where nothing limits them."""
-    rooms = [room for room in (_user_room(), _cgroup_room()) if room is not None]
+    rooms = [room for room in (_user_room(), control_groups.process_room()) if room is not None]
     return max(0, min(rooms)) if rooms else None
 
 
@@ -195,15 +196,3 @@ def _user_room() -> int | None:
         except OSError:
             continue  # it has ended
     return soft - used
-
-
-def _cgroup_room() -> int | None:
-    """Under the limit of the control group (version 2)."""
-    try:
-        own = Path("/proc/self/cgroup").read_text("utf-8").splitlines()[0].rpartition("::")[2]
-        folder = Path("/sys/fs/cgroup") / own.lstrip("/")
-        limit = (folder / "pids.max").read_text("ascii").strip()
-        used = int((folder / "pids.current").read_text("ascii"))
-        return None if limit == "max" else int(limit) - used
-    except (OSError, ValueError, IndexError):
-        return None

@@ -139,6 +139,71 @@ def test_inputs(run: Run, tmp_path: Path) -> None:
     assert tree_digest(store, mtimes=True) == before  # no chunk is dropped for it
 
 
+def test_mended_inputs_are_made_again(run: Run, tmp_path: Path) -> None:
+    """And only their chunks: the store is then that of a build from the mended folder."""
+    data, store = fakes.make_data(tmp_path / "data"), tmp_path / "store"
+    (data / "0000005.json").write_text('{"plot": ')
+    fakes.make(data, store)
+    asked = ("--store", store, "--verify-inputs", "--data-dir", data, "--drop-changed")
+    before = tree_digest(store, mtimes=True)
+    assert run(*asked)[0] == 0
+    assert tree_digest(store, mtimes=True) == before
+    (data / "0000005.json").write_text('{"plot": "w1 w2 w3"}')
+    (data / "0000017.json").write_text('{"plot": "w4"}')
+    flip(store / "clip_text/c.2.0.0")
+    code, _, errors = run(*asked)
+    assert (code, "no chunk was dropped" in errors) == (2, True)
+    code, output, errors = run(*asked, "--repair", "--json")
+    assert code == 0
+    assert "dropped 2 chunks; `build --resume` makes 3" in errors
+    assert (facts(output)["dropped"], facts(output)["to_make"]) == ([1, 4], [1, 2, 4])
+    assert fakes.make(data, store, resume=True).built == 4 + 4 + 2
+    fakes.make(data, tmp_path / "golden")
+    assert tree_digest(store) == tree_digest(tmp_path / "golden")
+    assert run(*asked)[0] == 0
+
+
+def gone(data: Path, _store: Path) -> None:
+    (data / "0000005.json").unlink()
+
+
+def another_folder(data: Path, _store: Path) -> None:
+    for path in sorted(data.glob("*.json"))[:10]:
+        path.write_text(f'{{"plot": "{path.stem}"}}')
+
+
+def an_addition(data: Path, store: Path) -> None:
+    (data / "0000005.json").write_text("{}")
+    (store / "records/extension").mkdir()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (gone, "1 inputs are gone"),
+        (another_folder, "10 of 18 inputs are others: is it the right --data-dir?"),
+        (an_addition, "is not finished"),
+    ],
+)
+def test_no_chunk_is_dropped_where_it_may_be_a_mistake(
+    run: Run, tmp_path: Path, change: Callable[[Path, Path], None], told: str
+) -> None:
+    data, store = fakes.make_data(tmp_path / "data"), tmp_path / "store"
+    fakes.make(data, store)
+    change(data, store)
+    before = tree_digest(store, mtimes=True)
+    asked = ("--store", store, "--verify-inputs", "--data-dir", data, "--drop-changed")
+    code, _, errors = run(*asked)
+    assert code == 2
+    assert told in errors
+    assert tree_digest(store, mtimes=True) == before
+
+
+def test_dropping_needs_a_comparison(run: Run, store: Path) -> None:
+    code, _, errors = run("--store", store, "--drop-changed")
+    assert (code, "--drop-changed needs --verify-inputs" in errors) == (2, True)
+
+
 @pytest.mark.parametrize("more", [["--verify-inputs"], ["--data-dir", "."]])
 def test_one_option_of_two(run: Run, store: Path, more: list[str]) -> None:
     code, _, errors = run("--store", store, *more)

@@ -143,9 +143,10 @@ class Zygote:
 class Bench:
     """A data folder, a golden build of it, and runs of builds that something is done to."""
 
-    def __init__(self, folder: Path, zygote: Zygote) -> None:
+    def __init__(self, folder: Path, zygote: Zygote, *, chunk: int = 4) -> None:
         self.folder = folder
         self.zygote = zygote
+        self.chunk = chunk
         self.data = folder / "data"
         self.tokenizer = folder / "tokenizer.json"
         make_data(self.data)
@@ -170,7 +171,7 @@ class Bench:
             "store": str(store),
             "features": list(DIMS),
             "views": 8,
-            "chunk": 4,
+            "chunk": self.chunk,
             "batch_sizes": dict.fromkeys(DIMS, 16),
             "workers": 1,
             "device": "cpu",
@@ -180,7 +181,7 @@ class Bench:
     def command(self, store: Path, *more: str) -> tuple[str, list[str]]:
         """The step of a build as a user types it."""
         typed = ["build", "--data-dir", str(self.data), "--store", str(store), "--views", "8"]
-        typed += ["--features", ",".join(DIMS), "--chunk", "4", "--workers", "1"]
+        typed += ["--features", ",".join(DIMS), "--chunk", str(self.chunk), "--workers", "1"]
         for name in DIMS:
             typed += ["--batch-size", f"{name}=16"]
         return "command", [*typed, "--device", "cpu", *more]

@@ -1,4 +1,5 @@
 import json
+import pickle
 
 import pytest
 from hypothesis import given
@@ -123,6 +124,32 @@ def test_sort_after_commits_out_of_order(tmp_path):
     ledger.commit(entry(2))
     ledger.sort()
     assert path.read_bytes() == lines(0, 1, 2, 3)
+
+
+def test_what_is_committed_is_read_back_from_the_file(tmp_path):
+    path = write(tmp_path, lines(1))
+    ledger = read(tmp_path)
+    for chunk in (3, 0):
+        ledger.commit(entry(chunk))
+    assert ledger[3] == entry(3)
+    assert ledger[0].bad == list(entry(0).bad)
+    ledger.sort()
+    ledger.commit(entry(2))
+    assert [ledger[c] for c in range(CHUNKS)] == [entry(c) for c in range(CHUNKS)]
+    assert pickle.loads(pickle.dumps(ledger))[2] == entry(2)
+    assert path.read_bytes() == lines(0, 1, 3, 2)
+
+
+def test_damage_to_a_committed_line_is_not_written_again_as_sound(tmp_path):
+    path = write(tmp_path, b"")
+    ledger = read(tmp_path)
+    for chunk in (1, 0):
+        ledger.commit(entry(chunk))
+    damaged = path.read_bytes().replace(b"aaaa", b"aaab", 1)
+    path.write_bytes(damaged)
+    with pytest.raises(CorruptStoreError, match="sample 2: its checksum does not fit"):
+        ledger.sort()
+    assert path.read_bytes() == damaged
 
 
 def test_a_last_line_torn_at_any_length_is_dropped(tmp_path):

@@ -261,6 +261,24 @@ def test_a_store_that_does_not_fit(check: Call, workplace: Path) -> None:
     assert tree_digest(workplace / "store", mtimes=True) == before
 
 
+def test_the_line_of_a_build_is_that_of_its_check(check: Call, workplace: Path) -> None:
+    options = {name: {o for p in c.params for o in p.opts} for name, c in cli.cli.commands.items()}
+    assert options["build"] <= options["check"]
+    for more, refused in (
+        (["--resume"], None),
+        (["--resume", "--seed", 5], "was built with another seed"),
+        (
+            ["--resume", "--batch-size", "clip_text=4"],
+            "another clip_text.batch_size",
+        ),
+        (["--bad-sample", "fail"], "inputs that cannot be used"),
+    ):
+        code, output, _ = check("--store", workplace / "store", *more, "--json")
+        found = problems(output, "error")
+        assert code == (refused is not None), (more, found)
+        assert refused is None or any(refused in what for what in found), (more, found)
+
+
 def test_a_store_that_is_complete(check: Call, workplace: Path) -> None:
     code, output, _ = check("--store", workplace / "store", "--json")
     assert code == 0

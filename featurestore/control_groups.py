@@ -1,0 +1,80 @@
+"""Limits that a container or a scheduler has set on this process.
+
+A limit binds all groups below it, and schedulers set theirs above the group that a process is in:
+each group up to the root counts. Both versions of control groups may be mounted at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+_PROC = Path("/proc/self")
+# What a group's memory files are called: its limit, what it uses, and which part of that are
+# cached files, which give way to whoever needs the memory.
+_MEMORY = {
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    2: ("memory.max", "memory.current", "inactive_file"),
+}
+
+
+def memory_room(proc: Path = _PROC) -> int | None:
+    """Bytes that can still be had under the tightest limit, or None where there is none."""
+    rooms = []
+    for version, folder in _groups("memory", proc):
+        limit, used, cached = _MEMORY[version]
+        room = _room(folder, limit, used)
+        if room is not None:
+            rooms.append(max(0, room + _statistics(folder).get(cached, 0)))
+    return min(rooms, default=None)
+
+
+def process_room(proc: Path = _PROC) -> int | None:
+    """Processes and threads that can still be started, or None where nothing limits them."""
+    rooms = [_room(folder, "pids.max", "pids.current") for _, folder in _groups("pids", proc)]
+    return min((room for room in rooms if room is not None), default=None)
+
+
+def _groups(controller: str, proc: Path) -> Iterator[tuple[int, Path]]:
+    """Version and folder of each group that limits the process, its own first; see cgroups(7)."""
+    try:
+        mounts = (proc / "mountinfo").read_text("utf-8", "surrogateescape").splitlines()
+        own = (proc / "cgroup").read_text("utf-8", "surrogateescape").splitlines()
+    except OSError:
+        return
+    paths = {controllers: path for _, controllers, path in (line.split(":", 2) for line in own)}
+    for mount in mounts:
+        where, _, what = mount.partition(" - ")
+        root, point = where.split(" ")[3:5]
+        kind, _, options = what.split(" ", 2)
+        if kind == "cgroup2":
+            version, path = 2, paths.get("")
+        elif kind == "cgroup" and controller in options.split(","):
+            version = 1
+            path = next((p for names, p in paths.items() if controller in names.split(",")), None)
+        else:
+            continue
+        if path is not None:
+            folder = PurePosixPath("/")
+            # In a container the mount may begin below the real root, or be all there is to see.
+            if PurePosixPath(path).is_relative_to(root):
+                folder /= PurePosixPath(path).relative_to(root)
+            for each in (folder, *folder.parents):
+                yield version, Path(point) / each.relative_to("/")
+
+
+def _room(folder: Path, limit: str, used: str) -> int | None:
+    """What is left under the limit, or None where there is none."""
+    try:
+        most = (folder / limit).read_text("ascii").strip()
+        return None if most == "max" else int(most) - int((folder / used).read_text("ascii"))
+    except (OSError, ValueError):  # the root has no such files
+        return None
+
+
+def _statistics(folder: Path) -> dict[str, int]:
+    try:
+        lines = (folder / "memory.stat").read_text("ascii").splitlines()
+        return {name: int(value) for name, value in map(str.split, lines)}
+    except (OSError, ValueError):
+        return {}
