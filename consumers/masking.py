@@ -3,6 +3,9 @@
 Given which tokens are padding, transformers asks whether any is, to leave the mask out if not. On a
 GPU that answer has to be waited for, once per batch, while nothing is queued behind it. A mask that
 is prepared already is taken as it comes.
+
+T5 adds the mask to its position bias, which is the same in all layers, in each of them anew: for
+every head and pair of tokens of every text. Here the bias is asked for with the mask in it.
 """
 
 from __future__ import annotations
@@ -41,26 +44,54 @@ def prepare_masks(encoder: Any) -> bool:
     if encoder.config.model_type not in _WHOLE_TEXT:
         return False
     expected = _answer(encoder)
+    biased = [m for m in encoder.modules() if getattr(m, "has_relative_attention_bias", False)]
+    bias = _MaskedBias(biased[0].compute_bias) if len(biased) == 1 else None
     # Not a hook: sentence-transformers calls forward itself, which passes hooks by.
-    encoder.forward = _prepared(encoder)
-    if not _equal(encoder, expected):
-        del encoder.forward
-        return False
-    return True
+    encoder.forward = _prepared(encoder, bias)
+    if bias is not None:
+        biased[0].compute_bias = bias
+    if _equal(encoder, expected):
+        return True
+    del encoder.forward
+    if bias is not None:
+        del biased[0].compute_bias
+    return False
 
 
-def _prepared(encoder: Any) -> Callable[..., Any]:
+class _MaskedBias:
+    """Adds ``mask``, ``[B, 1, 1, L]``, to what T5's first layer adds to attention's scores.
+
+    The sum, ``[B, heads, L, L]``, goes on to the other layers, and is laid out as attention wants
+    it, so that none of them makes a copy.
+    """
+
+    def __init__(self, compute: Callable[..., torch.Tensor]) -> None:
+        self._compute = compute
+        self.mask: torch.Tensor | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        bias = self._compute(*args, **kwargs)
+        return bias if self.mask is None else (bias + self.mask).contiguous()
+
+
+def _prepared(encoder: Any, bias: _MaskedBias | None) -> Callable[..., Any]:
     forward, dtype = encoder.forward, encoder.dtype
 
     @functools.wraps(forward)
     def with_prepared_mask(*args: Any, **kwargs: Any) -> Any:
         mask = kwargs.get("attention_mask")
-        if mask is not None and mask.ndim == 2:
-            # What is added to attention's scores, [B, 1, 1, L]: the same for all heads and queries.
-            added = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
-            added = added.masked_fill(mask == 0, torch.finfo(dtype).min)
-            kwargs["attention_mask"] = added[:, None, None, :]
-        return forward(*args, **kwargs)
+        if mask is None or mask.ndim != 2:
+            return forward(*args, **kwargs)
+        # What is added to attention's scores, [B, 1, 1, L]: the same for all heads and queries.
+        added = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+        added = added.masked_fill(mask == 0, torch.finfo(dtype).min)[:, None, None, :]
+        if bias is None:
+            return forward(*args, **kwargs | {"attention_mask": added})
+        bias.mask = added
+        try:
+            return forward(*args, **kwargs | {"attention_mask": None})
+        finally:
+            bias.mask = None
 
     return with_prepared_mask
 

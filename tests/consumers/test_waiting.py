@@ -60,7 +60,7 @@ def test_no_batch_waits_for_its_own_results(tiny_folders: dict[str, Path], featu
 
 def encoders() -> dict[str, Any]:
     torch.manual_seed(1)
-    t5 = T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    t5 = T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=32, num_layers=3, num_heads=2)
     modern = ModernBertConfig(**SMALL, intermediate_size=32, pad_token_id=0)
     made = {
         "bert": BertModel(BertConfig(**SMALL)),
@@ -84,6 +84,28 @@ def test_a_prepared_mask_gives_the_same_features(kind: str) -> None:
         assert prepare_masks(encoder)
         found = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
     torch.testing.assert_close(found[mask > 0], expected[mask > 0], atol=1e-5, rtol=1e-5)
+
+
+def test_t5_adds_its_mask_once_for_all_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, taken = encoders()["t5"], []
+    honest = torch.nn.functional.scaled_dot_product_attention
+
+    def spy(*args: Any, **kwargs: Any) -> torch.Tensor:
+        taken.append(kwargs["attn_mask"])
+        return honest(*args, **kwargs)
+
+    assert prepare_masks(encoder)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
+    mask = (torch.arange(9) < torch.tensor([[9], [4]])).long()
+    with torch.inference_mode():
+        encoder(input_ids=torch.ones(2, 9, dtype=torch.long), attention_mask=mask)
+        assert len(taken) == 3
+        assert len({each.data_ptr() for each in taken}) == 1
+        assert taken[0].shape == (2, 2, 9, 9)
+        assert taken[0].is_contiguous()
+        # The next texts get a mask of their own, and a call without one has none of theirs.
+        encoder(input_ids=torch.ones(2, 9, dtype=torch.long))
+        assert taken[-1].shape == (1, 2, 9, 9)
 
 
 @pytest.mark.parametrize("call", [1, 2])
