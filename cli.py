@@ -22,7 +22,8 @@ from commands.files import labels, materialize
 from commands.options import say
 from commands.probe import probe
 from commands.report import report
-from commands.store import status, verify
+from commands.status import status
+from commands.verify import verify
 from commands.version import print_version
 from commands.views import views
 from featurestore.errors import ManyViewsError

@@ -13,6 +13,7 @@ maker's figure where the GPU is known.
 
 from __future__ import annotations
 
+import gc
 import math
 import tempfile
 import time
@@ -38,7 +39,7 @@ from benchmarks.measuring import (
     timed,
 )
 from consumers import backbones
-from consumers.batching import ImageBatcher, TextBatcher, text_plan
+from consumers.batching import ImageBatcher, TextBatcher
 from consumers.committing import Committer, MadeChunk
 from featurestore.records import FEATURES
 from featurestore.store import choose_chunk
@@ -50,6 +51,17 @@ ALONE, BUILDING = "model alone", "as in a build"
 TOKENS_LOG_MEAN, TOKENS_LOG_STD = np.log(140), 0.59
 # Fields of one colour per side of an image: noise alone would look the same to a model.
 FIELDS = 7
+HEAD = (
+    "feature",
+    "dtype, batch",
+    "rows per s",
+    "times model alone",
+    "GFLOP per row (with padding)",
+    "utilisation: of a matrix product / of the maker's figure",
+    "GPU memory, MiB",
+    "samples per s",
+    "minutes for MM-IMDb",
+)
 # How far the features of two rows are apart, to the largest value: much more than rounding.
 LEAST_APART = 1e-4
 
@@ -95,8 +107,8 @@ class Work:
         self._lengths = drawn.clip(2, limit).astype(np.int32)
         self._ids = self._rng.integers(3, 90, (self.rows, limit), dtype=np.int32)
         # A build has two as well, of which one chunk's texts are launched while the next come.
-        self._batchers = [TextBatcher(self.backbone, batch, self.rows) for _ in range(2)]
-        self.plan = text_plan(self._lengths, batch * limit, batch * 8)
+        batchers = [TextBatcher(self.backbone, batch, self.rows) for _ in range(2)]
+        self._batchers, self.plan = batchers, batchers[0].plan(self._lengths)
         self.batches = [self._padded(b.rows, b.length) for b in self.plan]
         one = text_flops(self.backbone)
         self.useful = float(one(self._lengths.astype(float)).sum())
@@ -161,7 +173,9 @@ class Work:
 def measure(
     work: Work, batch: int, peak: float, seconds: float, rounds: int
 ) -> tuple[list[str], float]:
-    """A line of the table and the hours for MM-IMDb; prints whether the goal is met.
+    """A line of the table, in the order of ``HEAD``, and the minutes for MM-IMDb.
+
+    Prints them as well, and whether the goal is met: a run may be ended before its last backbone.
 
     Args:
         work: a chunk.
@@ -171,8 +185,9 @@ def measure(
         rounds: laps of each kind.
     """
     backbone = work.backbone
+    cuda = backbone.device.type == "cuda"
     require_equal(work)
-    if backbone.device.type == "cuda":
+    if cuda:
         _require_no_wait(work)
     wait_for(backbone.device)
     start = time.perf_counter()
@@ -196,19 +211,23 @@ def measure(
     speed = rate(laps[BUILDING]).median
     flops = work.useful / work.rows
     used = [f"{flops * speed / peak:.0%}"]
-    if backbone.device.type == "cuda" and backbone.dtype != torch.float32:
+    if cuda and backbone.dtype != torch.float32:
         makers = makers_peak(torch.cuda.get_device_name(backbone.device))
         used.append(f"{flops * speed / makers:.0%}" if makers else "not known")
-    hours = SAMPLES_OF_MMIMDB * VIEWS / speed / 3600
-    return [
+    minutes = SAMPLES_OF_MMIMDB * VIEWS / speed / 60
+    row = [
         backbone.feature,
         f"{str(backbone.dtype).removeprefix('torch.')}, {batch}",
         str(rate(laps[BUILDING])),
         str(share),
         f"{flops / 1e9:.1f} ({work.spent / work.rows / 1e9:.1f})",
         " / ".join(used),
-        f"{hours:.1f}",
-    ], hours
+        f"{torch.cuda.max_memory_reserved(backbone.device) >> 20:,}" if cuda else "",
+        f"{speed / VIEWS:.1f}",
+        f"{minutes:,.1f}",
+    ]
+    print("; ".join(f"{head}: {cell}" for head, cell in zip(HEAD, row, strict=True)), flush=True)
+    return row, minutes
 
 
 def require_equal(work: Work) -> None:
@@ -232,6 +251,14 @@ def _require_no_wait(work: Work) -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     ended.take()
+
+
+def _forget() -> None:
+    """Frees what the last backbone had: some hold themselves, by what is wrapped around them."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
 def main() -> None:
@@ -261,26 +288,16 @@ def main() -> None:
             batch = backbones.info(feature).batch_size(device)
             samples = given.samples or choose_chunk(0, VIEWS, {feature: backbone.dim})
             work = Work(backbone, batch, samples)
-            row, hours = measure(work, batch, peaks[dtype], seconds, rounds)
+            row, minutes = measure(work, batch, peaks[dtype], seconds, rounds)
             rows.append(row)
-            total += hours
+            total += minutes
             del backbone, work
-    print()
+            _forget()
+    print(f"\n{table(HEAD, rows)}")
     print(
-        table(
-            [
-                "feature",
-                "dtype, batch",
-                "rows per s",
-                "times model alone",
-                "GFLOP per row (with padding)",
-                "utilisation: of a matrix product / of the maker's figure",
-                "hours for MM-IMDb",
-            ],
-            rows,
-        )
+        f"\nTogether they share the device: {total / 60:.2f} hours for MM-IMDb, if producers make "
+        f"{SAMPLES_OF_MMIMDB / total / 60:.1f} samples per s."
     )
-    print(f"\nTogether they share the device: {total:.1f} hours for MM-IMDb.")
 
 
 if __name__ == "__main__":

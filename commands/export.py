@@ -10,12 +10,12 @@ import click
 from commands.options import (
     FOLDER,
     FeatureList,
+    chunk_progress,
     common_options,
     json_option,
     say,
     store_option,
 )
-from commands.store import chunk_progress
 from operations.export.formats import DTYPES, FORMATS
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -210,3 +211,18 @@ def say_list(title: str, items: list[str], separator: str = ", ") -> None:
         more = f"{separator}and {len(items) - shown:,} more" if len(items) > shown else ""
         start = separator if "\n" in separator else " "
         say(f"{title} ({len(items):,}):{start}{separator.join(items[:shown])}{more}")
+
+
+@contextmanager
+def chunk_progress() -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on a terminal, nothing elsewhere; it is told of (chunks done, all chunks)."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    if not console.is_terminal or is_quiet():
+        yield None
+        return
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task("chunks", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -22,6 +22,9 @@ from consumers.running import Batcher, IntArray
 # Texts that may take the place of one of full length. More would gain little where a text has 64
 # tokens or fewer of 512, and the memory for what a model keeps per text is bounded.
 _SHORT = 8
+# On a GPU a text's tokens are rounded up to a multiple: matrix products and attention read 16 bytes
+# at once, and where a length is no multiple, attention copies its mask to one that is.
+_MULTIPLE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +33,7 @@ class TextBatch:
 
     Attributes:
         rows: the chunk's rows in it.
-        length: tokens that each text is padded to: the longest of them.
+        length: tokens that each text is padded to.
     """
 
     rows: tuple[int, ...]
@@ -42,7 +45,9 @@ def image_plan(rows: int, batch: int) -> list[slice]:
     return [slice(start, min(start + batch, rows)) for start in range(0, rows, batch)]
 
 
-def text_plan(lengths: IntArray, tokens: int, most: int) -> list[TextBatch]:
+def text_plan(
+    lengths: IntArray, tokens: int, most: int, limit: int, multiple: int = 1
+) -> list[TextBatch]:
     """Batches of a chunk's texts: longest first, equal lengths in row order.
 
     Each takes as many as may be padded to its longest, so that short texts keep a device as busy as
@@ -50,14 +55,16 @@ def text_plan(lengths: IntArray, tokens: int, most: int) -> list[TextBatch]:
 
     Args:
         lengths: tokens of each row, special ones included.
-        tokens: of a forward pass, padding included; no less than the longest text has.
+        tokens: of a forward pass, padding included; no less than ``limit``.
         most: texts of a forward pass.
+        limit: the most tokens of a text.
+        multiple: of which a padded length is one, unless ``limit`` comes before.
     """
     # Stable, so that equal lengths stay in row order; int64, since unsigned has no negative.
     order = np.argsort(-lengths.astype(np.int64), kind="stable").tolist()
     batches = []
     while order:
-        length = int(lengths[order[0]])
+        length = min(-(-int(lengths[order[0]]) // multiple) * multiple, limit)
         count = min(tokens // length, most)
         batches.append(TextBatch(tuple(order[:count]), length))
         order = order[count:]
@@ -152,6 +159,7 @@ class TextBatcher(Batcher):
         self.backbone = backbone
         limit = backbone.text.max_length
         self._tokens, self._most = batch_size * limit, batch_size * _SHORT
+        self._multiple = _MULTIPLE if backbone.device.type == "cuda" else 1
         # One more column: a text's length travels behind its ids, in the same copy.
         shape = (self._tokens + self._most,)
         super().__init__(backbone, batch_size, chunk_rows, shape, torch.int32, buffers=1)
@@ -196,12 +204,17 @@ class TextBatcher(Batcher):
             BackboneError: the batch failed.
         """
         if not self._plan:
-            self._plan = text_plan(self._lengths[: self._rows], self._tokens, self._most)
+            self._plan = self.plan(self._lengths[: self._rows])
         if self._launched >= share * len(self._plan):
             return False
         self._launch(self._plan[self._launched])
         self._launched += 1
         return True
+
+    def plan(self, lengths: IntArray) -> list[TextBatch]:
+        """The batches of a chunk whose texts have these lengths."""
+        limit = self._ids.shape[1]
+        return text_plan(lengths, self._tokens, self._most, limit, self._multiple)
 
     def flush(self) -> None:
         """Launch what is left of the chunk."""

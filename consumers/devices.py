@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from consumers.gpu_errors import first_line
@@ -42,9 +44,9 @@ def resolve_device(device: str) -> str:
 
 
 def device_kind(device: str) -> str:
-    """What decides which kernels run: the CPU's vector units and maker, or the GPU and cuDNN.
+    """What decides which kernels run: the CPU's vector units and maker, or the GPU and libraries.
 
-    cuDNN, which convolutions use, can be another than the one that torch came with.
+    cuBLAS and cuDNN are packages of their own, and can be others than those torch came with.
 
     Raises:
         ConfigError: the GPU cannot be used.
@@ -62,7 +64,17 @@ def device_kind(device: str) -> str:
             "If another process has the GPU to itself (see nvidia-smi), wait for it; or choose "
             "another --device."
         ) from error
-    return f"cuda: {name}, cuDNN {cudnn or 'none'}"
+    return f"cuda: {name}, cuBLAS {_cublas()}, cuDNN {cudnn or 'none'}"
+
+
+def _cublas() -> str:
+    """The installed version, or that of the CUDA which torch was built with and brings along."""
+    import torch
+
+    for name in ("nvidia-cublas", "nvidia-cublas-cu13", "nvidia-cublas-cu12"):
+        with suppress(PackageNotFoundError):
+            return version(name)
+    return f"of CUDA {torch.version.cuda}"
 
 
 def _cpu_maker() -> str:
@@ -117,11 +129,12 @@ def make_reproducible() -> None:
     algorithm is chosen by timing (``cudnn.benchmark``), which would make the last bits a matter of
     luck. Attention is never cuDNN's: whether torch prefers it depends on the version of cuDNN.
 
-    cuBLAS gets a workspace of its own per stream, which it asks for before its first use. A size
-    that the environment names is overridden: it decides on algorithms, and so on last bits, and no
-    fingerprint knows it.
+    cuBLAS gets a workspace of its own per stream, which it asks for before its first use, and
+    cuBLASLt, which adds biases, one of the same 32 MiB. Sizes that the environment names are
+    overridden: they decide on algorithms, and so on last bits, and no fingerprint knows them.
     """
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    os.environ["CUBLASLT_WORKSPACE_SIZE"] = "32768"  # KiB
     import torch
 
     torch.set_float32_matmul_precision("highest")

@@ -333,7 +333,8 @@ def _check_inputs(
             "content of inputs",
             "the SHA-256 of what was read",
             f"{len(changed)} files hold something else: {some([repr(n) for n in changed])}",
-            "Restore them, or build again into another --store or with --overwrite.",
+            "Restore them; or, if they are as they should be, drop the chunks that have them with "
+            "verify --verify-inputs --drop-changed.",
         )
     return confirmed
 
@@ -351,6 +352,6 @@ def refuse_bad(bad: Sequence[BadInput], samples: Sequence[Sample], where: str) -
     listed = [f"{samples[b.index].stem!r} {b.modality} {b.reason}" for b in bad]
     raise BadInputsError(
         f"{where} {len(bad)} inputs that cannot be used: {some(listed)}.\n"
-        "Mend or remove them and build again, or accept placeholders with "
-        "--bad-sample placeholder."
+        "Mend them, drop the chunks that have them with verify --drop-changed, and go on with "
+        "--resume;\nor leave them out in another --store; or accept --bad-sample placeholder."
     )

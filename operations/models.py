@@ -155,7 +155,8 @@ def activation_bytes(config: Mapping[str, Any], tokens: int, batch: int, item_by
     """Roughly what a transformer holds at once in a forward pass without gradients.
 
     Per token four vectors of the model's width (input, residual, and what attention reads) and two
-    of the width inside its MLP, for one layer. Attention itself is computed in blocks.
+    of the width inside its MLP, for one layer. Attention itself is computed in blocks; but T5 adds
+    a bias of its own to every pair of tokens, which is there twice while it is made.
 
     Args:
         config: a checkpoint's ``config.json``, or the part of it for this tower.
@@ -167,7 +168,8 @@ def activation_bytes(config: Mapping[str, Any], tokens: int, batch: int, item_by
     inner = next(
         (config[k] for k in ("intermediate_size", "d_ff", "hidden_dim") if k in config), 4 * width
     )
-    return batch * tokens * (4 * int(width) + 2 * int(inner)) * item_bytes
+    pairs = 2 * int(config["num_heads"]) * tokens if config.get("model_type") == "t5" else 0
+    return batch * tokens * (4 * int(width) + 2 * int(inner) + pairs) * item_bytes
 
 
 def batch_bytes(model: FoundModel, backbone: Any, batch: int, rows: int) -> tuple[int, int, int]:

@@ -177,7 +177,7 @@ def _clean_part(dataset: FeatureDataset, device: str) -> Part:
     labels = []
     for block in _blocks(len(dataset), sum(dims) * 4):
         batch = dataset.batch(block)
-        torch.cat([batch[n] for n in dataset.features], dim=1, out=x[block.start : block.stop])
+        x[block.start : block.stop] = torch.cat([batch[n] for n in dataset.features], dim=1)
         labels.append(batch["labels"])
     return Part(x, torch.cat(labels).to(device))
 

@@ -13,6 +13,8 @@ import pytest
 
 import cli
 from featurestore.durable import FileLock
+from featurestore.materialize import PREFIX, materialize
+from featurestore.store import FeatureStore
 from tests.conftest import tree_digest
 from tests.faults import fakes
 from tests.featurestore.stores import make_store
@@ -209,3 +211,23 @@ def test_one_option_of_two(run: Run, store: Path, more: list[str]) -> None:
     code, _, errors = run("--store", store, *more)
     assert code == 2
     assert "--verify-inputs and --data-dir go together" in errors
+
+
+def test_materialized_files(run: Run, store: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "files"
+    asked = ("--store", store, "--materialized", folder, "--json")
+    code, output, _ = run(*asked)
+    assert code == 1
+    assert "no manifest of these files" in facts(output)["materialized"][0][1]
+    materialize(FeatureStore(store), folder)
+    materialize(FeatureStore(store), folder, prefix="other")
+    code, output, _ = run(*asked)
+    assert (code, facts(output)["materialized"]) == (0, [])
+    flip(folder / "other_clip_text.npy")
+    flip(folder / f"{PREFIX}_manifest.json")
+    code, output, errors = run(*asked)
+    assert code == 1
+    named = [file for file, _ in facts(output)["materialized"]]
+    assert named == [f"{PREFIX}_manifest.json", "other_clip_text.npy"]
+    assert "its content is not what was written; `materialize` writes it again" in errors
+    assert (facts(output)["findings"], facts(output)["repaired"]) == ([], False)

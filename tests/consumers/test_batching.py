@@ -85,26 +85,30 @@ def test_image_plan_holds_each_row_once_in_order(rows: int, batch: int) -> None:
 
 @given(
     lengths=st.lists(st.integers(1, 40), min_size=1, max_size=200),
-    tokens=st.integers(40, 900),
+    tokens=st.integers(42, 900),
     most=st.integers(1, 70),
+    limit=st.integers(40, 42),
+    multiple=st.sampled_from([1, 8, 16]),
 )
 def test_text_plan_holds_each_row_once_longest_first(
-    lengths: list[int], tokens: int, most: int
+    lengths: list[int], tokens: int, most: int, limit: int, multiple: int
 ) -> None:
     array = np.array(lengths, np.int32)
-    plan = text_plan(array, tokens, most)
+    plan = text_plan(array, tokens, most, limit, multiple)
     rows = [row for part in plan for row in part.rows]
     assert rows == sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
+    longest = [max(lengths[row] for row in part.rows) for part in plan]
+    allowed = [*range(multiple, limit, multiple), limit]
     assert [part.length for part in plan] == [
-        max(lengths[row] for row in part.rows) for part in plan
+        min(n for n in allowed if n >= length) for length in longest
     ]
     # Every batch is as large as it may be: within both limits, and one more text is beyond one.
     sizes = [(len(part.rows), part.length) for part in plan]
     assert all(size <= most and size * length <= tokens for size, length in sizes)
     assert all(size == most or (size + 1) * length > tokens for size, length in sizes[:-1])
     # Pure: the same again, whatever came between, and the input untouched.
-    text_plan(array[::-1], tokens, most)
-    assert text_plan(array.copy(), tokens, most) == plan
+    text_plan(array[::-1], tokens, most, limit, multiple)
+    assert text_plan(array.copy(), tokens, most, limit, multiple) == plan
     assert array.tolist() == lengths
 
 
@@ -112,7 +116,7 @@ def test_text_plan_holds_each_row_once_longest_first(
 def test_text_plan_does_not_depend_on_row_order(lengths: list[int], seed: int) -> None:
     shuffled = random.Random(seed).sample(lengths, len(lengths))
     shapes = [
-        [(part.length, len(part.rows)) for part in text_plan(np.array(order, np.int32), 99, 7)]
+        [(p.length, len(p.rows)) for p in text_plan(np.array(order, np.int32), 99, 7, 40)]
         for order in (lengths, shuffled)
     ]
     assert shapes[0] == shapes[1]
@@ -145,7 +149,7 @@ def test_text_batches_follow_the_plan(samples: int, views: int, batch: int) -> N
         batcher.add(scratch, lengths[start : start + views])
         scratch[:] = 77
     features = batcher.end().take()
-    plan = text_plan(lengths, batch * LIMIT, batch * 8)
+    plan = text_plan(lengths, batch * LIMIT, batch * 8, LIMIT)
     assert len(model.batches) == len(plan)
     for (got, mask), part in zip(model.batches, plan, strict=True):
         rows = list(part.rows)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 import torch
@@ -65,10 +66,19 @@ def test_the_device_kind_names_what_chooses_the_kernels():
     assert older.stdout.strip().split()[1] in ("DEFAULT", "NO")
 
 
-def test_a_gpu_is_known_by_its_name_and_by_cudnn(monkeypatch):
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_gpu_is_known_by_its_name_and_by_its_libraries(monkeypatch, installed):
+    def version(name):
+        if installed and name == "nvidia-cublas-cu12":
+            return "12.8.4.1"
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(devices, "version", version)
+    monkeypatch.setattr(torch.version, "cuda", "12.6")
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "NVIDIA L4")
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91002)
-    assert devices.device_kind("cuda:0") == "cuda: NVIDIA L4, cuDNN 91002"
+    cublas = "12.8.4.1" if installed else "of CUDA 12.6"
+    assert devices.device_kind("cuda:0") == f"cuda: NVIDIA L4, cuBLAS {cublas}, cuDNN 91002"
 
 
 def test_a_gpu_that_another_process_has_to_itself_is_told(monkeypatch):
@@ -90,12 +100,14 @@ def test_a_gpu_that_another_process_has_to_itself_is_told(monkeypatch):
 
 def test_switches_that_decide_last_bits_are_set_whatever_they_were(monkeypatch):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    monkeypatch.setenv("CUBLASLT_WORKSPACE_SIZE", "1")
     before = torch.get_float32_matmul_precision(), torch.backends.cuda.cudnn_sdp_enabled()
     try:
         torch.set_float32_matmul_precision("medium")
         torch.backends.cuda.enable_cudnn_sdp(True)
         devices.make_reproducible()
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        assert os.environ["CUBLASLT_WORKSPACE_SIZE"] == "32768"
         assert torch.get_float32_matmul_precision() == "highest"
         assert not torch.backends.cuda.cudnn_sdp_enabled()
     finally:

@@ -1,0 +1,222 @@
+"""``verify``: whether a store, its inputs and the files made of it are what they were."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from commands.options import (
+    FOLDER,
+    LISTED,
+    chunk_progress,
+    common_options,
+    json_option,
+    say,
+    store_option,
+)
+from featurestore.errors import ConfigError, InputError
+
+if TYPE_CHECKING:
+    from featurestore.verification import Finding, Verification
+    from featurestore.verify_inputs import InputVerification
+
+_MANIFEST = "_manifest.json"
+
+
+@click.command()
+@store_option
+@click.option(
+    "--repair", is_flag=True, help="Drop damaged chunks; build --resume makes them again."
+)
+@click.option(
+    "--verify-inputs", is_flag=True, help="Compare the content of all inputs in --data-dir as well."
+)
+@click.option("--data-dir", type=FOLDER, help="The posters and synopses, for --verify-inputs.")
+@click.option(
+    "--drop-changed",
+    is_flag=True,
+    help="With --verify-inputs, drop the chunks of changed inputs; build --resume makes them anew.",
+)
+@click.option(
+    "--materialized", type=FOLDER, help="Compare the files in this folder with their manifests too."
+)
+@json_option
+@common_options
+def verify(
+    store: Path,
+    repair: bool,
+    verify_inputs: bool,
+    data_dir: Path | None,
+    drop_changed: bool,
+    materialized: Path | None,
+    as_json: bool,
+) -> int:
+    """Check every promise of a store: checksums, ledger, moments, completeness, stray files.
+
+    Exits with 1 where something is damaged, and names each file and chunk; with --verify-inputs
+    also where an input is not what the store was made from, with --materialized where a file is not
+    what was written. A store that is not complete yet is
+    not damaged. Nothing is changed without --repair or --drop-changed, and no input ever.
+
+    After an input was mended that a placeholder stands in for, --drop-changed and build --resume
+    give the store that a new build would.
+
+    \b
+    Example:
+      python cli.py verify --store features
+    """
+    from featurestore.writer import state_of
+
+    if verify_inputs != (data_dir is not None):
+        raise ConfigError("--verify-inputs and --data-dir go together: give both or neither.")
+    if drop_changed and not verify_inputs:
+        raise ConfigError("--drop-changed needs --verify-inputs: say which inputs changed.")
+    if state_of(store) != "store":
+        raise InputError(f"There is no feature store at {store}.")
+    with _locked(store) if repair or drop_changed else nullcontext():
+        outcome = _look(store, data_dir)
+        if repair and outcome.store.findings:
+            outcome.repair(store)
+        if drop_changed:
+            outcome.drop_changed(store)
+    if materialized is not None:
+        outcome.files = _materialized(materialized)
+    if as_json:
+        click.echo(json.dumps(outcome.facts()))
+    outcome.say(data_dir)
+    return 1 if outcome.is_bad else 0
+
+
+@contextmanager
+def _locked(store: Path) -> Iterator[None]:
+    from featurestore.writer import take_lock
+
+    lock = take_lock(store)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _look(store: Path, data_dir: Path | None) -> _Outcome:
+    from featurestore.verify import verify as check
+    from featurestore.verify_inputs import verify_inputs as compare
+    from producers.source import MAX_IMAGE_BYTES, MAX_TEXT_BYTES
+
+    caps = {"image": MAX_IMAGE_BYTES, "text": MAX_TEXT_BYTES}
+    with chunk_progress() as progress:
+        found = check(store, progress=progress)
+        if data_dir is None:
+            return _Outcome(found)
+        return _Outcome(found, compare(store, data_dir, found, caps=caps, progress=progress))
+
+
+def _materialized(folder: Path) -> list[Finding]:
+    """What is wrong with the files of each manifest in a folder, or that it has none."""
+    from featurestore.materialize import PREFIX, verify_materialized
+
+    names = [path.name.removesuffix(_MANIFEST) for path in sorted(folder.glob(f"*{_MANIFEST}"))]
+    prefixes = [name for name in names if not name.endswith("_labels")]
+    return [f for prefix in prefixes or [PREFIX] for f in verify_materialized(folder, prefix)]
+
+
+@dataclass(slots=True)
+class _Outcome:
+    """What was found and what was done about it.
+
+    Attributes:
+        store: what is damaged.
+        inputs: what changed, or None where nobody asked.
+        files: what is wrong with materialized files, or None where nobody asked.
+        to_make: the chunks to make after a repair, or None where there was none.
+        dropped: the same after chunks of changed inputs were dropped.
+    """
+
+    store: Verification
+    inputs: InputVerification | None = None
+    files: list[Finding] | None = None
+    to_make: list[int] | None = None
+    dropped: list[int] | None = None
+
+    def repair(self, store: Path) -> None:
+        """Drops what is damaged."""
+        from featurestore.repair import repair
+
+        self.to_make = repair(store, self.store)
+
+    def drop_changed(self, store: Path) -> None:
+        """Drops the chunks of changed inputs, if there are any."""
+        from featurestore.repair import drop_changed
+
+        if self.store.findings and self.to_make is None:
+            raise InputError(f"{store} is damaged; no chunk was dropped.\nAdd --repair.")
+        if self.inputs is not None and self.inputs.changed:
+            self.dropped = drop_changed(store, self.store, self.inputs)
+
+    @property
+    def is_bad(self) -> bool:
+        """Whether something is still not as it should be."""
+        damaged = bool(self.store.findings) and self.to_make is None
+        changed = self.inputs is not None and bool(self.inputs.changed) and self.dropped is None
+        return damaged or changed or bool(self.files)
+
+    def facts(self) -> dict[str, Any]:
+        """Everything, as plain values."""
+        to_make = self.to_make if self.dropped is None else self.dropped
+        facts: dict[str, Any] = {
+            "chunks": self.store.chunks,
+            "committed": len(self.store.committed),
+            "files": self.store.files,
+            "findings": [[f.file, f.chunk, f.problem] for f in self.store.findings],
+            "notices": self.store.notices,
+            "repaired": self.to_make is not None,
+            "to_make": self.store.missing if to_make is None else to_make,
+        }
+        if self.inputs is not None:
+            facts |= {"inputs": self.inputs.compared, "changed_inputs": self.inputs.changed}
+            facts["dropped"] = [] if self.dropped is None else self.inputs.chunks
+        if self.files is not None:
+            facts["materialized"] = [[f.file, f.problem] for f in self.files]
+        return facts
+
+    def say(self, data_dir: Path | None) -> None:
+        """The same, for a person."""
+        found = self.store
+        say(
+            f"{len(found.committed)} of {found.chunks} chunks committed, "
+            f"{found.files} files checked"
+        )
+        for notice in found.notices:
+            say(notice)
+        for finding in found.findings:
+            say(f"damaged: {finding}")
+        if self.to_make is not None:
+            say("repaired: what is damaged is not committed any more")
+            if self.to_make:
+                listed = self.to_make[:LISTED]
+                say(f"`build --resume` makes {len(self.to_make)} chunks: {listed}")
+        elif found.findings:
+            say("`verify --repair` drops damaged chunks, and `build --resume` makes them again.")
+        if self.inputs is not None:
+            self._say_inputs(self.inputs, data_dir)
+        for finding in self.files or []:
+            say(f"damaged: {finding}; `materialize` writes it again")
+
+    def _say_inputs(self, inputs: InputVerification, data_dir: Path | None) -> None:
+        unknown = (
+            f"; {inputs.unknown} were not read when the store was made" if inputs.unknown else ""
+        )
+        say(f"{inputs.compared} inputs compared with {data_dir}{unknown}")
+        for name, problem in inputs.changed:
+            say(f"changed: {name!r}: {problem}")
+        if self.dropped is not None:
+            say(f"dropped {len(inputs.chunks)} chunks; `build --resume` makes {len(self.dropped)}")
+        elif inputs.changed:
+            say("Restore them; or, if they are as they should be, --drop-changed drops their")
+            say("chunks, and `build --resume` makes these again.")
