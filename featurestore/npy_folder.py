@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 from collections.abc import Iterable
@@ -12,6 +11,7 @@ from typing import Any
 
 from featurestore.errors import InputError
 from featurestore.records import BadInput, stems_sha256
+from featurestore.stem_lists import indexed_stems
 from featurestore.store import StoreSpec, record_crc32c
 
 _MANIFEST = "_manifest.json"
@@ -128,19 +128,9 @@ class NpyFolder:
             InputError: the index is missing, or is not of these files.
         """
         path = self.path / f"{self.prefix}_aug_index.csv"
-        stems: list[str | None] = [None] * self.spec.samples
-        try:
-            with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-                for row in csv.DictReader(file):
-                    if row["view"] == "0":
-                        stems[int(row["orig_idx"])] = row["stem"]
-        except OSError as e:
-            raise InputError(f"Could not read {path}: {e.strerror or e}") from e
-        except (csv.Error, ValueError, KeyError, IndexError, TypeError) as e:
-            raise InputError(f"{path} is not an index of materialized rows: {e!r:.200}") from e
-        found = [stem for stem in stems if stem is not None]
-        if len(found) != len(stems):
-            raise InputError(f"{path} names {len(found)} of {len(stems)} samples.")
+        found = indexed_stems(path)
+        if len(found) != self.spec.samples:
+            raise InputError(f"{path} names {len(found)} of {self.spec.samples} samples.")
         if self._manifest.get("stems_sha256") not in (None, stems_sha256(found)):
             raise InputError(f"{path} names other samples than the manifest was written for.")
         return found

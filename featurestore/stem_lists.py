@@ -21,11 +21,17 @@ def stems_of(embeddings: Path, prefix: str) -> list[str]:
     """
     if (embeddings / "zarr.json").is_file():
         return FeatureStore(embeddings).stems
-    return _indexed_stems(embeddings / f"{prefix}_aug_index.csv")
+    return indexed_stems(embeddings / f"{prefix}_aug_index.csv")
 
 
-def _indexed_stems(path: Path) -> list[str]:
-    """Reads the lines of view 0; the published scripts wrote them in no order to rely on."""
+def indexed_stems(path: Path) -> list[str]:
+    """The stems that the index of materialized rows names, in the order of the samples.
+
+    Lines of view 0 are read; the published scripts wrote them in no order to rely on.
+
+    Raises:
+        InputError: there is none, it cannot be read, or it is damaged.
+    """
     found: dict[int, str] = {}
     try:
         with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
