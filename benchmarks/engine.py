@@ -56,14 +56,14 @@ def _sides(work: Path, *, quick: bool) -> None:
     }
     rows = []
     for kind, task in kinds.items():
-        samples = 32 if quick else 144 * (3 if "clip_text" in task["models"] else 1)
+        samples = 32 if quick else 96 * (2 if "clip_text" in task["models"] else 1)
         task |= {"data": str(data_folder(work, samples)), "views": VIEWS}
         laps = take_turns(
             {
                 name: _contender(name, task, work)
                 for name in ("producers alone", "backbones alone", "engine")
             },
-            rounds=1 if quick else 2,
+            rounds=1 if quick else 4,
         )
         shares = [
             engine.rate / min(producers.rate, alone.rate)

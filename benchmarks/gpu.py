@@ -253,12 +253,15 @@ def _require_no_wait(work: Work) -> None:
     ended.take()
 
 
-def _forget() -> None:
-    """Frees what the last backbone had: some hold themselves, by what is wrapped around them."""
+def _forget(device: torch.device) -> None:
+    """Frees what the last backbone had, and what drawing the weights of this one took.
+
+    Some backbones hold themselves, by what is wrapped around them.
+    """
     gc.collect()
-    if torch.cuda.is_available():
+    if device.type == "cuda":
         torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def main() -> None:
@@ -287,12 +290,12 @@ def main() -> None:
                 peaks[dtype] = matrix_rate(backbone.device, backbone.dtype)
             batch = backbones.info(feature).batch_size(device)
             samples = given.samples or choose_chunk(0, VIEWS, {feature: backbone.dim})
+            _forget(backbone.device)
             work = Work(backbone, batch, samples)
             row, minutes = measure(work, batch, peaks[dtype], seconds, rounds)
             rows.append(row)
             total += minutes
             del backbone, work
-            _forget()
     print(f"\n{table(HEAD, rows)}")
     print(
         f"\nTogether they share the device: {total / 60:.2f} hours for MM-IMDb, if producers make "

@@ -184,6 +184,11 @@ _BUILD_OPTIONS = (
         **_flag,
         help="On --resume, compare the content of all inputs that are done, however they look.",
     ),
+    click.option(
+        "--remake-changed",
+        **_flag,
+        help="With --resume, make the chunks again whose inputs changed, as when they were mended.",
+    ),
     click.option("--config", "toml", type=FOLDER, help="TOML file with any of these options."),
 )
 

@@ -39,11 +39,6 @@ _MANIFEST = "_manifest.json"
 )
 @click.option("--data-dir", type=FOLDER, help="The posters and synopses, for --verify-inputs.")
 @click.option(
-    "--drop-changed",
-    is_flag=True,
-    help="With --verify-inputs, drop the chunks of changed inputs; build --resume makes them anew.",
-)
-@click.option(
     "--materialized", type=FOLDER, help="Compare the files in this folder with their manifests too."
 )
 @json_option
@@ -53,7 +48,6 @@ def verify(
     repair: bool,
     verify_inputs: bool,
     data_dir: Path | None,
-    drop_changed: bool,
     materialized: Path | None,
     as_json: bool,
 ) -> int:
@@ -62,10 +56,7 @@ def verify(
     Exits with 1 where something is damaged, and names each file and chunk; with --verify-inputs
     also where an input is not what the store was made from, with --materialized where a file is not
     what was written. A store that is not complete yet is
-    not damaged. Nothing is changed without --repair or --drop-changed, and no input ever.
-
-    After an input was mended that a placeholder stands in for, --drop-changed and build --resume
-    give the store that a new build would.
+    not damaged. Nothing is changed without --repair, and no input ever.
 
     \b
     Example:
@@ -75,16 +66,12 @@ def verify(
 
     if verify_inputs != (data_dir is not None):
         raise ConfigError("--verify-inputs and --data-dir go together: give both or neither.")
-    if drop_changed and not verify_inputs:
-        raise ConfigError("--drop-changed needs --verify-inputs: say which inputs changed.")
     if state_of(store) != "store":
         raise InputError(f"There is no feature store at {store}.")
-    with _locked(store) if repair or drop_changed else nullcontext():
+    with _locked(store) if repair else nullcontext():
         outcome = _look(store, data_dir)
         if repair and outcome.store.findings:
             outcome.repair(store)
-        if drop_changed:
-            outcome.drop_changed(store)
     if materialized is not None:
         outcome.files = _materialized(materialized)
     if as_json:
@@ -107,14 +94,12 @@ def _locked(store: Path) -> Iterator[None]:
 def _look(store: Path, data_dir: Path | None) -> _Outcome:
     from featurestore.verify import verify as check
     from featurestore.verify_inputs import verify_inputs as compare
-    from producers.source import MAX_IMAGE_BYTES, MAX_TEXT_BYTES
 
-    caps = {"image": MAX_IMAGE_BYTES, "text": MAX_TEXT_BYTES}
     with chunk_progress() as progress:
         found = check(store, progress=progress)
         if data_dir is None:
             return _Outcome(found)
-        return _Outcome(found, compare(store, data_dir, found, caps=caps, progress=progress))
+        return _Outcome(found, compare(store, data_dir, found, progress=progress))
 
 
 def _materialized(folder: Path) -> list[Finding]:
@@ -135,14 +120,12 @@ class _Outcome:
         inputs: what changed, or None where nobody asked.
         files: what is wrong with materialized files, or None where nobody asked.
         to_make: the chunks to make after a repair, or None where there was none.
-        dropped: the same after chunks of changed inputs were dropped.
     """
 
     store: Verification
     inputs: InputVerification | None = None
     files: list[Finding] | None = None
     to_make: list[int] | None = None
-    dropped: list[int] | None = None
 
     def repair(self, store: Path) -> None:
         """Drops what is damaged."""
@@ -150,25 +133,15 @@ class _Outcome:
 
         self.to_make = repair(store, self.store)
 
-    def drop_changed(self, store: Path) -> None:
-        """Drops the chunks of changed inputs, if there are any."""
-        from featurestore.repair import drop_changed
-
-        if self.store.findings and self.to_make is None:
-            raise InputError(f"{store} is damaged; no chunk was dropped.\nAdd --repair.")
-        if self.inputs is not None and self.inputs.changed:
-            self.dropped = drop_changed(store, self.store, self.inputs)
-
     @property
     def is_bad(self) -> bool:
         """Whether something is still not as it should be."""
         damaged = bool(self.store.findings) and self.to_make is None
-        changed = self.inputs is not None and bool(self.inputs.changed) and self.dropped is None
+        changed = self.inputs is not None and bool(self.inputs.changed)
         return damaged or changed or bool(self.files)
 
     def facts(self) -> dict[str, Any]:
         """Everything, as plain values."""
-        to_make = self.to_make if self.dropped is None else self.dropped
         facts: dict[str, Any] = {
             "chunks": self.store.chunks,
             "committed": len(self.store.committed),
@@ -176,11 +149,10 @@ class _Outcome:
             "findings": [[f.file, f.chunk, f.problem] for f in self.store.findings],
             "notices": self.store.notices,
             "repaired": self.to_make is not None,
-            "to_make": self.store.missing if to_make is None else to_make,
+            "to_make": self.store.missing if self.to_make is None else self.to_make,
         }
         if self.inputs is not None:
             facts |= {"inputs": self.inputs.compared, "changed_inputs": self.inputs.changed}
-            facts["dropped"] = [] if self.dropped is None else self.inputs.chunks
         if self.files is not None:
             facts["materialized"] = [[f.file, f.problem] for f in self.files]
         return facts
@@ -215,8 +187,6 @@ class _Outcome:
         say(f"{inputs.compared} inputs compared with {data_dir}{unknown}")
         for name, problem in inputs.changed:
             say(f"changed: {name!r}: {problem}")
-        if self.dropped is not None:
-            say(f"dropped {len(inputs.chunks)} chunks; `build --resume` makes {len(self.dropped)}")
-        elif inputs.changed:
-            say("Restore them; or, if they are as they should be, --drop-changed drops their")
-            say("chunks, and `build --resume` makes these again.")
+        if inputs.changed:
+            say("Restore them; or, if they are as they should be, their chunks are made again by")
+            say("`build --resume --remake-changed`.")

@@ -25,6 +25,8 @@ _SHORT = 8
 # On a GPU a text's tokens are rounded up to a multiple: matrix products and attention read 16 bytes
 # at once, and where a length is no multiple, attention copies its mask to one that is.
 _MULTIPLE = 8
+# Raised whenever other rows or lengths share a forward pass, so that no store mixes two.
+_PLAN = "tokens-1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,11 @@ class TextBatch:
 
     rows: tuple[int, ...]
     length: int
+
+
+def batch_plan(device: str) -> str:
+    """The name of the plan that a device's batches follow, ``cpu`` or ``cuda:N``."""
+    return _PLAN if device == "cpu" else f"{_PLAN}-by-{_MULTIPLE}"
 
 
 def image_plan(rows: int, batch: int) -> list[slice]:

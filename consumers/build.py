@@ -128,6 +128,8 @@ def _writer(plan: Plan, stored: FeatureStore | None, lock: FileLock) -> StoreWri
     if stored is None:
         return stores.create(path, plan.spec, plan.fingerprint, samples, lock)
     writer = StoreWriter.of(stored, lock)
+    if plan.remade:
+        writer.ledger.drop(plan.remade)
     if plan.wanted is None:
         return writer
     if plan.wanted.made is not None:
@@ -203,7 +205,7 @@ class _Run:
             slots=self._plan.job.slots,
             fingerprint=self._writer.fingerprint,
             changed=dict(self._plan.changed),
-            notices=self._writer.notices + self._slow_paths(),
+            notices=self._writer.notices + self._remade() + self._slow_paths(),
         )
         if self._plan.confirmed:
             extend_cache(self._plan.config.store / INPUT_CACHE, self._plan.confirmed)
@@ -229,6 +231,10 @@ class _Run:
                 rows = {n: wanted.base.read_chunk(n, chunk) for n in self._writer.features}
                 entry = wanted.base.ledger[chunk]
                 self._writer.commit_chunk(chunk, rows, entry.samples, entry.changed)
+
+    def _remade(self) -> list[str]:
+        count = len(self._plan.remade)
+        return [f"{count} chunks are made again: their inputs changed"] if count else []
 
     def _slow_paths(self) -> list[str]:
         return slow_paths(self._plan.job, self._texts)

@@ -35,8 +35,8 @@ def prepare_masks(encoder: Any) -> bool:
         encoder: takes ``input_ids`` and ``attention_mask``, gives ``last_hidden_state``.
 
     Returns:
-        Whether it does now. Other kinds of encoders, and transformers before 5, take no prepared
-        mask: they are left as they are.
+        Whether it does now. Other kinds of encoders, and most of transformers before 5, take no
+        prepared mask: they are left as they are.
 
     Raises:
         RuntimeError: the GPU failed.

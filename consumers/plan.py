@@ -7,13 +7,14 @@ all before the store is touched.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
 from consumers import backbones as registry
 from consumers import declared
+from consumers.batching import batch_plan
 from consumers.extending import Extension, made_features, sample_changes, some
 from featurestore.backbone_config import BackboneConfig
 from featurestore.codecs import NONE
@@ -36,7 +37,6 @@ from producers.worker import Job
 # Raised whenever a result changes, so that no store mixes two.
 IMAGE_RECIPE = "simclr-1"
 TEXT_RECIPE = "mask-15-1"
-BATCH_PLAN = "tokens-1"
 
 INPUT_CACHE = "records/runs/inputs.jsonl"
 
@@ -61,6 +61,7 @@ class Plan:
         found: the data folder.
         stats: sizes and times of all inputs, taken before any is read.
         confirmed: those of committed samples that were read again and found unchanged.
+        remade: committed chunks that are made again, as their inputs are others now.
         backbones: per feature the loaded ``Backbone``.
         batch_sizes: rows per forward pass and feature.
         workers: producer processes.
@@ -75,6 +76,7 @@ class Plan:
     found: Scan
     stats: InputStats
     confirmed: Mapping[int, InputStat]
+    remade: Sequence[int]
     backbones: Mapping[str, Any]
     batch_sizes: Mapping[str, int]
     workers: int
@@ -97,6 +99,8 @@ def check_intent(config: BuildConfig, state: str) -> None:
     """Refuses a store that is there when nothing was said about it, and the other way round."""
     if config.append and not config.resume:
         raise ConfigError("--append adds to a store that is there: give --resume as well.")
+    if config.remake_changed and not config.resume:
+        raise ConfigError("--remake-changed goes on with a store: give --resume as well.")
     if state == "store" and not (config.resume or config.overwrite):
         raise InputError(
             f"{config.store} already holds a feature store; nothing was changed.\n"
@@ -128,15 +132,16 @@ def make_plan(
     features = made_features(config, wanted)
     for name, own in _declared(config, features).items():
         declared.check(name, own)
+    device = registry.resolve_device(config.device)
     stats = stat_inputs(found)
     confirmed: dict[int, InputStat] = {}
-    asked = _asked(config, found, features) | known.view_parts()
+    remade: list[int] = []
+    asked = _asked(config, found, features, device) | known.view_parts()
     if stored is not None:
         _check_samples(stored, found, wanted)
         known.compare(asked)
-        confirmed = _check_inputs(config, stored, found, stats)
-        _check_placeholders(config, stored)
-    device = registry.resolve_device(config.device)
+        confirmed, remade = _check_inputs(config, stored, wanted, found, stats)
+        _check_placeholders(config, stored, remade)
     kind: Fingerprint = {"device_kind": registry.device_kind(device)}
     if stored is not None:
         known.compare(kind)
@@ -162,6 +167,7 @@ def make_plan(
         found=found,
         stats=stats,
         confirmed=confirmed,
+        remade=remade,
         backbones=loaded,
         batch_sizes=batch_sizes,
         workers=workers,
@@ -258,7 +264,9 @@ def _job(config: CompleteConfig, backbones: Mapping[str, Any], workers: int) -> 
     )
 
 
-def _asked(config: CompleteConfig, found: Scan, features: Sequence[str]) -> Fingerprint:
+def _asked(
+    config: CompleteConfig, found: Scan, features: Sequence[str], device: str
+) -> Fingerprint:
     """The part of the fingerprint that is known before the backbones are."""
     return {
         "samples": len(found.samples),
@@ -267,7 +275,7 @@ def _asked(config: CompleteConfig, found: Scan, features: Sequence[str]) -> Fing
         "seed": config.seed,
         "image_recipe": IMAGE_RECIPE,
         "text_recipe": TEXT_RECIPE,
-        "batch_plan": BATCH_PLAN,
+        "batch_plan": batch_plan(device),
         "codec": config.codec,
         "features": ",".join(features),
         **{VERSION + name: version(name) for name in (*_VERSIONED, *_libraries(config, features))},
@@ -318,31 +326,52 @@ def _check_samples(stored: FeatureStore, found: Scan, wanted: Extension | None) 
 
 
 def _check_inputs(
-    config: CompleteConfig, stored: FeatureStore, found: Scan, stats: InputStats
-) -> dict[int, InputStat]:
-    """Refuses inputs of committed samples that are not what was read for them.
+    config: CompleteConfig,
+    stored: FeatureStore,
+    wanted: Extension | None,
+    found: Scan,
+    stats: InputStats,
+) -> tuple[dict[int, InputStat], list[int]]:
+    """Compares the inputs of committed samples with what was read for them.
 
     Returns:
-        Sizes and times of those that were read again, so that the next resume need not.
+        Sizes and times of those that were read again, so that the next resume need not; and the
+        chunks to make again, as ``remake_changed`` asks for.
+
+    Raises:
+        StoreMismatchError: inputs are others, and their chunks are not to be made again or cannot.
     """
     cached = {} if config.verify_inputs else read_cache(stored.path / INPUT_CACHE)
-    changed, confirmed = changed_inputs(found, stored.records, stats, cached)
-    if changed:
+    records, remake = stored.records, config.remake_changed
+    changed, confirmed = changed_inputs(found, records, stats, cached, mended=remake)
+    if not changed:
+        return confirmed, []
+    names = [repr(name) for of in changed.values() for name in of]
+    advice = ""
+    if not remake:
+        advice = "Restore them; or, if they are as they should be, add --remake-changed."
+    elif wanted is not None:
+        advice = "Restore them: what is being added is made of the same inputs as the store."
+    elif 2 * len(names) > sum(bool(r.image_sha256) + bool(r.text_sha256) for r in records):
+        advice = "These are most of them: is it the right --data-dir? If so, --overwrite the store."
+    if advice:
         raise StoreMismatchError(
             stored.path,
             "content of inputs",
             "the SHA-256 of what was read",
-            f"{len(changed)} files hold something else: {some([repr(n) for n in changed])}",
-            "Restore them; or, if they are as they should be, drop the chunks that have them with "
-            "verify --verify-inputs --drop-changed.",
+            f"{len(names)} files hold something else: {some(names)}",
+            advice,
         )
-    return confirmed
+    return confirmed, sorted({index // stored.spec.chunk for index in changed})
 
 
-def _check_placeholders(config: CompleteConfig, stored: FeatureStore) -> None:
+def _check_placeholders(
+    config: CompleteConfig, stored: FeatureStore, remade: Collection[int]
+) -> None:
     """Refuses a store that has placeholders where none are wanted."""
     if config.bad_sample == "fail":
-        refuse_bad(stored.bad_inputs, stored.samples, f"{stored.path} has placeholders for")
+        kept = [b for b in stored.bad_inputs if b.index // stored.spec.chunk not in remade]
+        refuse_bad(kept, stored.samples, f"{stored.path} has placeholders for")
 
 
 def refuse_bad(bad: Sequence[BadInput], samples: Sequence[Sample], where: str) -> None:
@@ -352,6 +381,6 @@ def refuse_bad(bad: Sequence[BadInput], samples: Sequence[Sample], where: str) -
     listed = [f"{samples[b.index].stem!r} {b.modality} {b.reason}" for b in bad]
     raise BadInputsError(
         f"{where} {len(bad)} inputs that cannot be used: {some(listed)}.\n"
-        "Mend them, drop the chunks that have them with verify --drop-changed, and go on with "
-        "--resume;\nor leave them out in another --store; or accept --bad-sample placeholder."
+        "Mend them and go on with --resume --remake-changed; or leave them out in another --store; "
+        "or accept --bad-sample placeholder."
     )

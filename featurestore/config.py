@@ -53,6 +53,8 @@ class BuildConfig:
         allow_version_change: resume although library versions or the device kind changed.
         verify_inputs: on resume, read every input of the committed samples again, not only those
             whose size or modification time differs.
+        remake_changed: on resume, make the chunks again whose inputs are others than were read,
+            instead of refusing.
         sample_timeout_s: seconds of work after which a sample counts as stuck.
     """
 
@@ -76,6 +78,7 @@ class BuildConfig:
     bad_sample: str = "placeholder"
     allow_version_change: bool = False
     verify_inputs: bool = False
+    remake_changed: bool = False
     sample_timeout_s: float = 300.0
 
     def __post_init__(self) -> None:
@@ -190,6 +193,7 @@ _TOML_TYPES: dict[str, Any] = {
     **dict.fromkeys(
         ("resume", "append", "overwrite", "allow_version_change", "verify_inputs"), bool
     ),
+    "remake_changed": bool,
     **dict.fromkeys(("views", "seed", "workers", "slots", "chunk"), int),
     **dict.fromkeys(("models", "batch_sizes", "backbones"), dict),
     "features": list,

@@ -6,10 +6,14 @@ each group up to the root counts. Both versions of control groups may be mounted
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 _PROC = Path("/proc/self")
+# Spaces and backslashes of a name.
+_OCTAL = re.compile(r"\\([0-7]{3})")
 # What a group's memory files are called: its limit, what it uses, and which part of that are
 # cached files, which give way to whoever needs the memory.
 _MEMORY = {
@@ -38,29 +42,36 @@ def process_room(proc: Path = _PROC) -> int | None:
 def _groups(controller: str, proc: Path) -> Iterator[tuple[int, Path]]:
     """Version and folder of each group that limits the process, its own first; see cgroups(7)."""
     try:
-        mounts = (proc / "mountinfo").read_text("utf-8", "surrogateescape").splitlines()
-        own = (proc / "cgroup").read_text("utf-8", "surrogateescape").splitlines()
+        mounts = (proc / "mountinfo").read_text("utf-8", "surrogateescape").split("\n")
+        own = (proc / "cgroup").read_text("utf-8", "surrogateescape").split("\n")
     except OSError:
         return
-    paths = {controllers: path for _, controllers, path in (line.split(":", 2) for line in own)}
+    paths = dict(line.split(":", 2)[1:] for line in own if line.count(":") >= 2)
     for mount in mounts:
-        where, _, what = mount.partition(" - ")
-        root, point = where.split(" ")[3:5]
-        kind, _, options = what.split(" ", 2)
-        if kind == "cgroup2":
-            version, path = 2, paths.get("")
-        elif kind == "cgroup" and controller in options.split(","):
-            version = 1
-            path = next((p for names, p in paths.items() if controller in names.split(",")), None)
-        else:
-            continue
-        if path is not None:
-            folder = PurePosixPath("/")
-            # In a container the mount may begin below the real root, or be all there is to see.
-            if PurePosixPath(path).is_relative_to(root):
-                folder /= PurePosixPath(path).relative_to(root)
-            for each in (folder, *folder.parents):
-                yield version, Path(point) / each.relative_to("/")
+        with suppress(ValueError):  # a line of another form
+            version, root, point = _mount(mount, controller)
+            names = (n for n in paths if (controller in n.split(",") if version == 1 else not n))
+            for name in names:
+                folder = PurePosixPath("/")
+                # In a container the mount may begin below the real root, or be all there is to see.
+                if PurePosixPath(paths[name]).is_relative_to(root):
+                    folder /= PurePosixPath(paths[name]).relative_to(root)
+                for each in (folder, *folder.parents):
+                    yield version, Path(point) / each.relative_to("/")
+
+
+def _mount(line: str, controller: str) -> tuple[int, str, str]:
+    """Version of control groups, root and mount point of a line of mountinfo, see proc(5).
+
+    Raises:
+        ValueError: none of them is mounted there, or none with this controller.
+    """
+    where, _, what = line.partition(" - ")
+    kind, _, options = what.split(" ", 2)
+    if kind != "cgroup2" and (kind != "cgroup" or controller not in options.split(",")):
+        raise ValueError("not of control groups")
+    root, point = (_OCTAL.sub(lambda m: chr(int(m[1], 8)), w) for w in where.split(" ")[3:5])
+    return 2 if kind == "cgroup2" else 1, root, point
 
 
 def _room(folder: Path, limit: str, used: str) -> int | None:

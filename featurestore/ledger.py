@@ -13,7 +13,7 @@ checksum anywhere else is damage.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -242,10 +242,17 @@ class Ledger:
         line = durable.read_bytes(self._root / self.FILE, self._root, start, size)
         return _checked(line)[1]
 
+    def drop(self, chunks: Collection[int]) -> None:
+        """Takes chunks out: they do not exist any more. Needs the store's lock."""
+        self._write([entry for entry in self.entries if entry.chunk not in chunks])
+
     def sort(self) -> None:
         """Brings the lines into the order of their chunks, as an undisturbed build writes them."""
         if self._in_order:
             return
-        lines = b"".join(format_entry(e) + b"\n" for e in self.entries)
+        self._write(self.entries)
+
+    def _write(self, entries: Iterable[ChunkEntry]) -> None:
+        lines = b"".join(format_entry(entry) + b"\n" for entry in entries)
         durable.replace_file(self._root / self.FILE, lines)
         self._load()

@@ -203,7 +203,11 @@ class FeatureStore:
         if hashlib.sha256(data).hexdigest() != self._samples_sha256:
             raise CorruptStoreError(SAMPLES, "its checksum does not fit its content")
         samples = SampleList(data)
-        if stems_sha256(s.stem for s in samples) != self.fingerprint.get("stems_sha256"):
+        try:
+            stems = stems_sha256(sample.stem for sample in samples)
+        except (AttributeError, TypeError, ValueError) as e:
+            raise CorruptStoreError(SAMPLES, f"it is no list of samples: {e}") from None
+        if stems != self.fingerprint.get("stems_sha256"):
             raise CorruptStoreError(SAMPLES, "its stems are not those the store was built from")
         return samples
 

@@ -214,6 +214,7 @@ class _Check:
             group.failure("trial", error)
             return group, None
         todo, share = self._target.todo(len(self._found.samples), plan.spec.views)
+        todo += sum(len(plan.spec.samples_of(chunk)) for chunk in plan.remade)
         group = forecast_group(plan, trial, todo, share)
         for notice in slow_paths(plan.job, _texts(plan)):
             what, _, advice = notice.partition(": ")
@@ -244,7 +245,7 @@ class _Check:
         if len(dims) < len(self._models):
             return None
         chunk = choose_chunk(config.chunk, config.views, dims)
-        return StoreSpec(len(self._found.samples), config.views, chunk, dims)
+        return StoreSpec(len(self._found.samples), config.views, chunk, dims, config.codec)
 
 
 def _texts(plan: Plan) -> dict[str, Any]:

@@ -25,7 +25,6 @@ from consumers.plan import Plan
 from featurestore import writer as stores
 from featurestore.errors import InterruptedBuildError
 from featurestore.samples import SampleList
-from featurestore.store import StoreSpec
 from operations.findings import Group
 from operations.reading import evenly
 
@@ -111,7 +110,8 @@ def _reduced(plan: Plan, indices: list[int], chunk: int, store: Path) -> Plan:
         found=replace(plan.found, samples=samples),
         stats=plan.stats[indices],
         confirmed={},
-        spec=StoreSpec(len(samples), plan.spec.views, chunk, plan.spec.dims),
+        remade=(),
+        spec=replace(plan.spec, samples=len(samples), chunk=chunk),
         wanted=None,
     )
 

@@ -168,7 +168,7 @@ def activation_bytes(config: Mapping[str, Any], tokens: int, batch: int, item_by
     inner = next(
         (config[k] for k in ("intermediate_size", "d_ff", "hidden_dim") if k in config), 4 * width
     )
-    pairs = 2 * int(config["num_heads"]) * tokens if config.get("model_type") == "t5" else 0
+    pairs = 2 * int(config.get("num_heads", 8)) * tokens if config.get("model_type") == "t5" else 0
     return batch * tokens * (4 * int(width) + 2 * int(inner) + pairs) * item_bytes
 
 

@@ -91,7 +91,9 @@ def changed_inputs(
     records: Iterable[SampleRecord],
     stats: InputStats,
     cached: Mapping[int, InputStat],
-) -> tuple[list[str], dict[int, InputStat]]:
+    *,
+    mended: bool = False,
+) -> tuple[dict[int, list[str]], dict[int, InputStat]]:
     """Names of inputs of committed samples that are not what was read for them.
 
     Args:
@@ -99,39 +101,46 @@ def changed_inputs(
         records: the committed samples.
         stats: what :func:`stat_inputs` says now.
         cached: what :func:`read_cache` says; empty to read everything.
+        mended: name those inputs as well that could not be read then, and can be now. They have no
+            content to compare.
 
     Returns:
-        File names, in the order of the samples, and the sizes and times to keep of those samples
-        whose inputs were read and found unchanged. An input that could not be read when its sample
-        was made has no content to compare, and is not named.
+        File names by sample, in order, and the sizes and times to keep of those samples whose
+        inputs were read and found unchanged.
     """
-    changed: list[str] = []
+    changed: dict[int, list[str]] = {}
     confirmed: dict[int, InputStat] = {}
     for record in records:
         now, kept = stat_of(stats, record.index), cached.get(record.index, _UNKNOWN)
-        if now == kept:
+        unread = {bad.modality for bad in record.bad if mended and bad.reason in source.UNREADABLE}
+        if now == kept and not unread:
             continue
         sample = found.samples[record.index]
         image, text = (
             source.image_path(found.data_dir, sample),
             source.text_path(found.data_dir, sample),
         )
-        names = [
-            path.name
-            for path, cap, digest, looks_the_same in (
-                (image, source.MAX_IMAGE_BYTES, record.image_sha256, now[:2] == kept[:2]),
-                (text, source.MAX_TEXT_BYTES, record.text_sha256, now[2:] == kept[2:]),
-            )
-            if digest and not looks_the_same and _sha256(path, cap) != digest
-        ]
-        changed += names
-        if not names:
+        names = []
+        for modality, path, cap, digest, looks_the_same in (
+            ("image", image, source.MAX_IMAGE_BYTES, record.image_sha256, now[:2] == kept[:2]),
+            ("text", text, source.MAX_TEXT_BYTES, record.text_sha256, now[2:] == kept[2:]),
+        ):
+            if digest and not looks_the_same:
+                is_changed = _sha256(path, cap) != digest
+            else:
+                is_changed = modality in unread and bool(_sha256(path, cap))
+            if is_changed:
+                names.append(path.name)
+        if names:
+            changed[record.index] = names
+        else:
             confirmed[record.index] = now
     return changed, confirmed
 
 
 def _sha256(path: Path, cap_bytes: int) -> str:
+    """Of a file's content, or empty where it cannot be read."""
     try:
         return hashlib.sha256(source.read_capped(path, cap_bytes)).hexdigest()
-    except BadSampleError as e:
-        return e.reason
+    except BadSampleError:
+        return ""

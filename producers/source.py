@@ -21,6 +21,9 @@ from featurestore.samples import SampleList
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".JPG", ".JPEG")
 TEXT_SUFFIXES = (".json", ".JSON")
 
+# What ``read_capped`` says of a file that it does not return.
+UNREADABLE = ("missing", "not-a-file", "too-large", "unreadable")
+
 MAX_IMAGE_BYTES = 256 * 2**20
 MAX_TEXT_BYTES = 16 * 2**20
 

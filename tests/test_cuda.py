@@ -74,8 +74,8 @@ def test_the_same_bytes_after_a_stop(
         time.sleep(0.001)
     process.send_signal(number)
     _, errors = process.communicate(timeout=120)
-    # On a fast GPU the rest may be done already.
-    assert process.returncode in (-signal.SIGKILL, 128 + signal.SIGTERM, 3), errors
+    # On a fast GPU the rest may be done already, and the handlers gone.
+    assert process.returncode in (-number, 128 + signal.SIGTERM, 3), errors
     build(configure(store, resume=True))
     assert tree_digest(store) == tree_digest(golden)
 
@@ -107,8 +107,7 @@ def test_every_batch_reads_its_own_rows(checkpoints: dict[str, str], feature: st
     honest, rng = model.embed, np.random.default_rng(0)
 
     def slow(*batch: torch.Tensor) -> torch.Tensor:
-        if torch.cuda.is_available():
-            torch.cuda._sleep(10_000_000)
+        torch.cuda._sleep(10_000_000)
         return honest(*batch)
 
     model.embed = slow

@@ -20,12 +20,13 @@ import pytest
 from consumers.build import build
 from consumers.plan import INPUT_CACHE
 from featurestore.config import BuildConfig
+from featurestore.errors import StoreMismatchError
 from featurestore.records import BadInput
 from featurestore.store import FeatureStore, record_crc32c
 from featurestore.verify import verify
 from tests.conftest import tree_digest
-from tests.faults.fakes import SAMPLES, config, loaded, make, make_data
-from tests.faults.harness import COUNTS, DIMS, Bench, Run, different
+from tests.faults.fakes import CHUNK, SAMPLES, VIEWS, config, loaded, make, make_data
+from tests.faults.harness import COUNTS, DIMS, NIGHTLY, Bench, Run, different
 
 # The zygote's fakes take the last part of a model's name for its weights.
 MODEL = "here/weights-1"
@@ -106,6 +107,7 @@ CASES: dict[str, list[Same | Refused]] = {
     "bad_sample": [Refused("fail", ("placeholders for 1 inputs", "0000006"), "BadInputsError")],
     "allow_version_change": [Same(True)],
     "verify_inputs": [Same(True)],
+    "remake_changed": [Same(True)],  # of a folder in which nothing changed
     "sample_timeout_s": [Same(1000.0)],
 }
 
@@ -335,6 +337,84 @@ def test_inputs_that_change_while_they_are_read(data: Path, tmp_path: Path) -> N
         assert make(copied, store, resume=True, verify_inputs=True).built == 0
         (store / INPUT_CACHE).unlink(missing_ok=True)
     assert tree_digest(store) == before
+
+
+def test_inputs_that_were_mended_are_made_again(tmp_path: Path) -> None:
+    """And no other chunk is: the store is then that of a build from the mended folder."""
+    data, store, away = make_data(tmp_path / "data"), tmp_path / "store", tmp_path / "away"
+    (data / "0000002.json").write_text('{"plot": ')
+    (data / "0000009.json").rename(away)
+
+    def take_away(event: str, _facts: Mapping[str, Any]) -> None:
+        if event == "scanned":
+            (data / "0000009.json").unlink()
+
+    shutil.copy(away, data / "0000009.json")
+    make(data, store, (take_away,))
+    assert [_facts(b) for b in FeatureStore(store).bad_inputs] == [
+        (2, "text", "not-json"),
+        (9, "text", "missing"),
+    ]
+    COUNTS["input changed"] += 2
+    before = tree_digest(store, mtimes=True)
+    (data / "0000002.json").write_text('{"plot": "w1 w2 w3"}')
+    away.rename(data / "0000009.json")
+    with pytest.raises(StoreMismatchError, match=r"'0000002\.json'.*\n.*--remake-changed"):
+        make(data, store, resume=True)
+    assert tree_digest(store, mtimes=True) == before
+    report = make(data, store, resume=True, remake_changed=True, bad_sample="fail")
+    assert report.built == 2 * CHUNK
+    make(data, tmp_path / "golden")
+    assert tree_digest(store) == tree_digest(tmp_path / "golden")
+    assert make(data, store, resume=True, remake_changed=True).built == 0
+
+
+def test_a_kill_while_mended_inputs_are_made_again(bench: Bench, store: Path) -> None:
+    """At any operation: what was dropped is missing, nothing else is, and a resume makes it."""
+    data, mended = store.parent / "data", '{"plot": "mended"}'
+    shutil.copytree(bench.data, data)
+    (data / "0000006.json").write_text(mended)
+    golden = store.parent / "mended"
+    assert bench.run([bench.build(golden, data_dir=str(data))]).kind == "done"
+    wanted = bench.value(("digest", str(golden)))
+    step = bench.build(store, data_dir=str(data), resume=True, remake_changed=True)
+    fired = 0
+    for n in range(1, 200, 1 if NIGHTLY else 9):
+        shutil.rmtree(store, ignore_errors=True)
+        shutil.copytree(bench.golden_store, store)
+        run = bench.fault(step, n, "kill")
+        if not run.fired:
+            break
+        fired += 1
+        assert verify(store).findings == [], run
+        assert len(FeatureStore(store).ledger) >= 2, run
+        again = bench.build(store, data_dir=str(data), resume=True, remake_changed=True)
+        assert bench.run([again]).kind == "done", run
+        assert different(bench.value(("digest", str(store))), wanted) == {}, run
+    assert fired > 3
+
+
+@pytest.mark.parametrize("how", ["most", "adding", "gone"])
+def test_no_chunk_is_given_up_where_it_may_be_a_mistake(
+    data: Path, golden: Path, tmp_path: Path, how: str
+) -> None:
+    copied, store = tmp_path / "data", tmp_path / "store"
+    shutil.copytree(data, copied)
+    shutil.copytree(golden, store)
+    changes: dict[str, Any] = {}
+    told = "the right --data-dir"
+    for path in sorted(copied.glob("*.json"))[: 10 if how == "most" else 1]:
+        path.write_text(json.dumps({"plot": path.stem}))
+    if how == "adding":
+        changes, told = {"views": 2 * VIEWS}, "what is being added"
+    elif how == "gone":
+        (copied / "0000005.json").unlink()
+        told = "sample list"
+    COUNTS["input changed"] += 1
+    before = tree_digest(store, mtimes=True)
+    with pytest.raises(StoreMismatchError, match=told):
+        make(copied, store, resume=True, remake_changed=True, **changes)
+    assert tree_digest(store, mtimes=True) == before
 
 
 def _facts(bad: BadInput) -> tuple[int, str, str]:

@@ -36,6 +36,7 @@ ACCEPTED = {
     "bad_sample": ["placeholder", "fail"],
     "allow_version_change": [True, False],
     "verify_inputs": [True, False],
+    "remake_changed": [True, False],
     "sample_timeout_s": [0.1, 300],
 }
 REFUSED = {
@@ -56,7 +57,7 @@ REFUSED = {
     "sample_timeout_s": [0, -1.0, math.nan, math.inf],
 }
 NOT_CHECKED = {"data_dir", "store", "resume", "overwrite", "device", "allow_version_change"}
-NOT_CHECKED |= {"append", "verify_inputs"}
+NOT_CHECKED |= {"append", "verify_inputs", "remake_changed"}
 TOML = {
     "data_dir": ('"d"', "1"),
     "store": ('"s"', "[]"),
@@ -78,6 +79,7 @@ TOML = {
     "bad_sample": ('"fail"', "true"),
     "allow_version_change": ("true", "0"),
     "verify_inputs": ("true", "1"),
+    "remake_changed": ("true", "1"),
     "sample_timeout_s": ("1.5", "true"),
 }
 NAMES = [f.name for f in fields(BuildConfig)]

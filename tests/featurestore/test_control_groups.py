@@ -91,6 +91,23 @@ def test_in_a_container_the_mount_begins_at_its_own_group(tmp_path, root, own):
     assert memory_room(proc) == GIB - 1
 
 
+def test_odd_names_and_lines(tmp_path):
+    """A line that is cut short, a form feed in a name, and what the kernel writes in octal."""
+    proc = machine(
+        tmp_path,
+        ["/ /mnt/a\x0cb rw - ext4 /dev/x rw", "/", V2.replace("{root}", r"{root}/my\040groups")],
+        ["", "7", r"0::/user\x2d1.slice"],
+        {
+            r"my groups/user\x2d1.slice/memory.max": GIB,
+            r"my groups/user\x2d1.slice/memory.current": 3,
+        },
+    )
+    assert memory_room(proc) == GIB - 3
+    root = V2.replace("/ {root}", r"/user\134x2d1.slice {root}/my\040groups/user\134x2d1.slice")
+    (proc / "mountinfo").write_text("1 2 0:3 " + root.replace("{root}", str(tmp_path / "groups")))
+    assert memory_room(proc) == GIB - 3
+
+
 @pytest.mark.parametrize("files", [{}, {"memory.max": "max"}, {"memory.max": "", "pids.max": "x"}])
 def test_no_limit(tmp_path, files):
     proc = machine(tmp_path, [V2], ["0::/"], files)

@@ -191,7 +191,7 @@ def test_a_damaged_index(world, copy):
         (whole.replace(STEMS[2], "other"), "other samples"),
         (whole[: len(whole) // 2], "of 11 samples"),
         (whole.replace("orig_idx", "original"), "is not an index"),
-        (whole.replace(f"\n8,2,0,{STEMS[2]}", f"\n8,99,0,{STEMS[2]}"), "is not an index"),
+        (whole.replace(f"\n8,2,0,{STEMS[2]}", f"\n8,99,0,{STEMS[2]}"), "not name every sample"),
     ):
         path.write_text(text)
         with pytest.raises(InputError, match=message):

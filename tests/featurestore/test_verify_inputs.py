@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from featurestore.errors import CorruptStoreError, InputError
-from featurestore.store import FeatureStore
 from featurestore.verify import verify
 from featurestore.verify_inputs import InputVerification, verify_inputs
 from tests.faults.fakes import SAMPLES, make, make_data
@@ -39,7 +38,7 @@ def data(made: tuple[Path, Path], tmp_path: Path) -> Path:
 
 
 def compare(store: Path, data: Path) -> InputVerification:
-    return verify_inputs(store, data, verify(store), caps={"image": 0, "text": 10_000})
+    return verify_inputs(store, data, verify(store))
 
 
 def test_nothing_changed(made: tuple[Path, Path], data: Path) -> None:
@@ -73,9 +72,8 @@ def folder(path: Path) -> None:
         (fifo, "not a file any more"),
         (folder, "not a file any more"),
         (lambda path: path.write_bytes(b""), f"SHA-256 {hashlib.sha256(b'').hexdigest()}, and "),
-        (lambda path: path.write_bytes(bytes(10_001)), "File too large"),
     ],
-    ids=["content", "gone", "fifo", "folder", "empty", "large"],
+    ids=["content", "gone", "fifo", "folder", "empty"],
 )
 def test_each_change_is_named(
     made: tuple[Path, Path], data: Path, change: Change, problem: str
@@ -87,25 +85,6 @@ def test_each_change_is_named(
     assert [name for name, _ in found.changed] == names
     assert all(told.startswith(problem) for _, told in found.changed)
     assert found.compared == SAMPLES + 1
-    assert found.chunks == [0, 4]
-    assert found.gone == (0 if problem.startswith("SHA") else 4)
-
-
-def test_what_could_not_be_read_and_can_be_now(tmp_path: Path) -> None:
-    data, store, away = make_data(tmp_path / "data"), tmp_path / "store", tmp_path / "away"
-
-    def take_away(event: str, _facts: object) -> None:
-        if event == "scanned":
-            (data / "0000005.json").rename(away)
-
-    make(data, store, (take_away,))
-    assert [(b.index, b.reason) for b in FeatureStore(store).bad_inputs] == [(5, "missing")]
-    found = compare(store, data)
-    assert (found.compared, found.unknown, found.changed) == (SAMPLES - 1, SAMPLES + 1, [])
-    away.rename(data / "0000005.json")
-    found = compare(store, data)
-    assert found.changed == [("0000005.json", "it could not be read, and can be now")]
-    assert (found.chunks, found.gone, found.unknown) == ([1], 0, SAMPLES)
 
 
 def test_only_committed_samples_are_compared(
