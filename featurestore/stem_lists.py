@@ -21,7 +21,13 @@ def stems_of(embeddings: Path, prefix: str) -> list[str]:
     """
     if (embeddings / "zarr.json").is_file():
         return FeatureStore(embeddings).stems
-    return indexed_stems(embeddings / f"{prefix}_aug_index.csv")
+    index = embeddings / f"{prefix}_aug_index.csv"
+    if not index.exists():
+        raise InputError(
+            f"{embeddings} is neither a store nor a folder of materialized files: there is no "
+            f"{index.name}."
+        )
+    return indexed_stems(index)
 
 
 def indexed_stems(path: Path) -> list[str]:
@@ -38,12 +44,9 @@ def indexed_stems(path: Path) -> list[str]:
             for line in csv.DictReader(file):
                 if line["view"] == "0":
                     found[int(line["orig_idx"])] = line["stem"]
-    except FileNotFoundError:
-        raise InputError(
-            f"{path.parent} is neither a store nor a folder of materialized files: there is no "
-            f"{path.name}."
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as e:
+    except OSError as e:
+        raise InputError(f"Could not read {path}: {e.strerror or e}") from e
+    except (ValueError, KeyError, TypeError, csv.Error) as e:
         raise InputError(f"{path} is not an index of materialized files: {str(e)[:200]}") from e
     if not found or sorted(found) != list(range(len(found))):
         raise InputError(f"{path} does not name every sample; run `materialize` again.")
