@@ -26,6 +26,12 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     zygote.close()
 
 
+@pytest.fixture(scope="session")
+def short(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """A bench with six chunks, more than are in hand at a time: a stop leaves some over."""
+    return Bench(tmp_path_factory.mktemp("short"), bench.zygote, views=16, chunk=2)
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
     return tmp_path / "store"

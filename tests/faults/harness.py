@@ -143,10 +143,10 @@ class Zygote:
 class Bench:
     """A data folder, a golden build of it, and runs of builds that something is done to."""
 
-    def __init__(self, folder: Path, zygote: Zygote, *, chunk: int = 4) -> None:
+    def __init__(self, folder: Path, zygote: Zygote, *, views: int = 8, chunk: int = 4) -> None:
         self.folder = folder
         self.zygote = zygote
-        self.chunk = chunk
+        self.views, self.chunk = views, chunk
         self.data = folder / "data"
         self.tokenizer = folder / "tokenizer.json"
         make_data(self.data)
@@ -170,7 +170,7 @@ class Bench:
             "data_dir": str(self.data),
             "store": str(store),
             "features": list(DIMS),
-            "views": 8,
+            "views": self.views,
             "chunk": self.chunk,
             "batch_sizes": dict.fromkeys(DIMS, 16),
             "workers": 1,
@@ -180,8 +180,9 @@ class Bench:
 
     def command(self, store: Path, *more: str) -> tuple[str, list[str]]:
         """The step of a build as a user types it."""
-        typed = ["build", "--data-dir", str(self.data), "--store", str(store), "--views", "8"]
-        typed += ["--features", ",".join(DIMS), "--chunk", str(self.chunk), "--workers", "1"]
+        typed = ["build", "--data-dir", str(self.data), "--store", str(store), "--workers", "1"]
+        typed += ["--features", ",".join(DIMS), "--views", str(self.views)]
+        typed += ["--chunk", str(self.chunk)]
         for name in DIMS:
             typed += ["--batch-size", f"{name}=16"]
         return "command", [*typed, "--device", "cpu", *more]

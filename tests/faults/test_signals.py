@@ -30,12 +30,6 @@ STARTS = [1] if NIGHTLY else [4, 19, 34]
 SOUP = ("Traceback", "Exception ignored", "most recent call")
 
 
-@pytest.fixture(scope="session")
-def short(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    """A bench with more chunks than can be in hand at a time, so that a signal leaves some over."""
-    return Bench(tmp_path_factory.mktemp("short"), bench.zygote, chunk=2)
-
-
 def signalled(bench: Bench, store: Path, n: int, names: str, *, sticky: bool = False) -> Run:
     """A build as a user types it, with signals to itself at disk operation ``n``."""
     shutil.rmtree(store, ignore_errors=True)
