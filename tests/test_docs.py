@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 import cli
+from featurestore.store import FeatureStore
 from tests.conftest import ROOT
 from tests.operations.stores import store_of
 from tools.command_reference import page
@@ -106,70 +107,69 @@ def test_what_the_readme_says_to_type_works(workplace: Path) -> None:
         run([sys.executable, "-c", code], workplace)
 
 
-@pytest.mark.usefixtures("workplace")
-def test_what_the_page_on_a_first_build_says_to_type_works(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """In this process, which has loaded the libraries, and on three samples."""
-    stems = sorted(p.stem for p in (tmp_path / "imdb/dataset").glob("*.json"))
-    split = {"train": stems[:1], "dev": stems[1:2], "test": stems[2:3]}
-    (tmp_path / "imdb/split.json").write_text(json.dumps(split))
+@pytest.fixture
+def three(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The current folder is the workplace, with three samples: their stems."""
+    data = workplace / "imdb/dataset"
+    stems = sorted(path.stem for path in data.glob("*.json"))
     for stem in stems[3:]:
-        for file in (tmp_path / "imdb/dataset").glob(f"{stem}.*"):
+        for file in data.glob(f"{stem}.*"):
             file.unlink()
-    monkeypatch.chdir(tmp_path)
-    page = ROOT / "docs/first-build.md"
-    typed = "\n".join(blocks(page, "bash")).splitlines()
-    assert [line.split()[2] for line in typed] == [
-        *("check", "build", "status", "verify", "materialize", "labels"),
-    ]
-    for line in typed:
+    split = {"train": stems[:1], "dev": stems[1:2], "test": stems[2:3]}
+    (workplace / "imdb/split.json").write_text(json.dumps(split))
+    monkeypatch.chdir(workplace)
+    return stems[:3]
+
+
+def type_here(typed: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """Runs command lines in this process, which has loaded the libraries."""
+    for line in typed.splitlines():
         python, program, *arguments = shlex.split(line)
         assert (python, program) == ("python", "cli.py")
-        with pytest.raises(SystemExit) as ended:
-            cli.main(arguments)
+        code = cli.run_command(arguments)
         output, errors = capfd.readouterr()
-        assert ended.value.code == 0, f"{line}\n{output}\n{errors}"
-    assert (tmp_path / "embeddings/mm_imdb1_globals_aug70_manifest.json").exists()
+        assert code == 0, f"{line}\n{output}\n{errors}"
+
+
+@pytest.mark.usefixtures("three")
+def test_what_the_page_on_a_first_build_says_to_type_works(
+    workplace: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    page = ROOT / "docs/first-build.md"
+    typed = "\n".join(blocks(page, "bash"))
+    assert [line.split()[2] for line in typed.splitlines()] == [
+        *("check", "build", "status", "verify", "materialize", "labels"),
+    ]
+    type_here(typed, capfd)
+    assert (workplace / "embeddings/mm_imdb1_globals_aug70_manifest.json").exists()
     (code,) = blocks(page, "python")
     exec(compile(code, str(page), "exec"), {})  # the page's own code
     losses = [float(line.split()[1]) for line in capfd.readouterr().out.splitlines()]
     assert len(losses) == 10
 
 
-def test_what_the_page_on_additions_says_to_type_works(workplace: Path) -> None:
-    store, data = workplace / "features", workplace / "imdb/dataset"
-    late = workplace / "late"
+def test_what_the_page_on_additions_says_to_type_works(
+    workplace: Path, three: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    data, late = workplace / "imdb/dataset", workplace / "late"
     late.mkdir()
-    # Three samples, of which the last comes late: each of five builds takes what it takes.
-    *others, last = sorted(path.stem for path in data.glob("*.json"))
-    for stem in others[2:]:
-        for file in data.glob(f"{stem}.*"):
-            file.unlink()
-    for file in list(data.glob(f"{last}.*")):
+    for file in list(data.glob(f"{three[-1]}.*")):
         file.rename(late / file.name)
-    first = [sys.executable, "cli.py", "build", "--data-dir", "imdb/dataset", "--store", "features"]
-    run([*first, "--features", "clip_image"], workplace)
+    base = "python cli.py build --data-dir imdb/dataset --store features --features clip_image"
     feature, views, samples, mended = blocks(ROOT / "docs/adding-later.md", "bash")
-    run(["bash", "-ec", feature], workplace)
-    run(["bash", "-ec", views], workplace)
+    type_here("\n".join([base, feature, views]), capfd)
     for file in late.iterdir():
         file.rename(data / file.name)
-    run(["bash", "-ec", samples], workplace)
-    from featurestore.store import FeatureStore
-
-    before = FeatureStore(store)
-    (data / f"{last}.json").write_text('{"plot": "mended"}')
-    run(["bash", "-ec", mended], workplace)
-    after = FeatureStore(store)
-    assert [a != b for a, b in zip(after.records, before.records, strict=True)].count(True) == 1
+    type_here(samples, capfd)
+    before = FeatureStore(workplace / "features")
+    (data / f"{three[-1]}.json").write_text('{"plot": "mended"}')
+    type_here(mended, capfd)
+    after = FeatureStore(workplace / "features")
+    assert after.records[:-1] == before.records[:-1]
+    assert before.records[-1] != after.records[-1]
     assert after.records[-1].words == 1
     spec = after.spec
-    assert (spec.samples, spec.views, list(spec.dims)) == (
-        3,
-        140,
-        ["clip_image", "blip2_text"],
-    )
+    assert (spec.samples, spec.views, list(spec.dims)) == (3, 140, ["clip_image", "blip2_text"])
 
 
 def test_what_the_page_on_looking_says_to_type_works(
