@@ -5,7 +5,9 @@
 The two sides are measured alone in the same rounds as the whole: the producers with nobody behind
 them but a loop that gives every slot back, and the backbones with one chunk's views again and
 again. Each contender is a process of its own, so that none inherits another's memory. Rates count
-from the first sample on, to the last one's commit; how long the first takes is told apart.
+from the first sample on, to the last one's commit; how long the first takes is told apart. What a
+noisy machine cannot blur is told as well: how busy the slower side was while the whole ran, by the
+producer's CPU time or by the time that the backbones did not wait.
 """
 
 from __future__ import annotations
@@ -58,13 +60,15 @@ def _sides(work: Path, *, quick: bool) -> None:
     for kind, task in kinds.items():
         samples = 32 if quick else 96 * (2 if "clip_text" in task["models"] else 1)
         task |= {"data": str(data_folder(work, samples)), "views": VIEWS}
+        busy: list[dict[str, float]] = []
         laps = take_turns(
             {
-                name: _contender(name, task, work)
+                name: _contender(name, task, work, busy)
                 for name in ("producers alone", "backbones alone", "engine")
             },
             rounds=1 if quick else 4,
         )
+        slower_busy = Spread.of(max(of.values()) for of in busy[1:])
         shares = [
             engine.rate / min(producers.rate, alone.rate)
             for producers, alone, engine in zip(
@@ -80,15 +84,21 @@ def _sides(work: Path, *, quick: bool) -> None:
                     of, laps["producers alone"], laps["backbones alone"], strict=True
                 )
             )
-            rows.append([kind, name, str(rate), str(slower)])
+            rows.append([kind, name, str(rate), str(slower), ""])
+        rows[-1][-1] = str(slower_busy)
         print(goal(f"{kind}: engine to the slower side", share.median, 0.95))
-    print(table(["backbone", "", "samples per s", "times the slower side"], rows))
+    head = ["backbone", "", "samples per s", "times the slower side", "slower side busy"]
+    print(table(head, rows))
 
 
-def _contender(name: str, task: dict[str, Any], work: Path) -> Any:
+def _contender(name: str, task: dict[str, Any], work: Path, busy: list[dict[str, float]]) -> Any:
+    """Laps of a side or of the whole, which adds to ``busy`` what share of it each side worked."""
+
     def lap() -> Lap:
         found = _child({"do": name, "store": str(work / "store"), **task})
         shutil.rmtree(work / "store", ignore_errors=True)
+        if "busy" in found:
+            busy.append(found["busy"])
         return Lap(found["samples"], found["seconds"])
 
     return lap

@@ -110,14 +110,24 @@ def _views_of_a_chunk(plan: Any) -> list[Any]:
 def _engine(task: Mapping[str, Any]) -> dict[str, Any]:
     from consumers.build import build
 
-    arrived: list[float] = []
+    arrived: list[tuple[float, float, float]] = []
 
-    def note(event: str, _facts: Mapping[str, Any]) -> None:
+    def note(event: str, facts: Mapping[str, Any]) -> None:
         if event == "sample":
-            arrived.append(time.perf_counter())
+            made = sum(map(_cpu_of, _tree()[1:]))
+            arrived.append((time.perf_counter(), facts["waited_s"], made))
 
     report = build(_config(task), [note])
-    return {"samples": report.built - 1, "seconds": time.perf_counter() - arrived[0]}
+    (begun, waited, made), (_, waited_in_all, made_in_all) = arrived[0], arrived[-1]
+    seconds = time.perf_counter() - begun
+    return {
+        "samples": report.built - 1,
+        "seconds": seconds,
+        "busy": {
+            "producers": (made_in_all - made) / seconds,
+            "backbones": 1 - (waited_in_all - waited) / seconds,
+        },
+    }
 
 
 def _transport(task: Mapping[str, Any]) -> dict[str, Any]:
