@@ -132,7 +132,9 @@ def _growth(work: Path, *, quick: bool) -> None:
         memory, cost = found["memory"], found["cost"]
         base = base or memory["100"]
         for mark, used in memory.items():
-            share = f"{cost[mark] / cost['2000']:.2f}" if {mark, "2000"} <= cost.keys() else ""
+            # The first thousand have the start-up in them.
+            late = mark in cost and int(mark) > 2000
+            share = f"{cost[mark] / cost['2000']:.2f}" if late else ""
             rows.append([f"{samples:,}", f"{int(mark):,}", f"{used / base:.3f}", share])
     head = ["samples", "at sample", "memory / first", "CPU of 1,000 / of the second 1,000"]
     print(f"memory of the tree at sample 100 of {sizes[0]:,}: {base >> 20} MiB")
