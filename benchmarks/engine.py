@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def _sides(work: Path, *, quick: bool) -> None:
-    """The whole against producers alone and backbones alone."""
+    """The whole against producers alone and backbones alone; quick, the whole by itself."""
     clip, sentence = _tiny(work / "tiny")
     kinds: dict[str, dict[str, Any]] = {
         "null": {"models": {"clip_image": ""}},
@@ -56,37 +56,25 @@ def _sides(work: Path, *, quick: bool) -> None:
         # build's own end somebody has to: in many chunks that counts for little.
         "null, tiny texts": {"models": {"clip_image": "", "clip_text": sentence}},
     }
+    sides = () if quick else ("producers alone", "backbones alone")
     rows = []
     for kind, task in kinds.items():
         samples = 32 if quick else 96 * (2 if "clip_text" in task["models"] else 1)
         task |= {"data": str(data_folder(work, samples)), "views": VIEWS}
         busy: list[dict[str, float]] = []
-        laps = take_turns(
-            {
-                name: _contender(name, task, work, busy)
-                for name in ("producers alone", "backbones alone", "engine")
-            },
-            rounds=1 if quick else 4,
-        )
-        slower_busy = Spread.of(max(of.values()) for of in busy[1:])
-        shares = [
-            engine.rate / min(producers.rate, alone.rate)
-            for producers, alone, engine in zip(
-                laps["producers alone"], laps["backbones alone"], laps["engine"], strict=True
-            )
+        contenders = {n: _contender(n, task, work, busy) for n in (*sides, "engine")}
+        laps = take_turns(contenders, rounds=1 if quick else 4)
+        slower = [
+            min(pair) for pair in zip(*([x.rate for x in laps[n]] for n in sides), strict=True)
         ]
-        share = Spread.of(shares)
         for name, of in laps.items():
-            rate = Spread.of(lap.rate for lap in of)
-            slower = Spread.of(
-                lap.rate / min(p.rate, b.rate)
-                for lap, p, b in zip(
-                    of, laps["producers alone"], laps["backbones alone"], strict=True
-                )
+            share = (
+                Spread.of(x.rate / y for x, y in zip(of, slower, strict=True)) if sides else None
             )
-            rows.append([kind, name, str(rate), str(slower), ""])
-        rows[-1][-1] = str(slower_busy)
-        print(goal(f"{kind}: engine to the slower side", share.median, 0.95))
+            rows.append([kind, name, str(Spread.of(x.rate for x in of)), str(share or ""), ""])
+        rows[-1][-1] = str(Spread.of(max(of.values()) for of in busy[1:]))
+        if share:
+            print(goal(f"{kind}: engine to the slower side", share.median, 0.95))
     head = ["backbone", "", "samples per s", "times the slower side", "slower side busy"]
     print(table(head, rows))
 
