@@ -1,7 +1,7 @@
 """Fail operation n = 1, 2, ... until a run passes: the loop by which SQLite is tested.
 
 Each case runs every ``parts``-th n, so that cases spread over processes; the default profile takes
-every n for kills and a full disk, and a sample of the rest.
+every n for kills, and a sample of the rest.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def after_build(bench: Bench, store: Path, mode: Mode, before: set[str]) -> Call
     cases(
         [
             ("kill", False, 1),
-            ("ENOSPC", False, 1),
+            ("ENOSPC", False, 2),
             ("ENOSPC", True, 4),
             ("EIO", False, 4),
             ("EIO", True, 8),
@@ -208,7 +208,7 @@ def test_overwrite(
     cases(
         [
             ("kill", False, 1),
-            ("ENOSPC", False, 1),
+            ("ENOSPC", False, 2),
             ("EIO", True, 2),
             ("short", False, 2),
             ("short", True, 4),
@@ -268,7 +268,7 @@ def damage(store: Path) -> None:
 
 @pytest.mark.parametrize(
     ("mode", "numbers"),
-    cases([("kill", False, 1), ("ENOSPC", False, 1), ("EIO", True, 1)], parts=1),
+    cases([("kill", False, 1), ("ENOSPC", False, 2), ("EIO", True, 1)], parts=1),
 )
 def test_repair(bench: Bench, store: Path, mode: Mode, numbers: range) -> None:
     """A repair that fails leaves the damage as it was or repaired; another one ends it."""
