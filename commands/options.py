@@ -114,20 +114,20 @@ data_option = click.option(
     help="Folder of <stem>.jpg posters and <stem>.json synopses.",
 )
 
-_flag: dict[str, Any] = {"is_flag": True, "default": None}  # so that --config can say otherwise
+_FLAG: dict[str, Any] = {"is_flag": True, "default": None}  # so that --config can say otherwise
 _BUILD_OPTIONS = (
     click.option("--data-dir", type=FOLDER, help="Folder of <stem>.jpg posters and <stem>.json."),
     click.option("--store", type=FOLDER, help="Folder of the feature store."),
     click.option(
         "--resume",
-        **_flag,
+        **_FLAG,
         help="Go on with the store that is there; --features or --views that a complete one lacks "
         "are added.",
     ),
     click.option(
-        "--append", **_flag, help="With --resume, add samples that come after the last one."
+        "--append", **_FLAG, help="With --resume, add samples that come after the last one."
     ),
-    click.option("--overwrite", **_flag, help="Delete the store that is there."),
+    click.option("--overwrite", **_FLAG, help="Delete the store that is there."),
     click.option(
         "--views", type=int, help="Views per sample, the clean one included.  [default: 70]"
     ),
@@ -176,17 +176,17 @@ _BUILD_OPTIONS = (
     ),
     click.option(
         "--allow-version-change",
-        **_flag,
+        **_FLAG,
         help="Resume although library versions or the kind of device changed; it is recorded.",
     ),
     click.option(
         "--verify-inputs",
-        **_flag,
+        **_FLAG,
         help="On --resume, compare the content of all inputs that are done, however they look.",
     ),
     click.option(
         "--remake-changed",
-        **_flag,
+        **_FLAG,
         help="With --resume, make the chunks again whose inputs changed, as when they were mended.",
     ),
     click.option("--config", "toml", type=FOLDER, help="TOML file with any of these options."),

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,20 +54,22 @@ def verify(
 
     Exits with 1 where something is damaged, and names each file and chunk; with --verify-inputs
     also where an input is not what the store was made from, with --materialized where a file is not
-    what was written. A store that is not complete yet is
-    not damaged. Nothing is changed without --repair, and no input ever.
+    what was written. A store that is not complete yet is not damaged. Nothing is changed without
+    --repair, and no input ever.
 
     \b
     Example:
       python cli.py verify --store features
     """
-    from featurestore.writer import state_of
+    from featurestore.writer import state_of, take_lock
 
     if verify_inputs != (data_dir is not None):
         raise ConfigError("--verify-inputs and --data-dir go together: give both or neither.")
     if state_of(store) != "store":
         raise InputError(f"There is no feature store at {store}.")
-    with _locked(store) if repair else nullcontext():
+    with ExitStack() as stack:
+        if repair:
+            stack.callback(take_lock(store).release)
         outcome = _look(store, data_dir)
         if repair and outcome.store.findings:
             outcome.repair(store)
@@ -78,17 +79,6 @@ def verify(
         click.echo(json.dumps(outcome.facts()))
     outcome.say(data_dir)
     return 1 if outcome.is_bad else 0
-
-
-@contextmanager
-def _locked(store: Path) -> Iterator[None]:
-    from featurestore.writer import take_lock
-
-    lock = take_lock(store)
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _look(store: Path, data_dir: Path | None) -> _Outcome:

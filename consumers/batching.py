@@ -44,7 +44,12 @@ class TextBatch:
 
 def batch_plan(device: str) -> str:
     """The name of the plan that a device's batches follow, ``cpu`` or ``cuda:N``."""
-    return _PLAN if device == "cpu" else f"{_PLAN}-by-{_MULTIPLE}"
+    multiple = _multiple(torch.device(device))
+    return _PLAN if multiple == 1 else f"{_PLAN}-by-{multiple}"
+
+
+def _multiple(device: torch.device) -> int:
+    return _MULTIPLE if device.type == "cuda" else 1
 
 
 def image_plan(rows: int, batch: int) -> list[slice]:
@@ -166,7 +171,7 @@ class TextBatcher(Batcher):
         self.backbone = backbone
         limit = backbone.text.max_length
         self._tokens, self._most = batch_size * limit, batch_size * _SHORT
-        self._multiple = _MULTIPLE if backbone.device.type == "cuda" else 1
+        self._multiple = _multiple(backbone.device)
         # One more column: a text's length travels behind its ids, in the same copy.
         shape = (self._tokens + self._most,)
         super().__init__(backbone, batch_size, chunk_rows, shape, torch.int32, buffers=1)

@@ -189,7 +189,7 @@ def _is_begun(wanted: Extension, config: CompleteConfig, found: Scan, new: Seque
 
 
 def _is_appended(stored: FeatureStore, found: Scan) -> bool:
-    return tuple(found.samples[: len(stored.samples)]) == tuple(stored.samples)
+    return found.samples[: len(stored.samples)] == list(stored.samples)
 
 
 def _names(sample: Sample) -> tuple[str, str, str]:

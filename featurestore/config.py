@@ -191,9 +191,16 @@ def read_toml(path: Path) -> dict[str, Any]:
 _TOML_TYPES: dict[str, Any] = {
     **dict.fromkeys(("data_dir", "store", "codec", "device", "dtype", "bad_sample"), str),
     **dict.fromkeys(
-        ("resume", "append", "overwrite", "allow_version_change", "verify_inputs"), bool
+        (
+            "resume",
+            "append",
+            "overwrite",
+            "allow_version_change",
+            "verify_inputs",
+            "remake_changed",
+        ),
+        bool,
     ),
-    "remake_changed": bool,
     **dict.fromkeys(("views", "seed", "workers", "slots", "chunk"), int),
     **dict.fromkeys(("models", "batch_sizes", "backbones"), dict),
     "features": list,

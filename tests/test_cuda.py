@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,18 +120,18 @@ def test_every_batch_reads_its_own_rows(checkpoints: dict[str, str], feature: st
         pixels = np.broadcast_to(rng.integers(0, 256, (rows, 1, 1, 3)), (rows, side, side, 3))
         pixels = pixels.astype(np.uint8)
         batcher = ImageBatcher(model, size, rows)
-        add = [lambda: batcher.add(pixels[0], pixels[1:])]
+        add = partial(batcher.add, pixels[0], pixels[1:])
         alone = [(torch.from_numpy(pixels[i : i + 1]),) for i in range(rows)]
     else:
         limit = model.text.max_length
         ids = rng.integers(3, 40, (rows, limit)).astype(np.int32)
         lengths = rng.integers(1, min(limit, 30), rows).astype(np.int32)
         batcher = TextBatcher(model, size, rows)
-        add = [lambda: batcher.add(ids, lengths)]
+        add = partial(batcher.add, ids, lengths)
         kept = [torch.from_numpy(ids[i : i + 1, :n]).long() for i, n in enumerate(lengths)]
         alone = [(row, torch.ones_like(row)) for row in kept]
     for _ in range(2):
-        add[0]()
+        add()
         found = batcher.end().take()
         with torch.inference_mode():
             expected = [honest(*(t.to(DEVICE) for t in batch)).cpu().numpy() for batch in alone]

@@ -166,7 +166,7 @@ class Export:
         whole = slice(samples[0], samples[-1] + 1)
         features = {name: self._rows(name, chunks, int(samples[0])) for name in self.dims}
         labels = None if self.labels is None else self.labels[whole]
-        stems = self.store.stems[whole]
+        stems = [sample.stem for sample in self.store.samples[whole]]
         return Block(samples, stems, self.views, features, self.bad[whole], labels)
 
     def _rows(self, name: str, chunks: Iterable[int], first: int) -> npt.NDArray[Any]:
@@ -179,8 +179,9 @@ class Export:
         narrowed, over = narrow(rows, dtype)
         if over is not None:
             sample, view, _ = over
+            stem = self.store.samples[first + sample].stem
             raise ConfigError(
-                f"{name} of sample {self.store.stems[first + sample]!r}, view {self.views[view]}, "
+                f"{name} of sample {stem!r}, view {self.views[view]}, "
                 f"holds {rows[over]:,.6g}, which is beyond {dtype}.\n"
                 "Export it with --dtype float32."
             )
