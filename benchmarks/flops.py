@@ -15,19 +15,20 @@ import torch
 from numpy.polynomial import Polynomial
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-# Dense bfloat16 and float16, without sparsity, in FLOP per second, from NVIDIA's data sheets. Words
-# of the names that torch gives; of two that fit, the first: a bare H100 or H200 is the SXM module.
+# Dense, without sparsity, in FLOP per second: bfloat16 and float16, and float32 without TF32, from
+# NVIDIA's data sheets. Words of the names that torch gives; of two that fit, the first: a bare H100
+# or H200 is the SXM module.
 MAKERS_PEAK = {
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
-    "H100": 989e12,
-    "H200 NVL": 835e12,
-    "H200": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "L40": 181e12,
-    "L4": 121e12,
-    "RTX 4090": 165e12,
+    "H100 PCIe": (756e12, 51e12),
+    "H100 NVL": (835e12, 60e12),
+    "H100": (989e12, 67e12),
+    "H200 NVL": (835e12, 60e12),
+    "H200": (989e12, 67e12),
+    "A100": (312e12, 19.5e12),
+    "L40S": (362e12, 91.6e12),
+    "L40": (181e12, 90.5e12),
+    "L4": (121e12, 30.3e12),
+    "RTX 4090": (165e12, 82.6e12),
 }
 # A part of a GPU, or a slower one of nearly the same name.
 _SLOWER = {"MIG", "Laptop", "D"}
@@ -54,13 +55,14 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     return statistics.median(laps[1:])
 
 
-def makers_peak(name: str) -> float | None:
+def makers_peak(name: str, dtype: torch.dtype) -> float | None:
     """FLOP per second that the maker states for a GPU of this name; None where it is not known."""
     words = name.replace("-", " ").split()
     if _SLOWER & set(words):
         return None
     padded = f" {' '.join(words)} "
-    return next((peak for key, peak in MAKERS_PEAK.items() if f" {key} " in padded), None)
+    found = next((peaks for key, peaks in MAKERS_PEAK.items() if f" {key} " in padded), None)
+    return None if found is None else found[dtype == torch.float32]
 
 
 def forward_flops(backbone: Any, *batch: torch.Tensor) -> int:

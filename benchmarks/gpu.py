@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from benchmarks.flops import forward_flops, makers_peak, matrix_rate, text_flops, wait_for
-from benchmarks.full_size import make_full_size
+from benchmarks.full_size import SAMPLES_OF_MMIMDB, VIEWS, draw_lengths, make_full_size
 from benchmarks.measuring import (
     Contender,
     Lap,
@@ -44,11 +44,7 @@ from consumers.committing import Committer, MadeChunk
 from featurestore.records import FEATURES
 from featurestore.store import choose_chunk
 
-VIEWS = 70
-SAMPLES_OF_MMIMDB = 25_959
 ALONE, BUILDING = "model alone", "as in a build"
-# Tokens of synopses: a log-normal whose median is 140 tokens and whose 95th percentile is 370.
-TOKENS_LOG_MEAN, TOKENS_LOG_STD = np.log(140), 0.59
 # Fields of one colour per side of an image: noise alone would look the same to a model.
 FIELDS = 7
 HEAD = (
@@ -103,8 +99,7 @@ class Work:
 
     def _make_texts(self) -> None:
         limit, batch = self.backbone.text.max_length, self._batch
-        drawn = self._rng.lognormal(TOKENS_LOG_MEAN, TOKENS_LOG_STD, self.rows)
-        self._lengths = drawn.clip(2, limit).astype(np.int32)
+        self._lengths = draw_lengths(self._rng, self.rows, limit)
         self._ids = self._rng.integers(3, 90, (self.rows, limit), dtype=np.int32)
         # A build has two as well, of which one chunk's texts are launched while the next come.
         batchers = [TextBatcher(self.backbone, batch, self.rows) for _ in range(2)]
@@ -211,8 +206,8 @@ def measure(
     speed = rate(laps[BUILDING]).median
     flops = work.useful / work.rows
     used = [f"{flops * speed / peak:.0%}"]
-    if cuda and backbone.dtype != torch.float32:
-        makers = makers_peak(torch.cuda.get_device_name(backbone.device))
+    if cuda:
+        makers = makers_peak(torch.cuda.get_device_name(backbone.device), backbone.dtype)
         used.append(f"{flops * speed / makers:.0%}" if makers else "not known")
     minutes = SAMPLES_OF_MMIMDB * VIEWS / speed / 60
     row = [

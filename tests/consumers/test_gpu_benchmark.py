@@ -13,7 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks import full_size
 from benchmarks.flops import forward_flops, makers_peak, text_flops
-from benchmarks.gpu import HEAD, VIEWS, Work, measure, require_equal
+from benchmarks.full_size import VIEWS
+from benchmarks.gpu import HEAD, Work, measure, require_equal
 from consumers import backbones
 from featurestore.records import FEATURES
 
@@ -68,24 +69,25 @@ def test_the_attention_of_cpus_is_counted(backbone: Callable[[str], Any], featur
 
 
 @pytest.mark.parametrize(
-    ("name", "peak"),
+    ("name", "half", "single"),
     [
-        ("NVIDIA H100 80GB HBM3", 989e12),
-        ("NVIDIA H100 PCIe", 756e12),
-        ("NVIDIA H100 NVL", 835e12),
-        ("NVIDIA H200", 989e12),
-        ("NVIDIA A100-SXM4-80GB", 312e12),
-        ("NVIDIA L4", 121e12),
-        ("NVIDIA L40S", 362e12),
-        ("NVIDIA GeForce RTX 4090", 165e12),
-        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
-        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
-        ("NVIDIA GH200 480GB", None),
-        ("Tesla T4", None),
+        ("NVIDIA H100 80GB HBM3", 989e12, 67e12),
+        ("NVIDIA H100 PCIe", 756e12, 51e12),
+        ("NVIDIA H100 NVL", 835e12, 60e12),
+        ("NVIDIA H200", 989e12, 67e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12, 19.5e12),
+        ("NVIDIA L4", 121e12, 30.3e12),
+        ("NVIDIA L40S", 362e12, 91.6e12),
+        ("NVIDIA GeForce RTX 4090", 165e12, 82.6e12),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None, None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None, None),
+        ("NVIDIA GH200 480GB", None, None),
+        ("Tesla T4", None, None),
     ],
 )
-def test_a_name_means_one_gpu(name: str, peak: float | None) -> None:
-    assert makers_peak(name) == peak
+def test_a_name_means_one_gpu(name: str, half: float | None, single: float | None) -> None:
+    assert makers_peak(name, torch.bfloat16) == makers_peak(name, torch.float16) == half
+    assert makers_peak(name, torch.float32) == single
 
 
 def test_images_that_differ_have_features_that_differ(
