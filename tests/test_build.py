@@ -41,7 +41,7 @@ from tests.conftest import ROOT, tree_digest
 
 # Three chunks of 16 of the 48 demo samples for all features; 12 chunks of 4 for text alone.
 ALL: dict[str, Any] = {"views": 4, "chunk": 16}
-TEXT: dict[str, Any] = {"views": 8, "chunk": 4, "features": ("clip_text",)}
+TEXT: dict[str, Any] = {"views": 8, "chunk": 4, "features": ("blip2_text",)}
 CLI = [sys.executable, str(ROOT / "cli.py")]
 
 Configure = Callable[..., BuildConfig]
@@ -550,7 +550,7 @@ def test_what_is_at_the_store_is_respected(
         ({"seed": 124}, "seed", "123", "124"),
         ({"views": 4}, "views", "8", "4"),
         ({"chunk": 8}, "chunk", "4", "8"),
-        ({"batch_sizes": {"clip_text": 5}}, "clip_text.batch_size", "32", "5"),
+        ({"batch_sizes": {"blip2_text": 5}}, "blip2_text.batch_size", "16", "5"),
     ],
 )
 def test_another_configuration_is_refused(
@@ -571,15 +571,15 @@ def test_other_weights_are_refused(
     from safetensors.torch import load_file, save_file
 
     folder = tmp_path / "same-name"
-    shutil.copytree(checkpoints["clip_text"], folder)
-    build_with = {"models": {"clip_text": str(folder)}, "resume": True}
+    shutil.copytree(checkpoints["blip2_text"], folder)
+    build_with = {"models": {"blip2_text": str(folder)}, "resume": True}
     assert build(configure(golden_text, **build_with)).built == 0  # the name does not matter
     (weights,) = folder.glob("model.safetensors")
     tensors = load_file(weights)
     first = min(tensors)
     tensors[first].view(-1)[0] += 1
     save_file(tensors, weights, {"format": "pt"})
-    refused(StoreMismatchError, configure(golden_text, **build_with), "clip_text.weights_sha256")
+    refused(StoreMismatchError, configure(golden_text, **build_with), "blip2_text.weights_sha256")
 
 
 def test_other_samples_are_refused_and_named(
@@ -607,7 +607,7 @@ def test_more_slots_than_memory(configure: Configure, tmp_path: Path) -> None:
 
 
 def test_chunks_that_do_not_fill_pages(configure: Configure, tmp_path: Path) -> None:
-    refused(ConfigError, configure(tmp_path / "s", chunk=3), "multiple of 4", "found 3")
+    refused(ConfigError, configure(tmp_path / "s", chunk=3), "multiple of 2", "found 3")
 
 
 # Bad samples ------------------------------------------------------------------------------------
@@ -675,9 +675,9 @@ def test_one_sample(configure: Configure, some_data: Path, tmp_path: Path) -> No
             path.unlink()
     report = build(configure(tmp_path / "s", data_dir=some_data, workers=3))
     assert (report.samples, report.built, report.bad) == (1, 1, [])
-    assert FeatureStore(tmp_path / "s").read_chunk("clip_text", 0).shape == (1, 8, 32)
+    assert FeatureStore(tmp_path / "s").read_chunk("blip2_text", 0).shape == (1, 8, 64)
     done = materialize(FeatureStore(tmp_path / "s"), tmp_path / "out")
-    assert np.isfinite(np.load(tmp_path / "out" / f"{PREFIX}_clip_text.npy")).all()
+    assert np.isfinite(np.load(tmp_path / "out" / f"{PREFIX}_blip2_text.npy")).all()
     assert done.files
 
 
@@ -761,7 +761,7 @@ def half_built(configure: Configure, data: Path, store: Path) -> BuildConfig:
 
     config = configure(store, data_dir=data)
     build(config)
-    (store / "clip_text" / "c.1.0.0").unlink()
+    (store / "blip2_text" / "c.1.0.0").unlink()
     lock = stores.take_lock(store)
     assert repair(store, verify(store)) == [1]
     lock.release()

@@ -276,7 +276,7 @@ def test_build_prints_json_and_nothing_else(
 ) -> None:
     store = tmp_path / "store"
     arguments = ["build", "--data-dir", demo_data / "dataset", "--store", store, "--json"]
-    arguments += ["--features", "clip_text", "--model", f"clip_text={checkpoints['clip_text']}"]
+    arguments += ["--features", "blip2_text", "--model", f"blip2_text={checkpoints['blip2_text']}"]
     arguments += ["--views", 8, "--workers", 1, "--device", "cpu", "--chunk", 16]
     done = shell(*arguments)
     assert done.returncode == 0, done.stderr
