@@ -12,11 +12,13 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks import full_size
+from benchmarks.ceiling import GPUS, emptied, flops_per_view, least_seconds
 from benchmarks.flops import forward_flops, makers_peak, text_flops
 from benchmarks.full_size import VIEWS
 from benchmarks.gpu import HEAD, Work, measure, require_equal
 from consumers import backbones
 from featurestore.records import FEATURES
+from tests.consumers.conftest import KINDS
 
 BATCH = 16
 
@@ -88,6 +90,22 @@ def test_the_attention_of_cpus_is_counted(backbone: Callable[[str], Any], featur
 def test_a_name_means_one_gpu(name: str, half: float | None, single: float | None) -> None:
     assert makers_peak(name, torch.bfloat16) == makers_peak(name, torch.float16) == half
     assert makers_peak(name, torch.float32) == single
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+def test_weights_without_values_count_as_many_flops(
+    backbone: Callable[[str], Any], tiny_folders: dict[str, Path], feature: str
+) -> None:
+    own = backbones.load(feature, str(tiny_folders[KINDS[feature]]), "cpu", "float32")
+    assert flops_per_view(emptied(own)) == pytest.approx(flops_per_view(backbone(feature)))
+
+
+def test_the_least_time_of_the_whole_set() -> None:
+    views = full_size.SAMPLES_OF_MMIMDB * VIEWS
+    for gpu in GPUS:
+        for dtype in (torch.float32, torch.bfloat16):
+            seconds = least_seconds(1e12, gpu, dtype)
+            assert views * 1e12 / seconds == pytest.approx(makers_peak(gpu, dtype))
 
 
 def test_images_that_differ_have_features_that_differ(
