@@ -24,7 +24,7 @@ from commands.options import (
 from featurestore.errors import ConfigError
 
 if TYPE_CHECKING:
-    from consumers.build import BuildReport
+    from consumers.main_loop import BuildReport
     from featurestore.config import BuildConfig
 
 DONE_WITH_BAD_SAMPLES = 3

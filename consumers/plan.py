@@ -7,7 +7,7 @@ all before the store is touched.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
@@ -15,7 +15,8 @@ from typing import Any
 from consumers import backbones as registry
 from consumers import declared
 from consumers.batching import batch_plan
-from consumers.extending import Extension, made_features, sample_changes, some
+from consumers.extending import Extension, made_features
+from consumers.resuming import Known, check_inputs, check_placeholders, check_samples
 from featurestore.backbone_config import BackboneConfig
 from featurestore.codecs import NONE
 from featurestore.config import (
@@ -23,12 +24,9 @@ from featurestore.config import (
     BuildConfig,
     CompleteConfig,
     Fingerprint,
-    compare_fingerprints,
 )
-from featurestore.errors import BadInputsError, ConfigError, InputError, StoreMismatchError
-from featurestore.records import BadInput, Sample
 from featurestore.store import FeatureStore, StoreSpec, choose_chunk
-from producers.inputs import InputStat, InputStats, changed_inputs, read_cache, stat_inputs
+from producers.inputs import InputStat, InputStats, stat_inputs
 from producers.kernels.implementations import has_compiled
 from producers.ring import require_room
 from producers.source import Scan
@@ -37,8 +35,6 @@ from producers.worker import Job
 # Raised whenever a result changes, so that no store mixes two.
 IMAGE_RECIPE = "simclr-1"
 TEXT_RECIPE = "mask-15-1"
-
-INPUT_CACHE = "records/runs/inputs.jsonl"
 
 # Their versions can change numbers; zarr's, click's and rich's cannot.
 _VERSIONED = (
@@ -95,19 +91,6 @@ class Plan:
         return parts[-1:] if self.wanted is not None and self.wanted.kind == "views" else parts
 
 
-def check_intent(config: BuildConfig, state: str) -> None:
-    """Refuses a store that is there when nothing was said about it, and the other way round."""
-    if config.append and not config.resume:
-        raise ConfigError("--append adds to a store that is there: give --resume as well.")
-    if config.remake_changed and not config.resume:
-        raise ConfigError("--remake-changed goes on with a store: give --resume as well.")
-    if state == "store" and not (config.resume or config.overwrite):
-        raise InputError(
-            f"{config.store} already holds a feature store; nothing was changed.\n"
-            "Go on with it with --resume, or start again with --overwrite, which deletes it."
-        )
-
-
 def make_plan(
     config: CompleteConfig,
     found: Scan,
@@ -128,7 +111,7 @@ def make_plan(
         ConfigError: an option, a model or the machine does not fit.
         StoreMismatchError: numbers of ``stored`` would change.
     """
-    known = _Known(config, stored, wanted)
+    known = Known(config, stored, wanted)
     features = made_features(config, wanted)
     for name, own in _declared(config, features).items():
         declared.check(name, own)
@@ -138,10 +121,10 @@ def make_plan(
     remade: list[int] = []
     asked = _asked(config, found, features, device) | known.view_parts()
     if stored is not None:
-        _check_samples(stored, found, wanted)
+        check_samples(stored, found, wanted)
         known.compare(asked)
-        confirmed, remade = _check_inputs(config, stored, wanted, found, stats)
-        _check_placeholders(config, stored, remade)
+        confirmed, remade = check_inputs(config, stored, wanted, found, stats)
+        check_placeholders(config, stored, remade)
     kind: Fingerprint = {"device_kind": registry.device_kind(device)}
     if stored is not None:
         known.compare(kind)
@@ -179,56 +162,7 @@ def make_plan(
     )
 
 
-class _Known:
-    """The fingerprints that a build must agree with: the store's, and its extension's."""
-
-    def __init__(
-        self, config: CompleteConfig, stored: FeatureStore | None, wanted: Extension | None
-    ) -> None:
-        self._config = config
-        self._stored = stored
-        self._wanted = wanted
-        self._made = None if wanted is None else wanted.made
-
-    def get(self, field: str, default: str | int) -> str | int:
-        """What the extension or else the store was begun with."""
-        for store in (self._made, self._stored):
-            if store is not None and field in store.fingerprint:
-                return store.fingerprint[field]
-        return default
-
-    def view_parts(self) -> Fingerprint:
-        """Where the parts of the views end, if they were made apart."""
-        parts = str(self._stored.fingerprint.get("view_parts", "")) if self._stored else ""
-        if self._wanted is not None and self._wanted.kind == "views":
-            parts = self._wanted.parts(self._config.views)
-        return {"view_parts": parts} if parts else {}
-
-    def compare(self, new: Fingerprint) -> dict[str, str]:
-        """Compares those fields that ``new`` holds; returns those that were allowed to differ."""
-        allow = self._config.allow_version_change
-        changed: dict[str, str] = {}
-        for store in (self._stored, self._made):
-            if store is None:
-                continue
-            wanted = self._wanted if store is self._stored else None
-            fields = {n for n in new if not _differs(wanted, n, store.fingerprint)}
-            held = {n: v for n, v in store.fingerprint.items() if n in fields}
-            asked = {n: v for n, v in new.items() if n in fields}
-            changed |= compare_fingerprints(store.path, held, asked, allow_version_change=allow)
-        return changed
-
-
-def _differs(wanted: Extension | None, field: str, stored: Fingerprint) -> bool:
-    """Whether a field of the fingerprint is the extension's own affair."""
-    if wanted is None:
-        return False
-    if field == "codec":  # one for all features, and older stores do not say it
-        return False
-    return wanted.differs(field) or (wanted.kind == "features" and field not in stored)
-
-
-def _batch_size(config: CompleteConfig, name: str, device: str, known: _Known) -> int:
+def _batch_size(config: CompleteConfig, name: str, device: str, known: Known) -> int:
     """What was asked for, else what the store was begun with, else the device's default."""
     own = config.backbones.get(name)
     asked = config.batch_sizes.get(name) or (own.batch_size if own else 0)
@@ -237,7 +171,7 @@ def _batch_size(config: CompleteConfig, name: str, device: str, known: _Known) -
     return asked or begun or default(device)
 
 
-def _load(config: CompleteConfig, name: str, device: str, known: _Known) -> Any:
+def _load(config: CompleteConfig, name: str, device: str, known: Known) -> Any:
     dtype = config.dtype
     if dtype == "auto":
         dtype = str(known.get(f"{name}.dtype", dtype)).removeprefix("torch.")
@@ -312,75 +246,3 @@ def _made_by(
         if name in config.backbones:
             fingerprint |= declared.settings(name, config.backbones[name], backbone)
     return fingerprint
-
-
-def _check_samples(stored: FeatureStore, found: Scan, wanted: Extension | None) -> None:
-    """Refuses another sample list than the one that is built from."""
-    last = stored
-    if wanted is not None and wanted.kind == "samples":
-        if wanted.made is None:
-            return
-        last = wanted.made
-    if last.samples != found.samples:
-        raise sample_changes(last, found)
-
-
-def _check_inputs(
-    config: CompleteConfig,
-    stored: FeatureStore,
-    wanted: Extension | None,
-    found: Scan,
-    stats: InputStats,
-) -> tuple[dict[int, InputStat], list[int]]:
-    """Compares the inputs of committed samples with what was read for them.
-
-    Returns:
-        Sizes and times of those that were read again, so that the next resume need not; and the
-        chunks to make again, as ``remake_changed`` asks for.
-
-    Raises:
-        StoreMismatchError: inputs are others, and their chunks are not to be made again or cannot.
-    """
-    cached = {} if config.verify_inputs else read_cache(stored.path / INPUT_CACHE)
-    records, remake = stored.records, config.remake_changed
-    changed, confirmed = changed_inputs(found, records, stats, cached, mended=remake)
-    if not changed:
-        return confirmed, []
-    names = [repr(name) for of in changed.values() for name in of]
-    advice = ""
-    if not remake:
-        advice = "Restore them; or, if they are as they should be, add --remake-changed."
-    elif wanted is not None:
-        advice = "Restore them: what is being added is made of the same inputs as the store."
-    elif 2 * len(names) > sum(bool(r.image_sha256) + bool(r.text_sha256) for r in records):
-        advice = "These are most of them: is it the right --data-dir? If so, --overwrite the store."
-    if advice:
-        raise StoreMismatchError(
-            stored.path,
-            "content of inputs",
-            "the SHA-256 of what was read",
-            f"{len(names)} files hold something else: {some(names)}",
-            advice,
-        )
-    return confirmed, sorted({index // stored.spec.chunk for index in changed})
-
-
-def _check_placeholders(
-    config: CompleteConfig, stored: FeatureStore, remade: Collection[int]
-) -> None:
-    """Refuses a store that has placeholders where none are wanted."""
-    if config.bad_sample == "fail":
-        kept = [b for b in stored.bad_inputs if b.index // stored.spec.chunk not in remade]
-        refuse_bad(kept, stored.samples, f"{stored.path} has placeholders for")
-
-
-def refuse_bad(bad: Sequence[BadInput], samples: Sequence[Sample], where: str) -> None:
-    """Raises BadInputsError where there is a bad input."""
-    if not bad:
-        return
-    listed = [f"{samples[b.index].stem!r} {b.modality} {b.reason}" for b in bad]
-    raise BadInputsError(
-        f"{where} {len(bad)} inputs that cannot be used: {some(listed)}.\n"
-        "Mend them and go on with --resume --remake-changed; or leave them out in another --store; "
-        "or accept --bad-sample placeholder."
-    )

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from consumers.build import BuildReport, run_plan
+from consumers.main_loop import BuildReport, run_plan
 from consumers.plan import Plan
 from featurestore import writer as stores
 from featurestore.errors import InterruptedBuildError

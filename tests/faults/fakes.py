@@ -18,7 +18,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from consumers import backbones
-from consumers.build import BuildReport, Observer, build
+from consumers.build import Observer, build
+from consumers.main_loop import BuildReport
 from featurestore.config import BuildConfig
 from featurestore.verify import verify
 from producers.tokens import TextSpec

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from consumers.build import build
-from consumers.plan import INPUT_CACHE
+from consumers.resuming import INPUT_CACHE
 from featurestore.config import BuildConfig
 from featurestore.errors import StoreMismatchError
 from featurestore.records import BadInput

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from consumers.build import BuildReport, build
+from consumers.build import build
 from consumers.extending import completed
+from consumers.main_loop import BuildReport
 from consumers.plan import Plan, make_plan
 from featurestore.config import BuildConfig
 from featurestore.errors import BackboneError
