@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -94,6 +95,10 @@ class Replay:
         seeds = [self.image_seed(view) for view in range(1, self.recipe.views)]
         return draws.draw(seeds, *self.poster.size)
 
+    @cached_property
+    def _prepared(self) -> Any:
+        return image_views.fastest().prepare(np.asarray(self.poster))
+
     def image_seed(self, view: int) -> int:
         """The seed of an augmented view's image."""
         return view_seed(self.recipe.seed, self.sample.index, view, "image")
@@ -124,9 +129,7 @@ class Replay:
                 return np.asarray(self.poster)
             edge = size if processor == "clip" else None
             return image_views.clean_view(self.poster, ImageSpec(size, edge))
-        image_views.apply(
-            np.asarray(self.poster), self._draws[view - 1], out, image_views.fastest()
-        )
+        image_views.apply(self._prepared, self._draws[view - 1], out, image_views.fastest())
         return out
 
     @cached_property

@@ -8,6 +8,7 @@ so neither torch nor torchvision is needed, nor does the installed Pillow matter
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,10 +90,11 @@ def clean_view(poster: Image.Image, spec: ImageSpec, kernels: Kernels | None = N
     pixels = np.asarray(poster)
     if poster.height > _STRIP * poster.width and height < poster.height:
         rows = np.empty((3, height, poster.width), np.uint8)
-        kernels.resize(pixels, (0, 0, *poster.size), spec.resample, rows)
+        kernels.resize(kernels.prepare(pixels), (0, 0, *poster.size), spec.resample, rows)
         pixels = np.ascontiguousarray(rows.transpose(1, 2, 0))
     planes = np.empty((3, height, width), np.uint8)
-    kernels.resize(pixels, (0, 0, *pixels.shape[1::-1]), spec.resample, planes)
+    box = (0, 0, *pixels.shape[1::-1])
+    kernels.resize(kernels.prepare(pixels), box, spec.resample, planes)
     return _centre(planes, spec)
 
 
@@ -124,24 +126,25 @@ def augmented_views(
     expected = (views - 1, size, size, 3)
     if out.shape != expected or out.dtype != np.uint8:
         raise ValueError(f"out must be uint8 {expected}, got {out.dtype} {out.shape}")
-    pixels = np.asarray(poster)
+    kernels = kernels or fastest()
+    prepared = kernels.prepare(np.asarray(poster))
     seeds = [view_seed(base_seed, index, view, "image") for view in range(1, views)]
     for drawn, view in zip(draws.draw(seeds, *poster.size), out, strict=True):
-        apply(pixels, drawn, view, kernels or fastest())
+        apply(prepared, drawn, view, kernels)
 
 
-def apply(poster: Pixels, drawn: ViewDraws, out: Pixels, kernels: Kernels) -> None:
+def apply(prepared: Any, drawn: ViewDraws, out: Pixels, kernels: Kernels) -> None:
     """Make one view: what was drawn, done in the paper's order.
 
     Args:
-        poster: uint8 [height, width, 3].
+        prepared: the poster, by ``kernels.prepare``.
         drawn: for a poster of this size.
         out: uint8 [S, S, 3], overwritten.
         kernels: what makes the pixels.
     """
     size = len(out)
     planes = np.empty((3, size, size), np.uint8)
-    kernels.resize(poster, drawn.box, int(Image.Resampling.BICUBIC), planes)
+    kernels.resize(prepared, drawn.box, int(Image.Resampling.BICUBIC), planes)
     if drawn.flip:
         kernels.flip(planes)
     change_colour = {

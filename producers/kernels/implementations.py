@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -22,15 +22,13 @@ Planes = npt.NDArray[np.uint8]
 class Kernels(Protocol):
     """The operations; planes are uint8 ``[3, height, width]`` and changed in place."""
 
+    def prepare(self, poster: npt.NDArray[np.uint8], /) -> Any:
+        """Uint8 ``[H, W, 3]`` in the form that ``resize`` takes, once for all views."""
+
     def resize(
-        self,
-        poster: npt.NDArray[np.uint8],
-        box: tuple[int, int, int, int],
-        filter: int,
-        planes: Planes,
-        /,
+        self, prepared: Any, box: tuple[int, int, int, int], filter: int, planes: Planes, /
     ) -> None:
-        """Resize the box (left, top, width, height) of uint8 ``[H, W, 3]`` to fill the planes."""
+        """Resize the box (left, top, width, height) of a poster to fill the planes."""
 
     def flip(self, planes: Planes, /) -> None:
         """Mirror."""

@@ -32,9 +32,17 @@ struct box {
     ptrdiff_t left, top, width, height;
 };
 
-/* resize.c: 0, or -1 without memory. */
-int resize(const uint8_t *poster, ptrdiff_t poster_width, struct box box, enum filter filter,
-           uint8_t *planes, ptrdiff_t width, ptrdiff_t height);
+/* A poster as it is resized from: three planes of its columns, one behind the other. */
+struct poster {
+    ptrdiff_t width, height;
+    ptrdiff_t pitch; /* from one column to the next */
+    uint8_t columns[];
+};
+
+/* resize.c: NULL or -1 without memory; the poster is to be freed. */
+struct poster *turned(const uint8_t *pixels, ptrdiff_t width, ptrdiff_t height);
+int resize(const struct poster *poster, struct box box, enum filter filter, uint8_t *planes,
+           ptrdiff_t width, ptrdiff_t height);
 
 /* colour.c */
 void brightness(uint8_t *planes, ptrdiff_t n, float factor);

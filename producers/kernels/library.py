@@ -21,6 +21,11 @@ Doubles = npt.NDArray[np.float64]
 _UNIT = 2.0**-24
 
 
+def prepare(poster: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """The poster as it is: Pillow takes it as such."""
+    return poster
+
+
 def resize(poster: npt.NDArray[np.uint8], box: Box, filter: int, planes: Planes) -> None:
     """Resizes the box of the poster to the planes' size, columns first as Pillow ≤ 12 does."""
     left, top, width, height = box

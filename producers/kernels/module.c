@@ -6,6 +6,9 @@
 
 #include <float.h>
 #include <math.h>
+#include <stdlib.h>
+
+#define POSTER "producers.kernels.compiled.poster" /* the name of its capsules */
 
 /* A C-contiguous buffer of this element format and number of dimensions, or -1 with an error. */
 static int take(PyObject *array, const char *name, int flags, const char *format, int dimensions,
@@ -45,38 +48,62 @@ static PyObject *done(int failed)
     Py_RETURN_NONE;
 }
 
+static void free_poster(PyObject *capsule)
+{
+    free(PyCapsule_GetPointer(capsule, POSTER));
+}
+
+static PyObject *py_prepare(PyObject *Py_UNUSED(module), PyObject *array)
+{
+    Py_buffer pixels;
+    struct poster *poster;
+    if (take(array, "poster", 0, "B", 3, &pixels) < 0)
+        return NULL;
+    const Py_ssize_t *size = pixels.shape;
+    if (size[0] < 1 || size[1] < 1 || size[2] != 3) {
+        PyBuffer_Release(&pixels);
+        PyErr_SetString(PyExc_ValueError, "poster must be [height, width, 3], not empty");
+        return NULL;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    poster = turned(pixels.buf, size[1], size[0]);
+    Py_END_ALLOW_THREADS
+    PyBuffer_Release(&pixels);
+    if (!poster)
+        return PyErr_NoMemory();
+    PyObject *capsule = PyCapsule_New(poster, POSTER, free_poster);
+    if (!capsule)
+        free(poster);
+    return capsule;
+}
+
 static PyObject *py_resize(PyObject *Py_UNUSED(module), PyObject *args)
 {
-    PyObject *poster_array, *planes_array;
+    PyObject *capsule, *planes_array;
     struct box box;
     int filter, failed = 0;
-    Py_buffer poster, planes;
-    if (!PyArg_ParseTuple(args, "O(nnnn)iO:resize", &poster_array, &box.left, &box.top, &box.width,
+    Py_buffer planes;
+    if (!PyArg_ParseTuple(args, "O(nnnn)iO:resize", &capsule, &box.left, &box.top, &box.width,
                           &box.height, &filter, &planes_array))
         return NULL;
     if (filter != BILINEAR && filter != BICUBIC)
         return PyErr_Format(PyExc_ValueError, "filter must be 2 or 3, got %d", filter);
-    if (take(poster_array, "poster", 0, "B", 3, &poster) < 0)
+    const struct poster *poster = PyCapsule_GetPointer(capsule, POSTER);
+    if (!poster || take_planes(planes_array, &planes) < 0)
         return NULL;
-    if (take_planes(planes_array, &planes) < 0) {
-        PyBuffer_Release(&poster);
-        return NULL;
-    }
-    const Py_ssize_t *size = poster.shape;
-    int inside = size[2] == 3 && box.left >= 0 && box.top >= 0 && box.width > 0 && box.height > 0 &&
-                 box.width <= size[1] && box.left <= size[1] - box.width &&
-                 box.height <= size[0] && box.top <= size[0] - box.height;
+    int inside = box.left >= 0 && box.top >= 0 && box.width > 0 && box.height > 0 &&
+                 box.width <= poster->width && box.left <= poster->width - box.width &&
+                 box.height <= poster->height && box.top <= poster->height - box.height;
     if (inside) {
         Py_BEGIN_ALLOW_THREADS
-        failed = resize(poster.buf, size[1], box, (enum filter)filter, planes.buf, planes.shape[2],
+        failed = resize(poster, box, (enum filter)filter, planes.buf, planes.shape[2],
                         planes.shape[1]);
         Py_END_ALLOW_THREADS
     }
     PyBuffer_Release(&planes);
-    PyBuffer_Release(&poster);
     if (inside)
         return done(failed);
-    PyErr_SetString(PyExc_ValueError, "poster must be [height, width, 3] and hold the box");
+    PyErr_SetString(PyExc_ValueError, "the box must lie in the poster");
     return NULL;
 }
 
@@ -213,6 +240,7 @@ static PyObject *py_interleave(PyObject *Py_UNUSED(module), PyObject *args)
 }
 
 static PyMethodDef methods[] = {
+    {"prepare", py_prepare, METH_O, NULL},
     {"resize", py_resize, METH_VARARGS, NULL},
     {"flip", py_flip, METH_O, NULL},
     {"brightness", py_brightness, METH_VARARGS, NULL},

@@ -13,7 +13,11 @@
 #define HALF (1 << (PRECISION - 1))
 #define LOW_BITS 11
 #define LOW_MASK ((1 << LOW_BITS) - 1)
-#define LANES 32 /* a side of the blocks that are turned, and neighbours that are summed at once */
+#define LANES 32  /* a side of the blocks that are turned, and neighbours that are summed at once */
+#define STRIP 512 /* rows whose columns are resized at a time */
+#ifndef MANYVIEWS_LANES
+#define MANYVIEWS_LANES 64 /* the most neighbours that a vector may hold; tests build it with less */
+#endif
 
 /* Which input pixels make an output pixel, and with which share. */
 struct coefficients {
@@ -132,6 +136,34 @@ static void sum_pairs(const uint8_t *in, ptrdiff_t stride, const int32_t *pairs,
     __m256i second = _mm256_packs_epi32(high[2], high[3]);
     _mm256_storeu_si256((__m256i *)out, _mm256_packus_epi16(first, second));
 }
+
+/* The same for twice as many, by an instruction that adds to the sum so far as well. */
+__attribute__((target("avx512bw,avx512vnni")))
+static void sum_wide_pairs(const uint8_t *in, ptrdiff_t stride, const int32_t *pairs, ptrdiff_t count,
+                     uint8_t *out)
+{
+    const __m512i zero = _mm512_setzero_si512();
+    __m512i high[4] = {zero, zero, zero, zero}, low[4] = {zero, zero, zero, zero};
+    for (ptrdiff_t k = 0; k < count; k += 2, in += 2 * stride) {
+        __m512i one = _mm512_loadu_si512(in);
+        __m512i two = k + 1 < count ? _mm512_loadu_si512(in + stride) : zero;
+        __m512i first = _mm512_unpacklo_epi8(one, two), second = _mm512_unpackhi_epi8(one, two);
+        __m512i taps[4] = {_mm512_unpacklo_epi8(first, zero), _mm512_unpackhi_epi8(first, zero),
+                           _mm512_unpacklo_epi8(second, zero), _mm512_unpackhi_epi8(second, zero)};
+        for (int i = 0; i < 4; i++) {
+            high[i] = _mm512_dpwssd_epi32(high[i], taps[i], _mm512_set1_epi32(pairs[k]));
+            low[i] = _mm512_dpwssd_epi32(low[i], taps[i], _mm512_set1_epi32(pairs[k + 1]));
+        }
+    }
+    for (int i = 0; i < 4; i++) {
+        low[i] = _mm512_add_epi32(low[i], _mm512_set1_epi32(HALF));
+        high[i] = _mm512_add_epi32(_mm512_slli_epi32(high[i], LOW_BITS), low[i]);
+        high[i] = _mm512_srai_epi32(high[i], PRECISION);
+    }
+    __m512i first = _mm512_packs_epi32(high[0], high[1]);
+    __m512i second = _mm512_packs_epi32(high[2], high[3]);
+    _mm512_storeu_si512(out, _mm512_packus_epi16(first, second));
+}
 #endif
 
 /* out[j] = sum of shares[k] * in[k * stride + j], rounded and clipped, for n neighbours j. */
@@ -156,7 +188,12 @@ static void combine(const struct coefficients *c, ptrdiff_t i, const uint8_t *in
     ptrdiff_t j = 0;
     in += c->first[i] * stride;
 #ifdef __x86_64__
-    for (; j + LANES <= n && __builtin_cpu_supports("avx2"); j += LANES)
+    int wide = MANYVIEWS_LANES >= 64 && __builtin_cpu_supports("avx512bw") &&
+               __builtin_cpu_supports("avx512vnni");
+    for (; j + 2 * LANES <= n && wide; j += 2 * LANES)
+        sum_wide_pairs(in + j, stride, c->pairs + i * c->most, c->count[i], out + j);
+    int vectors = MANYVIEWS_LANES >= 32 && __builtin_cpu_supports("avx2");
+    for (; j + LANES <= n && vectors; j += LANES)
         sum_pairs(in + j, stride, c->pairs + i * c->most, c->count[i], out + j);
 #endif
     for (; j < n; j += LANES)
@@ -173,14 +210,14 @@ static inline void copy(uint8_t *to, const uint8_t *from, ptrdiff_t n)
         memcpy(to, from, (size_t)n);
 }
 
-/* Rows become columns: LANES rows of n bytes, of which the first `high` are there, to n rows of
- * LANES. An index of a block is five bits of its row and five of its column. Dealing the block's
- * two halves out in turn moves each bit up by one and the highest to the end: after five times,
- * rows and columns have changed places. */
+/* Rows become columns: `high` rows of n bytes, to n rows of LANES, of which the first `high` are
+ * told. An index of a block is five bits of its row and five of its column. Dealing the block's two
+ * halves out in turn moves each bit up by one and the highest to the end: after five times, rows
+ * and columns have changed places. */
 static void turn(const uint8_t *from, ptrdiff_t pitch, ptrdiff_t high, ptrdiff_t n, uint8_t *to)
 {
     enum { HALF_BLOCK = LANES * LANES / 2 };
-    uint8_t blocks[2][2 * HALF_BLOCK];
+    uint8_t blocks[2][2 * HALF_BLOCK] = {{0}};
     for (ptrdiff_t x = 0; x < n; x += LANES) {
         ptrdiff_t wide = n - x < LANES ? n - x : LANES;
         for (ptrdiff_t y = 0; y < high; y++)
@@ -197,42 +234,61 @@ static void turn(const uint8_t *from, ptrdiff_t pitch, ptrdiff_t high, ptrdiff_t
     }
 }
 
-/* Columns of up to LANES rows of the box: they are turned, so that the sums of all rows are one
- * vector, and turned back, into lines of three planes' rows. */
-static void resize_columns(const uint8_t *rows, ptrdiff_t pitch, ptrdiff_t from, ptrdiff_t height,
-                           const struct coefficients *c, uint8_t *turned, uint8_t *lines,
-                           ptrdiff_t to)
+struct poster *turned(const uint8_t *pixels, ptrdiff_t width, ptrdiff_t height)
 {
-    turn(rows, pitch, height, 3 * from, turned);
-    for (ptrdiff_t i = 0; i < to; i += LANES) {
-        ptrdiff_t wide = to - i < LANES ? to - i : LANES;
-        uint8_t columns[LANES][3 * LANES], back[LANES * LANES];
+    /* Columns may be read up to LANES behind their end. An odd number of cache lines apart, they
+     * do not all compete for the same few places of the cache. */
+    ptrdiff_t pitch = (height + LANES + 63) / 64 * 64 | 64, plane = width * pitch;
+    struct poster *poster = calloc(1, sizeof *poster + (size_t)(3 * plane));
+    uint8_t *strip = malloc((size_t)(3 * width * LANES));
+    if (!poster || !strip) {
+        free(poster);
+        free(strip);
+        return NULL;
+    }
+    *poster = (struct poster){.width = width, .height = height, .pitch = pitch};
+    for (ptrdiff_t y = 0; y < height; y += LANES) {
+        ptrdiff_t high = height - y < LANES ? height - y : LANES;
+        turn(pixels + y * 3 * width, 3 * width, high, 3 * width, strip);
+        for (ptrdiff_t x = 0; x < width; x++)
+            for (int p = 0; p < 3; p++)
+                memcpy(poster->columns + p * plane + x * pitch + y, strip + (3 * x + p) * LANES, LANES);
+    }
+    free(strip);
+    return poster;
+}
+
+/* The columns of up to STRIP rows from `from` on, which are those of one plane, become lines that
+ * are three planes' rows apart. */
+static void resize_columns(const uint8_t *from, ptrdiff_t pitch, ptrdiff_t rows,
+                           const struct coefficients *c, uint8_t *lines, ptrdiff_t width)
+{
+    uint8_t columns[LANES][STRIP], back[STRIP * LANES];
+    ptrdiff_t whole = (rows + LANES - 1) / LANES * LANES;
+    for (ptrdiff_t i = 0; i < width; i += LANES) {
+        ptrdiff_t wide = width - i < LANES ? width - i : LANES;
         for (ptrdiff_t k = 0; k < wide; k++)
-            combine(c, i + k, turned, 3 * LANES, columns[k], 3 * LANES);
-        for (int p = 0; p < 3; p++) {
-            turn(columns[0] + p * LANES, 3 * LANES, wide, height, back);
-            for (ptrdiff_t y = 0; y < height; y++)
-                copy(lines + (y * 3 + p) * to + i, back + y * LANES, wide);
-        }
+            combine(c, i + k, from, pitch, columns[k], whole);
+        turn(columns[0], STRIP, wide, rows, back);
+        for (ptrdiff_t y = 0; y < rows; y++)
+            copy(lines + y * 3 * width + i, back + y * LANES, wide);
     }
 }
 
-int resize(const uint8_t *poster, ptrdiff_t poster_width, struct box box, enum filter filter,
-           uint8_t *planes, ptrdiff_t width, ptrdiff_t height)
+int resize(const struct poster *poster, struct box box, enum filter filter, uint8_t *planes,
+           ptrdiff_t width, ptrdiff_t height)
 {
     struct coefficients across = {0}, down = {0};
-    uint8_t *turned = calloc((size_t)box.width, 3 * LANES);
     uint8_t *lines = malloc((size_t)(box.height * 3 * width));
-    int failed = !turned || !lines || compute(&across, filter, box.width, width) ||
+    int failed = !lines || compute(&across, filter, box.width, width) ||
                  compute(&down, filter, box.height, height);
     if (!failed) {
-        const uint8_t *corner = poster + (box.top * poster_width + box.left) * 3;
-        for (ptrdiff_t y = 0; y < box.height; y += LANES) {
-            ptrdiff_t left = box.height - y;
-            resize_columns(corner + y * poster_width * 3, poster_width * 3, box.width,
-                           left < LANES ? left : LANES, &across, turned, lines + y * 3 * width,
-                           width);
-        }
+        ptrdiff_t pitch = poster->pitch;
+        for (ptrdiff_t y = 0; y < box.height; y += STRIP)
+            for (int p = 0; p < 3; p++)
+                resize_columns(poster->columns + (p * poster->width + box.left) * pitch + box.top + y,
+                               pitch, box.height - y < STRIP ? box.height - y : STRIP, &across,
+                               lines + (y * 3 + p) * width, width);
         for (ptrdiff_t i = 0; i < height; i++)
             for (int p = 0; p < 3; p++)
                 combine(&down, i, lines + p * width, 3 * width, planes + (p * height + i) * width,
@@ -240,7 +296,6 @@ int resize(const uint8_t *poster, ptrdiff_t poster_width, struct box box, enum f
     }
     release(across);
     release(down);
-    free(turned);
     free(lines);
     return failed ? -1 : 0;
 }

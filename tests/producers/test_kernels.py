@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +24,8 @@ from producers.kernels.exponential import (
     weight_arguments,
 )
 from producers.kernels.implementations import has_compiled, implementation
+from tests.conftest import ROOT
+from tests.producers.fuzz_kernels import load
 from tests.producers.reference import recipes_exp
 
 needs_compiler = pytest.mark.skipif(not has_compiled(), reason="no compiler built the kernels")
@@ -47,6 +53,28 @@ def test_both_implementations_make_the_same_views(shape: tuple[int, int], size: 
         made.append((out, *clean))
     for compiled, by_library in zip(*made, strict=True):
         np.testing.assert_array_equal(compiled, by_library)
+
+
+@needs_compiler
+@pytest.mark.parametrize("lanes", [0, 32])
+def test_processors_with_narrower_vectors_make_the_same(tmp_path: Path, lanes: int) -> None:
+    if shutil.which("gcc") is None or not Path(sysconfig.get_path("include"), "Python.h").exists():
+        pytest.skip("gcc or Python's headers are not installed")
+    built = tmp_path / "compiled.so"
+    sources = sorted((ROOT / "producers/kernels").glob("*.c"))
+    flags = ["-std=c11", "-O1", "-fPIC", "-ffp-contract=off", "-DMANYVIEWS_ONE_VERSION"]
+    flags += [f"-DMANYVIEWS_LANES={lanes}", f"-I{sysconfig.get_path('include')}"]
+    subprocess.run(["gcc", "-shared", *flags, *sources, "-lm", "-o", built], check=True)
+    narrow, kernels = load(str(built)), implementation(compiled_code=True)
+    rng = np.random.default_rng(lanes)
+    for height, width in ((1, 1), (31, 33), (700, 64), (90, 1100), (1030, 97)):
+        poster = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        for box in ((0, 0, width, height), (width // 3, height // 2, (width + 1) // 2, 1)):
+            for side in (1, 31, 97, 224):
+                found, expected = np.zeros((2, 3, side, side), np.uint8)
+                narrow.resize(narrow.prepare(poster), box, 3, found)
+                kernels.resize(kernels.prepare(poster), box, 3, expected)
+                np.testing.assert_array_equal(found, expected)
 
 
 @needs_compiler
@@ -93,7 +121,8 @@ def test_blur_weights_are_torchvisions(sigma: float) -> None:
 def test_buffers_that_do_not_fit_are_refused() -> None:
     kernels = implementation(compiled_code=True)
     planes = np.zeros((3, 8, 9), np.uint8)
-    poster = np.zeros((5, 6, 3), np.uint8)
+    pixels = np.zeros((5, 6, 3), np.uint8)
+    poster = kernels.prepare(pixels)
     weights = np.full(3, 1 / 3, np.float32)
     read_only = planes.copy()
     read_only.flags.writeable = False
@@ -105,7 +134,12 @@ def test_buffers_that_do_not_fit_are_refused() -> None:
         lambda: kernels.resize(poster, (0, 0, 7, 5), 3, planes),
         lambda: kernels.resize(poster, (-1, 0, 5, 5), 3, planes),
         lambda: kernels.resize(poster, (0, 0, 0, 5), 3, planes),
-        lambda: kernels.resize(poster[..., :2], (0, 0, 5, 5), 3, planes),
+        lambda: kernels.resize(poster, (0, 1, 5, 5), 3, planes),
+        lambda: kernels.resize(pixels, (0, 0, 5, 5), 3, planes),
+        lambda: kernels.resize(None, (0, 0, 5, 5), 3, planes),
+        lambda: kernels.prepare(pixels[..., :2]),
+        lambda: kernels.prepare(pixels[:0]),
+        lambda: kernels.prepare(pixels[:, ::2]),
         lambda: kernels.blur(planes, weights.astype(np.float64)),
         lambda: kernels.blur(planes, weights[:2]),
         lambda: kernels.interleave(planes, np.zeros((8, 8, 3), np.uint8)),
