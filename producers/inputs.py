@@ -101,8 +101,9 @@ def changed_inputs(
         records: the committed samples.
         stats: what :func:`stat_inputs` says now.
         cached: what :func:`read_cache` says; empty to read everything.
-        mended: name those inputs as well that could not be read then, and can be now. They have no
-            content to compare.
+        mended: name those inputs as well that could not be read then, and can be now; and those
+            that ended their producer, where the file looks different. They have no content to
+            compare.
 
     Returns:
         File names by sample, in order, and the sizes and times to keep of those samples whose
@@ -112,7 +113,10 @@ def changed_inputs(
     confirmed: dict[int, InputStat] = {}
     for record in records:
         now, kept = stat_of(stats, record.index), cached.get(record.index, _UNKNOWN)
-        unread = {bad.modality for bad in record.bad if mended and bad.reason in source.UNREADABLE}
+        unread, ended = (
+            {bad.modality for bad in record.bad if mended and bad.reason in reasons}
+            for reasons in (source.UNREADABLE, source.ENDED)
+        )
         if now == kept and not unread:
             continue
         sample = found.samples[record.index]
@@ -129,6 +133,7 @@ def changed_inputs(
                 is_changed = _sha256(path, cap) != digest
             else:
                 is_changed = modality in unread and bool(_sha256(path, cap))
+                is_changed |= modality in ended and not looks_the_same
             if is_changed:
                 names.append(path.name)
         if names:

@@ -23,6 +23,8 @@ TEXT_SUFFIXES = (".json", ".JSON")
 
 # What ``read_capped`` says of a file that it does not return.
 UNREADABLE = ("missing", "not-a-file", "too-large", "unreadable")
+# What is said of an input that ended the producers which tried it.
+ENDED = ("killed", "timeout")
 
 MAX_IMAGE_BYTES = 256 * 2**20
 MAX_TEXT_BYTES = 16 * 2**20

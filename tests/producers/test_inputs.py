@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from featurestore.records import SampleRecord
+from featurestore.records import BadInput, SampleRecord
 from producers import source
 from producers.inputs import changed_inputs, extend_cache, read_cache, stat_inputs, stat_of
 from producers.source import scan
@@ -105,6 +105,22 @@ def test_an_input_that_could_not_be_read_has_nothing_to_compare(folder):
     records = [SampleRecord(r.index, "", r.text_sha256, 1) for r in records_of(folder)]
     (folder / "1.jpg").write_bytes(b"mended")
     assert check(folder, records, {}) == []
+
+
+@pytest.mark.parametrize("reason", ["killed", "timeout"])
+def test_an_input_that_ended_its_producer_is_tried_again_once_it_looks_different(folder, reason):
+    records, cached = records_of(folder), kept(folder)
+    bad = (BadInput(1, "image", reason, "twice"),)
+    records[1] = SampleRecord(1, "", records[1].text_sha256, 1, bad)
+
+    def mended(cached):
+        found = scan(folder)
+        return changed_inputs(found, records, stat_inputs(found), cached, mended=True)[0]
+
+    assert mended(cached) == {}
+    (folder / "1.jpg").write_bytes(b"a poster that can be decoded")
+    assert mended(cached) == mended({}) == {1: ["1.jpg"]}
+    assert check(folder, records, cached) == []  # only where it is asked for
 
 
 def test_only_committed_samples_are_compared(folder):
