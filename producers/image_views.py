@@ -90,11 +90,10 @@ def clean_view(poster: Image.Image, spec: ImageSpec, kernels: Kernels | None = N
     pixels = np.asarray(poster)
     if poster.height > _STRIP * poster.width and height < poster.height:
         rows = np.empty((3, height, poster.width), np.uint8)
-        kernels.resize(kernels.prepare(pixels), (0, 0, *poster.size), spec.resample, rows)
+        _resize_whole(kernels, pixels, spec.resample, rows)
         pixels = np.ascontiguousarray(rows.transpose(1, 2, 0))
     planes = np.empty((3, height, width), np.uint8)
-    box = (0, 0, *pixels.shape[1::-1])
-    kernels.resize(kernels.prepare(pixels), box, spec.resample, planes)
+    _resize_whole(kernels, pixels, spec.resample, planes)
     return _centre(planes, spec)
 
 
@@ -144,9 +143,7 @@ def apply(prepared: Any, drawn: ViewDraws, out: Pixels, kernels: Kernels) -> Non
     """
     size = len(out)
     planes = np.empty((3, size, size), np.uint8)
-    kernels.resize(prepared, drawn.box, int(Image.Resampling.BICUBIC), planes)
-    if drawn.flip:
-        kernels.flip(planes)
+    kernels.resize(prepared, drawn.box, int(Image.Resampling.BICUBIC), drawn.flip, planes)
     change_colour = {
         "brightness": kernels.brightness,
         "contrast": kernels.contrast,
@@ -170,6 +167,12 @@ def warm_up() -> None:
 def fastest() -> Kernels:
     """The C kernels where they were built, else the libraries'."""
     return implementation(compiled_code=has_compiled())
+
+
+def _resize_whole(kernels: Kernels, poster: Pixels, filter: int, planes: Pixels) -> None:
+    """Resize all of uint8 [height, width, 3] to fill the planes."""
+    box = (0, 0, poster.shape[1], poster.shape[0])
+    kernels.resize(kernels.prepare(poster), box, filter, False, planes)
 
 
 def _centre(planes: Pixels, spec: ImageSpec) -> Pixels:

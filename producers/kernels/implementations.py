@@ -26,12 +26,15 @@ class Kernels(Protocol):
         """Uint8 ``[H, W, 3]`` in the form that ``resize`` takes, once for all views."""
 
     def resize(
-        self, prepared: Any, box: tuple[int, int, int, int], filter: int, planes: Planes, /
+        self,
+        prepared: Any,
+        box: tuple[int, int, int, int],
+        filter: int,
+        mirrored: bool,
+        planes: Planes,
+        /,
     ) -> None:
         """Resize the box (left, top, width, height) of a poster to fill the planes."""
-
-    def flip(self, planes: Planes, /) -> None:
-        """Mirror."""
 
     def brightness(self, planes: Planes, factor: float, /) -> None:
         """Blend with black."""

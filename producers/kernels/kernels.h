@@ -41,8 +41,8 @@ struct poster {
 
 /* resize.c: NULL or -1 without memory; the poster is to be freed. */
 struct poster *turned(const uint8_t *pixels, ptrdiff_t width, ptrdiff_t height);
-int resize(const struct poster *poster, struct box box, enum filter filter, uint8_t *planes,
-           ptrdiff_t width, ptrdiff_t height);
+int resize(const struct poster *poster, struct box box, enum filter filter, int mirrored,
+           uint8_t *planes, ptrdiff_t width, ptrdiff_t height);
 
 /* colour.c */
 void brightness(uint8_t *planes, ptrdiff_t n, float factor);
@@ -54,7 +54,6 @@ void gray(uint8_t *planes, ptrdiff_t n);
 void hue(uint8_t *planes, ptrdiff_t n, float factor);
 
 /* layout.c */
-void flip(uint8_t *planes, ptrdiff_t width, ptrdiff_t rows);
 void interleave(const uint8_t *planes, ptrdiff_t n, uint8_t *pixels);
 
 /* blur.c: weights are those of one dimension, an odd number of them; 0, or -1 without memory. */

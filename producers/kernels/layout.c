@@ -1,19 +1,6 @@
 /* Moving pixels without changing them. */
 #include "kernels.h"
 
-/* Mirrors every row. */
-void flip(uint8_t *planes, ptrdiff_t width, ptrdiff_t rows)
-{
-    for (ptrdiff_t y = 0; y < rows; y++) {
-        uint8_t *left = planes + y * width, *right = left + width - 1;
-        for (; left < right; left++, right--) {
-            uint8_t pixel = *left;
-            *left = *right;
-            *right = pixel;
-        }
-    }
-}
-
 /* Planes of n bytes to pixels of three. */
 VECTORISED
 void interleave(const uint8_t *planes, ptrdiff_t n, uint8_t *restrict pixels)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageEnhance, ImageOps
 
 Box = tuple[int, int, int, int]
 Planes = npt.NDArray[np.uint8]
@@ -26,18 +26,16 @@ def prepare(poster: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return poster
 
 
-def resize(poster: npt.NDArray[np.uint8], box: Box, filter: int, planes: Planes) -> None:
+def resize(
+    poster: npt.NDArray[np.uint8], box: Box, filter: int, mirrored: bool, planes: Planes
+) -> None:
     """Resizes the box of the poster to the planes' size, columns first as Pillow ≤ 12 does."""
     left, top, width, height = box
     part = np.ascontiguousarray(poster[top : top + height, left : left + width])
     columns, rows = planes.shape[2], planes.shape[1]
     across = Image.fromarray(part).resize((columns, height), Image.Resampling(filter))
-    _store(across.resize((columns, rows), Image.Resampling(filter)), planes)
-
-
-def flip(planes: Planes) -> None:
-    """Mirrors every row."""
-    planes[...] = planes[:, :, ::-1].copy()
+    resized = across.resize((columns, rows), Image.Resampling(filter))
+    _store(ImageOps.mirror(resized) if mirrored else resized, planes)
 
 
 def brightness(planes: Planes, factor: float) -> None:

@@ -81,10 +81,10 @@ static PyObject *py_resize(PyObject *Py_UNUSED(module), PyObject *args)
 {
     PyObject *capsule, *planes_array;
     struct box box;
-    int filter, failed = 0;
+    int filter, mirrored, failed = 0;
     Py_buffer planes;
-    if (!PyArg_ParseTuple(args, "O(nnnn)iO:resize", &capsule, &box.left, &box.top, &box.width,
-                          &box.height, &filter, &planes_array))
+    if (!PyArg_ParseTuple(args, "O(nnnn)ipO:resize", &capsule, &box.left, &box.top, &box.width,
+                          &box.height, &filter, &mirrored, &planes_array))
         return NULL;
     if (filter != BILINEAR && filter != BICUBIC)
         return PyErr_Format(PyExc_ValueError, "filter must be 2 or 3, got %d", filter);
@@ -96,7 +96,7 @@ static PyObject *py_resize(PyObject *Py_UNUSED(module), PyObject *args)
                  box.height <= poster->height && box.top <= poster->height - box.height;
     if (inside) {
         Py_BEGIN_ALLOW_THREADS
-        failed = resize(poster, box, (enum filter)filter, planes.buf, planes.shape[2],
+        failed = resize(poster, box, (enum filter)filter, mirrored, planes.buf, planes.shape[2],
                         planes.shape[1]);
         Py_END_ALLOW_THREADS
     }
@@ -156,18 +156,6 @@ static PyObject *py_gray(PyObject *Py_UNUSED(module), PyObject *array)
         return NULL;
     Py_BEGIN_ALLOW_THREADS
     gray(planes.buf, planes.shape[1] * planes.shape[2]);
-    Py_END_ALLOW_THREADS
-    PyBuffer_Release(&planes);
-    return done(0);
-}
-
-static PyObject *py_flip(PyObject *Py_UNUSED(module), PyObject *array)
-{
-    Py_buffer planes;
-    if (take_planes(array, &planes) < 0)
-        return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    flip(planes.buf, planes.shape[2], 3 * planes.shape[1]);
     Py_END_ALLOW_THREADS
     PyBuffer_Release(&planes);
     return done(0);
@@ -242,7 +230,6 @@ static PyObject *py_interleave(PyObject *Py_UNUSED(module), PyObject *args)
 static PyMethodDef methods[] = {
     {"prepare", py_prepare, METH_O, NULL},
     {"resize", py_resize, METH_VARARGS, NULL},
-    {"flip", py_flip, METH_O, NULL},
     {"brightness", py_brightness, METH_VARARGS, NULL},
     {"contrast", py_contrast, METH_VARARGS, NULL},
     {"saturation", py_saturation, METH_VARARGS, NULL},

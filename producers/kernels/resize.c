@@ -259,8 +259,8 @@ struct poster *turned(const uint8_t *pixels, ptrdiff_t width, ptrdiff_t height)
 }
 
 /* The columns of up to STRIP rows from `from` on, which are those of one plane, become lines that
- * are three planes' rows apart. */
-static void resize_columns(const uint8_t *from, ptrdiff_t pitch, ptrdiff_t rows,
+ * are three planes' rows apart; mirrored, the last column comes first. */
+static void resize_columns(const uint8_t *from, ptrdiff_t pitch, ptrdiff_t rows, int mirrored,
                            const struct coefficients *c, uint8_t *lines, ptrdiff_t width)
 {
     uint8_t columns[LANES][STRIP], back[STRIP * LANES];
@@ -268,15 +268,15 @@ static void resize_columns(const uint8_t *from, ptrdiff_t pitch, ptrdiff_t rows,
     for (ptrdiff_t i = 0; i < width; i += LANES) {
         ptrdiff_t wide = width - i < LANES ? width - i : LANES;
         for (ptrdiff_t k = 0; k < wide; k++)
-            combine(c, i + k, from, pitch, columns[k], whole);
+            combine(c, mirrored ? width - 1 - i - k : i + k, from, pitch, columns[k], whole);
         turn(columns[0], STRIP, wide, rows, back);
         for (ptrdiff_t y = 0; y < rows; y++)
             copy(lines + y * 3 * width + i, back + y * LANES, wide);
     }
 }
 
-int resize(const struct poster *poster, struct box box, enum filter filter, uint8_t *planes,
-           ptrdiff_t width, ptrdiff_t height)
+int resize(const struct poster *poster, struct box box, enum filter filter, int mirrored,
+           uint8_t *planes, ptrdiff_t width, ptrdiff_t height)
 {
     struct coefficients across = {0}, down = {0};
     uint8_t *lines = malloc((size_t)(box.height * 3 * width));
@@ -287,8 +287,8 @@ int resize(const struct poster *poster, struct box box, enum filter filter, uint
         for (ptrdiff_t y = 0; y < box.height; y += STRIP)
             for (int p = 0; p < 3; p++)
                 resize_columns(poster->columns + (p * poster->width + box.left) * pitch + box.top + y,
-                               pitch, box.height - y < STRIP ? box.height - y : STRIP, &across,
-                               lines + (y * 3 + p) * width, width);
+                               pitch, box.height - y < STRIP ? box.height - y : STRIP, mirrored,
+                               &across, lines + (y * 3 + p) * width, width);
         for (ptrdiff_t i = 0; i < height; i++)
             for (int p = 0; p < 3; p++)
                 combine(&down, i, lines + p * width, 3 * width, planes + (p * height + i) * width,

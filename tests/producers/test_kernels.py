@@ -72,8 +72,8 @@ def test_processors_with_narrower_vectors_make_the_same(tmp_path: Path, lanes: i
         for box in ((0, 0, width, height), (width // 3, height // 2, (width + 1) // 2, 1)):
             for side in (1, 31, 97, 224):
                 found, expected = np.zeros((2, 3, side, side), np.uint8)
-                narrow.resize(narrow.prepare(poster), box, 3, found)
-                kernels.resize(kernels.prepare(poster), box, 3, expected)
+                narrow.resize(narrow.prepare(poster), box, 3, side % 2 == 0, found)
+                kernels.resize(kernels.prepare(poster), box, 3, side % 2 == 0, expected)
                 np.testing.assert_array_equal(found, expected)
 
 
@@ -127,16 +127,16 @@ def test_buffers_that_do_not_fit_are_refused() -> None:
     read_only = planes.copy()
     read_only.flags.writeable = False
     for call in (
-        lambda: kernels.flip(planes.astype(np.float32)),
-        lambda: kernels.flip(planes[:2]),
-        lambda: kernels.flip(planes[:, ::2]),
-        lambda: kernels.flip(read_only),
-        lambda: kernels.resize(poster, (0, 0, 7, 5), 3, planes),
-        lambda: kernels.resize(poster, (-1, 0, 5, 5), 3, planes),
-        lambda: kernels.resize(poster, (0, 0, 0, 5), 3, planes),
-        lambda: kernels.resize(poster, (0, 1, 5, 5), 3, planes),
-        lambda: kernels.resize(pixels, (0, 0, 5, 5), 3, planes),
-        lambda: kernels.resize(None, (0, 0, 5, 5), 3, planes),
+        lambda: kernels.gray(planes.astype(np.float32)),
+        lambda: kernels.gray(planes[:2]),
+        lambda: kernels.gray(planes[:, ::2]),
+        lambda: kernels.gray(read_only),
+        lambda: kernels.resize(poster, (0, 0, 7, 5), 3, False, planes),
+        lambda: kernels.resize(poster, (-1, 0, 5, 5), 3, False, planes),
+        lambda: kernels.resize(poster, (0, 0, 0, 5), 3, False, planes),
+        lambda: kernels.resize(poster, (0, 1, 5, 5), 3, False, planes),
+        lambda: kernels.resize(pixels, (0, 0, 5, 5), 3, False, planes),
+        lambda: kernels.resize(None, (0, 0, 5, 5), 3, False, planes),
         lambda: kernels.prepare(pixels[..., :2]),
         lambda: kernels.prepare(pixels[:0]),
         lambda: kernels.prepare(pixels[:, ::2]),

@@ -83,10 +83,10 @@ def test_a_fuzz_finds_nothing(sanitized: Path, runtime: str) -> None:
 
 
 def test_the_sanitizers_see_a_mistake(tmp_path: Path, runtime: str, sanitized: Path) -> None:
-    """The same kernels, but one mirrors a row too many."""
+    """The same kernels, but one copies a pixel too many."""
     layout = tmp_path / "layout.c"
     sound = (KERNELS / "layout.c").read_text("ascii")
-    layout.write_text(sound.replace("y < rows", "y <= rows"), "ascii")
+    layout.write_text(sound.replace("i < n", "i <= n"), "ascii")
     assert layout.read_text("ascii") != sound
     others = [path for path in sanitized.parent.glob("*.o") if path.stem != "layout"]
     build([layout], others, tmp_path / "compiled.so")
