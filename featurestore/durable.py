@@ -17,7 +17,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ PARTIAL = ".partial"
 
 # How long to wait for those who only look at who holds a lock.
 _LOOKS, _LOOK_S = 5, 0.01
+
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 _FULL = {errno.ENOSPC: "no space left", errno.EDQUOT: "the disk quota is reached"}
 
@@ -85,7 +87,15 @@ def make_folder(folder: Path) -> None:
 
 
 class PartialFile:
-    """A file under construction: ``write`` appends; its name is ``<target>.partial``."""
+    """A file under construction: ``write`` appends; its name is ``<target>.partial``.
+
+    It is locked until it has its name: two processes that write the same target would else write
+    into one another's file.
+
+    Raises:
+        StoreLockedError: another process is writing the same target.
+        StorageError: it cannot be created.
+    """
 
     def __init__(self, target: Path) -> None:
         self.target = target
@@ -93,8 +103,24 @@ class PartialFile:
         self.size = 0
         with _named_errors(self.path):
             hook("open", self.path, 0)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-            self._fd = os.open(self.path, flags, 0o644)
+            self._fd = self._open()
+
+    def _open(self) -> int:
+        """The file, empty and locked."""
+        while True:
+            fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                _lock_where_possible(fd)
+                if _is_still(self.path, fd):
+                    os.ftruncate(fd, 0)
+                    return fd
+            except BlockingIOError:
+                os.close(fd)
+                raise StoreLockedError(self.target, None, None) from None
+            except BaseException:
+                os.close(fd)
+                raise
+            os.close(fd)  # who had it has given it its name since, or removed it
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Appends ``data``.
@@ -109,31 +135,47 @@ class PartialFile:
         self.size += len(view)
 
     def sync(self) -> None:
-        """Syncs and closes; the file still has its temporary name."""
+        """Syncs; the file still has its temporary name."""
         with _named_errors(self.target, self.size):
-            try:
-                _fsync(self._fd, self.path)
-            finally:
-                self._close()
+            _fsync(self._fd, self.path)
 
     def rename(self) -> None:
-        """Gives the file its name; durable once the folder is synced."""
+        """Gives the file its name and closes it; durable once the folder is synced."""
         with _named_errors(self.target):
             hook("rename", self.target, 0)
             self.path.replace(self.target)
+            self._close()
 
     def discard(self) -> None:
-        """Closes and removes what is there; never raises, as another error is on its way."""
-        self._close()
-        try:
+        """Removes what is there and closes; never raises, as another error is on its way."""
+        if self._fd < 0:
+            return  # it has its name
+        with suppress(OSError):  # the next start sweeps it
             self.path.unlink(missing_ok=True)
-        except OSError:
-            return  # the next start sweeps it
+        with suppress(OSError):
+            self._close()
 
     def _close(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def _lock_where_possible(fd: int) -> None:
+    """Locks a file without waiting; where the file system has no locks, nothing is locked."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as e:
+        if e.errno not in _NO_LOCKS:
+            raise
+
+
+def _is_still(path: Path, fd: int) -> bool:
+    """Whether ``path`` names the file that ``fd`` is open for."""
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager
@@ -143,6 +185,7 @@ def open_replace(path: Path) -> Iterator[PartialFile]:
     Raises:
         StorageFullError: no space or quota left.
         StorageError: any other failure of the file system.
+        StoreLockedError: another process is writing the same file.
     """
     file = PartialFile(path)
     try:

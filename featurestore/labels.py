@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from featurestore.durable import make_folder, open_replace, remove, replace_file, replace_files
+from featurestore.durable import make_folder, open_replace, remove, replace_files
 from featurestore.errors import ConfigError, InputError
 from featurestore.genres import CLASS_NAMES, genres_vector
 from featurestore.label_files import (
@@ -182,6 +182,7 @@ def write_augmented_labels(
         InputError: the labels are missing or damaged, the folder is missing, or its embeddings
             are of other samples or of another number of views.
         StorageError: a file could not be written.
+        StoreLockedError: another process is writing them.
     """
     if views < 1:
         raise ConfigError(f"The number of views must be at least 1, not {views}.")
@@ -189,12 +190,7 @@ def write_augmented_labels(
     labels = load_labels(labels_dir, len(stems))
     _compare_with_embeddings(embeddings_dir, prefix, stems, views)
     manifest = embeddings_dir / f"{prefix}_labels_manifest.json"
-    remove(manifest)  # an older one would vouch for rows that are being replaced
     total = len(stems) * views
-    with open_replace(embeddings_dir / f"{prefix}_labels.npy") as file:
-        file.write(npy_header((total, len(CLASS_NAMES))))
-        for block in augmented_labels(labels, views, seed):
-            file.write(block.astype("<f4", copy=False).data)
     fields = {
         "total_rows": total,
         "original_rows": len(stems),
@@ -212,7 +208,14 @@ def write_augmented_labels(
         "seed": seed,
         "stems_sha256": stems_sha256(stems),
     }
-    replace_file(manifest, json.dumps(fields, indent=2).encode())
+    # Locked while the rows are written: of two runs into a folder the second is refused.
+    with open_replace(manifest) as last:
+        remove(manifest)  # an older one would vouch for rows that are being replaced
+        with open_replace(embeddings_dir / f"{prefix}_labels.npy") as file:
+            file.write(npy_header((total, len(CLASS_NAMES))))
+            for block in augmented_labels(labels, views, seed):
+                file.write(block.astype("<f4", copy=False).data)
+        last.write(json.dumps(fields, indent=2).encode())
 
 
 def _compare_with_embeddings(folder: Path, prefix: str, stems: Sequence[str], views: int) -> None:

@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,7 @@ def materialize(
         ConfigError: ``train`` without a split, or a prefix that is a path.
         CorruptStoreError: a chunk is damaged; the manifest is not written then.
         StorageError: a write failed; the manifest is not written then.
+        StoreLockedError: another process is materializing into the folder.
     """
     store.require_complete()
     if not prefix or "/" in prefix or prefix.startswith("."):
@@ -103,8 +104,25 @@ def materialize(
     _check_space(store, out_dir, prefix)
     durable.make_folder(out_dir)
     manifest = out_dir / f"{prefix}_manifest.json"
+    # Under construction from here on, and locked: of two runs into a folder the second is refused.
+    with durable.open_replace(manifest) as file:
+        facts = _write_files(store, scales, out_dir, prefix)
+        document = _manifest(store, prefix, zscore, facts)
+        document["crc32c"] = record_crc32c(document)
+        file.write(json.dumps(document, indent=2).encode("utf-8"))
+    sizes = {name: size for name, (size, _) in facts.items()}
+    return Materialized(out_dir, {**sizes, manifest.name: file.size})
+
+
+def _write_files(
+    store: FeatureStore, scales: Mapping[str, Scale | None], out_dir: Path, prefix: str
+) -> dict[str, tuple[int, str]]:
+    """Removes an earlier run's files and writes all but the manifest; size and digest by name."""
+    manifest = out_dir / f"{prefix}_manifest.json"
     stale = ({*FEATURES} | _features_of(manifest, prefix)) - set(store.features)
     durable.remove(manifest)
+    for path in _leftovers(store, out_dir, prefix):
+        durable.remove(path)
     for name in stale:
         # Those of an earlier run would be taken for rows of this store.
         durable.remove(out_dir / f"{prefix}_{name}.npy")
@@ -118,11 +136,14 @@ def materialize(
             # Those of an earlier run with a z-score would speak of other rows.
             durable.remove(out_dir / f"{prefix}_{name}.stats.npz")
     facts[f"{prefix}_aug_index.csv"] = _write_index(store, out_dir, prefix)
-    document = _manifest(store, prefix, zscore, facts)
-    document["crc32c"] = record_crc32c(document)
-    durable.replace_file(manifest, json.dumps(document, indent=2).encode("utf-8"))
-    sizes = {name: size for name, (size, _) in facts.items()}
-    return Materialized(out_dir, {**sizes, manifest.name: manifest.stat().st_size})
+    return facts
+
+
+def _leftovers(store: FeatureStore, out_dir: Path, prefix: str) -> list[Path]:
+    """What a killed run left of rows under temporary names, of this store's features or others."""
+    names = sorted({*FEATURES, *store.features})
+    paths = [out_dir / f"{prefix}_{name}.npy{durable.PARTIAL}" for name in names]
+    return [path for path in paths if path.is_file()]
 
 
 def _features_of(manifest: Path, prefix: str) -> set[str]:
@@ -190,7 +211,8 @@ def _check_space(store: FeatureStore, out_dir: Path, prefix: str) -> None:
         old = out_dir / f"{prefix}_{name}.npy"
         needed += rows * dim * 4 - (old.stat().st_size if old.is_file() else 0)
     needed = peak
-    free = free_bytes(out_dir)
+    left = sum(path.stat().st_size for path in _leftovers(store, out_dir, prefix))
+    free = free_bytes(out_dir) + left
     if needed > free:
         raise InputError(
             f"{out_dir} needs {needed:,} bytes and its file system has {free:,} free.\n"

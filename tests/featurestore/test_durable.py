@@ -250,6 +250,54 @@ def test_a_partial_of_a_killed_writer_is_written_over(tmp_path):
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("file", b"x")]
 
 
+WRITER = """if True:
+    import sys, time
+    from pathlib import Path
+    from featurestore.durable import PartialFile
+    file = PartialFile(Path(sys.argv[1]))
+    file.write(b"the other's")
+    print("open", flush=True)
+    sys.stdin.readline()
+    file.sync()
+    file.rename()
+"""
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_file_has_one_writer(tmp_path, killed):
+    path = tmp_path / "file"
+    command = [sys.executable, "-c", WRITER, path]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"open\n"
+        with pytest.raises(StoreLockedError, match="file is being written by another process"):
+            durable.replace_file(path, b"ours")
+        if killed:
+            other.kill()
+        other.communicate(b"\n")
+    assert path.exists() is not killed
+    assert killed or path.read_bytes() == b"the other's"
+    durable.replace_file(path, b"ours")
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("file", b"ours")]
+
+
+def test_a_file_that_got_its_name_meanwhile_is_left_alone(tmp_path, monkeypatch):
+    """Between opening and locking the temporary name, its writer renames it."""
+    path, honest = tmp_path / "file", durable.fcntl.flock
+    first = durable.PartialFile(path)
+    first.write(b"first")
+
+    def late(fd, operation):
+        monkeypatch.setattr(durable.fcntl, "flock", honest)
+        first.rename()
+        honest(fd, operation)
+
+    monkeypatch.setattr(durable.fcntl, "flock", late)
+    with durable.open_replace(path) as second:
+        assert path.read_bytes() == b"first"
+        second.write(b"second")
+    assert path.read_bytes() == b"second"
+
+
 def test_nothing_stays_open(tmp_path, monkeypatch):
     def held():
         return len(list(Path("/proc/self/fd").iterdir()))

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featurestore.errors import ConfigError, InputError
+from featurestore import durable
+from featurestore.errors import ConfigError, InputError, StoreLockedError
 from featurestore.labels import (
     CLASS_NAMES,
     augmented_labels,
@@ -287,6 +288,27 @@ def test_augmented_files(labels_dir: Path, tmp_path: Path):
     }
     text = (tmp_path / f"{P}_labels_manifest.json").read_text()
     assert text == json.dumps(manifest, indent=2)
+
+
+def test_a_second_run_into_a_folder_is_refused(
+    labels_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    writes = 0
+
+    def meet(operation: str, path: Path, size: int) -> int:
+        nonlocal writes
+        writes += operation == "write"
+        if writes == 2:
+            writes += 1
+            with pytest.raises(StoreLockedError, match=r"labels_manifest\.json is being written by"):
+                write_augmented_labels(labels_dir, tmp_path, 70, seed=7)
+        return size
+
+    monkeypatch.setattr(durable, "hook", meet)
+    write_augmented_labels(labels_dir, tmp_path, 70)
+    expected = numpy_noise(np.load(labels_dir / "labels_all_23.npy"), 70, 123)
+    assert np.array_equal(np.load(tmp_path / f"{P}_labels.npy"), expected)
+    assert writes > 2
 
 
 def test_prefix_views_and_seed(labels_dir: Path, tmp_path: Path):

@@ -11,7 +11,13 @@ import numpy as np
 import pytest
 
 from featurestore import durable
-from featurestore.errors import ConfigError, CorruptStoreError, InputError, StorageError
+from featurestore.errors import (
+    ConfigError,
+    CorruptStoreError,
+    InputError,
+    StorageError,
+    StoreLockedError,
+)
 from featurestore.materialize import PREFIX, materialize
 from featurestore.records import BadInput
 from featurestore.store import FeatureStore
@@ -214,6 +220,34 @@ def test_a_full_disk_is_noticed_before_anything_is_replaced(made, tmp_path, monk
     assert contents(tmp_path) == before
 
 
+def test_room_that_a_killed_run_took_is_room(made, tmp_path, monkeypatch):
+    left = tmp_path / f"{PREFIX}_blip2_text.npy.partial"
+    left.write_bytes(bytes(40_000))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    materialize(FeatureStore(made[0]), tmp_path)
+    assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize("at", range(3, 25, 3))
+def test_a_second_run_into_a_folder_is_refused(made, tmp_path, monkeypatch, at):
+    store, count = FeatureStore(made[0]), 0
+    materialize(store, tmp_path / "golden", zscore="none")
+
+    def meet(operation, path, size):
+        nonlocal count
+        count += 1
+        if count == at + 1:
+            with pytest.raises(StoreLockedError, match=r"manifest\.json is being written by"):
+                materialize(store, tmp_path / "out")
+        return size
+
+    monkeypatch.setattr(durable, "hook", meet)
+    materialize(store, tmp_path / "out", zscore="none")
+    assert count > at + 1
+    assert contents(tmp_path / "out") == contents(tmp_path / "golden")
+
+
 def test_files_of_features_that_the_store_has_not_are_removed(made, tmp_path):
     """Left from another store, they would be taken for rows of this one."""
     materialize(FeatureStore(made[0]), tmp_path)
@@ -265,7 +299,7 @@ def test_a_failure_anywhere_leaves_no_manifest_and_a_rerun_completes(made, tmp_p
     while True:
         n += 1
         materialize(store, out)  # an earlier run with other numbers
-        count = 0
+        earlier, count = contents(out), 0
 
         def fail(operation, path, size, at=n):
             nonlocal count
@@ -279,9 +313,8 @@ def test_a_failure_anywhere_leaves_no_manifest_and_a_rerun_completes(made, tmp_p
             materialize(store, out, zscore="none")
         except StorageError:
             found = contents(out)
-            manifest = found.get(f"{PREFIX}_manifest.json")
-            # Before the first operation the earlier run is whole; after the last, this one is.
-            assert manifest is None or n == 1 or found == golden
+            # Until its manifest is removed the earlier run is whole; after the last, this one is.
+            assert f"{PREFIX}_manifest.json" not in found or found in (earlier, golden)
             assert not list(out.glob("*.partial"))
         else:
             break
@@ -298,11 +331,12 @@ def test_a_kill_anywhere_leaves_no_manifest_and_a_rerun_completes(made, tmp_path
     materialize(store, golden, zscore="none")
     n = 1
     materialize(store, out)
+    earlier = contents(out)
     while killed_at(n, lambda: materialize(store, out, zscore="none")):
-        found = contents(out)
-        manifest = f"{PREFIX}_manifest.json" in found
-        assert not manifest or n == 1 or found == contents(golden)
+        found = {k: v for k, v in contents(out).items() if not k.endswith(".partial")}
+        assert f"{PREFIX}_manifest.json" not in found or found in (earlier, contents(golden))
         materialize(store, out)
+        assert contents(out) == earlier
         n += 1
     assert n > 20
     assert contents(out) == contents(golden)
