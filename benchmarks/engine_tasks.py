@@ -76,10 +76,14 @@ def _producers_alone(task: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _backbones_alone(task: Mapping[str, Any]) -> dict[str, Any]:
+    from consumers.batching import plan_multiple
     from consumers.embedding import Embedder
 
     plan = _planned(task)
-    embedder = Embedder(plan.backbones, plan.batch_sizes, plan.view_parts, plan.spec.chunk)
+    multiple = plan_multiple(str(plan.fingerprint["batch_plan"]))
+    embedder = Embedder(
+        plan.backbones, plan.batch_sizes, plan.view_parts, plan.spec.chunk, multiple
+    )
     views = _views_of_a_chunk(plan)
     start = time.perf_counter()
     for chunk in range(plan.spec.chunks):

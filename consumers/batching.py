@@ -26,7 +26,7 @@ _SHORT = 8
 # at once, and where a length is no multiple, attention copies its mask to one that is.
 _MULTIPLE = 8
 # Raised whenever other rows or lengths share a forward pass, so that no store mixes two.
-_PLAN = "tokens-1"
+_PLANS = {"tokens-1": 1, f"tokens-1-by-{_MULTIPLE}": _MULTIPLE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +42,25 @@ class TextBatch:
     length: int
 
 
-def batch_plan(device: str) -> str:
-    """The name of the plan that a device's batches follow, ``cpu`` or ``cuda:N``."""
-    multiple = _multiple(torch.device(device))
-    return _PLAN if multiple == 1 else f"{_PLAN}-by-{multiple}"
+def batch_plan(device: str, begun: str = "") -> str:
+    """The name of the plan that batches follow, as the fingerprint has it.
+
+    Args:
+        device: ``cpu`` or ``cuda:N``.
+        begun: the plan that a store was begun with, on whatever device; it is followed if it can.
+    """
+    if begun in _PLANS:
+        return begun
+    own = _own_multiple(torch.device(device))
+    return next(name for name, multiple in _PLANS.items() if multiple == own)
 
 
-def _multiple(device: torch.device) -> int:
+def plan_multiple(plan: str) -> int:
+    """The multiple that a plan of ``batch_plan`` rounds lengths up to."""
+    return _PLANS[plan]
+
+
+def _own_multiple(device: torch.device) -> int:
     return _MULTIPLE if device.type == "cuda" else 1
 
 
@@ -165,13 +177,16 @@ class TextBatcher(Batcher):
         batch_size: texts of the full length per forward pass; of shorter ones as many as have as
             many tokens, up to eight times as many texts.
         chunk_rows: the most rows of a chunk.
+        multiple: of which a batch's length is one; the device's own by default.
     """
 
-    def __init__(self, backbone: TextBackbone, batch_size: int, chunk_rows: int) -> None:
+    def __init__(
+        self, backbone: TextBackbone, batch_size: int, chunk_rows: int, multiple: int = 0
+    ) -> None:
         self.backbone = backbone
         limit = backbone.text.max_length
         self._tokens, self._most = batch_size * limit, batch_size * _SHORT
-        self._multiple = _multiple(backbone.device)
+        self._multiple = multiple or _own_multiple(backbone.device)
         # One more column: a text's length travels behind its ids, in the same copy.
         shape = (self._tokens + self._most,)
         super().__init__(backbone, batch_size, chunk_rows, shape, torch.int32, buffers=1)

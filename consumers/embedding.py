@@ -24,6 +24,7 @@ class Embedder:
         batch_sizes: by feature.
         parts: of the views. Rows of two parts never share a batch.
         chunk: the most samples of a chunk.
+        multiple: see ``TextBatcher``.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class Embedder:
         batch_sizes: Mapping[str, int],
         parts: Sequence[range],
         chunk: int,
+        multiple: int,
     ) -> None:
         self._parts = parts
         self._images: list[list[ImageBatcher]] = []
@@ -44,8 +46,8 @@ class Embedder:
             if registry.modality_of(backbone) == "image":
                 self._images.append([ImageBatcher(backbone, batch, n) for n in rows])
             else:
-                self._texts.append([TextBatcher(backbone, batch, n) for n in rows])
-                self._ending.append([TextBatcher(backbone, batch, n) for n in rows])
+                for sets in (self._texts, self._ending):
+                    sets.append([TextBatcher(backbone, batch, n, multiple) for n in rows])
 
     def add(self, views: SampleViews) -> None:
         """Adds one sample, whose arrays may be reused when this returns.

@@ -119,7 +119,8 @@ def make_plan(
     stats = stat_inputs(found)
     confirmed: dict[int, InputStat] = {}
     remade: list[int] = []
-    asked = _asked(config, found, features, device) | known.view_parts()
+    batches = batch_plan(device, str(known.get("batch_plan", "")))
+    asked = _asked(config, found, features, batches) | known.view_parts()
     if stored is not None:
         check_samples(stored, found, wanted)
         known.compare(asked)
@@ -130,7 +131,9 @@ def make_plan(
         known.compare(kind)
     if device == "cpu":
         begun = known.get("cpu_threads", 0)
-        kind["cpu_threads"] = registry.use_cpu_threads(int(begun))
+        threads = registry.use_cpu_threads(int(begun))
+        if stored is None or begun:  # one that a GPU made knows of none
+            kind["cpu_threads"] = threads
     batch_sizes = {name: _batch_size(config, name, device, known) for name in features}
     workers = config.workers or max(1, len(os.sched_getaffinity(0)) - 1)
     tell("loading", device=device)
@@ -199,7 +202,7 @@ def _job(config: CompleteConfig, backbones: Mapping[str, Any], workers: int) -> 
 
 
 def _asked(
-    config: CompleteConfig, found: Scan, features: Sequence[str], device: str
+    config: CompleteConfig, found: Scan, features: Sequence[str], batches: str
 ) -> Fingerprint:
     """The part of the fingerprint that is known before the backbones are."""
     return {
@@ -209,7 +212,7 @@ def _asked(
         "seed": config.seed,
         "image_recipe": IMAGE_RECIPE,
         "text_recipe": TEXT_RECIPE,
-        "batch_plan": batch_plan(device),
+        "batch_plan": batches,
         "codec": config.codec,
         "features": ",".join(features),
         **{VERSION + name: version(name) for name in (*_VERSIONED, *_libraries(config, features))},

@@ -23,6 +23,7 @@ import pytest
 import torch
 from PIL import Image
 
+from consumers.batching import TextBatcher
 from consumers.build import build
 from featurestore.config import BuildConfig
 from featurestore.errors import (
@@ -654,6 +655,41 @@ def test_a_resume_computes_with_the_threads_that_the_store_was_begun_with(
         torch.set_num_threads(before)
     assert FeatureStore(golden).fingerprint["cpu_threads"] == 3
     assert tree_digest(tmp_path / "s") == tree_digest(golden)
+
+
+def test_a_store_of_a_gpu_goes_on_with_its_batches_where_that_is_allowed(
+    golden_text: Path, configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(golden_text, tmp_path / "s")
+    ledger = tmp_path / "s/records/ledger.jsonl"
+    *committed, _ = ledger.read_bytes().splitlines(keepends=True)
+    ledger.write_bytes(b"".join(committed))
+    told = dict(FeatureStore(golden_text).fingerprint)
+    del told["cpu_threads"]
+    told |= {"device_kind": "cuda: NVIDIA L4", "batch_plan": "tokens-1-by-8"}
+    honest = FeatureStore.__init__
+
+    def begun_on_a_gpu(self: FeatureStore, path: Path) -> None:
+        honest(self, path)
+        self.fingerprint = told
+
+    monkeypatch.setattr(FeatureStore, "__init__", begun_on_a_gpu)
+    lengths: list[int] = []
+    plan = TextBatcher.plan
+
+    def spy(self: TextBatcher, tokens: Any) -> Any:
+        batches = plan(self, tokens)
+        lengths.extend(batch.length for batch in batches)
+        return batches
+
+    monkeypatch.setattr(TextBatcher, "plan", spy)
+    config = configure(tmp_path / "s", resume=True)
+    refused(StoreMismatchError, config, "another device_kind", "NVIDIA L4", "--allow-version-change")
+    assert build(_replace(config, allow_version_change=True)).built == 4
+    assert lengths
+    assert all(length % 8 == 0 for length in lengths)
+    last = FeatureStore(tmp_path / "s").ledger[11]
+    assert set(last.changed) == {"device_kind"}
 
 
 def test_all_samples_bad(configure: Configure, some_data: Path, tmp_path: Path) -> None:
