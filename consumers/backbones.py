@@ -225,6 +225,7 @@ def check_features(
     expected_dim: int,
     *,
     first_sample: int = 0,
+    first_view: int = 0,
     views: int = 1,
 ) -> None:
     """Raise BackboneError unless ``rows`` are finite float32 ``[n, expected_dim]``.
@@ -234,6 +235,7 @@ def check_features(
         rows: features in the order ``sample * views + view``.
         expected_dim: D.
         first_sample: index of the sample that the first row belongs to.
+        first_view: the first view of each sample.
         views: rows per sample.
 
     Raises:
@@ -252,7 +254,7 @@ def check_features(
     row = int(bad[0])
     raise BackboneError(
         f"{feature} returned values that are not finite in {len(bad)} of {len(rows)} rows, "
-        f"first for sample {first_sample + row // views}, view {row % views}.\n"
+        f"first for sample {first_sample + row // views}, view {first_view + row % views}.\n"
         "Nothing of this chunk was written. float16 overflows in some models: "
         "try --dtype bfloat16 or float32."
     )

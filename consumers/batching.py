@@ -25,8 +25,9 @@ _SHORT = 8
 # On a GPU a text's tokens are rounded up to a multiple: matrix products and attention read 16 bytes
 # at once, and where a length is no multiple, attention copies its mask to one that is.
 _MULTIPLE = 8
-# Raised whenever other rows or lengths share a forward pass, so that no store mixes two.
-_PLANS = {"tokens-1": 1, f"tokens-1-by-{_MULTIPLE}": _MULTIPLE}
+# Raised whenever other rows or lengths share a forward pass, or a GPU computes one in another way,
+# so that no store mixes two.
+_PLANS = {"tokens-1": 1, f"tokens-2-by-{_MULTIPLE}": _MULTIPLE}
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ import torch
 
 from consumers.checkpoints import Checkpoint
 from consumers.gpu_errors import first_line, gpu_advice
+from consumers.patches import multiply_patches
 from featurestore.torchvision_ops import ensure_importable
 from producers.tokens import TextSpec
 
@@ -26,6 +27,8 @@ def dtype_argument(dtype: torch.dtype) -> dict[str, torch.dtype]:
 def freeze(network: Network, device: torch.device, checkpoint: Checkpoint) -> Network:
     """Move a network to its device, without dropout and without gradients.
 
+    On a GPU convolutions of whole patches become matrix products, see ``patches``.
+
     On a CPU every weight is copied: safetensors maps the file, where weights lie as they come, and
     matrix products on badly aligned memory round differently. A copy is always aligned, so the same
     weights give the same bytes however they are sharded; nor can a changed file reach a running
@@ -42,6 +45,8 @@ def freeze(network: Network, device: torch.device, checkpoint: Checkpoint) -> Ne
             f"{gpu_advice(error) or 'Choose another --device'}, or give another",
         ) from error
     network.eval().requires_grad_(requires_grad=False)
+    if device.type == "cuda":
+        multiply_patches(network)
     if device.type == "cpu":
         for weight in (*network.parameters(), *network.buffers()):
             weight.data = weight.data.clone(memory_format=torch.contiguous_format)

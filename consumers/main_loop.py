@@ -243,7 +243,10 @@ class _Run:
     def _rows(self, chunk: int, parts: Sequence[EndedChunk]) -> npt.NDArray[np.float32]:
         """A chunk's rows of one feature, ``[n, V, D]``; those that the store has come from it."""
         indices = self._writer.spec.samples_of(chunk)
-        rows = [part.take(indices[0]).reshape(len(indices), -1, part.dim) for part in parts]
+        rows = [
+            part.take(indices[0], views.start).reshape(len(indices), -1, part.dim)
+            for views, part in zip(self._plan.view_parts, parts, strict=True)
+        ]
         if self._wanted is not None and self._wanted.kind == "views":
             rows.insert(0, self._wanted.base.read_chunk(parts[0].feature, chunk))
         return np.concatenate(rows, axis=1) if len(rows) > 1 else rows[0]

@@ -145,7 +145,8 @@ class Runner:
             # error with its frames is gone, can the memory that they held be freed. Never with a
             # smaller batch: that would change the features' last bits.
             if sent.is_cuda:
-                torch.cuda.empty_cache()
+                with device_errors(self._backbone.feature):  # it waits, and hears of earlier ones
+                    torch.cuda.empty_cache()
         raise _out_of_memory(self._backbone.feature, self._batch, problem)
 
     def _checked(self, features: torch.Tensor, rows: int) -> torch.Tensor:
@@ -267,11 +268,12 @@ class EndedChunk:
     order: IntArray | slice
     rows: CollectedRows
 
-    def take(self, first_sample: int = 0) -> npt.NDArray[np.float32]:
+    def take(self, first_sample: int = 0, first_view: int = 0) -> npt.NDArray[np.float32]:
         """Wait for the device, and check every row; may be called by another thread.
 
         Args:
             first_sample: index of the chunk's first sample, for messages.
+            first_view: the first of its views, for messages.
 
         Returns:
             Features of all rows in the order added, ``[rows, D]``, a copy of its own.
@@ -281,7 +283,12 @@ class EndedChunk:
         """
         features = self.rows.take(self.order)
         check_features(
-            self.feature, features, self.dim, first_sample=first_sample, views=self.views
+            self.feature,
+            features,
+            self.dim,
+            first_sample=first_sample,
+            first_view=first_view,
+            views=self.views,
         )
         return features
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, SupportsIndex, overload
 
@@ -26,12 +27,14 @@ from featurestore.sources import (
     FeatureSource,
     check_content,
     chosen_chunks,
+    content_crc32c,
     open_rows,
     open_source,
+    require_unchanged,
     resolve_advice,
 )
 from featurestore.splits import Split, read_split
-from featurestore.store import FeatureStore
+from featurestore.store import FeatureStore, StoreSpec
 from featurestore.view_labels import open_labels
 from featurestore.view_policies import Views, view_policy
 
@@ -126,7 +129,7 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
             "advice": advice,
         }
         source = open_source(store, prefix)
-        self._open(source, chosen_chunks(source, partial=partial))
+        self._open(source, chosen_chunks(source, partial=partial), None)
         self._epoch = SharedEpoch() if self._policy.is_drawn else LocalEpoch()
         if checksum:
             check_content(self.store, self.features, self._chunks)
@@ -135,8 +138,9 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
         self,
         source: FeatureSource,
         chunks: tuple[int, ...] | None,
-        scales: Mapping[str, Scale | None] | None = None,
+        opened: _Opened | None,
     ) -> None:
+        """Opens what the arguments say; in a worker, as it was ``opened`` before."""
         a = self._arguments
         if a["dtype"] not in _DTYPES:
             raise ConfigError(f"dtype is torch.float32 or torch.bfloat16, found {a['dtype']!r}.")
@@ -144,25 +148,41 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
         self.features = _chosen_features(source, a["features"])
         self._policy = view_policy(a["views"], source.spec.views, a["seed"])
         self.views = self._policy.views
-        split = None if a["split_json"] is None else read_split(a["split_json"], source.stems)
-        self.indices = _chosen_samples(source, a["split"], split, a["bad_samples"])
-        if chunks is not None and isinstance(source, FeatureStore):
-            self.indices = self.indices[source.committed(chunks)[self.indices]]
-        if len(self.indices) == 0:
-            raise InputError(f"No sample of {source.path} is left for split {a['split']!r}.")
+        split = None
+        if opened is None and a["split_json"] is not None:
+            split = read_split(a["split_json"], source.stems)
+        self.indices = self._chosen(split) if opened is None else opened.indices
         train = None if split is None else split.train
+        scales = None if opened is None else opened.scales
         sparse = self._policy.is_one
         advice = resolve_advice(source, self.features, a["advice"], chunks, sparse=sparse)
         self._rows = open_rows(source, self.features, a["zscore"], train, advice, chunks, scales)
+        require_unchanged(source, self.features, chunks)
         folder = None if a["labels_dir"] is None else Path(a["labels_dir"])
         self._labels = open_labels(a["labels"], folder, source)
 
+    def _chosen(self, split: Split | None) -> npt.NDArray[np.int64]:
+        """The samples of the split that are there and may be used."""
+        source, a = self.store, self._arguments
+        indices = _chosen_samples(source, a["split"], split, a["bad_samples"])
+        if self._chunks is not None and isinstance(source, FeatureStore):
+            indices = indices[source.committed(self._chunks)[indices]]
+        if len(indices) == 0:
+            raise InputError(f"No sample of {source.path} is left for split {a['split']!r}.")
+        return indices
+
     def __getstate__(self) -> dict[str, Any]:
+        # Samples are not chosen again: the split's file may be another by then.
+        opened = _Opened(
+            self.store.spec,
+            content_crc32c(self.store, self.features, self._chunks),
+            self.indices,
+            self._costly_scales(),
+        )
         return {
             "arguments": self._arguments,
-            "spec": self.store.spec,
+            "opened": opened,
             "chunks": self._chunks,
-            "scales": self._costly_scales(),
             "epoch": self._epoch,
         }
 
@@ -175,12 +195,18 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._arguments, self._epoch = state["arguments"], state["epoch"]
         source = open_source(self._arguments["store"], self._arguments["prefix"])
-        if source.spec != state["spec"]:
+        opened: _Opened = state["opened"]
+        if source.spec != opened.spec:
             raise InputError(
                 f"{source.path} is not what it was when the dataset was made: {source.spec}.\n"
                 "Make the dataset again."
             )
-        self._open(source, state["chunks"], state["scales"])
+        self._open(source, state["chunks"], opened)
+        if content_crc32c(source, self.features, self._chunks) != opened.content_crc32c:
+            raise InputError(
+                f"Rows of {source.path} are not what they were when the dataset was made.\n"
+                "Make the dataset again."
+            )
 
     @property
     def epoch(self) -> int:
@@ -264,6 +290,23 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
         if self._labels is not None:
             batch["labels"] = torch.from_numpy(self._labels.take(samples, view))
         return batch
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """What a dataset is in every process that has it, whatever becomes of its files.
+
+    Attributes:
+        spec: the store's shape.
+        content_crc32c: of the rows.
+        indices: int64 ``[len]``, the samples.
+        scales: see ``FeatureDataset._costly_scales``.
+    """
+
+    spec: StoreSpec
+    content_crc32c: str
+    indices: npt.NDArray[np.int64]
+    scales: Mapping[str, Scale | None] | None
 
 
 def _chosen_features(source: FeatureSource, asked: Sequence[str] | None) -> tuple[str, ...]:

@@ -157,6 +157,7 @@ class Ledger:
         self._load()
 
     def _load(self) -> None:
+        self._stamp = self._stamp_now()
         data = durable.read_bytes(self._root / self.FILE, self._root)
         whole, _, torn = data.rpartition(b"\n")
         self.torn_bytes = len(torn)
@@ -165,6 +166,19 @@ class Ledger:
         self._in_order = True
         for number, line in enumerate(whole.split(b"\n") if whole else [], 1):
             self._read_line(number, line)
+
+    def _stamp_now(self) -> tuple[int, ...]:
+        """What differs once the file has been written to; nothing where it cannot be asked."""
+        try:
+            status = (self._root / self.FILE).stat()
+        except OSError:
+            return ()
+        return status.st_ino, status.st_size, status.st_mtime_ns
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the file is still what was read."""
+        return self._stamp == self._stamp_now()
 
     def _read_line(self, number: int, line: bytes) -> None:
         try:

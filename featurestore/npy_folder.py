@@ -105,6 +105,11 @@ class NpyFolder:
         """The features that the manifest lists."""
         return tuple(self.spec.dims)
 
+    @property
+    def content_crc32c(self) -> str:
+        """Of the manifest, which holds the digests of all files."""
+        return record_crc32c(self._manifest)
+
     @cached_property
     def stems_sha256(self) -> str | None:
         """Of the stems in order: as the manifest says, else of those that the index names.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,17 +20,22 @@ class Readahead:
     batch would wait for where most of a chunk is used, or where the disk takes its time to seek.
     """
 
-    def __init__(self, dataset: FeatureDataset, chunk_of: Integers, window: int) -> None:
+    def __init__(self, dataset: Any, chunk_of: Integers, window: int) -> None:
         """Prepares an epoch.
 
         Args:
-            dataset: its features' chunk files are asked for.
+            dataset: a ``FeatureDataset``, whose features' chunk files are asked for.
             chunk_of: int64 ``[m]``, the chunk of each item in the order of the epoch.
             window: how many chunks the shuffle reads from at a time.
 
         Raises:
-            ConfigError: the dataset has no chunk files: it is of materialized ones.
+            ConfigError: the dataset has no chunk files: it is of materialized ones, or resident.
         """
+        if not isinstance(dataset, FeatureDataset):
+            raise ConfigError(
+                f"A {type(dataset).__name__} reads no chunks that could be read ahead; set "
+                "readahead=False."
+            )
         _, first = np.unique(chunk_of, return_index=True)
         self._first = np.sort(first)  # where each chunk is read from first
         self._chunks = chunk_of[self._first]

@@ -94,6 +94,7 @@ class ResidentFeatures:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)  # whatever stream batches will be gathered on
         self._drawn: torch.Tensor | None = None
+        self._streams: set[int] = set()
         self.set_epoch(dataset.epoch)
 
     def _check(self, dataset: FeatureDataset) -> None:
@@ -113,8 +114,8 @@ class ResidentFeatures:
         kept = range(count) if keep.views is None else keep.views
         if not all(0 <= view < count for view in kept):
             raise ConfigError(f"views are 0 to {count - 1}, found {list(kept)}.")
-        if len(kept) < (2 if keep.draw == "pair" else 1):
-            raise ConfigError(f"{len(kept)} views are too few to draw from.")
+        if len(set(kept)) < max(len(kept), 2 if keep.draw == "pair" else 1):
+            raise ConfigError(f"views are different ones, two for a pair, found {list(kept)}.")
 
     def _kept(self, name: str, rows: torch.Tensor) -> torch.Tensor:
         """What is kept of some items' rows, on the host."""
@@ -187,10 +188,18 @@ class ResidentFeatures:
             if len(where) and not -len(self) <= int(where.min()) <= int(where.max()) < len(self):
                 raise IndexError(f"items of a dataset of {len(self)}: {where.tolist()[:5]} ...")
             where = where.to(self.device, non_blocking=True)
-        if self._drawn is not None and self.device.type == "cuda":
-            # An epoch replaces it, perhaps while this stream has not read it yet.
-            self._drawn.record_stream(torch.cuda.current_stream(self.device))
+        if self.device.type == "cuda":
+            self._record(torch.cuda.current_stream(self.device))
         return {name: self._take(name, rows, where) for name, rows in self._tensors.items()}
+
+    def _record(self, stream: torch.cuda.Stream) -> None:
+        """Keeps the memory of what ``stream`` is to read from others until it has read it."""
+        if stream.cuda_stream not in self._streams:
+            self._streams.add(stream.cuda_stream)
+            for rows in self._tensors.values():
+                rows.record_stream(stream)
+        if self._drawn is not None:  # an epoch replaces it
+            self._drawn.record_stream(stream)
 
     def _take(self, name: str, rows: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
         if self._drawn is None or name not in self._viewed:

@@ -14,7 +14,7 @@ from featurestore.npy_folder import NpyFolder, find_prefix
 from featurestore.reader import ADVICE, Advice, choose_advice
 from featurestore.rows import FeatureRows, npy_rows, store_rows
 from featurestore.scaling import ZSCORES, scale_for
-from featurestore.store import FeatureStore
+from featurestore.store import FeatureStore, record_crc32c
 
 FeatureSource = FeatureStore | NpyFolder
 
@@ -120,6 +120,48 @@ def resolve_advice(
         arrays = [source.array(name) for name in features]
         files = [f"{source.path}/{array.file(chunk)}" for array in arrays for chunk in present]
     return choose_advice(files, spec.samples * spec.views * row_bytes, sparse=sparse)
+
+
+def content_crc32c(
+    source: FeatureSource, features: Iterable[str], chunks: Sequence[int] | None
+) -> str:
+    """What tells the rows of these features from others: a checksum of all their checksums.
+
+    Args:
+        source: where the rows are.
+        features: which ones.
+        chunks: see :func:`chosen_chunks`.
+    """
+    if isinstance(source, NpyFolder):
+        return source.content_crc32c
+    arrays = [source.array(name) for name in features]
+    present = range(source.spec.chunks) if chunks is None else chunks
+    files = {c: source.ledger[c].files for c in present}
+    told = [[*files[c].get(array.file(c), ())] for array in arrays for c in present]
+    return record_crc32c({"files": told})
+
+
+def require_unchanged(
+    source: FeatureSource, features: Sequence[str], chunks: Sequence[int] | None
+) -> None:
+    """Sees to it that rows which were opened one after the other are those of one store.
+
+    Raises:
+        InputError: chunks were replaced meanwhile, as ``build --remake-changed`` does.
+    """
+    if isinstance(source, FeatureStore) and source.ledger.is_current:
+        return
+    prefix = source.prefix if isinstance(source, NpyFolder) else None
+    now = open_source(source.path, prefix)
+    missing = isinstance(now, FeatureStore) and any(
+        chunk not in now.ledger for chunk in (range(now.spec.chunks) if chunks is None else chunks)
+    )
+    before = content_crc32c(source, features, chunks)
+    if missing or content_crc32c(now, features, chunks) != before:
+        raise InputError(
+            f"Rows of {source.path} were replaced while they were being opened.\n"
+            "Open it again once the build or run that writes them has ended."
+        )
 
 
 def check_content(

@@ -666,7 +666,7 @@ def test_a_store_of_a_gpu_goes_on_with_its_batches_where_that_is_allowed(
     ledger.write_bytes(b"".join(committed))
     told = dict(FeatureStore(golden_text).fingerprint)
     del told["cpu_threads"]
-    told |= {"device_kind": "cuda: NVIDIA L4", "batch_plan": "tokens-1-by-8"}
+    told |= {"device_kind": "cuda: NVIDIA L4", "batch_plan": "tokens-2-by-8"}
     honest = FeatureStore.__init__
 
     def begun_on_a_gpu(self: FeatureStore, path: Path) -> None:
@@ -684,7 +684,9 @@ def test_a_store_of_a_gpu_goes_on_with_its_batches_where_that_is_allowed(
 
     monkeypatch.setattr(TextBatcher, "plan", spy)
     config = configure(tmp_path / "s", resume=True)
-    refused(StoreMismatchError, config, "another device_kind", "NVIDIA L4", "--allow-version-change")
+    refused(
+        StoreMismatchError, config, "another device_kind", "NVIDIA L4", "--allow-version-change"
+    )
     assert build(_replace(config, allow_version_change=True)).built == 4
     assert lengths
     assert all(length % 8 == 0 for length in lengths)

@@ -23,6 +23,7 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 from consumers import backbones, declared, tiny
 from consumers.batching import ImageBatcher, TextBatcher
 from consumers.declared import ADAPTERS
+from consumers.patches import multiply_patches
 from featurestore.backbone_config import BackboneConfig
 from tests.consumers.conftest import KINDS
 from tests.consumers.library_models import make_library_models
@@ -59,6 +60,7 @@ def embed(name: str, backbone: Any) -> torch.Tensor:
     """The features of a batch that was sent to the other device."""
     for network in vars(backbone).values():
         if isinstance(network, torch.nn.Module):
+            multiply_patches(network)  # as on a GPU
             network._apply(moved)
     backbone.device = OTHER
     owner: Any = SimpleNamespace(backbone=backbone)

@@ -108,6 +108,14 @@ def make_store(
     return made
 
 
+def remake(path: Path, chunk: int, rows: Mapping[str, np.ndarray]) -> None:
+    """Makes a chunk of a complete store again, as ``build --remake-changed`` does."""
+    with StoreWriter(path, take_lock(path)) as writer:
+        writer.ledger.drop([chunk])
+        commit(writer, [chunk], rows, make_records(writer.spec))
+        writer.finish()
+
+
 def tree(root: Path) -> dict[str, bytes]:
     """Every file of a store but its logs and lock; folders as names with a slash."""
     return {

@@ -13,13 +13,15 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, default_collate
 from torch.utils.data._utils.pin_memory import pin_memory
 
+from featurestore import sources
 from featurestore.dataset import FeatureDataset
 from featurestore.errors import ConfigError, CorruptStoreError, InputError
 from featurestore.labels import write_augmented_labels, write_labels
 from featurestore.materialize import PREFIX, materialize
+from featurestore.records import BadInput
 from featurestore.store import FeatureStore
 from featurestore.writer import StoreWriter, take_lock
-from tests.featurestore.stores import DIMS, commit, make_records, make_store
+from tests.featurestore.stores import DIMS, commit, make_records, make_store, remake
 from tests.featurestore.test_view_policies import drawn as drawn_number
 from tests.featurestore.worlds import BAD, GOOD, SPLIT, STEMS
 
@@ -233,6 +235,83 @@ def test_a_copy_has_an_epoch_of_its_own(world):
         assert other.epoch == 3
         other.set_epoch(8)
         assert dataset.epoch == 3
+
+
+def written_split(path, **parts):
+    names = {part: [f"{i:07d}" for i in indices] for part, indices in parts.items()}
+    path.write_text(json.dumps(names))
+    return path
+
+
+def test_a_worker_has_the_samples_of_its_dataset_whatever_becomes_of_the_split(tmp_path):
+    make_store(tmp_path / "s", bad={2: [BadInput(2, "image", "truncated", "")]})
+    split = written_split(tmp_path / "split.json", train=range(8), dev=[8], test=[9, 10])
+    dataset = FeatureDataset(tmp_path / "s", split="train", split_json=split, zscore="train")
+    data = pickle.dumps(dataset)
+    written_split(split, train=range(4, 11), dev=[0], test=[1])
+    worker = pickle.loads(data)
+    assert worker.indices.tolist() == dataset.indices.tolist() == [0, 1, 3, 4, 5, 6, 7]
+    assert torch.equal(worker.batch([6])["clip_image"], dataset.batch([6])["clip_image"])
+
+
+def test_a_pickle_of_a_store_whose_chunks_were_made_again_is_refused(tmp_path):
+    rows = make_store(tmp_path / "s")
+    data = pickle.dumps(FeatureDataset(tmp_path / "s", ["clip_text"]))
+    remake(tmp_path / "s", 1, rows)
+    pickle.loads(data)  # the same rows
+    remake(tmp_path / "s", 1, {**rows, "clip_image": rows["clip_image"] + 1})
+    pickle.loads(data)  # others, of a feature that it has not
+    remake(tmp_path / "s", 1, {name: values + 1 for name, values in rows.items()})
+    with pytest.raises(InputError, match="not what they were"):
+        pickle.loads(data)
+
+
+def test_a_pickle_of_files_that_were_written_again_is_refused(tmp_path):
+    make_store(tmp_path / "s")
+    materialize(FeatureStore(tmp_path / "s"), tmp_path / "out")
+    data = pickle.dumps(FeatureDataset(tmp_path / "out"))
+    materialize(FeatureStore(tmp_path / "s"), tmp_path / "out")
+    pickle.loads(data)
+    make_store(tmp_path / "other", seed=5)
+    materialize(FeatureStore(tmp_path / "other"), tmp_path / "out")
+    with pytest.raises(InputError, match="not what they were"):
+        pickle.loads(data)
+
+
+@pytest.mark.parametrize("partial", [False, True])
+def test_rows_of_two_states_are_never_opened_together(tmp_path, monkeypatch, partial):
+    """Between the first feature and the second a chunk is made again."""
+    rows = make_store(tmp_path / "s")
+    other = {name: values + 1 for name, values in rows.items()}
+    honest = sources.store_rows
+
+    def late(*args, **kwargs):
+        monkeypatch.setattr(sources, "store_rows", honest)
+        opened = honest(*args, **kwargs)
+        remake(tmp_path / "s", 0, other)
+        return opened
+
+    monkeypatch.setattr(sources, "store_rows", late)
+    with pytest.raises(InputError, match="replaced while they were being opened"):
+        FeatureDataset(tmp_path / "s", zscore="none", partial=partial)
+    dataset = FeatureDataset(tmp_path / "s", zscore="none", partial=partial)
+    for name in dataset.features:
+        assert torch.equal(dataset[0][name], torch.from_numpy(other[name][0, 0]))
+
+
+def test_a_store_that_grows_while_it_is_opened_is_no_other(tmp_path, monkeypatch):
+    rows = make_store(tmp_path / "s", chunks=[0])
+    honest = sources.store_rows
+
+    def late(*args, **kwargs):
+        monkeypatch.setattr(sources, "store_rows", honest)
+        opened = honest(*args, **kwargs)
+        with StoreWriter(tmp_path / "s", take_lock(tmp_path / "s")) as writer:
+            commit(writer, [1], rows, make_records(writer.spec))
+        return opened
+
+    monkeypatch.setattr(sources, "store_rows", late)
+    assert len(FeatureDataset(tmp_path / "s", zscore="none", partial=True)) == 4
 
 
 def test_a_pickle_of_another_store_is_refused(tmp_path):

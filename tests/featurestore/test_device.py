@@ -297,6 +297,17 @@ def test_some_views_in_another_dtype(open_dataset):
     assert held.nbytes == bytes_of_features + SAMPLES * (8 + 23 * 4)
 
 
+def test_what_is_kept_twice_or_read_ahead_is_refused(open_dataset):
+    dataset = open_dataset("all")
+    for keep in (Residency([3, 3], draw="pair"), Residency([1], draw="pair"), Residency([2, 2])):
+        with pytest.raises(ConfigError, match="views are different ones"):
+            ResidentFeatures(dataset, "cpu", keep)
+    held = ResidentFeatures(dataset, "cpu")
+    batches = FeatureBatchSampler(held, 4, shuffle=Shuffle(window=2, readahead=True))
+    with pytest.raises(ConfigError, match="ResidentFeatures reads no chunks"):
+        list(batches)
+
+
 def views_of(dataset, found, items):
     """Which view each row is, int64 like the rows without D; the same for every feature."""
     wanted = dataset.batch(items)

@@ -300,7 +300,9 @@ def test_a_second_run_into_a_folder_is_refused(
         writes += operation == "write"
         if writes == 2:
             writes += 1
-            with pytest.raises(StoreLockedError, match=r"labels_manifest\.json is being written by"):
+            with pytest.raises(
+                StoreLockedError, match=r"labels_manifest\.json is being written by"
+            ):
                 write_augmented_labels(labels_dir, tmp_path, 70, seed=7)
         return size
 

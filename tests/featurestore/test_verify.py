@@ -15,7 +15,7 @@ from featurestore.store import FeatureStore
 from featurestore.verify import verify
 from featurestore.writer import StoreWriter
 
-from .stores import commit, make_records, make_store, tree
+from .stores import commit, make_records, make_store, remake, tree
 
 LEDGER = "records/ledger.jsonl"
 
@@ -349,3 +349,31 @@ def test_a_store_that_is_replaced_meanwhile_is_looked_at_again(copy, tmp_path):
     assert looks == [1, 2, 3, 1, 2, 3]
     assert (found.findings, found.notices) == ([], [])
     assert found.files == 3 * 2 * 3
+
+
+def test_chunks_that_are_made_again_meanwhile_are_no_damage(tmp_path):
+    rows, looks = make_store(tmp_path / "s"), []
+
+    def replace(done, _total):
+        looks.append(done)
+        if len(looks) == 1:
+            remake(tmp_path / "s", 2, {name: values + 1 for name, values in rows.items()})
+
+    found = verify(tmp_path / "s", progress=replace)
+    assert looks == [1, 2, 3, 1, 2, 3]
+    assert found.findings == []
+
+
+def test_damage_of_a_store_that_grows_is_looked_for_once(tmp_path):
+    rows, looks = make_store(tmp_path / "s", chunks=[0, 1]), []
+    flip(tmp_path / "s/clip_text/c.0.0.0", 100)
+
+    def grow(done, _total):
+        looks.append(done)
+        if len(looks) == 1:
+            with StoreWriter(tmp_path / "s", stores.take_lock(tmp_path / "s")) as writer:
+                commit(writer, [2], rows, make_records(writer.spec))
+
+    found = verify(tmp_path / "s", progress=grow)
+    assert looks == [1, 2]
+    assert [f.file for f in found.findings] == ["clip_text/c.0.0.0"]
