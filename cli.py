@@ -5,6 +5,7 @@ Heavy imports are made inside the commands, so that ``--help`` and a wrong optio
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -85,9 +86,17 @@ def run_command(arguments: list[str] | None) -> int:
         # The reader of our output is gone: so is the need to say anything.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as e:
+        if e.filename is None and e.errno in (errno.ENOSPC, errno.EIO):
+            return fail(f"Could not write what was to be printed: {e.strerror}.", 1, debug=False)
+        return _defect(e, root)
     except Exception as e:  # noqa: BLE001  the process border
-        message = f"{type(e).__name__}: {e}\nThis is a defect; --debug shows where it happened."
-        return fail(message, 1, debug=root.get("debug", False))
+        return _defect(e, root)
+
+
+def _defect(e: Exception, root: dict[str, Any]) -> int:
+    message = f"{type(e).__name__}: {e}\nThis is a defect; --debug shows where it happened."
+    return fail(message, 1, debug=root.get("debug", False))
 
 
 def fail(message: str, code: int, *, debug: bool) -> int:

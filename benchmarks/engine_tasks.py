@@ -54,11 +54,11 @@ def _config(task: Mapping[str, Any], **more: Any) -> Any:
 
 def _planned(task: Mapping[str, Any]) -> Any:
     from consumers.extending import completed
-    from consumers.plan import make_plan
+    from consumers.plan import decide, make_plan
     from producers.source import scan
 
     config = completed(_config(task), None)
-    return make_plan(config, scan(config.data_dir), None, None, lambda *_, **__: None)
+    return make_plan(decide(config, scan(config.data_dir), None, None), lambda *_, **__: None)
 
 
 def _producers_alone(task: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import click
 from commands.options import (
     FOLDER,
     FeatureList,
+    check_split,
     chunk_progress,
     common_options,
     json_option,
@@ -74,6 +75,7 @@ def export(
     from operations.export.plan import ExportRequest, parse_views
     from operations.export.run import export as run
 
+    check_split(zscore, split_json)
     request = ExportRequest(
         store=store,
         out_dir=out_dir,

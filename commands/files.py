@@ -11,6 +11,7 @@ import click
 
 from commands.options import (
     FOLDER,
+    check_split,
     common_options,
     data_option,
     json_option,
@@ -50,6 +51,7 @@ def materialize(
     from featurestore.materialize import materialize as run
     from featurestore.store import FeatureStore
 
+    check_split(zscore, split_json)
     done = run(FeatureStore(store), out_dir, prefix=prefix, zscore=zscore, split_json=split_json)
     if as_json:
         click.echo(json.dumps({"out_dir": str(done.out_dir), "files": done.files}))
@@ -91,6 +93,8 @@ def labels(
 
     if augment and embeddings_dir is None:
         raise ConfigError("--augment needs --embeddings-dir, the folder to write beside.")
+    if embeddings_dir is not None and not augment:
+        raise ConfigError("--embeddings-dir is for --augment, which was not asked for.")
     found = scan(data_dir)
     report = write_labels([s.stem for s in found.samples], documents(found), out_dir)
     if augment and embeddings_dir is not None:

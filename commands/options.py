@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
+from featurestore.errors import ConfigError
 from featurestore.records import FEATURES
 
 if TYPE_CHECKING:
@@ -200,11 +201,19 @@ def build_options(command: F) -> F:
     return command
 
 
+def check_split(zscore: str, split_json: Path | None) -> None:
+    """Refuses a split that nothing would be made of: its user means another z-score."""
+    if split_json is not None and zscore != "train":
+        raise ConfigError(f"--split-json is for --zscore train, and --zscore is {zscore}.")
+
+
 def say(line: str, *, error: bool = False) -> None:
     """Prints a line for a person, on standard error; nothing but errors with ``--quiet``."""
     if is_quiet() and not error:
         return
     # Names that are not UTF-8 come escaped by repr; whatever else a terminal cannot show is too.
+    if sys.stderr is None:  # closed by the caller, who does not want to hear
+        return
     encoding = sys.stderr.encoding or "utf-8"
     click.echo(line.encode(encoding, "backslashreplace").decode(encoding), err=True)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from consumers.extending import completed, find_extension, naming_extension
 from consumers.main_loop import BuildReport, run_plan
-from consumers.plan import Plan, make_plan
+from consumers.plan import Plan, decide, make_plan
 from consumers.resuming import check_intent
 from featurestore import extension
 from featurestore import writer as stores
@@ -65,7 +65,7 @@ def _build(config: BuildConfig, tell: Callable[..., None]) -> BuildReport:
         stored = _open(config) if state == "store" and config.resume else None
         config = completed(config, stored)
         wanted = find_extension(config, stored, found)
-        plan = make_plan(config, found, stored, wanted, tell)
+        plan = make_plan(decide(config, found, stored, wanted), tell)
         if lock is None:
             lock = _lock(config, stack)
             _refuse_late(config)

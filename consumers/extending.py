@@ -132,9 +132,12 @@ def sample_changes(stored: FeatureStore, found: Scan) -> StoreMismatchError:
     """The error for another sample list: what came or went, and what can be kept."""
     before = {_names(s) for s in stored.samples}
     now = {_names(s) for s in found.samples}
-    changes = [f"+{s[0]!r}" for s in sorted(now - before)]
-    changes += [f"-{s[0]!r}" for s in sorted(before - now)]
-    if before - now:
+    renamed = _renamed(before - now, now - before)
+    changes = renamed or [f"+{s[0]!r}" for s in sorted(now - before)]
+    changes += [] if renamed else [f"-{s[0]!r}" for s in sorted(before - now)]
+    if renamed:
+        advice = "Give them the names that the store was built from, or build into another --store."
+    elif before - now:
         advice = (
             "Rows are addressed by position: restore what is gone, or build into another --store."
         )
@@ -155,6 +158,18 @@ def sample_changes(stored: FeatureStore, found: Scan) -> StoreMismatchError:
         f"{len(now)} samples ({some(changes)})",
         advice,
     )
+
+
+def _renamed(gone: set[tuple[str, str, str]], new: set[tuple[str, str, str]]) -> list[str]:
+    """Files that are there under another suffix, if that is all that changed."""
+    if {names[0] for names in gone} != {names[0] for names in new}:
+        return []
+    return [
+        f"{now!r} was {before!r}"
+        for old, other in zip(sorted(gone), sorted(new), strict=True)
+        for before, now in zip(old[1:], other[1:], strict=True)
+        if before != now
+    ]
 
 
 def some(items: Sequence[str]) -> str:

@@ -25,7 +25,8 @@ from featurestore.config import (
     CompleteConfig,
     Fingerprint,
 )
-from featurestore.store import FeatureStore, StoreSpec, choose_chunk
+from featurestore.errors import InputError
+from featurestore.store import FeatureStore, StoreSpec, choose_chunk, chunk_fits
 from producers.inputs import InputStat, InputStats, stat_inputs
 from producers.kernels.implementations import has_compiled
 from producers.ring import require_room
@@ -91,25 +92,47 @@ class Plan:
         return parts[-1:] if self.wanted is not None and self.wanted.kind == "views" else parts
 
 
-def make_plan(
-    config: CompleteConfig,
-    found: Scan,
-    stored: FeatureStore | None,
-    wanted: Extension | None,
-    tell: Callable[..., None],
-) -> Plan:
-    """Checks everything and loads the backbones; writes nothing.
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """What is decided without the models.
+
+    Attributes:
+        config, found, stored, wanted: what :func:`decide` was given.
+        known: what the store and its extension were begun with.
+        features: those that are made.
+        device: ``cpu`` or ``cuda:N``.
+        stats, confirmed, remade: as in ``Plan``.
+        asked: the part of the fingerprint that is known.
+    """
+
+    config: CompleteConfig
+    found: Scan
+    stored: FeatureStore | None
+    wanted: Extension | None
+    known: Known
+    features: tuple[str, ...]
+    device: str
+    stats: InputStats
+    confirmed: Mapping[int, InputStat]
+    remade: Sequence[int]
+    asked: Fingerprint
+
+
+def decide(
+    config: CompleteConfig, found: Scan, stored: FeatureStore | None, wanted: Extension | None
+) -> Decided:
+    """Checks everything that can be checked without the models; writes nothing.
 
     Args:
         config: what was asked for, completed.
         found: the data folder.
         stored: the store to go on with, or None for a new one.
         wanted: what is to be added to it, or None.
-        tell: told of ``loading``.
 
     Raises:
-        ConfigError: an option, a model or the machine does not fit.
+        ConfigError: an option or the machine does not fit.
         StoreMismatchError: numbers of ``stored`` would change.
+        BadInputsError: it has placeholders that are not wanted.
     """
     known = Known(config, stored, wanted)
     features = made_features(config, wanted)
@@ -129,39 +152,79 @@ def make_plan(
     kind: Fingerprint = {"device_kind": registry.device_kind(device)}
     if stored is not None:
         known.compare(kind)
+    return Decided(
+        config=config,
+        found=found,
+        stored=stored,
+        wanted=wanted,
+        known=known,
+        features=features,
+        device=device,
+        stats=stats,
+        confirmed=confirmed,
+        remade=remade,
+        asked=asked | kind,
+    )
+
+
+def make_plan(decided: Decided, tell: Callable[..., None]) -> Plan:
+    """Loads the backbones and checks the rest; writes nothing.
+
+    Args:
+        decided: what is decided already.
+        tell: told of ``loading``.
+
+    Raises:
+        ConfigError: a model or the machine does not fit.
+        InputError: what is to be added does not fit the store's chunks.
+        StoreMismatchError: numbers of the store would change.
+    """
+    config, found, stored, known = decided.config, decided.found, decided.stored, decided.known
+    fingerprint, device = dict(decided.asked), decided.device
     if device == "cpu":
         begun = known.get("cpu_threads", 0)
         threads = registry.use_cpu_threads(int(begun))
         if stored is None or begun:  # one that a GPU made knows of none
-            kind["cpu_threads"] = threads
-    batch_sizes = {name: _batch_size(config, name, device, known) for name in features}
+            fingerprint["cpu_threads"] = threads
+    batch_sizes = {name: _batch_size(config, name, device, known) for name in decided.features}
     workers = config.workers or max(1, len(os.sched_getaffinity(0)) - 1)
     tell("loading", device=device)
-    loaded = {name: _load(config, name, device, known) for name in features}
+    loaded = {name: _load(config, name, device, known) for name in decided.features}
     job = _job(config, loaded, workers)
     require_room(job.layout, job.slots)
     dims = {name: backbone.dim for name, backbone in loaded.items()}
-    rows = config.chunk or (0 if stored is None else stored.spec.chunk)
     spec = StoreSpec(
-        len(found.samples), config.views, choose_chunk(rows, config.views, dims), dims, config.codec
+        len(found.samples), config.views, _chunk(config, stored, dims), dims, config.codec
     )
-    fingerprint = asked | kind | _made_by(config, loaded, batch_sizes)
+    fingerprint |= _made_by(config, loaded, batch_sizes)
     fingerprint["chunk"] = spec.chunk
-    changed = {} if stored is None else known.compare(fingerprint)
     return Plan(
         config=config,
         found=found,
-        stats=stats,
-        confirmed=confirmed,
-        remade=remade,
+        stats=decided.stats,
+        confirmed=decided.confirmed,
+        remade=decided.remade,
         backbones=loaded,
         batch_sizes=batch_sizes,
         workers=workers,
         job=job,
         spec=spec,
         fingerprint=fingerprint,
-        changed=changed,
-        wanted=wanted,
+        changed={} if stored is None else known.compare(fingerprint),
+        wanted=decided.wanted,
+    )
+
+
+def _chunk(config: CompleteConfig, stored: FeatureStore | None, dims: Mapping[str, int]) -> int:
+    """Samples of a chunk: as asked for, else the store's, else what suits the features."""
+    if config.chunk or stored is None or chunk_fits(stored.spec.chunk, config.views, dims):
+        return choose_chunk(
+            config.chunk or (0 if stored is None else stored.spec.chunk), config.views, dims
+        )
+    raise InputError(
+        f"{stored.path} has chunks of {stored.spec.chunk} samples, which {config.views} views of "
+        f"{dict(dims)} do not fill whole pages of memory with; nothing was changed.\n"
+        "Build them into another --store."
     )
 
 

@@ -183,7 +183,10 @@ def make_datamodule_blip2_aug70(**keywords: Any) -> FeatureDataModule:
 def _from_environment(family: str, **keywords: Any) -> FeatureDataModule:
     """Takes the three folders from the variables that the published code reads."""
     labels_dir = os.environ.get("IMDB1_LABELS_DIR_23", "").strip()
-    if not labels_dir and keywords.get("include_labels"):
+    if not keywords.get("include_labels"):
+        # Its list of stems is used where it is there, but nothing was asked of it.
+        labels_dir = labels_dir if Path(labels_dir or ".").is_dir() else ""
+    elif not labels_dir:
         raise ConfigError(_UNSET.format("IMDB1_LABELS_DIR_23"))
     return make_datamodule(
         family,

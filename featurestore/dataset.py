@@ -115,7 +115,7 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
         """
         self._arguments: dict[str, Any] = {
             "store": str(store),
-            "features": None if features is None else tuple(features),
+            "features": _listed(features),
             "views": views,
             "split": split,
             "split_json": split_json,
@@ -307,6 +307,12 @@ class _Opened:
     content_crc32c: str
     indices: npt.NDArray[np.int64]
     scales: Mapping[str, Scale | None] | None
+
+
+def _listed(features: Iterable[str] | None) -> tuple[str, ...] | None:
+    if isinstance(features, str):
+        raise ConfigError(f"features is a list of names, found {features!r}.")
+    return None if features is None else tuple(features)
 
 
 def _chosen_features(source: FeatureSource, asked: Sequence[str] | None) -> tuple[str, ...]:

@@ -180,7 +180,7 @@ def write_augmented_labels(
     Raises:
         ConfigError: ``views`` is less than 1.
         InputError: the labels are missing or damaged, the folder is missing, or its embeddings
-            are of other samples or of another number of views.
+            are of other samples, of another number of views, or of another seed.
         StorageError: a file could not be written.
         StoreLockedError: another process is writing them.
     """
@@ -188,7 +188,7 @@ def write_augmented_labels(
         raise ConfigError(f"The number of views must be at least 1, not {views}.")
     stems = read_ids(labels_dir)
     labels = load_labels(labels_dir, len(stems))
-    _compare_with_embeddings(embeddings_dir, prefix, stems, views)
+    _compare_with_embeddings(embeddings_dir, prefix, stems, views, seed)
     manifest = embeddings_dir / f"{prefix}_labels_manifest.json"
     total = len(stems) * views
     fields = {
@@ -218,7 +218,9 @@ def write_augmented_labels(
         last.write(json.dumps(fields, indent=2).encode())
 
 
-def _compare_with_embeddings(folder: Path, prefix: str, stems: Sequence[str], views: int) -> None:
+def _compare_with_embeddings(
+    folder: Path, prefix: str, stems: Sequence[str], views: int, seed: int
+) -> None:
     if not folder.is_dir():
         raise InputError(f"The embeddings' folder {folder} does not exist.")
     path = folder / f"{prefix}_manifest.json"
@@ -232,13 +234,17 @@ def _compare_with_embeddings(folder: Path, prefix: str, stems: Sequence[str], vi
         "original_rows": len(stems),
         "views_per_sample": views,
         "stems_sha256": stems_sha256(stems),
+        "seed": seed,
     }
     if not isinstance(manifest, dict):
         raise InputError(f"{path} must hold an object; found a {type(manifest).__name__}.")
+    options = {"views_per_sample": "--views", "seed": "--seed"}
     for key, value in wanted.items():
         if key in manifest and manifest[key] != value:
+            found = f"{manifest[key]!r:.100}"
+            advice = f"Say {options[key]} {found}." if key in options else REDO
             raise InputError(
                 f"The labels do not fit the embeddings of {path}.\n"
-                f"  {key} of the embeddings: {manifest[key]!r:.100}\n"
-                f"  {key} of the labels:     {value}\n{REDO}"
+                f"  {key} of the embeddings: {found}\n"
+                f"  {key} of the labels:     {value}\n{advice}"
             )

@@ -89,18 +89,19 @@ def materialize(
 
     Raises:
         InputError: the store is not complete, the split does not fit it, there is no room, or the
-            folder holds augmented labels of other samples or views.
-        ConfigError: ``train`` without a split, or a prefix that is a path.
+            folder holds augmented labels of other samples or views, or other features.
+        ConfigError: ``train`` without a split, a prefix that cannot begin these files' names, or
+            ``out_dir`` is no folder or in the store.
         CorruptStoreError: a chunk is damaged; the manifest is not written then.
         StorageError: a write failed; the manifest is not written then.
         StoreLockedError: another process is materializing into the folder.
     """
     store.require_complete()
-    if not prefix or "/" in prefix or prefix.startswith("."):
-        raise ConfigError(f"--prefix is the beginning of a file name, found {prefix!r}.")
+    _check_arguments(store, out_dir, prefix)
     train = None if split_json is None else read_split(split_json, store.stems).train
     scales = {name: scale_for(store, name, zscore, train) for name in store.features}
     _check_labels(store, out_dir, prefix)
+    _check_features(store, out_dir, prefix)
     _check_space(store, out_dir, prefix)
     durable.make_folder(out_dir)
     manifest = out_dir / f"{prefix}_manifest.json"
@@ -118,15 +119,9 @@ def _write_files(
     store: FeatureStore, scales: Mapping[str, Scale | None], out_dir: Path, prefix: str
 ) -> dict[str, tuple[int, str]]:
     """Removes an earlier run's files and writes all but the manifest; size and digest by name."""
-    manifest = out_dir / f"{prefix}_manifest.json"
-    stale = ({*FEATURES} | _features_of(manifest, prefix)) - set(store.features)
-    durable.remove(manifest)
+    durable.remove(out_dir / f"{prefix}_manifest.json")
     for path in _leftovers(store, out_dir, prefix):
         durable.remove(path)
-    for name in stale:
-        # Those of an earlier run would be taken for rows of this store.
-        durable.remove(out_dir / f"{prefix}_{name}.npy")
-        durable.remove(out_dir / f"{prefix}_{name}.stats.npz")
     facts: dict[str, tuple[int, str]] = {}
     for name, scale in scales.items():
         facts[f"{prefix}_{name}.npy"] = _write_rows(store, name, scale, out_dir, prefix)
@@ -181,6 +176,32 @@ def verify_materialized(out_dir: Path, prefix: str = PREFIX) -> list[Finding]:
         if found != digest:
             findings.append(Finding(file, None, "its content is not what was written"))
     return findings
+
+
+def _check_arguments(store: FeatureStore, out_dir: Path, prefix: str) -> None:
+    if not prefix or "/" in prefix or prefix.startswith("."):
+        raise ConfigError(f"--prefix is the beginning of a file name, found {prefix!r}.")
+    if prefix.endswith("_labels"):  # its manifest would have the name of the labels'
+        raise ConfigError(f"--prefix does not end in _labels, found {prefix!r}.")
+    if out_dir.exists() and not out_dir.is_dir():
+        raise ConfigError(f"--out-dir {out_dir} is no folder. Choose another one.")
+    if out_dir.resolve().is_relative_to(store.path.resolve()):
+        raise ConfigError(f"--out-dir {out_dir} is in the store. Choose a folder elsewhere.")
+
+
+def _check_features(store: FeatureStore, out_dir: Path, prefix: str) -> None:
+    """Refuses to write beside rows of other features: they would be taken for this store's."""
+    listed = _features_of(out_dir / f"{prefix}_manifest.json", prefix)
+    others = sorted(
+        name
+        for name in ({*FEATURES} | listed) - set(store.features)
+        if any((out_dir / f"{prefix}_{name}{kind}").exists() for kind in (".npy", ".stats.npz"))
+    )
+    if others:
+        raise InputError(
+            f"{out_dir} holds files of {', '.join(others)}, which {store.path} does not.\n"
+            "Nothing was changed: choose another --out-dir or --prefix, or remove those files."
+        )
 
 
 def _check_labels(store: FeatureStore, out_dir: Path, prefix: str) -> None:

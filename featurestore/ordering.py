@@ -9,6 +9,7 @@ Source: Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3" (2011).
 
 from __future__ import annotations
 
+from operator import index
 from typing import Literal
 
 import numpy as np
@@ -31,7 +32,7 @@ def draws(seed: int, epoch: int, purpose: Purpose, count: int) -> npt.NDArray[np
         purpose: what they decide on, so that no two decisions share their numbers.
         count: how many.
     """
-    key = np.array([seed % 2**64, epoch % 2**64], np.uint64)
+    key = np.array([index(seed) % 2**64, index(epoch) % 2**64], np.uint64)
     # The high word of the counter: streams of 2**192 blocks each, which never meet.
     counter = np.array([0, 0, 0, _PURPOSES.index(purpose)], np.uint64)
     return np.random.Philox(key=key, counter=counter).random_raw(count)

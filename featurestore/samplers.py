@@ -67,6 +67,8 @@ class FeatureBatchSampler(Sampler[list[int]]):
         """
         if batch_size < 1:
             raise ConfigError(f"batch_size is at least 1, found {batch_size}.")
+        if not (shuffle is None or isinstance(shuffle, Shuffle)):
+            raise ConfigError(f"shuffle is a Shuffle or None, found {shuffle!r}.")
         self.batch_size, self.shuffle, self.shard = batch_size, shuffle, shard
         self.drop_last = drop_last
         self._dataset: Any = dataset

@@ -81,13 +81,22 @@ class StoreSpec:
         return range(chunk * self.chunk, min(self.samples, (chunk + 1) * self.chunk))
 
 
+def _page_step(views: int, dims: Mapping[str, int]) -> int:
+    return max(arrays.aligned_rows(views * dim * 4) for dim in dims.values())
+
+
+def chunk_fits(chunk: int, views: int, dims: Mapping[str, int]) -> bool:
+    """Whether chunks of so many samples fill whole pages of memory."""
+    return chunk % _page_step(views, dims) == 0
+
+
 def choose_chunk(asked: int, views: int, dims: Mapping[str, int]) -> int:
     """Samples per chunk: as asked for, or 64, or the smallest that fills whole pages.
 
     Raises:
         ConfigError: what was asked for would not fill whole pages, so it could not be mapped.
     """
-    step = max(arrays.aligned_rows(views * dim * 4) for dim in dims.values())
+    step = _page_step(views, dims)
     if asked == 0:
         return max(64, step)
     if asked % step:

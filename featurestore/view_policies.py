@@ -7,6 +7,7 @@ number of worker processes, and in a run that was resumed.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import index
 
 import numpy as np
 import numpy.typing as npt
@@ -102,7 +103,7 @@ def mix(seed: int, epoch: int, samples: npt.NDArray[np.int64]) -> npt.NDArray[np
     Source: Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators" (2014).
     """
     # The seed is mixed before the epoch is added: (1, 0) must not draw what (0, 1) draws.
-    key = _scramble(_scramble(seed % _WORD) ^ (epoch % _WORD))
+    key = _scramble(_scramble(index(seed) % _WORD) ^ (index(epoch) % _WORD))
     state = samples.astype(np.uint64)
     state ^= np.uint64(key)
     state += np.uint64(_GOLDEN)  # arrays wrap around, which is meant

@@ -15,7 +15,7 @@ from typing import Any
 from consumers.backbones import modality_of, resolve_device
 from consumers.extending import completed, made_features
 from consumers.notices import slow_paths
-from consumers.plan import Plan, make_plan
+from consumers.plan import Decided, Plan, decide, make_plan
 from featurestore.config import BuildConfig, CompleteConfig
 from featurestore.errors import (
     BadInputsError,
@@ -36,6 +36,7 @@ from operations.target import Target, open_target
 from producers.source import Scan, scan
 
 SAMPLED = 500
+_UNLOADED = "Mend what keeps the models from being loaded."
 
 Say = Callable[[str], None]
 
@@ -151,6 +152,7 @@ class _Check:
 
     def _plan(self) -> tuple[Plan | None, str]:
         """The build as it would begin; or None, and why nobody can tell."""
+        decided = self._decided()
         if not self._request.calibrate:
             return None, "Leave --no-calibration out to have the models loaded and tried."
         absent = [m.feature for m in self._models if not m.is_here]
@@ -159,26 +161,42 @@ class _Check:
         room = self._free.memory if self._free.device is None else self._free.device
         if sum(m.weight_bytes for m in self._models) > room:
             return None, "The weights do not fit: use fewer --features, or a larger machine."
+        if decided is None:
+            return None, _UNLOADED
         try:
-            return self._make_plan(self._target), ""
+            return make_plan(decided, self._tell), ""
         except (BadInputsError, InputError, StoreMismatchError) as error:
-            self._target.group.failure("resume", error)
+            self._refuse(error)
         except ConfigError as error:
             self._models_group.failure("loading", error)
-            return None, "Mend what keeps the models from being loaded."
-        # What is wrong with the store says nothing of the models: as for a new one, then.
-        self._target = replace(self._target, stored=None, wanted=None)
+            return None, _UNLOADED
+        decided = self._decided()
+        if decided is None:
+            return None, _UNLOADED
         try:
-            return self._make_plan(self._target), ""
+            return make_plan(decided, self._tell), ""
         except ManyViewsError as error:
             self._models_group.failure("loading", error)
-            return None, "Mend what keeps the models from being loaded."
+            return None, _UNLOADED
 
-    def _make_plan(self, target: Target) -> Plan:
-        def tell(event: str, **facts: Any) -> None:
-            self._say(f"{event} the backbones on {facts['device']}")
+    def _decided(self) -> Decided | None:
+        """What a build decides without models; None where it is wrong whatever the store is."""
+        try:
+            return decide(self._config, self._found, self._target.stored, self._target.wanted)
+        except (BadInputsError, InputError, StoreMismatchError) as error:
+            self._refuse(error)
+            return self._decided()
+        except ConfigError as error:
+            self._models_group.failure("loading", error)
+            return None
 
-        return make_plan(self._config, self._found, target.stored, target.wanted, tell)
+    def _refuse(self, error: ManyViewsError) -> None:
+        """What is wrong with the store says nothing of the models: as for a new one, from here."""
+        self._target.group.failure("resume", error)
+        self._target = replace(self._target, stored=None, wanted=None)
+
+    def _tell(self, event: str, **facts: Any) -> None:
+        self._say(f"{event} the backbones on {facts['device']}")
 
     def _read(self, plan: Plan | None) -> list[Group]:
         samples = self._found.samples

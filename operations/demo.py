@@ -59,6 +59,8 @@ def run(out_dir: Path, *, say: Say) -> None:
 
 
 def _prepare(out_dir: Path) -> None:
+    if out_dir.exists() and not out_dir.is_dir():
+        raise InputError(f"{out_dir} is no folder. Choose another one.")
     if out_dir.exists() and any(out_dir.iterdir()):
         if not (out_dir / _MARK).is_file():
             raise InputError(f"{out_dir} is not empty, and no demo made it. Choose another folder.")

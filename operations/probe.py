@@ -20,7 +20,8 @@ import torch
 from consumers.devices import make_reproducible, resolve_device
 from featurestore.dataset import FeatureDataset
 from featurestore.errors import ConfigError, InputError
-from featurestore.sources import FeatureSource
+from featurestore.npy_folder import NpyFolder
+from featurestore.sources import FeatureSource, open_source
 from featurestore.splits import read_split
 from operations.logistic import LinearProbe, Part, fit_probe
 from operations.scores import Booleans, Floats, Scores, best_threshold, chance, score
@@ -143,7 +144,9 @@ def probe(request: ProbeRequest) -> ProbeTable:
 
 
 def _dataset(request: ProbeRequest, part: str, views: str) -> FeatureDataset:
-    # Unscaled: the probe standardises by its own training rows, which a z-score does not change.
+    # As they are: the probe standardises by its own training rows, which a z-score does not change.
+    source = open_source(request.store)
+    zscore = source.zscore if isinstance(source, NpyFolder) else "none"
     return FeatureDataset(
         request.store,
         request.features,
@@ -151,7 +154,7 @@ def _dataset(request: ProbeRequest, part: str, views: str) -> FeatureDataset:
         split=_PARTS[part],
         split_json=request.split_json,
         labels_dir=request.labels_dir,
-        zscore="none",
+        zscore=zscore,
     )
 
 

@@ -17,6 +17,8 @@ from operations.findings import Group
 from operations.machine import committed_bytes
 from producers.source import Scan
 
+_UNWRITABLE = "Choose another --store, or have its folder made writable."
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -74,6 +76,8 @@ def open_target(config: BuildConfig, found: Scan) -> Target:
         group.facts["state"] = state
         if state != "store" or config.overwrite:
             _new(group, config, state)
+            if parent is None:
+                group.error("place", f"{config.store} cannot be made there", _UNWRITABLE)
             return Target(group, None, None, parent)
         stored = FeatureStore(config.store)
         wanted = find_extension(completed(config, stored), stored, found)
@@ -89,6 +93,8 @@ def open_target(config: BuildConfig, found: Scan) -> Target:
         "extension": None if wanted is None else wanted.kind,
     }
     _stored(group, stored, wanted)
+    if not os.access(stored.path, os.W_OK) and not (stored.complete and wanted is None):
+        group.error("place", f"{stored.path} cannot be written to", _UNWRITABLE)
     return Target(group, stored, wanted, parent)
 
 

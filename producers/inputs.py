@@ -71,7 +71,7 @@ def read_cache(path: Path) -> dict[int, InputStat]:
     cached: dict[int, InputStat] = {}
     for line in lines:
         # A torn line says nothing: what it would have said is found by reading again.
-        with suppress(ValueError, TypeError):
+        with suppress(ValueError, TypeError, OverflowError, RecursionError):
             for index, *values in json.loads(line):
                 image_size, image_time, text_size, text_time = map(int, values)
                 cached[int(index)] = (image_size, image_time, text_size, text_time)
@@ -129,8 +129,8 @@ def changed_inputs(
             ("image", image, source.MAX_IMAGE_BYTES, record.image_sha256, now[:2] == kept[:2]),
             ("text", text, source.MAX_TEXT_BYTES, record.text_sha256, now[2:] == kept[2:]),
         ):
-            if digest and not looks_the_same:
-                is_changed = _sha256(path, cap) != digest
+            if digest:
+                is_changed = not looks_the_same and _sha256(path, cap) != digest
             else:
                 is_changed = modality in unread and bool(_sha256(path, cap))
                 is_changed |= modality in ended and not looks_the_same

@@ -312,7 +312,9 @@ class ProducerPool:
         self.replaced[why.partition(":")[0] if why else status] += 1
         self._deaths_in_a_row += 1
         stem = worker.queue[0].sample.stem if worker.queue else None
-        if not worker.ready or self._deaths_in_a_row > 2 * len(self._workers) + 8:
+        # One that gave up while it started would do so again; one that was killed need not.
+        gave_up = not worker.ready and (why is not None or status.startswith("exit status"))
+        if gave_up or self._deaths_in_a_row > 2 * len(self._workers) + 8:
             when = "while it started" if not worker.ready else "again and again"
             raise ProducerError(
                 f"A producer process ended {when}: {why or status}.\n{output}".rstrip(),
@@ -320,7 +322,7 @@ class ProducerPool:
                 signal=status,
                 stem=stem,
             )
-        if worker.queue:
+        if worker.queue and worker.ready:
             self._blame(worker.queue[0], why or f"killed: the decoder was ended by {status}")
         self._redo.extendleft(reversed(worker.queue))
         self._workers.append(self._start())
@@ -356,8 +358,8 @@ def _reap(worker: _Worker) -> tuple[str, str]:
         code = worker.process.wait()
     worker.tasks.close()
     worker.results.close()
-    worker.stderr.seek(0)
-    output = worker.stderr.read()[-2000:].decode("utf-8", "replace").strip()
+    worker.stderr.seek(max(0, worker.stderr.seek(0, os.SEEK_END) - 2000))
+    output = worker.stderr.read().decode("utf-8", "replace").strip()
     worker.stderr.close()
     if code >= 0:
         return f"exit status {code}", output

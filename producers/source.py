@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +93,8 @@ def scan(data_dir: Path) -> Scan:
     if not stems:
         raise InputError(
             f"No pair of a poster and a synopsis in {data_dir}: {len(images)} images and "
-            f"{len(texts)} texts seen, {len(left_out)} entries left out.\n{_LAYOUT}"
+            f"{len(texts)} texts seen, {len(left_out)} entries left out{_reasons(left_out)}.\n"
+            f"{_LAYOUT}"
         )
     return Scan(
         data_dir=data_dir,
@@ -103,6 +105,14 @@ def scan(data_dir: Path) -> Scan:
         unmatched_texts=tuple(sorted(texts[stem] for stem in texts.keys() - images.keys())),
         left_out=tuple(sorted(left_out)),
     )
+
+
+def _reasons(left_out: Sequence[tuple[str, str]]) -> str:
+    """How many entries were left out for which reason, with one of each."""
+    counts = Counter(reason for _, reason in left_out)
+    example = {reason: name for name, reason in reversed(left_out)}
+    told = [f"{reason} {count}, as {example[reason]!r}" for reason, count in counts.most_common(3)]
+    return f" ({'; '.join(told)})" if told else ""
 
 
 def image_path(data_dir: Path, sample: Sample) -> Path:

@@ -33,6 +33,8 @@ STAGES = ("", "image", "text")
 # 179 million pixels takes 0.7 GB as RGB (Pillow keeps four bytes a pixel), as much again while it
 # is converted, 1.1 GB of coefficients if it is a progressive JPEG, and 0.25 GB as a file: 2.8 GB.
 _HEADROOM_BYTES = 4 << 30
+# What libraries print on standard error is a file that the parent shows the end of.
+_PRINTED_BYTES = 1 << 20
 _DETAIL_CHARS = 200
 _TRACEBACK_CHARS = 8000
 
@@ -153,9 +155,18 @@ class Producer:
                 self._record("text", decoded.reason, decoded.detail)
         except (BadSampleError, MemoryError) as e:
             self._record("text", *_why(e))
-        report["words"] = len(text.split())
+        try:
+            self._text_views(text, sample.index, arrays, report)
+        except MemoryError as e:
+            self._record("text", *_why(e))
+            self._text_views("", sample.index, arrays, report)
+
+    def _text_views(
+        self, text: str, index: int, arrays: SlotArrays, report: dict[str, Any]
+    ) -> None:
+        report["words"], report["cut"] = len(text.split()), []
         if self._encoders:
-            views = text_views.draw(text, self._job.seed, sample.index, self._job.views)
+            views = text_views.draw(text, self._job.seed, index, self._job.views)
             for encoder, ids, lengths in zip(
                 self._encoders, arrays.ids, arrays.lengths, strict=True
             ):
@@ -210,6 +221,9 @@ def _serve(produce: Callable[[dict[str, Any]], dict[str, Any]], tasks: Any, resu
         except EOFError:
             return  # the parent closed the pipe: there is no more work
         results.send_bytes(json.dumps(produce(task)).encode("ascii"))
+        if os.fstat(2).st_size > _PRINTED_BYTES:  # libtiff has a line for every damaged row
+            os.ftruncate(2, 0)
+            os.lseek(2, 0, os.SEEK_SET)
 
 
 def main() -> None:

@@ -147,6 +147,11 @@ def check_free_name(out_dir: Path) -> None:
     """Raises where ``out_dir`` holds something, or cannot be a folder's name."""
     if not out_dir.name:
         raise ConfigError(f"--out-dir {out_dir} is not the name of a folder.")
+    if out_dir.is_mount():
+        raise InputError(
+            f"{out_dir} is a mount point, which cannot be given a folder's name.\n"
+            "Name a folder in it."
+        )
     if out_dir.exists() and not _is_empty_folder(out_dir):
         raise InputError(
             f"{out_dir} is not empty. An export makes its folder anew.\n"

@@ -72,7 +72,7 @@ def _check_space(chosen: Export, form: Format) -> None:
     stems = sum(len(s) for s in chosen.store.stems) * len(chosen.views)
     members = chosen.store.spec.samples * (len(chosen.dims) + 1)
     needed = chosen.rows * chosen.row_bytes + stems + members * form.overhead_bytes
-    free = free_bytes(chosen.request.out_dir.absolute())
+    free = free_bytes(chosen.request.out_dir.resolve().parent)
     if needed > free:
         raise InputError(
             f"{chosen.request.out_dir} needs {needed:,} bytes and its file system has {free:,} "

@@ -58,6 +58,8 @@ def write(sources: Sources, out: Path) -> dict[str, int]:
         StorageError: the page could not be written.
     """
     plots.require()
+    if sources.data_dir is not None and not sources.data_dir.is_dir():
+        raise InputError(f"--data-dir {sources.data_dir} is no folder.")
     store = FeatureStore(sources.store)
     if not len(store.ledger):
         raise InputError(

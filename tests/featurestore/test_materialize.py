@@ -248,15 +248,38 @@ def test_a_second_run_into_a_folder_is_refused(made, tmp_path, monkeypatch, at):
     assert contents(tmp_path / "out") == contents(tmp_path / "golden")
 
 
-def test_files_of_features_that_the_store_has_not_are_removed(made, tmp_path):
-    """Left from another store, they would be taken for rows of this one."""
-    materialize(FeatureStore(made[0]), tmp_path)
-    golden = contents(tmp_path)
-    for name in ("blip2_text.npy", "blip2_image.stats.npz"):
-        (tmp_path / f"{PREFIX}_{name}").write_bytes(b"of another store")
-    (tmp_path / "mine_blip2_text.npy").write_bytes(b"of another prefix")
-    materialize(FeatureStore(made[0]), tmp_path)
-    assert contents(tmp_path) == golden | {"mine_blip2_text.npy": b"of another prefix"}
+@pytest.mark.parametrize("name", ["blip2_text.npy", "blip2_image.stats.npz", "mine.npy"])
+def test_nothing_is_written_beside_files_of_features_that_the_store_has_not(made, tmp_path, name):
+    """They would be taken for rows of this store; and they may be the only ones of theirs."""
+    out = tmp_path / "out"
+    if name == "mine.npy":  # only its manifest tells that it is one
+        make_store(tmp_path / "other", dims={"mine": 64})
+        materialize(FeatureStore(tmp_path / "other"), out)
+    else:
+        materialize(FeatureStore(made[0]), out)
+        (out / f"{PREFIX}_{name}").write_bytes(b"of another store")
+    (out / "other_blip2_text.npy").write_bytes(b"of another prefix")
+    before = contents(out)
+    with pytest.raises(InputError, match=rf"holds files of {name.partition('.')[0]}, which"):
+        materialize(FeatureStore(made[0]), out)
+    assert contents(out) == before
+    (out / f"{PREFIX}_{name}").unlink()
+    (out / f"{PREFIX}_mine.stats.npz").unlink(missing_ok=True)
+    materialize(FeatureStore(made[0]), out)
+
+
+def test_places_and_names_that_cannot_be(made, tmp_path):
+    store, file = FeatureStore(made[0]), tmp_path / "file"
+    file.touch()
+    for out, prefix, message in (
+        (file, PREFIX, "is no folder"),
+        (made[0] / "out", PREFIX, "is in the store"),
+        (made[0], PREFIX, "is in the store"),
+        (tmp_path / "out", "my_labels", "does not end in _labels"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            materialize(store, out, prefix=prefix)
+    assert not (tmp_path / "out").exists()
 
 
 def test_augmented_labels_of_other_rows_are_not_written_beside(made, tmp_path):

@@ -14,7 +14,7 @@ import pytest
 from consumers.build import build
 from consumers.extending import completed
 from consumers.main_loop import BuildReport
-from consumers.plan import Plan, make_plan
+from consumers.plan import Plan, decide, make_plan
 from featurestore.config import BuildConfig
 from featurestore.errors import BackboneError
 from featurestore.store import FeatureStore
@@ -43,7 +43,8 @@ def config(demo_data: Path, checkpoints: dict[str, str]) -> BuildConfig:
 
 @pytest.fixture(scope="module")
 def plan(config: BuildConfig) -> Plan:
-    return make_plan(completed(config, None), scan(config.data_dir), None, None, _silent)
+    decided = decide(completed(config, None), scan(config.data_dir), None, None)
+    return make_plan(decided, _silent)
 
 
 def _silent(*args: Any, **facts: Any) -> None: ...

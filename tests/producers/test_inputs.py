@@ -107,6 +107,24 @@ def test_an_input_that_could_not_be_read_has_nothing_to_compare(folder):
     assert check(folder, records, {}) == []
 
 
+def test_a_poster_of_too_many_pixels_is_no_file_of_too_many_bytes(folder):
+    """Both are too large, but of one the content is known: it is not mended by being there."""
+    records, cached = records_of(folder), kept(folder)
+    bad = (BadInput(1, "image", "too-large", "20000 x 20000"),)
+    read = records[1]
+    records[1] = SampleRecord(1, read.image_sha256, read.text_sha256, 1, bad)
+    found = scan(folder)
+
+    def mended():
+        return changed_inputs(found, records, stat_inputs(found), cached, mended=True)[0]
+
+    assert mended() == {}
+    (folder / "1.jpg").write_bytes(b"a smaller one")
+    assert mended() == {1: ["1.jpg"]}
+    records[1] = SampleRecord(1, "", read.text_sha256, 1, bad)  # of bytes
+    assert mended() == {1: ["1.jpg"]}
+
+
 @pytest.mark.parametrize("reason", ["killed", "timeout"])
 def test_an_input_that_ended_its_producer_is_tried_again_once_it_looks_different(folder, reason):
     records, cached = records_of(folder), kept(folder)
@@ -138,7 +156,17 @@ def test_the_cache_round_trips_and_later_lines_win(folder, tmp_path_factory):
     assert read_cache(path) == {0: stats[0], 1: stats[2], 3: stats[3]}
 
 
-@pytest.mark.parametrize("damage", [b"\x00\xff", b"[[1, 2]]\n", b'{"a": 1}\n', b"[[0, 1, 2, 3"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"\x00\xff",
+        b"[" * 100_000,
+        b"[[0, 1e999, 2, 3, 4]]",
+        b"[[1, 2]]\n",
+        b'{"a": 1}\n',
+        b"[[0, 1, 2, 3",
+    ],
+)
 def test_a_damaged_cache_only_means_reading_more(folder, tmp_path_factory, damage):
     path = tmp_path_factory.mktemp("runs") / "inputs.jsonl"
     extend_cache(path, {0: kept(folder)[0]})

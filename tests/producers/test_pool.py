@@ -39,9 +39,22 @@ Made = tuple[SampleRecord, list[list[int]], list[int]]
 
 MISBEHAVE = """
 import ctypes, os, signal, sys, time
-from producers import decode
+from producers import decode, text_views
 
-honest = decode.text
+honest, draw = decode.text, text_views.draw
+dies = os.environ.get("DIES", "")
+if dies and os.path.exists(dies):
+    os.unlink(dies)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def no_room(text, *rest, **more):
+    if "<memory>" in text:
+        raise MemoryError
+    return draw(text, *rest, **more)
+
+
+text_views.draw = no_room
 
 
 def text(data):
@@ -59,6 +72,8 @@ def text(data):
         raise RuntimeError("a defect of " + "10 MB " * 2_000_000)
     if b"<sys-exit>" in data:
         sys.exit(0)
+    if b"<print>" in data:
+        os.write(2, b"a row is damaged" * 200_000)
     if b"<wait>" in data and not os.path.exists(os.environ["MARK"]):
         with open(os.environ["MARK"], "x") as file:
             file.write(str(os.getpid()))
@@ -278,6 +293,45 @@ def test_a_sample_that_does_it_twice_is_a_bad_one(
     assert [m[1:] for m in made[:4] + made[5:]] == [
         m[1:] for m in undisturbed[:4] + undisturbed[5:]
     ]
+
+
+@pytest.mark.usefixtures("misbehaving")
+def test_a_text_whose_views_need_too_much_memory_is_a_bad_one(
+    tmp_path: Path, undisturbed: list[Made]
+) -> None:
+    folder = write(tmp_path / "data", plots({4: "<memory>"}))
+    with pool_for(folder) as pool:
+        made = take_all(pool)
+        assert pool.replaced.total() == 0
+    record, _, lengths = made[4]
+    (bad,) = record.bad
+    assert (bad.index, bad.modality, bad.reason) == (4, "text", "out-of-memory")
+    assert record.text_sha256  # it was read: should it change, that is seen
+    assert (record.words, lengths) == (0, [0] * VIEWS)
+    assert [m[1:] for m in made[:4] + made[5:]] == [
+        m[1:] for m in undisturbed[:4] + undisturbed[5:]
+    ]
+
+
+@pytest.mark.usefixtures("misbehaving")
+def test_what_a_library_prints_does_not_pile_up(tmp_path: Path) -> None:
+    folder = write(tmp_path / "data", plots(dict.fromkeys(range(SAMPLES), "<print>")))
+    with pool_for(folder, workers=1) as pool:
+        assert len(take_all(pool)) == SAMPLES
+        (worker,) = pool._workers
+        eventually(lambda: os.fstat(worker.stderr.fileno()).st_size == 0)
+
+
+def test_one_that_is_killed_while_it_starts_is_replaced(
+    data: Path, undisturbed: list[Made], misbehaving: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dies = misbehaving.with_name("dies")
+    dies.touch()
+    monkeypatch.setenv("DIES", str(dies))
+    with pool_for(data) as pool:
+        assert take_all(pool) == undisturbed
+        assert pool.replaced.total() == 1
+    assert not dies.exists()
 
 
 @pytest.mark.usefixtures("misbehaving")
