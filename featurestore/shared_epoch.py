@@ -8,6 +8,7 @@ was forked or spawned.
 from __future__ import annotations
 
 from multiprocessing.context import get_spawning_popen
+from operator import index
 from typing import Any
 
 import torch
@@ -51,7 +52,7 @@ class SharedEpoch:
 
     @value.setter
     def value(self, value: int) -> None:
-        wrapped = value % _WRAP
+        wrapped = index(value) % _WRAP
         self._seen[0] = wrapped - _WRAP if wrapped >= _WRAP // 2 else wrapped
 
     def __reduce__(self) -> tuple[Any, ...]:

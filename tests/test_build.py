@@ -599,12 +599,31 @@ def test_other_samples_are_refused_and_named(
     refused(StoreMismatchError, resume, "7 samples", f"-'{first}'")
 
 
+def test_a_file_under_another_suffix_is_named(
+    configure: Configure, some_data: Path, tmp_path: Path
+) -> None:
+    config = configure(tmp_path / "s", data_dir=some_data)
+    build(config)
+    poster = min(some_data.glob("*.jpg"))
+    poster.rename(poster.with_suffix(".jpeg"))
+    names = f"'{poster.stem}.jpeg' was '{poster.name}'"
+    refused(StoreMismatchError, _replace(config, resume=True), names, "Give them the names")
+
+
 def test_more_slots_than_memory(configure: Configure, tmp_path: Path) -> None:
     config = configure(tmp_path / "s", slots=10**9)
     refused(ConfigError, config, "1000000000 slots", "bytes of shared memory", "--slots")
     assert not config.store.exists()
     slots = {"slots": 10**6, "features": ("clip_image",), "chunk": 16}
     refused(ConfigError, configure(tmp_path / "s", **slots), "are free")
+
+
+def test_added_views_that_do_not_fill_the_chunks_of_the_store(
+    golden_text: Path, configure: Configure
+) -> None:
+    """Nobody gave --chunk, and no other could be given."""
+    config = configure(golden_text, resume=True, views=9, chunk=0)
+    refused(InputError, config, "chunks of 4 samples, which 9 views", "another --store")
 
 
 def test_chunks_that_do_not_fill_pages(configure: Configure, tmp_path: Path) -> None:

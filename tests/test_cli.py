@@ -369,6 +369,48 @@ def test_the_demo_empties_only_its_own_folder(run: Any, tmp_path: Path) -> None:
     assert tree_digest(tmp_path) == before
 
 
+def test_options_that_would_do_nothing(run: Any, tmp_path: Path) -> None:
+    common = ("--store", tmp_path, "--out-dir", tmp_path / "o", "--split-json", tmp_path / "s.json")
+    for command in (("materialize",), ("export", "--format", "npy")):
+        code, _, errors = run(*command, *common)
+        assert code == 2
+        assert "--split-json is for --zscore train" in errors
+    code, _, errors = run(
+        "labels", "--data-dir", tmp_path, "--out-dir", tmp_path, "--embeddings-dir", tmp_path
+    )
+    assert code == 2
+    assert "--embeddings-dir is for --augment" in errors
+
+
+def test_files_in_the_place_of_folders(run: Any, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    code, _, errors = run("demo", "--out-dir", file)
+    assert code == 2
+    assert "is no folder" in errors
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_output_that_cannot_be_written(demo_store: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "cli.py"), "status", "--store", str(demo_store)],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode != 0
+    assert "Could not write what was to be printed: No space left on device" in done.stderr
+    assert "defect" not in done.stderr
+
+
+def test_a_closed_standard_error_is_no_failure(demo_store: Path) -> None:
+    command = f"{sys.executable} {ROOT / 'cli.py'} verify --store {demo_store} --json 2>&-"
+    done = subprocess.run(["sh", "-c", command], stdout=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, json.loads(done.stdout)["findings"]) == (0, [])
+
+
 # What every command understands -----------------------------------------------------------------
 
 

@@ -46,7 +46,29 @@ REFUSED = {
     "models": [{"clip": "x"}, {"blip2": "x"}],
     "batch_sizes": [{"clip_text": 0}, {"clip_text": -1}, {"blip2": 4}],
     "backbones": [
-        {name: DINO} for name in ("clip_image", "records", "blip2", "labels", "Dino", "2d", "a-b")
+        {name: DINO}
+        for name in (
+            "clip_image",
+            "records",
+            "blip2",
+            "labels",
+            "index",
+            "view",
+            "Dino",
+            "2d",
+            "a-b",
+        )
+        for name in (
+            "clip_image",
+            "records",
+            "blip2",
+            "labels",
+            "index",
+            "view",
+            "Dino",
+            "2d",
+            "a-b",
+        )
     ],
     "workers": [-1],
     "slots": [-1],

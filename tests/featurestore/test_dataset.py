@@ -237,6 +237,18 @@ def test_a_copy_has_an_epoch_of_its_own(world):
         assert dataset.epoch == 3
 
 
+def test_arguments_of_other_types(tmp_path):
+    make_store(tmp_path / "s")
+    with pytest.raises(ConfigError, match="features is a list of names, found 'clip_text'"):
+        FeatureDataset(tmp_path / "s", "clip_text")
+    dataset = FeatureDataset(tmp_path / "s", views="random", seed=np.int64(3))
+    same = FeatureDataset(tmp_path / "s", views="random", seed=3)
+    for epoch in (np.int64(4), np.uint8(5)):
+        dataset.set_epoch(epoch)
+        same.set_epoch(int(epoch))
+        assert torch.equal(dataset.batch([1, 2])["clip_text"], same.batch([1, 2])["clip_text"])
+
+
 def written_split(path, **parts):
     names = {part: [f"{i:07d}" for i in indices] for part, indices in parts.items()}
     path.write_text(json.dumps(names))

@@ -335,13 +335,20 @@ def test_labels_fit_their_embeddings(labels_dir: Path, tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("original_rows", 4), ("views_per_sample", 70), ("stems_sha256", "f" * 64)],
+    [("original_rows", 4), ("views_per_sample", 70), ("stems_sha256", "f" * 64), ("seed", 7)],
 )
 def test_embeddings_of_other_samples_are_refused(labels_dir: Path, tmp_path: Path, key, value):
     embeddings(tmp_path, **{key: value})
     with pytest.raises(InputError, match=rf"(?s){key} of the embeddings: '?{value}.*of the labels"):
         write_augmented_labels(labels_dir, tmp_path, 2)
     assert not (tmp_path / f"{P}_labels.npy").exists()
+
+
+@pytest.mark.parametrize(("key", "say"), [("views_per_sample", "--views 5"), ("seed", "--seed 5")])
+def test_what_to_say_is_told(labels_dir: Path, tmp_path: Path, key: str, say: str):
+    embeddings(tmp_path, **{key: 5})
+    with pytest.raises(InputError, match=f"Say {say}"):
+        write_augmented_labels(labels_dir, tmp_path, 2)
 
 
 def test_a_manifest_of_the_paper_has_no_stem_hash(labels_dir: Path, tmp_path: Path):

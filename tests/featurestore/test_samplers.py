@@ -388,3 +388,11 @@ def test_chunks_are_asked_for_before_their_window_and_once(dataset, monkeypatch)
     sampler.load_state_dict(sampler.state_dict() | {"epoch": 0, "batch": 10})
     list(sampler)
     assert 0 < len(asked) < 8  # those that are done are left out
+
+
+def test_shuffle_is_no_boolean(dataset):
+    for wrong in (True, False, 3):
+        with pytest.raises(ConfigError, match="shuffle is a Shuffle or None"):
+            FeatureBatchSampler(dataset, 4, shuffle=wrong)
+    numpys = FeatureBatchSampler(dataset, 4, shuffle=Shuffle(seed=np.int64(3)))
+    assert list(numpys) == list(FeatureBatchSampler(dataset, 4, shuffle=Shuffle(seed=3)))

@@ -15,7 +15,7 @@ from consumers import backbones
 from consumers.build import build
 from featurestore.config import BuildConfig
 from featurestore.store import FeatureStore
-from operations import machine
+from operations import machine, target
 from operations.findings import Group
 from operations.machine import Free, Need, committed_bytes, store_bytes
 from tests.conftest import tree_digest
@@ -259,6 +259,36 @@ def test_a_store_that_does_not_fit(check: Call, workplace: Path) -> None:
     assert "was built with another views" in problem
     assert json.loads(output)["forecast"]["seconds"] > 0
     assert tree_digest(workplace / "store", mtimes=True) == before
+
+
+@pytest.mark.parametrize("absent", [False, True])
+def test_a_store_that_does_not_fit_is_told_without_the_models(
+    check: Call, workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, absent: bool
+) -> None:
+    """What a build compares before it loads them is wrong whether they are loaded or not."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    data = tmp_path / "data"
+    shutil.copytree(workplace / "data", data)
+    first = min(p.stem for p in data.glob("*.json"))
+    (data / f"{first}.json").write_text('{"plot": "another"}')
+    how: dict[str, str] = {"clip_image": "nobody/nothing"} if absent else {}
+    for folder, refusal in ((data, "hold something else"), (workplace / "store", "")):
+        more: list[object] = ["--data-dir", folder] if refusal else ["--seed", 5]
+        more += [] if absent else ["--no-calibration"]
+        code, output, _ = check("--store", workplace / "store", *more, "--json", **how)
+        assert code == 1
+        found = [p for p in problems(output, "error") if p.startswith("resume")]
+        assert len(found) == 1, output
+        assert (refusal or "another seed") in found[0]
+
+
+def test_a_place_that_cannot_be_written_to(
+    check: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(target, "_parent", lambda _: None)
+    code, output, _ = check("--store", tmp_path / "new", "--no-calibration", "--json")
+    assert code == 1
+    assert [p for p in problems(output, "error") if "cannot be made there" in p]
 
 
 def test_the_line_of_a_build_is_that_of_its_check(check: Call, workplace: Path) -> None:

@@ -463,6 +463,15 @@ def test_an_empty_folder_and_a_link_to_one(request_of: Any, tmp_path: Path) -> N
     assert (tmp_path / "elsewhere/clip_image.npy").is_file()
 
 
+def test_a_mount_point_cannot_be_renamed_to(
+    request_of: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(Path, "is_mount", lambda self: True)
+    with pytest.raises(InputError, match="is a mount point"):
+        export(request_of())
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_no_room_is_said_first(request_of: Any, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(run, "free_bytes", lambda _: 1000)
     with pytest.raises(InputError, match=r"needs [\d,]+ bytes and its file system has 1,000 free"):

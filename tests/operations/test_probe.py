@@ -14,7 +14,9 @@ from sklearn.metrics import average_precision_score, f1_score
 
 import cli
 from featurestore.errors import ConfigError, InputError
+from featurestore.materialize import materialize
 from featurestore.records import BadInput
+from featurestore.store import FeatureStore
 from operations import probe as module
 from operations.logistic import Part, fit_probe
 from operations.probe import ProbeRequest, ProbeTable, probe
@@ -154,6 +156,19 @@ def test_what_cannot_be_had(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         probe(replace(request_of_probe, **changes))
+
+
+@pytest.mark.parametrize("zscore", ["all", "none"])
+def test_materialized_files_give_the_same_table(
+    request_of_probe: ProbeRequest, table: ProbeTable, tmp_path: Path, zscore: str
+) -> None:
+    """However they are scaled: a probe standardises."""
+    materialize(FeatureStore(request_of_probe.store), tmp_path, zscore=zscore)
+    found = probe(replace(request_of_probe, store=tmp_path))
+    assert found.samples == table.samples
+    for row, expected in zip(found.rows, table.rows, strict=True):
+        assert row.features == expected.features
+        assert row.scores.mean_ap == pytest.approx(expected.scores.mean_ap, abs=0.02)
 
 
 @pytest.mark.parametrize(
