@@ -31,7 +31,7 @@ from producers.kernels.implementations import Kernels, has_compiled, implementat
 SIZE = 224
 SEED = 123
 ALBUMENTATIONS = ["albumentations==2.0.8", "opencv-python-headless==5.0.0.93", "numpy==2.4.6"]
-# Width and height in pixels: what most posters of MM-IMDb are, and large ones.
+# Width and height in pixels: the small posters that the goals were set for, and large ones.
 SHAPES = {"256 to 500 pixels": ((256, 380), (333, 500)), "1000 x 1500 pixels": ((1000, 1500),) * 2}
 TORCHVISION, COMPILED, LIBRARY = "torchvision", "ours, compiled", "ours, Pillow and numpy"
 
