@@ -5,7 +5,6 @@ Heavy imports are made inside the commands, so that ``--help`` and a wrong optio
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import sys
@@ -60,6 +59,7 @@ for command in (
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs a command and exits with its code."""
+    _open_closed_streams()
     try:
         code = run_command(arguments)
     except KeyboardInterrupt:  # a second one, while the first was being reported
@@ -86,17 +86,29 @@ def run_command(arguments: list[str] | None) -> int:
         # The reader of our output is gone: so is the need to say anything.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as e:
-        if e.filename is None and e.errno in (errno.ENOSPC, errno.EIO):
-            return fail(f"Could not write what was to be printed: {e.strerror}.", 1, debug=False)
-        return _defect(e, root)
     except Exception as e:  # noqa: BLE001  the process border
-        return _defect(e, root)
+        if isinstance(e, OSError) and _was_printing(e):
+            message = f"Could not write what was to be printed: {e.strerror}."
+        else:
+            message = f"{type(e).__name__}: {e}\nThis is a defect; --debug shows where it happened."
+        return fail(message, 1, debug=root.get("debug", False))
 
 
-def _defect(e: Exception, root: dict[str, Any]) -> int:
-    message = f"{type(e).__name__}: {e}\nThis is a defect; --debug shows where it happened."
-    return fail(message, 1, debug=root.get("debug", False))
+def _was_printing(e: OSError) -> bool:
+    """Whether it was standard output that did not take what was written."""
+    frames = traceback.walk_tb(e.__traceback__)
+    return any(frame.f_globals.get("__name__") == "click.utils" for frame, _ in frames)
+
+
+def _open_closed_streams() -> None:
+    """Gives a closed standard output or error to nobody, lest the next file becomes it."""
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_WRONLY)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+            setattr(sys, name, os.fdopen(number, "w"))
 
 
 def fail(message: str, code: int, *, debug: bool) -> int:

@@ -56,7 +56,8 @@ def least_seconds(flops: float, gpu: str, dtype: torch.dtype) -> float:
         dtype: of the weights.
     """
     peak = makers_peak(gpu, dtype)
-    assert peak is not None, f"{gpu} is none of {', '.join(MAKERS_PEAK)}"
+    if peak is None:
+        raise ValueError(f"{gpu} is none of {', '.join(MAKERS_PEAK)}")
     return flops * VIEWS * SAMPLES_OF_MMIMDB / peak
 
 

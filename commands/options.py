@@ -212,8 +212,6 @@ def say(line: str, *, error: bool = False) -> None:
     if is_quiet() and not error:
         return
     # Names that are not UTF-8 come escaped by repr; whatever else a terminal cannot show is too.
-    if sys.stderr is None:  # closed by the caller, who does not want to hear
-        return
     encoding = sys.stderr.encoding or "utf-8"
     click.echo(line.encode(encoding, "backslashreplace").decode(encoding), err=True)
 

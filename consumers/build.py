@@ -93,7 +93,9 @@ def _writer(plan: Plan, stored: FeatureStore | None, lock: FileLock) -> StoreWri
         with naming_extension():
             return StoreWriter.of(plan.wanted.made, lock)
     make_folder(path / EXTENSION / RECORDS)
-    return stores.create(path / EXTENSION, plan.spec, plan.fingerprint, samples, lock)
+    # What was allowed to differ is told by the chunks: of those that are there it is not true.
+    kept = {name: stored.fingerprint[name] for name in plan.changed if name in stored.fingerprint}
+    return stores.create(path / EXTENSION, plan.spec, plan.fingerprint | kept, samples, lock)
 
 
 def _lock(config: BuildConfig, stack: ExitStack) -> FileLock:

@@ -181,11 +181,14 @@ def make_plan(decided: Decided, tell: Callable[..., None]) -> Plan:
     """
     config, found, stored, known = decided.config, decided.found, decided.stored, decided.known
     fingerprint, device = dict(decided.asked), decided.device
+    changed: dict[str, str] = {}
     if device == "cpu":
-        begun = known.get("cpu_threads", 0)
-        threads = registry.use_cpu_threads(int(begun))
-        if stored is None or begun:  # one that a GPU made knows of none
+        begun = int(known.get("cpu_threads", 0))
+        threads = registry.use_cpu_threads(begun)
+        if stored is None or begun or (decided.wanted and decided.wanted.kind == "features"):
             fingerprint["cpu_threads"] = threads
+        else:  # a GPU began it: its chunks tell
+            changed["cpu_threads"] = f"None -> {threads}"
     batch_sizes = {name: _batch_size(config, name, device, known) for name in decided.features}
     workers = config.workers or max(1, len(os.sched_getaffinity(0)) - 1)
     tell("loading", device=device)
@@ -210,7 +213,7 @@ def make_plan(decided: Decided, tell: Callable[..., None]) -> Plan:
         job=job,
         spec=spec,
         fingerprint=fingerprint,
-        changed={} if stored is None else known.compare(fingerprint),
+        changed=changed if stored is None else changed | known.compare(fingerprint),
         wanted=decided.wanted,
     )
 

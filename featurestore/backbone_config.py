@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from featurestore.errors import ConfigError
-from featurestore.records import FEATURES, RESERVED_NAMES, is_feature_name
+from featurestore.records import FEATURES, RESERVED_NAMES, TAKEN_NAMES, is_feature_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,10 +55,11 @@ def check_name(name: str) -> None:
             f"[backbones.{name}] has the name of one of the paper's features: choose another.\n"
             f"To use another checkpoint for it: --model {name}=ID_OR_DIR."
         )
-    if not is_feature_name(name):
+    if not is_feature_name(name) or name in TAKEN_NAMES:
+        others = ", ".join((*RESERVED_NAMES, *TAKEN_NAMES))
         raise ConfigError(
             f"[backbones.{name}] is not a feature's name: a small letter, then small letters, "
-            f"digits and _, at most 64 in all, and not {', '.join(RESERVED_NAMES)}."
+            f"digits and _, at most 64 in all, and not {others}."
         )
 
 

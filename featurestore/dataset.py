@@ -195,7 +195,9 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._arguments, self._epoch = state["arguments"], state["epoch"]
         source = open_source(self._arguments["store"], self._arguments["prefix"])
-        opened: _Opened = state["opened"]
+        opened: _Opened | None = state.get("opened")
+        if opened is None:
+            raise InputError("This dataset was pickled by another version.\nMake it again.")
         if source.spec != opened.spec:
             raise InputError(
                 f"{source.path} is not what it was when the dataset was made: {source.spec}.\n"

@@ -28,6 +28,8 @@ PARTIAL = ".partial"
 # How long to wait for those who only look at who holds a lock.
 _LOOKS, _LOOK_S = 5, 0.01
 
+# How often a file is opened anew that was renamed or removed before it could be locked.
+_TRIES = 1000
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 _FULL = {errno.ENOSPC: "no space left", errno.EDQUOT: "the disk quota is reached"}
@@ -107,7 +109,7 @@ class PartialFile:
 
     def _open(self) -> int:
         """The file, empty and locked."""
-        while True:
+        for _ in range(_TRIES):
             fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
                 _lock_where_possible(fd)
@@ -121,6 +123,7 @@ class PartialFile:
                 os.close(fd)
                 raise
             os.close(fd)  # who had it has given it its name since, or removed it
+        raise StorageError(self.path, "it is replaced again and again")
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Appends ``data``.

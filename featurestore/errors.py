@@ -91,7 +91,7 @@ class BackboneError(ManyViewsError):
 
 
 class StoreLockedError(ManyViewsError):
-    """Another process holds the store's lock.
+    """Another process is writing to a store, or the same file.
 
     Attributes:
         pid: the holder's process id, or None where unknown.

@@ -141,16 +141,6 @@ def _leftovers(store: FeatureStore, out_dir: Path, prefix: str) -> list[Path]:
     return [path for path in paths if path.is_file()]
 
 
-def _features_of(manifest: Path, prefix: str) -> set[str]:
-    """The features whose files an earlier run listed; none where it left no manifest."""
-    try:
-        listed = list(json.loads(manifest.read_bytes())["sha256"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return set()
-    names = (str(f).removeprefix(f"{prefix}_").removesuffix(".npy") for f in listed)
-    return {name for name in names if is_feature_name(name)}
-
-
 def verify_materialized(out_dir: Path, prefix: str = PREFIX) -> list[Finding]:
     """Checks materialized files against their manifest, and the manifest against its checksum.
 
@@ -191,15 +181,14 @@ def _check_arguments(store: FeatureStore, out_dir: Path, prefix: str) -> None:
 
 def _check_features(store: FeatureStore, out_dir: Path, prefix: str) -> None:
     """Refuses to write beside rows of other features: they would be taken for this store's."""
-    listed = _features_of(out_dir / f"{prefix}_manifest.json", prefix)
-    others = sorted(
-        name
-        for name in ({*FEATURES} | listed) - set(store.features)
-        if any((out_dir / f"{prefix}_{name}{kind}").exists() for kind in (".npy", ".stats.npz"))
-    )
+    others = set()
+    for path in out_dir.iterdir() if out_dir.is_dir() else ():
+        stem, _, kind = path.name.removeprefix(f"{prefix}_").partition(".")
+        if path.name.startswith(f"{prefix}_") and kind in ("npy", "stats.npz"):
+            others |= {stem} - set(store.features) if is_feature_name(stem) else set()
     if others:
         raise InputError(
-            f"{out_dir} holds files of {', '.join(others)}, which {store.path} does not.\n"
+            f"{out_dir} holds files of {', '.join(sorted(others))}, which {store.path} does not.\n"
             "Nothing was changed: choose another --out-dir or --prefix, or remove those files."
         )
 
@@ -210,6 +199,7 @@ def _check_labels(store: FeatureStore, out_dir: Path, prefix: str) -> None:
     try:
         labels = json.loads(path.read_bytes())
         rows, views = labels["total_rows"], labels["views_per_sample"]
+        told = {key: labels[key] for key in ("seed", "stems_sha256") if key in labels}
     except FileNotFoundError:
         return
     except (OSError, ValueError, KeyError, TypeError) as e:
@@ -221,6 +211,13 @@ def _check_labels(store: FeatureStore, out_dir: Path, prefix: str) -> None:
             f"with {expected[1]} views.\n"
             "Choose another --out-dir, or remove those labels and write them again."
         )
+    for key, value in told.items():  # the published scripts' do not tell
+        if value != store.fingerprint.get(key, value):
+            raise InputError(
+                f"{path} is of another {key}: {value!r:.100}; the store's is "
+                f"{store.fingerprint[key]!r:.100}.\n"
+                "Choose another --out-dir, or remove those labels and write them again."
+            )
 
 
 def _check_space(store: FeatureStore, out_dir: Path, prefix: str) -> None:

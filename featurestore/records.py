@@ -14,9 +14,11 @@ FEATURES: tuple[str, ...] = ("clip_image", "clip_text", "blip2_image", "blip2_te
 
 # Short enough for a file's name behind any prefix.
 _FEATURE_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
-# A store's folder, the option value that means both BLIP-2 features, and what stands beside
-# features in an item of a data set or a row of an export.
-RESERVED_NAMES = ("records", "blip2", "labels", "index", "stem", "view", "bad")
+# A store's folder, the option value that means both BLIP-2 features, and the labels' file name.
+RESERVED_NAMES = ("records", "blip2", "labels")
+# What stands beside features in an item of a data set or a row of an export. Stores may hold such
+# features, but none is made any more.
+TAKEN_NAMES = ("index", "stem", "view", "bad")
 
 
 def is_feature_name(name: str) -> bool:

@@ -65,13 +65,16 @@ class ImageSpec:
         return long, self.shortest_edge
 
 
-def clean_view(poster: Image.Image, spec: ImageSpec, kernels: Kernels | None = None) -> Pixels:
+def clean_view(
+    poster: Image.Image, spec: ImageSpec, kernels: Kernels | None = None, prepared: Any = None
+) -> Pixels:
     """View 0: what the backbone's own processor makes of the poster, before scaling to floats.
 
     Args:
         poster: mode ``RGB``, of any size.
         spec: the processor's geometry.
         kernels: what resizes; None chooses the fastest.
+        prepared: the poster by ``kernels.prepare``, where that was done already.
 
     Returns:
         uint8 [S, S, 3]; parts that a small poster does not reach are black.
@@ -85,15 +88,18 @@ def clean_view(poster: Image.Image, spec: ImageSpec, kernels: Kernels | None = N
         detail = f"{poster.width} x {poster.height} would be resized to {width} x {height}"
         raise BadSampleError("too-large", detail)
     if spec.resample not in _KERNEL_FILTERS:
-        kernels = implementation(compiled_code=False)
+        kernels, prepared = implementation(compiled_code=False), None
     kernels = kernels or fastest()
     pixels = np.asarray(poster)
     if poster.height > _STRIP * poster.width and height < poster.height:
         rows = np.empty((3, height, poster.width), np.uint8)
-        _resize_whole(kernels, pixels, spec.resample, rows)
-        pixels = np.ascontiguousarray(rows.transpose(1, 2, 0))
+        kernels.resize(kernels.prepare(pixels), (0, 0, *poster.size), spec.resample, False, rows)
+        pixels, prepared = np.ascontiguousarray(rows.transpose(1, 2, 0)), None
+    if prepared is None:
+        prepared = kernels.prepare(pixels)
     planes = np.empty((3, height, width), np.uint8)
-    _resize_whole(kernels, pixels, spec.resample, planes)
+    box = (0, 0, pixels.shape[1], pixels.shape[0])
+    kernels.resize(prepared, box, spec.resample, False, planes)
     return _centre(planes, spec)
 
 
@@ -106,6 +112,7 @@ def augmented_views(
     views: int,
     out: Pixels,
     kernels: Kernels | None = None,
+    prepared: Any = None,
 ) -> None:
     """Make views 1..V-1 of one poster in place.
 
@@ -117,6 +124,7 @@ def augmented_views(
         views: V, the number of views with the clean one.
         out: uint8 [V-1, S, S, 3], overwritten; row v-1 is view v.
         kernels: what makes the pixels; None chooses the fastest.
+        prepared: the poster by ``kernels.prepare``, where that was done already.
 
     Raises:
         ValueError: the poster is not RGB, or ``out`` is not of this shape and dtype.
@@ -125,8 +133,11 @@ def augmented_views(
     expected = (views - 1, size, size, 3)
     if out.shape != expected or out.dtype != np.uint8:
         raise ValueError(f"out must be uint8 {expected}, got {out.dtype} {out.shape}")
+    if views == 1:
+        return
     kernels = kernels or fastest()
-    prepared = kernels.prepare(np.asarray(poster))
+    if prepared is None:
+        prepared = kernels.prepare(np.asarray(poster))
     seeds = [view_seed(base_seed, index, view, "image") for view in range(1, views)]
     for drawn, view in zip(draws.draw(seeds, *poster.size), out, strict=True):
         apply(prepared, drawn, view, kernels)
@@ -167,12 +178,6 @@ def warm_up() -> None:
 def fastest() -> Kernels:
     """The C kernels where they were built, else the libraries'."""
     return implementation(compiled_code=has_compiled())
-
-
-def _resize_whole(kernels: Kernels, poster: Pixels, filter: int, planes: Pixels) -> None:
-    """Resize all of uint8 [height, width, 3] to fill the planes."""
-    box = (0, 0, poster.shape[1], poster.shape[0])
-    kernels.resize(kernels.prepare(poster), box, filter, False, planes)
 
 
 def _centre(planes: Pixels, spec: ImageSpec) -> Pixels:

@@ -19,13 +19,13 @@ import tempfile
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import IO, Any
 
-from featurestore.errors import ProducerError
+from featurestore.errors import ProducerError, StorageError
 from featurestore.records import BadInput, Sample, SampleRecord
 from producers.parent import PRODUCER_CODE, STOP_SIGNALS
 from producers.ring import Ring, SlotArrays
@@ -110,11 +110,13 @@ class ProducerPool:
         self._deaths_in_a_row = 0
         self.waited_s = 0.0
         self.replaced: Counter[str] = Counter()
-        self.ring = Ring(job.layout, job.slots)
         self._free = list(range(job.slots))
-        self._job_file = tempfile.TemporaryFile()  # noqa: SIM115  closed in close()
-        self._job_file.write(job.to_json())
-        self._job_file.flush()
+        self._job_file = _temporary_file(job.to_json())  # closed in close()
+        try:
+            self.ring = Ring(job.layout, job.slots)
+        except BaseException:
+            self._job_file.close()
+            raise
         self._workers: list[_Worker] = []
         try:
             for _ in range(workers):
@@ -187,7 +189,7 @@ class ProducerPool:
 
     def _start_with(self, undo: ExitStack) -> _Worker:
         """Starts a producer; ``undo`` closes what was opened for it where that fails."""
-        stderr = undo.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
+        stderr = undo.enter_context(_temporary_file())
         task_read, task_write = _pipe(undo)
         result_read, result_write = _pipe(undo)
         fds = (self._job_file.fileno(), self.ring.fd, task_read, result_write)
@@ -335,6 +337,29 @@ class ProducerPool:
         task.kills[stage] += 1
         if stage and task.kills[stage] >= _KILLS_PER_INPUT:
             task.skip[stage] = f"{why}, {_KILLS_PER_INPUT} times"
+
+
+def _temporary_file(content: bytes = b"") -> IO[bytes]:
+    """A file without a name.
+
+    Raises:
+        StorageError: the folder of temporary files takes none.
+    """
+    with ExitStack() as undo:
+        try:
+            file = tempfile.TemporaryFile()  # noqa: SIM115  the caller closes it
+            undo.callback(_close_quietly, file)
+            file.write(content)
+            file.flush()
+        except OSError as e:
+            raise StorageError(Path(tempfile.gettempdir()), e.strerror or str(e)) from e
+        undo.pop_all()
+    return file
+
+
+def _close_quietly(file: IO[bytes]) -> None:
+    with suppress(OSError):  # it flushes once more
+        file.close()
 
 
 def _pipe(undo: ExitStack) -> tuple[int, int]:

@@ -19,6 +19,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from featurestore.errors import BadSampleError
 from featurestore.records import Sample
 from producers import decode, image_views, source, text_views
@@ -127,8 +129,10 @@ class Producer:
                 views.fill(0)
 
     def _image_views(self, poster: Any, index: int, arrays: SlotArrays) -> None:
+        assert self._kernels is not None
+        prepared = self._kernels.prepare(np.asarray(poster))
         for spec, clean in arrays.clean.items():
-            clean[...] = image_views.clean_view(poster, spec, self._kernels)
+            clean[...] = image_views.clean_view(poster, spec, self._kernels, prepared)
         for size, augmented in arrays.augmented.items():
             image_views.augmented_views(
                 poster,
@@ -138,6 +142,7 @@ class Producer:
                 views=self._job.views,
                 out=augmented,
                 kernels=self._kernels,
+                prepared=prepared,
             )
 
     def _text(

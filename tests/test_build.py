@@ -23,6 +23,7 @@ import pytest
 import torch
 from PIL import Image
 
+from consumers import backbones as registry
 from consumers.batching import TextBatcher
 from consumers.build import build
 from featurestore.config import BuildConfig
@@ -710,7 +711,26 @@ def test_a_store_of_a_gpu_goes_on_with_its_batches_where_that_is_allowed(
     assert lengths
     assert all(length % 8 == 0 for length in lengths)
     last = FeatureStore(tmp_path / "s").ledger[11]
-    assert set(last.changed) == {"device_kind"}
+    assert set(last.changed) == {"device_kind", "cpu_threads"}
+
+
+def test_what_is_added_on_another_device_does_not_speak_for_what_was_there(
+    configure: Configure, some_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configure(tmp_path / "s", data_dir=some_data)
+    build(config)
+    before = dict(FeatureStore(config.store).fingerprint)
+    last = max(p.stem for p in some_data.iterdir())
+    for suffix in ("jpg", "json"):
+        shutil.copy(next(some_data.glob("*." + suffix)), some_data / f"{last}z.{suffix}")
+    monkeypatch.setattr(registry, "device_kind", lambda _: "cpu: another")
+    more = _replace(config, resume=True, append=True)
+    refused(StoreMismatchError, more, "another device_kind")
+    assert build(_replace(more, allow_version_change=True)).built == 1
+    store = FeatureStore(config.store)
+    assert store.fingerprint["device_kind"] == before["device_kind"]
+    changed = [dict(entry.changed) for entry in store.ledger.entries]
+    assert changed == [{}, {}, {"device_kind": f"{before['device_kind']} -> cpu: another"}]
 
 
 def test_all_samples_bad(configure: Configure, some_data: Path, tmp_path: Path) -> None:

@@ -405,10 +405,42 @@ def test_output_that_cannot_be_written(demo_store: Path) -> None:
     assert "defect" not in done.stderr
 
 
-def test_a_closed_standard_error_is_no_failure(demo_store: Path) -> None:
-    command = f"{sys.executable} {ROOT / 'cli.py'} verify --store {demo_store} --json 2>&-"
+@pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&-"])
+def test_closed_streams_are_no_failure(demo_store: Path, tmp_path: Path, closed: str) -> None:
+    python = f"{sys.executable} {ROOT / 'cli.py'}"
+    command = f"{python} verify --store {demo_store} --json {closed}"
     done = subprocess.run(["sh", "-c", command], stdout=subprocess.PIPE, text=True, check=False)
-    assert (done.returncode, json.loads(done.stdout)["findings"]) == (0, [])
+    assert done.returncode == 0
+    assert ">" not in closed[0] or not done.stdout
+    assert closed[0] == ">" or json.loads(done.stdout)["findings"] == []
+
+
+def test_no_file_becomes_a_closed_stream(demo_store: Path, tmp_path: Path) -> None:
+    """What a library prints would be written into it."""
+    script = (
+        "import os, cli\n"
+        "from featurestore import durable\n"
+        "def meet(operation, path, size):\n"
+        "    seen.append(os.readlink('/proc/self/fd/2'))\n"
+        "    return size\n"
+        "seen = []\n"
+        "durable.hook = meet\n"
+        "try:\n"
+        f"    cli.main(['materialize', '--store', {str(demo_store)!r}, '--out-dir', 'out'])\n"
+        "finally:\n"
+        "    print(set(seen))\n"
+    )
+    command = f'{sys.executable} -c "$SCRIPT" 2>&-'
+    environment = {**os.environ, "SCRIPT": script, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        ["sh", "-c", command],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "{'/dev/null'}\n")
 
 
 # What every command understands -----------------------------------------------------------------

@@ -34,7 +34,7 @@ class Kernels(Protocol):
         planes: Planes,
         /,
     ) -> None:
-        """Resize the box (left, top, width, height) of a poster to fill the planes."""
+        """Resize the box (left, top, width, height) of a poster, or its mirror image, to planes."""
 
     def brightness(self, planes: Planes, factor: float, /) -> None:
         """Blend with black."""

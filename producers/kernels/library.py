@@ -29,7 +29,7 @@ def prepare(poster: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 def resize(
     poster: npt.NDArray[np.uint8], box: Box, filter: int, mirrored: bool, planes: Planes
 ) -> None:
-    """Resizes the box of the poster to the planes' size, columns first as Pillow ≤ 12 does."""
+    """Resizes the box of the poster, columns first as Pillow ≤ 12 does, and may mirror it."""
     left, top, width, height = box
     part = np.ascontiguousarray(poster[top : top + height, left : left + width])
     columns, rows = planes.shape[2], planes.shape[1]

@@ -210,8 +210,8 @@ static inline void copy(uint8_t *to, const uint8_t *from, ptrdiff_t n)
         memcpy(to, from, (size_t)n);
 }
 
-/* Rows become columns: `high` rows of n bytes, to n rows of LANES, of which the first `high` are
- * told. An index of a block is five bits of its row and five of its column. Dealing the block's two
+/* Rows become columns: `high` rows of n bytes, to n rows of LANES, the first `high` bytes of each
+ * theirs. An index of a block is five bits of its row and five of its column. Dealing the block's two
  * halves out in turn moves each bit up by one and the highest to the end: after five times, rows
  * and columns have changed places. */
 static void turn(const uint8_t *from, ptrdiff_t pitch, ptrdiff_t high, ptrdiff_t n, uint8_t *to)

@@ -48,26 +48,8 @@ REFUSED = {
     "backbones": [
         {name: DINO}
         for name in (
-            "clip_image",
-            "records",
-            "blip2",
-            "labels",
-            "index",
-            "view",
-            "Dino",
-            "2d",
-            "a-b",
-        )
-        for name in (
-            "clip_image",
-            "records",
-            "blip2",
-            "labels",
-            "index",
-            "view",
-            "Dino",
-            "2d",
-            "a-b",
+            *("clip_image", "records", "blip2", "labels", "index", "stem", "view", "bad"),
+            *("Dino", "2d", "a-b"),
         )
     ],
     "workers": [-1],

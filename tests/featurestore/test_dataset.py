@@ -1,5 +1,6 @@
 import copy
 import json
+import os
 import pickle
 import resource
 import shutil
@@ -288,6 +289,35 @@ def test_a_pickle_of_files_that_were_written_again_is_refused(tmp_path):
     materialize(FeatureStore(tmp_path / "other"), tmp_path / "out")
     with pytest.raises(InputError, match="not what they were"):
         pickle.loads(data)
+
+
+def test_a_pickle_of_published_files_that_were_written_again_is_refused(tmp_path):
+    """Their manifest has no digests."""
+    make_store(tmp_path / "s")
+    materialize(FeatureStore(tmp_path / "s"), tmp_path / "out")
+    path = tmp_path / "out" / f"{PREFIX}_manifest.json"
+    published = json.loads(path.read_bytes())
+    for key in ("sha256", "crc32c"):
+        del published[key]
+    path.write_text(json.dumps(published))
+    data = pickle.dumps(FeatureDataset(tmp_path / "out"))
+    pickle.loads(data)
+    rows = tmp_path / "out" / f"{PREFIX}_clip_text.npy"
+    content = bytearray(rows.read_bytes())
+    content[-1] ^= 1
+    rows.write_bytes(content)
+    os.utime(rows, ns=(1, 1))
+    with pytest.raises(InputError, match="not what they were"):
+        pickle.loads(data)
+
+
+def test_a_pickle_of_another_version_is_refused(tmp_path):
+    make_store(tmp_path / "s")
+    dataset = FeatureDataset(tmp_path / "s")
+    state = dataset.__getstate__()
+    del state["opened"]
+    with pytest.raises(InputError, match="by another version"):
+        dataset.__setstate__(state)
 
 
 @pytest.mark.parametrize("partial", [False, True])

@@ -268,6 +268,23 @@ def test_nothing_is_written_beside_files_of_features_that_the_store_has_not(made
     materialize(FeatureStore(made[0]), out)
 
 
+def test_labels_of_another_seed_are_not_written_beside(made, tmp_path):
+    path = tmp_path / f"{PREFIX}_labels_manifest.json"
+    told = {"total_rows": 44, "views_per_sample": 4, "seed": 5}
+    path.write_text(json.dumps(told))
+    with pytest.raises(InputError, match="is of another seed: 5; the store's is 123"):
+        materialize(FeatureStore(made[0]), tmp_path)
+    path.write_text(json.dumps({**told, "seed": 123}))
+    materialize(FeatureStore(made[0]), tmp_path)
+
+
+def test_rows_of_an_interrupted_run_are_seen_without_its_manifest(made, tmp_path):
+    (tmp_path / f"{PREFIX}_mine.npy").write_bytes(b"half of it")
+    (tmp_path / f"{PREFIX}_labels.npy").write_bytes(b"no feature")
+    with pytest.raises(InputError, match="holds files of mine, which"):
+        materialize(FeatureStore(made[0]), tmp_path)
+
+
 def test_places_and_names_that_cannot_be(made, tmp_path):
     store, file = FeatureStore(made[0]), tmp_path / "file"
     file.touch()

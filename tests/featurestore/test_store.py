@@ -523,3 +523,15 @@ def test_a_damaged_record(damaged, change):
     edit_root(damaged, change)
     with pytest.raises(CorruptStoreError):
         _ = FeatureStore(damaged).samples
+
+
+def test_features_that_are_no_longer_made_are_still_erased(tmp_path):
+    """Older stores may have them: what is left of one would be taken for a stranger's."""
+    path = tmp_path / "s"
+    make_store(path, dims={"view": 64, "bad": 64})
+    lock = take_lock(path)
+    spec = StoreSpec(4, 4, 4, {"clip_image": 64})
+    stems = ["a", "b", "c", "d"]
+    create_store(path, spec, make_fingerprint(spec, stems), make_samples(stems), lock).close()
+    assert not (path / "view").exists()
+    assert not (path / "bad").exists()

@@ -123,14 +123,14 @@ def too_large(kernels: ModuleType) -> None:
     """Scratch memory that cannot be had is a MemoryError. The allocator's limit is 64 MiB."""
     high, wide = np.zeros((40_000, 1, 3), np.uint8), np.zeros((3, 1, 999), np.uint8)
     large, weight = np.zeros((3, 3000, 3000), np.uint8), np.ones(1, np.float32)
-    calls = (
+    attempts = (
         lambda: kernels.prepare(np.zeros((5000, 5000, 3), np.uint8)),
         lambda: kernels.resize(kernels.prepare(high), (0, 0, 1, 40_000), 3, False, wide),
         lambda: kernels.blur(large, weight),
     )
-    for call in calls:
+    for attempt in attempts:
         try:
-            call()
+            attempt()
         except MemoryError:
             continue
         raise AssertionError("memory beyond the limit was had")

@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,8 +24,9 @@ import psutil
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from featurestore.errors import ProducerError
+from featurestore.errors import ProducerError, StorageError
 from featurestore.records import BadInput, SampleRecord
+from producers import pool as pool_module
 from producers.pool import ProducerPool
 from producers.source import scan
 from producers.tokens import TextSpec
@@ -365,6 +367,18 @@ def test_a_defect_stops_with_its_traceback(tmp_path: Path, marker: str) -> None:
     assert caught.value.stem == "s03"
     assert "sitecustomize.py" in str(caught.value)
     assert len(str(caught.value)) < 10_000
+
+
+def test_a_full_folder_of_temporary_files_is_named(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("no /dev/full here")
+    monkeypatch.setattr(pool_module.tempfile, "TemporaryFile", lambda: full.open("wb"))
+    with pytest.raises(StorageError, match=r"No space left") as caught:
+        pool_for(data)
+    assert tempfile.gettempdir() in str(caught.value)
 
 
 def test_producers_that_cannot_start(
