@@ -76,13 +76,11 @@ def _producers_alone(task: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _backbones_alone(task: Mapping[str, Any]) -> dict[str, Any]:
-    from consumers.batching import plan_multiple
     from consumers.embedding import Embedder
 
     plan = _planned(task)
-    multiple = plan_multiple(str(plan.fingerprint["batch_plan"]))
     embedder = Embedder(
-        plan.backbones, plan.batch_sizes, plan.view_parts, plan.spec.chunk, multiple
+        plan.backbones, plan.batch_sizes, plan.view_parts, plan.spec.chunk, plan.text_multiple
     )
     views = _views_of_a_chunk(plan)
     start = time.perf_counter()

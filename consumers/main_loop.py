@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 
 from consumers import backbones as registry
-from consumers.batching import plan_multiple
 from consumers.committing import Committer, MadeChunk
 from consumers.embedding import Embedder
 from consumers.notices import slow_paths
@@ -74,9 +73,8 @@ class _Run:
         self._tell = tell
         self._wanted = plan.wanted
         spec = writer.spec
-        multiple = plan_multiple(str(plan.fingerprint["batch_plan"]))
         self._embedder = Embedder(
-            plan.backbones, plan.batch_sizes, plan.view_parts, spec.chunk, multiple
+            plan.backbones, plan.batch_sizes, plan.view_parts, spec.chunk, plan.text_multiple
         )
         # The chunk whose samples are all taken, but whose texts may not be launched yet.
         self._ended: tuple[int, Sequence[SampleRecord]] | None = None

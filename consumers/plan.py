@@ -14,7 +14,7 @@ from typing import Any
 
 from consumers import backbones as registry
 from consumers import declared
-from consumers.batching import batch_plan
+from consumers.batching import batch_plan, plan_multiple
 from consumers.extending import Extension, made_features
 from consumers.resuming import Known, check_inputs, check_placeholders, check_samples
 from featurestore.backbone_config import BackboneConfig
@@ -82,6 +82,11 @@ class Plan:
     fingerprint: Fingerprint
     changed: Mapping[str, str]
     wanted: Extension | None
+
+    @property
+    def text_multiple(self) -> int:
+        """Of how many tokens the length of a batch of texts is a multiple."""
+        return plan_multiple(str(self.fingerprint["batch_plan"]))
 
     @property
     def view_parts(self) -> list[range]:

@@ -181,14 +181,15 @@ def _check_arguments(store: FeatureStore, out_dir: Path, prefix: str) -> None:
 
 def _check_features(store: FeatureStore, out_dir: Path, prefix: str) -> None:
     """Refuses to write beside rows of other features: they would be taken for this store's."""
-    others = set()
-    for path in out_dir.iterdir() if out_dir.is_dir() else ():
-        stem, _, kind = path.name.removeprefix(f"{prefix}_").partition(".")
-        if path.name.startswith(f"{prefix}_") and kind in ("npy", "stats.npz"):
-            others |= {stem} - set(store.features) if is_feature_name(stem) else set()
+    names = [path.name for path in out_dir.iterdir()] if out_dir.is_dir() else []
+    parts = [
+        n.removeprefix(f"{prefix}_").partition(".") for n in names if n.startswith(f"{prefix}_")
+    ]
+    held = {name for name, _, kind in parts if kind in ("npy", "stats.npz")}
+    others = sorted(n for n in held - set(store.features) if is_feature_name(n))
     if others:
         raise InputError(
-            f"{out_dir} holds files of {', '.join(sorted(others))}, which {store.path} does not.\n"
+            f"{out_dir} holds files of {', '.join(others)}, which {store.path} does not.\n"
             "Nothing was changed: choose another --out-dir or --prefix, or remove those files."
         )
 

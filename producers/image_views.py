@@ -90,15 +90,15 @@ def clean_view(
     if spec.resample not in _KERNEL_FILTERS:
         kernels, prepared = implementation(compiled_code=False), None
     kernels = kernels or fastest()
-    pixels = np.asarray(poster)
+    if prepared is None:
+        prepared = kernels.prepare(np.asarray(poster))
+    box = (0, 0, *poster.size)
     if poster.height > _STRIP * poster.width and height < poster.height:
         rows = np.empty((3, height, poster.width), np.uint8)
-        kernels.resize(kernels.prepare(pixels), (0, 0, *poster.size), spec.resample, False, rows)
-        pixels, prepared = np.ascontiguousarray(rows.transpose(1, 2, 0)), None
-    if prepared is None:
-        prepared = kernels.prepare(pixels)
+        kernels.resize(prepared, box, spec.resample, False, rows)
+        prepared = kernels.prepare(np.ascontiguousarray(rows.transpose(1, 2, 0)))
+        box = (0, 0, poster.width, height)
     planes = np.empty((3, height, width), np.uint8)
-    box = (0, 0, pixels.shape[1], pixels.shape[0])
     kernels.resize(prepared, box, spec.resample, False, planes)
     return _centre(planes, spec)
 
