@@ -76,21 +76,30 @@ def _producers_alone(task: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _backbones_alone(task: Mapping[str, Any]) -> dict[str, Any]:
+    from consumers.computing import ComputePool
     from consumers.embedding import Embedder
 
     plan = _planned(task)
-    embedder = Embedder(
-        plan.backbones, plan.batch_sizes, plan.view_parts, plan.spec.chunk, plan.text_multiple
-    )
     views = _views_of_a_chunk(plan)
-    start = time.perf_counter()
-    for chunk in range(plan.spec.chunks):
-        for sample, _ in zip(views, plan.spec.samples_of(chunk), strict=False):
-            embedder.add(sample)
-        embedder.end()
-        for feature in embedder.finish():
+    with ComputePool(plan.threads, plan.device) as pool:
+        chunk = plan.spec.chunk
+        embedder = Embedder(
+            plan.backbones, plan.batch_sizes, plan.view_parts, chunk, plan.text_multiple, pool
+        )
+        start = time.perf_counter()
+        before: list[Any] = []
+        for number in range(plan.spec.chunks):
+            for sample, _ in zip(views, plan.spec.samples_of(number), strict=False):
+                embedder.add(sample)
+            ended = embedder.end()
+            # As in a build, a chunk is taken while the next one is embedded.
+            for feature in before:
+                feature[0].take()
+            before = ended
+        for feature in before:
             feature[0].take()
-    return {"samples": plan.spec.samples, "seconds": time.perf_counter() - start}
+        seconds = time.perf_counter() - start
+    return {"samples": plan.spec.samples, "seconds": seconds}
 
 
 def _views_of_a_chunk(plan: Any) -> list[Any]:

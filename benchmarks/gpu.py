@@ -41,6 +41,8 @@ from benchmarks.measuring import (
 from consumers import backbones
 from consumers.batching import ImageBatcher, TextBatcher
 from consumers.committing import Committer, MadeChunk
+from consumers.computing import ComputePool
+from consumers.devices import resolve_threads
 from featurestore.records import FEATURES
 from featurestore.store import choose_chunk
 
@@ -73,6 +75,9 @@ class Work:
 
     def __init__(self, backbone: Any, batch: int, samples: int) -> None:
         self.backbone, self.rows = backbone, samples * VIEWS
+        threads = resolve_threads(0, str(backbone.device))
+        # Ends with the process.
+        self._pool = ComputePool(threads, backbone.device).__enter__()
         self._batch, self._samples = batch, samples
         self._rng = np.random.default_rng(0)
         self._batchers: Sequence[ImageBatcher | TextBatcher]
@@ -90,7 +95,7 @@ class Work:
         at = np.arange(side) * FIELDS // side
         # One sample's pixels again and again; it is not the content that takes time.
         self._pixels = fields[:, at][:, :, at]
-        self._batchers = [ImageBatcher(self.backbone, batch, self.rows)]
+        self._batchers = [ImageBatcher(self.backbone, batch, self.rows, self._pool)]
         order = np.arange(-(-self.rows // batch) * batch).reshape(-1, batch)
         self.batches = [self._sent(self._pixels[rows % VIEWS]) for rows in order]
         self.batches[-1][0][self.rows - batch * (len(order) - 1) :] = 0  # what fills it up
@@ -101,8 +106,8 @@ class Work:
         limit, batch = self.backbone.text.max_length, self._batch
         self._lengths = draw_lengths(self._rng, self.rows, limit)
         self._ids = self._rng.integers(3, 90, (self.rows, limit), dtype=np.int32)
-        # A build has two as well, of which one chunk's texts are launched while the next come.
-        batchers = [TextBatcher(self.backbone, batch, self.rows) for _ in range(2)]
+        # A build has two as well, of which one chunk's texts are embedded while the next come.
+        batchers = [TextBatcher(self.backbone, batch, self.rows, self._pool) for _ in range(2)]
         self._batchers, self.plan = batchers, batchers[0].plan(self._lengths)
         self.batches = [self._padded(b.rows, b.length) for b in self.plan]
         one = text_flops(self.backbone)
@@ -243,6 +248,9 @@ def _require_no_wait(work: Work) -> None:
     torch.cuda.set_sync_debug_mode("error")
     try:
         ended = work.fill().end()
+        for batch in ended.batches:
+            batch.result()
+        ended.collected.result()
     finally:
         torch.cuda.set_sync_debug_mode("default")
     ended.take()

@@ -156,6 +156,11 @@ _BUILD_OPTIONS = (
         "[default: the store's, or by feature and device]",
     ),
     click.option("--workers", type=int, help="Producer processes.  [default: CPUs - 1]"),
+    click.option(
+        "--threads",
+        type=int,
+        help="Batches that a CPU computes side by side, each in one thread.  [default: CPUs]",
+    ),
     click.option("--slots", type=int, help="Samples in flight.  [default: 2 x workers + 2]"),
     click.option("--chunk", type=int, help="Samples per chunk, the unit of commit.  [default: 64]"),
     click.option(

@@ -22,7 +22,7 @@ from consumers.devices import (
     make_reproducible,
     resolve_device,
     resolve_dtype,
-    use_cpu_threads,
+    resolve_threads,
 )
 from featurestore.errors import BackboneError, ConfigError
 from featurestore.records import FEATURES, Modality
@@ -49,7 +49,7 @@ __all__ = [
     "quiet_transformers",
     "resolve_device",
     "resolve_dtype",
-    "use_cpu_threads",
+    "resolve_threads",
 ]
 
 

@@ -4,20 +4,23 @@ The plan is a pure function of the chunk. The same text in another batch has oth
 byte-identical rebuild needs the same batches: they never span chunks and never depend on the order
 of arrival. A chunk's row is ``sample * views + view``.
 
-On CUDA rows go through pinned staging buffers, and nothing here waits for results: ``end`` hands
-over a chunk whose features are still to come.
+Batches are computed by a ``ComputePool``, whichever thread is free. Nothing here waits for results:
+``end`` returns a chunk whose features are still to come.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from consumers.backbones import ImageBackbone, TextBackbone
+from consumers.computing import ComputePool, Order
 from consumers.running import Batcher, IntArray
+from consumers.staging import Stage
 
 # Texts that may take the place of one of full length. More would gain little where a text has 64
 # tokens or fewer of 512, and the memory for what a model keeps per text is bounded.
@@ -99,25 +102,37 @@ def text_plan(
 class ImageBatcher(Batcher):
     """Embeds one chunk's images after the other, in the batches of ``image_plan``.
 
-    Batches start as soon as they are full, while the producers make the next sample; the last one
-    is filled up with black images.
+    A batch is submitted as soon as it is full, while the producers make the next sample; the last
+    one is filled up with black images.
 
     Args:
         backbone: an image backbone.
         batch_size: images per forward pass.
         chunk_rows: the most rows of a chunk.
+        pool: the threads that embed.
     """
 
-    def __init__(self, backbone: ImageBackbone, batch_size: int, chunk_rows: int) -> None:
+    def __init__(
+        self, backbone: ImageBackbone, batch_size: int, chunk_rows: int, pool: ComputePool
+    ) -> None:
         self.backbone = backbone
         side = backbone.image.size
         self._shape = (batch_size, side, side, 3)
+        self._stage: Stage | None = None
         self._filled = 0
-        # One chunk is made while the texts of the one before are, and one more is written.
-        super().__init__(backbone, batch_size, chunk_rows, self._shape, torch.uint8, buffers=3)
+        super().__init__(
+            backbone,
+            batch_size,
+            chunk_rows,
+            pool,
+            order=Order.IMAGES,
+            shape=self._shape,
+            dtype=torch.uint8,
+            buffers=2,  # one chunk is embedded while the one before is written
+        )
 
     def add(self, clean: npt.NDArray[np.uint8], augmented: npt.NDArray[np.uint8]) -> None:
-        """Add one sample's views. The arrays may be reused when this returns.
+        """Add one sample's views; waits for a buffer to put them in. The arrays may be reused then.
 
         Args:
             clean: uint8 ``[S, S, 3]``, view 0 as this backbone's processor makes it.
@@ -132,69 +147,84 @@ class ImageBatcher(Batcher):
             if pixels.shape != shape or pixels.dtype != np.uint8:
                 raise ValueError(f"expected uint8 {shape}, got {pixels.dtype} {pixels.shape}")
         self._admit(1 + len(augmented))
-        self._stage(clean[None])
-        self._stage(augmented)
+        self._put(clean[None])
+        self._put(augmented)
 
-    def flush(self) -> None:
-        """Launch the chunk's last batch, filled up with black images."""
-        if self._filled:
-            self._staging.array[self._filled :] = 0
-            self._launch()
+    def _reset(self) -> None:
+        super()._reset()
+        if self._stage is not None:
+            self._staging.give_back(self._stage)
+        self._stage, self._filled = None, 0
 
-    def discard(self) -> None:
-        """Forget the chunk so far, after an error or an interruption."""
-        super().discard()
-        self._filled = 0
-
-    def _stage(self, pixels: npt.NDArray[np.uint8]) -> None:
+    def _put(self, pixels: npt.NDArray[np.uint8]) -> None:
         start = 0
         while start < len(pixels):
+            if self._stage is None:
+                self._stage = self._staging.take()
             take = min(self._batch - self._filled, len(pixels) - start)
-            self._staging.array[self._filled : self._filled + take] = pixels[start : start + take]
+            rows = slice(self._filled, self._filled + take)
+            self._stage.array[rows] = pixels[start : start + take]
             start += take
             self._filled += take
             if self._filled == self._batch:
-                self._launch()
+                self._launch(self._stage)
 
-    def _launch(self) -> None:
-        self._runner.run(self._staging.send(self._shape))
-        self._filled = 0
+    def _launch(self, stage: Stage) -> None:
+        batch = self._submit(
+            self._batch, lambda host, first: self._runner.run(stage, self._shape, host, first)
+        )
+        batch.add_done_callback(lambda _: self._staging.give_back(stage))
+        self._stage, self._filled = None, 0
+
+    def _flush(self) -> slice:
+        if self._stage is not None:
+            self._stage.array[self._filled :] = 0
+            self._launch(self._stage)
+        return slice(None)
 
     def _forward(self, sent: torch.Tensor) -> torch.Tensor:
         return self.backbone.embed(sent)
-
-    def _order(self) -> slice:
-        return slice(None)
 
 
 class TextBatcher(Batcher):
     """Embeds one chunk's texts, in the batches of ``text_plan``.
 
-    Sorting by length needs the whole chunk, so batches start at its end: one at a time by
-    ``launch``, or all that are left by ``end``.
+    Sorting by length needs the whole chunk, so batches are submitted at its end.
 
     Args:
         backbone: a text backbone.
         batch_size: texts of the full length per forward pass; of shorter ones as many as have as
             many tokens, up to eight times as many texts.
         chunk_rows: the most rows of a chunk.
+        pool: the threads that embed.
         multiple: of which a batch's length is one; the device's own by default.
     """
 
     def __init__(
-        self, backbone: TextBackbone, batch_size: int, chunk_rows: int, multiple: int = 0
+        self,
+        backbone: TextBackbone,
+        batch_size: int,
+        chunk_rows: int,
+        pool: ComputePool,
+        multiple: int = 0,
     ) -> None:
         self.backbone = backbone
         limit = backbone.text.max_length
         self._tokens, self._most = batch_size * limit, batch_size * _SHORT
         self._multiple = multiple or _own_multiple(backbone.device)
-        # One more column: a text's length travels behind its ids, in the same copy.
-        shape = (self._tokens + self._most,)
-        super().__init__(backbone, batch_size, chunk_rows, shape, torch.int32, buffers=1)
+        super().__init__(
+            backbone,
+            batch_size,
+            chunk_rows,
+            pool,
+            order=Order.TEXTS,
+            # One more column: a text's length travels behind its ids, in the same copy.
+            shape=(self._tokens + self._most,),
+            dtype=torch.int32,
+            buffers=1,
+        )
         self._ids = np.zeros((chunk_rows, limit), np.int32)
         self._lengths = np.zeros(chunk_rows, np.int32)
-        self._plan: list[TextBatch] = []
-        self._launched = 0
 
     def add(self, ids: npt.NDArray[np.int32], lengths: npt.NDArray[np.int32]) -> None:
         """Add one sample's views. The arrays may be reused when this returns.
@@ -214,60 +244,31 @@ class TextBatcher(Batcher):
         rows = self._admit(len(lengths))
         self._ids[rows], self._lengths[rows] = ids, lengths
 
-    @property
-    def left(self) -> bool:
-        """Whether a batch of the chunk is not launched yet."""
-        return self._rows > 0 and (not self._plan or self._launched < len(self._plan))
-
-    def launch(self, share: float = 1.0) -> bool:
-        """Launch the chunk's next batch, after which no sample may be added.
-
-        Args:
-            share: of the batches, that is to be launched by now.
-
-        Returns:
-            False where so many were launched already.
-
-        Raises:
-            BackboneError: the batch failed.
-        """
-        if not self._plan:
-            self._plan = self.plan(self._lengths[: self._rows])
-        if self._launched >= share * len(self._plan):
-            return False
-        self._launch(self._plan[self._launched])
-        self._launched += 1
-        return True
-
     def plan(self, lengths: IntArray) -> list[TextBatch]:
         """The batches of a chunk whose texts have these lengths."""
         limit = self._ids.shape[1]
         return text_plan(lengths, self._tokens, self._most, limit, self._multiple)
 
-    def flush(self) -> None:
-        """Launch what is left of the chunk."""
-        while self.launch():
-            pass
+    def _flush(self) -> IntArray:
+        plan = self.plan(self._lengths[: self._rows])
+        for batch in plan:
+            self._submit(len(batch.rows), partial(self._launch, batch))
+        return np.array([row for batch in plan for row in batch.rows])
 
-    def discard(self) -> None:
-        """Forget the chunk so far, after an error or an interruption."""
-        super().discard()
-        self._plan = []
-        self._launched = 0
-
-    def _launch(self, batch: TextBatch) -> None:
+    def _launch(self, batch: TextBatch, host: torch.Tensor, first: int) -> None:
         rows = np.array(batch.rows)
         shape = (len(rows), batch.length + 1)
-        stage = self._staging.array[: shape[0] * shape[1]].reshape(shape)
-        stage[:, :-1] = self._ids[rows, : batch.length]
-        stage[:, -1] = self._lengths[rows]
-        self._runner.run(self._staging.send(shape))
+        stage = self._staging.take()
+        try:
+            filled = stage.array[: shape[0] * shape[1]].reshape(shape)
+            filled[:, :-1] = self._ids[rows, : batch.length]
+            filled[:, -1] = self._lengths[rows]
+            self._runner.run(stage, shape, host, first)
+        finally:
+            self._staging.give_back(stage)
 
     def _forward(self, sent: torch.Tensor) -> torch.Tensor:
         ids, lengths = sent[:, :-1].long(), sent[:, -1:]
         mask = torch.arange(ids.shape[1], device=sent.device) < lengths  # [B, L]
         # Any id would do behind a text's end; one for all makes a batch depend on its texts alone.
         return self.backbone.embed(ids.masked_fill(~mask, self.backbone.text.pad_id), mask.long())
-
-    def _order(self) -> IntArray:
-        return np.array([row for batch in self._plan for row in batch.rows])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -13,12 +13,12 @@ from featurestore.records import SampleRecord
 
 @dataclass(frozen=True, slots=True)
 class MadeChunk:
-    """A chunk whose samples are all taken and whose batches are all launched.
+    """A chunk whose samples are all taken and whose batches are all submitted.
 
     Attributes:
         chunk: its number.
         records: its samples.
-        ended: its features, maybe still on their way: per backbone the parts of the views.
+        ended: its features, maybe still to come: per backbone the parts of the views.
     """
 
     chunk: int
@@ -47,11 +47,6 @@ class Committer:
         self._future = self._thread.submit(self._commit, made)
 
     @property
-    def busy(self) -> bool:
-        """Whether a chunk is not settled."""
-        return self._future is not None
-
-    @property
     def done(self) -> bool:
         """Whether a chunk is written, or failed to be, and not settled."""
         return self._future is not None and self._future.done()
@@ -77,7 +72,31 @@ class Committer:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Waits for the chunk in hand: whatever ended the loop, it is committed or has failed."""
-        self._thread.shutdown()
-        if self._future is not None and self._future.exception() not in (None, error):
-            raise self._future.exception() from error  # type: ignore[misc]
+        """Waits for the chunk that is being written, whatever ended the loop.
+
+        Not even an interruption ends the wait: the store's lock is released after it, and a chunk
+        is written under the lock or not at all.
+        """
+        interruption = _wait_out(self._thread.shutdown)
+        failure = None if self._future is None else self._future.exception()
+        if failure is not None and failure is not error and not _is_cancelled(failure):
+            raise failure from error
+        if interruption is not None:
+            raise interruption
+
+
+def _wait_out(wait: Callable[[], None]) -> BaseException | None:
+    """Calls ``wait`` until it returns; returns the first interruption of it, if there was one."""
+    first: BaseException | None = None
+    while True:
+        try:
+            wait()
+        except BaseException as interruption:  # noqa: BLE001  raised once nothing is written
+            first = first or interruption
+        else:
+            return first
+
+
+def _is_cancelled(failure: BaseException) -> bool:
+    """Whether the chunk's features were cancelled, as the build was stopped before they came."""
+    return isinstance(failure, CancelledError)

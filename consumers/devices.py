@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from consumers.gpu_errors import first_line
+from featurestore.control_groups import usable_cpus
 from featurestore.errors import ConfigError
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -87,17 +88,24 @@ def _cpu_maker() -> str:
     return makers[0] if makers else platform.machine()
 
 
-def use_cpu_threads(count: int) -> int:
-    """Have a CPU compute with so many threads; 0 leaves it to torch. Returns their number.
+def resolve_threads(threads: int, device: str) -> int:
+    """How many batches are computed side by side on ``device``, as ``resolve_device`` returns it.
 
-    An elementwise operation is split evenly among the threads, and what is left over of a part
-    after whole vectors goes another way than they do: its last bits depend on where the parts end.
+    Args:
+        threads: what was asked for; 0 chooses the CPUs that this process may use.
+        device: ``cpu`` or ``cuda:N``, which computes one batch at a time.
+
+    Raises:
+        ConfigError: a number of threads was asked for and the device is a GPU.
     """
-    import torch
-
-    if count:
-        torch.set_num_threads(count)
-    return torch.get_num_threads()
+    if device == "cpu":
+        return threads or usable_cpus()
+    if threads:
+        raise ConfigError(
+            f"--threads {threads} is for a CPU, and the device is {device}, which computes one "
+            "batch at a time.\nLeave --threads out, or choose --device cpu."
+        )
+    return 1
 
 
 def resolve_dtype(dtype: str, device: str, feature: str | None = None) -> str:

@@ -1,8 +1,7 @@
 """All backbones of a build: samples of a chunk go in, its features come out.
 
-Texts are sorted by length, so none of a chunk can start before the last has come. Were all of them
-launched then, the main loop would wait for most of them, and the producers, whom it gives work, for
-the main loop. So they are launched one batch at a time while the next chunk's samples come.
+A text's batch depends on all texts of its chunk, so they are embedded while the next chunk's
+samples come, whenever no images wait.
 """
 
 from __future__ import annotations
@@ -12,12 +11,13 @@ from typing import Any
 
 from consumers import backbones as registry
 from consumers.batching import ImageBatcher, TextBatcher
-from consumers.running import EndedChunk
+from consumers.computing import ComputePool
+from consumers.running import Batcher, EndedChunk
 from producers.pool import SampleViews
 
 
 class Embedder:
-    """Two chunks at a time: one whose samples come, one whose texts are being launched.
+    """Two chunks at a time: one whose samples come, and the one before, which is embedded.
 
     Args:
         backbones: by feature, in the order of the job's text specifications.
@@ -25,6 +25,7 @@ class Embedder:
         parts: of the views. Rows of two parts never share a batch.
         chunk: the most samples of a chunk.
         multiple: see ``TextBatcher``.
+        pool: the threads that embed.
     """
 
     def __init__(
@@ -34,26 +35,27 @@ class Embedder:
         parts: Sequence[range],
         chunk: int,
         multiple: int,
+        pool: ComputePool,
     ) -> None:
         self._parts = parts
+        self._pool = pool
         self._images: list[list[ImageBatcher]] = []
-        # Texts are added to the first of two sets of batchers, and launched from the second.
+        # Texts are added to the first of two sets of batchers, and embedded from the second.
         self._texts: list[list[TextBatcher]] = []
         self._ending: list[list[TextBatcher]] = []
-        self._ended: list[list[EndedChunk]] = []
         for name, backbone in backbones.items():
             batch, rows = batch_sizes[name], [chunk * len(part) for part in parts]
             if registry.modality_of(backbone) == "image":
-                self._images.append([ImageBatcher(backbone, batch, n) for n in rows])
+                self._images.append([ImageBatcher(backbone, batch, n, pool) for n in rows])
             else:
                 for sets in (self._texts, self._ending):
-                    sets.append([TextBatcher(backbone, batch, n, multiple) for n in rows])
+                    sets.append([TextBatcher(backbone, batch, n, pool, multiple) for n in rows])
 
     def add(self, views: SampleViews) -> None:
         """Adds one sample, whose arrays may be reused when this returns.
 
         Raises:
-            BackboneError: a batch of images failed.
+            BackboneError: a batch failed.
         """
         for images in self._images:
             spec = images[0].backbone.image
@@ -66,32 +68,26 @@ class Embedder:
                 rows = slice(part.start, part.stop)
                 text_batcher.add(views.arrays.ids[k][rows], views.arrays.lengths[k][rows])
 
-    def end(self) -> None:
-        """Ends the samples of a chunk, whose texts are still to be launched; the next may begin.
-
-        Raises:
-            BackboneError: a batch of images failed.
-        """
-        self._ended = [[batcher.end() for batcher in images] for images in self._images]
-        self._texts, self._ending = self._ending, self._texts
-
-    @property
-    def left(self) -> bool:
-        """Whether a batch of the ended chunk's texts is not launched yet."""
-        return any(batcher.left for texts in self._ending for batcher in texts)
-
-    def launch(self, share: float = 1.0) -> bool:
-        """Launches one batch of the ended chunk's texts, as ``TextBatcher.launch`` does."""
-        return any(batcher.launch(share) for texts in self._ending for batcher in texts)
-
-    def finish(self) -> list[list[EndedChunk]]:
-        """Launches what is left of the ended chunk.
+    def end(self) -> list[list[EndedChunk]]:
+        """Ends the samples of a chunk; the next may begin once the chunk before was taken.
 
         Returns:
-            Its features to come, per backbone the parts of the views. They must have been taken
-            before the chunk after the next ends.
+            Its features to come, per backbone the parts of the views.
 
         Raises:
             BackboneError: a batch failed.
         """
-        return self._ended + [[batcher.end() for batcher in texts] for texts in self._ending]
+        ended = [[batcher.end() for batcher in parts] for parts in self._batchers()]
+        self._texts, self._ending = self._ending, self._texts
+        self._pool.end_chunk()
+        return ended
+
+    def discard(self) -> None:
+        """Forgets the samples of a chunk that has not ended, and cancels its batches."""
+        for parts in self._batchers():
+            for batcher in parts:
+                batcher.discard()
+
+    def _batchers(self) -> list[Sequence[Batcher]]:
+        """Those that samples are added to: per backbone the parts of the views."""
+        return [*self._images, *self._texts]

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from consumers import backbones as registry
 from consumers.committing import Committer, MadeChunk
+from consumers.computing import ComputePool
 from consumers.embedding import Embedder
 from consumers.notices import slow_paths
 from consumers.plan import Plan
@@ -23,7 +24,7 @@ from consumers.resuming import INPUT_CACHE, refuse_bad
 from consumers.running import EndedChunk
 from consumers.stopping import stop_signals
 from featurestore import extension
-from featurestore.errors import InterruptedBuildError, ProducerError
+from featurestore.errors import InterruptedBuildError
 from featurestore.records import BadInput, SampleRecord
 from featurestore.store import FeatureStore
 from featurestore.writer import StoreWriter
@@ -42,7 +43,8 @@ class BuildReport:
         views: views per sample.
         built: samples made by this run.
         seconds: wall-clock seconds of making them.
-        waited_s: of these, seconds in which the backbones waited for producers.
+        waited_s: of these, seconds in which the backbones waited for producers; on a CPU, those of
+            its threads on average.
         bad: every input of the store that a placeholder stands in for.
         truncated: views cut to the tokenizer's length per text feature, in this run.
         replaced: producers that died and were replaced, by what ended them.
@@ -73,11 +75,6 @@ class _Run:
         self._tell = tell
         self._wanted = plan.wanted
         spec = writer.spec
-        self._embedder = Embedder(
-            plan.backbones, plan.batch_sizes, plan.view_parts, spec.chunk, plan.text_multiple
-        )
-        # The chunk whose samples are all taken, but whose texts may not be launched yet.
-        self._ended: tuple[int, Sequence[SampleRecord]] | None = None
         self._texts = {
             name: backbone.text
             for name, backbone in plan.backbones.items()
@@ -100,6 +97,7 @@ class _Run:
             chunk=spec.chunk,
             features=dict(spec.dims),
             workers=self._plan.workers,
+            threads=self._plan.threads,
             slots=self._plan.job.slots,
             fingerprint=self._writer.fingerprint,
             changed=dict(self._plan.changed),
@@ -146,81 +144,77 @@ class _Run:
             stop_signals() as stopped,
             ProducerPool(plan.job, samples, workers=workers, timeout_s=timeout_s) as pool,
             Committer(self._commit) as committer,
+            # Left first: what the committer waits for is computed by then, or cancelled.
+            ComputePool(plan.threads, plan.device) as compute,
         ):
+            embedder = self._embedder(compute)
             settle = partial(self._settle, committer, pool, start)
-            submit = partial(self._submit, committer, settle)
             for chunk in missing:
-                try:
-                    records = self._samples(chunk, pool, committer, settle)
-                except ProducerError:
-                    submit()  # the samples of the chunk before are all there
-                    raise
-                submit()
-                self._embedder.end()
-                self._refuse_bad(records)
-                self._ended = chunk, records
+                records, ended = self._chunk(chunk, pool, embedder, compute, settle)
+                settle(wait=True)
+                committer.submit(MadeChunk(chunk, records, ended))
                 if stopped:
                     break
-                self._write_on(committer, settle)
-            submit()
-            settle()
+            settle(wait=True)
             if stopped and not self._writer.complete:
                 raise _interrupted(stopped[0], self._writer)
 
-    def _settle(self, committer: Committer, pool: ProducerPool, start: float) -> None:
-        """Waits for the chunk that is being written, if there is one, and tells of it."""
+    def _embedder(self, compute: ComputePool) -> Embedder:
+        plan, chunk = self._plan, self._writer.spec.chunk
+        return Embedder(
+            plan.backbones, plan.batch_sizes, plan.view_parts, chunk, plan.text_multiple, compute
+        )
+
+    def _settle(
+        self, committer: Committer, pool: ProducerPool, start: float, *, wait: bool = False
+    ) -> None:
+        """Reports the chunk that was submitted last once it is written, or waits until it is."""
+        if not (wait or committer.done):
+            return
         made = committer.settle()
         if made is None:
             return
         self._report.built += len(made.records)
         self._report.seconds = time.monotonic() - start
-        self._report.waited_s = pool.waited_s
         self._report.replaced = pool.replaced
         self._tell("chunk", chunk=made.chunk, **_chunk_facts(made.records, self._report))
 
-    def _samples(
-        self, chunk: int, pool: ProducerPool, committer: Committer, settle: Callable[[], None]
-    ) -> list[SampleRecord]:
-        """Takes a chunk's samples, between which the texts of the chunk before are launched."""
-        meanwhile = partial(self._meanwhile, committer, settle)
+    def _chunk(
+        self,
+        chunk: int,
+        pool: ProducerPool,
+        embedder: Embedder,
+        compute: ComputePool,
+        settle: Callable[[], None],
+    ) -> tuple[list[SampleRecord], list[list[EndedChunk]]]:
+        """Takes a chunk's samples; its features may be still to come."""
         records: list[SampleRecord] = []
-        count = len(self._writer.spec.samples_of(chunk))
-        while len(records) < count:
-            records.append(self._sample(pool, meanwhile))
-            # Most are launched by ``meanwhile``, unless the backbones are the slower side.
-            while self._embedder.launch(len(records) / count):
-                pass
-            self._write_on(committer, settle)
-        return records
+        try:
+            for _ in self._writer.spec.samples_of(chunk):
+                records.append(self._sample(pool, embedder, compute, settle))
+                settle()
+            self._refuse_bad(records)
+            return records, embedder.end()
+        except BaseException:
+            embedder.discard()
+            raise
 
-    def _meanwhile(self, committer: Committer, settle: Callable[[], None]) -> bool:
-        """One thing to do while a sample is awaited; returns whether there may be another."""
-        self._write_on(committer, settle)
-        return self._embedder.launch()
-
-    def _write_on(self, committer: Committer, settle: Callable[[], None]) -> None:
-        """Settles a chunk that is written, and begins to write the ended one once it is whole."""
-        if committer.done:
-            settle()
-        if not committer.busy and not self._embedder.left:
-            self._submit(committer, settle)
-
-    def _submit(self, committer: Committer, settle: Callable[[], None]) -> None:
-        """Launches what is left of the ended chunk, if there is one, and begins to write it."""
-        if self._ended is None:
-            return
-        made = MadeChunk(*self._ended, self._embedder.finish())
-        settle()
-        committer.submit(made)
-        self._ended = None
-
-    def _sample(self, pool: ProducerPool, waiting: Callable[[], bool]) -> SampleRecord:
-        """Takes one sample and launches what is full of it."""
-        views = pool.take(waiting)
-        self._embedder.add(views)
+    def _sample(
+        self,
+        pool: ProducerPool,
+        embedder: Embedder,
+        compute: ComputePool,
+        settle: Callable[[], None],
+    ) -> SampleRecord:
+        """Takes one sample and submits what is full of it."""
+        waited_s, idle_s = pool.waited_s, compute.idle_s
+        views = pool.take(settle)
+        # Where the threads had work meanwhile, nobody waited for the producers.
+        self._report.waited_s += min(pool.waited_s - waited_s, max(0.0, compute.idle_s - idle_s))
+        embedder.add(views)
         self._report.truncated.update(dict(zip(self._texts, views.cut, strict=True)))
         pool.release(views)
-        self._tell("sample", filled=pool.filled, waited_s=pool.waited_s)
+        self._tell("sample", filled=pool.filled, waited_s=self._report.waited_s)
         return views.record
 
     def _commit(self, made: MadeChunk) -> None:
@@ -242,7 +236,7 @@ class _Run:
         """A chunk's rows of one feature, ``[n, V, D]``; those that the store has come from it."""
         indices = self._writer.spec.samples_of(chunk)
         rows = [
-            part.take(indices[0], views.start).reshape(len(indices), -1, part.dim)
+            part.take(indices[0], views.start).reshape(len(indices), -1, part.backbone.dim)
             for views, part in zip(self._plan.view_parts, parts, strict=True)
         ]
         if self._wanted is not None and self._wanted.kind == "views":

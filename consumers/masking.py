@@ -11,7 +11,9 @@ every head and pair of tokens of every text. Here the bias is asked for with the
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -59,7 +61,7 @@ def prepare_masks(encoder: Any) -> bool:
 
 
 class _MaskedBias:
-    """Adds ``mask``, ``[B, 1, 1, L]``, to what T5's first layer adds to attention's scores.
+    """Adds a mask, ``[B, 1, 1, L]``, to what T5's first layer adds to attention's scores.
 
     The sum, ``[B, heads, L, L]``, goes on to the other layers, and is laid out as attention wants
     it, so that none of them makes a copy.
@@ -67,11 +69,22 @@ class _MaskedBias:
 
     def __init__(self, compute: Callable[..., torch.Tensor]) -> None:
         self._compute = compute
-        self.mask: torch.Tensor | None = None
+        # Each thread embeds texts of its own.
+        self._own = threading.local()
 
     def __call__(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         bias = self._compute(*args, **kwargs)
-        return bias if self.mask is None else (bias + self.mask).contiguous()
+        mask = getattr(self._own, "mask", None)
+        return bias if mask is None else (bias + mask).contiguous()
+
+    @contextmanager
+    def adding(self, mask: torch.Tensor) -> Iterator[None]:
+        """Adds ``mask`` to what this thread computes meanwhile."""
+        self._own.mask = mask
+        try:
+            yield
+        finally:
+            self._own.mask = None
 
 
 def _prepared(encoder: Any, bias: _MaskedBias | None) -> Callable[..., Any]:
@@ -87,11 +100,8 @@ def _prepared(encoder: Any, bias: _MaskedBias | None) -> Callable[..., Any]:
         added = added.masked_fill(mask == 0, torch.finfo(dtype).min)[:, None, None, :]
         if bias is None:
             return forward(*args, **kwargs | {"attention_mask": added})
-        bias.mask = added
-        try:
+        with bias.adding(added):
             return forward(*args, **kwargs | {"attention_mask": None})
-        finally:
-            bias.mask = None
 
     return with_prepared_mask
 

@@ -6,11 +6,10 @@ all before the store is touched.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from consumers import backbones as registry
 from consumers import declared
@@ -25,6 +24,7 @@ from featurestore.config import (
     CompleteConfig,
     Fingerprint,
 )
+from featurestore.control_groups import usable_cpus
 from featurestore.errors import InputError
 from featurestore.store import FeatureStore, StoreSpec, choose_chunk, chunk_fits
 from producers.inputs import InputStat, InputStats, stat_inputs
@@ -32,6 +32,9 @@ from producers.kernels.implementations import has_compiled
 from producers.ring import require_room
 from producers.source import Scan
 from producers.worker import Job
+
+if TYPE_CHECKING:
+    import torch
 
 # Raised whenever a result changes, so that no store mixes two.
 IMAGE_RECIPE = "simclr-1"
@@ -62,7 +65,8 @@ class Plan:
         backbones: per feature the loaded ``Backbone``.
         batch_sizes: rows per forward pass and feature.
         workers: producer processes.
-        job: what each of them does.
+        threads: batches that are computed side by side.
+        job: what each producer does.
         spec: the store's shape.
         fingerprint: everything that changes its numbers.
         changed: fingerprint fields that differ from the store's and were allowed to.
@@ -77,11 +81,17 @@ class Plan:
     backbones: Mapping[str, Any]
     batch_sizes: Mapping[str, int]
     workers: int
+    threads: int
     job: Job
     spec: StoreSpec
     fingerprint: Fingerprint
     changed: Mapping[str, str]
     wanted: Extension | None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the backbones compute."""
+        return next(iter(self.backbones.values())).device  # type: ignore[no-any-return]
 
     @property
     def text_multiple(self) -> int:
@@ -106,6 +116,7 @@ class Decided:
         known: what the store and its extension were begun with.
         features: those that are made.
         device: ``cpu`` or ``cuda:N``.
+        threads: batches that are computed side by side on it.
         stats, confirmed, remade: as in ``Plan``.
         asked: the part of the fingerprint that is known.
     """
@@ -117,6 +128,7 @@ class Decided:
     known: Known
     features: tuple[str, ...]
     device: str
+    threads: int
     stats: InputStats
     confirmed: Mapping[int, InputStat]
     remade: Sequence[int]
@@ -144,6 +156,7 @@ def decide(
     for name, own in _declared(config, features).items():
         declared.check(name, own)
     device = registry.resolve_device(config.device)
+    threads = registry.resolve_threads(config.threads, device)
     stats = stat_inputs(found)
     confirmed: dict[int, InputStat] = {}
     remade: list[int] = []
@@ -165,6 +178,7 @@ def decide(
         known=known,
         features=features,
         device=device,
+        threads=threads,
         stats=stats,
         confirmed=confirmed,
         remade=remade,
@@ -186,16 +200,8 @@ def make_plan(decided: Decided, tell: Callable[..., None]) -> Plan:
     """
     config, found, stored, known = decided.config, decided.found, decided.stored, decided.known
     fingerprint, device = dict(decided.asked), decided.device
-    changed: dict[str, str] = {}
-    if device == "cpu":
-        begun = int(known.get("cpu_threads", 0))
-        threads = registry.use_cpu_threads(begun)
-        if stored is None or begun or (decided.wanted and decided.wanted.kind == "features"):
-            fingerprint["cpu_threads"] = threads
-        else:  # a GPU began it: its chunks tell
-            changed["cpu_threads"] = f"None -> {threads}"
     batch_sizes = {name: _batch_size(config, name, device, known) for name in decided.features}
-    workers = config.workers or max(1, len(os.sched_getaffinity(0)) - 1)
+    workers = config.workers or default_workers()
     tell("loading", device=device)
     loaded = {name: _load(config, name, device, known) for name in decided.features}
     job = _job(config, loaded, workers)
@@ -215,12 +221,18 @@ def make_plan(decided: Decided, tell: Callable[..., None]) -> Plan:
         backbones=loaded,
         batch_sizes=batch_sizes,
         workers=workers,
+        threads=decided.threads,
         job=job,
         spec=spec,
         fingerprint=fingerprint,
-        changed=changed if stored is None else changed | known.compare(fingerprint),
+        changed={} if stored is None else known.compare(fingerprint),
         wanted=decided.wanted,
     )
+
+
+def default_workers() -> int:
+    """Producer processes where nobody says how many: a CPU is left to this process."""
+    return max(1, usable_cpus() - 1)
 
 
 def _chunk(config: CompleteConfig, stored: FeatureStore | None, dims: Mapping[str, int]) -> int:

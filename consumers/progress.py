@@ -142,7 +142,7 @@ class RunLog:
 
 
 class PlainDisplay:
-    """Plain lines for pipes and log files: one per chunk, at most one a ``interval_s``.
+    """Plain lines for pipes and log files: one every ``interval_s`` at most, as samples come.
 
     With an interval of 0 every chunk has its line, and every bad input.
     """
@@ -159,17 +159,23 @@ class PlainDisplay:
             self._print(f"loading the backbones on {facts['device']}")
         elif event == "started":
             self._meter.start(facts)
+            self._last = time.monotonic()
             self._print(_start_line(facts))
             for notice in facts["notices"]:
                 self._print(notice)
         elif event == "sample":
             self._meter.sample(facts)
-        elif event == "chunk" and time.monotonic() - self._last >= self._interval_s:
-            self._last = time.monotonic()
-            self._print(self._meter.line())
+        # Without a chunk in that time, a sample will do: on a busy machine a chunk takes minutes.
+        if event == "chunk" or (event == "sample" and self._interval_s):
+            self._tell_rate()
         if event == "chunk" and self._interval_s == 0:
             for index, modality, reason, detail in facts["bad"]:
                 self._print(f"sample {index}: {modality} {reason} ({detail})")
+
+    def _tell_rate(self) -> None:
+        if time.monotonic() - self._last >= self._interval_s:
+            self._last = time.monotonic()
+            self._print(self._meter.line())
 
     def _print(self, line: str) -> None:
         print(line, file=self._stream, flush=True)
@@ -244,5 +250,5 @@ def _start_line(facts: Mapping[str, Any]) -> str:
     done = f", {facts['done']:,} samples done" if facts["done"] else ""
     return (
         f"{facts['samples']:,} samples x {facts['views']} views{done}: {features}; "
-        f"{facts['workers']} producers, {facts['slots']} slots"
+        f"{facts['workers']} producers, {facts['slots']} slots, {facts['threads']} compute threads"
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +14,9 @@ import numpy.typing as npt
 import torch
 
 from consumers.backbones import Backbone, check_features
+from consumers.computing import ComputePool, Order
 from consumers.gpu_errors import first_line, lacks_gpu_memory
-from consumers.staging import Staging, device_errors
+from consumers.staging import Stage, Staging, device_errors
 from featurestore.errors import BackboneError
 
 IntArray = npt.NDArray[np.integer[Any]]
@@ -29,46 +31,22 @@ _MODEL_ERRORS = (
     TypeError,
     ValueError,
 )
-
-
-class CollectedRows:
-    """A chunk's features in a host buffer, maybe still on their way from the device."""
-
-    def __init__(self, feature: str, host: torch.Tensor, event: torch.cuda.Event | None) -> None:
-        self._feature = feature
-        self._host = host
-        self._event = event
-        self.taken = False
-
-    def take(self, order: IntArray | slice) -> npt.NDArray[np.float32]:
-        """Wait for the device; returns a copy ``[rows, D]`` with row ``i`` at ``order[i]``.
-
-        May be called by another thread than the one that runs batches.
-
-        Raises:
-            BackboneError: the device failed.
-        """
-        if self._event is not None:
-            with device_errors(self._feature):
-                self._event.synchronize()
-        features = np.empty(tuple(self._host.shape), np.float32)
-        features[order] = self._host.numpy()
-        self.taken = True
-        return features
+# On a GPU: one is filled, one travels, one is computed.
+_GPU_STAGES = 3
 
 
 class Runner:
-    """Runs batches one after the other and collects their features until the chunk ends.
+    """Embeds batches, and puts their features into host buffers.
 
     Features leave through host buffers in turn, so that one chunk can be written while the next is
-    made.
+    embedded. Several threads may embed at once, each its own rows.
 
     Args:
         backbone: names the feature, its length and its device.
-        forward: embeds what ``Staging.send`` returned, row by row; float32 ``[rows, D]``.
+        forward: embeds what ``Stage.send`` returned, row by row; float32 ``[rows, D]``.
         batch: the batch size that was asked for, for messages.
         rows: the most rows of a chunk, with what fills up its batches.
-        buffers: chunks whose features may be on their way, the one that is made included.
+        buffers: chunks whose features are not taken, the current one included.
     """
 
     def __init__(
@@ -84,52 +62,50 @@ class Runner:
         self._batch = batch
         shape = (rows, backbone.dim)
         self._cuda = backbone.device.type == "cuda"
-        self._hosts = [torch.empty(shape, pin_memory=self._cuda) for _ in range(buffers)]
+        self.hosts = [torch.empty(shape, pin_memory=self._cuda) for _ in range(buffers)]
+        # One for all chunks: the device copies a chunk's rows out before it computes the next's.
         self._device = torch.empty(shape, device=backbone.device) if self._cuda else None
-        self._lent: list[CollectedRows | None] = [None] * buffers
-        self._turn = 0
-        self._done = 0
 
-    def run(self, sent: torch.Tensor) -> None:
-        """Embed one batch; its features follow those of the batch before.
+    def run(self, stage: Stage, shape: tuple[int, ...], host: torch.Tensor, first: int) -> None:
+        """Embeds one staged batch into rows ``first`` and following.
+
+        Args:
+            stage: the filled buffer.
+            shape: of the batch.
+            host: the chunk's buffer.
+            first: the first row.
 
         Raises:
             BackboneError: the backbone failed twice for want of memory or once otherwise, or
                 returned something that is no ``[rows, D]`` of float32.
-            RuntimeError: the features that its buffer had before were never taken.
         """
-        lent = self._lent[self._turn]
-        if lent is not None and not lent.taken:
-            raise RuntimeError("the features of an earlier chunk were not taken yet")
-        target = self._hosts[self._turn] if self._device is None else self._device
-        features = self._embed(sent)
         with device_errors(self._backbone.feature):
-            target[self._done : self._done + len(sent)].copy_(features)
-        self._done += len(sent)
+            sent = stage.send(shape)
+        features = self._embed(sent, first)
+        target = host if self._device is None else self._device
+        with device_errors(self._backbone.feature):
+            target[first : first + len(sent)].copy_(features)
+            stage.use()
 
-    def collect(self, rows: int) -> CollectedRows:
-        """End the chunk: its first ``rows`` features, on their way to the host.
+    def collect(self, host: torch.Tensor, rows: int) -> torch.cuda.Event | None:
+        """Has the chunk's first ``rows`` features copied to the host, once they are computed.
+
+        Returns:
+            What happens when they are there; None where they are.
 
         Raises:
             BackboneError: the device failed.
         """
-        host, event = self._hosts[self._turn][:rows], None
-        if self._device is not None:
-            with device_errors(self._backbone.feature):
-                host.copy_(self._device[:rows], non_blocking=True)
-                # Waiting for it sleeps, see Staging.
-                event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-                event.record(torch.cuda.current_stream(self._backbone.device))
-        collected = self._lent[self._turn] = CollectedRows(self._backbone.feature, host, event)
-        self._turn = (self._turn + 1) % len(self._hosts)
-        self._done = 0
-        return collected
+        if self._device is None:
+            return None
+        with device_errors(self._backbone.feature):
+            host[:rows].copy_(self._device[:rows], non_blocking=True)
+            # Waiting for it sleeps, see Stage.
+            event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+            event.record(torch.cuda.current_stream(self._backbone.device))
+        return event
 
-    def reset(self) -> None:
-        """Start a new chunk."""
-        self._done = 0
-
-    def _embed(self, sent: torch.Tensor) -> torch.Tensor:
+    def _embed(self, sent: torch.Tensor, first: int) -> torch.Tensor:
         for _ in range(2):
             try:
                 return self._checked(self._forward(sent), len(sent))
@@ -137,8 +113,8 @@ class Runner:
                 problem = first_line(error)
                 if not lacks_gpu_memory(error):
                     raise BackboneError(
-                        f"{self._backbone.feature} failed on rows {self._done} to "
-                        f"{self._done + len(sent) - 1} of a chunk's batch plan:\n"
+                        f"{self._backbone.feature} failed on rows {first} to "
+                        f"{first + len(sent) - 1} of a chunk's batch plan:\n"
                         f"  {type(error).__name__}: {problem}"
                     ) from error
             # Once more, as another process may have left the GPU since. Only out here, where the
@@ -174,9 +150,11 @@ class Batcher(ABC):
         backbone: what embeds.
         batch: rows per forward pass.
         capacity: the most rows of a chunk.
+        pool: the threads that embed.
+        order: what they embed first.
         shape: of one staging buffer.
         dtype: of its elements.
-        buffers: chunks whose features may be on their way, the one that is made included.
+        buffers: chunks whose features are not taken, the current one included.
     """
 
     def __init__(
@@ -184,6 +162,9 @@ class Batcher(ABC):
         backbone: Backbone,
         batch: int,
         capacity: int,
+        pool: ComputePool,
+        *,
+        order: Order,
         shape: tuple[int, ...],
         dtype: torch.dtype,
         buffers: int,
@@ -192,9 +173,14 @@ class Batcher(ABC):
             raise ValueError(f"batch size and chunk rows must be >= 1: {batch}, {capacity}")
         self._info = backbone
         self._batch, self._capacity = batch, capacity
-        self._rows = self._views = 0
+        self._pool, self._order = pool, order
+        self._rows = self._views = self._submitted = 0
+        self._batches: list[Future[None]] = []
+        self._lent: list[EndedChunk | None] = [None] * buffers
+        self._turn = 0
         with _allocating(backbone.feature, batch):
-            self._staging = Staging(shape, dtype, backbone.device, backbone.feature)
+            stages = stages_of(backbone.device, pool.threads)
+            self._staging = Staging(shape, dtype, backbone.device, backbone.feature, stages)
             # What fills up the last batch lands behind the chunk's last row.
             filled = -(-capacity // batch) * batch
             self._runner = Runner(backbone, self._forward, batch, filled, buffers)
@@ -204,23 +190,15 @@ class Batcher(ABC):
         """Embed one staged batch on the device; float32 ``[batch, D]``."""
 
     @abstractmethod
-    def _order(self) -> IntArray | slice:
-        """The chunk's row of each feature, in the order of the plan."""
-
-    @abstractmethod
-    def flush(self) -> None:
-        """Launch what is left of the chunk without waiting; then only end or discard.
-
-        Raises:
-            BackboneError: a batch failed.
-        """
+    def _flush(self) -> IntArray | slice:
+        """Submit what is left of the chunk; returns each planned row's place in the chunk."""
 
     def end(self) -> EndedChunk:
-        """End the chunk without waiting for the device; the next one can begin.
+        """End the chunk without waiting for its features; the next one can begin.
 
         Returns:
-            The chunk's features to come. They must have been taken before a batch is launched of
-            the chunk that is as many chunks later as there are ``buffers``.
+            The chunk's features to come. They must have been taken before rows are added to the
+            chunk that is as many chunks later as there are ``buffers``.
 
         Raises:
             BackboneError: a batch failed.
@@ -228,16 +206,25 @@ class Batcher(ABC):
         """
         if not self._rows:
             raise ValueError("the chunk is empty")
-        self.flush()
-        rows = self._runner.collect(self._rows)
-        ended = EndedChunk(self._info.feature, self._info.dim, self._views, self._order(), rows)
-        self.discard()
+        places = self._flush()
+        host, rows = self._runner.hosts[self._turn], self._rows
+        collected = self._pool.submit(self._order, lambda: self._runner.collect(host, rows))
+        batches = tuple(self._batches)
+        ended = EndedChunk(self._info, self._views, places, host[:rows], batches, collected)
+        self._lent[self._turn] = ended
+        self._turn = (self._turn + 1) % len(self._lent)
+        self._reset()
         return ended
 
     def discard(self) -> None:
         """Forget the chunk so far, after an error or an interruption."""
-        self._runner.reset()
-        self._rows = self._views = 0
+        for batch in self._batches:
+            batch.cancel()
+        self._reset()
+
+    def _reset(self) -> None:
+        self._rows = self._views = self._submitted = 0
+        self._batches = []
 
     def _admit(self, views: int) -> slice:
         """The rows of one more sample; raises ValueError where they do not fit."""
@@ -245,31 +232,51 @@ class Batcher(ABC):
             raise ValueError(f"a sample of {views} views in a chunk of {self._views} views each")
         if self._rows + views > self._capacity:
             raise ValueError(f"a chunk of at most {self._capacity} rows is full at {self._rows}")
+        lent = self._lent[self._turn]
+        if lent is not None and not lent.taken:
+            raise RuntimeError("the features of an earlier chunk were not taken yet")
         self._views = views
         self._rows += views
         return slice(self._rows - views, self._rows)
 
+    def _submit(self, rows: int, launch: Callable[[torch.Tensor, int], None]) -> Future[None]:
+        """Queues the next batch of the plan, of so many rows."""
+        host, first = self._runner.hosts[self._turn], self._submitted
+        batch = self._pool.submit(self._order, lambda: launch(host, first))
+        self._submitted += rows
+        self._batches.append(batch)
+        return batch
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True)
 class EndedChunk:
-    """A chunk whose batches are all launched.
+    """A chunk whose batches are all submitted.
 
     Attributes:
-        feature: what was made.
-        dim: length of a feature.
+        backbone: what embeds it.
         views: views per sample.
-        order: the chunk's row of each feature, in the order of the plan.
-        rows: the features, in the order of the plan.
+        places: the chunk's row of each feature, in the order of the plan.
+        host: float32 ``[rows, D]``, the features in the order of the plan, once they are there.
+        batches: the batches, in the order of the plan.
+        collected: done when the batches are launched, with the device's last event.
+        taken: whether the features were copied out of ``host``.
     """
 
-    feature: str
-    dim: int
+    backbone: Backbone
     views: int
-    order: IntArray | slice
-    rows: CollectedRows
+    places: IntArray | slice
+    host: torch.Tensor
+    batches: Sequence[Future[None]]
+    collected: Future[torch.cuda.Event | None]
+    taken: bool = False
+
+    @property
+    def feature(self) -> str:
+        """The feature's name."""
+        return self.backbone.feature
 
     def take(self, first_sample: int = 0, first_view: int = 0) -> npt.NDArray[np.float32]:
-        """Wait for the device, and check every row; may be called by another thread.
+        """Wait for the features, and check every row; may be called by another thread.
 
         Args:
             first_sample: index of the chunk's first sample, for messages.
@@ -279,18 +286,32 @@ class EndedChunk:
             Features of all rows in the order added, ``[rows, D]``, a copy of its own.
 
         Raises:
-            BackboneError: the device failed, or a feature is not finite.
+            BackboneError: a batch or the device failed, or a feature is not finite.
+            CancelledError: the build was stopped.
         """
-        features = self.rows.take(self.order)
+        for batch in self.batches:
+            batch.result()
+        event = self.collected.result()
+        if event is not None:
+            with device_errors(self.feature):
+                event.synchronize()
+        features = np.empty(tuple(self.host.shape), np.float32)
+        features[self.places] = self.host.numpy()
+        self.taken = True
         check_features(
             self.feature,
             features,
-            self.dim,
+            self.backbone.dim,
             first_sample=first_sample,
             first_view=first_view,
             views=self.views,
         )
         return features
+
+
+def stages_of(device: torch.device, threads: int) -> int:
+    """Staging buffers of a batcher: one is filled while every thread computes from another."""
+    return _GPU_STAGES if device.type == "cuda" else threads + 1
 
 
 @contextmanager
@@ -303,8 +324,8 @@ def _allocating(feature: str, batch: int) -> Iterator[None]:
     except RuntimeError as error:
         # "CUDA error: out of memory" too: here it may be main memory that cannot be pinned.
         raise BackboneError(
-            f"The buffers of {feature} could not be had: {first_line(error)}\n"
-            "Free memory of the machine or the GPU, and go on with --resume."
+            f"The buffers of {feature} could not be allocated: {first_line(error)}\n"
+            "Free memory of the machine or the GPU, and continue with --resume."
         ) from error
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import time
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from consumers.backbones import Backbone, BackboneRequest, modality_of
+from consumers.computing import ComputePool, Order
 from featurestore.errors import ConfigError
 from producers.image_views import ImageSpec
 from producers.tokens import TextSpec, TokenEncoder
 
 _ROWS = 2
+# How often two threads embed at once, at most, and for how long.
+_BESIDE, _BESIDE_S = 16, 1.0
 _ATTRIBUTES = ("feature", "model", "fingerprint", "dim", "device", "dtype", "embed")
 # What each of them must be; device and dtype are what was asked for.
 _TYPES = {"feature": str, "model": str, "fingerprint": str, "dim": int}
@@ -28,7 +33,8 @@ def check_backbone(request: BackboneRequest, adapter: str, backbone: Backbone) -
 
     Raises:
         ConfigError: an attribute is missing or of another type, or ``embed`` returns another shape
-            or dtype than it says, values that are not finite, or other values on a second call.
+            or dtype than it says, values that are not finite, or other values on a second call or
+            beside another thread.
     """
 
     def error(problem: str) -> ConfigError:
@@ -68,6 +74,30 @@ def check_backbone(request: BackboneRequest, adapter: str, backbone: Backbone) -
             "that gives the same rows other features the second time:\n"
             "it draws at random, or was left in training mode"
         )
+    if backbone.device.type == "cpu" and not _agrees_with_itself(backbone, batch):
+        raise error(
+            "that gives other features where two threads embed at once:\n"
+            "it keeps something of a batch where another thread finds it"
+        )
+
+
+def _agrees_with_itself(backbone: Any, batch: tuple[torch.Tensor, ...]) -> bool:
+    """Whether rows get the same features while another thread embeds other rows.
+
+    Whatever it raises is raised by a second thread alone, as the first calls succeeded.
+    """
+    calls = [partial(backbone.embed, *b) for b in (batch, tuple(part.flip(0) for part in batch))]
+    with ComputePool(1, backbone.device) as pool:
+        alone = [pool.submit(Order.TEXTS, call).result() for call in calls]
+    end = time.monotonic() + _BESIDE_S
+    with ComputePool(2, backbone.device) as pool:
+        for _ in range(_BESIDE):
+            beside = [pool.submit(Order.TEXTS, call) for call in calls]
+            if not all(torch.equal(f.result(), a) for f, a in zip(beside, alone, strict=True)):
+                return False
+            if time.monotonic() > end:  # two forward passes of a large model overlap for long
+                break
+    return True
 
 
 def _images(backbone: Any) -> tuple[torch.Tensor]:

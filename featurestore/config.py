@@ -41,6 +41,7 @@ class BuildConfig:
         batch_sizes: rows per forward pass and feature, where it is not the default.
         backbones: by feature, the backbones beside the paper's; ``features`` chooses among them.
         workers: producer processes; 0 chooses from the number of CPUs.
+        threads: batches that a CPU computes side by side; 0 chooses the number of CPUs.
         slots: samples in flight between producers and backbones; 0 chooses from the workers.
         chunk: samples per chunk, the unit of commit; 0 chooses 64, or more where the dimensions
             need it to fill whole pages.
@@ -70,6 +71,7 @@ class BuildConfig:
     batch_sizes: Mapping[str, int] = field(default_factory=dict)
     backbones: Mapping[str, BackboneConfig] = field(default_factory=dict)
     workers: int = 0
+    threads: int = 0
     slots: int = 0
     chunk: int = 0
     codec: str | None = None
@@ -90,7 +92,7 @@ class BuildConfig:
         if self.views is not None:
             _at_least("views", self.views, 1)
         _at_least("seed", self.seed, 0)
-        for name in ("workers", "slots", "chunk"):
+        for name in ("workers", "threads", "slots", "chunk"):
             _at_least(name, getattr(self, name), 0)
         _one_of("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
         if self.codec is not None:
@@ -201,7 +203,7 @@ _TOML_TYPES: dict[str, Any] = {
         ),
         bool,
     ),
-    **dict.fromkeys(("views", "seed", "workers", "slots", "chunk"), int),
+    **dict.fromkeys(("views", "seed", "workers", "threads", "slots", "chunk"), int),
     **dict.fromkeys(("models", "batch_sizes", "backbones"), dict),
     "features": list,
     "sample_timeout_s": (int, float),

@@ -6,6 +6,8 @@ each group up to the root counts. Both versions of control groups may be mounted
 
 from __future__ import annotations
 
+import math
+import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -20,6 +22,15 @@ _MEMORY = {
     1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     2: ("memory.max", "memory.current", "inactive_file"),
 }
+
+
+def usable_cpus(proc: Path = _PROC) -> int:
+    """CPUs that this process may use: by its affinity, and by the quotas of its groups, rounded up.
+
+    A quota of 2.5 CPUs keeps three threads busy most of the time, and two never use all of it.
+    """
+    quotas = [quota for each in _groups("cpu", proc) if (quota := _cpu_quota(*each)) is not None]
+    return min([len(os.sched_getaffinity(0)), *(max(1, math.ceil(quota)) for quota in quotas)])
 
 
 def memory_room(proc: Path = _PROC) -> int | None:
@@ -80,6 +91,22 @@ def _room(folder: Path, limit: str, used: str) -> int | None:
         most = (folder / limit).read_text("ascii").strip()
         return None if most == "max" else int(most) - int((folder / used).read_text("ascii"))
     except (OSError, ValueError):  # the root has no such files
+        return None
+
+
+def _cpu_quota(version: int, folder: Path) -> float | None:
+    """CPUs that the group may use on average, or None where nothing limits them."""
+    try:
+        if version == 2:
+            quota, period = (folder / "cpu.max").read_text("ascii").split()
+        else:
+            quota, period = (
+                (folder / f"cpu.cfs_{name}_us").read_text("ascii").strip()
+                for name in ("quota", "period")
+            )
+        # Without a limit it is "max" in version 2, and -1 in version 1.
+        return None if quota in ("max", "-1") else int(quota) / int(period)
+    except (ArithmeticError, OSError, ValueError):  # the root has no such files
         return None
 
 

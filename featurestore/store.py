@@ -36,7 +36,7 @@ from featurestore.moments import Moments, merge
 from featurestore.records import BadInput, SampleRecord, stems_sha256
 from featurestore.samples import SampleList
 
-SCHEMA = 1
+SCHEMA = 2
 RECORDS = "records"
 RUNS = "records/runs"
 SAMPLES = "records/samples.jsonl"

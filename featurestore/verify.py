@@ -21,7 +21,7 @@ import numpy.typing as npt
 from featurestore.verification import Finding, Verification
 from featurestore.verify_lines import read_line, sample_problems
 
-_SCHEMA = 1
+_SCHEMA = 2
 _LEDGER = "records/ledger.jsonl"
 _SAMPLES = "records/samples.jsonl"
 _GROUPS = ("zarr.json", "records/zarr.json", "records/moments/zarr.json")

@@ -6,7 +6,6 @@ build has a folder of its own. Everything is looked at, also where something bef
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,8 +14,9 @@ from typing import Any
 from consumers.backbones import modality_of, resolve_device
 from consumers.extending import completed, made_features
 from consumers.notices import slow_paths
-from consumers.plan import Decided, Plan, decide, make_plan
+from consumers.plan import Decided, Plan, decide, default_workers, make_plan
 from featurestore.config import BuildConfig, CompleteConfig
+from featurestore.control_groups import usable_cpus
 from featurestore.errors import (
     BadInputsError,
     ConfigError,
@@ -208,7 +208,7 @@ class _Check:
             texts=tuple(texts.values()),
         )
         self._say(f"reading {len(chosen):,} of {len(samples):,} samples")
-        workers = self._config.workers or len(os.sched_getaffinity(0))
+        workers = self._config.workers or usable_cpus()
         looks = read(reading, chosen, workers)
         fatal = self._config.bad_sample == "fail"
         groups = [inputs.posters_group(looks, samples, fatal=fatal)] if reading.images else []
@@ -252,7 +252,7 @@ class _Check:
         needed = None if spec is None else machine.store_bytes(spec, self._found.samples)
         committed = 0 if spec is None else self._target.committed(tuple(spec.dims))
         machine.disk_into(group, store, needed, committed, why)
-        machine.limits_into(group, need.workers)
+        machine.limits_into(group, need.workers, need.threads)
         return group
 
     def _spec(self, plan: Plan | None) -> StoreSpec | None:
@@ -275,17 +275,19 @@ def _need(plan: Plan | None, models: Sequence[FoundModel], config: CompleteConfi
     """What a build takes; without a plan the weights alone are known."""
     weights = sum(model.weight_bytes for model in models)
     if plan is None:
-        workers = config.workers or max(1, len(os.sched_getaffinity(0)) - 1)
-        return Need(weights, 0, 0, 0, workers)
+        workers = config.workers or default_workers()
+        return Need(weights, 0, 0, 0, workers, config.threads or usable_cpus())
     rows = plan.spec.chunk * plan.spec.views
     buffers = [
-        batch_bytes(m, plan.backbones[m.feature], plan.batch_sizes[m.feature], rows) for m in models
+        batch_bytes(m, plan.backbones[m.feature], plan.batch_sizes[m.feature], rows, plan.threads)
+        for m in models
     ]
     kept, working, host = zip(*buffers, strict=True)
-    # One backbone computes at a time, and leaves what it worked in to the next.
+    # What one backbone's batches worked in is left to the next; at most all threads have the
+    # largest at once.
     device = sum(kept) + max(working)
     queue = plan.job.layout.slot_bytes * plan.job.slots
-    return Need(weights, device, sum(host), queue, plan.workers)
+    return Need(weights, device, sum(host), queue, plan.workers, plan.threads)
 
 
 def _peak(free: Free, plan: Plan) -> int | None:

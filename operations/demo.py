@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,10 @@ _MARK = "manyviews-demo"
 _VIEWS = 70
 # Three chunks of 48 samples, so that there is something left to resume.
 _CHUNK = 16
-_FIRST_CHUNK_S = 300.0
+# A step that prints nothing for so long is ended. A busy machine takes longer
+# for everything, but not for a line: a build prints one every ten seconds while samples come.
+SILENT_S = 600.0
+_POLL_S = 0.05
 
 
 def run(out_dir: Path, *, say: Say) -> None:
@@ -94,29 +98,90 @@ def _command(*arguments: str) -> list[str]:
 
 
 def _cli(say: Say, *arguments: str, allowed: tuple[int, ...] = (0,)) -> str:
-    """Runs a command; its standard output is returned, its messages are passed on."""
-    done = subprocess.run(_command(*arguments), capture_output=True, text=True, check=False)
-    for line in done.stderr.splitlines():
-        say(f"   {line}")
-    if done.returncode not in allowed:
-        raise ManyViewsError(f"`{arguments[0]}` ended with exit status {done.returncode}.")
-    return done.stdout
+    """Runs a command; its standard output is returned, its messages are passed on as they come."""
+    with _Step(say, arguments) as step:
+        while step.is_running():
+            time.sleep(_POLL_S)
+        status, output = step.end()
+    if status not in allowed:
+        raise ManyViewsError(f"`{arguments[0]}` ended with exit status {status}.")
+    return output
+
+
+class _Step:
+    """A command that runs, whose messages are passed on as they come. A context manager.
+
+    Args:
+        say: takes a line.
+        arguments: of the command line.
+    """
+
+    def __init__(self, say: Say, arguments: Sequence[str]) -> None:
+        self._say = say
+        self._name = arguments[0]
+        self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed in __exit__
+        self._process = subprocess.Popen(
+            _command(*arguments), stdout=self._output, stderr=subprocess.PIPE, text=True
+        )
+        self._heard = time.monotonic()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+
+    def is_running(self) -> bool:
+        """Whether it has not ended.
+
+        Raises:
+            ManyViewsError: it has been silent for ``SILENT_S``.
+        """
+        if self._process.poll() is not None:
+            return False
+        if time.monotonic() - self._heard > SILENT_S:
+            raise ManyViewsError(
+                f"`{self._name}` printed nothing for {SILENT_S:g} s, the limit for a "
+                "step of the demo.\nIs the machine very busy, or short of memory? Run the demo "
+                "again when it is not."
+            )
+        return True
+
+    def kill(self) -> None:
+        """Ends it with SIGKILL."""
+        self._process.kill()
+
+    def end(self) -> tuple[int, str]:
+        """Waits for its end; returns its exit status and what it printed on standard output."""
+        status = self._process.wait()
+        self._reader.join()
+        self._output.seek(0)
+        return status, self._output.read()
+
+    def _read(self) -> None:
+        assert self._process.stderr is not None
+        for line in self._process.stderr:
+            self._heard = time.monotonic()
+            self._say(f"   {line.rstrip()}")
+
+    def __enter__(self) -> _Step:
+        self._reader.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+        self.end()
+        self._output.close()
+        assert self._process.stderr is not None
+        self._process.stderr.close()
 
 
 def _build_and_kill(arguments: list[str], store: Path, say: Say) -> int:
     """Kills a build once a chunk is committed; returns how many were."""
     ledger = store / Ledger.FILE
-    deadline = time.monotonic() + _FIRST_CHUNK_S
-    with subprocess.Popen(
-        _command(*arguments), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    ) as process:
-        while process.poll() is None and not _lines(ledger) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-        _, errors = process.communicate()
+    with _Step(say, arguments) as step:
+        while step.is_running() and not _lines(ledger):
+            time.sleep(_POLL_S)
+        step.kill()
     committed = _lines(ledger)
     if not committed:
-        raise ManyViewsError(f"The build committed nothing:\n{errors.strip()}")
+        raise ManyViewsError("The build ended before it committed a chunk; see its messages above.")
     say(f"   killed after {committed} of 3 chunks")
     return committed
 

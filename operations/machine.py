@@ -56,6 +56,7 @@ class Need:
         host: buffers of batches on the host.
         queue: the slots between producers and backbones.
         workers: producer processes.
+        threads: batches that are computed side by side.
     """
 
     weights: int
@@ -63,6 +64,7 @@ class Need:
     host: int
     queue: int
     workers: int
+    threads: int
 
 
 def memory_into(group: Group, need: Need, free: Free, peak: int | None) -> None:
@@ -99,7 +101,7 @@ def memory_into(group: Group, need: Need, free: Free, peak: int | None) -> None:
     advice = "Choose fewer with --slots (at least 2), or free some memory."
     _enough(group, "queue", queue, need.queue <= free.memory, advice)
     text = f"about {human_bytes(on_host)} of {human_bytes(free.memory)} free (an estimate)"
-    advice = "Use fewer --workers or --features, or a machine or job with more memory."
+    advice = "Use fewer --threads, --workers or --features, or a machine with more memory."
     _enough(group, "memory", text, on_host <= free.memory, advice)
 
 
@@ -156,11 +158,11 @@ def committed_bytes(store: FeatureStore, features: Sequence[str]) -> int:
     )
 
 
-def limits_into(group: Group, workers: int) -> None:
+def limits_into(group: Group, workers: int, threads: int) -> None:
     """Adds the limits on open files and processes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     files = _FILES_PER_WORKER * workers + _OTHER_FILES
-    processes = workers + (os.cpu_count() or 1) + _OTHER_THREADS
+    processes = workers + threads + _OTHER_THREADS
     room = process_room()
     group.facts["limits"] = {
         "open_files_needed": files,

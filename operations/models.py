@@ -9,6 +9,7 @@ from typing import Any
 from consumers import backbones as registry
 from consumers import declared
 from consumers.locating import Located, count_parameters, locate
+from consumers.running import stages_of
 from featurestore.config import CompleteConfig
 from featurestore.errors import ConfigError
 from featurestore.records import FEATURES
@@ -172,7 +173,9 @@ def activation_bytes(config: Mapping[str, Any], tokens: int, batch: int, item_by
     return batch * tokens * (4 * int(width) + 2 * int(inner) + pairs) * item_bytes
 
 
-def batch_bytes(model: FoundModel, backbone: Any, batch: int, rows: int) -> tuple[int, int, int]:
+def batch_bytes(
+    model: FoundModel, backbone: Any, batch: int, rows: int, threads: int
+) -> tuple[int, int, int]:
     """Estimates what batches of a loaded backbone take.
 
     Args:
@@ -180,17 +183,19 @@ def batch_bytes(model: FoundModel, backbone: Any, batch: int, rows: int) -> tupl
         backbone: the backbone.
         batch: rows per forward pass.
         rows: rows of a chunk.
+        threads: batches that are computed side by side.
 
     Returns:
         Bytes that it keeps on the device, bytes that it works in there, and bytes of the host.
     """
     cuda = backbone.device.type == "cuda"
-    stages = 3 if cuda else 1
+    stages = stages_of(backbone.device, threads)
     config = (
         dict(model.located.checkpoint.config) if model.located and model.located.checkpoint else {}
     )
     item = _ITEM_BYTES[model.dtype]
-    if registry.modality_of(backbone) == "image":
+    texts = registry.modality_of(backbone) == "text"
+    if not texts:
         side = backbone.image.size
         part = config.get("vision_config", config)
         patch = int(part.get("patch_size", 16))
@@ -204,5 +209,10 @@ def batch_bytes(model: FoundModel, backbone: Any, batch: int, rows: int) -> tupl
         part = config.get("text_config", config)
         working = activation_bytes(part, length, batch, item) + 4 * staged
     features = rows * backbone.dim * 4
-    host = stages * staged + 2 * features
-    return (stages * staged + features if cuda else 0), working, host
+    # Two sets of batchers for texts, each with a chunk's ids; images have one set, of two buffers.
+    sets = 2 if texts else 1
+    chunk_ids = rows * (backbone.text.max_length + 1) * 4 if texts else 0
+    # One copy more while a chunk is written.
+    host = sets * (stages * staged + chunk_ids) + 3 * features
+    device = sets * (stages * staged + features) if cuda else 0
+    return device, threads * working, host

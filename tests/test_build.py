@@ -656,25 +656,26 @@ def stop_at_a_chunk(event: str, _facts: Mapping[str, Any]) -> None:
         raise KeyboardInterrupt
 
 
-def test_a_resume_computes_with_the_threads_that_the_store_was_begun_with(
-    configure: Configure, tmp_path: Path
-) -> None:
-    """Three threads split an elementwise operation elsewhere than one does."""
+def test_any_number_of_threads_gives_the_same_store(configure: Configure, tmp_path: Path) -> None:
+    """Whatever torch computes with elsewhere in the process, and whatever a resume changes."""
     before = torch.get_num_threads()
-    changes = {"features": ("clip_image",), "chunk": 16}
+    changes = {"features": ("clip_image", "clip_text", "blip2_text"), "chunk": 16}
     try:
         torch.set_num_threads(3)
-        golden = build(configure(tmp_path / "golden", **changes)).store
+        golden = build(configure(tmp_path / "golden", threads=1, **changes)).store
+        assert torch.get_num_threads() == 3
+        for threads in (2, 3):
+            made = build(configure(tmp_path / str(threads), threads=threads, **changes)).store
+            assert tree_digest(made) == tree_digest(golden)
         with pytest.raises(KeyboardInterrupt):
-            build(configure(tmp_path / "s", **changes), [stop_at_a_chunk])
+            build(configure(tmp_path / "s", threads=2, **changes), [stop_at_a_chunk])
         assert 1 <= lines(tmp_path / "s") < 3
-        torch.set_num_threads(1)
-        build(configure(tmp_path / "s", resume=True, **changes))
+        build(configure(tmp_path / "s", threads=3, resume=True, **changes))
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
-    assert FeatureStore(golden).fingerprint["cpu_threads"] == 3
     assert tree_digest(tmp_path / "s") == tree_digest(golden)
+    assert "cpu_threads" not in FeatureStore(golden).fingerprint
 
 
 def test_a_store_of_a_gpu_goes_on_with_its_batches_where_that_is_allowed(
@@ -685,7 +686,6 @@ def test_a_store_of_a_gpu_goes_on_with_its_batches_where_that_is_allowed(
     *committed, _ = ledger.read_bytes().splitlines(keepends=True)
     ledger.write_bytes(b"".join(committed))
     told = dict(FeatureStore(golden_text).fingerprint)
-    del told["cpu_threads"]
     told |= {"device_kind": "cuda: NVIDIA L4", "batch_plan": "tokens-2-by-8"}
     honest = FeatureStore.__init__
 
@@ -711,7 +711,7 @@ def test_a_store_of_a_gpu_goes_on_with_its_batches_where_that_is_allowed(
     assert lengths
     assert all(length % 8 == 0 for length in lengths)
     last = FeatureStore(tmp_path / "s").ledger[11]
-    assert set(last.changed) == {"device_kind", "cpu_threads"}
+    assert set(last.changed) == {"device_kind"}
 
 
 def test_what_is_added_on_another_device_does_not_speak_for_what_was_there(

@@ -18,6 +18,7 @@ import torch
 from consumers import backbones
 from consumers.batching import ImageBatcher, TextBatcher
 from consumers.build import build
+from consumers.computing import ComputePool
 from featurestore.config import BuildConfig
 from featurestore.records import FEATURES
 from featurestore.store import FeatureStore
@@ -113,26 +114,28 @@ def test_every_batch_reads_its_own_rows(checkpoints: dict[str, str], feature: st
 
     model.embed = slow
     rows, size = 35, 3
+    pool = ComputePool(1, model.device)
     batcher: Any
     if feature.endswith("image"):
         side = model.image.size
         # Of one colour each, so that no row looks like another.
         pixels = np.broadcast_to(rng.integers(0, 256, (rows, 1, 1, 3)), (rows, side, side, 3))
         pixels = pixels.astype(np.uint8)
-        batcher = ImageBatcher(model, size, rows)
+        batcher = ImageBatcher(model, size, rows, pool)
         add = partial(batcher.add, pixels[0], pixels[1:])
         alone = [(torch.from_numpy(pixels[i : i + 1]),) for i in range(rows)]
     else:
         limit = model.text.max_length
         ids = rng.integers(3, 40, (rows, limit)).astype(np.int32)
         lengths = rng.integers(1, min(limit, 30), rows).astype(np.int32)
-        batcher = TextBatcher(model, size, rows)
+        batcher = TextBatcher(model, size, rows, pool)
         add = partial(batcher.add, ids, lengths)
         kept = [torch.from_numpy(ids[i : i + 1, :n]).long() for i, n in enumerate(lengths)]
         alone = [(row, torch.ones_like(row)) for row in kept]
-    for _ in range(2):
-        add()
-        found = batcher.end().take()
-        with torch.inference_mode():
-            expected = [honest(*(t.to(DEVICE) for t in batch)).cpu().numpy() for batch in alone]
-        np.testing.assert_allclose(found, np.concatenate(expected), rtol=1e-3, atol=1e-4)
+    with pool:
+        for _ in range(2):
+            add()
+            found = batcher.end().take()
+            with torch.inference_mode():
+                expected = [honest(*(t.to(DEVICE) for t in b)).cpu().numpy() for b in alone]
+            np.testing.assert_allclose(found, np.concatenate(expected), rtol=1e-3, atol=1e-4)

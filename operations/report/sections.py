@@ -15,7 +15,7 @@ from operations.report.html import Markup, figure, number, paragraph, row, secti
 from operations.report.pairs import PairFacts
 
 _SHOWN = 12
-_FIELDS = ("seed", "image_recipe", "text_recipe", "device_kind", "cpu_threads", "view_parts")
+_FIELDS = ("seed", "image_recipe", "text_recipe", "device_kind", "view_parts")
 _QUANTILES = (0.05, 0.5, 0.95)
 Groups = tuple[list[str], npt.NDArray[np.int64]]
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import random
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -11,13 +13,40 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumers.batching import ImageBatcher, TextBatcher, image_plan, text_plan
+from consumers import batching
+from consumers.batching import image_plan, text_plan
+from consumers.computing import ComputePool
 from featurestore.errors import BackboneError
 from producers.image_views import ImageSpec
 from producers.tokens import TextSpec
 
 CPU = torch.device("cpu")
 SIDE, LIMIT = 4, 12
+
+
+POOLS: list[ComputePool] = []
+
+
+def pool() -> ComputePool:
+    """One thread, so that batches are computed in the order of the plan."""
+    if not POOLS or POOLS[-1]._failure is not None:  # after an error it takes no more
+        POOLS.append(ComputePool(1, CPU).__enter__())
+    return POOLS[-1]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _end_of_pools() -> Iterator[None]:
+    yield
+    for each in POOLS:
+        each.__exit__(None, None, None)
+
+
+def ImageBatcher(backbone: Any, batch: int, rows: int) -> batching.ImageBatcher:
+    return batching.ImageBatcher(backbone, batch, rows, pool())
+
+
+def TextBatcher(backbone: Any, batch: int, rows: int) -> batching.TextBatcher:
+    return batching.TextBatcher(backbone, batch, rows, pool())
 
 
 @dataclass
@@ -182,7 +211,6 @@ def test_discard_forgets_the_chunk() -> None:
     images, texts = ImageBatcher(FakeImages(), 3, 8), TextBatcher(FakeTexts(), 3, 8)
     images.add(pixels[5], pixels[:4])
     texts.add(ids[2:7], lengths[2:7])
-    texts.flush()
     for batcher in (images, texts):
         batcher.discard()
     images.add(pixels[0], pixels[1:])
@@ -194,43 +222,50 @@ def test_discard_forgets_the_chunk() -> None:
     np.testing.assert_array_equal(texts.end().take(), fresh_texts.end().take())
 
 
-def test_texts_launched_one_batch_at_a_time_are_the_same() -> None:
-    (ids, lengths), whole, stepped = text_rows(30), FakeTexts(), FakeTexts()
-    expected, batcher = TextBatcher(whole, 3, 30), TextBatcher(stepped, 3, 30)
-    assert not batcher.launch()
-    for chunk in (expected, batcher):
-        chunk.add(ids, lengths)
-    features = expected.end().take()
-    assert len(whole.batches) > 2
-    for count in (1, 2):
-        assert batcher.launch()
-        assert len(stepped.batches) == count
-    assert batcher.end().take().tobytes() == features.tobytes()
-    for (got, mask), (wanted, wanted_mask) in zip(stepped.batches, whole.batches, strict=True):
-        np.testing.assert_array_equal(got, wanted)
-        np.testing.assert_array_equal(mask, wanted_mask)
-    assert not batcher.launch()
+def test_discard_cancels_what_is_queued() -> None:
+    """What nobody takes is not computed, and its buffers can be filled again."""
+    begun, go = threading.Event(), threading.Event()
+
+    def answer(pixels: torch.Tensor) -> torch.Tensor:
+        computed.append(pixels.clone())
+        begun.set()
+        assert go.wait(60)
+        return torch.ones(len(pixels), 3)
+
+    computed: list[torch.Tensor] = []
+    batcher, pixels = ImageBatcher(fake(FakeImages, answer), 2, 8), image_rows(4)
+    batcher.add(pixels[0], pixels[1:])  # the second batch waits behind the first
+    assert begun.wait(60)
+    batcher.discard()
+    go.set()
+    batcher.add(pixels[0], pixels[1:])
+    assert batcher.end().take().shape == (4, 3)
+    np.testing.assert_array_equal(
+        np.stack(computed), pixels.reshape(2, 2, SIDE, SIDE, 3)[[0, 0, 1]]
+    )
 
 
-def test_a_chunk_is_taken_while_the_next_two_are_made() -> None:
-    """Its features wait in a buffer of their own; the third after it needs it, and is refused."""
-    batcher = ImageBatcher(FakeImages(), 3, 8)
+@pytest.mark.parametrize("buffers", [1, 2])
+def test_a_chunk_that_is_not_taken_is_not_overwritten(buffers: int) -> None:
+    """Images have two buffers, a set of texts has one; a chunk that needs one again is refused."""
+    images, texts = ImageBatcher(FakeImages(), 3, 8), TextBatcher(FakeTexts(), 3, 8)
 
     def make(seed: int) -> Any:
+        if buffers == 1:
+            texts.add(*text_rows(8, seed))
+            return texts.end()
         pixels = image_rows(8, seed)
-        batcher.add(pixels[0], pixels[1:])
-        return batcher.end()
+        images.add(pixels[0], pixels[1:])
+        return images.end()
 
-    alone = [make(seed).take() for seed in range(4)]
+    alone = [make(seed).take() for seed in range(3)]
     assert not np.array_equal(alone[0], alone[1])
-    first, *others = [make(seed) for seed in range(3)]
+    waiting = [make(seed) for seed in range(buffers)]
     with pytest.raises(RuntimeError, match="not taken"):
-        make(3)
-    np.testing.assert_array_equal(first.take(), alone[0])
-    batcher.discard()
-    others.append(make(3))
-    for other, expected in zip(others, alone[1:], strict=True):
-        np.testing.assert_array_equal(other.take(), expected)
+        make(buffers)
+    for ended, expected in zip(waiting, alone, strict=False):
+        np.testing.assert_array_equal(ended.take(), expected)
+    np.testing.assert_array_equal(make(buffers).take(), alone[buffers])
 
 
 def run(model: Any, views: int = 4, samples: int = 2, batch: int = 3) -> np.ndarray:

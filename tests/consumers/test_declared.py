@@ -6,6 +6,7 @@ import contextlib
 import json
 import shutil
 import sys
+import time
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -213,9 +214,18 @@ def test_a_package_offers_an_adapter_by_name(
         declared.check("mine", BackboneConfig(adapter="colors"))
 
 
+def shared(self: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """Keeps its batch where another thread puts its own meanwhile."""
+    self.kept = pixels
+    time.sleep(0.01)
+    kept: torch.Tensor = self.kept
+    return kept.flatten(1)[:, :12].float()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"embed": shared}, "other features where two threads embed at once"),
         ({"embed": lambda self, x: torch.rand(len(x), 12)}, "other features the second time"),
         ({"embed": lambda self, x: torch.zeros(len(x), 11)}, r"gives \[2, 11\] for 2 rows"),
         ({"embed": lambda self, x: torch.full((len(x), 12), float("nan"))}, "not finite in 2 of 2"),

@@ -12,6 +12,7 @@ from PIL import Image
 
 from consumers.backbones import Backbone
 from consumers.batching import ImageBatcher, TextBatcher
+from consumers.computing import ComputePool
 from consumers.pixels import Normalizer, read_preprocessing
 from producers.tokens import TokenEncoder
 
@@ -27,10 +28,11 @@ def assert_exact(ours: np.ndarray, theirs: np.ndarray) -> None:
 
 
 def embed_pictures(backbone: Backbone, pictures: np.ndarray, batch: int = 24) -> np.ndarray:
-    batcher = ImageBatcher(backbone, batch, len(pictures))
-    for start in range(0, len(pictures), 8):
-        batcher.add(pictures[start], pictures[start + 1 : start + 8])
-    return batcher.end().take()
+    with ComputePool(2, backbone.device) as pool:
+        batcher = ImageBatcher(backbone, batch, len(pictures), pool)
+        for start in range(0, len(pictures), 8):
+            batcher.add(pictures[start], pictures[start + 1 : start + 8])
+        return batcher.end().take()
 
 
 def embed_sentences(backbone: Backbone, sentences: list[str], batch: int = 7) -> np.ndarray:
@@ -38,10 +40,11 @@ def embed_sentences(backbone: Backbone, sentences: list[str], batch: int = 7) ->
     ids = np.full((len(sentences), spec.max_length), spec.pad_id, np.int32)
     lengths = np.zeros(len(sentences), np.int32)
     TokenEncoder(spec).encode(sentences, ids, lengths)
-    batcher = TextBatcher(backbone, batch, len(sentences))
-    for start in range(0, len(sentences), 8):
-        batcher.add(ids[start : start + 8], lengths[start : start + 8])
-    return batcher.end().take()
+    with ComputePool(2, backbone.device) as pool:
+        batcher = TextBatcher(backbone, batch, len(sentences), pool)
+        for start in range(0, len(sentences), 8):
+            batcher.add(ids[start : start + 8], lengths[start : start + 8])
+        return batcher.end().take()
 
 
 def test_clip_image(backbone: Load, tiny_folders: dict[str, Path], pictures: np.ndarray) -> None:

@@ -17,6 +17,7 @@ STARTED = {
     "slots": 34,
     "chunk": 64,
     "workers": 16,
+    "threads": 8,
     "features": {"clip_image": 512, "clip_text": 512, "blip2_image": 768, "blip2_text": 2048},
     "notices": ["dropped 12 bytes of a torn last line of the ledger"],
 }
@@ -96,6 +97,15 @@ def test_plain_lines_are_few_and_whole(clock):
     assert lines[1] == STARTED["notices"][0]
     assert len(lines) == 2 + 2  # 20 s, one line each 10 s
     assert "1.0 samples/s, 70 views/s" in lines[-1]
+
+
+def test_a_chunk_that_takes_minutes_is_reported_by_its_samples(clock):
+    stream = io.StringIO()
+    show = PlainDisplay(stream, interval_s=10.0)
+    show("started", STARTED)
+    run(show, clock, 5, 7.0)
+    rates = stream.getvalue().splitlines()[2:]
+    assert [line.partition(" ")[0] for line in rates] == ["9,961/25,959", "9,963/25,959"]
 
 
 def test_the_live_lines_fit_a_narrow_terminal(clock):

@@ -1,4 +1,4 @@
-"""The number of CPU threads changes last bits, so a store goes on with the number it began with."""
+"""What decides which kernels run, and how many batches run at once."""
 
 import os
 import subprocess
@@ -17,38 +17,14 @@ from tests.conftest import ROOT
 BUSY = "CUDA-capable device(s) is/are busy or unavailable"
 
 
-@pytest.fixture
-def threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("threads")
-def test_the_number_is_what_was_asked_for():
-    assert devices.use_cpu_threads(3) == torch.get_num_threads() == 3
-    assert devices.use_cpu_threads(0) == 3
-
-
-@pytest.mark.usefixtures("threads")
-@pytest.mark.parametrize("feature", ["clip_image", "blip2_image", "clip_text", "blip2_text"])
-def test_the_same_number_gives_the_same_bytes_on_any_number_of_cores(feature, backbone):
-    """Three threads on one core compute what three threads on all cores do."""
-    loaded = backbone(feature)
-    torch.manual_seed(7)
-    pixels = torch.randint(0, 256, (32, 224, 224, 3), dtype=torch.uint8)
-    ids = torch.randint(5, 50, (32, 100))
-    mask = (torch.arange(100) < torch.randint(1, 101, (32, 1))).long()
-    inputs = (pixels,) if feature.endswith("image") else (ids, mask)
-    devices.use_cpu_threads(3)
-    everywhere = [loaded.embed(*inputs) for _ in range(3)]
-    cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(cores)})
-    try:
-        alone = loaded.embed(*inputs)
-    finally:
-        os.sched_setaffinity(0, cores)
-    assert all(torch.equal(alone, other) for other in everywhere)
+def test_a_cpu_computes_as_many_batches_at_once_as_it_may_use_cpus(monkeypatch):
+    monkeypatch.setattr(devices, "usable_cpus", lambda: 5)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # torchrun and many clusters set it
+    assert devices.resolve_threads(0, "cpu") == 5
+    assert devices.resolve_threads(3, "cpu") == 3
+    assert devices.resolve_threads(0, "cuda:1") == 1
+    with pytest.raises(ConfigError, match=r"--threads 3 is for a CPU.*cuda:1"):
+        devices.resolve_threads(3, "cuda:1")
 
 
 def test_the_device_kind_names_what_chooses_the_kernels():

@@ -207,8 +207,8 @@ def test_each_field_of_the_fingerprint_is_compared(
         edit(store, name, value)
         asked = {"models": MODELS, "dtype": "float32", "resume": True}
         run = bench.run([bench.build(store, **asked)])
-        # A model's name says nothing that its hash does not; threads are taken over, not compared.
-        if name.endswith(".model") or name == "cpu_threads":
+        # A model's name says nothing that its hash does not.
+        if name.endswith(".model"):
             assert run.kind == "done", run
             continue
         COUNTS["fingerprint changed"] += 1

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ import pytest
 from featurestore.durable import FileLock, lock_holder
 from featurestore.errors import StoreLockedError
 from featurestore.store import FeatureStore
+from featurestore.verify import verify
 from tests.conftest import ROOT, tree_digest
+from tests.faults.fakes import committed, make_data
 from tests.faults.harness import COUNTS, NIGHTLY, Bench, Run, different, end
 
 CHUNKS = 6
@@ -215,6 +218,67 @@ def test_a_killed_holder_leaves_no_lock(bench: Bench, store: Path) -> None:
     assert (store / "records/runs/lock").exists()  # a file that nobody holds means nothing
     COUNTS["lock of a killed holder"] += 1
     bench.recover(store, run)
+
+
+# A build in which writing the first chunk waits for a file, while the second chunk is refused.
+HELD = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from featurestore import durable
+from consumers.build import build
+from tests.faults.fakes import config, loaded
+
+data, store, go, mark = map(Path, sys.argv[2:])
+
+def hook(operation, path, size):
+    if operation == "write" and "c.0." in path.name and not go.exists():
+        mark.touch()
+        while not go.exists():
+            time.sleep(0.01)
+    return size
+
+durable.hook = hook
+with loaded():
+    build(config(data, store, bad_sample="fail"))
+"""
+
+
+def test_an_error_and_ctrl_c_twice_keep_the_lock_while_a_chunk_is_written(
+    bench: Bench, tmp_path: Path
+) -> None:
+    """Whoever takes the lock next must not meet a writer."""
+    data, store, go, mark = (tmp_path / name for name in ("data", "store", "go", "mark"))
+    make_data(data)
+    (data / "0000005.json").write_bytes(b"{")  # the second chunk has a sample that cannot be used
+    arguments = [sys.executable, "-c", HELD, *map(str, (ROOT, data, store, go, mark))]
+    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
+    try:
+        _wait_until(mark.exists)
+        waiting = f"/proc/{process.pid}/task/{process.pid}/wchan"
+        _wait_until(lambda: "futex" in Path(waiting).read_text())
+        for _ in range(3):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.3)
+        assert process.poll() is None
+        assert lock_holder(store / "records/runs/lock") == (process.pid, os.uname().nodename)
+        go.touch()
+        errors = process.communicate(timeout=120)[1]
+    finally:
+        process.kill()
+        process.wait()
+    COUNTS["error and SIGINT twice while a chunk is written"] += 1
+    assert "KeyboardInterrupt" in errors, errors
+    assert "BadInputsError" in errors, errors  # what it came upon
+    assert committed(store) == [0]
+    assert verify(store).findings == []
+
+
+def _wait_until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 SECOND = """

@@ -1,9 +1,13 @@
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from featurestore.control_groups import memory_room, process_room
+from featurestore.control_groups import memory_room, process_room, usable_cpus
 from featurestore.memory import available_bytes
+from tests.conftest import ROOT
 
 GIB = 2**30
 
@@ -125,3 +129,60 @@ def test_this_machine():
     """Whatever limits it has, they leave room for the test itself."""
     assert 0 < available_bytes() < 2**50
     assert process_room() is None or process_room() > 0
+
+
+@pytest.mark.parametrize(
+    ("quota", "cpus"),
+    [("max 100000", 64), ("400000 100000", 4), ("250000 100000", 3), ("5000 100000", 1)],
+)
+def test_a_quota_bounds_the_cpus(tmp_path, monkeypatch, quota, cpus):
+    """Of a node with 64 CPUs; the tightest group counts, also one above the process's own."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(64)))
+    files = {"jobs/a/cpu.max": "max 100000", "jobs/cpu.max": quota}
+    assert usable_cpus(machine(tmp_path, [V2], ["0::/jobs/a"], files)) == cpus
+
+
+def test_a_quota_of_version_one_bounds_the_cpus(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(64)))
+    mounts = ["/ {root}/cpu rw - cgroup cgroup rw,cpu,cpuacct"]
+    files = {
+        "cpu/pod/cpu.cfs_quota_us": 150000,
+        "cpu/pod/cpu.cfs_period_us": 100000,
+        "cpu/cpu.cfs_quota_us": -1,
+        "cpu/cpu.cfs_period_us": 100000,
+    }
+    assert usable_cpus(machine(tmp_path, mounts, ["4:cpu,cpuacct:/pod"], files)) == 2
+
+
+def test_the_affinity_bounds_the_cpus(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {3, 5})
+    files = {"a/cpu.max": "400000 100000"}
+    assert usable_cpus(machine(tmp_path, [V2], ["0::/a"], files)) == 2
+    assert usable_cpus(tmp_path / "nowhere") == 2
+
+
+def test_a_real_quota_bounds_the_cpus():
+    """A process in a control group of its own, whose quota is one CPU."""
+    roots = {1: Path("/sys/fs/cgroup/cpu"), 2: Path("/sys/fs/cgroup")}
+    root = roots[2 if (roots[2] / "cgroup.controllers").exists() else 1]
+    group = root / f"manyviews-test-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError as e:
+        pytest.skip(f"no control group can be made here: {e.strerror}")
+    try:
+        if root == roots[2]:
+            (group / "cpu.max").write_text("100000 100000")
+        else:
+            (group / "cpu.cfs_quota_us").write_text("100000")
+        code = (
+            f"import os, pathlib; pathlib.Path({str(group / 'cgroup.procs')!r})"
+            ".write_text(str(os.getpid()))\n"
+            "from featurestore.control_groups import usable_cpus; print(usable_cpus())"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.strip() == "1"
+    finally:
+        group.rmdir()
