@@ -27,7 +27,7 @@ from featurestore.label_files import read_ids, read_labels
 from featurestore.lightning_door import combined_loader, lightning_module
 from featurestore.materialize import PREFIX
 from featurestore.module_options import ModuleOptions
-from featurestore.moments import Scale, scale_of
+from featurestore.moments import Scale, sample_scale_of
 from featurestore.npy_folder import NpyFolder
 from featurestore.records import stems_sha256
 from featurestore.rows import FeatureRows, npy_rows, store_rows
@@ -83,10 +83,13 @@ class FeatureDataModule:
         """One scale per domain, from the training rows alone; labels are never scaled."""
         if self._options.normalize == "none":
             return {}
-        if len(split.train) == 0:
-            raise InputError("normalize='train_split' needs a training split that is not empty.")
         train = self._domains(rows, split.train, {})
-        return {name: scale_of(domain.moments()) for name, domain in train.items()}
+        if min(map(len, train.values())) < 2:
+            raise InputError(
+                "normalize='train_split' takes a deviation from the training rows, so from at "
+                f"least two; the training split has {len(split.train)}."
+            )
+        return {name: sample_scale_of(domain.moments()) for name, domain in train.items()}
 
     def _domains(
         self,
@@ -231,7 +234,8 @@ def make_datamodule(
         include_labels: adds the domain ``labels``, float32 ``[23]``.
         num_workers: of each loader; 0 is faster here, as rows come from mapped memory.
         pin_memory: page-locked batches, where there is a GPU.
-        normalize: ``train_split`` scales each domain but the labels by its training rows.
+        normalize: ``train_split`` scales each domain but the labels by its training rows: less
+            their mean, divided by their sample deviation (as ``torch.std``; 1e-6 where it is 0).
         view_mode: ``clean``, ``view_k``, ``mean`` (one row a sample) or ``all`` (V rows a sample,
             sample-major).
         view_k: the view of ``view_k``.

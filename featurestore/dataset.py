@@ -94,7 +94,8 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
                 those of ``labels_dir``.
             zscore: ``all``, ``train`` or ``none``, see ``scaling.scale_for``; of materialized files
                 what is in them already.
-            bad_samples: ``exclude`` leaves samples with a placeholder out, ``include`` keeps them.
+            bad_samples: ``exclude`` leaves samples with a placeholder out, ``include`` keeps them;
+                ``zscore="train"`` is always taken without them.
             seed: of what is drawn.
             dtype: of the features, ``torch.float32`` or ``torch.bfloat16``.
             partial: accept a store that is not complete: the samples of the chunks that were

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+# The paper's, added to every deviation; and what the datamodule's scale divides by where there is
+# none.
 EPSILON = np.float32(1e-6)
 
 
@@ -36,18 +38,25 @@ class Moments:
         """Population standard deviation (ddof 0), float64 ``[D]``; 0 for a constant dimension."""
         return np.sqrt(self.m2 / self.count)
 
+    @property
+    def sample_sigma(self) -> npt.NDArray[np.float64]:
+        """Sample standard deviation (ddof 1, as ``torch.std``), float64 ``[D]``; of 2 rows on."""
+        return np.sqrt(self.m2 / (self.count - 1))
+
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """The z-score of one feature: ``(x - mu) / (sigma + 1e-6)``, in float32 throughout.
+    """The z-score of one feature: ``(x - mu) / (sigma + epsilon)``, in float32 throughout.
 
     Attributes:
         mu: float32 ``[D]``.
         sigma: float32 ``[D]``, without the epsilon.
+        epsilon: the paper's 1e-6, or 0 where ``sigma`` is 0 nowhere.
     """
 
     mu: npt.NDArray[np.float32]
     sigma: npt.NDArray[np.float32]
+    epsilon: np.float32 = EPSILON
 
     def apply(self, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Scales ``float32 [..., D]`` in place and returns it."""
@@ -57,7 +66,7 @@ class Scale:
     def apply_to(self, rows: npt.NDArray[np.float32], out: npt.NDArray[np.float32]) -> None:
         """Writes ``float32 [..., D]``, scaled, to ``out``, which may be the same array."""
         np.subtract(rows, self.mu, out=out)
-        out /= self.sigma + EPSILON
+        out /= self.sigma + self.epsilon
 
 
 def moments_of(rows: npt.NDArray[np.float32]) -> Moments:
@@ -94,5 +103,12 @@ def _merge_two(a: Moments, b: Moments) -> Moments:
 
 
 def scale_of(moments: Moments) -> Scale:
-    """The z-score that these moments define."""
+    """The paper's z-score from these moments."""
     return Scale(moments.mean.astype(np.float32), moments.sigma.astype(np.float32))
+
+
+def sample_scale_of(moments: Moments) -> Scale:
+    """The published datamodule's: sample deviations, a zero replaced by 1e-6, nothing added."""
+    sigma = moments.sample_sigma.astype(np.float32)
+    sigma[sigma == 0] = EPSILON
+    return Scale(moments.mean.astype(np.float32), sigma, np.float32(0))

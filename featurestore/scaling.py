@@ -26,8 +26,9 @@ def scale_for(
     Args:
         store: a complete store, or any with ``chunks``.
         feature: one of its features.
-        zscore: ``all`` takes every row (the paper's way), ``train`` only those of the training
-            samples, so that nothing of the test data reaches the scale; ``none`` is no scale.
+        zscore: ``all`` takes every row (the paper's way), placeholders too; ``train`` only those
+            that are trained on, so that neither test data nor placeholders reach the scale;
+            ``none`` is no scale.
         train: int64 indices of the training samples, needed for ``train``.
         chunks: the committed chunks to take it from; all of a complete store by default.
 
@@ -36,7 +37,7 @@ def scale_for(
 
     Raises:
         ConfigError: ``zscore`` is none of the three, or ``train`` is asked for without a split.
-        InputError: the store is not complete, or the training split is empty.
+        InputError: the store is not complete, or the training split is empty or all placeholders.
     """
     if zscore not in ZSCORES:
         raise ConfigError(f"zscore is one of {', '.join(ZSCORES)}, found {zscore!r}.")
@@ -57,6 +58,10 @@ def train_moments(
 ) -> Moments:
     """Moments over all views of the given samples, merged in the order of the chunks.
 
+    A sample with a placeholder, of whatever modality, is left out, as training leaves it out by
+    default. That does not depend on what a reader keeps: all parts of a split, and materialized
+    files, share one scale.
+
     Args:
         store: a complete store, or any with ``chunks``.
         feature: one of its features.
@@ -64,7 +69,7 @@ def train_moments(
         chunks: the committed chunks to look at; all of a complete store by default.
 
     Raises:
-        InputError: the store is not complete, or there are no samples.
+        InputError: the store is not complete, or there are no samples without a placeholder.
     """
     if chunks is None:
         store.require_complete()
@@ -73,6 +78,12 @@ def train_moments(
         raise InputError("The training split is empty: there is nothing to take a z-score from.")
     chosen = np.zeros(store.spec.samples, bool)
     chosen[train] = True
+    chosen[[bad.index for bad in store.bad_inputs]] = False
+    if not chosen.any():
+        raise InputError(
+            "Every sample of the training split has a placeholder: there is nothing to take a "
+            "z-score from."
+        )
     dim = store.spec.dims[feature]
     parts = []
     for chunk in chunks:

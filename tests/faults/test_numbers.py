@@ -136,7 +136,7 @@ def test_slices_are_as_a_lists(data: Path, tmp_path: Path) -> None:
 
 
 def test_moments_count_every_row_placeholders_too(tmp_path: Path) -> None:
-    """The published scale is over all rows; who wants another takes the training split's."""
+    """The published scale is over all rows; the training split's leaves placeholders out."""
     bad = {2: [BadInput(2, "image", "truncated", "")]}
     rows = make_store(tmp_path / "store", bad=bad)
     for name, block in rows.items():

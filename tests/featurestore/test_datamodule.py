@@ -139,11 +139,58 @@ def test_train_split_scales_each_domain_by_its_training_rows_but_not_labels(
         wanted = reference(folders, family, part, mode, 2)
         found = datasets[frozenset({I, C, I0, C0, L})].domain_data
         for name in (I, C, I0, C0):
-            mean = train[name].astype(np.float64).mean(axis=0)
-            deviation = train[name].astype(np.float64).std(axis=0)
-            scaled = (wanted[name] - mean) / (deviation + 1e-6)
-            np.testing.assert_allclose(np.asarray(found[name]), scaled, rtol=2e-4, atol=2e-4)
+            wide = torch.from_numpy(train[name].astype(np.float64))
+            scaled = (wanted[name] - wide.mean(0).numpy()) / wide.std(0).numpy()
+            # float32 rounds the mean and the difference: three roundings of the larger of both.
+            bound = 3 * 2**-24 * (np.abs(wanted[name]) + wide.mean(0).abs().numpy())
+            error = np.abs(np.asarray(found[name]) - scaled)
+            assert (error <= bound / wide.std(0).numpy() + 1e-6 * np.abs(scaled)).all()
         assert np.array_equal(np.asarray(found[L]), wanted[L])
+
+
+@pytest.fixture(scope="module")
+def constant(tmp_path_factory):
+    """A store of one view, whose first dimension is 2.5 but for the last sample's 3.5."""
+    root = tmp_path_factory.mktemp("constant")
+    rows = {
+        name: np.random.default_rng(4).normal(3, 1e-4, (len(STEMS), 1, dim)).astype(np.float32)
+        for name, dim in DIMS.items()
+    }
+    for each in rows.values():
+        each[..., 0] = 2.5
+        each[-1, :, 0] = 3.5
+    make_store(root / "store", dims=DIMS, views=1, chunk=16, stems=STEMS, rows=rows)
+    materialize(FeatureStore(root / "store"), root / "embeddings", zscore="none")
+    (root / "split.json").write_text(json.dumps(SPLIT))
+    return root, rows
+
+
+def test_a_dimension_without_deviation_is_divided_by_a_millionth(constant):
+    """And small deviations by themselves: nothing is added to them."""
+    root, rows = constant
+    module = make_datamodule(
+        "clip", embeddings=root / "embeddings", data_root=root, normalize="train_split"
+    )
+    for part, datasets in datasets_of(module).items():
+        found = np.asarray(datasets[frozenset({I, C})].domain_data[I])
+        raw = torch.from_numpy(rows["clip_image"][:, 0].astype(np.float64))
+        mean, deviation = raw[:8].mean(0), raw[:8].std(0)
+        assert deviation[0] == 0
+        deviation[0] = 1e-6
+        wanted = ((raw - mean) / deviation)[list(PARTS[part])].numpy()
+        bound = 1.5 * 2**-22 / deviation.numpy()  # the mean and a difference of float32 near 3
+        assert (np.abs(found - wanted) <= bound + 1e-6 * np.abs(wanted)).all()
+        assert np.isfinite(found).all()
+        assert (found[:, 0] == 0).sum() == len(found) - (part == "test")
+
+
+def test_one_training_row_has_no_deviation(constant, tmp_path):
+    split = {"train": STEMS[:1], "dev": STEMS[1:2], "test": STEMS[2:3]}
+    (tmp_path / "split.json").write_text(json.dumps(split))
+    with pytest.raises(InputError, match="at least two"):
+        make_datamodule(
+            "clip", embeddings=constant[0] / "store", data_root=tmp_path, normalize="train_split"
+        )
 
 
 def test_get_samples(make, folders):

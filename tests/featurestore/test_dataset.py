@@ -77,9 +77,22 @@ def test_rows_are_those_of_the_files_to_the_last_bit(world, tmp_path, zscore):
         assert batch[name].numpy().tobytes() == rows.tobytes()
 
 
-def test_train_zscore_uses_only_the_training_rows(world):
-    dataset = world.open(zscore="train", split="test", split_json=world.split)
-    close(dataset.batch([0, 1])["clip_text"], world.scaled("clip_text", SPLIT["train"])[[2, 4], 0])
+@pytest.mark.parametrize("bad_samples", ["exclude", "include"])
+@pytest.mark.parametrize("name", DIMS)
+def test_train_zscore_uses_only_the_rows_that_are_trained_on(world, name, bad_samples):
+    """Not those of sample 3, whose poster is a placeholder: training leaves out its text too.
+
+    One scale for all parts, whatever each of them keeps.
+    """
+    trained = FeatureDataset(world.store, split="train", split_json=world.split).indices
+    assert trained.tolist() == [0, 5, 9]
+    expected = world.scaled(name, trained)
+    for part, indices in (("test", [2, 4]), ("train", [0, 5, 9])):
+        dataset = world.open(
+            zscore="train", split=part, split_json=world.split, bad_samples=bad_samples
+        )
+        close(dataset.batch(range(len(dataset)))[name], expected[dataset.indices, 0])
+        assert set(indices) <= set(dataset.indices.tolist())
 
 
 @pytest.mark.parametrize(("part", "key"), [("train", "train"), ("val", "dev"), ("test", "test")])
@@ -531,7 +544,7 @@ def test_a_growing_store_is_read_as_far_as_it_is_committed(world, tmp_path):
         tmp_path / "s", split="train", split_json=world.split, zscore="train", **growing
     )
     assert train.indices.tolist() == [0, 3, 9]  # 5 is not there yet
-    wide = rows["clip_text"][[0, 3, 9]].reshape(-1, 128).astype(np.float64)
+    wide = rows["clip_text"][[0, 9]].reshape(-1, 128).astype(np.float64)  # 3 has a placeholder
     expected = (rows["clip_text"][[0, 3, 9], 0] - wide.mean(0)) / (wide.std(0) + 1e-6)
     np.testing.assert_allclose(train.batch(range(3))["clip_text"], expected, atol=1e-5)
     assert len(FeatureDataset(tmp_path / "s", partial=True)) == 6
@@ -675,6 +688,13 @@ def test_nothing_left(world, tmp_path):
     for part in ("train", "val"):
         with pytest.raises(InputError, match="No sample"):
             FeatureDataset(world.store, split=part, split_json=split)
+
+
+def test_a_training_split_of_placeholders_gives_no_scale(world, tmp_path):
+    split = tmp_path / "split.json"
+    split.write_text(json.dumps({"train": [STEMS[3]], "dev": [STEMS[0]], "test": []}))
+    with pytest.raises(InputError, match="Every sample of the training split has a placeholder"):
+        FeatureDataset(world.store, split="val", split_json=split, zscore="train")
 
 
 def test_a_short_chunk_is_refused_when_opened(tmp_path):

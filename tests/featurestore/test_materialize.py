@@ -86,6 +86,14 @@ def test_train_moments_come_from_the_split_only(made, tmp_path):
     assert_rows(tmp_path / "out", rows, train)
 
 
+def test_train_moments_leave_placeholders_out_as_training_does(made, tmp_path):
+    path, rows = made
+    train = [0, 3, 4, 7, 10]  # 3 has no poster, 7 no synopsis: training leaves both samples out
+    split = split_file(tmp_path, train=[STEMS[i] for i in train], test=[STEMS[2]])
+    materialize(FeatureStore(path), tmp_path / "out", zscore="train", split_json=split)
+    assert_rows(tmp_path / "out", rows, [0, 4, 10])
+
+
 def test_without_zscore_rows_are_the_stores_and_old_stats_go(made, tmp_path):
     path, rows = made
     materialize(FeatureStore(path), tmp_path)
