@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
-import re
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,11 +11,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from consumers.content import content_sha256
 from consumers.gpu_errors import first_line, gpu_advice
 from consumers.weights import is_weight, wanted_files, weight_problem
 from featurestore.errors import ConfigError
-
-_BLOB = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -84,7 +81,7 @@ class Checkpoint:
         digest = hashlib.sha256()
         for name in sorted(set(files)):
             try:
-                content = _file_sha256(self.folder / name)
+                content = content_sha256(self.folder / name)
             except OSError as error:
                 raise self.error(f"cannot be read: {name}: {error.strerror}") from error
             digest.update(f"{name}\0{content}\n".encode())
@@ -239,22 +236,6 @@ def hub_errors() -> tuple[type[Exception], ...]:
 
     names = ("HTTPError", "RevisionResolutionError")
     return (OSError, ValueError, *(getattr(errors, name, OSError) for name in names))
-
-
-def _file_sha256(path: Path) -> str:
-    """A file's SHA-256; the hub's cache names large files by it, and is not read again."""
-    target = path.resolve()
-    if path.is_symlink() and target.parent.name == "blobs" and _BLOB.fullmatch(target.name):
-        return target.name
-    status = target.stat()
-    return _read_sha256(target, status.st_size, status.st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=256)
-def _read_sha256(path: Path, size: int, mtime_ns: int) -> str:  # noqa: ARG001  part of the key
-    # Two features share one checkpoint of many gigabytes: read it once.
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def one_line(error: Exception) -> str:

@@ -13,7 +13,7 @@ from consumers.backbones import BackboneRequest
 from consumers.checkpoints import Checkpoint
 from consumers.loading import dtype_argument, freeze, text_spec
 from consumers.masking import prepare_masks
-from consumers.weights import PROCESSOR_FILES
+from consumers.weights import PROCESSOR_FILES, is_module_folder
 from featurestore.torchvision_ops import ensure_importable
 from producers.tokens import TextSpec
 
@@ -48,7 +48,8 @@ class SentenceText:
         with checkpoint.loading():
             self.dim = self._probe_dim()
         processors = checkpoint.select(PROCESSOR_FILES)
-        self.fingerprint = checkpoint.fingerprint(set(checkpoint.files) - set(processors))
+        files = {*checkpoint.files, *_other_module_files(checkpoint)} - set(processors)
+        self.fingerprint = checkpoint.fingerprint(files)
 
     @torch.inference_mode()
     def embed(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
@@ -109,6 +110,22 @@ def _check_modules(checkpoint: Checkpoint) -> None:
     foreign = [t for t in types if not t.startswith("sentence_transformers.")]
     if foreign:
         raise checkpoint.error(f"wants code that is not sentence-transformers': {foreign[0]}")
+
+
+def _other_module_files(checkpoint: Checkpoint) -> list[str]:
+    """What is in the folders of modules that are not named as the library names them.
+
+    The library loads a module from wherever ``modules.json`` says.
+    """
+    modules = json.loads((checkpoint.folder / "modules.json").read_text("utf-8"))
+    paths = [str(module.get("path", "")) for module in modules]
+    return [
+        f"{path}/{file.relative_to(checkpoint.folder / path).as_posix()}"
+        for path in paths
+        if path and not is_module_folder(path)
+        for file in (checkpoint.folder / path).rglob("*")
+        if file.is_file()
+    ]
 
 
 def _load_network(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Any:

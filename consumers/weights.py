@@ -58,7 +58,7 @@ def wanted_files(names: Iterable[str], *, open_clip: bool = False) -> tuple[str,
     folders: dict[str, list[str]] = {}
     for name in names:
         parent, _, base = name.rpartition("/")
-        if not parent or _MODULE_FOLDER.fullmatch(parent):
+        if not parent or is_module_folder(parent):
             folders.setdefault(parent, []).append(base)
     return tuple(
         sorted(
@@ -78,6 +78,11 @@ def _weights(bases: list[str], formats: _Formats) -> list[str]:
         if first in bases:
             return [first, *(b for b in bases if any(fnmatchcase(b, s) for s in shards))]
     return []
+
+
+def is_module_folder(name: str) -> bool:
+    """Whether sentence-transformers gives a module's folder such a name."""
+    return bool(_MODULE_FOLDER.fullmatch(name))
 
 
 def is_weight(base: str) -> bool:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import os
+import shutil
 import signal
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -25,6 +28,10 @@ for _name in (
 
 # A store knows how many threads made it, and builds are compared with those of other processes.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# What is remembered of weights is the tests' own, and nothing of it stays.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="manyviews-tests-cache-")
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 # The same examples in every run but the nightly ones, and no limit on the time that one takes: what
 # a noisy machine does must not decide. Hypothesis itself chooses by whether CI is set.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 import random
@@ -582,6 +583,39 @@ def test_other_weights_are_refused(
     tensors[first].view(-1)[0] += 1
     save_file(tensors, weights, {"format": "pt"})
     refused(StoreMismatchError, configure(golden_text, **build_with), "blip2_text.weights_sha256")
+
+
+def test_other_content_under_the_same_name_in_the_hubs_cache_is_refused(
+    configure: Configure,
+    checkpoints: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The cache names a file by the SHA-256 that its content had when it was fetched."""
+    from huggingface_hub import constants
+    from safetensors.torch import load_file, save_file
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    home, commit = tmp_path / "hub/models--some--blip2", "0" * 40
+    snapshot = home / "snapshots" / commit
+    shutil.copytree(checkpoints["blip2_text"], snapshot)
+    weights = snapshot / "model.safetensors"
+    blob = home / "blobs" / hashlib.sha256(weights.read_bytes()).hexdigest()
+    blob.parent.mkdir()
+    weights.rename(blob)
+    weights.symlink_to(f"../../blobs/{blob.name}")
+    (home / "refs").mkdir()
+    (home / "refs/main").write_text(commit)
+    config = configure(tmp_path / "s", models={"blip2_text": "some/blip2"})
+    build(config)
+    resume = _replace(config, resume=True)
+    assert build(resume).built == 0
+    tensors = load_file(blob)
+    tensors["language_model.shared.weight"].view(-1)[0] += 1
+    save_file(tensors, tmp_path / "other", {"format": "pt"})
+    (tmp_path / "other").replace(blob)
+    refused(StoreMismatchError, resume, "blip2_text.weights_sha256")
 
 
 def test_other_samples_are_refused_and_named(

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -189,16 +188,23 @@ def test_fingerprints_follow_the_files_that_matter(name: str, copy: Any) -> None
     assert backbones.load(feature, str(folder), "cpu", "auto").fingerprint != before
 
 
-def test_the_hub_cache_is_trusted_for_large_files(tmp_path: Path) -> None:
-    digest = hashlib.sha256(b"weights").hexdigest()
-    (tmp_path / "blobs").mkdir()
-    (tmp_path / "snapshot").mkdir()
-    (tmp_path / "blobs" / digest).write_bytes(b"not read")
-    (tmp_path / "snapshot" / "a.bin").symlink_to(tmp_path / "blobs" / digest)
-    (tmp_path / "snapshot" / "b.bin").write_bytes(b"weights")
-    (tmp_path / "snapshot" / "c.bin").symlink_to(tmp_path / "snapshot" / "b.bin")
-    found = {checkpoints._file_sha256(p) for p in (tmp_path / "snapshot").iterdir()}
-    assert found == {digest}
+def test_modules_in_folders_of_any_name_are_hashed(copy: Any) -> None:
+    """sentence-transformers loads what modules.json names, wherever it is."""
+    from safetensors.torch import load_file, save_file
+
+    folder = copy("sentence")
+    modules = json.loads((folder / "modules.json").read_text())
+    (dense,) = (module for module in modules if module["path"].endswith("_Dense"))
+    (folder / "parts").mkdir()
+    (folder / dense["path"]).rename(folder / "parts/dense")
+    dense["path"] = "parts/dense"
+    (folder / "modules.json").write_text(json.dumps(modules))
+    before = backbones.load("clip_text", str(folder), "cpu", "auto").fingerprint
+    weights = folder / "parts/dense/model.safetensors"
+    tensors = load_file(weights)
+    tensors["linear.weight"] += 1
+    save_file(tensors, weights, {"format": "pt"})
+    assert backbones.load("clip_text", str(folder), "cpu", "auto").fingerprint != before
 
 
 def test_wanted_files_are_one_format_of_the_weights() -> None:
