@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from consumers.checkpoints import Checkpoint
-from consumers.loading import dtype_argument, freeze, text_spec
+from consumers.library_ids import checked_spec
+from consumers.loading import dtype_argument, freeze
 from consumers.masking import prepare_masks
 from consumers.pixels import Normalizer, read_preprocessing
 from consumers.weights import PROCESSOR_FILES, TOKENIZER_FILES
@@ -90,7 +91,7 @@ class Blip2Text:
         with checkpoint.loading():
             prepare_masks(self._network)
             tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
-        self.text = text_spec(checkpoint, tokenizer, MAX_TEXT_LENGTH)
+        self.text = checked_spec(checkpoint, tokenizer, MAX_TEXT_LENGTH)
         files = ("config.json", *checkpoint.select(TOKENIZER_FILES), *checkpoint.weights())
         self.fingerprint = checkpoint.fingerprint(files)
 

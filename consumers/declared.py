@@ -38,6 +38,7 @@ class Adapter:
         takes: the fields of ``BackboneConfig`` that mean something to it, besides the model.
         poolings: the values that ``pooling`` may have.
         library: the distribution that it needs beyond those that are always installed.
+        helpers: distributions that come with it, and whose version can change numbers as well.
         extra: the extra that installs it.
         auto_dtype: what ``--dtype auto`` means for it; ``auto`` is bfloat16 on a GPU.
     """
@@ -46,6 +47,7 @@ class Adapter:
     takes: tuple[str, ...]
     poolings: tuple[str, ...] = ()
     library: str = ""
+    helpers: tuple[str, ...] = ()
     extra: str = ""
     auto_dtype: str = "auto"
 
@@ -81,6 +83,7 @@ ADAPTERS: Mapping[str, Adapter] = {
         "consumers.adapters.open_clip:load_text",
         (),
         library="open_clip_torch",
+        helpers=("ftfy",),
         extra="open-clip",
     ),
 }
@@ -91,9 +94,11 @@ def batch_size(device: str) -> int:
     return _BATCH_CUDA if device.startswith("cuda") else _BATCH_CPU
 
 
-def library(adapter: str) -> str:
-    """The distribution whose version can change an adapter's numbers, or ``""``."""
-    return ADAPTERS[adapter].library if adapter in ADAPTERS else ""
+def libraries(adapter: str) -> set[str]:
+    """The distributions whose versions can change an adapter's numbers, of its own alone."""
+    if adapter not in ADAPTERS:
+        return set()
+    return {ADAPTERS[adapter].library, *ADAPTERS[adapter].helpers} - {""}
 
 
 def check(feature: str, config: BackboneConfig) -> None:

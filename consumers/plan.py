@@ -304,10 +304,12 @@ def _asked(
 
 def _libraries(config: CompleteConfig, features: Sequence[str]) -> list[str]:
     """The distributions that only some adapters or codecs need, of those that are used."""
-    used = {declared.library(own.adapter) for own in _declared(config, features).values()}
+    used: set[str] = set()
+    for own in _declared(config, features).values():
+        used |= declared.libraries(own.adapter)
     if config.codec != NONE:
         used.add("numcodecs")  # another version may compress in another way
-    return sorted(used - {""})
+    return sorted(used)
 
 
 def _declared(config: CompleteConfig, features: Sequence[str]) -> dict[str, BackboneConfig]:

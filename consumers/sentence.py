@@ -11,6 +11,7 @@ import torch
 from consumers import checkpoints
 from consumers.backbones import BackboneRequest
 from consumers.checkpoints import Checkpoint
+from consumers.library_ids import Own, check_ids
 from consumers.loading import dtype_argument, freeze, text_spec
 from consumers.masking import prepare_masks
 from consumers.weights import PROCESSOR_FILES, is_module_folder
@@ -146,7 +147,21 @@ def _text_spec(checkpoint: Checkpoint, network: Any) -> TextSpec:
         # A tokenizer without a limit says 10**30; the rows of a chunk must have a length.
         raise checkpoint.error("sets no max_seq_length")
     strip, lower = _text_treatment(checkpoint, network)
-    return text_spec(checkpoint, network.tokenizer, limit, strip=strip, lower=lower)
+    spec = text_spec(checkpoint, network.tokenizer, limit, strip=strip, lower=lower)
+    check_ids(checkpoint, spec, _own_ids(network), "sentence-transformers")
+    return spec
+
+
+def _own_ids(network: Any) -> Own:
+    """What the library makes of texts before it embeds them, without the padding."""
+    preprocess = getattr(network, "preprocess", None) or network.tokenize
+
+    def own(texts: list[str]) -> list[list[int]]:
+        found = preprocess(texts)
+        rows = zip(found["input_ids"], found["attention_mask"], strict=True)
+        return [ids[mask == 1].tolist() for ids, mask in rows]
+
+    return own
 
 
 def _text_treatment(checkpoint: Checkpoint, network: Any) -> tuple[bool, bool]:
@@ -155,8 +170,7 @@ def _text_treatment(checkpoint: Checkpoint, network: Any) -> tuple[bool, bool]:
     Versions before 6 stripped every text; from then on the tokenizer sees it as it is. Asking the
     model by example holds for all of them, and finds any other treatment.
     """
-    preprocess = getattr(network, "preprocess", None) or network.tokenize
-    expected = preprocess([_PROBE])["input_ids"][0].tolist()
+    expected = _own_ids(network)([_PROBE])[0]
     for strip, lower in itertools.product((False, True), repeat=2):
         text = _PROBE.strip() if strip else _PROBE
         if network.tokenizer(text.lower() if lower else text)["input_ids"] == expected:

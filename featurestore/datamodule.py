@@ -85,10 +85,8 @@ class FeatureDataModule:
             return {}
         train = self._domains(rows, split.train, {})
         if min(map(len, train.values())) < 2:
-            raise InputError(
-                "normalize='train_split' takes a deviation from the training rows, so from at "
-                f"least two; the training split has {len(split.train)}."
-            )
+            problem = "normalize='train_split' takes a deviation, so at least two training rows;"
+            raise InputError(f"{problem} the training split has {len(split.train)}.")
         return {name: sample_scale_of(domain.moments()) for name, domain in train.items()}
 
     def _domains(

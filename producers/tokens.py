@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from producers import text_views
-from producers.text_views import TextViews
+from producers.cleaning import CLEANINGS, clean_words, cleaner
+from producers.text_views import MASK, TextViews
 from producers.word_ids import WordIds
 
 TokenArray = NDArray[np.int32]
@@ -38,6 +39,8 @@ class TextSpec:
         pad_id: fills the rows behind a text's ids.
         strip: remove white space around the text first, as sentence-transformers does.
         lower: make the text lower case first.
+        clean: how open_clip cleans the text before all this, one of ``cleaning.CLEANINGS``; ``""``
+            for other libraries.
     """
 
     tokenizer_json: str
@@ -45,11 +48,14 @@ class TextSpec:
     pad_id: int = 0
     strip: bool = False
     lower: bool = False
+    clean: str = ""
 
     def __post_init__(self) -> None:
         """Check what the tokenizer itself would accept and silently misunderstand."""
         if self.max_length < 1:
             raise ValueError(f"max_length must be at least 1, got {self.max_length}")
+        if self.clean and self.clean not in CLEANINGS:
+            raise ValueError(f"clean is one of {', '.join(CLEANINGS)}, got {self.clean!r}")
 
 
 class TokenEncoder:
@@ -62,6 +68,7 @@ class TokenEncoder:
 
     def __init__(self, spec: TextSpec) -> None:
         self.spec = spec
+        self._clean = cleaner(spec.clean) if spec.clean else None
         # Settings saved in the file are overruled: others may have been in force at the time.
         self._tokenizer = Tokenizer.from_str(spec.tokenizer_json)
         self._tokenizer.no_padding()
@@ -85,9 +92,8 @@ class TokenEncoder:
             ValueError: an array is not of this shape and dtype.
         """
         if self.by_words and views.words and views.masked:
-            with self._uncut():
-                words = WordIds(views.words, self._encode_parts)
-            if words.hold:
+            words = self._word_ids(views.words)
+            if words is not None and words.hold:
                 return self._put_together(views, words, ids, lengths)
         return self.encode(views.texts(), ids, lengths)
 
@@ -130,14 +136,26 @@ class TokenEncoder:
     def _words_make_the_same(self, text: str) -> bool:
         """Encodes some views in both ways."""
         views = text_views.draw(text, base_seed=0, index=0, views=_PROBE_VIEWS)
-        with self._uncut():
-            words = WordIds(views.words, self._encode_parts)
+        words = self._word_ids(views.words)
+        if words is None:
+            return True  # such texts are always encoded as a whole
         if not words.hold:
             return False
         made = [np.zeros((_PROBE_VIEWS, self.spec.max_length + 1), np.int32) for _ in range(2)]
         found, expected = ((array[:, 1:], array[:, 0]) for array in made)
         cut = self._put_together(views, words, *found), self.encode(views.texts(), *expected)
         return cut[0] == cut[1] and np.array_equal(made[0], made[1])
+
+    def _word_ids(self, words: Sequence[str]) -> WordIds | None:
+        """The ids of a sample's words; None where its views must be cleaned as a whole."""
+        cleaned, mask = list(words), MASK
+        if self._clean is not None:
+            found = clean_words(words, self._clean)
+            if found is None:
+                return None
+            cleaned, mask = found, self._clean(MASK)
+        with self._uncut():
+            return WordIds(cleaned, self._encode_parts, mask)
 
     def _special_ids(self) -> tuple[list[int], list[int]]:
         """What stands before and after a text's own ids."""
@@ -149,7 +167,7 @@ class TokenEncoder:
         return encoding.ids[:before], encoding.ids[len(special) - after :]
 
     def _encode_parts(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids without the special ones. White space is left, for it is within the view."""
+        """Ids of clean parts without the special ones. White space is left: it is in the view."""
         if self.spec.lower:
             texts = [text.lower() for text in texts]
         made = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
@@ -157,7 +175,9 @@ class TokenEncoder:
 
     def _prepare(self, texts: Sequence[str]) -> list[str]:
         """The texts as the tokenizer is to see them."""
-        prepared = [text.strip() for text in texts] if self.spec.strip else list(texts)
+        prepared = list(texts) if self._clean is None else [self._clean(text) for text in texts]
+        if self.spec.strip:
+            prepared = [text.strip() for text in prepared]
         return [text.lower() for text in prepared] if self.spec.lower else prepared
 
     def _cut_texts(self) -> None:

@@ -33,16 +33,16 @@ class WordIds:
         hold: whether ids put together are those of the texts.
     """
 
-    def __init__(self, words: Sequence[str], encode: Encode) -> None:
-        """Encodes the words, of which there is at least one."""
+    def __init__(self, words: Sequence[str], encode: Encode, mask: str = MASK) -> None:
+        """Encodes the words, of which there is at least one, and what hides a word."""
         distinct = {word: form for form, word in enumerate(dict.fromkeys(words), _FIRST_WORD + 1)}
-        ids = encode([MASK, f" {MASK}", words[0], *(f" {word}" for word in distinct)])
+        ids = encode([mask, f" {mask}", words[0], *(f" {word}" for word in distinct)])
         self._ids = np.fromiter(chain.from_iterable(ids), np.int32)
         self._lengths = np.fromiter(map(len, ids), np.intp, len(ids))
         self._starts = self._lengths.cumsum() - self._lengths
         inner = [distinct[word] for word in words]
         self._forms = np.array([_FIRST_WORD, *inner[1:]], np.intp)
-        self.hold = self._check(words, inner, encode)
+        self.hold = self._check(words, inner, encode, mask)
 
     def view(self, masked: Sequence[int], room: int) -> tuple[Ids, bool]:
         """The ids of a view.
@@ -70,10 +70,10 @@ class WordIds:
         joined: Ids = self._ids[at]
         return joined
 
-    def _check(self, words: Sequence[str], inner: list[int], encode: Encode) -> bool:
+    def _check(self, words: Sequence[str], inner: list[int], encode: Encode, mask: str) -> bool:
         """Compares two texts: all words, and all words with a mask before and after each."""
         between = [_FIRST_MASK, *chain.from_iterable((form, _MASK) for form in inner), _MASK]
-        masked = f"{MASK} {f' {MASK} '.join(words)} {MASK} {MASK}"
+        masked = f"{mask} {f' {mask} '.join(words)} {mask} {mask}"
         expected = encode([" ".join(words), masked])
         found = (self._join(self._forms), self._join(np.array(between)))
         return all(f.tolist() == e for f, e in zip(found, expected, strict=True))

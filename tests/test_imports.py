@@ -28,7 +28,7 @@ def loaded_by(statement: str) -> set[str]:
         ("import featurestore, consumers, producers", HEAVY),
         ("import featurestore.errors", HEAVY),
         ("import featurestore.config, featurestore.records, featurestore.seeds", HEAVY),
-        ("import producers.worker", MODELS),
+        ("import producers.worker", (*MODELS, "open_clip", "ftfy")),
         ("import producers.pool", MODELS),
         ("import consumers.backbones", MODELS),
         ("import consumers.progress", MODELS),

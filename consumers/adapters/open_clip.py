@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from consumers import checkpoints
 from consumers.adapters.torchvision_steps import read_transform
 from consumers.backbones import BackboneRequest
 from consumers.checkpoints import Checkpoint, read_json
+from consumers.library_ids import check_ids
 from consumers.loading import freeze, text_spec
 from consumers.pixels import Normalizer
 from consumers.weights import OPEN_CLIP_CONFIG, TOKENIZER_FILES
 from featurestore.torchvision_ops import ensure_importable
-from producers.tokens import TextSpec, TokenEncoder
+from producers.cleaning import CLEANINGS
+from producers.tokens import TextSpec
 
 ensure_importable()
 import open_clip  # noqa: E402
+from open_clip.tokenizer import get_clean_fn  # noqa: E402
 from open_clip.transform import PreprocessCfg, image_transform_v2  # noqa: E402
 from transformers import AutoTokenizer  # noqa: E402
-
-# Cases, signs, blanks, a mask, foreign letters, nothing, and more than any context holds.
-_PROBES = (
-    "",
-    "a spy",
-    " Two  cats,\n and a DOG! (1999) don't [MASK] it's 3.5",
-    "Amélie naïve Ünder",
-    "war " * 300,
-)
 
 
 class OpenClipImage:
@@ -70,6 +64,9 @@ class OpenClipText:
     """Projected text features, not normalised; a ``TextBackbone``.
 
     Every text is padded to the model's context, as it always was when the model was trained.
+
+    Attributes:
+        settings: how texts are cleaned before they are tokenized.
     """
 
     def __init__(self, request: BackboneRequest, checkpoint: Checkpoint) -> None:
@@ -77,6 +74,7 @@ class OpenClipText:
         self.model = checkpoint.name
         self.device, self.dtype = request.device, request.dtype
         self.text = _text_spec(checkpoint)
+        self.settings = {"clean": self.text.clean}
         network = _load_network(checkpoint, 0)
         del network.visual
         self._network = freeze(network.to(request.dtype), request.device, checkpoint)
@@ -109,8 +107,8 @@ def load_text(request: BackboneRequest) -> OpenClipText:
     """Load an open_clip model's text tower.
 
     Raises:
-        ConfigError: the checkpoint is missing, damaged or of another kind, or no ``tokenizer.json``
-            gives the ids that open_clip's own tokenizer gives.
+        ConfigError: the checkpoint is missing, damaged or of another kind, or its
+            ``tokenizer.json`` does not give the ids that open_clip's own tokenizer gives.
     """
     return OpenClipText(request, _resolve(request))
 
@@ -140,22 +138,21 @@ def _side(checkpoint: Checkpoint, size: int | tuple[int, int]) -> int:
 
 
 def _text_spec(checkpoint: Checkpoint) -> TextSpec:
-    """The fast tokenizer in the folder, if it gives the ids of open_clip's own."""
+    """The fast tokenizer in the folder and the library's cleaning, if they give its own ids."""
     if not (checkpoint.folder / "tokenizer.json").is_file():
         raise checkpoint.error("has no tokenizer.json")
     with checkpoint.loading():
         own = open_clip.get_tokenizer(f"local-dir:{checkpoint.folder}")
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
-        expected = own(list(_PROBES)).numpy()
-    length = expected.shape[1]
-    spec = text_spec(checkpoint, tokenizer, length)
+        row = own(["a spy"])[0]
+    spec = text_spec(checkpoint, tokenizer, len(row))
     # What open_clip fills up with; its own tokenizer does not ask the folder's.
-    spec = TextSpec(spec.tokenizer_json, length, int(expected[1, -1]))
-    ids = np.empty(expected.shape, np.int32)
-    TokenEncoder(spec).encode(_PROBES, ids, np.empty(len(ids), np.int32))
-    wrong = np.flatnonzero((ids != expected).any(axis=1))
-    if wrong.size:
-        raise checkpoint.error(
-            f"has a tokenizer.json that reads {_PROBES[wrong[0]][:20]!r} otherwise than open_clip"
-        )
+    spec = replace(spec, pad_id=int(row[-1]), clean=_cleaning(own))
+    check_ids(checkpoint, spec, lambda texts: own(texts).tolist(), "open_clip", padded=True)
     return spec
+
+
+def _cleaning(tokenizer: Any) -> str:
+    """The name of the cleaning that one of open_clip's tokenizers does."""
+    function = getattr(tokenizer, "clean_fn", None)
+    return next((name for name in CLEANINGS if get_clean_fn(name) is function), "")

@@ -12,7 +12,8 @@ from consumers.adapters.auto import load_auto, required, vector_of
 from consumers.adapters.pooling import last_of_text, mean_of_text
 from consumers.backbones import BackboneRequest
 from consumers.checkpoints import Checkpoint
-from consumers.loading import freeze, text_spec
+from consumers.library_ids import checked_spec
+from consumers.loading import freeze
 from consumers.masking import prepare_masks
 from consumers.weights import TOKENIZER_FILES
 from featurestore.torchvision_ops import ensure_importable
@@ -43,7 +44,7 @@ class TransformersText:
         self.device, self.dtype = request.device, request.dtype
         with checkpoint.loading():
             tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
-        self.text = text_spec(checkpoint, tokenizer, _length(checkpoint, tokenizer, request))
+        self.text = checked_spec(checkpoint, tokenizer, _length(checkpoint, tokenizer, request))
         self._masks = "attention_mask" in tokenizer.model_input_names
         self._full = not self._masks or checkpoint.config.get("model_type") in _FULL_LENGTH
         whole, missing = load_auto(checkpoint, request.dtype, "vision_model")

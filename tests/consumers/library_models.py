@@ -87,3 +87,34 @@ def _make_open_clip(folder: Path) -> None:
     model = open_clip.CLIP(16, vision, {k: v for k, v in text.items() if k[:2] != "hf"})
     weights = {name: value.contiguous() for name, value in model.state_dict().items()}
     save_file(weights, folder / "open_clip_model.safetensors")
+
+
+def make_clip_tokenizer(folder: Path) -> None:
+    """Gives an open_clip checkpoint CLIP's own vocabulary, as on the hub: no name of a tokenizer.
+
+    open_clip then uses its own code and vocabulary; beside it lies the same as ``tokenizer.json``.
+    """
+    import open_clip
+    from open_clip.tokenizer import SimpleTokenizer
+    from safetensors.torch import save_file
+    from transformers import CLIPTokenizerFast
+
+    simple = SimpleTokenizer()
+    names = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
+    vocabulary = {names.get(token, token): number for token, number in simple.encoder.items()}
+    merges = list(simple.bpe_ranks)
+    for path in folder.glob("*token*"):
+        path.unlink()
+    tokenizer = CLIPTokenizerFast(vocab=vocabulary, merges=merges, model_max_length=77)
+    tokenizer.save_pretrained(folder)
+    path = folder / "open_clip_config.json"
+    document = json.loads(path.read_text())
+    config = document["model_cfg"]
+    del config["text_cfg"]["hf_tokenizer_name"]
+    config["text_cfg"]["vocab_size"] = len(vocabulary)
+    path.write_text(json.dumps(document))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(9)
+        model = open_clip.CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"])
+    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+    save_file(weights, folder / "open_clip_model.safetensors")

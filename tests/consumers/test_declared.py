@@ -169,6 +169,11 @@ def test_the_clean_view_is_what_the_library_makes(
     np.testing.assert_allclose(rows[:, 0], expected, atol=2e-5, rtol=2e-4)
 
 
+def test_how_texts_are_cleaned_is_in_the_fingerprint(store: FeatureStore) -> None:
+    assert store.fingerprint["laion_text.clean"] == "whitespace"
+    assert {"version.open_clip_torch", "version.ftfy"} <= store.fingerprint.keys()
+
+
 def test_what_the_page_says_to_type_works(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, more, own = blocks(PAGE, "bash")
     (here / "build.toml").write_text(blocks(PAGE, "toml")[0])
