@@ -91,6 +91,7 @@ CASES: dict[str, list[Same | Refused]] = {
         Refused({"clip_text": {"adapter": "timm"}}, ("[backbones.clip_text]",), "ConfigError"),
     ],
     "workers": [Same(0), Same(2), Same(8)],
+    "threads": [Same(0), Same(2), Same(8)],
     "slots": [Same(2), Same(3), Same(64)],
     "chunk": [Same(0), mismatch(8, "chunk", 4, 8)],
     "codec": [Same("none"), Same(None), mismatch("zstd", "codec", "none", "zstd")],

@@ -28,6 +28,7 @@ ACCEPTED = {
     "batch_sizes": [{}, {"blip2_text": 1}],
     "backbones": [{}, {"dino": DINO}, {"a" * 64: DINO, "d_2": DINO}],
     "workers": [0, 8],
+    "threads": [0, 8],
     "slots": [0, 8],
     "chunk": [0, 64],
     "codec": [None, "none", "zstd"],
@@ -53,6 +54,7 @@ REFUSED = {
         )
     ],
     "workers": [-1],
+    "threads": [-1],
     "slots": [-1],
     "chunk": [-8],
     "codec": ["gzip", ""],
@@ -75,6 +77,7 @@ TOML = {
     "batch_sizes": ("{clip_text = 4}", '{clip_text = "4"}'),
     "backbones": ('{dino = {adapter = "timm", model = "x"}}', "{dino = 1}"),
     "workers": ("2", '"2"'),
+    "threads": ("2", '"2"'),
     "slots": ("3", "false"),
     "chunk": ("8", "8.5"),
     "codec": ('"zstd"', "true"),

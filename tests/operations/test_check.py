@@ -349,7 +349,7 @@ def test_too_little_of_everything(
 )
 def test_a_gpu_with_and_without_room(free: int, peak: int | None, level: str) -> None:
     group = Group("machine")
-    need = Need(weights=500, batches=300, host=20, queue=10, workers=0)
+    need = Need(weights=500, batches=300, host=20, queue=10, workers=0, threads=1)
     machine.memory_into(group, need, Free(memory=30, device=free), peak)
     levels = {line.label: line.level for line in group.lines}
     assert levels == {"GPU memory": level, "queue": "ok", "memory": "ok"}
