@@ -154,9 +154,9 @@ def _transport(task: Mapping[str, Any]) -> dict[str, Any]:
         (worker,) = pool._workers
         for number in range(len(found.samples)):
             if number == first:
-                start = time.process_time() + _cpu_of(worker.process.pid)
+                start = time.process_time() + _cpu_of(worker.child.pid)
             pool.release(pool.take())
-        used = time.process_time() + _cpu_of(worker.process.pid) - start
+        used = time.process_time() + _cpu_of(worker.child.pid) - start
     return {"samples": len(found.samples) - first, "cpu_s": used}
 
 

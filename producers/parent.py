@@ -1,7 +1,12 @@
-"""A producer's tie to its parent, made before anything that takes time is imported.
+"""The first code of every child process: it ties itself to its parent and finds this project.
 
-Only the standard library is imported here: a producer whose parent was killed while it started is
-to end in hundredths of a second, also where many of them want the processor.
+Run as a script, by its path, since nothing of this project can be imported before. A child whose
+parent was killed while it started is to end in hundredths of a second, also where many of them want
+the processor: only the standard library is imported here.
+
+The folder that holds this project's packages is site-packages where they are installed. It must not
+come before the standard library, as it would in PYTHONPATH: a package that puts an ``enum.py``
+there would end every child.
 """
 
 from __future__ import annotations
@@ -10,14 +15,13 @@ import ctypes
 import os
 import signal
 import sys
+from importlib import import_module
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
 
 # What asks a build to stop; it is the parent's to hear.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# What a producer runs; the last argument is its parent's process id.
-PRODUCER_CODE = (
-    "import sys; from producers.parent import follow_parent; follow_parent(int(sys.argv[-1])); "
-    "from producers.worker import main; main()"
-)
+_PACKAGES = frozenset({"featurestore", "producers", "consumers", "operations", "commands"})
 _PR_SET_PDEATHSIG = 1
 
 
@@ -26,6 +30,36 @@ def follow_parent(parent: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         sys.exit(0)
-    # The parent decides when to stop: it finishes the chunk in hand after a signal to the group.
+    # The parent decides when to stop: it finishes the current chunk after a signal to the group.
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+class _Siblings:
+    """Finds this project's packages in the folder of this one, whatever else has their names."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+
+    def find_spec(self, name: str, *_: object) -> ModuleSpec | None:
+        """Where a package of this project is; None for anything else."""
+        return PathFinder.find_spec(name, [self._folder]) if name in _PACKAGES else None
+
+
+def find_packages(folder: str) -> None:
+    """Makes the packages in ``folder`` importable, and what was installed beside them last."""
+    sys.meta_path.insert(0, _Siblings(folder))  # type: ignore[arg-type]  # nothing asks for more
+    if folder not in sys.path:
+        sys.path.append(folder)
+
+
+def main() -> None:
+    """Runs ``main`` of a module; arguments: the parent's process id, the module, and its own."""
+    parent, module, *arguments = sys.argv[1:]
+    follow_parent(int(parent))
+    find_packages(str(Path(__file__).resolve().parent.parent))
+    import_module(module).main(arguments)
+
+
+if __name__ == "__main__":
+    main()

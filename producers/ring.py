@@ -10,6 +10,7 @@ when the ring is made, because touching shared memory that is not there ends a p
 
 from __future__ import annotations
 
+import errno
 import math
 import mmap
 import os
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from featurestore.errors import ConfigError
+from featurestore.errors import ConfigError, ProducerError
 from featurestore.memory import available_bytes
 from producers.image_views import ImageSpec
 
@@ -111,7 +112,7 @@ class Ring:
 
     Attributes:
         fd: the descriptor that producers inherit.
-        slots: the arrays of each slot.
+        slots: the arrays of each slot that was mapped.
     """
 
     def __init__(self, layout: SlotLayout, slots: int, fd: int | None = None) -> None:
@@ -119,18 +120,58 @@ class Ring:
 
         Raises:
             ConfigError: the machine has less memory free than the slots need.
+            ProducerError: no more files can be opened.
         """
-        size = layout.slot_bytes * slots
+        self._layout = layout
         self.fd = _reserve(layout, slots) if fd is None else fd
-        # Only the arrays hold the map, which holds a descriptor of its own: they end together.
-        view = memoryview(mmap.mmap(self.fd, size))
-        step = layout.slot_bytes
-        self.slots = [layout.arrays(view[i * step : (i + 1) * step]) for i in range(slots)]
+        self.slots: list[SlotArrays] = []
+        try:
+            self._map(slots)
+        except BaseException:
+            if fd is None:
+                os.close(self.fd)
+            raise
+
+    def slot(self, number: int) -> SlotArrays:
+        """The arrays of a slot, also of one that the other side added."""
+        if number >= len(self.slots):
+            self._map(number + 1 - len(self.slots))
+        return self.slots[number]
+
+    def add(self) -> int:
+        """Adds a slot; returns its number.
+
+        Raises:
+            ConfigError: the machine has less memory free.
+        """
+        number, step = len(self.slots), self._layout.slot_bytes
+        require_room(self._layout, 1)
+        try:
+            os.posix_fallocate(self.fd, number * step, step)
+        except OSError as e:
+            raise ConfigError(_too_small(step, 1, e.strerror or str(e))) from None
+        self._map(1)
+        return number
+
+    def _map(self, slots: int) -> None:
+        """Maps the next slots."""
+        step, start = self._layout.slot_bytes, len(self.slots)
+        size = slots * step
+        try:
+            # Only the arrays hold the map, which holds a descriptor of its own: they end together.
+            view = memoryview(mmap.mmap(self.fd, size, offset=start * step))
+        except OSError as e:
+            if e.errno in (errno.EMFILE, errno.ENFILE):
+                raise _no_descriptor(e) from None
+            raise ConfigError(_too_small(size, slots, e.strerror or str(e))) from None
+        parts = (view[i * step : (i + 1) * step] for i in range(slots))
+        self.slots += [self._layout.arrays(part) for part in parts]
 
     def close(self) -> None:
         """Closes the descriptor; the memory goes when the last array into it does."""
-        os.close(self.fd)
-        self.slots = []
+        if self.fd >= 0:
+            os.close(self.fd)
+        self.fd, self.slots = -1, []
 
 
 def require_room(layout: SlotLayout, slots: int) -> int:
@@ -148,13 +189,23 @@ def require_room(layout: SlotLayout, slots: int) -> int:
 def _reserve(layout: SlotLayout, slots: int) -> int:
     """Descriptor of a new anonymous file with real memory behind all its slots."""
     size = require_room(layout, slots)
-    fd = os.memfd_create("manyviews-ring", os.MFD_CLOEXEC)
+    try:
+        fd = os.memfd_create("manyviews-ring", os.MFD_CLOEXEC)
+    except OSError as e:
+        raise _no_descriptor(e) from None
     try:
         os.posix_fallocate(fd, 0, size)
     except OSError as e:
         os.close(fd)
         raise ConfigError(_too_small(size, slots, e.strerror or str(e))) from None
     return fd
+
+
+def _no_descriptor(error: OSError) -> ProducerError:
+    return ProducerError(
+        "The memory between producers and backbones could not be opened: "
+        f"{error.strerror or error}.\nRaise the limit on open files (ulimit -n)."
+    )
 
 
 def _too_small(size: int, slots: int, found: str) -> str:

@@ -1,21 +1,16 @@
 """A producer process: reads samples by number from one pipe, fills slots, reports on another.
 
-It is started as ``python -P -c ...`` with four inherited descriptors, so that neither the caller's
+It is started by its path (``parent``) with inherited descriptors, so that neither the caller's
 ``__main__`` nor any state of the parent is imported, and it follows its parent before it imports
-this module (``parent``).
+this module.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import resource
-import sys
-import traceback
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +21,12 @@ from featurestore.records import Sample
 from producers import decode, image_views, source, text_views
 from producers.image_views import ImageSpec
 from producers.kernels.implementations import implementation
-from producers.parent import follow_parent
 from producers.ring import Ring, SlotArrays, SlotLayout
+from producers.serving import Handler, out_of_memory, serve
 from producers.tokens import TextSpec, TokenEncoder
 
 STAGES = ("", "image", "text")
-# Address space for one sample on top of what a warm producer has. The largest accepted poster of
-# 179 million pixels takes 0.7 GB as RGB (Pillow keeps four bytes a pixel), as much again while it
-# is converted, 1.1 GB of coefficients if it is a progressive JPEG, and 0.25 GB as a file: 2.8 GB.
-_HEADROOM_BYTES = 4 << 30
-# What libraries print on standard error is a file that the parent shows the end of.
-_PRINTED_BYTES = 1 << 20
 _DETAIL_CHARS = 200
-_TRACEBACK_CHARS = 8000
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,69 +179,25 @@ def _why(error: BadSampleError | MemoryError) -> tuple[str, str]:
     """Reason and detail of an input that cannot be used."""
     if isinstance(error, BadSampleError):
         return error.reason, error.detail
-    return "out-of-memory", f"more than {_HEADROOM_BYTES >> 30} GiB for one sample"
+    return out_of_memory()
 
 
-def _shortened(text: str) -> str:
-    """Where it happened and how the message ends, however long the message is."""
-    if len(text) <= _TRACEBACK_CHARS:
-        return text
-    half = _TRACEBACK_CHARS // 2
-    return f"{text[:half]} … {text[-half:]}"
-
-
-def _read_all(fd: int) -> bytes:
-    size = os.fstat(fd).st_size
-    return os.pread(fd, size, 0)
-
-
-def _limit_memory() -> None:
-    """Makes a sample that needs absurdly much memory fail by itself.
-
-    Without a limit the kernel would end some process for it, maybe the parent.
-    """
-    pages = int(Path("/proc/self/statm").read_text("ascii").split()[0])
-    limit = pages * os.sysconf("SC_PAGE_SIZE") + _HEADROOM_BYTES
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    lowest = min([limit] + [given for given in (soft, hard) if given != resource.RLIM_INFINITY])
-    resource.setrlimit(resource.RLIMIT_AS, (lowest, hard))
-
-
-def _serve(produce: Callable[[dict[str, Any]], dict[str, Any]], tasks: Any, results: Any) -> None:
-    while True:
-        try:
-            task = json.loads(tasks.recv_bytes())
-        except EOFError:
-            return  # the parent closed the pipe: there is no more work
-        results.send_bytes(json.dumps(produce(task)).encode("ascii"))
-        if os.fstat(2).st_size > _PRINTED_BYTES:  # libtiff has a line for every damaged row
-            os.ftruncate(2, 0)
-            os.lseek(2, 0, os.SEEK_SET)
-
-
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     """Serves tasks until the parent closes the pipe."""
-    job_fd, ring_fd, tasks_fd, results_fd, parent = map(int, sys.argv[1:6])
-    follow_parent(parent)
-    tasks = Connection(tasks_fd, writable=False)
-    results = Connection(results_fd, readable=False)
-    try:
-        job = Job.from_json(_read_all(job_fd))
-        ring = Ring(job.layout, job.slots, ring_fd)
-        producer = Producer(job)
-        if job.images:
-            image_views.warm_up()
+    serve(arguments, _prepare)
 
-        def produce(task: dict[str, Any]) -> dict[str, Any]:
-            sample = Sample(*task["sample"])
-            report = producer.produce(sample, ring.slots[task["slot"]], task["skip"])
-            return {"index": sample.index, **report}
 
-        _limit_memory()
-        results.send_bytes(b'{"ready": true}')
-        _serve(produce, tasks, results)
-    except BaseException:
-        # A defect, not a bad sample: the parent stops the build and shows where it happened.
-        text = _shortened(traceback.format_exc())
-        results.send_bytes(json.dumps({"error": text}).encode("ascii"))
-        raise
+def _prepare(data: bytes, fds: Sequence[int]) -> Handler:
+    """Gets ready for the job ``data``; the one descriptor is the ring's."""
+    job = Job.from_json(data)
+    ring = Ring(job.layout, job.slots, fds[0])
+    producer = Producer(job)
+    if job.images:
+        image_views.warm_up()
+
+    def produce(task: dict[str, Any]) -> dict[str, Any]:
+        sample = Sample(*task["sample"])
+        report = producer.produce(sample, ring.slot(task["slot"]), task["skip"])
+        return {"index": sample.index, **report}
+
+    return produce

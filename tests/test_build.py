@@ -292,7 +292,7 @@ def gated(site: Path, chunk: int) -> dict[str, str]:
     """The environment of a build whose first chunk, and maybe part of the next, passes the gate."""
     site.mkdir()
     (site / "sitecustomize.py").write_text(GATE.format(open=chunk + SLOTS - 1))
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(site)}
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{site}:{ROOT}"}
 
 
 @pytest.fixture

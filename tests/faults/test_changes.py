@@ -24,7 +24,7 @@ from featurestore.errors import StoreMismatchError
 from featurestore.records import BadInput
 from featurestore.store import FeatureStore, record_crc32c
 from featurestore.verify import verify
-from tests.conftest import tree_digest
+from tests.conftest import ROOT, tree_digest
 from tests.faults.fakes import CHUNK, SAMPLES, VIEWS, config, loaded, make, make_data
 from tests.faults.harness import COUNTS, DIMS, NIGHTLY, Bench, Run, different
 
@@ -274,7 +274,7 @@ def test_eight_producers_and_a_slow_first_sample(
     site, ready = tmp_path / "site", []
     site.mkdir()
     (site / "sitecustomize.py").write_text(SLOW_FIRST)
-    monkeypatch.setenv("PYTHONPATH", str(site))
+    monkeypatch.setenv("PYTHONPATH", f"{site}:{ROOT}")
 
     def watch(event: str, facts: Mapping[str, Any]) -> None:
         if event == "sample":

@@ -16,7 +16,7 @@ import torch
 from consumers.build import build
 from featurestore.errors import BackboneError, ProducerError
 from featurestore.verify import verify
-from tests.conftest import tree_digest
+from tests.conftest import ROOT, tree_digest
 from tests.faults.fakes import (
     BATCH,
     CHUNK,
@@ -221,7 +221,7 @@ decode.text = text
 def slow_producers(patch: pytest.MonkeyPatch, site: Path, *, defect: bool) -> None:
     site.mkdir()
     (site / "sitecustomize.py").write_text(SLOW.replace("DEFECT", str(defect)))
-    patch.setenv("PYTHONPATH", str(site))
+    patch.setenv("PYTHONPATH", f"{site}:{ROOT}")
 
 
 def test_texts_are_embedded_while_the_next_samples_are_awaited(

@@ -33,7 +33,7 @@ from featurestore.errors import (
 from featurestore.store import FeatureStore
 from featurestore.verify import verify
 from producers.source import read_capped
-from tests.conftest import tree_digest
+from tests.conftest import ROOT, tree_digest
 from tests.faults.fakes import (
     CHUNK,
     VIEWS,
@@ -315,7 +315,7 @@ def test_a_write_that_fails_is_told_while_a_sample_takes_for_ever(
         return size
 
     with monkeypatch.context() as patch, loaded():
-        patch.setenv("PYTHONPATH", str(site))
+        patch.setenv("PYTHONPATH", f"{site}:{ROOT}")
         patch.setattr(durable, "hook", fail)
         with pytest.raises(StorageFullError):
             build(config(data, store))

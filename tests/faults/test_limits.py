@@ -183,7 +183,7 @@ def test_a_process_that_cannot_be_started(
             raise BlockingIOError(11, "Resource temporarily unavailable")
         return honest(*arguments, **options)
 
-    monkeypatch.setattr("producers.pool.subprocess.Popen", refuse)
+    monkeypatch.setattr("producers.process.subprocess.Popen", refuse)
     before = fds()
     with pytest.raises(ProducerError, match=r"could not be started.*\n.*--workers") as caught:
         make(data, tmp_path / "store", workers=3)

@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from featurestore.errors import ProducerError
-from producers.parent import PRODUCER_CODE
+from producers import parent
 from producers.pool import ProducerPool
 from producers.source import scan
 from tests.producers.test_pool import (
@@ -132,7 +132,7 @@ def mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     site = tmp_path / "site"
     site.mkdir()
     (site / "sitecustomize.py").write_text(MISBEHAVE)
-    monkeypatch.setenv("PYTHONPATH", str(site))
+    monkeypatch.setenv("PYTHONPATH", f"{site}:{ROOT}")
     monkeypatch.setenv("MARK", str(tmp_path / "mark"))
     return tmp_path / "mark"
 
@@ -244,9 +244,9 @@ def test_the_limit_on_memory_is_what_a_producer_has_and_4_gib(tmp_path: Path) ->
 LOWER = """
 import json, resource, sys
 from pathlib import Path
-from producers.worker import _limit_memory
+from producers.serving import limit_memory
 resource.setrlimit(resource.RLIMIT_AS, (1 << 31, 1 << 32))
-_limit_memory()
+limit_memory()
 assert resource.getrlimit(resource.RLIMIT_AS) == (1 << 31, 1 << 32)
 """
 
@@ -271,7 +271,7 @@ def test_replacements_that_cannot_start_end_the_build_at_once(
             f"import sys\nopen({str(starts)!r}, 'a').write('x')\n"
             "sys.modules['producers.ring'] = None\n"
         )
-        monkeypatch.setenv("PYTHONPATH", str(site))
+        monkeypatch.setenv("PYTHONPATH", f"{site}:{ROOT}")
         with promptly():
             for producer in children():
                 producer.kill()
@@ -288,15 +288,17 @@ def test_a_producer_whose_parent_is_gone_ends_before_it_does_anything(tmp_path: 
     """Its parent is not the process that it was started by: it must read no task, no job."""
     job, ring = (tmp_path / "job").open("w+b"), (tmp_path / "ring").open("w+b")
     tasks, results = os.pipe(), os.pipe()
-    numbers = [job.fileno(), ring.fileno(), tasks[0], results[1]]
+    numbers = [job.fileno(), tasks[0], results[1], ring.fileno()]
     strangers_pid = os.getppid()  # alive, and not the parent
     done = subprocess.run(
-        [sys.executable, "-P", "-v", "-c", PRODUCER_CODE, *map(str, numbers), str(strangers_pid)],
+        [
+            *(sys.executable, "-P", "-v", parent.__file__),
+            *(str(strangers_pid), "producers.worker", *map(str, numbers)),
+        ],
         pass_fds=numbers,
         capture_output=True,
         timeout=300,
         check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     os.close(results[1])
     assert os.read(results[0], 100) == b""
@@ -307,9 +309,9 @@ def test_a_producer_whose_parent_is_gone_ends_before_it_does_anything(tmp_path: 
     # The job is empty: a producer that read it would have met a defect and said so.
     assert (done.returncode, done.stdout) == (0, b"")
     imported = done.stderr.decode()
-    assert "import 'producers.parent'" in imported
+    assert "import 'ctypes'" in imported
     assert "Traceback" not in imported
-    assert not any(f"import '{name}'" in imported for name in ("numpy", "producers.worker"))
+    assert not any(f"import '{name}'" in imported for name in ("numpy", "producers"))
 
 
 # The parent ----------------------------------------------------------------------------------
@@ -412,7 +414,7 @@ def test_descriptors_and_memory_stay_flat(tmp_path: Path) -> None:
         for taken in range(many):
             if taken in (150, 300, 450):
                 # One that has started: the end of another one would end the build.
-                next(w for w in pool._workers if w.ready).process.kill()
+                next(w for w in pool._workers if w.ready).child.kill()
             pool.release(pool.take())
             if taken in (149, many - 1):
                 producers = sum(p.memory_info().rss for p in children()) / len(children())

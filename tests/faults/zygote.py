@@ -17,6 +17,7 @@ import errno
 import functools
 import gc
 import hashlib
+import importlib
 import io
 import json
 import mmap
@@ -51,7 +52,8 @@ from featurestore.repair import repair
 from featurestore.store import FeatureStore
 from featurestore.verify import verify
 from featurestore.writer import take_lock
-from producers import pool, worker
+from producers import process
+from producers.parent import follow_parent
 from producers.tokens import TextSpec
 from tests.conftest import tree_digest
 
@@ -92,7 +94,8 @@ class ForkedProducer:
         self.pid = os.fork()
         if self.pid == 0:
             try:
-                _become_producer(arguments[4:], stderr.fileno(), pass_fds)
+                script = arguments.index("-P") + 1
+                _become_producer(arguments[script + 1 :], stderr.fileno(), pass_fds)
             finally:
                 os._exit(1)
 
@@ -106,7 +109,7 @@ class ForkedProducer:
             ready = select.select([fd], [], [], timeout)[0]
             os.close(fd)
             if not ready:
-                raise pool.subprocess.TimeoutExpired("producer", timeout or 0.0)
+                raise process.subprocess.TimeoutExpired("producer", timeout or 0.0)
             self._code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         return self._code
 
@@ -120,10 +123,11 @@ def _become_producer(arguments: list[str], stderr: int, keep: tuple[int, ...]) -
         os.closerange(low, fd)
         low = fd + 1
     os.closerange(low, 4096)
-    sys.argv = ["-c", *arguments]
     durable.hook = durable._pass
+    parent, module, *numbers = arguments
     try:
-        worker.main()
+        follow_parent(int(parent))
+        importlib.import_module(module).main(numbers)
         code = 0
     except BaseException:  # noqa: BLE001  the process border
         os.write(2, traceback.format_exc().encode())
@@ -370,10 +374,10 @@ def _run(task: dict[str, Any]) -> dict[str, Any]:
     backbones.load = lambda feature, *asked: FakeText(feature, *asked, tokenizer, dims[feature])
     if task.get("forked", True):
         os.fsync = os.fstat  # half of the time, and no matter to a process that dies
-        pool.subprocess = types.SimpleNamespace(
+        process.subprocess = types.SimpleNamespace(
             Popen=ForkedProducer,
-            DEVNULL=pool.subprocess.DEVNULL,
-            TimeoutExpired=pool.subprocess.TimeoutExpired,
+            DEVNULL=process.subprocess.DEVNULL,
+            TimeoutExpired=process.subprocess.TimeoutExpired,
         )
     recorder = None
     if fault := task.get("fault"):

@@ -26,7 +26,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from featurestore.errors import ProducerError, StorageError
 from featurestore.records import BadInput, SampleRecord
-from producers import pool as pool_module
+from producers import process
 from producers.pool import ProducerPool
 from producers.source import scan
 from producers.tokens import TextSpec
@@ -203,7 +203,7 @@ def misbehaving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "site"
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(MISBEHAVE)
-    monkeypatch.setenv("PYTHONPATH", str(folder))
+    monkeypatch.setenv("PYTHONPATH", f"{folder}:{ROOT}")
     monkeypatch.setenv("MARK", str(tmp_path / "mark"))
     return tmp_path / "mark"
 
@@ -321,7 +321,7 @@ def test_what_a_library_prints_does_not_pile_up(tmp_path: Path) -> None:
     with pool_for(folder, workers=1) as pool:
         assert len(take_all(pool)) == SAMPLES
         (worker,) = pool._workers
-        eventually(lambda: os.fstat(worker.stderr.fileno()).st_size == 0)
+        eventually(lambda: worker.child.printed_bytes == 0)
 
 
 def test_one_that_is_killed_while_it_starts_is_replaced(
@@ -375,7 +375,7 @@ def test_a_full_folder_of_temporary_files_is_named(
     full = Path("/dev/full")
     if not full.exists():
         pytest.skip("no /dev/full here")
-    monkeypatch.setattr(pool_module.tempfile, "TemporaryFile", lambda: full.open("wb"))
+    monkeypatch.setattr(process.tempfile, "TemporaryFile", lambda: full.open("wb"))
     with pytest.raises(StorageError, match=r"No space left") as caught:
         pool_for(data)
     assert tempfile.gettempdir() in str(caught.value)
@@ -385,7 +385,7 @@ def test_producers_that_cannot_start(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['producers.ring'] = None\n")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
     with promptly(), pool_for(data) as pool, pytest.raises(ProducerError) as caught:
         pool.take()
     assert "while it started" in str(caught.value)
@@ -412,7 +412,7 @@ pool = ProducerPool(job, scan(Path(job.data_dir)).samples, workers=3, timeout_s=
 if sys.argv[2] == "ready":
     for _ in range(4):
         pool.take()
-print(*(w.process.pid for w in pool._workers), flush=True)
+print(*(w.child.pid for w in pool._workers), flush=True)
 if sys.argv[2] == "stuck":
     pool.take()
 sys.stdin.read()

@@ -1,0 +1,257 @@
+"""Several child processes that work off one list of tasks; those that die or hang are replaced.
+
+What is in work when a process ends is given out again. The task that it worked on is blamed, so
+that whoever owns the tasks can give up one that does it again. Exit status 0 counts as a death like
+any other.
+
+A process that does not end of SIGKILL is left alone, and its task blamed and given out again like
+any other. Where two tasks at once have such processes, it is no matter of one input: their file
+system does not answer, and the work ends with an error that names them.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import wait
+from types import TracebackType
+from typing import Any, Generic, Protocol, Self, TypeVar
+
+from featurestore.errors import ProducerError
+from producers import process
+from producers.process import Child, end_all
+
+# Tasks that a process has at once: one in work and one waiting, so that it never waits for us.
+_DEPTH = 2
+_START_TIMEOUT_S = 120.0
+POLL_S = 0.5
+# How often an input may end its process.
+KILLS_PER_INPUT = 2
+
+
+class Task(Protocol):
+    """What a process is given."""
+
+    @property
+    def stem(self) -> str:
+        """The sample that it is about, for messages."""
+
+    def message(self) -> bytes:
+        """The task as JSON."""
+
+
+T = TypeVar("T", bound=Task)
+
+
+@dataclass(slots=True, eq=False)
+class Worker(Generic[T]):
+    """A process and what it has to do.
+
+    Attributes:
+        child: the process.
+        queue: its tasks, the one in work first.
+        ready: whether it has started.
+        busy_s: seconds that it was waited for since its last report.
+    """
+
+    child: Child
+    queue: deque[T] = field(default_factory=deque)
+    ready: bool = False
+    busy_s: float = 0.0
+
+
+class Crew(ABC, Generic[T]):
+    """Processes that do tasks. A context manager.
+
+    Attributes:
+        waited_s: seconds that :meth:`wait` waited, since the start.
+        replaced: processes that ended and were replaced, by what ended them.
+    """
+
+    def __init__(self, start: Callable[[], Child], workers: int, timeout_s: float) -> None:
+        """Starts ``workers`` processes with ``start``; a task may take them ``timeout_s`` seconds.
+
+        Raises:
+            ProducerError: one could not be started.
+        """
+        self._start = start
+        self._timeout_s = timeout_s
+        self._redo: deque[T] = deque()
+        self._deaths_in_a_row = 0
+        self._left: list[tuple[Child, str]] = []
+        self.waited_s = 0.0
+        self.replaced: Counter[str] = Counter()
+        self._workers: list[Worker[T]] = []
+        try:
+            for _ in range(workers):
+                self._workers.append(Worker(start()))
+        except BaseException:
+            self.close()
+            raise
+
+    @abstractmethod
+    def _next(self) -> T | None:
+        """A task that was not given out yet; None where there is none at present."""
+
+    @abstractmethod
+    def _finish(self, task: T, report: dict[str, Any]) -> None:
+        """Takes a task's report."""
+
+    @abstractmethod
+    def _blame(self, task: T, why: str) -> None:
+        """Notes that a task ended its process; it is given out again."""
+
+    def _leave(self, pid: int, tasks: Sequence[T]) -> None:
+        """Notes that a process that has these tasks does not end."""
+
+    def _ended(self, pid: int) -> None:
+        """Notes that it has ended after all."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+        left = [each for each in self._left if each[0].is_left]
+        if left and error is not None and not isinstance(error, ProducerError):
+            error.add_note(f"{_named(left)} did not end after SIGKILL.")
+
+    def close(self) -> None:
+        """Ends all processes, but for those that cannot be ended; again, it does nothing."""
+        workers, self._workers = self._workers, []
+        stems = {worker.child: _stem(worker) for worker in workers}
+        self._left += [(child, stems[child]) for child in end_all(list(stems))]
+
+    def dispatch(self) -> None:
+        """Gives tasks to the processes with the fewest, as long as there are any."""
+        while self._workers:
+            worker = min(self._workers, key=lambda w: len(w.queue))
+            if len(worker.queue) >= _DEPTH:
+                return
+            task = self._redo.popleft() if self._redo else self._next()
+            if task is None:
+                return
+            worker.queue.append(task)
+            try:
+                worker.child.send(task.message())
+            except OSError:
+                self._died(worker)
+
+    def wait(self, timeout_s: float) -> None:
+        """Waits for any process's report or end, and for those that are stuck.
+
+        Raises:
+            ProducerError: processes keep dying, cannot be ended, or one met a defect.
+        """
+        start = time.monotonic()
+        ready = wait([w.child.results for w in self._workers], timeout=timeout_s)
+        elapsed = time.monotonic() - start
+        self.waited_s += elapsed
+        by_pipe = {id(w.child.results): w for w in self._workers}
+        for pipe in ready:
+            self._receive(by_pipe[id(pipe)])
+        for worker in list(self._workers):
+            # Only time spent waiting here counts, and at most one poll of it: a parent that was
+            # stopped for a minute, or busy on the GPU, must not find everybody guilty.
+            if worker.queue or not worker.ready:
+                worker.busy_s += min(elapsed, POLL_S)
+            limit = self._timeout_s if worker.ready else _START_TIMEOUT_S
+            if worker.busy_s > limit:
+                self._died(worker, f"timeout: no result within {limit:g} s")
+
+    def _receive(self, worker: Worker[T]) -> None:
+        try:
+            reports = worker.child.receive()
+        except (EOFError, OSError):
+            self._died(worker)
+            return
+        for report in reports:
+            self._received(worker, report)
+
+    def _received(self, worker: Worker[T], report: dict[str, Any]) -> None:
+        if "error" in report:
+            stem = worker.queue[0].stem if worker.queue else None
+            raise ProducerError(
+                f"A producer met a defect{f' at sample {stem!r}' if stem else ''}:\n"
+                + report["error"],
+                pid=worker.child.pid,
+                stem=stem,
+            )
+        worker.busy_s = 0.0
+        if not worker.ready:
+            worker.ready = True
+            return
+        self._deaths_in_a_row = 0
+        self._finish(worker.queue.popleft(), report)
+
+    def _died(self, worker: Worker[T], why: str | None = None) -> None:
+        """Replaces a process and has its tasks done again, or raises."""
+        if why is not None:
+            worker.child.kill()
+        status, output = worker.child.end()
+        self._workers.remove(worker)
+        if not status:
+            why = why or "timeout: it closed its pipe and did not end"
+        reason = why.partition(":")[0] if why else status
+        if not status:
+            reason += f"; process {worker.child.pid}{_stem(worker)} does not end"
+        self.replaced[reason] += 1
+        self._deaths_in_a_row += 1
+        self._refuse(worker, why or status, output, hung=why is not None)
+        if worker.queue and worker.ready:
+            self._blame(worker.queue[0], why or f"killed: the decoder was ended by {status}")
+        if not status:
+            self._leave_alone(worker)
+        self._redo.extendleft(reversed(worker.queue))
+        self._workers.append(Worker(self._start()))
+
+    def _refuse(self, worker: Worker[T], status: str, output: str, *, hung: bool) -> None:
+        """Raises where another process would end in the same way."""
+        # One that gave up while it started would do so again; one that was killed need not.
+        gave_up = not worker.ready and (hung or status.startswith("exit status"))
+        if gave_up or self._deaths_in_a_row > 2 * len(self._workers) + 8:
+            when = "while it started" if not worker.ready else "again and again"
+            raise ProducerError(
+                f"A producer process ended {when}: {status}.\n{output}".rstrip(),
+                pid=worker.child.pid,
+                signal=status,
+                stem=worker.queue[0].stem if worker.queue else None,
+            )
+
+    def _leave_alone(self, worker: Worker[T]) -> None:
+        """Notes a process that does not end.
+
+        Raises:
+            ProducerError: there is one of another task already.
+        """
+        for child, stem in list(self._left):
+            if not child.is_left:
+                self._left.remove((child, stem))
+                self._ended(child.pid)
+        self._left.append((worker.child, _stem(worker)))
+        self._leave(worker.child.pid, list(worker.queue))
+        if len({stem for _, stem in self._left}) > 1:
+            raise ProducerError(
+                f"{_named(self._left)} did not end within {process.END_S:g} s of SIGKILL.\n"
+                "They wait for a disk or a network file system that does not answer, as of the "
+                "data folder.\nMake it answer, then run the same again; a build resumes with "
+                "--resume.",
+                pid=worker.child.pid,
+                stem=worker.queue[0].stem if worker.queue else None,
+            )
+
+
+def _stem(worker: Worker[Any]) -> str:
+    return f" at sample {worker.queue[0].stem!r}" if worker.queue else ""
+
+
+def _named(left: Sequence[tuple[Child, str]]) -> str:
+    return ", ".join(f"Process {child.pid}{stem}" for child, stem in left)

@@ -1,0 +1,267 @@
+"""One child process: its start, its two pipes, its time, and its end, whatever ended it.
+
+A pair of pipes per child and no lock that two processes share: a process that is killed while it
+holds a lock would stop everybody. The end of a pipe is the end of its child.
+
+No wait is without a limit. A process in uninterruptible sleep, for example in a read from a network
+file system whose server is gone, does not end of SIGKILL until that read returns: it is left alone.
+It never runs another instruction of its program.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import IO, Any
+
+from featurestore.errors import ProducerError, StorageError
+from producers.parent import STOP_SIGNALS
+
+# How long a process may take to end by itself once its pipe has ended, and how long of SIGKILL.
+END_S = 5.0
+_OUTPUT_BYTES = 2000
+_READ_BYTES = 1 << 16
+# What Connection sends before a message: its length.
+_SIZE = struct.Struct("!i")
+_SCRIPT = str(Path(__file__).resolve().with_name("parent.py"))
+_NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
+
+# Processes that did not end of SIGKILL. Once they can, they are zombies until they are waited for.
+_left: set[int] = set()
+
+
+class Child:
+    """A process that runs ``main`` of a module, which serves tasks (``serving``).
+
+    Attributes:
+        pid: its process id.
+        results: the pipe of its reports, to wait for.
+    """
+
+    def __init__(self, module: str, job: IO[bytes], fds: Sequence[int] = ()) -> None:
+        """Starts it.
+
+        Args:
+            module: what it runs.
+            job: the file of what it prepares for; it may be shared with others.
+            fds: further descriptors that it inherits.
+
+        Raises:
+            ProducerError: the machine has not enough processes, open files or memory.
+            StorageError: the folder of temporary files takes none.
+        """
+        _collect()
+        with ExitStack() as undo:
+            try:
+                self._start(module, job, fds, undo)
+            except (OSError, MemoryError) as e:
+                raise _no_room("A producer process could not be started", e) from e
+
+    def _start(self, module: str, job: IO[bytes], fds: Sequence[int], undo: ExitStack) -> None:
+        """Starts the process; ``undo`` closes what was opened for it where that fails."""
+        self._stderr = undo.enter_context(temporary_file())
+        task_read, task_write = _pipe(undo)
+        result_read, result_write = _pipe(undo)
+        inherited = (job.fileno(), task_read, result_write, *fds)
+        arguments = [str(os.getpid()), module, *map(str, inherited)]
+        # A Ctrl-C goes to the whole group. Until a new process can ignore it, the mask that it
+        # inherits holds it back: the parent alone decides when to stop.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, *_flags(), "-P", _SCRIPT, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=self._stderr,
+                stderr=self._stderr,
+                pass_fds=inherited,
+                env=os.environ | _ENVIRONMENT,
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        undo.pop_all()
+        os.close(task_read)
+        os.close(result_write)
+        self.pid = self._process.pid
+        self._tasks = Connection(task_write, readable=False)
+        self.results = Connection(result_read, writable=False)
+        self._unread = bytearray()
+        self._is_killed = False
+
+    def send(self, task: bytes) -> None:
+        """Gives it a task.
+
+        Raises:
+            OSError: it has ended.
+        """
+        self._tasks.send_bytes(task)
+
+    def receive(self) -> list[dict[str, Any]]:
+        """The reports that are whole; to be called when :attr:`results` is ready.
+
+        It never waits for the rest of one: its process may have been stopped meanwhile.
+
+        Raises:
+            EOFError, OSError: it has ended.
+        """
+        data = os.read(self.results.fileno(), _READ_BYTES)
+        if not data:
+            raise EOFError
+        self._unread += data
+        reports = []
+        while len(self._unread) >= _SIZE.size:
+            end = _SIZE.size + _SIZE.unpack_from(self._unread)[0]
+            if len(self._unread) < end:
+                break
+            reports.append(json.loads(self._unread[_SIZE.size : end]))
+            del self._unread[:end]
+        return reports
+
+    @property
+    def printed_bytes(self) -> int:
+        """Size of what it printed and was kept."""
+        return os.fstat(self._stderr.fileno()).st_size
+
+    def kill(self) -> None:
+        """Sends SIGKILL, without waiting for what comes of it."""
+        self._process.kill()
+        self._is_killed = True
+
+    def end(self, limit_s: float | None = None) -> tuple[str, str]:
+        """Waits for its end, at first for that by itself; closes what belongs to it.
+
+        Args:
+            limit_s: the seconds that it has for either; ``END_S`` by default.
+
+        Returns:
+            What ended it, as words, and the end of what it printed. The words are empty where
+            nothing did: the process is left alone, and :attr:`is_left` from then on.
+        """
+        limit_s = END_S if limit_s is None else limit_s
+        code = self._wait(limit_s)
+        if code is None and not self._is_killed:
+            self.kill()
+            code = self._wait(limit_s)
+        self._tasks.close()
+        self.results.close()
+        output = _end_of(self._stderr)
+        self._stderr.close()
+        if code is None:
+            _left.add(self.pid)
+            self._process.returncode = -signal.SIGKILL  # what it will be: nobody asks again
+            return "", output
+        return _words(code), output
+
+    @property
+    def is_left(self) -> bool:
+        """Whether SIGKILL did not end it, and it has not ended since."""
+        _collect()
+        return self.pid in _left
+
+    def _wait(self, limit_s: float) -> int | None:
+        try:
+            return self._process.wait(timeout=limit_s)
+        except subprocess.TimeoutExpired:
+            return None
+
+
+# CUDA: children never touch a GPU.
+_ENVIRONMENT = {
+    "CUDA_VISIBLE_DEVICES": "",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def _flags() -> list[str]:
+    """What this interpreter was told about variables and folders of the user."""
+    given = {"-E": sys.flags.ignore_environment, "-s": sys.flags.no_user_site}
+    return [flag for flag, value in given.items() if value]
+
+
+def _collect() -> None:
+    """Waits for the processes that were left alone and have ended since."""
+    for pid in list(_left):
+        try:
+            is_over = os.waitpid(pid, os.WNOHANG)[0] == pid
+        except ChildProcessError:
+            is_over = True
+        if is_over:
+            _left.discard(pid)
+
+
+def end_all(children: Sequence[Child]) -> list[Child]:
+    """Kills processes and waits a while for their end; returns those that did not end."""
+    for child in children:
+        child.kill()
+    deadline = time.monotonic() + END_S
+    return [c for c in children if not c.end(max(0.0, deadline - time.monotonic()))[0]]
+
+
+def temporary_file(content: bytes = b"") -> IO[bytes]:
+    """A file without a name.
+
+    Raises:
+        StorageError: the folder of temporary files takes none.
+        ProducerError: no more files can be opened.
+    """
+    with ExitStack() as undo:
+        try:
+            file = tempfile.TemporaryFile()  # noqa: SIM115  the caller closes it
+            undo.callback(_close_quietly, file)
+            file.write(content)
+            file.flush()
+        except OSError as e:
+            if e.errno in _NO_DESCRIPTORS:
+                raise _no_room("A temporary file could not be opened", e) from e
+            raise StorageError(Path(tempfile.gettempdir()), e.strerror or str(e)) from e
+        undo.pop_all()
+    return file
+
+
+def _no_room(what: str, error: OSError | MemoryError) -> ProducerError:
+    reason = "not enough memory" if isinstance(error, MemoryError) else error.strerror or str(error)
+    return ProducerError(
+        f"{what}: {reason}.\n"
+        "Choose fewer with --workers, or raise the limit on processes, open files or memory."
+    )
+
+
+def _close_quietly(file: IO[bytes]) -> None:
+    with suppress(OSError):  # it flushes once more
+        file.close()
+
+
+def _pipe(undo: ExitStack) -> tuple[int, int]:
+    """Both ends of a new pipe, which ``undo`` closes."""
+    read, write = os.pipe()
+    undo.callback(os.close, read)
+    undo.callback(os.close, write)
+    return read, write
+
+
+def _end_of(file: IO[bytes]) -> str:
+    file.seek(max(0, file.seek(0, os.SEEK_END) - _OUTPUT_BYTES))
+    return file.read().decode("utf-8", "replace").strip()
+
+
+def _words(code: int) -> str:
+    """What an exit code says."""
+    if code >= 0:
+        return f"exit status {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    return name + (" (probably out of memory)" if -code == signal.SIGKILL else "")
