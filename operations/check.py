@@ -209,7 +209,7 @@ class _Check:
         )
         self._say(f"reading {len(chosen):,} of {len(samples):,} samples")
         workers = self._config.workers or usable_cpus()
-        looks = read(reading, chosen, workers)
+        looks = read(reading, chosen, workers, self._config.sample_timeout_s)
         fatal = self._config.bad_sample == "fail"
         groups = [inputs.posters_group(looks, samples, fatal=fatal)] if reading.images else []
         limits = {name: spec.max_length for name, spec in texts.items()}

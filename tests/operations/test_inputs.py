@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
+import shutil
 from collections.abc import Sequence
-from multiprocessing import parent_process
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, models
 
 from featurestore.records import Sample
 from operations import inputs
@@ -17,6 +17,8 @@ from operations.duplicates import duplicate_posters, duplicate_synopses
 from operations.findings import Group, spread
 from operations.reading import Look, Reading, evenly, look_at, read
 from producers.source import Scan, scan
+from producers.tokens import TextSpec, TokenEncoder
+from tests.conftest import ROOT
 from tests.operations.conftest import GOOD
 
 
@@ -27,7 +29,7 @@ def found(messy: Path) -> Scan:
 
 @pytest.fixture(scope="module")
 def looks(found: Scan) -> list[Look]:
-    return read(Reading(found.data_dir), found.samples, 2)
+    return read(Reading(found.data_dir), found.samples, 2, 60.0)
 
 
 def level_of(group: Group, label: str) -> str:
@@ -52,30 +54,106 @@ def test_evenly_takes_the_same_from_everywhere() -> None:
     )
 
 
-class Killer(Sample):
-    """Ends the process that reads it, as a poster that a decoder chokes on would."""
+MISBEHAVE = """
+import os, signal, time
+import numpy
+from producers import decode
 
-    def __getattribute__(self, name: str) -> Any:
-        if name == "image_name" and parent_process() is not None:
-            os._exit(9)
-        return super().__getattribute__(name)
+describe, document = decode.describe, decode.document
 
 
-def test_an_input_that_ends_the_process_is_named_and_the_rest_is_read(
-    found: Scan, looks: list[Look]
+def image(data):
+    return act(data) or describe(data)
+
+
+def text(data):
+    return act(data) or document(data)
+
+
+def act(data):
+    if b"<once>" in data and not os.path.exists(os.environ["MARK"]):
+        open(os.environ["MARK"], "x").close()
+        os.kill(os.getpid(), signal.SIGKILL)
+    if b"<exit>" in data:
+        os._exit(9)
+    if b"<loop>" in data:
+        print("reading for ever", flush=True)
+        time.sleep(1000)
+    if b"<bomb>" in data:
+        held = [numpy.empty(1 << 28, "u1") for _ in range(256)]
+
+
+decode.describe, decode.document = image, text
+"""
+
+
+@pytest.fixture
+def misbehaving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that read act on marker words in a file."""
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(MISBEHAVE)
+    monkeypatch.setenv("PYTHONPATH", f"{site}:{ROOT}")
+    monkeypatch.setenv("MARK", str(tmp_path / "mark"))
+
+
+@pytest.mark.usefixtures("misbehaving")
+def test_files_that_end_block_or_fill_a_process_are_named_and_the_rest_is_read(
+    found: Scan, looks: list[Look], tmp_path: Path
 ) -> None:
-    samples: list[Sample] = list(found.samples)
-    for position in (3, 17):
-        s = samples[position]
-        samples[position] = Killer(s.index, s.stem, s.image_name, s.text_name)
-    made = read(Reading(found.data_dir), samples, 2)
-    assert [look.index for look in made if look.image_bad and look.image_bad[0] == "killed"] == [
-        3,
-        17,
+    folder = tmp_path / "data"
+    shutil.copytree(found.data_dir, folder, symlinks=True)
+    samples = found.samples
+    marks = {
+        (3, "image"): "<exit>",
+        (5, "text"): "<exit>",
+        (6, "text"): "<loop>",
+        (7, "image"): "<once>",
+        (8, "image"): "<bomb>",
+        (9, "text"): "<bomb>",
+    }
+    for (index, kind), mark in marks.items():
+        sample = samples[index]
+        file = folder / (sample.image_name if kind == "image" else sample.text_name)
+        if mark == "<once>":  # behind the end of a JPEG: it is read as it was
+            file.write_bytes(file.read_bytes() + mark.encode())
+        else:
+            file.write_bytes(mark.encode())
+    made = read(Reading(folder), samples, 2, 3.0)
+    killed = ("killed", "the decoder was ended by exit status 9, 2 times")
+    bad = {
+        (look.index, kind): why
+        for look in made
+        for kind, why in (("image", look.image_bad), ("text", look.text_bad))
+        if (look.index, kind) in marks
+    }
+    assert bad == {
+        (3, "image"): killed,
+        (5, "text"): killed,
+        (6, "text"): ("timeout", "no result within 3 s, 2 times"),
+        (7, "image"): None,
+        (8, "image"): ("out-of-memory", "more than 4 GiB for one sample"),
+        (9, "text"): ("out-of-memory", "more than 4 GiB for one sample"),
+    }
+    assert (tmp_path / "mark").exists()
+    # Nobody else is touched, and of these only the one file.
+    assert [x for x in made if x.index not in (3, 5, 6, 8, 9)] == [
+        x for x in looks if x.index not in (3, 5, 6, 8, 9)
     ]
-    assert [x for x in made if x.index not in (3, 17)] == [
-        x for x in looks if x.index not in (3, 17)
+    assert [replace(made[i], image_bad=None) for i in (3, 8)] == [
+        replace(looks[i], image=None) for i in (3, 8)
     ]
+    assert [made[i].image for i in (5, 6, 9)] == [looks[i].image for i in (5, 6, 9)]
+
+
+def test_a_bad_text_has_as_many_tokens_as_none(found: Scan) -> None:
+    """Whoever counts tokens asks every look for them."""
+    spec = TextSpec(Tokenizer(models.WordLevel({"w": 0}, "w")).to_str(), max_length=8)
+    reading = Reading(found.data_dir, images=False, texts=(spec,))
+    made = read(reading, found.samples, 1, 60.0)
+    assert made == [look_at(reading, [TokenEncoder(spec)], s) for s in found.samples]
+    assert {len(look.tokens) for look in made} == {1}
+    assert {look.image for look in made} == {None}
 
 
 # The folder -------------------------------------------------------------------------------------
