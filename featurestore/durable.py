@@ -15,9 +15,10 @@ import fcntl
 import json
 import os
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +229,31 @@ def replace_files(contents: Iterable[tuple[Path, Iterable[bytes | memoryview]]])
         raise
     for folder in sorted({file.target.parent for file in files}):
         sync_folder(folder)
+
+
+def write_unnamed(folder: Path, contents: Iterable[Iterable[bytes | memoryview]]) -> None:
+    """Writes several files as :func:`replace_files` does, but without names.
+
+    They are gone when this returns, and also if this process is killed meanwhile: it is for
+    measuring what writing takes. Where the file system has no files without a name, each has one
+    for an instant.
+
+    Raises:
+        StorageFullError: no space or quota left.
+        StorageError: any other failure of the file system.
+    """
+    with ExitStack() as files:
+        for parts in contents:
+            with _named_errors(folder):
+                hook("open", folder, 0)
+                file = files.enter_context(tempfile.TemporaryFile(dir=folder, buffering=0))
+            for part in parts:
+                view = memoryview(part).cast("B")
+                with _named_errors(folder, len(view)):
+                    _write_all(file.fileno(), view, folder)
+            with _named_errors(folder):
+                _fsync(file.fileno(), folder)
+    sync_folder(folder)
 
 
 def append_line(path: Path, line: bytes) -> None:

@@ -6,7 +6,7 @@ does not exist.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -118,8 +118,19 @@ class StoreWriter(FeatureStore):
             ValueError: shapes or samples do not fit the store.
             StorageError: a write failed; the chunk does not exist then.
         """
-        files: dict[Path, arrays.EncodedChunk] = {}
-        entry: dict[str, tuple[int, int]] = {}
+        files = self._encoded(chunk, rows, samples)
+        entry = {file: (encoded.size, encoded.crc) for file, encoded in files.items()}
+        self._write({file: list(encoded.parts()) for file, encoded in files.items()})
+        self.ledger.commit(ChunkEntry(chunk, entry, samples, changed))
+
+    def _encoded(
+        self,
+        chunk: int,
+        rows: Mapping[str, npt.NDArray[np.float32]],
+        samples: Sequence[SampleRecord],
+    ) -> dict[str, arrays.EncodedChunk]:
+        """A chunk's files by name; raises ValueError where shapes or samples do not fit."""
+        files: dict[str, arrays.EncodedChunk] = {}
         expected = self.spec.samples_of(chunk)
         if [s.index for s in samples] != list(expected):
             raise ValueError(f"chunk {chunk} holds samples {expected}, got {samples}")
@@ -132,11 +143,12 @@ class StoreWriter(FeatureStore):
                 (feature, rows[name]),
                 (moments, np.stack([found.mean, found.m2])[None]),
             ):
-                encoded = arrays.encode(spec, block)
-                files[self.path / spec.file(chunk)] = encoded
-                entry[spec.file(chunk)] = (encoded.size, encoded.crc)
-        durable.replace_files((path, encoded.parts()) for path, encoded in files.items())
-        self.ledger.commit(ChunkEntry(chunk, entry, samples, changed))
+                files[spec.file(chunk)] = arrays.encode(spec, block)
+        return files
+
+    def _write(self, files: Mapping[str, Iterable[bytes | memoryview]]) -> None:
+        """Writes a chunk's files, durably."""
+        durable.replace_files((self.path / file, parts) for file, parts in files.items())
 
     def finish(self) -> None:
         """Brings the ledger into its final order once every chunk is committed."""

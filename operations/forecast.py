@@ -1,10 +1,10 @@
 """How long a build will take: a trial of it on a few of its samples, and what follows from that.
 
-The trial is the build's own main loop, with its producers, backbones, batches and commits, in a
-folder that is removed afterwards. It makes two chunks of k samples. Between the last sample of the
-first one and that of the second lies what every chunk of a build takes; the rest happens once:
-producers start, the queue fills, and the last chunk is finished and committed. A build of n samples
-so takes
+The trial is the build's own main loop, with its producers, backbones, batches and commits, the
+latter into files without a name on the store's file system. It makes two chunks of k samples.
+Between the last sample of the first one and that of the second lies what every chunk of a build
+takes; the rest happens once: producers start, the queue fills, and the last chunk is finished and
+committed. A build of n samples so takes
 
     t + (n - 2k) * (e2 - e1) / k
 
@@ -22,15 +22,16 @@ from typing import Any
 
 from consumers.main_loop import BuildReport, run_plan
 from consumers.plan import Plan
-from featurestore import writer as stores
 from featurestore.errors import InterruptedBuildError
 from featurestore.samples import SampleList
+from featurestore.unnamed import UnnamedStore
 from operations.findings import Group
 from operations.reading import evenly
 
 # A first trial of two samples tells how many the second may have.
 _AIM_S = 10.0
-_PREFIX = ".manyviews-check-"
+# Where the trial's store would be, beside the real one; nothing is ever created there.
+_NOWHERE = ".manyviews-check-trial"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ def run_trial(plan: Plan, folder: Path | None, aim_s: float = _AIM_S) -> Trial:
 
     Args:
         plan: a build that may begin.
-        folder: where the trial's own folder is made; None for the system's temporary folder.
+        folder: whose file system is written to; None for the system's temporary folder.
         aim_s: about how long it may take; a very slow build is tried for two samples all the same.
 
     Raises:
@@ -91,9 +92,9 @@ def _measure(plan: Plan, folder: Path | None, chunk: int) -> Trial:
         if event == "sample":
             marks.append((time.monotonic(), facts["waited_s"]))
 
-    with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=folder) as name:
-        small = _reduced(plan, [s.index for s in chosen], chunk, Path(name) / "store")
-        total_s = _build(small, note).seconds
+    place = Path(tempfile.gettempdir()) if folder is None else folder
+    small = _reduced(plan, [s.index for s in chosen], chunk, place / _NOWHERE)
+    total_s = _build(small, place, note).seconds
     if len(marks) == 1:
         return Trial(1, total_s, total_s, marks[0][1] / total_s)
     (e1, w1), (e2, w2) = marks[chunk - 1], marks[-1]
@@ -116,19 +117,14 @@ def _reduced(plan: Plan, indices: list[int], chunk: int, store: Path) -> Plan:
     )
 
 
-def _build(plan: Plan, tell: Callable[..., None]) -> BuildReport:
-    lock = stores.take_lock(plan.config.store)
+def _build(plan: Plan, folder: Path, tell: Callable[..., None]) -> BuildReport:
+    writer = UnnamedStore(folder, plan.spec, plan.fingerprint, plan.found.samples)
     try:
-        writer = stores.create(
-            plan.config.store, plan.spec, plan.fingerprint, plan.found.samples, lock
-        )
         return run_plan(plan, writer, tell)
     except InterruptedBuildError as error:
         raise InterruptedBuildError(
             error.signum, "The check was interrupted; nothing was changed."
         ) from None
-    finally:
-        lock.release()
 
 
 def forecast_group(plan: Plan, trial: Trial, todo: int, share: float = 1.0) -> Group:

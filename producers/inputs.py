@@ -79,7 +79,12 @@ def read_cache(path: Path) -> dict[int, InputStat]:
 
 
 def extend_cache(path: Path, stats: Mapping[int, InputStat]) -> None:
-    """Keeps sizes and times of more samples; later ones replace earlier ones."""
+    """Keeps sizes and times of more samples; later ones replace earlier ones.
+
+    A store without a folder for them, as that of a trial, has none.
+    """
+    if not path.parent.is_dir():
+        return
     if not path.exists():
         durable.replace_file(path, b"")
     lines = [[index, *stat] for index, stat in stats.items()]

@@ -15,9 +15,11 @@ from consumers.build import build
 from consumers.extending import completed
 from consumers.main_loop import BuildReport
 from consumers.plan import Plan, decide, make_plan
+from featurestore import durable
 from featurestore.config import BuildConfig
 from featurestore.errors import BackboneError
-from featurestore.store import FeatureStore
+from featurestore.ledger import format_entry
+from featurestore.writer import StoreWriter
 from operations.forecast import Trial, run_trial
 from producers.source import scan
 from tests.conftest import tree_digest
@@ -87,18 +89,31 @@ def test_a_trial_makes_rows_of_this_data_set_and_leaves_nothing(
 ) -> None:
     seen: list[tuple[int, int, tuple[str, ...]]] = []
 
-    def look(small: Plan, tell: Callable[..., None]) -> BuildReport:
-        report = real(small, tell)
-        store = FeatureStore(small.config.store)
+    def look(small: Plan, store: StoreWriter, tell: Callable[..., None]) -> BuildReport:
+        report = real(small, store, tell)
         assert store.complete
-        assert store.path.is_relative_to(tmp_path)
+        assert store.path == tmp_path
+        entries = store.ledger.entries
+        files = sum(size for entry in entries for size, _ in entry.files.values())
+        assert sum(written) == files + sum(len(format_entry(entry)) + 1 for entry in entries)
+        assert list(tmp_path.iterdir()) == []
         seen.append((store.spec.samples, store.spec.chunk, store.features))
+        written.clear()
         return report
+
+    def count(operation: str, path: Path, size: int) -> int:
+        if operation == "write":
+            assert path == tmp_path
+            written.append(size)
+            assert list(tmp_path.iterdir()) == []
+        return size
 
     from operations import forecast
 
-    real = forecast._build
-    monkeypatch.setattr(forecast, "_build", look)
+    written: list[int] = []
+    monkeypatch.setattr(durable, "hook", count)
+    real = forecast.run_plan
+    monkeypatch.setattr(forecast, "run_plan", look)
     before = tree_digest(config.data_dir, mtimes=True)
     trial = run_trial(plan, tmp_path, aim_s=0.0)
     assert seen[0] == (2, 1, FEATURES)
