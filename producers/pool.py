@@ -14,7 +14,7 @@ from typing import Any
 
 from featurestore.records import BadInput, Sample, SampleRecord
 from producers.crew import KILLS_PER_INPUT, POLL_S, Crew
-from producers.process import Child, temporary_file
+from producers.process import Child, machine_errors, temporary_file
 from producers.ring import Ring, SlotArrays
 from producers.worker import STAGES, Job
 
@@ -86,7 +86,8 @@ class ProducerPool(Crew[_Task]):
         self._spare: list[int] = []
         job_file = temporary_file(job.to_json())  # closed in close()
         try:
-            self.ring = Ring(job.layout, job.slots)
+            with machine_errors("The slots between producers and backbones could not be opened"):
+                self.ring = Ring(job.layout, job.slots)
         except BaseException:
             job_file.close()
             raise

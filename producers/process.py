@@ -10,7 +10,6 @@ It never runs another instruction of its program.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import signal
@@ -19,8 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import IO, Any
@@ -35,7 +34,6 @@ _READ_BYTES = 1 << 16
 # What Connection sends before a message: its length.
 _SIZE = struct.Struct("!i")
 _SCRIPT = str(Path(__file__).resolve().with_name("parent.py"))
-_NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 
 # Processes that did not end of SIGKILL. Once they can, they are zombies until they are waited for.
 _left: set[int] = set()
@@ -62,11 +60,8 @@ class Child:
             StorageError: the folder of temporary files takes none.
         """
         _collect()
-        with ExitStack() as undo:
-            try:
-                self._start(module, job, fds, undo)
-            except (OSError, MemoryError) as e:
-                raise _no_room("A producer process could not be started", e) from e
+        with ExitStack() as undo, machine_errors("A producer process could not be started"):
+            self._start(module, job, fds, undo)
 
     def _start(self, module: str, job: IO[bytes], fds: Sequence[int], undo: ExitStack) -> None:
         """Starts the process; ``undo`` closes what was opened for it where that fails."""
@@ -223,19 +218,29 @@ def temporary_file(content: bytes = b"") -> IO[bytes]:
             file.write(content)
             file.flush()
         except OSError as e:
-            if e.errno in _NO_DESCRIPTORS:
-                raise _no_room("A temporary file could not be opened", e) from e
-            raise StorageError(Path(tempfile.gettempdir()), e.strerror or str(e)) from e
+            with machine_errors("A temporary file could not be opened"):
+                os.close(os.open(os.devnull, os.O_RDONLY))  # is it the folder, or any file?
+            folder = tempfile.tempdir or os.environ.get("TMPDIR", "TMPDIR")
+            raise StorageError(Path(folder), e.strerror or str(e)) from e
         undo.pop_all()
     return file
 
 
-def _no_room(what: str, error: OSError | MemoryError) -> ProducerError:
-    reason = "not enough memory" if isinstance(error, MemoryError) else error.strerror or str(error)
-    return ProducerError(
-        f"{what}: {reason}.\n"
-        "Choose fewer with --workers, or raise the limit on processes, open files or memory."
-    )
+@contextmanager
+def machine_errors(what: str) -> Iterator[None]:
+    """Turns what the machine lacks into an error that says so.
+
+    Raises:
+        ProducerError: the block raised an OSError or a MemoryError.
+    """
+    try:
+        yield
+    except (OSError, MemoryError) as e:
+        reason = "not enough memory" if isinstance(e, MemoryError) else e.strerror or str(e)
+        raise ProducerError(
+            f"{what}: {reason}.\n"
+            "Choose fewer with --workers, or raise the limit on processes, open files or memory."
+        ) from e
 
 
 def _close_quietly(file: IO[bytes]) -> None:

@@ -21,10 +21,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from featurestore.errors import ConfigError, ProducerError
+from featurestore.errors import ConfigError
 from featurestore.memory import available_bytes
 from producers.image_views import ImageSpec
 
+# No more files can be opened, by this process or by the machine.
+NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 _ALIGN_BYTES = 64
 
 
@@ -120,7 +122,7 @@ class Ring:
 
         Raises:
             ConfigError: the machine has less memory free than the slots need.
-            ProducerError: no more files can be opened.
+            OSError: no more files can be opened.
         """
         self._layout = layout
         self.fd = _reserve(layout, slots) if fd is None else fd
@@ -161,8 +163,8 @@ class Ring:
             # Only the arrays hold the map, which holds a descriptor of its own: they end together.
             view = memoryview(mmap.mmap(self.fd, size, offset=start * step))
         except OSError as e:
-            if e.errno in (errno.EMFILE, errno.ENFILE):
-                raise _no_descriptor(e) from None
+            if e.errno in NO_DESCRIPTORS:
+                raise
             raise ConfigError(_too_small(size, slots, e.strerror or str(e))) from None
         parts = (view[i * step : (i + 1) * step] for i in range(slots))
         self.slots += [self._layout.arrays(part) for part in parts]
@@ -189,23 +191,13 @@ def require_room(layout: SlotLayout, slots: int) -> int:
 def _reserve(layout: SlotLayout, slots: int) -> int:
     """Descriptor of a new anonymous file with real memory behind all its slots."""
     size = require_room(layout, slots)
-    try:
-        fd = os.memfd_create("manyviews-ring", os.MFD_CLOEXEC)
-    except OSError as e:
-        raise _no_descriptor(e) from None
+    fd = os.memfd_create("manyviews-ring", os.MFD_CLOEXEC)
     try:
         os.posix_fallocate(fd, 0, size)
     except OSError as e:
         os.close(fd)
         raise ConfigError(_too_small(size, slots, e.strerror or str(e))) from None
     return fd
-
-
-def _no_descriptor(error: OSError) -> ProducerError:
-    return ProducerError(
-        "The memory between producers and backbones could not be opened: "
-        f"{error.strerror or error}.\nRaise the limit on open files (ulimit -n)."
-    )
 
 
 def _too_small(size: int, slots: int, found: str) -> str:

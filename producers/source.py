@@ -31,6 +31,8 @@ MAX_IMAGE_BYTES = 256 * 2**20
 MAX_TEXT_BYTES = 16 * 2**20
 
 _READ_BYTES = 2**20
+# What the machine lacks, not the file: no input gets a placeholder for it.
+_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _LAYOUT = (
     "Expected a flat folder of posters and synopses with the same stem, "
     "for example 0000001.jpg beside 0000001.json."
@@ -166,6 +168,7 @@ def read_capped(path: Path, cap_bytes: int) -> bytes:
 
     Raises:
         BadSampleError: ``missing``, ``not-a-file``, ``too-large`` or ``unreadable``.
+        StorageError: the machine has no open files or memory left, which says nothing of this one.
     """
     try:
         # O_NONBLOCK: should a FIFO have taken the file's place since the scan, open() returns.
@@ -178,6 +181,8 @@ def read_capped(path: Path, cap_bytes: int) -> bytes:
         raise BadSampleError("missing", "the file is gone since the folder was scanned") from None
     except OSError as error:
         # Opening a socket fails with ENXIO, before its kind could be asked.
+        if error.errno in _MACHINE:
+            raise StorageError(path, error.strerror or str(error)) from error
         reason = "not-a-file" if error.errno == errno.ENXIO else "unreadable"
         raise BadSampleError(reason, error.strerror or str(error)) from error
 

@@ -47,6 +47,29 @@ def without_compiler(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return site
 
 
+def test_modules_of_other_packages_do_not_end_producers(
+    without_compiler: Path, demo_data: Path, checkpoints: dict[str, str], tmp_path: Path
+) -> None:
+    """In site-packages, which comes after the standard library in every process."""
+    place = tmp_path / "site-packages"
+    shutil.copytree(without_compiler, place)
+    for name in ("enum", "json"):
+        (place / f"{name}.py").write_text("raise ImportError('not the standard library')\n")
+    code = "import site, sys; site.addsitedir(sys.argv.pop(1)); from cli import main; main()"
+    options = ["--data-dir", demo_data / "dataset", "--store", tmp_path / "store", "--views", "2"]
+    options += ["--features", "clip_image", "--device", "cpu", "--workers", "1"]
+    options += ["--model", f"clip_image={checkpoints['clip_image']}"]
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code, place, "build", *options],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 3, done.stderr  # done; the demo data has bad samples
+    assert NOTICE in done.stderr  # of the copy without compiled kernels, not of this checkout
+
+
 def test_an_install_without_a_compiler_makes_the_same_store(
     without_compiler: Path, demo_data: Path, checkpoints: dict[str, str], tmp_path: Path
 ) -> None:

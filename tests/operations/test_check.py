@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 import cli
@@ -18,7 +23,8 @@ from featurestore.store import FeatureStore
 from operations import machine, target
 from operations.findings import Group
 from operations.machine import Free, Need, committed_bytes, store_bytes
-from tests.conftest import tree_digest
+from tests.conftest import ROOT, tree_digest
+from tests.producers.test_pool import alive, eventually
 
 FEATURES = ("clip_image", "clip_text")
 Answer = tuple[int, str, str]
@@ -212,6 +218,85 @@ def test_verbose_names_everything(check: Call, workplace: Path, tmp_path: Path) 
     output = check(*typed, "-v")[1]
     assert all(repr(stem) in output for stem in stems[1:])
     assert max(map(len, output.splitlines())) <= 80
+
+
+# What is left when it is killed -----------------------------------------------------------------
+
+WAIT = """
+import os, time
+from producers import decode
+
+
+def wait(data):
+    with open(os.path.join(os.environ["MARKS"], str(os.getpid())), "x"):
+        time.sleep(1000)
+
+
+setattr(decode, os.environ["WHERE"], wait)
+"""
+
+
+@pytest.mark.parametrize("where", ["describe", "image"], ids=["reading", "trying"])
+def test_a_killed_check_leaves_neither_process_nor_file(
+    workplace: Path, checkpoints: dict[str, str], tmp_path: Path, where: str
+) -> None:
+    """kill -9 while inputs are read (``describe``), or while producers make views (``image``)."""
+    site, marks, place = (tmp_path / name for name in ("site", "marks", "place"))
+    for folder in (site, marks, place):
+        folder.mkdir()
+    (site / "sitecustomize.py").write_text(WAIT)
+    typed: list[object] = [sys.executable, ROOT / "cli.py", "check", "--device", "cpu"]
+    typed += ["--data-dir", workplace / "data", "--store", place / "new", "--views", 4]
+    typed += ["--workers", 2, "--features", "clip_image"]
+    typed += ["--model", f"clip_image={checkpoints['clip_image']}"]
+    environment = {"PYTHONPATH": f"{site}:{ROOT}", "MARKS": str(marks), "WHERE": where}
+    with subprocess.Popen(
+        list(map(str, typed)), env=os.environ | environment, stderr=subprocess.DEVNULL
+    ) as check:
+        eventually(lambda: len(list(marks.iterdir())) == 2 or check.poll() is not None)
+        family = [psutil.Process(check.pid), *psutil.Process(check.pid).children(recursive=True)]
+        assert {path.name for path in marks.iterdir()} <= {str(p.pid) for p in family}
+        assert list(place.iterdir()) == []
+        check.kill()
+    eventually(lambda: not any(map(alive, family)), seconds=5)
+    assert list(place.iterdir()) == []
+
+
+def test_a_killed_check_leaves_no_file_in_the_middle_of_a_write(
+    workplace: Path, checkpoints: dict[str, str], tmp_path: Path
+) -> None:
+    site, place, mark = tmp_path / "site", tmp_path / "place", tmp_path / "mark"
+    for folder in (site, place):
+        folder.mkdir()
+    (site / "sitecustomize.py").write_text(KILL)
+    typed: list[object] = [sys.executable, ROOT / "cli.py", "check", "--device", "cpu"]
+    typed += ["--data-dir", workplace / "data", "--store", place / "new", "--views", 4]
+    typed += ["--workers", 1, "--features", "clip_image"]
+    typed += ["--model", f"clip_image={checkpoints['clip_image']}"]
+    environment = {"PYTHONPATH": f"{site}:{ROOT}", "MARK": str(mark)}
+    done = subprocess.run(
+        list(map(str, typed)), env=os.environ | environment, capture_output=True, check=False
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert mark.read_text() == str(place)
+    assert list(place.iterdir()) == []
+
+
+KILL = """
+import os, signal
+from featurestore import durable
+
+
+def kill(operation, path, size):
+    if operation == "fsync":
+        with open(os.environ["MARK"], "x") as file:
+            file.write(str(path))
+        os.kill(os.getpid(), signal.SIGKILL)
+    return size
+
+
+durable.hook = kill
+"""
 
 
 # What has to be mended --------------------------------------------------------------------------

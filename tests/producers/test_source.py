@@ -2,11 +2,12 @@
 
 import hashlib
 import os
+import resource
 import socket
 
 import pytest
 
-from featurestore.errors import BadSampleError, InputError
+from featurestore.errors import BadSampleError, InputError, StorageError
 from featurestore.records import Sample
 from producers.source import Scan, image_path, read_capped, scan, text_path
 
@@ -292,3 +293,16 @@ def test_read_capped_closes_what_it_opened(tmp_path):
         read_capped(tmp_path / "f", 1)
         reason(tmp_path)
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+def test_read_capped_does_not_blame_a_file_for_what_the_machine_lacks(tmp_path):
+    """It would get a placeholder, and the build would go on to the next."""
+    (tmp_path / "f").write_bytes(b"sound")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        with pytest.raises(StorageError, match="Too many open files") as caught:
+            read_capped(tmp_path / "f", 10)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert caught.value.path == tmp_path / "f"
