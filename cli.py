@@ -76,7 +76,8 @@ def run_command(arguments: list[str] | None) -> int:
     try:
         return cli.main(arguments, prog_name="manyviews", standalone_mode=False, obj=root) or 0
     except ManyViewsError as e:
-        return fail(str(e), e.exit_code, debug=root.get("debug", False))
+        message = "\n".join([str(e), *getattr(e, "__notes__", ())])
+        return fail(message, e.exit_code, debug=root.get("debug", False))
     except click.ClickException as e:
         e.show()
         return 2

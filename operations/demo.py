@@ -20,10 +20,16 @@ from typing import Any
 from consumers.demo_data import make_demo_data
 from featurestore.errors import InputError, ManyViewsError
 from featurestore.ledger import Ledger
+from producers import parent
 
 Say = Callable[[str], None]
 
-_CLI = Path(__file__).resolve().parent.parent / "cli.py"
+# The command line, without the folder of ``cli.py`` before the standard library: where this is
+# installed, that is site-packages.
+_CLI = (
+    "import runpy, sys; runpy.run_path(sys.argv.pop(1))['find_packages'](); "
+    "from cli import main; main()"
+)
 _MARK = "manyviews-demo"
 _VIEWS = 70
 # Three chunks of 48 samples, so that there is something left to resume.
@@ -94,7 +100,7 @@ def _build_arguments(out_dir: Path, models: dict[str, Path]) -> list[str]:
 
 
 def _command(*arguments: str) -> list[str]:
-    return [sys.executable, str(_CLI), *arguments]
+    return [sys.executable, "-P", "-c", _CLI, parent.__file__, *arguments]
 
 
 def _cli(say: Say, *arguments: str, allowed: tuple[int, ...] = (0,)) -> str:

@@ -21,7 +21,8 @@ from pathlib import Path
 
 # What asks a build to stop; it is the parent's to hear.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_PACKAGES = frozenset({"featurestore", "producers", "consumers", "operations", "commands"})
+# This project's packages, and its launcher.
+_PACKAGES = frozenset({"featurestore", "producers", "consumers", "operations", "commands", "cli"})
 _PR_SET_PDEATHSIG = 1
 
 
@@ -46,9 +47,10 @@ class _Siblings:
         return PathFinder.find_spec(name, [self._folder]) if name in _PACKAGES else None
 
 
-def find_packages(folder: str) -> None:
-    """Makes the packages in ``folder`` importable, and what was installed beside them last."""
-    sys.meta_path.insert(0, _Siblings(folder))  # type: ignore[arg-type]  # nothing asks for more
+def find_packages() -> None:
+    """Makes this project importable, and what was installed beside it after all else."""
+    folder = str(Path(__file__).resolve().parent.parent)
+    sys.meta_path.insert(0, _Siblings(folder))
     if folder not in sys.path:
         sys.path.append(folder)
 
@@ -57,7 +59,7 @@ def main() -> None:
     """Runs ``main`` of a module; arguments: the parent's process id, the module, and its own."""
     parent, module, *arguments = sys.argv[1:]
     follow_parent(int(parent))
-    find_packages(str(Path(__file__).resolve().parent.parent))
+    find_packages()
     import_module(module).main(arguments)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+import cli
 from featurestore.errors import InterruptedBuildError, ProducerError
 from featurestore.store import FeatureStore
 from featurestore.verify import verify
@@ -169,6 +170,19 @@ def test_close_does_not_wait_for_it(folder: Path, tmp_path: Path) -> None:
             f"Process {pid} at sample 's01' did not end after SIGKILL."
         ]
         COUNTS["process that does not end"] += 1
+
+
+def test_a_command_prints_what_does_not_end(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        error = InterruptedBuildError(signal.SIGINT, "Stopped.")
+        error.add_note("Process 1 did not end after SIGKILL.")
+        raise error
+
+    monkeypatch.setattr(cli.cli, "main", interrupted)
+    assert cli.run_command([]) == 130
+    assert capsys.readouterr().err == "Error: Stopped.\nProcess 1 did not end after SIGKILL.\n"
 
 
 @pytest.fixture(scope="module")

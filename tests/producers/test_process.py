@@ -18,7 +18,7 @@ PACKAGES = ("featurestore", "producers", "consumers", "operations", "commands")
 POISON = "raise ImportError('a module of the standard library was taken from site-packages')\n"
 
 PARENT = """
-import json, site, sys
+import json, site, subprocess, sys
 sys.dont_write_bytecode = True
 place, how, job_file = sys.argv[1:]
 if how == "first":
@@ -41,6 +41,9 @@ with ProducerPool(job, samples, workers=2, timeout_s=60) as pool:
         pool.release(views)
 looks = read(Reading(Path(job.data_dir), images=False), samples, 1, 60)
 assert words == [look.words for look in looks]
+from operations.demo import _command
+shown = subprocess.run(_command("--help"), capture_output=True, text=True)
+assert "materialize" in shown.stdout, shown.stderr
 print(json.dumps([producers.__file__, words]))
 """
 
@@ -51,6 +54,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("lib") / "site-packages"
     for name in PACKAGES:
         shutil.copytree(ROOT / name, place / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "cli.py", place)
     for name in ("enum", "json", "struct", "ctypes"):
         (place / f"{name}.py").write_text(POISON)
     return place
@@ -99,6 +103,8 @@ def test_children_have_the_packages_of_their_parent(
     clean = tmp_path / "clean"
     for name in PACKAGES:
         shutil.copytree(place / name, clean / name)
+    shutil.copy(place / "cli.py", clean)
+    (tmp_path / "decoy" / "cli.py").write_text("raise ImportError('a decoy')\n")
     done = run(clean, "first", job_file, PYTHONPATH=str(tmp_path / "decoy"))
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == expected(clean)
@@ -112,10 +118,11 @@ def test_the_users_path_is_what_python_makes_of_it(
     (tmp_path / "sitecustomize.py").write_text(f"open({str(mark)!r}, 'a').write('x')\n")
     done = run(place, "last", job_file, PYTHONPATH=str(tmp_path))
     assert done.returncode == 0, done.stderr
-    assert mark.read_text() == "x" * 4  # the parent, two producers, and one that reads
+    # The parent, two producers, one that reads, and a command.
+    assert mark.read_text() == "x" * 5
     done = run(place, "last", job_file, "-E", PYTHONPATH=str(tmp_path))
     assert done.returncode == 0, done.stderr
-    assert mark.read_text() == "x" * 4
+    assert mark.read_text() == "x" * 6  # a command is what a user would type
 
 
 FEW = """
