@@ -142,6 +142,9 @@ class ComputePool:
             raise
         finally:
             torch.set_num_threads(self._intra_op)
+        failure = self._failure[0] if self._failure else None
+        if error is not None and failure not in (None, error):
+            error.add_note(f"Beside it, a batch failed: {failure}")
 
     def _end(self, *, stop: bool) -> None:
         """Ends all threads, after what is queued or at once."""

@@ -19,9 +19,8 @@ from producers.ring import Ring, SlotArrays
 from producers.worker import STAGES, Job
 
 
-def _nothing() -> bool:
+def _nothing() -> None:
     """What :meth:`ProducerPool.take` does beside waiting by default."""
-    return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +102,12 @@ class ProducerPool(Crew[_Task]):
         """Samples that are ready and not taken yet."""
         return len(self._done)
 
-    def take(self, waiting: Callable[[], bool] = _nothing) -> SampleViews:
+    def take(self, waiting: Callable[[], None] = _nothing) -> SampleViews:
         """The next sample's views; waits for them.
 
         Args:
-            waiting: called while there is nothing to take: at once where it returned True, as it
-                has more to do, else at least twice a second. What it raises ends the wait, and the
-                sample can still be taken.
+            waiting: called at least twice a second while there is nothing to take. What it raises
+                ends the wait, and the sample can still be taken.
 
         Raises:
             StopIteration: there are no more samples.
@@ -123,7 +121,8 @@ class ProducerPool(Crew[_Task]):
             self.wait(timeout_s)
             self.dispatch()
             if self._order[0] not in self._done:
-                timeout_s = 0.0 if waiting() else POLL_S
+                waiting()
+                timeout_s = POLL_S
         return self._done.pop(self._order.popleft())
 
     def release(self, views: SampleViews) -> None:
