@@ -58,15 +58,11 @@ class Embedder:
             BackboneError: a batch failed.
         """
         for images in self._images:
-            spec = images[0].backbone.image
-            clean, augmented = views.arrays.clean[spec], views.arrays.augmented[spec.size]
             for part, batcher in zip(self._parts, images, strict=True):
-                first = clean if part.start == 0 else augmented[part.start - 1]
-                batcher.add(first, augmented[part.start : part.stop - 1])
+                batcher.add(*views.arrays.images(batcher.backbone.image, part))
         for k, texts in enumerate(self._texts):
             for part, text_batcher in zip(self._parts, texts, strict=True):
-                rows = slice(part.start, part.stop)
-                text_batcher.add(views.arrays.ids[k][rows], views.arrays.lengths[k][rows])
+                text_batcher.add(*views.arrays.texts(k, part))
 
     def end(self) -> list[list[EndedChunk]]:
         """Ends the samples of a chunk; the next may begin once the chunk before was taken.

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+
+import numpy as np
+import numpy.typing as npt
 
 from featurestore import extension
 from featurestore.codecs import NONE
 from featurestore.config import PAPER_VIEWS, BuildConfig, CompleteConfig, Fingerprint
 from featurestore.errors import CorruptStoreError, InputError, StoreMismatchError
-from featurestore.records import FEATURES, Sample
+from featurestore.records import FEATURES, Sample, SampleRecord
 from featurestore.store import EXTENSION, FeatureStore
+from featurestore.writer import StoreWriter
 from producers.source import Scan
 
 # Fingerprint fields in which a store and its extension differ.
@@ -41,6 +45,28 @@ class Extension:
         """Where the parts of the views end that are made apart, for the fingerprint."""
         ends = str(self.base.fingerprint.get("view_parts", self.base.spec.views))
         return f"{ends},{views}" if self.kind == "views" else ends
+
+    @property
+    def first_view(self) -> int:
+        """The first view that is made; the store has those before it."""
+        return self.base.spec.views if self.kind == "views" else 0
+
+    def rows_before(self, feature: str, chunk: int) -> npt.NDArray[np.float32]:
+        """A chunk's rows that the store has already, float32 ``[n, V, D]``."""
+        return self.base.read_chunk(feature, chunk)
+
+    def changed_before(self, chunk: int) -> Mapping[str, str]:
+        """What was another than the store's fingerprint says when its chunk was made."""
+        return self.base.ledger[chunk].changed
+
+    def require_same_inputs(self, record: SampleRecord) -> None:
+        """Raises StoreMismatchError unless a sample was read as it was for the store."""
+        extension.require_same_inputs(self.base, record)
+
+    def finish(self, writer: StoreWriter) -> FeatureStore:
+        """Puts the extension in place; returns the store with it."""
+        extension.finish(self.base, writer, self.whole(writer.fingerprint))
+        return FeatureStore(self.base.path)
 
     def takes_over(self, chunk: int) -> bool:
         """Whether all of a chunk is in the store, as it is to be."""

@@ -23,7 +23,6 @@ from consumers.plan import Plan
 from consumers.resuming import INPUT_CACHE, refuse_bad
 from consumers.running import EndedChunk
 from consumers.stopping import stop_signals
-from featurestore import extension
 from featurestore.errors import InterruptedBuildError
 from featurestore.records import BadInput, SampleRecord
 from featurestore.store import FeatureStore
@@ -110,9 +109,7 @@ class _Run:
         self._writer.finish()
         store: FeatureStore = self._writer
         if self._wanted is not None:
-            whole = self._wanted.whole(self._writer.fingerprint)
-            extension.finish(self._wanted.base, self._writer, whole)
-            store = FeatureStore(self._plan.config.store)
+            store = self._wanted.finish(self._writer)
         self._report.bad = store.bad_inputs
         self._tell("finished", **_report_facts(self._report))
         return self._report
@@ -225,9 +222,9 @@ class _Run:
         changed = dict(self._plan.changed)
         if self._wanted is not None:
             for record in made.records:
-                extension.require_same_inputs(self._wanted.base, record)
+                self._wanted.require_same_inputs(record)
             if self._wanted.kind == "views":
-                changed = {**self._wanted.base.ledger[made.chunk].changed, **changed}
+                changed = {**self._wanted.changed_before(made.chunk), **changed}
         self._writer.commit_chunk(made.chunk, rows, made.records, changed)
         stats = {i: stat_of(self._plan.stats, i) for i in indices}
         extend_cache(self._plan.config.store / INPUT_CACHE, stats)
@@ -240,7 +237,7 @@ class _Run:
             for views, part in zip(self._plan.view_parts, parts, strict=True)
         ]
         if self._wanted is not None and self._wanted.kind == "views":
-            rows.insert(0, self._wanted.base.read_chunk(parts[0].feature, chunk))
+            rows.insert(0, self._wanted.rows_before(parts[0].feature, chunk))
         return np.concatenate(rows, axis=1) if len(rows) > 1 else rows[0]
 
     def _refuse_bad(self, records: Sequence[SampleRecord]) -> None:

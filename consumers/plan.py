@@ -204,7 +204,7 @@ def make_plan(decided: Decided, tell: Callable[..., None]) -> Plan:
     workers = config.workers or default_workers()
     tell("loading", device=device)
     loaded = {name: _load(config, name, device, known) for name in decided.features}
-    job = _job(config, loaded, workers)
+    job = _job(config, loaded, workers, decided.wanted)
     require_room(job.layout, job.slots)
     dims = {name: backbone.dim for name, backbone in loaded.items()}
     spec = StoreSpec(
@@ -268,7 +268,9 @@ def _load(config: CompleteConfig, name: str, device: str, known: Known) -> Any:
     )
 
 
-def _job(config: CompleteConfig, backbones: Mapping[str, Any], workers: int) -> Job:
+def _job(
+    config: CompleteConfig, backbones: Mapping[str, Any], workers: int, wanted: Extension | None
+) -> Job:
     kinds = {name: registry.modality_of(backbone) for name, backbone in backbones.items()}
     images = [b.image for name, b in backbones.items() if kinds[name] == "image"]
     texts = [b.text for name, b in backbones.items() if kinds[name] == "text"]
@@ -281,6 +283,7 @@ def _job(config: CompleteConfig, backbones: Mapping[str, Any], workers: int) -> 
         # Two in hand for each producer, and two that wait for the backbones.
         slots=config.slots or 2 * workers + 2,
         compiled=has_compiled(),
+        first_view=0 if wanted is None else wanted.first_view,
     )
 
 

@@ -231,9 +231,9 @@ class _Check:
         except ManyViewsError as error:
             group.failure("trial", error)
             return group, None
-        todo, share = self._target.todo(len(self._found.samples), plan.spec.views)
+        todo = self._target.todo(len(self._found.samples))
         todo += sum(len(plan.spec.samples_of(chunk)) for chunk in plan.remade)
-        group = forecast_group(plan, trial, todo, share)
+        group = forecast_group(plan, trial, todo)
         for notice in slow_paths(plan.job, _texts(plan)):
             what, _, advice = notice.partition(": ")
             group.warn("slow", what, advice)
@@ -277,7 +277,7 @@ def _need(plan: Plan | None, models: Sequence[FoundModel], config: CompleteConfi
     if plan is None:
         workers = config.workers or default_workers()
         return Need(weights, 0, 0, 0, workers, config.threads or usable_cpus())
-    rows = plan.spec.chunk * plan.spec.views
+    rows = plan.spec.chunk * (plan.spec.views - plan.job.first_view)
     buffers = [
         batch_bytes(m, plan.backbones[m.feature], plan.batch_sizes[m.feature], rows, plan.threads)
         for m in models

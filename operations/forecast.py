@@ -1,34 +1,44 @@
 """How long a build will take: a trial of it on a few of its samples, and what follows from that.
 
 The trial is the build's own main loop, with its producers, backbones, batches and commits, the
-latter into files without a name on the store's file system. It makes two chunks of k samples.
-Between the last sample of the first one and that of the second lies what every chunk of a build
-takes; the rest happens once: producers start, the queue fills, and the last chunk is finished and
-committed. A build of n samples so takes
+latter into files without a name on the store's file system. It makes three chunks of k samples.
+Between the last sample of the second one and that of the third lies what every chunk of a build
+takes: the third one's images, and the texts of the first that were left. The rest happens once:
+producers start, the queue fills, and the last chunk is finished and committed. A build of n
+samples so takes
 
-    t + (n - 2k) * (e2 - e1) / k
+    t + (n - 3k) * (e3 - e2) / k
 
-where t is the seconds of the whole trial, and e1 and e2 are when those two samples were embedded.
+where t is the seconds of the whole trial, and e2 and e3 are when those two samples were taken.
+
+More views for a store are tried as what they are: on a small store that has views already.
 """
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+from consumers.extending import Extension
 from consumers.main_loop import BuildReport, run_plan
 from consumers.plan import Plan
 from featurestore.errors import InterruptedBuildError
+from featurestore.records import SampleRecord
 from featurestore.samples import SampleList
+from featurestore.store import FeatureStore
 from featurestore.unnamed import UnnamedStore
+from featurestore.writer import StoreWriter
 from operations.findings import Group
 from operations.reading import evenly
 
-# A first trial of two samples tells how many the second may have.
+# A first trial of three samples tells how many the second may have.
 _AIM_S = 10.0
 # Where the trial's store would be, beside the real one; nothing is ever created there.
 _NOWHERE = ".manyviews-check-trial"
@@ -39,7 +49,7 @@ class Trial:
     """What a trial measured.
 
     Attributes:
-        samples: how many it made, in two chunks; one where the data set has no more.
+        samples: how many it made, in three chunks; fewer where the data set has no more.
         total_s: seconds of all of it, the producers' start included.
         sample_s: seconds per sample in the middle of it.
         waited: of these, the share in which the backbones waited for producers, 0 to 1.
@@ -66,7 +76,7 @@ def run_trial(plan: Plan, folder: Path | None, aim_s: float = _AIM_S) -> Trial:
     Args:
         plan: a build that may begin.
         folder: whose file system is written to; None for the system's temporary folder.
-        aim_s: about how long it may take; a very slow build is tried for two samples all the same.
+        aim_s: about how long it may take; a very slow build is tried for three samples all the same.
 
     Raises:
         InterruptedBuildError: a signal ended it.
@@ -74,18 +84,18 @@ def run_trial(plan: Plan, folder: Path | None, aim_s: float = _AIM_S) -> Trial:
     """
     total = len(plan.found.samples)
     short = _measure(plan, folder, 1)
-    # Two samples are made side by side, so the time between them says nothing of slow producers.
+    # They are made side by side, so the time between them says nothing of slow producers.
     slow_s = short.total_s / (short.samples * plan.workers)
-    fitting = int(aim_s / (2 * max(short.sample_s, slow_s, 1e-3)))
+    fitting = int(aim_s / (3 * max(short.sample_s, slow_s, 1e-3)))
     if short.sample_s < slow_s / 2:
         fitting = max(fitting, plan.workers)
-    chunk = min(fitting, plan.spec.chunk, total // 3)
+    chunk = min(fitting, plan.spec.chunk, total // 4)
     return _measure(plan, folder, chunk) if chunk > 1 else short
 
 
 def _measure(plan: Plan, folder: Path | None, chunk: int) -> Trial:
-    """Builds two chunks of so many samples."""
-    chosen = evenly(plan.found.samples, 2 * chunk)
+    """Builds three chunks of so many samples."""
+    chosen = evenly(plan.found.samples, 3 * chunk)
     marks: list[tuple[float, float]] = []
 
     def note(event: str, **facts: Any) -> None:
@@ -95,17 +105,18 @@ def _measure(plan: Plan, folder: Path | None, chunk: int) -> Trial:
     place = Path(tempfile.gettempdir()) if folder is None else folder
     small = _reduced(plan, [s.index for s in chosen], chunk, place / _NOWHERE)
     total_s = _build(small, place, note).seconds
-    if len(marks) == 1:
-        return Trial(1, total_s, total_s, marks[0][1] / total_s)
-    (e1, w1), (e2, w2) = marks[chunk - 1], marks[-1]
-    elapsed = max(e2 - e1, 1e-6)
-    return Trial(len(chosen), total_s, elapsed / (len(chosen) - chunk), (w2 - w1) / elapsed)
+    count = len(marks)
+    if count < 3:
+        return Trial(count, total_s, total_s / count, marks[-1][1] / total_s)
+    (e2, w2), (e3, w3) = marks[2 * chunk - 1], marks[-1]
+    elapsed = max(e3 - e2, 1e-6)
+    return Trial(count, total_s, elapsed / (count - 2 * chunk), (w3 - w2) / elapsed)
 
 
 def _reduced(plan: Plan, indices: list[int], chunk: int, store: Path) -> Plan:
     """The same plan for a few samples, which get the first places, and a store of their own."""
     samples = SampleList.of(plan.found.samples[i] for i in indices)
-    return replace(
+    small = replace(
         plan,
         config=replace(plan.config, store=store, bad_sample="placeholder"),
         found=replace(plan.found, samples=samples),
@@ -115,6 +126,35 @@ def _reduced(plan: Plan, indices: list[int], chunk: int, store: Path) -> Plan:
         spec=replace(plan.spec, samples=len(samples), chunk=chunk),
         wanted=None,
     )
+    if plan.wanted is None or plan.wanted.kind != "views":
+        return small  # new features and new samples take as long by themselves
+    return replace(small, wanted=_TrialViews("views", plan.wanted.base, None, chunk))
+
+
+@dataclass(frozen=True, slots=True)
+class _TrialViews(Extension):
+    """More views for a trial's samples, which the store does not have at these places.
+
+    Attributes:
+        chunk: samples of a chunk of the trial.
+    """
+
+    chunk: int
+
+    def rows_before(self, feature: str, chunk: int) -> npt.NDArray[np.float32]:  # noqa: ARG002
+        """Rows of the store's first chunk, for every chunk: what a row holds matters to a codec."""
+        return self.base.read_chunk(feature, 0)[: self.chunk]
+
+    def changed_before(self, chunk: int) -> Mapping[str, str]:  # noqa: ARG002
+        """Nothing: no chunk of the store is this one."""
+        return {}
+
+    def require_same_inputs(self, record: SampleRecord) -> None:
+        """Does nothing: the store has other samples there."""
+
+    def finish(self, writer: StoreWriter) -> FeatureStore:
+        """The trial's own store: nothing is put in place."""
+        return writer
 
 
 def _build(plan: Plan, folder: Path, tell: Callable[..., None]) -> BuildReport:
@@ -127,19 +167,18 @@ def _build(plan: Plan, folder: Path, tell: Callable[..., None]) -> BuildReport:
         ) from None
 
 
-def forecast_group(plan: Plan, trial: Trial, todo: int, share: float = 1.0) -> Group:
+def forecast_group(plan: Plan, trial: Trial, todo: int) -> Group:
     """What the trial says of the whole build.
 
     Args:
         plan: the build.
         trial: a trial of it.
         todo: the samples that it makes.
-        share: the part of their views that it makes.
     """
     group = Group("forecast")
-    views = plan.spec.views
+    views = plan.spec.views - plan.job.first_view
     rate = views / trial.sample_s
-    seconds = share * trial.seconds(todo) if todo else 0.0
+    seconds = trial.seconds(todo) if todo else 0.0
     alone = rate / (1 - trial.waited) if trial.waited < 0.99 else None
     group.facts = {
         "trial_samples": trial.samples,

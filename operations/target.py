@@ -53,18 +53,14 @@ class Target:
             return 0
         return committed_bytes(made, [f for f in features if f in made.features])
 
-    def todo(self, samples: int, views: int) -> tuple[int, float]:
-        """How many of so many samples are still to be made, and which share of their views."""
+    def todo(self, samples: int) -> int:
+        """How many of so many samples are still to be made."""
         made, wanted = self._made, self.wanted
         left = samples if made is None else samples - len(made.records)
-        if wanted is None or self.stored is None:
-            return left, 1.0
-        if wanted.kind == "samples":
-            taken = self.stored.spec.samples // self.stored.spec.chunk * self.stored.spec.chunk
-            return min(left, samples - taken), 1.0
-        if wanted.kind == "views":
-            return left, 1 - self.stored.spec.views / views
-        return left, 1.0
+        if wanted is None or self.stored is None or wanted.kind != "samples":
+            return left
+        taken = self.stored.spec.samples // self.stored.spec.chunk * self.stored.spec.chunk
+        return min(left, samples - taken)
 
 
 def open_target(config: BuildConfig, found: Scan) -> Target:

@@ -83,10 +83,7 @@ def clean_view(
         BadSampleError: ``too-large``, a strip so thin that its resized form would not fit.
     """
     _check_rgb(poster)
-    width, height = spec.resized(*poster.size)
-    if width * height > MAX_PIXELS:
-        detail = f"{poster.width} x {poster.height} would be resized to {width} x {height}"
-        raise BadSampleError("too-large", detail)
+    width, height = check_clean(poster, spec)
     if spec.resample not in _KERNEL_FILTERS:
         kernels, prepared = implementation(compiled_code=False), None
     kernels = kernels or fastest()
@@ -103,6 +100,19 @@ def clean_view(
     return _centre(planes, spec)
 
 
+def check_clean(poster: Image.Image, spec: ImageSpec) -> tuple[int, int]:
+    """The (width, height) that a poster is resized to for its clean view.
+
+    Raises:
+        BadSampleError: ``too-large``, a strip so thin that its resized form would not fit.
+    """
+    width, height = spec.resized(*poster.size)
+    if width * height > MAX_PIXELS:
+        detail = f"{poster.width} x {poster.height} would be resized to {width} x {height}"
+        raise BadSampleError("too-large", detail)
+    return width, height
+
+
 def augmented_views(
     poster: Image.Image,
     *,
@@ -111,10 +121,11 @@ def augmented_views(
     index: int,
     views: int,
     out: Pixels,
+    first_view: int = 0,
     kernels: Kernels | None = None,
     prepared: Any = None,
 ) -> None:
-    """Make views 1..V-1 of one poster in place.
+    """Make the augmented views of one poster in place, or the last of them.
 
     Args:
         poster: mode ``RGB``, at full size.
@@ -122,7 +133,8 @@ def augmented_views(
         base_seed: the build's seed.
         index: the sample's index.
         views: V, the number of views with the clean one.
-        out: uint8 [V-1, S, S, 3], overwritten; row v-1 is view v.
+        out: uint8 [A, S, S, 3], overwritten with the A augmented views among those that are made.
+        first_view: the first view that is made; the clean one, 0, is not an augmented one.
         kernels: what makes the pixels; None chooses the fastest.
         prepared: the poster by ``kernels.prepare``, where that was done already.
 
@@ -130,15 +142,16 @@ def augmented_views(
         ValueError: the poster is not RGB, or ``out`` is not of this shape and dtype.
     """
     _check_rgb(poster)
-    expected = (views - 1, size, size, 3)
+    made = range(max(first_view, 1), views)
+    expected = (len(made), size, size, 3)
     if out.shape != expected or out.dtype != np.uint8:
         raise ValueError(f"out must be uint8 {expected}, got {out.dtype} {out.shape}")
-    if views == 1:
+    if not made:
         return
     kernels = kernels or fastest()
     if prepared is None:
         prepared = kernels.prepare(np.asarray(poster))
-    seeds = [view_seed(base_seed, index, view, "image") for view in range(1, views)]
+    seeds = [view_seed(base_seed, index, view, "image") for view in made]
     for drawn, view in zip(draws.draw(seeds, *poster.size), out, strict=True):
         apply(prepared, drawn, view, kernels)
 

@@ -23,11 +23,13 @@ import numpy.typing as npt
 
 from featurestore.errors import ConfigError
 from featurestore.memory import available_bytes
-from producers.image_views import ImageSpec
+from producers.image_views import ImageSpec, Pixels
 
 # No more files can be opened, by this process or by the machine.
 NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 _ALIGN_BYTES = 64
+
+Ids = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,18 +37,42 @@ class SlotArrays:
     """The arrays of one slot; views into shared memory, valid until the slot is released.
 
     Attributes:
+        views: the W views that are made, a range whose step is 1.
         stage: uint8 ``[1]``, what the producer is working on: 0 nothing, 1 image, 2 text.
-        augmented: per side S uint8 ``[V-1, S, S, 3]``, shared by all backbones of that size.
-        clean: per image specification uint8 ``[S, S, 3]``.
-        ids: per text specification int32 ``[V, max_length]``.
-        lengths: per text specification int32 ``[V]``.
+        augmented: per side S uint8 ``[A, S, S, 3]``, shared by all backbones of that size; the A
+            views but the clean one.
+        clean: per image specification uint8 ``[S, S, 3]``; empty where view 0 is not made.
+        ids: per text specification int32 ``[W, max_length]``.
+        lengths: per text specification int32 ``[W]``.
     """
 
+    views: range
     stage: npt.NDArray[np.uint8]
-    augmented: dict[int, npt.NDArray[np.uint8]]
-    clean: dict[ImageSpec, npt.NDArray[np.uint8]]
-    ids: list[npt.NDArray[np.int32]]
-    lengths: list[npt.NDArray[np.int32]]
+    augmented: dict[int, Pixels]
+    clean: dict[ImageSpec, Pixels]
+    ids: list[Ids]
+    lengths: list[Ids]
+
+    def images(self, spec: ImageSpec, part: range) -> tuple[Pixels, Pixels]:
+        """Some views for an image backbone.
+
+        Args:
+            spec: the backbone's specification.
+            part: of ``views``, at least one.
+
+        Returns:
+            uint8 ``[S, S, 3]``, the first of them, and ``[len(part) - 1, S, S, 3]``, the others.
+        """
+        augmented = self.augmented[spec.size]
+        start, stop = (max(view - max(self.views.start, 1), 0) for view in (part.start, part.stop))
+        if part.start == 0:
+            return self.clean[spec], augmented[:stop]
+        return augmented[start], augmented[start + 1 : stop]
+
+    def texts(self, number: int, part: range) -> tuple[Ids, Ids]:
+        """Ids and lengths of some views for the text backbone of this number."""
+        rows = slice(part.start - self.views.start, part.stop - self.views.start)
+        return self.ids[number][rows], self.lengths[number][rows]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,20 +83,28 @@ class SlotLayout:
         views: V, the clean view included.
         images: the image specifications, each once.
         text_lengths: ``max_length`` of each text specification.
+        first_view: the first of the views that are made, up to V-1.
     """
 
     views: int
     images: tuple[ImageSpec, ...]
     text_lengths: tuple[int, ...]
+    first_view: int = 0
 
     def _fields(self) -> list[tuple[tuple[int, ...], type[np.generic]]]:
         """Shape and dtype of each array, in the order in which they lie in the slot."""
+        made, augmented = self.views - self.first_view, self.views - max(self.first_view, 1)
         fields: list[tuple[tuple[int, ...], type[np.generic]]] = [((1,), np.uint8)]
-        fields += [((self.views - 1, s, s, 3), np.uint8) for s in self.sizes]
-        fields += [((i.size, i.size, 3), np.uint8) for i in self.images]
-        fields += [((self.views, length), np.int32) for length in self.text_lengths]
-        fields += [((self.views,), np.int32) for _ in self.text_lengths]
+        fields += [((augmented, s, s, 3), np.uint8) for s in self.sizes]
+        fields += [((i.size, i.size, 3), np.uint8) for i in self._clean]
+        fields += [((made, length), np.int32) for length in self.text_lengths]
+        fields += [((made,), np.int32) for _ in self.text_lengths]
         return fields
+
+    @property
+    def _clean(self) -> tuple[ImageSpec, ...]:
+        """The specifications of which the clean view is made."""
+        return self.images if self.first_view == 0 else ()
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -93,9 +127,10 @@ class SlotLayout:
             offset += _aligned(_size(shape, dtype))
         rest = iter(found)
         return SlotArrays(
+            views=range(self.first_view, self.views),
             stage=next(rest),
             augmented={size: next(rest) for size in self.sizes},
-            clean={image: next(rest) for image in self.images},
+            clean={image: next(rest) for image in self._clean},
             ids=[next(rest) for _ in self.text_lengths],
             lengths=[next(rest) for _ in self.text_lengths],
         )

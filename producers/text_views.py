@@ -46,21 +46,28 @@ def _shuffle(items: list[int], generator: random.Random) -> None:
 
 @dataclass(frozen=True, slots=True)
 class TextViews:
-    """All text views of one sample, before they are written out.
+    """Text views of one sample, before they are written out.
 
     Attributes:
         text: view 0, white space included.
         words: its white-space words, of which the other views are made.
-        masked: for each of views 1.. the positions in ``words`` that it hides.
+        masked: for each view but view 0 the positions in ``words`` that it hides.
+        has_clean: whether view 0 is one of the views.
     """
 
     text: str
     words: list[str]
     masked: list[list[int]]
+    has_clean: bool = True
+
+    @property
+    def clean(self) -> list[str]:
+        """View 0, where it is one of the views."""
+        return [self.text] if self.has_clean else []
 
     def texts(self) -> list[str]:
-        """The V texts. Of a text without words, views 1.. are empty."""
-        return [self.text, *(self._masked_view(positions) for positions in self.masked)]
+        """The texts, one a view. Of a text without words, all but view 0 are empty."""
+        return [*self.clean, *(self._masked_view(positions) for positions in self.masked)]
 
     def _masked_view(self, positions: Sequence[int]) -> str:
         """The words joined by one space, with these replaced by ``[MASK]``."""
@@ -70,15 +77,17 @@ class TextViews:
         return " ".join(view)
 
 
-def draw(text: str, base_seed: int, index: int, views: int) -> TextViews:
-    """Draw the text views of one sample.
+def draw(text: str, base_seed: int, index: int, views: int, first_view: int = 0) -> TextViews:
+    """Draw the text views of one sample, or the last of them.
 
     Args:
         text: the synopsis; view 0 is this very text, white space included.
         base_seed: the build's seed.
         index: the sample's index.
         views: V, the number of views with the clean one.
+        first_view: the first view that is drawn, up to V-1.
     """
     words = text.split()
-    seeds = (view_seed(base_seed, index, view, "text") for view in range(1, views))
-    return TextViews(text, words, [masked_words(words, seed) for seed in seeds])
+    made = range(max(first_view, 1), views)
+    masked = [masked_words(words, view_seed(base_seed, index, view, "text")) for view in made]
+    return TextViews(text, words, masked, has_clean=first_view == 0)

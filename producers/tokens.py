@@ -81,9 +81,9 @@ class TokenEncoder:
         """Encode the views of one sample in place.
 
         Args:
-            views: V views, without lone surrogates.
-            ids: int32 [V, max_length], overwritten; rows are filled up with ``pad_id``.
-            lengths: int32 [V], overwritten with the number of ids of each row.
+            views: the views, without lone surrogates.
+            ids: int32 [views, max_length], overwritten; rows are filled up with ``pad_id``.
+            lengths: int32 [views], overwritten with the number of ids of each row.
 
         Returns:
             How many texts were cut.
@@ -120,11 +120,12 @@ class TokenEncoder:
         self, views: TextViews, words: WordIds, ids: TokenArray, lengths: TokenArray
     ) -> int:
         """The views of one sample from the ids of its words; view 0 has white space of its own."""
-        _check(ids, (1 + len(views.masked), self.spec.max_length), "ids")
-        cut = self.encode([views.text], ids[:1], lengths[:1])
-        ids[1:] = self.spec.pad_id
-        ids[1:, : len(self._before)] = self._before
-        for row, masked in enumerate(views.masked, 1):
+        first = len(views.clean)
+        _check(ids, (first + len(views.masked), self.spec.max_length), "ids")
+        cut = self.encode(views.clean, ids[:first], lengths[:first]) if first else 0
+        ids[first:] = self.spec.pad_id
+        ids[first:, : len(self._before)] = self._before
+        for row, masked in enumerate(views.masked, first):
             tokens, more = words.view(masked, self._room)
             end = len(self._before) + len(tokens)
             ids[row, len(self._before) : end] = tokens

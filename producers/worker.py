@@ -41,6 +41,7 @@ class Job:
         texts: the text specifications.
         slots: slots of the ring.
         compiled: whether the C kernels make the pixels; they give what the libraries give.
+        first_view: the first of the views that are made, up to V-1.
     """
 
     data_dir: str
@@ -50,11 +51,13 @@ class Job:
     texts: tuple[TextSpec, ...]
     slots: int
     compiled: bool = True
+    first_view: int = 0
 
     @property
     def layout(self) -> SlotLayout:
         """What a slot of this job holds."""
-        return SlotLayout(self.views, self.images, tuple(t.max_length for t in self.texts))
+        lengths = tuple(t.max_length for t in self.texts)
+        return SlotLayout(self.views, self.images, lengths, self.first_view)
 
     def to_json(self) -> bytes:
         """The job as bytes."""
@@ -119,6 +122,9 @@ class Producer:
     def _image_views(self, poster: Any, index: int, arrays: SlotArrays) -> None:
         assert self._kernels is not None
         prepared = self._kernels.prepare(np.asarray(poster))
+        for spec in self._job.images:
+            # Also where view 0 is not made: a poster without it has no other views either.
+            image_views.check_clean(poster, spec)
         for spec, clean in arrays.clean.items():
             clean[...] = image_views.clean_view(poster, spec, self._kernels, prepared)
         for size, augmented in arrays.augmented.items():
@@ -128,6 +134,7 @@ class Producer:
                 base_seed=self._job.seed,
                 index=index,
                 views=self._job.views,
+                first_view=self._job.first_view,
                 out=augmented,
                 kernels=self._kernels,
                 prepared=prepared,
@@ -159,7 +166,8 @@ class Producer:
     ) -> None:
         report["words"], report["cut"] = len(text.split()), []
         if self._encoders:
-            views = text_views.draw(text, self._job.seed, index, self._job.views)
+            job = self._job
+            views = text_views.draw(text, job.seed, index, job.views, job.first_view)
             for encoder, ids, lengths in zip(
                 self._encoders, arrays.ids, arrays.lengths, strict=True
             ):
