@@ -76,7 +76,7 @@ def run_trial(plan: Plan, folder: Path | None, aim_s: float = _AIM_S) -> Trial:
     Args:
         plan: a build that may begin.
         folder: whose file system is written to; None for the system's temporary folder.
-        aim_s: about how long it may take; a very slow build is tried for three samples all the same.
+        aim_s: about how long it may take; a very slow build is tried for three samples even so.
 
     Raises:
         InterruptedBuildError: a signal ended it.

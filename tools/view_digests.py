@@ -1,33 +1,62 @@
 """Write down what torchvision makes of the tests' pictures, so that every test run can compare.
 
 Usage:
-    python -m tools.view_digests tests/producers/view_digests.json
+    python -m tools.view_digests tests/producers
 
-torchvision makes some twenty views a second, which is too slow for thousands of them in each run.
-It needs the pinned torchvision and Pillow, a CPU with AVX-512 (see ``exp_exceptions.py``) and some
-minutes. ``make test-nightly`` makes all views again and compares them one by one.
+torchvision makes some twenty views a second, which is too slow for thousands of them in each run,
+and has the recipe's exp and log on CPUs with AVX-512 only. This needs the pinned torchvision and
+Pillow and some minutes. On a CPU without AVX-512, torchvision is run with its exp replaced by that
+of ``tools/avx512.py`` and its two logarithms by the recipe's; so run, it gave the 2,312 views that
+a CPU with AVX-512 had given.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from tests.producers.pictures import names, picture
-from tests.producers.reference import reference_views
-from tests.producers.test_exact_views import VIEWS, digest
+from tests.producers.reference import RECORDED, avx512_exp_and_log, digest, reference_views
+from tests.producers.test_exact_views import DIGESTS, VIEWS
+
+# The tests that compare with recorded digests of torchvision's values, one a case.
+_TESTS = (
+    "tests/producers/test_image_views.py",
+    "tests/producers/test_kernels.py",
+    "tests/operations/test_replay.py",
+)
 
 
-def main() -> None:
-    """Makes every view of every picture."""
+def views() -> dict[str, dict[str, str]]:
+    """Every view of every picture."""
     digests = {}
     for index, name in enumerate(names()):
         poster = picture(name)
-        views = reference_views(poster, index, VIEWS)
-        digests[name] = {"picture": digest(poster), "views": digest(views)}
-        print(f"{index + 1} of {len(names())}: {name}")
-    Path(sys.argv[1]).write_text(json.dumps(digests, indent=1) + "\n", "ascii")
+        with avx512_exp_and_log():
+            made = reference_views(poster, index, VIEWS)
+        digests[name] = {"picture": digest(poster), "views": digest(made)}
+        print(f"{index + 1} of {len(names())}: {name}", flush=True)
+    return digests
+
+
+def cases() -> dict[str, dict[str, str]]:
+    """What the tests compare beside, each of which notes the digest of torchvision's values."""
+    with tempfile.NamedTemporaryFile() as notes:
+        environment = {**os.environ, "MANYVIEWS_RECORD_DIGESTS": notes.name}
+        command = [sys.executable, "-m", "pytest", "-q", *_TESTS]
+        subprocess.run(command, env=environment, check=True)
+        return dict(sorted(map(json.loads, notes.read().decode("ascii").splitlines())))
+
+
+def main() -> None:
+    """Writes both files into the folder that is the only argument."""
+    folder = Path(sys.argv[1])
+    for name, digests in ((RECORDED.name, cases()), (DIGESTS.name, views())):
+        (folder / name).write_text(json.dumps(digests, indent=1) + "\n", "ascii")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """torch's float32 exp, without torch and the same on every machine.
 
-Crops and blur weights are exponentials, and the recipe is defined by torch's, which is off by one
-unit in the last place for one argument in a hundred. Which ones cannot be told by a rule, so
-``exp_exceptions.npz`` lists them: for every log-ratio that can be drawn, and for every float32
-that can be the exponent of a weight. ``tools/exp_exceptions.py`` wrote it.
+Crops and blur weights are exponentials, and the recipe is defined by those that torch has on a CPU
+with AVX-512, which are off by one unit in the last place for one argument in a hundred. Which ones
+no simple rule says, so ``exp_exceptions.npz`` lists them: for every log-ratio that can be drawn,
+and for every float32 that can be the exponent of a weight. ``tools/exp_exceptions.py`` wrote it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float32]
 Words = npt.NDArray[np.uint32]
 
-# log(3/4) and log(4/3) as torch's float32 has them; the first is not the correctly rounded one.
-LOG_RATIO = (np.float32(-0.28768205642700195), np.float32(0.28768211603164673))
+# log(3/4) and log(4/3), correctly rounded, as torch has them with AVX-512; with AVX2 the first is
+# the next one above.
+LOG_RATIO = (np.float32(-0.28768208622932434), np.float32(0.28768211603164673))
 
 # A uniform draw has 24 bits.
 RATIO_DRAWS = 1 << 24

@@ -1,9 +1,19 @@
-"""The paper's views by the paper's own means: torchvision's first transforms on a PIL image."""
+"""The paper's views by the paper's own means: torchvision's first transforms on a PIL image.
+
+The recipe is defined by torchvision on a CPU with AVX-512. Elsewhere torch's ``exp`` and ``log``
+have other last bits, and about one view of seventy another value, so there the views are compared
+with digests of torchvision's, which ``tools/view_digests.py`` recorded.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,24 +21,89 @@ import torch
 from PIL import Image
 
 from featurestore.torchvision_ops import ensure_importable
-from producers.kernels.exponential import WEIGHT_BITS, exponential, weight_arguments
+from producers.kernels.exponential import LOG_RATIO, WEIGHT_BITS, weight_arguments
+from tools import avx512
+
+RATIOS = (3.0 / 4.0, 4.0 / 3.0)
+RECORDED = Path(__file__).with_name("torchvision_digests.json")
+# Where ``tools/view_digests.py`` has the digests written to; the tests then compare with nothing.
+RECORDING = os.environ.get("MANYVIEWS_RECORD_DIGESTS", "")
 
 
-def torch_has_the_recipes_exp() -> bool:
-    """Whether torch's exp here is the one it has with AVX-512, which the recipe is defined by.
-
-    Elsewhere it gives other last bits, and so, in about one view of seventy, another value.
-    """
+@cache
+def torch_is_the_recipes() -> bool:
+    """Whether torch's exp and log here are those that it has with AVX-512."""
     bits = np.arange(WEIGHT_BITS.start, WEIGHT_BITS.stop, 997, dtype=np.int64).astype(np.uint32)
     exponents = weight_arguments(bits)
-    return np.array_equal(
-        torch.exp(torch.from_numpy(exponents)).numpy(), exponential().weights(exponents)
+    found = torch.exp(torch.from_numpy(exponents)).numpy()
+    return torch.log(torch.tensor(RATIOS)).tolist() == [float(bound) for bound in LOG_RATIO] and (
+        np.array_equal(found, avx512.exp(exponents))
     )
 
 
 recipes_exp = pytest.mark.skipif(
-    not torch_has_the_recipes_exp(), reason="torch's exp has other last bits without AVX-512"
+    not torch_is_the_recipes(),
+    reason="compares torch's own exp and log with the recipe's, which it has with AVX-512 only",
 )
+
+
+def digest(*values: Image.Image | np.ndarray) -> str:
+    """32 hexadecimal digits that tell the values apart."""
+    found = hashlib.sha256()
+    for value in values:
+        found.update(np.ascontiguousarray(value))
+    return found.hexdigest()[:32]
+
+
+def require_torchvisions(
+    case: str,
+    made: np.ndarray,
+    inputs: Iterable[Image.Image | np.ndarray],
+    make: Callable[[], np.ndarray],
+) -> None:
+    """Asserts that values are what torchvision makes on a CPU with AVX-512.
+
+    Args:
+        case: the name under which their digest is recorded.
+        made: the values.
+        inputs: what they were made of, whose digest is recorded as well.
+        make: makes them with torchvision.
+    """
+    given = digest(*inputs)
+    if RECORDING:
+        with avx512_exp_and_log():
+            found = {"inputs": given, "made": digest(make())}
+        with Path(RECORDING).open("a", encoding="ascii") as file:
+            file.write(json.dumps([case, found]) + "\n")
+        return
+    if torch_is_the_recipes():
+        np.testing.assert_array_equal(made, make())
+    recorded = json.loads(RECORDED.read_text("ascii"))[case]
+    assert given == recorded["inputs"], "other inputs: record their digests again"
+    assert digest(made) == recorded["made"]
+
+
+@contextmanager
+def avx512_exp_and_log() -> Iterator[None]:
+    """Inside, torch's exp and log are those that it has with AVX-512; torch's own where it has it.
+
+    Torchvision calls exp for a crop's ratio and a blur's weights, and log for the two ratios.
+    """
+    if torch_is_the_recipes():
+        yield
+        return
+
+    def exp(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(avx512.exp(tensor.numpy()))
+
+    def log(tensor: torch.Tensor) -> torch.Tensor:
+        assert tensor.tolist() == torch.tensor(RATIOS).tolist()
+        return torch.tensor([float(bound) for bound in LOG_RATIO])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "exp", exp)
+        patch.setattr(torch, "log", log)
+        yield
 
 
 def reference_views(
@@ -53,7 +128,7 @@ def reference_views(
     )
     made = []
     for view in views:
-        digest = hashlib.sha256(f"123:{index}:{view}:image".encode()).hexdigest()
-        torch.manual_seed(int(digest[:8], 16))
+        seed = hashlib.sha256(f"123:{index}:{view}:image".encode()).hexdigest()
+        torch.manual_seed(int(seed[:8], 16))
         made.append(np.array(recipe(poster)))
     return np.stack(made)

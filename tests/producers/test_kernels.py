@@ -7,6 +7,8 @@ import random
 import shutil
 import subprocess
 import sysconfig
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from PIL import Image
 from producers.image_views import ImageSpec, augmented_views, clean_view
 from producers.kernels import draws, library
 from producers.kernels.exponential import (
+    LOG_RATIO,
     RATIO_DRAWS,
     WEIGHT_BITS,
     exponential,
@@ -26,7 +29,8 @@ from producers.kernels.exponential import (
 from producers.kernels.implementations import has_compiled, implementation
 from tests.conftest import ROOT
 from tests.producers.fuzz_kernels import load
-from tests.producers.reference import recipes_exp
+from tests.producers.reference import recipes_exp, require_torchvisions
+from tools import avx512
 
 needs_compiler = pytest.mark.skipif(not has_compiled(), reason="no compiler built the kernels")
 NIGHTLY = os.environ.get("MANYVIEWS_TEST_PROFILE") == "nightly"
@@ -88,21 +92,52 @@ def test_every_colour_turns_as_pillow_turns_it(factor: float) -> None:
     assert np.array_equal(colours, expected)
 
 
-@recipes_exp
-def test_the_table_gives_torchs_exponentials() -> None:
-    drawn = np.arange(0, RATIO_DRAWS, 9973, dtype=np.uint32)
-    expected = torch.exp(torch.from_numpy(log_ratios(drawn))).numpy()
-    found = np.array([exponential().ratio(int(draw)) for draw in drawn], np.float32)
-    np.testing.assert_array_equal(found, expected)
-    bits = np.arange(WEIGHT_BITS.start, WEIGHT_BITS.stop, 31, dtype=np.int64).astype(np.uint32)
-    exponents = weight_arguments(bits)
-    expected = torch.exp(torch.from_numpy(exponents)).numpy()
+DRAWN = np.arange(0, RATIO_DRAWS, 9973, dtype=np.uint32)
+BITS = np.arange(WEIGHT_BITS.start, WEIGHT_BITS.stop, 97, dtype=np.int64).astype(np.uint32)
+
+
+def test_the_table_gives_the_exponentials_of_avx512() -> None:
+    found = np.array([exponential().ratio(int(draw)) for draw in DRAWN], np.float32)
+    np.testing.assert_array_equal(found, avx512.exp(log_ratios(DRAWN)))
+    exponents = weight_arguments(BITS)
+    expected = avx512.exp(exponents)
     np.testing.assert_array_equal(exponential().weights(exponents), expected)
     # The correctly rounded one is another function.
     assert (np.exp(exponents.astype(np.float64)).astype(np.float32) != expected).sum() > 1000
 
 
 @recipes_exp
+def test_torchs_own_exponentials_are_those_of_avx512() -> None:
+    for arguments in (log_ratios(DRAWN), weight_arguments(BITS)):
+        np.testing.assert_array_equal(
+            torch.exp(torch.from_numpy(arguments)).numpy(), avx512.exp(arguments)
+        )
+
+
+def test_the_bounds_of_the_ratio_are_correctly_rounded() -> None:
+    for bound, ratio in zip(LOG_RATIO, (3 / 4, 4 / 3), strict=True):
+        exact = Decimal(float(np.float32(ratio))).ln()
+        others = (np.nextafter(bound, np.float32(towards)) for towards in (-1, 1))
+        error = abs(Decimal(float(bound)) - exact)
+        assert all(error < abs(Decimal(float(other)) - exact) for other in others)
+
+
+def test_a_product_and_a_sum_are_rounded_once() -> None:
+    """Beside a tie of float32, where a first rounding to double would decide the second."""
+    rng = np.random.default_rng(0)
+    a, b = (rng.uniform(1, 2, 3000).astype(np.float32) for _ in range(2))
+    c = (2.0 ** rng.integers(-60, 60, 3000) * rng.choice((-1, 1), 3000)).astype(np.float32)
+    exact = [
+        Fraction(float(x)) * Fraction(float(y)) + Fraction(float(z))
+        for x, y, z in zip(a, b, c, strict=True)
+    ]
+    for found, true in zip(avx512._fma(a, b, c), exact, strict=True):
+        error = abs(Fraction(float(found)) - true)
+        for towards in (-np.inf, np.inf):
+            other = Fraction(float(np.nextafter(found, np.float32(towards))))
+            assert error <= abs(other - true)
+
+
 @pytest.mark.parametrize("sigma", [0.1, 0.5, 1.0, 1.9999])
 def test_blur_weights_are_torchvisions(sigma: float) -> None:
     from featurestore.torchvision_ops import ensure_importable
@@ -111,10 +146,14 @@ def test_blur_weights_are_torchvisions(sigma: float) -> None:
     from torchvision.transforms._functional_tensor import _get_gaussian_kernel1d
 
     rng = random.Random(sigma)
-    for _ in range(500):
-        value = float(np.float32(rng.uniform(max(0.1, sigma - 0.4), sigma)))
-        expected = _get_gaussian_kernel1d(23, value, torch.float32, torch.device("cpu")).numpy()
-        np.testing.assert_array_equal(draws.blur_weights(value, 23), expected)
+    drawn = [float(np.float32(rng.uniform(max(0.1, sigma - 0.4), sigma))) for _ in range(500)]
+
+    def torchvisions() -> np.ndarray:
+        kind = torch.float32, torch.device("cpu")
+        return np.stack([_get_gaussian_kernel1d(23, value, *kind).numpy() for value in drawn])
+
+    made = np.stack([draws.blur_weights(value, 23) for value in drawn])
+    require_torchvisions(f"weights {sigma}", made, [np.array(drawn)], torchvisions)
 
 
 @needs_compiler
