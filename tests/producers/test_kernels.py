@@ -29,7 +29,7 @@ from producers.kernels.exponential import (
 from producers.kernels.implementations import has_compiled, implementation
 from tests.conftest import ROOT
 from tests.producers.fuzz_kernels import load
-from tests.producers.reference import recipes_exp, require_torchvisions
+from tests.producers.reference import RATIOS, recipes_exp, require_torchvisions
 from tools import avx512
 
 needs_compiler = pytest.mark.skipif(not has_compiled(), reason="no compiler built the kernels")
@@ -107,7 +107,8 @@ def test_the_table_gives_the_exponentials_of_avx512() -> None:
 
 
 @recipes_exp
-def test_torchs_own_exponentials_are_those_of_avx512() -> None:
+def test_torchs_own_exp_and_log_are_the_recipes_with_avx512() -> None:
+    assert torch.log(torch.tensor(RATIOS)).tolist() == [float(bound) for bound in LOG_RATIO]
     for arguments in (log_ratios(DRAWN), weight_arguments(BITS)):
         np.testing.assert_array_equal(
             torch.exp(torch.from_numpy(arguments)).numpy(), avx512.exp(arguments)
@@ -115,7 +116,7 @@ def test_torchs_own_exponentials_are_those_of_avx512() -> None:
 
 
 def test_the_bounds_of_the_ratio_are_correctly_rounded() -> None:
-    for bound, ratio in zip(LOG_RATIO, (3 / 4, 4 / 3), strict=True):
+    for bound, ratio in zip(LOG_RATIO, RATIOS, strict=True):
         exact = Decimal(float(np.float32(ratio))).ln()
         others = (np.nextafter(bound, np.float32(towards)) for towards in (-1, 1))
         error = abs(Decimal(float(bound)) - exact)
