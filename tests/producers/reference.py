@@ -1,8 +1,8 @@
 """The paper's views by the paper's own means: torchvision's first transforms on a PIL image.
 
 The recipe is defined by torchvision on a CPU with AVX-512. Elsewhere torch's ``exp`` and ``log``
-have other last bits, and about one view of seventy another value, so there the views are compared
-with digests of torchvision's, which ``tools/view_digests.py`` recorded.
+have other last bits, and one view in 500 another value, so there the views are compared with
+digests of torchvision's, which ``tools/view_digests.py`` recorded.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def produce(found: Scan, first_view: int) -> list[tuple[SlotArrays, dict[str, An
 
 @pytest.mark.parametrize("first_view", [1, 2, 5, VIEWS - 1])
 def test_the_last_views_are_those_of_all(found: Scan, first_view: int) -> None:
-    for (whole, told), (slot, report) in zip(
+    for (whole, expected), (slot, report) in zip(
         produce(found, 0), produce(found, first_view), strict=True
     ):
         assert (slot.views, slot.clean) == (range(first_view, VIEWS), {})
@@ -76,7 +76,7 @@ def test_the_last_views_are_those_of_all(found: Scan, first_view: int) -> None:
         for k in range(2):
             np.testing.assert_array_equal(slot.ids[k], whole.ids[k][first_view:])
             np.testing.assert_array_equal(slot.lengths[k], whole.lengths[k][first_view:])
-        assert report | {"cut": 0} == told | {"cut": 0}
+        assert report | {"cut": 0} == expected | {"cut": 0}
 
 
 def test_what_cannot_be_used_is_the_same_without_the_clean_view(found: Scan) -> None:
