@@ -13,8 +13,9 @@ from consumers.resuming import check_intent
 from featurestore import extension
 from featurestore import writer as stores
 from featurestore.config import BuildConfig
-from featurestore.durable import FileLock, make_folder
+from featurestore.durable import make_folder
 from featurestore.errors import InputError, InterruptedBuildError
+from featurestore.locks import FileLock
 from featurestore.store import EXTENSION, RECORDS, FeatureStore
 from featurestore.writer import StoreWriter
 from producers.source import Scan, scan

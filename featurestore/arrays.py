@@ -29,14 +29,16 @@ import numpy.typing as npt
 
 from featurestore.codecs import FOREIGN, NONE, codec_documents, compress, decompress
 from featurestore.durable import PARTIAL, read_bytes
-from featurestore.errors import CorruptStoreError
+from featurestore.errors import CorruptStoreError, ManyViewsError
+from featurestore.refusals import is_folder, machine_error, refusal, status_of
 
 PAGE_BYTES = 4096
 CHECKSUM_BYTES = 4
 # What an array's folder holds, by name: its document and its chunks.
 _ARRAY_FILE = re.compile(r"zarr\.json|c(\.[0-9]+)+")
 
-# What zarr and its codecs raise for documents and chunks that they cannot make sense of.
+# What zarr and its codecs raise for documents and chunks that they cannot make sense of; some of it
+# they also raise where the machine refuses them something, see ``_unreadable``.
 _UNREADABLE = (
     OSError,
     ValueError,
@@ -107,7 +109,7 @@ def holds_only_an_array(folder: Path) -> bool:
 
     An empty one was becoming or ceasing to be one when a writer was killed.
     """
-    if folder.is_symlink() or not folder.is_dir():
+    if folder.is_symlink() or not is_folder(folder):
         return False
     return all(
         _ARRAY_FILE.fullmatch(entry.name.removesuffix(PARTIAL))
@@ -173,14 +175,15 @@ def read_chunk(
 
     Raises:
         CorruptStoreError: missing, of another size, or its checksum does not fit.
+        StorageError: it cannot be read, or there is no memory for it.
     """
     if spec.codec == FOREIGN:
         return _read_foreign(root, spec, chunk, committed)
     file = spec.file(chunk)
     try:
         data = memoryview(read_bytes(root / file, root))
-    except CorruptStoreError:
-        raise CorruptStoreError(file, "the file is missing", chunk=chunk) from None
+    except CorruptStoreError as e:
+        raise CorruptStoreError(file, e.problem, chunk=chunk) from None
     if spec.is_mappable and len(data) != spec.file_bytes:
         problem = f"{len(data)} bytes, expected {spec.file_bytes}"
         raise CorruptStoreError(file, problem, chunk=chunk)
@@ -194,6 +197,8 @@ def read_chunk(
             payload = decompress(spec.codec, body.data, spec.chunk_bytes)
         except ValueError as e:
             raise CorruptStoreError(file, str(e), chunk=chunk) from e
+        except MemoryError as e:
+            raise refusal(root / file, e) from e
         flat = np.frombuffer(payload, np.uint8)
         crc = google_crc32c.value(flat)
     if committed not in (None, crc):
@@ -213,7 +218,7 @@ def _read_foreign(
     try:
         block = np.asarray(_open_foreign(root, spec)[rows], spec.dtype)
     except _UNREADABLE as e:
-        raise CorruptStoreError(spec.name, f"zarr cannot read it: {_line(e)}", chunk=chunk) from e
+        raise _unreadable(root, spec.name, f"zarr cannot read it: {_line(e)}", e, chunk) from e
     if committed not in (None, encode(spec, block).crc):
         raise CorruptStoreError(spec.name, "its content is not what was committed", chunk=chunk)
     block.flags.writeable = False
@@ -225,6 +230,16 @@ def _open_foreign(root: Path, spec: ArraySpec) -> Any:
     import zarr
 
     return zarr.open_array(root / spec.name, mode="r", zarr_format=3)
+
+
+def _unreadable(
+    root: Path, file: str, problem: str, error: BaseException, chunk: int | None = None
+) -> ManyViewsError:
+    """The error for what zarr cannot read: damage, unless it was the machine that refused it."""
+    refused = machine_error(error)
+    if refused is not None:
+        return refusal(root / file, refused)
+    return CorruptStoreError(file, problem, chunk=chunk)
 
 
 def _line(error: BaseException) -> str:
@@ -303,7 +318,7 @@ def check_array_document(root: Path, spec: ArraySpec) -> str:
         _open_foreign(root, spec)
     except _UNREADABLE as e:
         codecs = repr(found.get("codecs"))[:200]
-        raise CorruptStoreError(file, f"codecs is {codecs}, and zarr: {_line(e)}") from e
+        raise _unreadable(root, file, f"codecs is {codecs}, and zarr: {_line(e)}", e) from e
     return FOREIGN
 
 
@@ -314,10 +329,9 @@ def parse_document(root: Path, file: str, limit_bytes: int = 64 << 20) -> dict[s
         CorruptStoreError: missing, larger than ``limit_bytes``, or not a JSON object.
     """
     path = root / file
-    if path.is_file() and path.stat().st_size > limit_bytes:
-        raise CorruptStoreError(
-            file, f"{path.stat().st_size} bytes, at most {limit_bytes} expected"
-        )
+    status = status_of(path)
+    if status is not None and status.st_size > limit_bytes:
+        raise CorruptStoreError(file, f"{status.st_size} bytes, at most {limit_bytes} expected")
     try:
         found = json.loads(read_bytes(path, root))
     except (ValueError, RecursionError) as e:

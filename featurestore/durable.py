@@ -1,4 +1,4 @@
-"""Every write, fsync, rename and lock of the project.
+"""Every write, fsync and rename of the project.
 
 A file appears under its name whole or not at all, and once a call has returned it survives a
 power cut: the bytes go to ``<name>.partial`` beside the target (a rename across file systems is
@@ -6,34 +6,42 @@ not atomic), are synced, renamed, and the folder is synced.
 
 A failed fsync is never retried: the kernel may have dropped the dirty pages and marked them clean,
 so a second call would report success for data that is lost.
+
+Files and folders get the permissions that the umask leaves, so that a group can share a store.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
-import socket
 import tempfile
-import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
-from featurestore.errors import CorruptStoreError, StorageError, StorageFullError, StoreLockedError
+from featurestore.errors import (
+    CorruptStoreError,
+    StorageError,
+    StoreLockedError,
+    UnsyncedFolderWarning,
+)
+from featurestore.refusals import is_absent, is_folder, named_errors, refusal
 
 PARTIAL = ".partial"
-
-# How long to wait for those who only look at who holds a lock.
-_LOOKS, _LOOK_S = 5, 0.01
+# What ``open`` is asked for; the umask takes away from it.
+FILE_MODE = 0o666
+# ``flock`` is not there: the kernel, the file system or its lock server has none.
+NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 # How often a file is opened anew that was renamed or removed before it could be locked.
 _TRIES = 1000
-_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
-
-_FULL = {errno.ENOSPC: "no space left", errno.EDQUOT: "the disk quota is reached"}
+# The file system has no sync of folders. EINVAL is the kernel's own answer where a file system does
+# not implement it (CIFS before Linux 4.17, some FUSE and cluster file systems); FUSE programs also
+# say ENOTSUP, which Linux spells EOPNOTSUPP. A failed sync is EIO, ENOSPC or EDQUOT, never these.
+# EBADF, which other systems have for it, is a defect on Linux.
+_NO_FOLDER_SYNC = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 def _pass(operation: str, path: Path, size: int) -> int:  # noqa: ARG001
@@ -43,17 +51,6 @@ def _pass(operation: str, path: Path, size: int) -> int:  # noqa: ARG001
 # Called before each operation with its name, its path and the bytes it concerns. What it returns
 # bounds a write, as a signal or a full disk may. Only the fault tests replace it.
 hook: Callable[[str, Path, int], int] = _pass
-
-
-@contextmanager
-def _named_errors(path: Path, size: int = 0) -> Iterator[None]:
-    """Turns an OSError into the project's error, with the path it happened on."""
-    try:
-        yield
-    except OSError as e:
-        if e.errno in _FULL:
-            raise StorageFullError(path, size, _FULL[e.errno]) from e
-        raise StorageError(path, e.strerror or str(e)) from e
 
 
 def _write_all(fd: int, data: memoryview, path: Path) -> None:
@@ -69,21 +66,44 @@ def _fsync(fd: int, path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes the names in ``folder`` durable: creations, renames and removals."""
-    with _named_errors(folder):
+    """Makes the names in ``folder`` durable: creations, renames and removals.
+
+    Where the file system has no sync of folders, its server decides when names are durable: there
+    is nothing to wait for. An ``UnsyncedFolderWarning`` says so, once in a process.
+    """
+    with named_errors(folder):
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             _fsync(fd, folder)
+        except OSError as e:
+            if e.errno not in _NO_FOLDER_SYNC:
+                raise
+            _warn_unsynced(folder, e)
         finally:
             os.close(fd)
 
 
+_warned = False
+
+
+def _warn_unsynced(folder: Path, error: OSError) -> None:
+    global _warned
+    if _warned:
+        return
+    _warned = True
+    message = (
+        f"The file system of {folder} cannot sync folders ({error.strerror}), so a power cut may "
+        "lose the files that were renamed last. `verify` finds what is lost."
+    )
+    warnings.warn(message, UnsyncedFolderWarning, stacklevel=3)
+
+
 def make_folder(folder: Path) -> None:
     """Creates ``folder`` and the parents it lacks, durably; one that exists is left alone."""
-    if folder.is_dir():
+    if is_folder(folder):
         return
     make_folder(folder.parent)
-    with _named_errors(folder):
+    with named_errors(folder):
         hook("mkdir", folder, 0)
         folder.mkdir(exist_ok=True)
     sync_folder(folder.parent)
@@ -104,16 +124,16 @@ class PartialFile:
         self.target = target
         self.path = target.with_name(target.name + PARTIAL)
         self.size = 0
-        with _named_errors(self.path):
+        with named_errors(self.path):
             hook("open", self.path, 0)
             self._fd = self._open()
 
     def _open(self) -> int:
         """The file, empty and locked."""
         for _ in range(_TRIES):
-            fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
             try:
-                _lock_where_possible(fd)
+                lock_where_possible(fd)
                 if _is_still(self.path, fd):
                     os.ftruncate(fd, 0)
                     return fd
@@ -134,18 +154,18 @@ class PartialFile:
             StorageError: any other failure of the file system.
         """
         view = memoryview(data).cast("B")
-        with _named_errors(self.target, len(view)):
+        with named_errors(self.target, len(view)):
             _write_all(self._fd, view, self.path)
         self.size += len(view)
 
     def sync(self) -> None:
         """Syncs; the file still has its temporary name."""
-        with _named_errors(self.target, self.size):
+        with named_errors(self.target, self.size):
             _fsync(self._fd, self.path)
 
     def rename(self) -> None:
         """Gives the file its name and closes it; durable once the folder is synced."""
-        with _named_errors(self.target):
+        with named_errors(self.target):
             hook("rename", self.target, 0)
             self.path.replace(self.target)
             self._close()
@@ -165,12 +185,12 @@ class PartialFile:
             self._fd = -1
 
 
-def _lock_where_possible(fd: int) -> None:
+def lock_where_possible(fd: int) -> None:
     """Locks a file without waiting; where the file system has no locks, nothing is locked."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as e:
-        if e.errno not in _NO_LOCKS:
+        if e.errno not in NO_LOCKS:
             raise
 
 
@@ -244,14 +264,14 @@ def write_unnamed(folder: Path, contents: Iterable[Iterable[bytes | memoryview]]
     """
     with ExitStack() as files:
         for parts in contents:
-            with _named_errors(folder):
+            with named_errors(folder):
                 hook("open", folder, 0)
                 file = files.enter_context(tempfile.TemporaryFile(dir=folder, buffering=0))
             for part in parts:
                 view = memoryview(part).cast("B")
-                with _named_errors(folder, len(view)):
+                with named_errors(folder, len(view)):
                     _write_all(file.fileno(), view, folder)
-            with _named_errors(folder):
+            with named_errors(folder):
                 _fsync(file.fileno(), folder)
     sync_folder(folder)
 
@@ -263,7 +283,7 @@ def append_line(path: Path, line: bytes) -> None:
     where it does not, readers drop a last line without its line feed.
     """
     data = line + b"\n"
-    with _named_errors(path, len(data)):
+    with named_errors(path, len(data)):
         hook("open", path, 0)
         fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         end = os.fstat(fd).st_size
@@ -286,7 +306,7 @@ def _truncate_quietly(fd: int, end: int) -> None:
 
 def truncate(path: Path, size: int) -> None:
     """Cuts ``path`` to ``size`` bytes, durably."""
-    with _named_errors(path):
+    with named_errors(path):
         hook("truncate", path, size)
         fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         try:
@@ -302,7 +322,7 @@ def move(source: Path, target: Path) -> None:
     The new name is made safe first: a file system that keeps the two changes apart may lose the old
     one before, or have both for a moment, and never neither.
     """
-    with _named_errors(target):
+    with named_errors(target):
         hook("rename", target, 0)
         source.rename(target)
     for folder in {target.parent: None, source.parent: None}:
@@ -311,16 +331,16 @@ def move(source: Path, target: Path) -> None:
 
 def remove(path: Path) -> None:
     """Removes ``path`` durably; one that is not there is left alone."""
-    with _named_errors(path):
+    with named_errors(path):
         hook("unlink", path, 0)
         path.unlink(missing_ok=True)
-    if path.parent.is_dir():
+    if is_folder(path.parent):
         sync_folder(path.parent)
 
 
 def remove_folder(folder: Path) -> None:
     """Removes a folder and everything in it; links inside are removed, never followed."""
-    with _named_errors(folder):
+    with named_errors(folder):
         for entry in list(os.scandir(folder)):
             if entry.is_dir(follow_symlinks=False):
                 remove_folder(Path(entry.path))
@@ -339,7 +359,7 @@ def sweep_partials(folder: Path) -> list[Path]:
     """
     left = sorted(p for p in folder.iterdir() if p.name.endswith(PARTIAL) and p.is_file())
     for path in left:
-        with _named_errors(path):
+        with named_errors(path):
             hook("unlink", path, 0)
             path.unlink()
     if left:
@@ -347,101 +367,41 @@ def sweep_partials(folder: Path) -> list[Path]:
     return left
 
 
-class FileLock:
-    """An exclusive advisory lock that dies with its holder, kill -9 included (``flock``).
-
-    The file's content names the holder for error messages only; the lock itself is the kernel's.
-    """
-
-    def __init__(self, path: Path, subject: Path) -> None:
-        """Takes the lock at ``path`` for ``subject``, without waiting.
-
-        Raises:
-            StoreLockedError: another process holds it.
-        """
-        with _named_errors(path):
-            hook("open", path, 0)
-            is_new = not path.exists()
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            _take(self._fd)
-        except OSError as e:
-            holder = _read_holder(self._fd)
-            os.close(self._fd)
-            if e.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                raise StorageError(path, e.strerror or str(e)) from e
-            raise StoreLockedError(subject, holder.get("pid"), holder.get("host")) from None
-        holder = {"pid": os.getpid(), "host": socket.gethostname()}
-        try:
-            with _named_errors(path):
-                os.ftruncate(self._fd, 0)
-                os.pwrite(self._fd, json.dumps(holder).encode(), 0)
-            if is_new:
-                # By it the next start tells a creation that was cut short from a foreign folder.
-                sync_folder(path.parent)
-        except BaseException:
-            self.release()
-            raise
-
-    def release(self) -> None:
-        """Gives the lock back; calling it again does nothing."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-
-def _take(fd: int) -> None:
-    """Takes a lock at once, or after the instant in which :func:`lock_holder` looks at it.
-
-    Raises:
-        OSError: somebody holds it.
-    """
-    for _ in range(_LOOKS):
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(_LOOK_S)
-        else:
-            return
-    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def _read_holder(fd: int) -> dict[str, Any]:
-    try:
-        holder = json.loads(os.pread(fd, 4096, 0))
-    except (OSError, ValueError):
-        return {}
-    return holder if isinstance(holder, dict) else {}
-
-
-def lock_holder(path: Path) -> tuple[int | None, str | None] | None:
-    """Who holds the lock at ``path``: (pid, host), or None where nobody does."""
-    if not path.exists():
-        return None
-    with _named_errors(path):
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        holder = _read_holder(fd)
-        return holder.get("pid"), holder.get("host")
-    finally:
-        os.close(fd)
-    return None
-
-
 def read_bytes(path: Path, root: Path, start: int = 0, size: int = -1) -> bytes:
     """Reads a file of the store at ``root``, or ``size`` bytes of it from ``start`` on.
 
     Raises:
         CorruptStoreError: it is missing.
-        StorageError: it cannot be read.
+        StorageError: it cannot be read or is a folder, which says nothing about its content.
     """
     try:
-        with _named_errors(path), path.open("rb") as file:
+        with named_errors(path), path.open("rb") as file:
             file.seek(start)
             return file.read(size)
     except StorageError as e:
-        if isinstance(e.__cause__, FileNotFoundError):
-            raise CorruptStoreError(str(path.relative_to(root)), "the file is missing") from None
+        cause = e.__cause__
+        if isinstance(cause, OSError) and is_absent(cause) and cause.errno != errno.EISDIR:
+            raise not_there(str(path.relative_to(root)), cause) from None
         raise
+
+
+def size_of(root: Path, file: str, chunk: int) -> int:
+    """Bytes of a file of a chunk of the store at ``root``.
+
+    Raises:
+        CorruptStoreError: it is missing.
+        StorageError: nobody can tell.
+    """
+    try:
+        return os.stat(f"{root}/{file}").st_size  # noqa: PTH116  a Path for each takes longer
+    except OSError as e:
+        if is_absent(e):
+            raise not_there(file, e, chunk) from None
+        raise refusal(root / file, e) from e
+
+
+def not_there(file: str, error: OSError, chunk: int | None = None) -> CorruptStoreError:
+    """The error for a file of the store that is missing, or that is no file."""
+    missing = error.errno == errno.ENOENT
+    problem = "the file is missing" if missing else f"no file: {error.strerror}"
+    return CorruptStoreError(file, problem, chunk=chunk)

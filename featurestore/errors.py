@@ -13,7 +13,7 @@ lines. The command line prints the message alone; ``--debug`` adds the traceback
     ├── StoreLockedError       another process is writing to this store
     ├── StoreMismatchError     --resume with something that would change the numbers
     ├── CorruptStoreError      a file of the store is not what was committed
-    ├── StorageError           the file system refused an operation
+    ├── StorageError           the system refused an operation on a file
     │   └── StorageFullError   no space left, or a quota reached
     └── InterruptedBuildError  a signal ended the build; --resume goes on
 """
@@ -151,15 +151,23 @@ class CorruptStoreError(ManyViewsError):
 
 
 class StorageError(ManyViewsError):
-    """The file system refused an operation: read-only, no permission, an input/output error.
+    """The system refused an operation on a file: no permission, no memory, an input/output error.
+
+    It says nothing about the content of the file: that is ``CorruptStoreError``.
 
     Attributes:
         path: the file or folder.
     """
 
-    def __init__(self, path: Path, reason: str) -> None:
+    def __init__(self, path: Path, reason: str, advice: str = "") -> None:
         self.path = path
-        super().__init__(f"Could not use {path}: {reason}.\nNothing that was committed is lost.")
+        super().__init__(f"Could not use {path}: {reason}.{advice and chr(10)}{advice}")
+
+    def add_promise(self, store: Path) -> None:
+        """Says that ``store``, which this error interrupted the writing of, keeps its chunks."""
+        self.args = (
+            f"{self}\nNothing that was committed is lost. `build --resume` continues {store}.",
+        )
 
 
 class StorageFullError(StorageError):
@@ -170,14 +178,11 @@ class StorageFullError(StorageError):
         bytes: the size of the write.
     """
 
-    def __init__(self, path: Path, bytes: int, reason: str) -> None:
+    def __init__(self, path: Path, bytes: int, reason: str, advice: str = "") -> None:
         self.bytes = bytes
-        super().__init__(path, f"no room for {bytes:,} bytes, {reason}")
-        self.args = (
-            f"Could not write {bytes:,} bytes to {path}: {reason}.\n"
-            "Nothing that was committed is lost. Free some space, then run the same again; a build "
-            "goes on with --resume.",
-        )
+        super().__init__(path, reason)
+        advice = advice or "Free some space, then run the same command again."
+        self.args = (f"Could not write {bytes:,} bytes to {path}: {reason}.\n{advice}",)
 
 
 class InterruptedBuildError(ManyViewsError):
@@ -191,3 +196,11 @@ class InterruptedBuildError(ManyViewsError):
         self.signum = signum
         self.exit_code = 128 + signum
         super().__init__(message)
+
+
+class ManyViewsWarning(UserWarning):
+    """Root of all warnings that manyviews gives; the command line prints their message alone."""
+
+
+class UnsyncedFolderWarning(ManyViewsWarning):
+    """The file system cannot sync folders: what was renamed last may be lost in a power cut."""

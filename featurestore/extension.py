@@ -19,6 +19,7 @@ from featurestore.config import Fingerprint
 from featurestore.errors import StoreMismatchError
 from featurestore.ledger import ChunkEntry, Ledger, format_entry
 from featurestore.records import SampleRecord
+from featurestore.refusals import is_file, is_folder
 from featurestore.store import EXTENSION, RECORDS, SAMPLES, FeatureStore, StoreSpec, root_document
 
 FINAL = f"{EXTENSION}/final"
@@ -27,12 +28,12 @@ _FILES = (SAMPLES, Ledger.FILE)
 
 def is_pending(path: Path) -> bool:
     """Whether a complete extension of the store at ``path`` waits to be put in place."""
-    return (path / FINAL / "zarr.json").is_file()
+    return is_file(path / FINAL / "zarr.json")
 
 
 def is_unfinished(path: Path) -> bool:
     """Whether an extension of the store at ``path`` was begun."""
-    return not is_pending(path) and (path / EXTENSION / "zarr.json").is_file()
+    return not is_pending(path) and is_file(path / EXTENSION / "zarr.json")
 
 
 def finish(base: FeatureStore, made: FeatureStore, fingerprint: Fingerprint) -> None:
@@ -72,7 +73,7 @@ def put_in_place(path: Path) -> None:
             _move_folder(path / EXTENSION / name, path / name)
     for name in _FILES:
         source = final / Path(name).name
-        if source.is_file():
+        if is_file(source):
             durable.move(source, path / name)
     durable.move(final / "zarr.json", path / "zarr.json")
     durable.remove_folder(path / EXTENSION)
@@ -80,7 +81,7 @@ def put_in_place(path: Path) -> None:
 
 def sweep(path: Path) -> None:
     """Removes what is left of an extension that was put in place, or hardly begun."""
-    if (path / EXTENSION).is_dir() and not is_pending(path) and not is_unfinished(path):
+    if is_folder(path / EXTENSION) and not is_pending(path) and not is_unfinished(path):
         durable.remove_folder(path / EXTENSION)
 
 
@@ -109,8 +110,8 @@ def require_same_inputs(base: FeatureStore, record: SampleRecord) -> None:
 
 
 def _move_folder(source: Path, target: Path) -> None:
-    if source.is_dir():
-        if target.is_dir():
+    if is_folder(source):
+        if is_folder(target):
             durable.remove_folder(target)
         durable.move(source, target)
 

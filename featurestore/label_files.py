@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from featurestore.errors import InputError
 from featurestore.genres import CLASS_NAMES
 from featurestore.npy import map_npy
+from featurestore.refusals import is_absent, refusal
 
 LABELS_FILE = "labels_all_23.npy"
 IDS_FILE = "ids_all.txt"
@@ -47,7 +48,9 @@ def read_ids(labels_dir: Path) -> list[str]:
     try:
         text = path.read_bytes().decode("utf-8", "surrogateescape")
     except OSError as e:
-        raise InputError(f"Could not read {path}: {e.strerror or e}\n{REDO}") from e
+        if is_absent(e):
+            raise InputError(f"Could not read {path}: {e.strerror or e}\n{REDO}") from e
+        raise refusal(path, e) from e
     return text.removesuffix("\n").split("\n")
 
 

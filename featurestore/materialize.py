@@ -23,6 +23,7 @@ from featurestore.errors import ConfigError, InputError
 from featurestore.moments import Scale
 from featurestore.npy import npy_header
 from featurestore.records import FEATURES, is_feature_name
+from featurestore.refusals import is_absent, refusal
 from featurestore.scaling import scale_for
 from featurestore.splits import read_split
 from featurestore.store import FeatureStore, free_bytes, record_crc32c
@@ -146,6 +147,9 @@ def verify_materialized(out_dir: Path, prefix: str = PREFIX) -> list[Finding]:
 
     Returns:
         One finding per file that is missing or not what was written.
+
+    Raises:
+        StorageError: a file cannot be read, so nobody can tell.
     """
     name = f"{prefix}_manifest.json"
     try:
@@ -154,6 +158,7 @@ def verify_materialized(out_dir: Path, prefix: str = PREFIX) -> list[Finding]:
             raise ValueError("its checksum does not fit its content")
         expected = dict(manifest["sha256"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+        _require_content(out_dir / name, e)
         return [Finding(name, None, f"no manifest of these files: {e}")]
     findings = []
     for file, digest in expected.items():
@@ -161,11 +166,18 @@ def verify_materialized(out_dir: Path, prefix: str = PREFIX) -> list[Finding]:
             with (out_dir / file).open("rb") as opened:
                 found = hashlib.file_digest(opened, "sha256").hexdigest()
         except OSError as e:
+            _require_content(out_dir / file, e)
             findings.append(Finding(file, None, e.strerror or str(e)))
             continue
         if found != digest:
             findings.append(Finding(file, None, "its content is not what was written"))
     return findings
+
+
+def _require_content(path: Path, error: Exception) -> None:
+    """Raises StorageError where a file could not be read, which says nothing about its content."""
+    if isinstance(error, OSError) and not is_absent(error):
+        raise refusal(path, error) from error
 
 
 def _check_arguments(store: FeatureStore, out_dir: Path, prefix: str) -> None:
@@ -204,6 +216,7 @@ def _check_labels(store: FeatureStore, out_dir: Path, prefix: str) -> None:
     except FileNotFoundError:
         return
     except (OSError, ValueError, KeyError, TypeError) as e:
+        _require_content(path, e)
         raise InputError(f"{path} cannot be read: {e!r}\nRemove it, or mend it.") from e
     expected = store.spec.samples * store.spec.views, store.spec.views
     if (rows, views) != expected:

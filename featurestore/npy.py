@@ -12,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurestore.errors import InputError
+from featurestore.refusals import is_absent, refusal
 
 # What NumPy lets through for a file that is not npy, or whose header is damaged: it parses the
-# header as a Python literal, and a memory map checks the size.
+# header as a Python literal, and a memory map checks the size. The parser's MemoryError is one of
+# a header that nests too deeply: the header is short, and a map that finds no memory says ENOMEM.
 _NOT_NPY = (OSError, ValueError, TypeError, SyntaxError, OverflowError, RecursionError, MemoryError)
 
 
@@ -41,7 +43,8 @@ def map_npy(path: Path) -> NDArray[Any]:
     objects are refused.
 
     Raises:
-        InputError: the file is missing, unreadable, or not one whole ``.npy`` file.
+        InputError: the file is missing, or not one whole ``.npy`` file.
+        StorageError: it cannot be opened or mapped.
     """
     try:
         with warnings.catch_warnings():
@@ -50,6 +53,8 @@ def map_npy(path: Path) -> NDArray[Any]:
     except FileNotFoundError:
         raise InputError(f"{path} does not exist.") from None
     except (*_NOT_NPY, tokenize.TokenError, Warning) as e:
+        if isinstance(e, OSError) and e.errno is not None and not is_absent(e):
+            raise refusal(path, e) from e
         reason = str(e).partition("\n")[0][:200]
         raise InputError(f"{path} is not a complete .npy file: {reason or type(e).__name__}") from e
     behind = path.stat().st_size - mapped.offset - mapped.nbytes

@@ -11,6 +11,7 @@ from typing import Any
 
 from featurestore.errors import InputError
 from featurestore.records import BadInput, stems_sha256
+from featurestore.refusals import is_absent, refusal
 from featurestore.stem_lists import indexed_stems
 from featurestore.store import StoreSpec, record_crc32c
 
@@ -159,6 +160,8 @@ class NpyFolder:
                 with path.open("rb") as file:
                     found = hashlib.file_digest(file, "sha256").hexdigest()
             except OSError as e:
-                raise InputError(f"Could not read {path}: {e.strerror or e}") from e
+                if is_absent(e):
+                    raise InputError(f"Could not read {path}: {e.strerror or e}") from e
+                raise refusal(path, e) from e
             if found != digests.get(path.name):
                 raise InputError(f"{path} is not what was written.\nRun `materialize` again.")

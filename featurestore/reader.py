@@ -30,8 +30,10 @@ import numpy as np
 import numpy.typing as npt
 
 from featurestore.arrays import CHECKSUM_BYTES, ArraySpec
+from featurestore.durable import not_there
 from featurestore.errors import ConfigError, CorruptStoreError, StorageError
 from featurestore.memory import available_bytes
+from featurestore.refusals import is_absent, named_errors, refusal
 
 Advice = Literal["auto", "populate", "willneed", "random", "none"]
 ADVICE = ("auto", "populate", "willneed", "random", "none")
@@ -209,7 +211,8 @@ def map_chunks(
 
     Raises:
         CorruptStoreError: a chunk's file is missing or not of its size.
-        StorageError: a file cannot be opened; with ``populate``, also where it cannot be read.
+        StorageError: a file cannot be opened or mapped; with ``populate``, also where it cannot be
+            read.
         ConfigError: this machine's pages are larger than the chunks are aligned for.
     """
     if spec.chunk_bytes % mmap.PAGESIZE:
@@ -219,7 +222,8 @@ def map_chunks(
             "Materialize the store where it was built, or read it with zarr."
         )
     apart = distance(spec)
-    buffer, base = _reserve(spec.chunks * apart)
+    with named_errors(root / spec.name):
+        buffer, base = _reserve(spec.chunks * apart)
     for chunk in chunks:
         # A string: joining paths takes a third of the time that opening a store does.
         path, address = f"{root}/{spec.file(chunk)}", base + chunk * apart
@@ -250,10 +254,10 @@ def _reserve(size: int) -> tuple[Any, int]:
 def _map_chunk(path: str, spec: ArraySpec, chunk: int, address: int) -> None:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise CorruptStoreError(spec.file(chunk), "the file is missing", chunk=chunk) from None
     except OSError as e:
-        raise StorageError(Path(path), e.strerror or str(e)) from e
+        if is_absent(e):
+            raise not_there(spec.file(chunk), e, chunk) from None
+        raise refusal(Path(path), e) from e
     try:
         found, expected = os.fstat(fd).st_size, spec.chunk_bytes + CHECKSUM_BYTES
         if found != expected:  # reading past the end of a shorter file would be a SIGBUS
@@ -261,5 +265,7 @@ def _map_chunk(path: str, spec: ArraySpec, chunk: int, address: int) -> None:
                 spec.file(chunk), f"{found} bytes, expected {expected}", chunk=chunk
             )
         _mmap(address, spec.chunk_bytes, _PROT_READ, _MAP_SHARED | _MAP_FIXED, fd)
+    except OSError as e:  # ENODEV where its file system cannot map files
+        raise refusal(Path(path), e) from e
     finally:
         os.close(fd)

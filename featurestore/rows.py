@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from featurestore.chunked import ChunkedBlocks, default_cache_bytes
 from featurestore.codecs import FOREIGN
+from featurestore.durable import size_of
 from featurestore.errors import CorruptStoreError, InputError
 from featurestore.mapped import MappedBlocks
 from featurestore.moments import Scale
@@ -137,10 +138,7 @@ def _require_lengths(store: FeatureStore, feature: str, chunks: Sequence[int]) -
     for chunk in chunks:
         file = array.file(chunk)
         committed, _ = store.ledger[chunk].files.get(file, (None, 0))
-        try:
-            found = array.file_bytes if array.is_mappable else (store.path / file).stat().st_size
-        except OSError as e:
-            raise CorruptStoreError(file, e.strerror or str(e), chunk=chunk) from None
+        found = array.file_bytes if array.is_mappable else size_of(store.path, file, chunk)
         if found != committed:
             problem = f"{found} bytes, and {committed} were committed"
             raise CorruptStoreError(file, problem, chunk=chunk)

@@ -12,6 +12,7 @@ from featurestore.errors import ConfigError, InputError
 from featurestore.moments import Scale
 from featurestore.npy_folder import NpyFolder, find_prefix
 from featurestore.reader import ADVICE, Advice, choose_advice
+from featurestore.refusals import is_file
 from featurestore.rows import FeatureRows, npy_rows, store_rows
 from featurestore.scaling import ZSCORES, scale_for
 from featurestore.store import FeatureStore, record_crc32c
@@ -29,9 +30,10 @@ def open_source(path: Path | str, prefix: str | None = None) -> FeatureSource:
     Raises:
         InputError: there is neither, or it is not complete.
         CorruptStoreError: the store is damaged.
+        StorageError: it cannot be read.
     """
     path = Path(path)
-    if (path / "zarr.json").is_file():
+    if is_file(path / "zarr.json"):
         return FeatureStore(path)
     prefix = prefix or find_prefix(path)
     return FeatureStore(path) if prefix is None else NpyFolder(path, prefix)

@@ -34,6 +34,7 @@ from featurestore.errors import ConfigError, CorruptStoreError, InputError, Stor
 from featurestore.ledger import Ledger
 from featurestore.moments import Moments, merge
 from featurestore.records import BadInput, SampleRecord, stems_sha256
+from featurestore.refusals import is_file, is_folder
 from featurestore.samples import SampleList
 
 SCHEMA = 2
@@ -152,10 +153,11 @@ class FeatureStore:
             InputError: there is no store.
             StoreMismatchError: it was written by another schema version.
             CorruptStoreError: its records are damaged.
+            StorageError: they cannot be read.
         """
         self.path = Path(path)
-        if not (self.path / "zarr.json").is_file():
-            if (self.path / EXTENSION / "final").is_dir():
+        if not is_file(self.path / "zarr.json"):
+            if is_folder(self.path / EXTENSION / "final"):
                 raise InputError(
                     f"{self.path} was extended, and that is not finished.\n"
                     "Finish it with `build --resume`; nothing is lost."

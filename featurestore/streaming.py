@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from featurestore.errors import StorageError
+from featurestore.refusals import is_absent, refusal
 
 # After a read of so few bytes, the kernel reads ahead in growing pieces while the rest is copied;
 # it would fetch all of a single large read before it returned anything.
@@ -31,10 +31,13 @@ class FilesInOrder:
             rows: samples of a chunk.
 
         Raises:
-            OSError: a file is not there.
+            StorageError: a file is not there any more, or nobody can tell.
         """
         self._rows = rows
-        self._files = [(file, os.stat(file).st_ino) for file in files]  # noqa: PTH116  8 times as fast
+        try:
+            self._files = [(file, os.stat(file).st_ino) for file in files]  # noqa: PTH116  8 times as fast
+        except OSError as e:
+            raise refusal(Path(str(e.filename)), e) from e
 
     def read(self, first: int, out: npt.NDArray[np.float32]) -> bool:
         """Reads the samples from ``first`` on.
@@ -68,10 +71,10 @@ class FilesInOrder:
                 return _read(fd, start * part[0].nbytes, part.reshape(-1).view(np.uint8).data)
             finally:
                 os.close(fd)
-        except FileNotFoundError:
-            return False
         except OSError as e:
-            raise StorageError(Path(file), e.strerror or str(e)) from e
+            if is_absent(e):
+                return False
+            raise refusal(Path(file), e) from e
 
 
 def _read(fd: int, at: int, memory: memoryview) -> bool:

@@ -18,7 +18,9 @@ import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
-from featurestore.verification import Finding, Verification
+from featurestore.refusals import is_folder, status_of
+from featurestore.verification import Verification
+from featurestore.verify_files import StoreFiles, decoded
 from featurestore.verify_lines import read_line, sample_problems
 
 _SCHEMA = 2
@@ -26,7 +28,6 @@ _LEDGER = "records/ledger.jsonl"
 _SAMPLES = "records/samples.jsonl"
 _GROUPS = ("zarr.json", "records/zarr.json", "records/moments/zarr.json")
 _EXTENSION = "records/extension"
-_LARGEST_DOCUMENT_BYTES = 64 << 20
 # A store that is extended or replaced meanwhile is looked at again, so often.
 _LOOKS = 5
 # Keys of a Zarr document that say nothing where they are empty.
@@ -42,6 +43,10 @@ def verify(root: Path, *, progress: Callable[[int, int], None] | None = None) ->
 
     Returns:
         What was found. Damage is a finding, never an exception.
+
+    Raises:
+        StorageError: files could not be read, or there was no memory to check them. It says nothing
+            about the rest of the store: nothing must be dropped because of it.
     """
     for _ in range(_LOOKS):
         before = _identity(root)
@@ -62,7 +67,7 @@ def _identity(root: Path) -> tuple[bytes, bytes]:
     for name in ("zarr.json", _LEDGER):
         try:
             found.append((root / name).read_bytes())
-        except OSError:
+        except OSError:  # whoever checks it reports that
             found.append(b"")
     return found[0], found[1]
 
@@ -70,53 +75,46 @@ def _identity(root: Path) -> tuple[bytes, bytes]:
 def _look(root: Path, progress: Callable[[int, int], None] | None) -> Verification:
     report = Verification()
     check = _Check(root, report)
-    if check.read_root():
-        check.documents()
-        check.samples()
-        check.chunks(progress)
-        check.extension()
-        check.strays()
+    try:
+        if check.read_root():
+            check.documents()
+            check.samples()
+            check.chunks(progress)
+            check.extension()
+            check.strays()
+    except MemoryError as e:
+        raise check.files.without_memory(e) from e
+    check.files.require_all_read()
     return report
 
 
 class _Check:
-    """One check of one store; everything found goes into ``report``."""
+    """One check of one store; everything found goes into ``report``.
+
+    Attributes:
+        files: the store's files.
+    """
 
     def __init__(self, root: Path, report: Verification) -> None:
         self._root = root
         self._report = report
-        self._known = {_LEDGER, _SAMPLES, *_GROUPS}
+        self.files = StoreFiles(root, report)
+        self.files.known |= {_LEDGER, _SAMPLES, *_GROUPS}
         self._n = self._v = self._k = 0
         self._dims: dict[str, int] = {}
         self._codec = "none"
         self._samples_sha256 = self._stems_sha256 = ""
         self._root_document: dict[str, Any] = {}
 
-    def _find(self, file: str, problem: str, chunk: int | None = None) -> None:
-        self._report.findings.append(Finding(file, chunk, problem))
-
-    def _object(self, file: str) -> dict[str, Any]:
-        """A JSON object of the store; empty, with a finding, where there is none."""
-        path = self._root / file
-        self._known.add(file)
-        try:
-            if path.stat().st_size > _LARGEST_DOCUMENT_BYTES:
-                raise ValueError("too large for a Zarr document")
-            value = json.loads(path.read_bytes())
-            if not isinstance(value, dict):
-                raise TypeError("not a JSON object")
-        except (OSError, ValueError, TypeError, RecursionError) as e:
-            self._find(file, str(e))
-            return {}
-        return value
-
     def read_root(self) -> bool:
         """Reads what the store says of itself; False where it cannot be understood."""
         pending = self._root / _EXTENSION / "final/zarr.json"
-        if not (self._root / "zarr.json").exists() and pending.exists():
-            self._find("zarr.json", "an addition is being put in place; build --resume finishes it")
+        if status_of(self._root / "zarr.json") is None and status_of(pending) is not None:
+            self.files.find(
+                "zarr.json", "an addition is being put in place; build --resume finishes it"
+            )
             return False
-        document = self._root_document = self._object("zarr.json")
+        document = self._root_document = self.files.object("zarr.json")
         if not document:
             return False
         try:
@@ -143,7 +141,7 @@ class _Check:
             ):
                 raise ValueError(f"codec {self._codec!r}")
         except (KeyError, TypeError, ValueError) as e:
-            self._find("zarr.json", f"its manyviews attributes: {e}")
+            self.files.find("zarr.json", f"its manyviews attributes: {e}")
             return False
         self._report.chunks, self._report.rows = -(-self._n // self._k), self._k
         return True
@@ -157,7 +155,7 @@ class _Check:
     def documents(self) -> None:
         """The Zarr documents: what another library reads the arrays by."""
         for file in _GROUPS:
-            document = self._root_document if file == "zarr.json" else self._object(file)
+            document = self._root_document if file == "zarr.json" else self.files.object(file)
             # What the root's attributes hold is checked by ``read_root``.
             attributes = document.get("attributes") if file == "zarr.json" else {}
             self._compare(file, document, {"node_type": "group", "attributes": attributes})
@@ -180,7 +178,7 @@ class _Check:
                 "attributes": {},
                 "dimension_names": [*axes, "dim"],
             }
-            self._compare(file, self._object(file), expected)
+            self._compare(file, self.files.object(file), expected)
 
     def _compression(self, dtype: str) -> list[dict[str, Any]]:
         """Moments are never compressed."""
@@ -196,23 +194,25 @@ class _Check:
         for key in sorted(document.keys() | expected.keys()):
             found, value = document.get(key), expected.get(key)
             if found != value and (key in expected or found or key not in _SILENT):
-                self._find(file, f"{key} is {found!r}, expected {value!r}")
+                self.files.find(file, f"{key} is {found!r}, expected {value!r}")
 
     def samples(self) -> None:
         """The list of samples against its hash."""
+        data = self.files.read(_SAMPLES)
+        if data is None:
+            return
         try:
-            data = (self._root / _SAMPLES).read_bytes()
             stems = [json.loads(line)[0] for line in data.splitlines()]
             joined = b"\0".join(stem.encode("utf-8", "surrogateescape") for stem in stems)
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as e:
-            self._find(_SAMPLES, str(e))
+        except (ValueError, LookupError, TypeError, AttributeError) as e:
+            self.files.find(_SAMPLES, str(e))
             return
         if len(stems) != self._n:
-            self._find(_SAMPLES, f"{len(stems)} samples, expected {self._n}")
+            self.files.find(_SAMPLES, f"{len(stems)} samples, expected {self._n}")
         elif hashlib.sha256(data).hexdigest() != self._samples_sha256:
-            self._find(_SAMPLES, "its checksum does not fit its content")
+            self.files.find(_SAMPLES, "its checksum does not fit its content")
         elif hashlib.sha256(joined).hexdigest() != self._stems_sha256:
-            self._find(_SAMPLES, "its stems are not those that the store was built from")
+            self.files.find(_SAMPLES, "its stems are not those that the store was built from")
 
     def chunks(self, progress: Callable[[int, int], None] | None) -> None:
         """Every line of the ledger, and every file that it names."""
@@ -226,22 +226,23 @@ class _Check:
             self._report.notices.append(f"{missing} of {self._report.chunks} chunks are to be made")
 
     def _ledger_lines(self) -> Iterator[dict[str, Any]]:
-        try:
-            lines = (self._root / _LEDGER).read_bytes().split(b"\n")
-        except OSError as e:
-            self._find(_LEDGER, str(e))
+        data = self.files.read(_LEDGER)
+        if data is None:
             return
+        lines = data.split(b"\n")
         if lines.pop():
             self._report.notices.append("the ledger ends in a torn line, which a build cuts off")
         for number, line in enumerate(lines, 1):
             body = read_line(line)
             chunk = body.get("chunk")
             if type(chunk) is not int:
-                self._find(_LEDGER, f"line {number} is not what was committed")
+                self.files.find(_LEDGER, f"line {number} is not what was committed")
             elif not 0 <= chunk < self._report.chunks:
-                self._find(_LEDGER, f"line {number} names chunk {chunk} of {self._report.chunks}")
+                self.files.find(
+                    _LEDGER, f"line {number} names chunk {chunk} of {self._report.chunks}"
+                )
             elif chunk in self._report.committed:
-                self._find(_LEDGER, f"line {number} names chunk {chunk} again")
+                self.files.find(_LEDGER, f"line {number} names chunk {chunk} again")
             else:
                 self._report.committed[chunk] = line
                 yield body
@@ -250,9 +251,9 @@ class _Check:
         chunk = body["chunk"]
         samples = min(self._k, self._n - chunk * self._k)
         if len(body["samples"]) != samples:
-            self._find(_LEDGER, f"{len(body['samples'])} samples, expected {samples}", chunk)
+            self.files.find(_LEDGER, f"{len(body['samples'])} samples, expected {samples}", chunk)
         for problem in sample_problems(body, chunk * self._k):
-            self._find(_LEDGER, problem, chunk)
+            self.files.find(_LEDGER, problem, chunk)
         files = set()
         for name, dim in self._dims.items():
             feature, moments = f"{name}/c.{chunk}.0.0", f"records/moments/{name}/c.{chunk}.0.0"
@@ -262,36 +263,36 @@ class _Check:
             if rows is not None and found is not None:
                 used = rows.reshape(-1, dim)[: samples * self._v]
                 if not np.isnan(rows.reshape(-1, dim)[samples * self._v :]).all():
-                    self._find(feature, "there are rows behind the last sample", chunk)
+                    self.files.find(feature, "there are rows behind the last sample", chunk)
                 self._moments(feature, moments, chunk, used, found.reshape(2, dim))
-        self._known |= files
+        self.files.known |= files
         if set(body["files"]) != files:
-            self._find(_LEDGER, "the line names other files than the chunk has", chunk)
+            self.files.find(_LEDGER, "the line names other files than the chunk has", chunk)
 
     def _payload(
         self, file: str, body: dict[str, Any], dtype: str, count: int
     ) -> npt.NDArray[Any] | None:
         chunk = body["chunk"]
         size, crc = body["files"].get(file, (None, None))
-        try:
-            data = (self._root / file).read_bytes()
-        except OSError as e:
-            self._find(file, e.strerror or str(e), chunk)
+        data = self.files.read(file, chunk)
+        if data is None:
             return None
         self._report.files += 1
         compressed = bool(self._compression(np.dtype(dtype).name))
         expected = size if compressed else count * np.dtype(dtype).itemsize + 4
         if not len(data) == size == expected:
-            self._find(file, f"{len(data)} bytes, expected {expected}, committed {size}", chunk)
+            self.files.find(
+                file, f"{len(data)} bytes, expected {expected}, committed {size}", chunk
+            )
             return None
-        payload = _decoded(data[:-4]) if compressed else data[:-4]
-        actual = google_crc32c.value(payload)
         written = google_crc32c.value(data[:-4]).to_bytes(4, "little")
-        if f"{actual:08x}" != crc or data[-4:] != written:
-            self._find(file, "its content is not what was committed", chunk)
+        expected = count * np.dtype(dtype).itemsize
+        payload = decoded(data[:-4], expected) if compressed else data[:-4]
+        if data[-4:] != written or f"{google_crc32c.value(payload):08x}" != crc:
+            self.files.find(file, "its content is not what was committed", chunk)
             return None
-        if len(payload) != count * np.dtype(dtype).itemsize:
-            self._find(file, f"{len(payload)} bytes when decoded", chunk)
+        if len(payload) != expected:
+            self.files.find(file, f"{len(payload)} bytes when decoded", chunk)
             return None
         return np.frombuffer(payload, dtype)
 
@@ -304,7 +305,7 @@ class _Check:
         found: npt.NDArray[np.float64],
     ) -> None:
         if not np.isfinite(rows).all():
-            self._find(feature, "rows that are not finite were committed", chunk)
+            self.files.find(feature, "rows that are not finite were committed", chunk)
             return
         wide = rows.astype(np.float64)
         mean, deviation = wide.mean(axis=0), wide.std(axis=0)
@@ -313,35 +314,25 @@ class _Check:
         near &= np.abs(np.sqrt(found[1] / len(rows)) - deviation) <= 1e-7 * scale
         if not near.all():  # NaN is not near
             bad = int((~near).sum())
-            self._find(moments, f"{bad} of {near.size} dimensions do not fit the rows", chunk)
+            self.files.find(moments, f"{bad} of {near.size} dimensions do not fit the rows", chunk)
 
     def extension(self) -> None:
         """An addition that is not finished is a store of its own, beside this one."""
         folder = self._root / _EXTENSION
-        if not folder.is_dir():
+        if not is_folder(folder):
             return
         self._report.notices.append("an extension is not finished; build --resume goes on")
-        if (folder / "zarr.json").exists():
+        if status_of(folder / "zarr.json") is not None:
             self._report.extension = found = _look(folder, None)
             for finding in found.findings:
-                self._find(f"{_EXTENSION}/{finding.file}", finding.problem)
+                self.files.find(f"{_EXTENSION}/{finding.file}", finding.problem)
 
     def strays(self) -> None:
         """Files that nobody committed: never read, and so only noticed."""
-        for folder, _, names in os.walk(self._root):
+        for folder, _, names in os.walk(self._root, onerror=self.files.unlisted):
             relative = Path(folder).relative_to(self._root)
             if relative.parts[:2] in (("records", "runs"), ("records", "extension")):
                 continue
             for file in sorted((relative / name).as_posix() for name in names):
-                if file not in self._known:
+                if file not in self.files.known:
                     self._report.notices.append(f"{file} was not committed and is never read")
-
-
-def _decoded(body: bytes) -> bytes:
-    """What a Zstandard frame holds; empty, which fits no checksum, where it is none."""
-    from numcodecs import zstd
-
-    try:
-        return bytes(zstd.decompress(body))
-    except (RuntimeError, ValueError, MemoryError):
-        return b""

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from featurestore.errors import CorruptStoreError, InputError
+from featurestore.refusals import is_absent, refusal
 from featurestore.verification import Verification
 from featurestore.verify_lines import read_line
 
@@ -56,7 +57,8 @@ def verify_inputs(
 
     Raises:
         InputError: there is no such folder.
-        CorruptStoreError: the store's list of samples cannot be read, so no name is known.
+        CorruptStoreError: the store's list of samples is damaged, so no name is known.
+        StorageError: the list or an input cannot be read, so nobody can tell whether it changed.
     """
     if not data_dir.is_dir():
         raise InputError(f"The data folder {data_dir} does not exist.")
@@ -77,7 +79,11 @@ def _names(root: Path) -> list[tuple[str, str]]:
     try:
         lines = (root / _SAMPLES).read_bytes().splitlines()
         return [(image, text) for _, image, text in map(json.loads, lines)]
-    except (OSError, ValueError, TypeError) as e:
+    except OSError as e:
+        if is_absent(e):
+            raise CorruptStoreError(_SAMPLES, e.strerror) from None
+        raise refusal(root / _SAMPLES, e) from e
+    except (ValueError, TypeError) as e:
         raise CorruptStoreError(_SAMPLES, str(e)) from None
 
 
@@ -90,7 +96,9 @@ def _compare(data_dir: Path, name: str, digest: str, found: InputVerification) -
     try:
         now = _sha256(path)
     except OSError as e:
-        found.changed.append((name, e.strerror or str(e)))
+        if not is_absent(e):  # nobody can tell whether it changed
+            raise refusal(Path(os.fsdecode(path)), e) from e
+        found.changed.append((name, e.strerror))
         return
     if now != digest:
         problem = "not a file any more" if not now else f"SHA-256 {now}, and {digest} was read"

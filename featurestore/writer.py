@@ -17,8 +17,10 @@ from featurestore.codecs import FOREIGN
 from featurestore.config import Fingerprint
 from featurestore.errors import CorruptStoreError, InputError
 from featurestore.ledger import ChunkEntry, Ledger
+from featurestore.locks import FileLock
 from featurestore.moments import moments_of
 from featurestore.records import FEATURES, Sample, SampleRecord, is_feature_name
+from featurestore.refusals import is_file, is_folder, named_errors, status_of
 from featurestore.samples import SampleList
 from featurestore.store import (
     EXTENSION,
@@ -43,13 +45,13 @@ _RECORDS_ENTRIES = {
 class StoreWriter(FeatureStore):
     """A store opened for writing: holds its lock until it is closed. A context manager."""
 
-    def __init__(self, path: Path, lock: durable.FileLock) -> None:
+    def __init__(self, path: Path, lock: FileLock) -> None:
         super().__init__(path)
         self._lock = lock
         self.notices = self._recover()
 
     @classmethod
-    def of(cls, store: FeatureStore, lock: durable.FileLock) -> StoreWriter:
+    def of(cls, store: FeatureStore, lock: FileLock) -> StoreWriter:
         """Opens for writing what was opened for reading under this lock; reads nothing again."""
         writer = cls.__new__(cls)
         writer.__dict__.update(store.__dict__)
@@ -91,10 +93,7 @@ class StoreWriter(FeatureStore):
         """
         for entry in self.ledger.entries:
             for file, (size, _) in entry.files.items():
-                try:
-                    found = (self.path / file).stat().st_size
-                except OSError as e:
-                    raise CorruptStoreError(file, e.strerror or str(e), chunk=entry.chunk) from None
+                found = durable.size_of(self.path, file, entry.chunk)
                 if found != size:
                     problem = f"{found} bytes, expected {size}"
                     raise CorruptStoreError(file, problem, chunk=entry.chunk)
@@ -166,14 +165,14 @@ class StoreWriter(FeatureStore):
         self.close()
 
 
-def take_lock(path: Path) -> durable.FileLock:
+def take_lock(path: Path) -> FileLock:
     """Locks the store at ``path``, whose ``records/runs`` folder is created if it is missing.
 
     Raises:
         StoreLockedError: another process is writing to it.
     """
     durable.make_folder(path / RUNS)
-    return durable.FileLock(path / LOCK, path)
+    return FileLock(path / LOCK, path)
 
 
 def state_of(path: Path) -> str:
@@ -181,15 +180,17 @@ def state_of(path: Path) -> str:
 
     Raises:
         InputError: something else that must not be written into.
+        StorageError: nobody can tell.
     """
-    if not path.exists() and not path.is_symlink():
+    if status_of(path) is None and not path.is_symlink():
         return "absent"
-    if not path.is_dir():
+    if not is_folder(path):
         raise InputError(f"{path} is not a folder. Choose another --store.")
-    entries = {p.name for p in path.iterdir()}
+    with named_errors(path):
+        entries = {p.name for p in path.iterdir()}
     if not entries:
         return "absent"
-    if "zarr.json" in entries and (path / RECORDS).is_dir():
+    if "zarr.json" in entries and is_folder(path / RECORDS):
         return "store"
     if extension.is_pending(path):
         return "store"
@@ -216,7 +217,7 @@ def _is_own(entry: Path) -> bool:
 
 def _is_started(path: Path) -> bool:
     """Whether a writer has locked ``path``, or was killed while it made the lock's folder."""
-    if (path / LOCK).is_file():
+    if is_file(path / LOCK):
         return True
     made = {str(p.relative_to(path)) for p in path.rglob("*")}
     return made <= {RECORDS, RUNS}
@@ -227,7 +228,7 @@ def create(
     spec: StoreSpec,
     fingerprint: Fingerprint,
     samples: Sequence[Sample],
-    lock: durable.FileLock,
+    lock: FileLock,
 ) -> StoreWriter:
     """Creates an empty store at ``path``, in place of whatever of an earlier one is there.
 

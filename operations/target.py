@@ -10,8 +10,8 @@ from pathlib import Path
 from consumers.extending import Extension, completed, find_extension
 from featurestore import writer as stores
 from featurestore.config import BuildConfig
-from featurestore.durable import lock_holder
 from featurestore.errors import ManyViewsError
+from featurestore.locks import lock_holder
 from featurestore.store import LOCK, FeatureStore
 from operations.findings import Group
 from operations.machine import committed_bytes

@@ -14,13 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from featurestore import extension
-from featurestore.durable import lock_holder
 from featurestore.errors import ManyViewsError
 from featurestore.ledger import Ledger
+from featurestore.locks import Holder, lock_holder
 from featurestore.store import EXTENSION, LOCK, RUNS, FeatureStore
 from operations.runs import Run, newest_run, utc_now
-
-Holder = tuple[int | None, str | None]
 
 
 @dataclass(frozen=True, slots=True)

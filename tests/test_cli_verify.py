@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import cli
-from featurestore.durable import FileLock
+from featurestore.locks import FileLock
 from featurestore.materialize import PREFIX, materialize
 from featurestore.store import FeatureStore
 from tests.conftest import tree_digest

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from featurestore.durable import lock_holder
+from featurestore.locks import lock_holder
 from tests.faults.harness import (
     COUNTS,
     NIGHTLY,

@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from featurestore.durable import FileLock, lock_holder
 from featurestore.errors import StoreLockedError
+from featurestore.locks import FileLock, lock_holder
 from featurestore.store import FeatureStore
 from featurestore.verify import verify
 from tests.conftest import ROOT, tree_digest

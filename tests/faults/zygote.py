@@ -43,7 +43,7 @@ import consumers.build
 import consumers.plan
 from consumers import backbones
 from consumers.progress import RunLog
-from featurestore import durable
+from featurestore import durable, locks
 from featurestore.backbone_config import BackboneConfig
 from featurestore.config import BuildConfig
 from featurestore.errors import ManyViewsError
@@ -316,7 +316,7 @@ def _partials(folder: str) -> list[str]:
 
 
 def _lock_free(store: str) -> bool:
-    return durable.lock_holder(Path(store) / "records/runs/lock") is None
+    return locks.lock_holder(Path(store) / "records/runs/lock") is None
 
 
 def _fill(arguments: list[Any]) -> int:

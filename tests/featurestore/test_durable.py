@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from featurestore import durable
-from featurestore.durable import FileLock, lock_holder
 from featurestore.errors import (
     CorruptStoreError,
     StorageError,
     StorageFullError,
     StoreLockedError,
 )
+from featurestore.locks import FileLock, lock_holder
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 FAILURES = (*FULL, errno.EIO, errno.EROFS, errno.EACCES, errno.ENAMETOOLONG)
@@ -429,7 +429,7 @@ def test_read_bytes(tmp_path):
 HOLDER = """if True:
     import sys, time
     from pathlib import Path
-    from featurestore.durable import FileLock
+    from featurestore.locks import FileLock
     lock = FileLock(Path(sys.argv[1]), Path("the store"))
     print("held", flush=True)
     time.sleep(60)

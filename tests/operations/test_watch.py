@@ -20,10 +20,10 @@ import pytest
 import cli
 from consumers.build import build
 from consumers.progress import RunLog
-from featurestore import durable
+from featurestore import locks
 from featurestore.config import BuildConfig
-from featurestore.durable import FileLock, lock_holder
 from featurestore.errors import StoreLockedError
+from featurestore.locks import FileLock, lock_holder
 from featurestore.store import LOCK, RUNS, FeatureStore
 from featurestore.verify import verify
 from featurestore.writer import take_lock
@@ -164,10 +164,10 @@ def test_looking_at_a_lock_keeps_nobody_from_taking_it(
         waits.append(seconds)
         os.close(looking)
 
-    monkeypatch.setattr(durable.time, "sleep", look_away)
+    monkeypatch.setattr(locks.time, "sleep", look_away)
     lock = FileLock(path, tmp_path)
     assert len(waits) == 1
-    monkeypatch.setattr(durable.time, "sleep", waits.append)
+    monkeypatch.setattr(locks.time, "sleep", waits.append)
     with pytest.raises(StoreLockedError):
         FileLock(path, tmp_path)
     assert sum(waits[1:]) <= 0.1
