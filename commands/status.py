@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from commands.options import common_options, json_option, say, store_option
+from featurestore.locks import Holder
 
 if TYPE_CHECKING:
     from operations.watch import Progress
@@ -23,6 +24,7 @@ END = {
     "failed": "The build failed: {why}",
     "killed": "The build is gone without a word: it was killed. Go on with build --resume.",
     "not complete": "Nobody is writing to {store}; go on with build --resume.",
+    "unknown": "Nothing changes, and nobody can tell whether a build is at it (no file locks).",
 }
 
 
@@ -111,10 +113,12 @@ def status_lines(found: Progress) -> list[str]:
         lines.append(_rate(found))
     bad = ", ".join(f"{reason} {count:,}" for reason, count in store.bad.items())
     lines.append(f"{sum(store.bad.values()):,} bad inputs with placeholders{bad and f': {bad}'}")
-    if found.holder is not None:
+    if isinstance(found.holder, Holder):
         pid, host = found.holder
         begun = "" if found.running else ", which is starting or repairing"
         lines.append(f"being written by process {pid} on {host}{begun}")
+    elif found.holder is not None and found.ended == "":
+        lines.append("nobody can tell whether it is being written: its lock cannot be asked")
     elif found.run is not None and not store.complete:
         why = found.run.why.partition("\n")[0]
         lines.append(f"the last build: {found.run.end or 'killed'}{why and f', {why}'}")

@@ -6,16 +6,23 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from consumers.extending import completed, find_extension, naming_extension
+from consumers.extending import Extension, completed, find_extension, naming_extension
 from consumers.main_loop import BuildReport, run_plan
 from consumers.plan import Plan, decide, make_plan
 from consumers.resuming import check_intent
 from featurestore import extension
 from featurestore import writer as stores
+from featurestore.codecs import NONE
 from featurestore.config import BuildConfig
 from featurestore.durable import make_folder
-from featurestore.errors import InputError, InterruptedBuildError
+from featurestore.errors import (
+    InputError,
+    InterruptedBuildError,
+    StorageError,
+)
 from featurestore.locks import FileLock
+from featurestore.refusals import is_folder
+from featurestore.space import free_bytes, missing_bytes, require_space, store_bytes
 from featurestore.store import EXTENSION, RECORDS, FeatureStore
 from featurestore.writer import StoreWriter
 from producers.source import Scan, scan
@@ -51,6 +58,8 @@ def build(config: BuildConfig, observers: Sequence[Observer] = ()) -> BuildRepor
     try:
         return _build(config, tell)
     except BaseException as e:
+        if isinstance(e, StorageError):
+            e.add_promise()
         stopped = isinstance(e, (InterruptedBuildError, KeyboardInterrupt))
         tell("interrupted" if stopped else "failed", error=str(e) or type(e).__name__)
         raise
@@ -61,16 +70,22 @@ def _build(config: BuildConfig, tell: Callable[..., None]) -> BuildReport:
     tell("scanned", **_scan_facts(found))
     state = stores.state_of(config.store)
     check_intent(config, state)
+    if not (state == "store" and config.resume):
+        stores.require_place(config.store)
     with ExitStack() as stack:
         lock = _lock(config, stack) if state != "absent" else None
         stored = _open(config) if state == "store" and config.resume else None
         config = completed(config, stored)
         wanted = find_extension(config, stored, found)
+        _require_sound(stored, wanted)
         plan = make_plan(decide(config, found, stored, wanted), tell)
+        notices = _require_space(plan, stored)
         if lock is None:
             lock = _lock(config, stack)
             _refuse_late(config)
-        return run_plan(plan, _writer(plan, stored, lock), tell)
+        writer = _writer(plan, stored, lock)
+        writer.notices += notices
+        return run_plan(plan, writer, tell)
 
 
 def _open(config: BuildConfig) -> FeatureStore:
@@ -78,6 +93,40 @@ def _open(config: BuildConfig) -> FeatureStore:
     if extension.is_pending(config.store):
         extension.put_in_place(config.store)
     return FeatureStore(config.store)
+
+
+def _require_sound(stored: FeatureStore | None, wanted: Extension | None) -> None:
+    """Refuses what cannot be built on, before the models are loaded."""
+    if stored is not None:
+        stores.require_sound(stored)
+    if wanted is not None and wanted.made is not None:
+        with naming_extension():
+            stores.require_sound(wanted.made)
+
+
+def _require_space(plan: Plan, stored: FeatureStore | None) -> list[str]:
+    """Refuses a build that there is no room for.
+
+    Returns:
+        What there is to say where chunks are compressed, so that nobody knows what they will take.
+    """
+    path, samples = plan.config.store, plan.found.samples
+    made = stored if plan.wanted is None else plan.wanted.made
+    freed = 0
+    if made is not None:
+        done = set(made.ledger.committed) - set(plan.remade)
+        needed = missing_bytes(plan.spec, samples, made.path, done)
+    else:
+        needed = store_bytes(plan.spec, samples)
+        if stored is None and is_folder(path):
+            freed = stores.erasable_bytes(path)
+    if plan.spec.codec == NONE:
+        require_space(path, needed, freed)
+        return []
+    free = free_bytes(path)
+    if free is None or needed <= free + freed:
+        return []
+    return [f"{path} takes {needed:,} bytes before compression, and {free + freed:,} are free"]
 
 
 def _writer(plan: Plan, stored: FeatureStore | None, lock: FileLock) -> StoreWriter:

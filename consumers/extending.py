@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ from featurestore.codecs import NONE
 from featurestore.config import PAPER_VIEWS, BuildConfig, CompleteConfig, Fingerprint
 from featurestore.errors import CorruptStoreError, InputError, StoreMismatchError
 from featurestore.records import FEATURES, Sample, SampleRecord
+from featurestore.refusals import is_folder, status_of
 from featurestore.store import EXTENSION, FeatureStore
 from featurestore.writer import StoreWriter
 from producers.source import Scan
@@ -112,8 +114,8 @@ def find_extension(
     """What ``config``, completed, adds to ``stored``; None where it adds nothing.
 
     Raises:
-        InputError: more than one thing, another one than was begun, or to a store that is not
-            complete.
+        InputError: more than one thing, another one than was begun, to a store that is not
+            complete, or something is in the way of a new feature.
         StoreMismatchError: samples were added that cannot be.
     """
     if stored is None or not config.resume:
@@ -136,6 +138,7 @@ def find_extension(
             "Extend it by one after the other."
         )
     wanted = Extension(kinds[0], stored, made)
+    _require_free_names(stored, new)
     if made is not None and not _is_begun(wanted, config, found, new):
         raise InputError(
             f"An extension of {stored.path} by something else is not finished; nothing was "
@@ -143,6 +146,25 @@ def find_extension(
             "to drop it."
         )
     return wanted
+
+
+def _require_free_names(stored: FeatureStore, new: Sequence[str]) -> None:
+    """Refuses features whose folders something else is in the place of: it would be replaced.
+
+    Raises:
+        InputError: there is something.
+    """
+    for name in new:
+        place = stored.path / name
+        if place.is_symlink() or (status_of(place) is not None and not _is_empty_folder(place)):
+            raise InputError(
+                f"{place} is in the way of the feature {name!r}, and no build made it; nothing was "
+                "changed.\nMove it away, or build into another --store."
+            )
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return is_folder(path) and next(path.iterdir(), None) is None
 
 
 def made_features(config: CompleteConfig, wanted: Extension | None) -> tuple[str, ...]:

@@ -169,7 +169,7 @@ def decide(
         check_placeholders(config, stored, remade)
     kind: Fingerprint = {"device_kind": registry.device_kind(device)}
     if stored is not None:
-        known.compare(kind)
+        known.compare(kind | _settled(config, stored, wanted, features, device, known))
     return Decided(
         config=config,
         found=found,
@@ -233,6 +233,29 @@ def make_plan(decided: Decided, tell: Callable[..., None]) -> Plan:
 def default_workers() -> int:
     """Producer processes where nobody says how many: a CPU is left to this process."""
     return max(1, usable_cpus() - 1)
+
+
+def _settled(
+    config: CompleteConfig,
+    stored: FeatureStore,
+    wanted: Extension | None,
+    features: Sequence[str],
+    device: str,
+    known: Known,
+) -> Fingerprint:
+    """What of the fingerprint options alone decide, once the store's own say what is left open."""
+    fields: Fingerprint = {
+        f"{name}.batch_size": _batch_size(config, name, device, known) for name in features
+    }
+    if config.dtype != "auto":
+        fields |= {
+            f"{name}.dtype": f"torch.{registry.resolve_dtype(config.dtype, device, name)}"
+            for name in features
+            if name not in config.backbones  # whose adapters may do otherwise
+        }
+    if wanted is None or wanted.kind != "features":
+        return fields | {"chunk": _chunk(config, stored, stored.spec.dims)}
+    return fields | {"chunk": config.chunk or stored.spec.chunk}  # new features' dims are unknown
 
 
 def _chunk(config: CompleteConfig, stored: FeatureStore | None, dims: Mapping[str, int]) -> int:

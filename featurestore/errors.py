@@ -163,11 +163,9 @@ class StorageError(ManyViewsError):
         self.path = path
         super().__init__(f"Could not use {path}: {reason}.{advice and chr(10)}{advice}")
 
-    def add_promise(self, store: Path) -> None:
-        """Says that ``store``, which this error interrupted the writing of, keeps its chunks."""
-        self.args = (
-            f"{self}\nNothing that was committed is lost. `build --resume` continues {store}.",
-        )
+    def add_promise(self) -> None:
+        """Adds what is true of a build that it ended, and of nothing else."""
+        self.args = (f"{self}\nNothing that was committed is lost. Run it again with --resume.",)
 
 
 class StorageFullError(StorageError):

@@ -215,6 +215,11 @@ class Ledger:
         return [self._entries[c] for c in sorted(self._entries)]
 
     @property
+    def committed(self) -> list[int]:
+        """The chunks that are committed, in order."""
+        return sorted(self._entries)
+
+    @property
     def missing(self) -> list[int]:
         """The chunks that are not committed, in order."""
         return [c for c in range(self._chunks) if c not in self._entries]

@@ -25,8 +25,9 @@ from featurestore.npy import npy_header
 from featurestore.records import FEATURES, is_feature_name
 from featurestore.refusals import is_absent, refusal
 from featurestore.scaling import scale_for
+from featurestore.space import free_bytes
 from featurestore.splits import read_split
-from featurestore.store import FeatureStore, free_bytes, record_crc32c
+from featurestore.store import FeatureStore, record_crc32c
 from featurestore.verification import Finding
 
 PREFIX = "mm_imdb1_globals_aug70"
@@ -244,8 +245,8 @@ def _check_space(store: FeatureStore, out_dir: Path, prefix: str) -> None:
         needed += rows * dim * 4 - (old.stat().st_size if old.is_file() else 0)
     needed = peak
     left = sum(path.stat().st_size for path in _leftovers(store, out_dir, prefix))
-    free = free_bytes(out_dir) + left
-    if needed > free:
+    free = free_bytes(out_dir)
+    if free is not None and needed > free + left:
         raise InputError(
             f"{out_dir} needs {needed:,} bytes and its file system has {free:,} free.\n"
             "Free some space or choose another --out-dir; a store can also be read without "

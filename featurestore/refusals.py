@@ -125,3 +125,13 @@ def is_folder(path: Path) -> bool:
     """Whether there is a folder; raises StorageError where nobody can tell."""
     found = status_of(path)
     return found is not None and stat.S_ISDIR(found.st_mode)
+
+
+def require_writable(folder: Path) -> None:
+    """Raises StorageError where this user, or nobody, may create files in ``folder``."""
+    if os.access(folder, os.W_OK | os.X_OK):
+        return
+    with named_errors(folder):
+        fixed = os.statvfs(folder).f_flag & os.ST_RDONLY
+        number = errno.EROFS if fixed else errno.EACCES
+        raise OSError(number, os.strerror(number))

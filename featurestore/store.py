@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -317,10 +316,3 @@ class FeatureStore:
                 f"{self.path} is not complete: {done} of {chunks} chunks are there.\n"
                 "Finish it with `build --resume`."
             )
-
-
-def free_bytes(path: Path) -> int:
-    """Free bytes of the file system that holds ``path`` or its nearest existing parent."""
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free

@@ -47,7 +47,7 @@ class StoreFiles:
             return path.read_bytes()
         except OSError as e:
             if is_absent(e):
-                self.find(file, e.strerror, chunk)
+                self.find(file, e.strerror or str(e), chunk)
             else:
                 self._unread[file] = e
             return None

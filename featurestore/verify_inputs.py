@@ -81,7 +81,7 @@ def _names(root: Path) -> list[tuple[str, str]]:
         return [(image, text) for _, image, text in map(json.loads, lines)]
     except OSError as e:
         if is_absent(e):
-            raise CorruptStoreError(_SAMPLES, e.strerror) from None
+            raise CorruptStoreError(_SAMPLES, e.strerror or str(e)) from None
         raise refusal(root / _SAMPLES, e) from e
     except (ValueError, TypeError) as e:
         raise CorruptStoreError(_SAMPLES, str(e)) from None
@@ -98,7 +98,7 @@ def _compare(data_dir: Path, name: str, digest: str, found: InputVerification) -
     except OSError as e:
         if not is_absent(e):  # nobody can tell whether it changed
             raise refusal(Path(os.fsdecode(path)), e) from e
-        found.changed.append((name, e.strerror))
+        found.changed.append((name, e.strerror or str(e)))
         return
     if now != digest:
         problem = "not a file any more" if not now else f"SHA-256 {now}, and {digest} was read"

@@ -6,6 +6,7 @@ does not exist.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -17,11 +18,18 @@ from featurestore.codecs import FOREIGN
 from featurestore.config import Fingerprint
 from featurestore.errors import CorruptStoreError, InputError
 from featurestore.ledger import ChunkEntry, Ledger
-from featurestore.locks import FileLock
+from featurestore.locks import FileLock, require_locks
 from featurestore.moments import moments_of
 from featurestore.records import FEATURES, Sample, SampleRecord, is_feature_name
-from featurestore.refusals import is_file, is_folder, named_errors, status_of
+from featurestore.refusals import (
+    is_file,
+    is_folder,
+    named_errors,
+    require_writable,
+    status_of,
+)
 from featurestore.samples import SampleList
+from featurestore.space import folder_bytes, nearest_existing
 from featurestore.store import (
     EXTENSION,
     LOCK,
@@ -47,12 +55,16 @@ class StoreWriter(FeatureStore):
 
     def __init__(self, path: Path, lock: FileLock) -> None:
         super().__init__(path)
+        require_sound(self)
         self._lock = lock
         self.notices = self._recover()
 
     @classmethod
     def of(cls, store: FeatureStore, lock: FileLock) -> StoreWriter:
-        """Opens for writing what was opened for reading under this lock; reads nothing again."""
+        """Opens for writing what was opened, and found sound, under this lock.
+
+        Nothing is read or checked again: the caller called :func:`require_sound`.
+        """
         writer = cls.__new__(cls)
         writer.__dict__.update(store.__dict__)
         writer._lock = lock
@@ -61,42 +73,16 @@ class StoreWriter(FeatureStore):
 
     def _recover(self) -> list[str]:
         """Removes what a killed writer left; returns what there is to say about it."""
-        self._require_own_codecs()
         swept = []
         extension.sweep(self.path)
-        for name in self.features:
-            for spec in (self.spec.feature(name), self.spec.moments(name)):
-                swept += durable.sweep_partials(self.path / spec.name)
-        for folder in (f"{RECORDS}/moments", RECORDS, ""):
+        for folder in (*_array_names(self), f"{RECORDS}/moments", RECORDS, ""):
             swept += durable.sweep_partials(self.path / folder)
         notices = (
             [f"removed {len(swept)} unfinished files of an interrupted build"] if swept else []
         )
-        self._check_files()
         if torn := self.ledger.recover():
             notices.append(f"dropped {torn} bytes of a torn last line of the ledger")
         return notices
-
-    def _require_own_codecs(self) -> None:
-        """Raises CorruptStoreError where an array was rewritten: it can be read, not built on."""
-        for name in self.features:
-            if self.array(name).codec == FOREIGN:
-                advice = "Restore the array, or build again into another --store."
-                problem = "its codecs are not those of the build"
-                raise CorruptStoreError(f"{name}/zarr.json", problem, advice=advice)
-
-    def _check_files(self) -> None:
-        """Every committed file is there and has its length: what is damaged must not be built on.
-
-        Raises:
-            CorruptStoreError: one is not.
-        """
-        for entry in self.ledger.entries:
-            for file, (size, _) in entry.files.items():
-                found = durable.size_of(self.path, file, entry.chunk)
-                if found != size:
-                    problem = f"{found} bytes, expected {size}"
-                    raise CorruptStoreError(file, problem, chunk=entry.chunk)
 
     def commit_chunk(
         self,
@@ -163,6 +149,59 @@ class StoreWriter(FeatureStore):
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def require_sound(store: FeatureStore) -> None:
+    """Refuses to write to a store that is damaged, was rewritten, or cannot be written to.
+
+    It looks at documents, lengths of files and permissions, and reads no rows: fast enough to be
+    done before anything that takes long. It changes nothing.
+
+    Raises:
+        CorruptStoreError: a document is not the build's, or a committed file is missing or not of
+            its length: what is damaged must not be built on.
+        StorageError: a folder cannot be written to, or a file cannot be looked at.
+    """
+    for group in (RECORDS, f"{RECORDS}/moments"):
+        arrays.parse_document(store.path, f"{group}/zarr.json")
+    for name in store.features:
+        codec = arrays.check_array_document(store.path, store.spec.moments(name))
+        for array, found in (
+            (store.array(name).name, store.array(name).codec),
+            (store.spec.moments(name).name, codec),
+        ):
+            if found == FOREIGN:
+                advice = "Restore the array, or build again into another --store."
+                problem = "its codecs are not those of the build"
+                raise CorruptStoreError(f"{array}/zarr.json", problem, advice=advice)
+    for entry in store.ledger.entries:
+        for file, (size, _) in entry.files.items():
+            found_size = durable.size_of(store.path, file, entry.chunk)
+            if found_size != size:
+                problem = f"{found_size} bytes, expected {size}"
+                raise CorruptStoreError(file, problem, chunk=entry.chunk)
+    for folder in ("", RECORDS, *_array_names(store)):
+        require_writable(store.path / folder)
+
+
+def _array_names(store: FeatureStore) -> list[str]:
+    spec = store.spec
+    return [array.name for n in store.features for array in (spec.feature(n), spec.moments(n))]
+
+
+def require_place(path: Path) -> None:
+    """Refuses a place where no store can be created; creates nothing.
+
+    Raises:
+        StorageError: what is above it is no folder or cannot be written to, or its file system has
+            no locks.
+    """
+    parent = nearest_existing(path)  # an empty folder is the store's own place
+    with named_errors(path):
+        if not is_folder(parent):
+            raise NotADirectoryError(errno.ENOTDIR, f"{parent} is not a folder")
+    require_writable(parent)
+    require_locks(parent)
 
 
 def take_lock(path: Path) -> FileLock:
@@ -263,14 +302,25 @@ def erase(path: Path) -> None:
     if extension.is_pending(path):
         durable.remove(path / extension.FINAL / "zarr.json")
     durable.remove(path / "zarr.json")
-    own = [entry for entry in path.iterdir() if _is_own(entry)]
-    own += [
-        entry
-        for entry in (path / RECORDS).iterdir()
-        if entry.name.removesuffix(durable.PARTIAL) in _RECORDS_ENTRIES
-    ]
-    for entry in sorted(own):
+    for entry in _own_entries(path):
         if entry.is_dir() and not entry.is_symlink():
             durable.remove_folder(entry)
         else:
             durable.remove(entry)
+
+
+def erasable_bytes(path: Path) -> int:
+    """Bytes that :func:`erase` would free."""
+    return sum(map(folder_bytes, _own_entries(path)))
+
+
+def _own_entries(path: Path) -> list[Path]:
+    """What a writer made at ``path``, but for logs and lock."""
+    own = [entry for entry in path.iterdir() if _is_own(entry)]
+    if is_folder(path / RECORDS):
+        own += [
+            entry
+            for entry in (path / RECORDS).iterdir()
+            if entry.name.removesuffix(durable.PARTIAL) in _RECORDS_ENTRIES
+        ]
+    return sorted(own)

@@ -25,6 +25,7 @@ from featurestore.errors import (
     ManyViewsError,
     StoreMismatchError,
 )
+from featurestore.space import store_bytes
 from featurestore.store import StoreSpec, choose_chunk
 from operations import inputs, machine
 from operations.findings import Group, Line
@@ -249,9 +250,11 @@ class _Check:
         except ConfigError as error:
             group.failure("chunk", error)
             return group
-        needed = None if spec is None else machine.store_bytes(spec, self._found.samples)
-        committed = 0 if spec is None else self._target.committed(tuple(spec.dims))
-        machine.disk_into(group, store, needed, committed, why)
+        samples = self._found.samples
+        needed = None if spec is None else store_bytes(spec, samples)
+        remade = () if plan is None else plan.remade
+        left = None if spec is None else self._target.missing_bytes(spec, samples, remade)
+        machine.disk_into(group, store, needed, left, self._target.freed_bytes, why)
         machine.limits_into(group, need.workers, need.threads)
         return group
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from featurestore import control_groups
 from featurestore.memory import available_bytes
-from featurestore.records import Sample
-from featurestore.samples import SampleList
-from featurestore.store import FeatureStore, StoreSpec, free_bytes
+from featurestore.space import free_bytes
 from operations.findings import Group, human_bytes
 
 # Of a build besides its producers: the store, the lock, the log, libraries and CUDA.
@@ -113,49 +110,40 @@ def _enough(group: Group, label: str, text: str, is_so: bool, advice: str) -> No
 
 
 def disk_into(
-    group: Group, store: Path | None, needed: int | None, committed: int, why_unknown: str = ""
+    group: Group,
+    store: Path | None,
+    needed: int | None,
+    left: int | None,
+    freed: int = 0,
+    why_unknown: str = "",
 ) -> None:
-    """Adds the disk that is still needed, next to what is free where the store will be."""
-    left = None if needed is None else max(0, needed - committed)
+    """Adds the disk that is still needed, next to what is free where the store will be.
+
+    Args:
+        group: what to add to.
+        store: the store's folder, or None where none was named.
+        needed: bytes of the complete store, or None where nobody knows.
+        left: bytes of it that are still to be written, or None.
+        freed: bytes that are deleted before.
+        why_unknown: why nobody knows.
+    """
     free = None if store is None else free_bytes(store)
+    committed = None if needed is None or left is None else max(0, needed - left)
     group.facts["disk"] = {"needed": needed, "committed": committed, "left": left, "free": free}
     if left is None:
         group.warn("disk", "unknown before the models are loaded", why_unknown)
         return
     text = human_bytes(left)
     if committed:
-        text += f" more ({human_bytes(committed)} are committed)"
+        text += f" more ({human_bytes(committed)} are there)"
     if free is None:
-        group.ok("disk", f"{text}; --store tells whether they are free")
+        unnamed = "--store tells whether they are free"
+        group.ok("disk", f"{text}; {'its file system does not say' if store else unnamed}")
         return
     advice = "Free some space, or choose another --store."
-    _enough(group, "disk", f"{text} of {human_bytes(free)} free", left <= free, advice)
-
-
-def store_bytes(spec: StoreSpec, samples: Sequence[Sample]) -> int:
-    """Bytes of a complete store's files: exact for the arrays, an estimate for the records."""
-    arrays = 0
-    for name in spec.dims:
-        for array in (spec.feature(name), spec.moments(name)):
-            arrays += array.chunks * (array.chunk_bytes + 4)
-    listing = len(SampleList.of(samples).lines)
-    # Per sample two digests and a count in the ledger, two sizes and times in the cache.
-    records = len(samples) * (2 * 68 + 8 + 70) + spec.chunks * (80 + 120 * len(spec.dims))
-    documents = 2048 + 2 * 700 * len(spec.dims)
-    return arrays + listing + records + documents
-
-
-def committed_bytes(store: FeatureStore, features: Sequence[str]) -> int:
-    """Bytes of the committed files of some features."""
-    names = {
-        array.name for f in features for array in (store.spec.feature(f), store.spec.moments(f))
-    }
-    return sum(
-        size
-        for entry in store.ledger.entries
-        for file, (size, _) in entry.files.items()
-        if file.rpartition("/")[0] in names
-    )
+    also = f", and {human_bytes(freed)} in what would be deleted" if freed else ""
+    text += f" of {human_bytes(free)} free{also}"
+    _enough(group, "disk", text, left <= free + freed, advice)
 
 
 def limits_into(group: Group, workers: int, threads: int) -> None:

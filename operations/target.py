@@ -11,13 +11,12 @@ from consumers.extending import Extension, completed, find_extension
 from featurestore import writer as stores
 from featurestore.config import BuildConfig
 from featurestore.errors import ManyViewsError
-from featurestore.locks import lock_holder
-from featurestore.store import LOCK, FeatureStore
+from featurestore.locks import Holder, lock_holder, require_locks
+from featurestore.records import Sample
+from featurestore.space import missing_bytes, nearest_existing, store_bytes
+from featurestore.store import LOCK, FeatureStore, StoreSpec
 from operations.findings import Group
-from operations.machine import committed_bytes
 from producers.source import Scan
-
-_UNWRITABLE = "Choose another --store, or have its folder made writable."
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +28,14 @@ class Target:
         stored: the store to go on with, or None for a new one.
         wanted: what would be added to it, or None.
         parent: the nearest folder above it that can be written to, or None.
+        freed_bytes: bytes that a build would delete before it begins.
     """
 
     group: Group
     stored: FeatureStore | None = None
     wanted: Extension | None = None
     parent: Path | None = None
+    freed_bytes: int = 0
 
     @classmethod
     def none(cls) -> Target:
@@ -46,12 +47,15 @@ class Target:
         """The store whose chunks are missing: the store itself, or its extension's."""
         return self.stored if self.wanted is None else self.wanted.made
 
-    def committed(self, features: Sequence[str]) -> int:
-        """Bytes that are there already of what is to be made."""
+    def missing_bytes(
+        self, spec: StoreSpec, samples: Sequence[Sample], remade: Sequence[int]
+    ) -> int:
+        """Bytes that are still to be written of what is to be made."""
         made = self._made
         if made is None:
-            return 0
-        return committed_bytes(made, [f for f in features if f in made.features])
+            return store_bytes(spec, samples)
+        done = set(made.ledger.committed) - set(remade)
+        return missing_bytes(spec, samples, made.path, done)
 
     def todo(self, samples: int) -> int:
         """How many of so many samples are still to be made."""
@@ -72,9 +76,9 @@ def open_target(config: BuildConfig, found: Scan) -> Target:
         group.facts["state"] = state
         if state != "store" or config.overwrite:
             _new(group, config, state)
-            if parent is None:
-                group.error("place", f"{config.store} cannot be made there", _UNWRITABLE)
-            return Target(group, None, None, parent)
+            freed = 0 if state == "absent" else stores.erasable_bytes(config.store)
+            stores.require_place(config.store)
+            return Target(group, None, None, parent, freed)
         stored = FeatureStore(config.store)
         wanted = find_extension(completed(config, stored), stored, found)
     except ManyViewsError as error:
@@ -89,8 +93,12 @@ def open_target(config: BuildConfig, found: Scan) -> Target:
         "extension": None if wanted is None else wanted.kind,
     }
     _stored(group, stored, wanted)
-    if not os.access(stored.path, os.W_OK) and not (stored.complete and wanted is None):
-        group.error("place", f"{stored.path} cannot be written to", _UNWRITABLE)
+    if not (stored.complete and wanted is None):
+        try:
+            stores.require_sound(stored)
+            require_locks(stored.path)
+        except ManyViewsError as error:
+            group.failure("store", error)
     return Target(group, stored, wanted, parent)
 
 
@@ -111,15 +119,13 @@ def _stored(group: Group, stored: FeatureStore, wanted: Extension | None) -> Non
     else:
         group.ok("store", f"{stored.path} would be resumed: {done:,} of {samples:,} samples done")
     holder = lock_holder(stored.path / LOCK)
-    if holder is not None:
-        text = f"process {holder[0]} on {holder[1]} is writing to it"
+    if isinstance(holder, Holder):
+        text = f"process {holder.pid} on {holder.host} is writing to it"
         advice = "A second build is refused. `status --watch` shows the first."
         group.warn("lock", text, advice)
 
 
 def _parent(store: Path) -> Path | None:
     """Where the store's file system can be tried out, beside the store."""
-    folder = store.absolute().parent
-    while not folder.exists():
-        folder = folder.parent
+    folder = nearest_existing(store.absolute().parent)
     return folder if folder.is_dir() and os.access(folder, os.W_OK) else None

@@ -9,16 +9,21 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from featurestore import extension
 from featurestore.errors import ManyViewsError
 from featurestore.ledger import Ledger
-from featurestore.locks import Holder, lock_holder
+from featurestore.locks import UNKNOWN, Holder, Unknown, lock_holder
 from featurestore.store import EXTENSION, LOCK, RUNS, FeatureStore
 from operations.runs import Run, newest_run, utc_now
+
+# Where nobody can tell whether a build is at it: how long to watch a store that does not change. A
+# chunk of a slow build takes minutes.
+STILL_S = 60.0
+_LOCK = {Holder: "held", Unknown: "unknown"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,19 +80,23 @@ class Progress:
         path: its folder.
         store: what is committed.
         addition: what is committed of what is being added to it, or None.
-        holder: (pid, host) of the process that holds its lock, or None.
+        holder: the process that holds its lock; None where nobody does, ``UNKNOWN`` where the file
+            system has no locks, so that nobody can tell.
         run: its newest build, or None where no log says anything.
         samples_per_s: of that build; 0 where nothing is known.
         eta_s: seconds to its end while it runs; None where nothing is known.
+        is_still: whether nothing has changed for so long that a watch ends, where nobody can tell
+            whether somebody writes to it.
     """
 
     path: Path
     store: Part
     addition: Part | None
-    holder: Holder | None
+    holder: Holder | Unknown | None
     run: Run | None
     samples_per_s: float
     eta_s: float | None
+    is_still: bool = False
 
     @property
     def part(self) -> Part:
@@ -97,15 +106,21 @@ class Progress:
     @property
     def running(self) -> bool:
         """Whether a build that has begun to make samples is at it."""
-        return self.holder is not None and self._is_holders and self.run is not None
+        return self._is_holders
 
     @property
     def ended(self) -> str:
-        """How it ended: ``complete``, or how the last build left it; ``""`` while one is at it."""
-        if self.holder is not None:
+        """How it ended: ``complete``, or how the last build left it; ``""`` while one is at it.
+
+        Where nobody can tell whether one is, a complete store and a log that says its end have
+        ended; others have after a while in which nothing changes, ``unknown``.
+        """
+        if isinstance(self.holder, Holder):
             return ""
         if self.store.complete and self.addition is None:
             return "complete"
+        if self.holder is UNKNOWN and (self.run is None or not self.run.end):
+            return "unknown" if self.is_still else ""
         if self.run is None or self.run.end == "finished":
             return "not complete"
         return self.run.end or "killed"
@@ -114,9 +129,9 @@ class Progress:
     def _is_holders(self) -> bool:
         """Whether the newest log is that of the process that holds the lock."""
         return (
-            self.holder is not None
+            isinstance(self.holder, Holder)
             and self.run is not None
-            and self.run.pid == self.holder[0]
+            and self.run.pid == self.holder.pid
             and not self.run.end
         )
 
@@ -133,7 +148,8 @@ class Progress:
             "complete": store.complete,
             "bad": sum(store.bad.values()),
             "bad_by_reason": dict(store.bad),
-            "holder": self.holder,
+            "holder": self.holder if isinstance(self.holder, Holder) else None,
+            "lock": "free" if self.holder is None else _LOCK[type(self.holder)],
             "running": self.running,
             "ended": self.ended,
             "samples_per_s": round(self.samples_per_s, 3),
@@ -204,8 +220,13 @@ def _stat(path: Path) -> tuple[int, int, int]:
     return (found.st_ino, found.st_size, found.st_mtime_ns)
 
 
-def watch(path: Path, every_s: float = 1.0) -> Iterator[Progress]:
+def watch(path: Path, every_s: float = 1.0, still_s: float = STILL_S) -> Iterator[Progress]:
     """Looks at a store until it is complete or nobody writes to it any more.
+
+    Args:
+        path: the store.
+        every_s: seconds between two looks.
+        still_s: how long nothing must have changed to end, where nobody can tell who writes.
 
     Yields:
         A look each ``every_s`` seconds; of the last one, ``ended`` says how it ended.
@@ -215,18 +236,29 @@ def watch(path: Path, every_s: float = 1.0) -> Iterator[Progress]:
         CorruptStoreError: its records are damaged.
     """
     looker = Looker(path)
+    last, since = None, time.monotonic()
     while True:
         try:
             found = looker.look()
         except ManyViewsError:
             # A store that is being made, or to which an addition is put in place, may for an
             # instant not be there.
-            if lock_holder(path / LOCK) is None:
+            if not isinstance(lock_holder(path / LOCK), Holder):
                 found = looker.look()
             else:
                 time.sleep(every_s)
                 continue
+        if found.holder is UNKNOWN:
+            state = (found.store.committed, found.addition, _run_state(found.run))
+            if state != last:
+                last, since = state, time.monotonic()
+            found = replace(found, is_still=time.monotonic() - since >= still_s)
         yield found
         if found.ended:
             return
         time.sleep(every_s)
+
+
+def _run_state(run: Run | None) -> tuple[int, int] | None:
+    """What changes as a build's log grows."""
+    return None if run is None else (run.pid, run.built)

@@ -12,7 +12,7 @@ import numpy as np
 from featurestore import __version__
 from featurestore.errors import InputError
 from featurestore.genres import CLASS_NAMES
-from featurestore.store import free_bytes
+from featurestore.space import free_bytes
 from operations.export.folder import DESCRIPTION, OutFolder, check_free_name, out_folder
 from operations.export.formats import Format, check, load_writer
 from operations.export.plan import Export, ExportRequest, Progress, plan
@@ -73,7 +73,7 @@ def _check_space(chosen: Export, form: Format) -> None:
     members = chosen.store.spec.samples * (len(chosen.dims) + 1)
     needed = chosen.rows * chosen.row_bytes + stems + members * form.overhead_bytes
     free = free_bytes(chosen.request.out_dir.resolve().parent)
-    if needed > free:
+    if free is not None and needed > free:
         raise InputError(
             f"{chosen.request.out_dir} needs {needed:,} bytes and its file system has {free:,} "
             "free.\nFree some space, choose another --out-dir, or export fewer --views or "
