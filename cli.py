@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from typing import Any
 
 import click
@@ -26,7 +27,8 @@ from commands.status import status
 from commands.verify import verify
 from commands.version import print_version
 from commands.views import views
-from featurestore.errors import ManyViewsError
+from featurestore.errors import ManyViewsError, ManyViewsWarning
+from featurestore.refusals import explained
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -73,6 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
 def run_command(arguments: list[str] | None) -> int:
     """Runs a command and returns its exit code; every error becomes a message."""
     root: dict[str, Any] = {}
+    show, warnings.showwarning = warnings.showwarning, _show_warning
     try:
         return cli.main(arguments, prog_name="manyviews", standalone_mode=False, obj=root) or 0
     except ManyViewsError as e:
@@ -88,11 +91,24 @@ def run_command(arguments: list[str] | None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as e:  # noqa: BLE001  the process border
+        refused = explained(e)
         if isinstance(e, OSError) and _was_printing(e):
             message = f"Could not write what was to be printed: {e.strerror}."
+        elif refused is not None:
+            message = str(refused)
         else:
             message = f"{type(e).__name__}: {e}\nThis is a defect; --debug shows where it happened."
         return fail(message, 1, debug=root.get("debug", False))
+    finally:
+        warnings.showwarning = show
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *where: Any) -> None:
+    """Prints one of the project's warnings as a line for a person, and others as Python does."""
+    if issubclass(category, ManyViewsWarning):
+        say(f"Warning: {message}")
+    else:
+        say(warnings.formatwarning(message, category, *where[:2]).rstrip())
 
 
 def _was_printing(e: OSError) -> bool:

@@ -74,6 +74,15 @@ def refusal(path: Path, error: OSError | MemoryError, size_bytes: int = 0) -> St
     return StorageError(path, error.strerror or str(error), advice)
 
 
+def explained(error: BaseException) -> StorageError | None:
+    """The project's error for one that nothing turned into it; None where it says nothing known."""
+    if isinstance(error, MemoryError):
+        return refusal(Path("this machine"), error)
+    if isinstance(error, OSError) and error.errno in {*_ADVICE, *_FULL, errno.EMFILE}:
+        return refusal(Path(os.fsdecode(error.filename or "a file")), error)
+    return None
+
+
 @contextmanager
 def named_errors(path: Path, size_bytes: int = 0) -> Iterator[None]:
     """Turns what the system refuses into the project's error, with the path it happened on."""

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from featurestore import durable
 from featurestore.errors import BadSampleError
 from featurestore.records import SampleRecord
+from featurestore.refusals import machine_error, refusal
 from producers import source
 from producers.source import Scan
 
@@ -113,6 +114,9 @@ def changed_inputs(
     Returns:
         File names by sample, in order, and the sizes and times to keep of those samples whose
         inputs were read and found unchanged.
+
+    Raises:
+        StorageError: an input whose content is known cannot be read, so nobody can tell.
     """
     changed: dict[int, list[str]] = {}
     confirmed: dict[int, InputStat] = {}
@@ -135,7 +139,7 @@ def changed_inputs(
             ("text", text, source.MAX_TEXT_BYTES, record.text_sha256, now[2:] == kept[2:]),
         ):
             if digest:
-                is_changed = not looks_the_same and _sha256(path, cap) != digest
+                is_changed = not looks_the_same and _sha256(path, cap, was_read=True) != digest
             else:
                 is_changed = modality in unread and bool(_sha256(path, cap))
                 is_changed |= modality in ended and not looks_the_same
@@ -148,9 +152,16 @@ def changed_inputs(
     return changed, confirmed
 
 
-def _sha256(path: Path, cap_bytes: int) -> str:
-    """Of a file's content, or empty where it cannot be read."""
+def _sha256(path: Path, cap_bytes: int, *, was_read: bool = False) -> str:
+    """Of a file's content, or empty where it cannot be read.
+
+    Raises:
+        StorageError: nobody can tell whether what ``was_read`` is still the same.
+    """
     try:
         return hashlib.sha256(source.read_capped(path, cap_bytes)).hexdigest()
-    except BadSampleError:
+    except BadSampleError as e:
+        refused = machine_error(e.__cause__)
+        if was_read and refused is not None and e.reason == "unreadable":
+            raise refusal(path, refused) from e
         return ""

@@ -16,12 +16,15 @@ from pathlib import Path
 
 from featurestore.errors import BadSampleError, InputError, StorageError
 from featurestore.records import Sample, stems_sha256
+from featurestore.refusals import refusal
 from featurestore.samples import SampleList
 
 # Suffixes in order of precedence: of one stem's files, the first kind found is the sample's.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".JPG", ".JPEG")
 TEXT_SUFFIXES = (".json", ".JSON")
 
+# What the machine lacks, not the file: no input gets a placeholder for it.
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 # What ``read_capped`` says of a file that it does not return.
 UNREADABLE = ("missing", "not-a-file", "too-large", "unreadable")
 # What is said of an input that ended the producers which tried it.
@@ -31,8 +34,6 @@ MAX_IMAGE_BYTES = 256 * 2**20
 MAX_TEXT_BYTES = 16 * 2**20
 
 _READ_BYTES = 2**20
-# What the machine lacks, not the file: no input gets a placeholder for it.
-_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _LAYOUT = (
     "Expected a flat folder of posters and synopses with the same stem, "
     "for example 0000001.jpg beside 0000001.json."
@@ -168,7 +169,8 @@ def read_capped(path: Path, cap_bytes: int) -> bytes:
 
     Raises:
         BadSampleError: ``missing``, ``not-a-file``, ``too-large`` or ``unreadable``.
-        StorageError: the machine has no open files or memory left, which says nothing of this one.
+        StorageError: this process or machine has no memory or descriptor left, which says nothing
+            about the file.
     """
     try:
         # O_NONBLOCK: should a FIFO have taken the file's place since the scan, open() returns.
@@ -180,9 +182,9 @@ def read_capped(path: Path, cap_bytes: int) -> bytes:
     except FileNotFoundError:
         raise BadSampleError("missing", "the file is gone since the folder was scanned") from None
     except OSError as error:
+        if error.errno in _EXHAUSTED:
+            raise refusal(path, error) from error
         # Opening a socket fails with ENXIO, before its kind could be asked.
-        if error.errno in _MACHINE:
-            raise StorageError(path, error.strerror or str(error)) from error
         reason = "not-a-file" if error.errno == errno.ENXIO else "unreadable"
         raise BadSampleError(reason, error.strerror or str(error)) from error
 
