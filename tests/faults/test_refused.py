@@ -1,0 +1,604 @@
+"""What a build refuses before it loads a model, and surroundings that lack something.
+
+A store that is damaged or that nobody can write to, a place where none can be, a disk that is too
+small, a file system without locks or without a sync of folders, and a group that shares a store.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from consumers.build import build
+from featurestore import durable, space
+from featurestore.errors import (
+    ConfigError,
+    CorruptStoreError,
+    InputError,
+    ManyViewsError,
+    StorageError,
+    StorageFullError,
+    StoreMismatchError,
+)
+from featurestore.locks import UNKNOWN, FileLock, lock_holder
+from featurestore.space import free_bytes, missing_bytes, store_bytes
+from featurestore.store import LOCK, FeatureStore
+from featurestore.verify import verify
+from operations.watch import Looker, watch
+from tests.conftest import ROOT, tree_digest
+from tests.faults.fakes import CHUNK, DIMS, VIEWS, config, loaded, make, make_data, recovers
+from tests.faults.harness import COUNTS, Bench
+from tests.faults.test_disk import mounted, needs_mounts  # noqa: F401  a fixture
+from tests.faults.test_limits import DRIVER, is_mapped
+
+GROUP = 54321
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_data(tmp_path_factory.mktemp("refused") / "data")
+
+
+@pytest.fixture(scope="module")
+def golden(data: Path) -> Path:
+    make(data, data.parent / "golden")
+    return data.parent / "golden"
+
+
+@pytest.fixture(scope="module")
+def begun(data: Path) -> Path:
+    """A store of which two chunks are committed."""
+    store = data.parent / "begun"
+
+    def stop(event: str, facts: Any) -> None:
+        if event == "chunk" and facts["built"] == 2 * CHUNK:
+            raise KeyboardInterrupt
+
+    with loaded(), pytest.raises(KeyboardInterrupt):
+        build(config(data, store), [stop])
+    return store
+
+
+@pytest.fixture
+def half(begun: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(begun, tmp_path / "store")
+
+
+# Before the models ----------------------------------------------------------------------------
+
+Change = Callable[[Path], object]
+
+
+def shortened(store: Path) -> None:
+    os.truncate(store / "clip_text/c.1.0.0", 100)
+
+
+def of_schema_2(store: Path) -> None:
+    path = store / "zarr.json"
+    path.write_bytes(path.read_bytes().replace(b'"schema": 1', b'"schema": 2'))
+
+
+def without(file: str) -> Change:
+    return lambda store: (store / file).unlink()
+
+
+def replaced(file: str) -> Change:
+    return lambda store: (store / file).write_text("{}")
+
+
+def folder_for(file: str) -> Change:
+    def change(store: Path) -> None:
+        (store / file).unlink()
+        (store / file).mkdir()
+
+    return change
+
+
+def fixed(name: str) -> Change:
+    """A folder that this user may not write to; root may, so the answer is another."""
+
+    def change(store: Path) -> None:
+        honest = os.access
+
+        def access(path: Any, mode: int) -> bool:
+            return honest(path, mode) and not (mode & os.W_OK and Path(path) == store / name)
+
+        PATCH.append(access)
+
+    return change
+
+
+PATCH: list[Callable[..., bool]] = []
+# What is done to a store of which two chunks are there, and the file and the words of the error.
+CASES: dict[str, tuple[Change, type[ManyViewsError], str]] = {
+    "chunk lost": (without("clip_text/c.1.0.0"), CorruptStoreError, "clip_text/c.1.0.0"),
+    "chunk of another size": (shortened, CorruptStoreError, "100 bytes, expected"),
+    "moments lost": (without("records/moments/blip2_text/c.0.0.0"), CorruptStoreError, "missing"),
+    "array document": (replaced("clip_text/zarr.json"), CorruptStoreError, "clip_text/zarr.json"),
+    "moments document": (
+        replaced("records/moments/clip_text/zarr.json"),
+        CorruptStoreError,
+        "records/moments/clip_text/zarr.json",
+    ),
+    "group document": (without("records/moments/zarr.json"), CorruptStoreError, "missing"),
+    "another schema": (of_schema_2, StoreMismatchError, "another schema"),
+    "ledger lost": (without("records/ledger.jsonl"), CorruptStoreError, "ledger"),
+    "samples lost": (without("records/samples.jsonl"), CorruptStoreError, "samples"),
+    "folder for the lock": (folder_for(LOCK), StorageError, "Is a directory"),
+    "fixed root": (fixed(""), StorageError, "Permission denied"),
+    "fixed array": (fixed("clip_text"), StorageError, "Permission denied"),
+    "fixed records": (fixed("records"), StorageError, "Permission denied"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_store_is_refused_before_a_model_is_loaded(
+    data: Path, half: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    change, kind, words = CASES[case]
+    PATCH.clear()
+    change(half)
+    if PATCH:
+        monkeypatch.setattr(os, "access", PATCH[0])
+    before = tree_digest(half)
+    with loaded() as models, pytest.raises(kind, match=words):
+        build(config(data, half, resume=True))
+    assert models == {}
+    assert tree_digest(half) == before
+    COUNTS["foreign store"] += 1
+
+
+def test_options_that_do_not_fit_are_refused_before_a_model_is_loaded(
+    data: Path, half: Path
+) -> None:
+    for error, words, changes in (
+        (StoreMismatchError, "another chunk", {"chunk": 8}),
+        (ConfigError, "--chunk is a multiple of", {"chunk": 3}),
+        (StoreMismatchError, "another clip_text.batch_size", {"batch_sizes": {"clip_text": 4}}),
+        (StoreMismatchError, "another blip2_text.dtype", {"dtype": "bfloat16"}),
+    ):
+        with loaded() as models, pytest.raises(error, match=words):
+            build(config(data, half, resume=True, **changes))
+        assert models == {}
+
+
+def test_a_folder_in_the_way_of_a_feature_is_not_replaced(data: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    make(data, store, features=("clip_text",), batch_sizes={"clip_text": 8})
+    (store / "blip2_text").mkdir()
+    (store / "blip2_text/notes.txt").write_text("years of work")
+    with loaded() as models, pytest.raises(InputError, match="is in the way of the feature"):
+        build(config(data, store, resume=True))
+    assert models == {}
+    assert (store / "blip2_text/notes.txt").read_text() == "years of work"
+    shutil.rmtree(store / "blip2_text")
+    make(data, store, resume=True)
+    assert verify(store).findings == []
+
+
+@pytest.mark.parametrize("place", ["file/store", "store"])
+def test_a_place_where_no_store_can_be(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    if place == "store":
+        monkeypatch.setattr(os, "access", lambda *_: False)
+    with loaded() as models, pytest.raises(StorageError, match=str(tmp_path)):
+        build(config(data, tmp_path / place))
+    assert models == {}
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_models_error_comes_once_the_store_is_sound(
+    data: Path, half: Path, tmp_path: Path
+) -> None:
+    """The real command, and a checkpoint that is none: of two errors the store's comes first."""
+    arguments = ["build", "--data-dir", data, "--store", half, "--resume", "--device", "cpu"]
+    arguments += [f"--model={name}={tmp_path / 'none'}" for name in ("clip_text", "blip2")]
+
+    def run() -> str:
+        command = [sys.executable, ROOT / "cli.py", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode in (1, 2), done
+        return done.stderr
+
+    assert str(tmp_path / "none") in run()
+    (half / "clip_text/c.0.0.0").unlink()
+    found = run()
+    assert "clip_text/c.0.0.0 (chunk 0) is damaged: the file is missing" in found
+    assert str(tmp_path / "none") not in found
+
+
+# A disk that is too small ---------------------------------------------------------------------
+
+
+def test_a_build_is_refused_before_anything_is_created(
+    data: Path, golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tmp_path / "store"
+    found = FeatureStore(golden)
+    needed = store_bytes(found.spec, found.samples)
+    monkeypatch.setattr(space, "free_bytes", lambda _: needed - 1)
+    with loaded(), pytest.raises(StorageFullError) as caught:
+        build(config(data, store))
+    message = str(caught.value)
+    assert f"{needed:,} bytes" in message
+    assert f"{needed - 1:,} free" in message
+    assert "Free some space" in message
+    assert len(message.splitlines()) <= 4
+    assert (caught.value.bytes, caught.value.path) == (needed, store)
+    assert not store.exists()
+    monkeypatch.setattr(space, "free_bytes", lambda _: needed)
+    make(data, store)
+    COUNTS["ENOSPC"] += 1
+
+
+def test_what_is_there_already_is_counted(
+    data: Path, golden: Path, half: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = FeatureStore(half)
+    whole = store_bytes(found.spec, found.samples)
+    done = set(found.ledger.committed)
+    left = missing_bytes(found.spec, found.samples, half, done)
+    chunks = sum(
+        entry.stat().st_size
+        for name in DIMS
+        for c in done
+        for entry in (half / name / f"c.{c}.0.0", half / f"records/moments/{name}/c.{c}.0.0")
+    )
+    assert 0 < left < whole - chunks
+    # What a killed build left of the next chunk is written over.
+    size = found.spec.feature("clip_text").file_bytes
+    for name in ("c.2.0.0", "c.3.0.0.partial"):
+        (half / "clip_text" / name).write_bytes(bytes(size))
+    assert missing_bytes(found.spec, found.samples, half, done) == left - 2 * size
+    monkeypatch.setattr(space, "free_bytes", lambda _: left - 2 * size - 1)
+    before = tree_digest(half)
+    with loaded(), pytest.raises(StorageFullError, match="Nothing that was committed is lost"):
+        build(config(data, half, resume=True))
+    assert tree_digest(half) == before
+    monkeypatch.setattr(space, "free_bytes", lambda _: left - 2 * size)
+    recovers(data, half, golden)
+    monkeypatch.setattr(space, "free_bytes", lambda _: 0)
+    make(data, half, resume=True)  # nothing to do takes nothing
+
+
+def test_what_is_deleted_before_is_counted(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tmp_path / "store"
+    make(data, store)
+    monkeypatch.setattr(space, "free_bytes", lambda _: 5000)
+    make(data, store, overwrite=True)
+    monkeypatch.setattr(space, "free_bytes", lambda _: 0)
+    before = tree_digest(store)
+    with loaded(), pytest.raises(StorageFullError, match="in what would be deleted"):
+        build(config(data, store, overwrite=True, views=2 * VIEWS))
+    assert tree_digest(store) == before
+
+
+def test_a_compressed_store_is_warned_of_only(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("consumers.build.free_bytes", lambda _: 10)
+    said: list[str] = []
+
+    def note(event: str, facts: Any) -> None:
+        if event == "started":
+            said.extend(facts["notices"])
+
+    make(data, tmp_path / "store", (note,), codec="zstd")
+    assert any("before compression, and 10 are free" in line for line in said)
+
+
+def test_a_file_system_that_does_not_say_is_no_full_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some network and FUSE file systems report no size at all."""
+    assert (free_bytes(tmp_path / "not/there/yet") or 0) > 0
+    honest = os.statvfs(tmp_path)
+    silent = os.statvfs_result([*honest[:2], 0, 0, 0, *honest[5:]])
+    monkeypatch.setattr(os, "statvfs", lambda _: silent)
+    assert free_bytes(tmp_path) is None
+    space.require_space(tmp_path, 1 << 60)
+
+
+@needs_mounts
+def test_a_real_disk_that_is_too_small(mounted: Bench) -> None:  # noqa: F811
+    """Whatever is free, a build is refused before it begins, or it fits."""
+    store, refused = Path("/mnt/small/store"), 0
+    for pages in range(0, 400, 12):
+        begun: list[tuple[str, Any]] = [("erase", str(store)), ("fill", ["/mnt/small", 0])]
+        begun += [("remove", "/mnt/small/filling"), ("fill", ["/mnt/small", pages * 4096])]
+        assert mounted.run(begun).kind == "done"
+        run = mounted.run([mounted.build(store)])
+        if run.kind == "done":
+            break
+        if "free" in run.message:  # it was foreseen
+            assert run.type == "StorageFullError", run
+            assert mounted.value(("list", "/mnt/small")) == ["filling"], run
+            refused += 1
+            continue
+        # Blocks that are filled in part make the last few pages.
+        assert pages > 20, run
+        assert run.type == "StorageFullError", run
+    else:
+        raise AssertionError("it never fitted")
+    assert refused > 3
+    COUNTS["disk really full"] += refused
+    for step in (("erase", str(store)), ("remove", "/mnt/small/filling")):
+        mounted.value(step)
+
+
+# No locks -------------------------------------------------------------------------------------
+
+# In a real process: the kernel's answer on a file system that has none.
+NO_LOCKS = """
+import errno, fcntl, os
+def flock(fd, operation):
+    raise OSError(errno.{name}, os.strerror(errno.{name}))
+fcntl.flock = flock
+"""
+
+
+@pytest.fixture(params=["ENOLCK", "ENOSYS", "EOPNOTSUPP"])
+def lockless(request: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Runs a command in a process where ``flock`` is missing."""
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(NO_LOCKS.format(name=request.param))
+    COUNTS["no flock"] += 1
+
+    def run(*arguments: Any) -> Any:
+        environment = {**os.environ, "PYTHONPATH": str(site)}
+        command = [sys.executable, ROOT / "cli.py", *map(str, arguments)]
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=120, env=environment, check=False
+        )
+
+    yield run
+
+
+def dead_holder(store: Path) -> None:
+    """What a process that is gone left in the lock's file."""
+    (store / LOCK).write_text(json.dumps({"pid": 1, "host": socket.gethostname()}))
+
+
+def test_a_complete_store_without_locks(
+    lockless: Callable[..., Any], golden: Path, tmp_path: Path
+) -> None:
+    """It is complete, whoever is named in the lock: watched to its end, and exported."""
+    store = shutil.copytree(golden, tmp_path / "store")
+    dead_holder(store)
+    done = lockless("status", "--store", store, "--watch")
+    assert (done.returncode, done.stdout) == (0, "18/18 samples, complete\n"), done
+    done = lockless("status", "--store", store)
+    assert done.returncode == 0
+    assert "being written" not in done.stdout
+    done = lockless("export", "--store", store, "--out-dir", tmp_path / "out", "--format", "npy")
+    assert done.returncode == 0, done
+    assert (tmp_path / "out/_export.json").is_file()
+    done = lockless("materialize", "--store", store, "--out-dir", tmp_path / "files")
+    assert done.returncode == 0, done
+
+
+def test_an_unfinished_store_without_locks(
+    lockless: Callable[..., Any], data: Path, half: Path, tmp_path: Path
+) -> None:
+    """Nobody can tell whether it is being written, and that is what is said."""
+    dead_holder(half)
+    done = lockless("status", "--store", half)
+    assert done.returncode == 0
+    assert "nobody can tell whether it is being written" in done.stdout
+    facts = json.loads(lockless("status", "--store", half, "--json").stdout)
+    assert (facts["lock"], facts["holder"], facts["running"]) == ("unknown", None, False)
+    before = tree_digest(half)
+    for more in (["--resume"], ["--overwrite"]):
+        arguments = ["build", "--data-dir", data, "--store", half, "--device", "cpu", *more]
+        done = lockless(*arguments)
+        assert done.returncode == 1, done
+        assert "its file system has no file locks" in done.stderr
+        assert "another file system" in done.stderr
+        assert "loading" not in done.stderr
+    assert tree_digest(half) == before
+    done = lockless("build", "--data-dir", data, "--store", tmp_path / "new", "--device", "cpu")
+    assert done.returncode == 1
+    assert "its file system has no file locks" in done.stderr
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_watch_ends_where_nobody_can_tell(
+    data: Path, half: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    dead_holder(half)
+    monkeypatch.setattr(fcntl, "flock", missing)
+    assert lock_holder(half / LOCK) is UNKNOWN
+    assert lock_holder(half / "none") is None
+    looks = list(watch(half, every_s=0.0, still_s=0.1))
+    assert len(looks) > 1
+    assert [look.ended for look in looks[:-1]] == [""] * (len(looks) - 1)
+    assert looks[-1].ended == "unknown"
+    assert not Looker(half).look().running
+    with pytest.raises(StorageError, match="no file locks"):
+        FileLock(half / LOCK, half)
+    FileLock(half / LOCK, half, required=False).release()
+
+
+def test_a_lock_that_another_user_closed(half: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = os.open
+
+    def closed(path: Any, *more: Any, **options: Any) -> int:
+        if Path(path) == half / LOCK:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return honest(path, *more, **options)
+
+    monkeypatch.setattr(os, "open", closed)
+    assert lock_holder(half / LOCK) is UNKNOWN
+
+
+# No sync of folders ---------------------------------------------------------------------------
+
+UNSYNCED = """
+import errno, os, stat
+honest = os.fsync
+def fsync(fd):
+    if stat.S_ISDIR(os.fstat(fd).st_mode):
+        raise OSError(errno.{name}, os.strerror(errno.{name}))
+    honest(fd)
+os.fsync = fsync
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "goes_on"),
+    [("EINVAL", True), ("EOPNOTSUPP", True), ("ENOSYS", True), ("EIO", False), ("EBADF", False)],
+)
+def test_folders_that_cannot_be_synced(
+    data: Path, golden: Path, tmp_path: Path, name: str, goes_on: bool
+) -> None:
+    """One warning and the same store; a sync that failed is an error still."""
+    store = tmp_path / "store"
+    command = ["build", "--data-dir", data, "--store", store, "--views", str(VIEWS)]
+    command += ["--chunk", str(CHUNK), "--features", ",".join(DIMS), "--device", "cpu"]
+    command += [f"--batch-size={feature}=8" for feature in DIMS]
+    script = UNSYNCED.format(name=name) + DRIVER
+    done = subprocess.run(
+        [sys.executable, "-c", script, *command, "--workers=1"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    if not goes_on:
+        assert done.returncode == 1, done
+        assert os.strerror(getattr(errno, name)) in done.stderr
+        return
+    assert done.returncode == 0, done.stderr
+    warned = [line for line in done.stderr.splitlines() if line.startswith("Warning: ")]
+    assert len(warned) == 1, done.stderr
+    assert "cannot sync folders" in warned[0]
+    assert str(tmp_path) in warned[0]
+    assert tree_digest(store) == tree_digest(golden)
+    COUNTS["no sync of folders"] += 1
+
+
+def test_the_warning_is_typed_and_given_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsynced(operation: str, path: Path, size: int) -> int:
+        if operation == "fsync" and path.is_dir():
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return size
+
+    monkeypatch.setattr(durable, "hook", unsynced)
+    monkeypatch.setattr(durable, "_warned", False)
+    with pytest.warns(durable.UnsyncedFolderWarning) as caught:
+        durable.replace_file(tmp_path / "a", b"x")
+        durable.replace_file(tmp_path / "b", b"y")
+    assert len(caught) == 1
+    assert (tmp_path / "b").read_bytes() == b"y"
+
+
+# Permissions ----------------------------------------------------------------------------------
+
+SHARED = f"""
+import os, sys
+sys.path.insert(0, {str(ROOT)!r})
+import tests.faults.fakes, cli
+from tests.faults.fakes import loaded
+uid, gid, mask = map(int, sys.argv[1:4])
+if uid:
+    os.setgroups([]); os.setgid(gid); os.setuid(uid)
+os.umask(mask)
+import json
+with loaded():
+    for arguments in json.loads(sys.argv[4]):
+        code = cli.run_command(arguments)
+        if code:
+            sys.exit(code)
+"""
+
+
+def run_as(uid: int, mask: int, *commands: list[str]) -> Any:
+    arguments = [str(uid), str(GROUP), str(mask), json.dumps([list(map(str, c)) for c in commands])]
+    return subprocess.run(
+        [sys.executable, "-c", SHARED, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def build_command(data: Path, store: Path, *more: str) -> list[Any]:
+    command: list[Any] = ["build", "--data-dir", data, "--store", store, "--views", VIEWS]
+    command += ["--chunk", CHUNK, "--features", ",".join(DIMS), "--device", "cpu", "--workers", 1]
+    return [*command, *(f"--batch-size={name}=8" for name in DIMS), *more]
+
+
+@pytest.mark.parametrize("mask", [0o002, 0o077, 0o022])
+def test_the_umask_decides_and_nothing_else(data: Path, tmp_path: Path, mask: int) -> None:
+    """Every file and folder of a store, its labels, its published files and an export."""
+    store, out = tmp_path / "store", tmp_path / "out"
+    done = run_as(
+        0,
+        mask,
+        build_command(data, store),
+        ["materialize", "--store", store, "--out-dir", out / "files"],
+        ["labels", "--data-dir", data, "--out-dir", out / "labels"],
+        ["export", "--store", store, "--out-dir", out / "hf", "--format", "hf"],
+        ["export", "--store", store, "--out-dir", out / "parquet", "--format", "parquet"],
+        ["export", "--store", store, "--out-dir", out / "tar", "--format", "webdataset"],
+        ["export", "--store", store, "--out-dir", out / "st", "--format", "safetensors"],
+        ["report", "--store", store, "--out", out / "report.html"],
+    )
+    assert done.returncode == 0, done.stderr
+    found = [store, out, *store.rglob("*"), *out.rglob("*")]
+    assert len([p for p in found if p.is_file()]) > 40
+    wrong = {
+        str(p.relative_to(tmp_path)): oct(p.stat().st_mode & 0o777)
+        for p in found
+        if stat.S_IMODE(p.stat().st_mode) != (0o777 if p.is_dir() else 0o666) & ~mask
+    }
+    assert wrong == {}
+
+
+@pytest.mark.skipif(os.getuid() != 0 or not is_mapped(GROUP), reason="there is no other user to be")
+def test_two_users_of_a_group_share_a_store(golden: Path, data: Path) -> None:
+    """One begins it, the other takes its lock and extends it; with another umask that is refused."""
+    for mask, code in ((0o002, 0), (0o022, 1)):
+        folder = Path(f"/tmp/shared-{os.getpid()}-{mask:o}")
+        folder.mkdir()
+        try:
+            os.chown(folder, -1, GROUP)
+            folder.chmod(0o2775)
+            store = folder / "store"
+            shutil.copytree(data, folder / "data")
+            first = run_as(GROUP + 1, mask, build_command(folder / "data", store))
+            assert first.returncode == 0, first.stderr
+            more = build_command(folder / "data", store, "--resume", f"--views={VIEWS + 4}")
+            second = run_as(GROUP + 2, mask, more)
+            assert second.returncode == code, second.stderr
+            if code:
+                assert "Permission denied" in second.stderr
+                assert "Traceback" not in second.stderr
+            assert verify(store).findings == []
+        finally:
+            shutil.rmtree(folder)
