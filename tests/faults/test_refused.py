@@ -15,7 +15,8 @@ import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from featurestore.errors import (
     StorageError,
     StorageFullError,
     StoreMismatchError,
+    UnsyncedFolderWarning,
 )
 from featurestore.locks import UNKNOWN, FileLock, lock_holder
 from featurestore.space import free_bytes, missing_bytes, store_bytes
@@ -39,9 +41,9 @@ from featurestore.verify import verify
 from operations.watch import Looker, watch
 from tests.conftest import ROOT, tree_digest
 from tests.faults.fakes import CHUNK, DIMS, VIEWS, config, loaded, make, make_data, recovers
-from tests.faults.harness import COUNTS, Bench
+from tests.faults.harness import COUNTS, Bench, different
 from tests.faults.test_disk import mounted, needs_mounts  # noqa: F401  a fixture
-from tests.faults.test_limits import DRIVER, is_mapped
+from tests.faults.test_limits import is_mapped
 
 GROUP = 54321
 
@@ -318,8 +320,8 @@ def test_a_file_system_that_does_not_say_is_no_full_one(
 @needs_mounts
 def test_a_real_disk_that_is_too_small(mounted: Bench) -> None:  # noqa: F811
     """Whatever is free, a build is refused before it begins, or it fits."""
-    store, refused = Path("/mnt/small/store"), 0
-    for pages in range(0, 400, 12):
+    store, refused, needed = Path("/mnt/small/store"), 0, 0
+    for pages in range(0, 400, 4):
         begun: list[tuple[str, Any]] = [("erase", str(store)), ("fill", ["/mnt/small", 0])]
         begun += [("remove", "/mnt/small/filling"), ("fill", ["/mnt/small", pages * 4096])]
         assert mounted.run(begun).kind == "done"
@@ -329,14 +331,14 @@ def test_a_real_disk_that_is_too_small(mounted: Bench) -> None:  # noqa: F811
         if "free" in run.message:  # it was foreseen
             assert run.type == "StorageFullError", run
             assert mounted.value(("list", "/mnt/small")) == ["filling"], run
-            refused += 1
+            assert run.bytes is not None
+            refused, needed = refused + 1, run.bytes
             continue
-        # Blocks that are filled in part make the last few pages.
-        assert pages > 20, run
+        assert pages * 4096 >= needed > 0, run  # folders and blocks that are filled in part
         assert run.type == "StorageFullError", run
     else:
         raise AssertionError("it never fitted")
-    assert refused > 3
+    assert refused > 3, run
     COUNTS["disk really full"] += refused
     for step in (("erase", str(store)), ("remove", "/mnt/small/filling")):
         mounted.value(step)
@@ -344,31 +346,22 @@ def test_a_real_disk_that_is_too_small(mounted: Bench) -> None:  # noqa: F811
 
 # No locks -------------------------------------------------------------------------------------
 
-# In a real process: the kernel's answer on a file system that has none.
-NO_LOCKS = """
-import errno, fcntl, os
-def flock(fd, operation):
-    raise OSError(errno.{name}, os.strerror(errno.{name}))
-fcntl.flock = flock
-"""
-
 
 @pytest.fixture(params=["ENOLCK", "ENOSYS", "EOPNOTSUPP"])
-def lockless(request: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+def lockless(request: Any, bench: Bench) -> Callable[..., dict[str, Any]]:
     """Runs a command in a process where ``flock`` is missing."""
-    site = tmp_path / "site"
-    site.mkdir()
-    (site / "sitecustomize.py").write_text(NO_LOCKS.format(name=request.param))
     COUNTS["no flock"] += 1
 
-    def run(*arguments: Any) -> Any:
-        environment = {**os.environ, "PYTHONPATH": str(site)}
-        command = [sys.executable, ROOT / "cli.py", *map(str, arguments)]
-        return subprocess.run(
-            command, capture_output=True, text=True, timeout=120, env=environment, check=False
-        )
+    def run(step: tuple[str, Any]) -> dict[str, Any]:
+        done = bench.run([step], flock=request.param)
+        assert done.kind == "done", done
+        return done.values[0]
 
-    yield run
+    return run
+
+
+def typed(*arguments: Any) -> tuple[str, list[str]]:
+    return "command", [str(a) for a in arguments]
 
 
 def dead_holder(store: Path) -> None:
@@ -377,45 +370,42 @@ def dead_holder(store: Path) -> None:
 
 
 def test_a_complete_store_without_locks(
-    lockless: Callable[..., Any], golden: Path, tmp_path: Path
+    lockless: Callable[..., dict[str, Any]], bench: Bench, store: Path, tmp_path: Path
 ) -> None:
     """It is complete, whoever is named in the lock: watched to its end, and exported."""
-    store = shutil.copytree(golden, tmp_path / "store")
+    shutil.copytree(bench.golden_store, store)
     dead_holder(store)
-    done = lockless("status", "--store", store, "--watch")
-    assert (done.returncode, done.stdout) == (0, "18/18 samples, complete\n"), done
-    done = lockless("status", "--store", store)
-    assert done.returncode == 0
-    assert "being written" not in done.stdout
-    done = lockless("export", "--store", store, "--out-dir", tmp_path / "out", "--format", "npy")
-    assert done.returncode == 0, done
-    assert (tmp_path / "out/_export.json").is_file()
-    done = lockless("materialize", "--store", store, "--out-dir", tmp_path / "files")
-    assert done.returncode == 0, done
+    done = lockless(typed("status", "--store", store, "--watch"))
+    assert (done["code"], done["stdout"]) == (0, "11/11 samples, 1 bad inputs, complete\n"), done
+    done = lockless(typed("status", "--store", store))
+    assert done["code"] == 0
+    assert "being written" not in done["stdout"]
+    for more in (["export", "--format", "npy"], ["materialize"]):
+        out = tmp_path / more[0]
+        done = lockless(typed(*more, "--store", store, "--out-dir", out))
+        assert done["code"] == 0, done
+        assert any(path.suffix == ".npy" for path in out.iterdir())
 
 
 def test_an_unfinished_store_without_locks(
-    lockless: Callable[..., Any], data: Path, half: Path, tmp_path: Path
+    lockless: Callable[..., dict[str, Any]], bench: Bench, half: Path, tmp_path: Path
 ) -> None:
     """Nobody can tell whether it is being written, and that is what is said."""
     dead_holder(half)
-    done = lockless("status", "--store", half)
-    assert done.returncode == 0
-    assert "nobody can tell whether it is being written" in done.stdout
-    facts = json.loads(lockless("status", "--store", half, "--json").stdout)
+    done = lockless(typed("status", "--store", half))
+    assert done["code"] == 0
+    assert "nobody can tell whether it is being written" in done["stdout"]
+    facts = json.loads(lockless(typed("status", "--store", half, "--json"))["stdout"])
     assert (facts["lock"], facts["holder"], facts["running"]) == ("unknown", None, False)
     before = tree_digest(half)
-    for more in (["--resume"], ["--overwrite"]):
-        arguments = ["build", "--data-dir", data, "--store", half, "--device", "cpu", *more]
-        done = lockless(*arguments)
-        assert done.returncode == 1, done
-        assert "its file system has no file locks" in done.stderr
-        assert "another file system" in done.stderr
-        assert "loading" not in done.stderr
+    for store, more in ((half, "--resume"), (half, "--overwrite"), (tmp_path / "new", "--resume")):
+        done = lockless(bench.command(store, more))
+        assert done["code"] == 1, done
+        assert "its file system has no file locks" in done["stderr"]
+        assert "on another file system" in done["stderr"]
+        assert "loading" not in done["stderr"]
+        assert len(done["stderr"].splitlines()) <= 3
     assert tree_digest(half) == before
-    done = lockless("build", "--data-dir", data, "--store", tmp_path / "new", "--device", "cpu")
-    assert done.returncode == 1
-    assert "its file system has no file locks" in done.stderr
     assert not (tmp_path / "new").exists()
 
 
@@ -453,54 +443,34 @@ def test_a_lock_that_another_user_closed(half: Path, monkeypatch: pytest.MonkeyP
 
 # No sync of folders ---------------------------------------------------------------------------
 
-UNSYNCED = """
-import errno, os, stat
-honest = os.fsync
-def fsync(fd):
-    if stat.S_ISDIR(os.fstat(fd).st_mode):
-        raise OSError(errno.{name}, os.strerror(errno.{name}))
-    honest(fd)
-os.fsync = fsync
-"""
-
 
 @pytest.mark.parametrize(
     ("name", "goes_on"),
     [("EINVAL", True), ("EOPNOTSUPP", True), ("ENOSYS", True), ("EIO", False), ("EBADF", False)],
 )
-def test_folders_that_cannot_be_synced(
-    data: Path, golden: Path, tmp_path: Path, name: str, goes_on: bool
-) -> None:
+def test_folders_that_cannot_be_synced(bench: Bench, store: Path, name: str, goes_on: bool) -> None:
     """One warning and the same store; a sync that failed is an error still."""
-    store = tmp_path / "store"
-    command = ["build", "--data-dir", data, "--store", store, "--views", str(VIEWS)]
-    command += ["--chunk", str(CHUNK), "--features", ",".join(DIMS), "--device", "cpu"]
-    command += [f"--batch-size={feature}=8" for feature in DIMS]
-    script = UNSYNCED.format(name=name) + DRIVER
-    done = subprocess.run(
-        [sys.executable, "-c", script, *command, "--workers=1"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    if not goes_on:
-        assert done.returncode == 1, done
-        assert os.strerror(getattr(errno, name)) in done.stderr
-        return
-    assert done.returncode == 0, done.stderr
-    warned = [line for line in done.stderr.splitlines() if line.startswith("Warning: ")]
-    assert len(warned) == 1, done.stderr
-    assert "cannot sync folders" in warned[0]
-    assert str(tmp_path) in warned[0]
-    assert tree_digest(store) == tree_digest(golden)
+    [done] = bench.run([bench.command(store)], folder_sync=name).values
     COUNTS["no sync of folders"] += 1
+    warned = [line for line in done["stderr"].splitlines() if line.startswith("Warning: ")]
+    if not goes_on:
+        assert done["code"] == 1, done
+        assert os.strerror(getattr(errno, name)) in done["stderr"]
+        assert warned == []
+        return
+    assert done["code"] == 3, done  # one of the samples is bad
+    assert len(warned) == 1, done
+    assert "cannot sync folders" in warned[0]
+    assert str(store.parent) in warned[0]
+    assert different(tree_digest(store), bench.golden) == {}
 
 
 def test_the_warning_is_typed_and_given_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+
     def unsynced(operation: str, path: Path, size: int) -> int:
         if operation == "fsync" and path.is_dir():
             raise OSError(errno.EINVAL, "Invalid argument")
@@ -508,68 +478,33 @@ def test_the_warning_is_typed_and_given_once(
 
     monkeypatch.setattr(durable, "hook", unsynced)
     monkeypatch.setattr(durable, "_warned", False)
-    with pytest.warns(durable.UnsyncedFolderWarning) as caught:
-        durable.replace_file(tmp_path / "a", b"x")
-        durable.replace_file(tmp_path / "b", b"y")
+    with pytest.warns(UnsyncedFolderWarning) as caught:
+        durable.replace_files([(tmp_path / "a/a", [b"x"]), (tmp_path / "b/b", [b"y"])])
     assert len(caught) == 1
-    assert (tmp_path / "b").read_bytes() == b"y"
+    assert (tmp_path / "b/b").read_bytes() == b"y"
 
 
 # Permissions ----------------------------------------------------------------------------------
 
-SHARED = f"""
-import os, sys
-sys.path.insert(0, {str(ROOT)!r})
-import tests.faults.fakes, cli
-from tests.faults.fakes import loaded
-uid, gid, mask = map(int, sys.argv[1:4])
-if uid:
-    os.setgroups([]); os.setgid(gid); os.setuid(uid)
-os.umask(mask)
-import json
-with loaded():
-    for arguments in json.loads(sys.argv[4]):
-        code = cli.run_command(arguments)
-        if code:
-            sys.exit(code)
-"""
-
-
-def run_as(uid: int, mask: int, *commands: list[str]) -> Any:
-    arguments = [str(uid), str(GROUP), str(mask), json.dumps([list(map(str, c)) for c in commands])]
-    return subprocess.run(
-        [sys.executable, "-c", SHARED, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-
-
-def build_command(data: Path, store: Path, *more: str) -> list[Any]:
-    command: list[Any] = ["build", "--data-dir", data, "--store", store, "--views", VIEWS]
-    command += ["--chunk", CHUNK, "--features", ",".join(DIMS), "--device", "cpu", "--workers", 1]
-    return [*command, *(f"--batch-size={name}=8" for name in DIMS), *more]
-
 
 @pytest.mark.parametrize("mask", [0o002, 0o077, 0o022])
-def test_the_umask_decides_and_nothing_else(data: Path, tmp_path: Path, mask: int) -> None:
-    """Every file and folder of a store, its labels, its published files and an export."""
-    store, out = tmp_path / "store", tmp_path / "out"
-    done = run_as(
-        0,
-        mask,
-        build_command(data, store),
-        ["materialize", "--store", store, "--out-dir", out / "files"],
-        ["labels", "--data-dir", data, "--out-dir", out / "labels"],
-        ["export", "--store", store, "--out-dir", out / "hf", "--format", "hf"],
-        ["export", "--store", store, "--out-dir", out / "parquet", "--format", "parquet"],
-        ["export", "--store", store, "--out-dir", out / "tar", "--format", "webdataset"],
-        ["export", "--store", store, "--out-dir", out / "st", "--format", "safetensors"],
-        ["report", "--store", store, "--out", out / "report.html"],
-    )
-    assert done.returncode == 0, done.stderr
+def test_the_umask_decides_and_nothing_else(
+    bench: Bench, store: Path, tmp_path: Path, mask: int
+) -> None:
+    """Every file and folder of a store, its labels, its published files and exports."""
+    out = tmp_path / "out"
+    steps = [
+        bench.command(store),
+        typed("materialize", "--store", store, "--out-dir", out / "files"),
+        typed("labels", "--data-dir", bench.data, "--out-dir", out / "labels"),
+        typed("report", "--store", store, "--out", out / "report.html"),
+    ]
+    steps += [
+        typed("export", "--store", store, "--out-dir", out / name, "--format", name)
+        for name in ("npy", "hf", "parquet", "webdataset", "safetensors")
+    ]
+    done = bench.run(steps, umask=mask)
+    assert [value["code"] for value in done.values] == [3, *[0] * 8], done
     found = [store, out, *store.rglob("*"), *out.rglob("*")]
     assert len([p for p in found if p.is_file()]) > 40
     wrong = {
@@ -580,25 +515,35 @@ def test_the_umask_decides_and_nothing_else(data: Path, tmp_path: Path, mask: in
     assert wrong == {}
 
 
-@pytest.mark.skipif(os.getuid() != 0 or not is_mapped(GROUP), reason="there is no other user to be")
-def test_two_users_of_a_group_share_a_store(golden: Path, data: Path) -> None:
-    """One begins it, the other takes its lock and extends it; with another umask that is refused."""
-    for mask, code in ((0o002, 0), (0o022, 1)):
-        folder = Path(f"/tmp/shared-{os.getpid()}-{mask:o}")
-        folder.mkdir()
-        try:
-            os.chown(folder, -1, GROUP)
-            folder.chmod(0o2775)
-            store = folder / "store"
-            shutil.copytree(data, folder / "data")
-            first = run_as(GROUP + 1, mask, build_command(folder / "data", store))
-            assert first.returncode == 0, first.stderr
-            more = build_command(folder / "data", store, "--resume", f"--views={VIEWS + 4}")
-            second = run_as(GROUP + 2, mask, more)
-            assert second.returncode == code, second.stderr
-            if code:
-                assert "Permission denied" in second.stderr
-                assert "Traceback" not in second.stderr
-            assert verify(store).findings == []
-        finally:
-            shutil.rmtree(folder)
+@pytest.mark.skipif(
+    os.getuid() != 0 or not is_mapped(GROUP + 2), reason="there is no other user to be"
+)
+@pytest.mark.parametrize(("mask", "code"), [(0o002, 3), (0o022, 1)])
+def test_two_users_of_a_group_share_a_store(bench: Bench, mask: int, code: int) -> None:
+    """One begins it, the other takes its lock and adds views; the umask may keep that from it."""
+    folder = Path(tempfile.mkdtemp(prefix="shared-", dir="/tmp"))
+    try:
+        os.chown(folder, -1, GROUP)
+        folder.chmod(0o2775)
+        shutil.copytree(bench.data, folder / "data")
+        shutil.copy(bench.tokenizer, folder)
+        store, step = folder / "store", ("--data-dir", str(folder / "data"))
+
+        def build_as(uid: int, *more: str) -> dict[str, Any]:
+            # Another user cannot import what root has installed: a build before does.
+            with tempfile.TemporaryDirectory() as other:
+                warm = bench.command(Path(other) / "store")
+                steps = [warm, ("become", [uid, GROUP]), bench.command(store, *step, *more)]
+                return bench.run(steps, umask=mask).values[2]
+
+        first = build_as(GROUP + 1)
+        assert first["code"] == 3, first
+        second = build_as(GROUP + 2, "--resume", "--views", "16")
+        assert second["code"] == code, second
+        if code == 1:
+            assert "Permission denied" in second["stderr"]
+            assert "loading" not in second["stderr"]
+        assert verify(store).findings == []
+        assert FeatureStore(store).spec.views == (16 if code == 3 else bench.views)
+    finally:
+        shutil.rmtree(folder)

@@ -26,6 +26,7 @@ import resource
 import select
 import shutil
 import signal
+import stat
 import struct
 import sys
 import threading
@@ -43,7 +44,7 @@ import consumers.build
 import consumers.plan
 from consumers import backbones
 from consumers.progress import RunLog
-from featurestore import durable, locks
+from featurestore import durable, locks, space
 from featurestore.backbone_config import BackboneConfig
 from featurestore.config import BuildConfig
 from featurestore.errors import ManyViewsError
@@ -335,7 +336,17 @@ def _fill(arguments: list[Any]) -> int:
     return size - left
 
 
+def _become(ids: list[int]) -> None:
+    """Another user of a group; all that is imported must be by now."""
+    uid, gid = ids
+    "".encode("utf-8-sig")  # producers read synopses in it
+    os.setgroups([])
+    os.setgid(gid)
+    os.setuid(uid)
+
+
 _STEPS = {
+    "become": _become,
     "build": _build,
     "command": _command,
     "verify": _verify,
@@ -367,6 +378,27 @@ def _limit(task: dict[str, Any]) -> None:
         signal.setitimer(signal.ITIMER_REAL, interval, interval)
 
 
+def _surround(task: dict[str, Any]) -> None:
+    """Gives this process the surroundings of a task: what its file system lacks."""
+    if no_lock := task.get("flock"):
+        locks.fcntl.flock = lambda *_: _refuse(no_lock)
+    if no_sync := task.get("folder_sync"):
+        honest = os.fsync
+        os.fsync = lambda fd: _refuse(no_sync) if _is_folder(fd) else honest(fd)
+    if task.get("unforeseen"):  # what was free is taken by another program meanwhile
+        space.require_space = consumers.build.require_space = lambda *_: None
+    if "umask" in task:
+        os.umask(task["umask"])
+
+
+def _refuse(name: str) -> None:
+    raise OSError(getattr(errno, name), os.strerror(getattr(errno, name)))
+
+
+def _is_folder(fd: int) -> bool:
+    return stat.S_ISDIR(os.fstat(fd).st_mode)
+
+
 def _run(task: dict[str, Any]) -> dict[str, Any]:
     """Does the steps of a task in this process."""
     tokenizer = Path(task["tokenizer"]).read_text("utf-8")
@@ -385,6 +417,7 @@ def _run(task: dict[str, Any]) -> dict[str, Any]:
     elif log := task.get("record"):
         durable.hook = recorder = Recorder(_shared, Path(log))
     _limit(task)
+    _surround(task)
     values: list[Any] = []
     result: dict[str, Any] = {"kind": "done", "values": values}
     try:
@@ -471,12 +504,12 @@ def _leftovers() -> list[str]:
             break
         time.sleep(0.001)
     found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
+    for status in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
-            fields = stat.read_text().rpartition(")")[2].split()
+            fields = status.read_text().rpartition(")")[2].split()
             if int(fields[1]) == os.getpid():
-                found.append((stat.parent / "cmdline").read_text().replace("\0", " "))
-                os.kill(int(stat.parent.name), signal.SIGKILL)
+                found.append((status.parent / "cmdline").read_text().replace("\0", " "))
+                os.kill(int(status.parent.name), signal.SIGKILL)
     while True:
         try:
             os.waitpid(-1, 0)
