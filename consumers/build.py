@@ -22,6 +22,7 @@ from featurestore.errors import (
 )
 from featurestore.locks import FileLock
 from featurestore.refusals import is_folder
+from featurestore.soundness import require_place, require_sound
 from featurestore.space import free_bytes, missing_bytes, require_space, store_bytes
 from featurestore.store import EXTENSION, RECORDS, FeatureStore
 from featurestore.writer import StoreWriter
@@ -71,7 +72,7 @@ def _build(config: BuildConfig, tell: Callable[..., None]) -> BuildReport:
     state = stores.state_of(config.store)
     check_intent(config, state)
     if not (state == "store" and config.resume):
-        stores.require_place(config.store)
+        require_place(config.store)
     with ExitStack() as stack:
         lock = _lock(config, stack) if state != "absent" else None
         stored = _open(config) if state == "store" and config.resume else None
@@ -98,10 +99,10 @@ def _open(config: BuildConfig) -> FeatureStore:
 def _require_sound(stored: FeatureStore | None, wanted: Extension | None) -> None:
     """Refuses what cannot be built on, before the models are loaded."""
     if stored is not None:
-        stores.require_sound(stored)
+        require_sound(stored)
     if wanted is not None and wanted.made is not None:
         with naming_extension():
-            stores.require_sound(wanted.made)
+            require_sound(wanted.made)
 
 
 def _require_space(plan: Plan, stored: FeatureStore | None) -> list[str]:

@@ -91,7 +91,7 @@ class StoreFiles:
         first = self._unread[names[0]]
         error = refusal(self._root / names[0], first)
         last = _NO_DAMAGE
-        if first.errno == errno.EIO:
+        if first.errno == errno.EIO and "/c." in names[0]:
             last += " Should it stay so, remove the file: `verify --repair` then drops its chunk."
         error.args = (
             f"{self._root} could not be checked, because {len(names)} of its files cannot be read: "

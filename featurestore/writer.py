@@ -6,7 +6,6 @@ does not exist.
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -14,22 +13,21 @@ import numpy as np
 import numpy.typing as npt
 
 from featurestore import arrays, durable, extension
-from featurestore.codecs import FOREIGN
 from featurestore.config import Fingerprint
-from featurestore.errors import CorruptStoreError, InputError
+from featurestore.errors import InputError
 from featurestore.ledger import ChunkEntry, Ledger
-from featurestore.locks import FileLock, require_locks
+from featurestore.locks import FileLock
 from featurestore.moments import moments_of
 from featurestore.records import FEATURES, Sample, SampleRecord, is_feature_name
 from featurestore.refusals import (
     is_file,
     is_folder,
     named_errors,
-    require_writable,
     status_of,
 )
 from featurestore.samples import SampleList
-from featurestore.space import folder_bytes, nearest_existing
+from featurestore.soundness import array_names, require_sound
+from featurestore.space import folder_bytes
 from featurestore.store import (
     EXTENSION,
     LOCK,
@@ -75,7 +73,7 @@ class StoreWriter(FeatureStore):
         """Removes what a killed writer left; returns what there is to say about it."""
         swept = []
         extension.sweep(self.path)
-        for folder in (*_array_names(self), f"{RECORDS}/moments", RECORDS, ""):
+        for folder in (*array_names(self), f"{RECORDS}/moments", RECORDS, ""):
             swept += durable.sweep_partials(self.path / folder)
         notices = (
             [f"removed {len(swept)} unfinished files of an interrupted build"] if swept else []
@@ -149,59 +147,6 @@ class StoreWriter(FeatureStore):
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-def require_sound(store: FeatureStore) -> None:
-    """Refuses to write to a store that is damaged, was rewritten, or cannot be written to.
-
-    It looks at documents, lengths of files and permissions, and reads no rows: fast enough to be
-    done before anything that takes long. It changes nothing.
-
-    Raises:
-        CorruptStoreError: a document is not the build's, or a committed file is missing or not of
-            its length: what is damaged must not be built on.
-        StorageError: a folder cannot be written to, or a file cannot be looked at.
-    """
-    for group in (RECORDS, f"{RECORDS}/moments"):
-        arrays.parse_document(store.path, f"{group}/zarr.json")
-    for name in store.features:
-        codec = arrays.check_array_document(store.path, store.spec.moments(name))
-        for array, found in (
-            (store.array(name).name, store.array(name).codec),
-            (store.spec.moments(name).name, codec),
-        ):
-            if found == FOREIGN:
-                advice = "Restore the array, or build again into another --store."
-                problem = "its codecs are not those of the build"
-                raise CorruptStoreError(f"{array}/zarr.json", problem, advice=advice)
-    for entry in store.ledger.entries:
-        for file, (size, _) in entry.files.items():
-            found_size = durable.size_of(store.path, file, entry.chunk)
-            if found_size != size:
-                problem = f"{found_size} bytes, expected {size}"
-                raise CorruptStoreError(file, problem, chunk=entry.chunk)
-    for folder in ("", RECORDS, *_array_names(store)):
-        require_writable(store.path / folder)
-
-
-def _array_names(store: FeatureStore) -> list[str]:
-    spec = store.spec
-    return [array.name for n in store.features for array in (spec.feature(n), spec.moments(n))]
-
-
-def require_place(path: Path) -> None:
-    """Refuses a place where no store can be created; creates nothing.
-
-    Raises:
-        StorageError: what is above it is no folder or cannot be written to, or its file system has
-            no locks.
-    """
-    parent = nearest_existing(path)  # an empty folder is the store's own place
-    with named_errors(path):
-        if not is_folder(parent):
-            raise NotADirectoryError(errno.ENOTDIR, f"{parent} is not a folder")
-    require_writable(parent)
-    require_locks(parent)
 
 
 def take_lock(path: Path) -> FileLock:

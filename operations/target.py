@@ -13,6 +13,7 @@ from featurestore.config import BuildConfig
 from featurestore.errors import ManyViewsError
 from featurestore.locks import Holder, lock_holder, require_locks
 from featurestore.records import Sample
+from featurestore.soundness import require_place, require_sound
 from featurestore.space import missing_bytes, nearest_existing, store_bytes
 from featurestore.store import LOCK, FeatureStore, StoreSpec
 from operations.findings import Group
@@ -77,7 +78,7 @@ def open_target(config: BuildConfig, found: Scan) -> Target:
         if state != "store" or config.overwrite:
             _new(group, config, state)
             freed = 0 if state == "absent" else stores.erasable_bytes(config.store)
-            stores.require_place(config.store)
+            require_place(config.store)
             return Target(group, None, None, parent, freed)
         stored = FeatureStore(config.store)
         wanted = find_extension(completed(config, stored), stored, found)
@@ -95,7 +96,7 @@ def open_target(config: BuildConfig, found: Scan) -> Target:
     _stored(group, stored, wanted)
     if not (stored.complete and wanted is None):
         try:
-            stores.require_sound(stored)
+            require_sound(stored)
             require_locks(stored.path)
         except ManyViewsError as error:
             group.failure("store", error)
