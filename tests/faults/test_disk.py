@@ -24,6 +24,7 @@ from featurestore.dataset import FeatureDataset
 from featurestore.durable import replace_file
 from featurestore.errors import (
     BadSampleError,
+    CorruptStoreError,
     ManyViewsError,
     StorageError,
     StorageFullError,
