@@ -10,7 +10,7 @@ import signal
 import sys
 import traceback
 import warnings
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -103,12 +103,19 @@ def run_command(arguments: list[str] | None) -> int:
         warnings.showwarning = show
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *where: Any) -> None:
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,  # noqa: ARG001  Python calls it so
+    line: str | None = None,
+) -> None:
     """Prints one of the project's warnings as a line for a person, and others as Python does."""
     if issubclass(category, ManyViewsWarning):
         say(f"Warning: {message}")
     else:
-        say(warnings.formatwarning(message, category, *where[:2]).rstrip())
+        say(warnings.formatwarning(message, category, filename, lineno, line).rstrip())
 
 
 def _was_printing(e: OSError) -> bool:
