@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -77,7 +77,8 @@ class Committer:
         Not even an interruption ends the wait: the store's lock is released after it, and a chunk
         is written under the lock or not at all.
         """
-        interruption = _wait_out(self._thread.shutdown)
+        interruption = _wait_out(lambda: wait([] if self._future is None else [self._future]))
+        self._thread.shutdown()
         failure = None if self._future is None else self._future.exception()
         if failure is not None and failure is not error and not _is_cancelled(failure):
             raise failure from error
@@ -85,12 +86,12 @@ class Committer:
             raise interruption
 
 
-def _wait_out(wait: Callable[[], None]) -> BaseException | None:
-    """Calls ``wait`` until it returns; returns the first interruption of it, if there was one."""
+def _wait_out(call: Callable[[], object]) -> BaseException | None:
+    """Makes a call until it returns; returns the first interruption of it, if there was one."""
     first: BaseException | None = None
     while True:
         try:
-            wait()
+            call()
         except BaseException as interruption:  # noqa: BLE001  raised once nothing is written
             first = first or interruption
         else:

@@ -8,7 +8,6 @@ GPU has one thread, which only launches.
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import queue
 import threading
@@ -22,6 +21,9 @@ from types import TracebackType
 from typing import Any
 
 import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from featurestore.errors import BackboneError, ConfigError
 
 # torch changes settings of the whole process when a thread sets its number of intra-op threads.
 _setting_up = threading.Lock()
@@ -38,8 +40,8 @@ class Order(IntEnum):
     END = 2
 
 
-class _Stopped(SystemExit):
-    """Ends a thread whose batch nobody wants any more; as it leaves, Python prints nothing."""
+class _Stopped(BaseException):
+    """Ends a forward pass whose features nobody wants any more."""
 
 
 @dataclass(order=True, slots=True)
@@ -56,17 +58,26 @@ class _Task:
             return None
         try:
             result = self.function()
+        except _Stopped:
+            failure: Exception = CancelledError()
         except Exception as error:  # noqa: BLE001  the future raises it where it is asked for
-            self.future.set_exception(error)
-            return error
-        self.future.set_result(result)
-        return None
+            failure = error
+        except BaseException as error:  # noqa: BLE001  a library's way out, not ours
+            failure = BackboneError(f"A backbone ended its thread: {type(error).__name__}: {error}")
+            failure.__cause__ = error
+        else:
+            self.future.set_result(result)
+            return None
+        self.future.set_exception(failure)
+        return failure
 
 
 @dataclass(slots=True)
 class _Thread:
     thread: threading.Thread
-    task: _Task | None = None
+    # Set as the last thing that the thread does. Thread.join is no proof: in Python 3.11 and 3.12
+    # one that a signal interrupts takes a running thread for one that has ended.
+    ended: threading.Event = field(default_factory=threading.Event)
     # Seconds without a task so far, and since when it has had none: replaced in one step, as
     # another thread reads them.
     idle: tuple[float, float | None] = (0.0, None)
@@ -91,7 +102,8 @@ class ComputePool:
         self._numbers = itertools.count()
         self._chunk = 0
         # The first error, and the first chunk that failed.
-        self._failure: tuple[BaseException, int] | None = None
+        self._failure: tuple[Exception, int] | None = None
+        self._stopping = False
         self._intra_op = torch.get_num_threads()
         self._threads = [
             _Thread(
@@ -124,8 +136,16 @@ class ComputePool:
         return sum(s + (now - since if since else 0.0) for s, since in idle) / len(idle)
 
     def __enter__(self) -> ComputePool:
-        for each in self._threads:
-            each.thread.start()
+        for number, each in enumerate(self._threads):
+            try:
+                each.thread.start()
+            except RuntimeError as error:  # the system has no thread to give
+                del self._threads[number:]
+                self.__exit__(None, None, None)
+                raise ConfigError(
+                    f"{self.threads} compute threads could not be started: {error}.\n"
+                    "Choose fewer with --threads, or raise the limit on processes and threads."
+                ) from error
         return self
 
     def __exit__(
@@ -149,17 +169,26 @@ class ComputePool:
     def _end(self, *, stop: bool) -> None:
         """Ends all threads, after what is queued or at once."""
         if stop:
+            self._stopping = True
             self._cancel_queued()
         for _ in self._threads:
             end = _Task(Order.END, next(self._numbers), self._chunk, _nothing, Future())
             self._queue.put(end)
-        if stop:
+        hook = register_module_forward_pre_hook(self._leave) if stop else None
+        try:
             for each in self._threads:
-                _stop(each.thread)
-        for each in self._threads:
-            each.thread.join()
-            if each.task is not None and not each.task.future.done():
-                each.task.future.set_exception(CancelledError())
+                each.ended.wait()
+        finally:
+            if hook is not None:
+                hook.remove()
+
+    def _leave(self, _module: torch.nn.Module, _inputs: object) -> None:
+        """Ends a forward pass of this pool between two of its modules.
+
+        One of a large model takes minutes on a CPU.
+        """
+        if any(each.thread is threading.current_thread() for each in self._threads):
+            raise _Stopped
 
     def _cancel_queued(self) -> None:
         with suppress(queue.Empty):
@@ -168,24 +197,40 @@ class ComputePool:
 
     def _work(self, index: int) -> None:
         own = self._threads[index]
-        with suppress(_Stopped):
-            with _setting_up:
-                torch.set_num_threads(1)
-                if self._device.type == "cuda":
-                    torch.cuda.set_device(self._device)
+        try:
+            self._set_up()
             while True:
                 start = time.monotonic()
                 own.idle = own.idle[0], start
-                task = own.task = self._queue.get()
+                task = self._queue.get()
                 own.idle = own.idle[0] + time.monotonic() - start, None
                 if task.order is Order.END:
                     return
                 self._run(task)
+        finally:
+            own.ended.set()
+
+    def _set_up(self) -> None:
+        """Settings that torch has for each thread; where they fail, so does every task."""
+        try:
+            with _setting_up:
+                # Asked first: a thread's first answer is the number of the whole process.
+                torch.get_num_threads()
+                torch.set_num_threads(1)
+                torch.set_grad_enabled(False)
+                if self._device.type == "cuda":
+                    torch.cuda.set_device(self._device)
+        except Exception as error:  # noqa: BLE001  raised to whoever submits or waits
+            self._failure = error, 0
 
     def _run(self, task: _Task) -> None:
         if self._failure is not None and task.chunk >= self._failure[1]:
             if task.future.set_running_or_notify_cancel():
                 task.future.set_exception(self._failure[0])
+            return
+        if self._stopping:
+            task.future.cancel()
+            task.future.set_running_or_notify_cancel()
             return
         failure = task.run()
         if failure is not None:
@@ -195,14 +240,3 @@ class ComputePool:
 
 def _nothing() -> None:
     """What the last task of a thread does."""
-
-
-def _stop(thread: threading.Thread) -> None:
-    """Raises ``_Stopped`` in a thread, at its next step in Python.
-
-    A forward pass of a large model takes minutes on a CPU; between two of its operations it can
-    be left.
-    """
-    if thread.ident is not None:
-        ident = ctypes.c_ulong(thread.ident)
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ident, ctypes.py_object(_Stopped))

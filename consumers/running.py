@@ -293,7 +293,8 @@ class EndedChunk:
             batch.result()
         event = self.collected.result()
         if event is not None:
-            with device_errors(self.feature):
+            # Whichever thread this is: its own current device may be another GPU.
+            with device_errors(self.feature), torch.cuda.device(self.backbone.device):
                 event.synchronize()
         features = np.empty(tuple(self.host.shape), np.float32)
         features[self.places] = self.host.numpy()

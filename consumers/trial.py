@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from consumers.backbones import Backbone, BackboneRequest, modality_of
 from consumers.computing import ComputePool, Order
-from featurestore.errors import ConfigError
+from featurestore.errors import BackboneError, ConfigError
 from producers.image_views import ImageSpec
 from producers.tokens import TextSpec, TokenEncoder
 
+_T = TypeVar("_T")
 _ROWS = 2
 # How often two threads embed at once, at most, and for how long.
 _BESIDE, _BESIDE_S = 16, 1.0
@@ -60,12 +62,17 @@ def check_backbone(request: BackboneRequest, adapter: str, backbone: Backbone) -
     batch = _images(backbone) if modality_of(backbone) == "image" else _texts(backbone)
     if not batch[0].shape[1]:
         raise error("whose tokenizer makes nothing of the empty text, which is unsupported")
-    try:
-        first, second = (backbone.embed(*batch) for _ in range(2))
-    except (LookupError, RuntimeError, TypeError, ValueError) as failure:
-        what = " ".join(str(failure).split())[:200]
-        shape = list(batch[0].shape)
-        raise error(f"that cannot embed {shape}:\n{type(failure).__name__}: {what}") from failure
+
+    def tried(call: Callable[[], _T]) -> _T:
+        try:
+            return call()
+        except (LookupError, RuntimeError, TypeError, ValueError, BackboneError) as failure:
+            what = " ".join(str(failure).split())[:200]
+            shape = list(batch[0].shape)
+            problem = f"that cannot embed {shape}:\n{type(failure).__name__}: {what}"
+            raise error(problem) from failure
+
+    first, second = tried(lambda: [backbone.embed(*batch) for _ in range(2)])
     problem = _problem(first, backbone.dim)
     if problem:
         raise error(f"that gives {problem}")
@@ -74,7 +81,7 @@ def check_backbone(request: BackboneRequest, adapter: str, backbone: Backbone) -
             "that gives the same rows other features the second time:\n"
             "it draws at random, or was left in training mode"
         )
-    if backbone.device.type == "cpu" and not _agrees_with_itself(backbone, batch):
+    if backbone.device.type == "cpu" and not tried(lambda: _agrees_with_itself(backbone, batch)):
         raise error(
             "that gives other features where two threads embed at once:\n"
             "it keeps something of a batch where another thread finds it"
@@ -82,11 +89,8 @@ def check_backbone(request: BackboneRequest, adapter: str, backbone: Backbone) -
 
 
 def _agrees_with_itself(backbone: Any, batch: tuple[torch.Tensor, ...]) -> bool:
-    """Whether rows get the same features while another thread embeds other rows.
-
-    Whatever it raises is raised by a second thread alone, as the first calls succeeded.
-    """
-    calls = [partial(backbone.embed, *b) for b in (batch, tuple(part.flip(0) for part in batch))]
+    """Whether rows get the same features while another thread embeds a batch of another shape."""
+    calls = [partial(backbone.embed, *b) for b in (batch, _first_row(batch))]
     with ComputePool(1, backbone.device) as pool:
         alone = [pool.submit(Order.TEXTS, call).result() for call in calls]
     end = time.monotonic() + _BESIDE_S
@@ -98,6 +102,15 @@ def _agrees_with_itself(backbone: Any, batch: tuple[torch.Tensor, ...]) -> bool:
             if time.monotonic() > end:  # two forward passes of a large model overlap for long
                 break
     return True
+
+
+def _first_row(batch: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """The first row of a batch; a text without its padding."""
+    if len(batch) == 1:
+        return (batch[0][:1],)
+    ids, mask = batch
+    length = int(mask[0].sum())
+    return ids[:1, :length], mask[:1, :length]
 
 
 def _images(backbone: Any) -> tuple[torch.Tensor]:

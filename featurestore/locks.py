@@ -12,7 +12,10 @@ import fcntl
 import json
 import os
 import socket
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -71,6 +74,7 @@ class FileLock:
             StoreLockedError: another process holds it.
             StorageError: it cannot be opened, or the file system has no locks.
         """
+        self._keeping = threading.Lock()
         with named_errors(path):
             durable.hook("open", path, 0)
             is_new = status_of(path) is None
@@ -95,11 +99,18 @@ class FileLock:
             self.release()
             raise
 
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Keeps the lock in the block, whoever releases it meanwhile."""
+        with self._keeping:
+            yield
+
     def release(self) -> None:
-        """Gives the lock back; calling it again does nothing."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        """Gives the lock back, once nothing keeps it; calling it again does nothing."""
+        with self._keeping:
+            if self._fd >= 0:
+                os.close(self._fd)
+                self._fd = -1
 
 
 def require_locks(folder: Path) -> None:

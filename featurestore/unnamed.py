@@ -7,6 +7,7 @@ gone once they are durable. Nothing can be read back.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from featurestore import durable
@@ -52,6 +53,9 @@ class UnnamedStore(StoreWriter):
         self.__dict__["samples"] = samples  # cached there once they are read
         self.ledger = _UnnamedLedger(folder, spec.chunks)
         self.notices = []
+
+    def _locked(self) -> AbstractContextManager[None]:
+        return nullcontext()  # nobody else can have it
 
     def _write(self, files: Mapping[str, Iterable[bytes | memoryview]]) -> None:
         durable.write_unnamed(self.path, files.values())

@@ -7,6 +7,7 @@ does not exist.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -103,8 +104,13 @@ class StoreWriter(FeatureStore):
         """
         files = self._encoded(chunk, rows, samples)
         entry = {file: (encoded.size, encoded.crc) for file, encoded in files.items()}
-        self._write({file: list(encoded.parts()) for file, encoded in files.items()})
-        self.ledger.commit(ChunkEntry(chunk, entry, samples, changed))
+        with self._locked():
+            self._write({file: list(encoded.parts()) for file, encoded in files.items()})
+            self.ledger.commit(ChunkEntry(chunk, entry, samples, changed))
+
+    def _locked(self) -> AbstractContextManager[None]:
+        """Keeps the store's lock while a chunk is written, whatever ends the build meanwhile."""
+        return self._lock.kept()
 
     def _encoded(
         self,

@@ -242,7 +242,9 @@ class _Check:
 
     def _machine(self, plan: Plan | None, peak: int | None, why: str) -> Group:
         group = Group("machine")
-        need = _need(plan, self._models, self._config)
+        on_cpu = self._free.device is None
+        threads = (self._config.threads or usable_cpus()) if on_cpu else 1
+        need = _need(plan, self._models, self._config, threads)
         machine.memory_into(group, need, self._free, peak)
         store = self._config.store if self._request.has_store else None
         try:
@@ -274,15 +276,24 @@ def _texts(plan: Plan) -> dict[str, Any]:
     return {n: b.text for n, b in plan.backbones.items() if modality_of(b) == "text"}
 
 
-def _need(plan: Plan | None, models: Sequence[FoundModel], config: CompleteConfig) -> Need:
-    """What a build takes; without a plan the weights alone are known."""
+def _need(
+    plan: Plan | None, models: Sequence[FoundModel], config: CompleteConfig, threads: int
+) -> Need:
+    """What a build takes; without a plan the weights and ``threads`` alone are known."""
     weights = sum(model.weight_bytes for model in models)
     if plan is None:
         workers = config.workers or default_workers()
-        return Need(weights, 0, 0, 0, workers, config.threads or usable_cpus())
+        return Need(weights, 0, 0, 0, workers, threads)
     rows = plan.spec.chunk * (plan.spec.views - plan.job.first_view)
     buffers = [
-        batch_bytes(m, plan.backbones[m.feature], plan.batch_sizes[m.feature], rows, plan.threads)
+        batch_bytes(
+            m,
+            plan.backbones[m.feature],
+            plan.batch_sizes[m.feature],
+            rows,
+            plan.threads,
+            len(plan.view_parts),
+        )
         for m in models
     ]
     kept, working, host = zip(*buffers, strict=True)

@@ -15,6 +15,7 @@ from operations.findings import Group, human_bytes
 # Of a build besides its producers: the store, the lock, the log, libraries and CUDA.
 _OTHER_FILES = 64
 _FILES_PER_WORKER = 3
+# Beside them torch keeps two sets of threads, of as many as there are CPUs.
 _OTHER_THREADS = 16
 # A producer that has imported its libraries and decoded a few posters.
 _WORKER_BYTES = 60 << 20
@@ -150,7 +151,7 @@ def limits_into(group: Group, workers: int, threads: int) -> None:
     """Adds the limits on open files and processes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     files = _FILES_PER_WORKER * workers + _OTHER_FILES
-    processes = workers + threads + _OTHER_THREADS
+    processes = workers + threads + 2 * (os.cpu_count() or 1) + _OTHER_THREADS
     room = process_room()
     group.facts["limits"] = {
         "open_files_needed": files,

@@ -174,7 +174,7 @@ def activation_bytes(config: Mapping[str, Any], tokens: int, batch: int, item_by
 
 
 def batch_bytes(
-    model: FoundModel, backbone: Any, batch: int, rows: int, threads: int
+    model: FoundModel, backbone: Any, batch: int, rows: int, threads: int, parts: int = 1
 ) -> tuple[int, int, int]:
     """Estimates what batches of a loaded backbone take.
 
@@ -184,12 +184,13 @@ def batch_bytes(
         batch: rows per forward pass.
         rows: rows of a chunk.
         threads: batches that are computed side by side.
+        parts: of the views, each with batches of its own.
 
     Returns:
         Bytes that it keeps on the device, bytes that it works in there, and bytes of the host.
     """
     cuda = backbone.device.type == "cuda"
-    stages = stages_of(backbone.device, threads)
+    stages = parts * stages_of(backbone.device, threads)
     config = (
         dict(model.located.checkpoint.config) if model.located and model.located.checkpoint else {}
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from concurrent.futures import CancelledError, Future
@@ -15,6 +16,8 @@ import torch
 
 from consumers.batching import ImageBatcher, TextBatcher
 from consumers.computing import ComputePool, Order
+from featurestore.errors import BackboneError, ConfigError
+from tests.producers.test_pool import eventually
 
 CPU = torch.device("cpu")
 LONG_S = 60.0
@@ -83,9 +86,7 @@ def test_an_interruption_cancels_what_is_queued_and_stops_what_runs() -> None:
 
     def long() -> None:
         started.set()
-        end = time.monotonic() + LONG_S
-        while time.monotonic() < end:
-            time.sleep(0.001)  # a forward pass, seen from Python: many short operations
+        forward_pass(LONG_S)
 
     futures: list[Future[None]] = []
 
@@ -109,12 +110,91 @@ def test_an_interruption_while_the_rest_is_computed_stops_it() -> None:
     def long() -> None:
         time.sleep(0.2)  # by now the block has most likely ended
         os.kill(os.getpid(), signal.SIGINT)
-        while time.monotonic() - begin < LONG_S:
-            time.sleep(0.001)
+        forward_pass(LONG_S)
 
-    with pytest.raises(KeyboardInterrupt), ComputePool(1, CPU) as pool:
-        pool.submit(Order.TEXTS, long)
+    pool = ComputePool(1, CPU)
+    with pytest.raises(KeyboardInterrupt), pool:
+        computing = pool.submit(Order.TEXTS, long)
+    threads = [each.thread.ident for each in pool._threads]
     assert time.monotonic() - begin < LONG_S / 2
+    assert isinstance(computing.exception(0), CancelledError)
+    # Thread.is_alive is wrong of a thread whose join was interrupted.
+    eventually(lambda: not set(threads) & set(sys._current_frames()))
+
+
+def test_other_modules_are_not_disturbed_by_a_stop() -> None:
+    """What the rest of the process computes meanwhile, and afterwards."""
+    module, started = torch.nn.Identity(), threading.Event()
+
+    def long() -> None:
+        started.set()
+        forward_pass(LONG_S)
+
+    def interrupt(pool: ComputePool) -> None:
+        pool.submit(Order.TEXTS, long)
+        assert started.wait(LONG_S)
+        raise KeyboardInterrupt
+
+    with ComputePool(1, CPU) as other:
+        beside = other.submit(Order.TEXTS, lambda: forward_pass(0.5))
+        with pytest.raises(KeyboardInterrupt), ComputePool(1, CPU) as pool:
+            interrupt(pool)
+        assert beside.result(LONG_S) is None
+    assert torch.equal(module(torch.ones(2)), torch.ones(2))
+
+
+@pytest.mark.parametrize("way_out", [SystemExit, KeyboardInterrupt, GeneratorExit])
+def test_a_backbone_that_leaves_its_thread_is_an_error(way_out: type[BaseException]) -> None:
+    def leave() -> None:
+        raise way_out("of a library")
+
+    with pytest.raises(BackboneError, match="of a library"), ComputePool(1, CPU) as pool:
+        pool.submit(Order.TEXTS, leave).result(LONG_S)
+
+
+def test_a_thread_that_cannot_be_set_up_fails_every_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_on: bool) -> None:
+        raise RuntimeError("no such device")
+
+    def submit(pool: ComputePool) -> None:
+        while True:  # what is submitted before the threads are set up fails as well
+            pool.submit(Order.TEXTS, lambda: None).result(LONG_S)
+
+    monkeypatch.setattr(torch, "set_grad_enabled", broken)
+    with pytest.raises(RuntimeError, match="no such device"), ComputePool(2, CPU) as pool:
+        submit(pool)
+
+
+def test_threads_that_the_system_does_not_give_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, honest = threading.active_count(), threading.Thread.start
+
+    def start(self: threading.Thread) -> None:
+        if self.name == "compute-2":
+            raise RuntimeError("can't start new thread")
+        honest(self)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with (
+        pytest.raises(ConfigError, match=r"(?s)5 compute threads.*--threads"),
+        ComputePool(5, CPU),
+    ):
+        pass
+    eventually(lambda: threading.active_count() == before)
+
+
+def test_nothing_that_is_computed_keeps_gradients() -> None:
+    weight = torch.ones(2, requires_grad=True)
+    with ComputePool(1, CPU) as pool:
+        assert not pool.submit(Order.TEXTS, lambda: weight * 2).result(LONG_S).requires_grad
+    assert (weight * 2).requires_grad
+
+
+def forward_pass(seconds: float) -> None:
+    """A model's, seen from Python: many modules, one after the other."""
+    module, end = torch.nn.Identity(), time.monotonic() + seconds
+    while time.monotonic() < end:
+        module(torch.ones(1))
+        time.sleep(0.001)
 
 
 def test_idle_seconds_are_those_without_a_task() -> None:
