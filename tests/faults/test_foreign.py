@@ -106,8 +106,8 @@ CASES: dict[str, tuple[Change, str, str]] = {
     "array of other codecs": (edited(ARRAY, codecs=[]), ARRAY, "codecs"),
     "array of another fill": (edited(ARRAY, fill_value=0.0), ARRAY, "fill_value"),
     "array is a group": (edited(ARRAY, node_type="group"), ARRAY, "node_type"),
-    "older schema": (of_schema(0), "schema", "stored: 0"),
-    "newer schema": (of_schema(2), "schema", "stored: 2"),
+    "older schema": (of_schema(1), "schema", "stored: 1"),
+    "newer schema": (of_schema(3), "schema", "stored: 3"),
     "ledger lost": (lambda store: (store / LEDGER).unlink(), LEDGER, "missing"),
     "bad line": (ledger(lambda lines: [b"{}\n", lines[1]]), LEDGER, "line 1"),
     "no line": (ledger(lambda lines: [lines[0], b"\n", lines[1]]), LEDGER, "line 2"),
@@ -150,10 +150,10 @@ def test_older_and_newer_versions_are_told_what_to_do(
     bench: Bench, begun: Path, store: Path
 ) -> None:
     shutil.copytree(begun, store)
-    of_schema(2)(store)
+    of_schema(3)(store)
     run = bench.run([bench.build(store, resume=True)])
-    assert "stored: 2" in run.message
-    assert "now:    1" in run.message
+    assert "stored: 3" in run.message
+    assert "now:    2" in run.message
     assert "Read it with the version that wrote it" in run.message
     assert run.exit_code == 2
 

@@ -87,9 +87,9 @@ def shortened(store: Path) -> None:
     os.truncate(store / "clip_text/c.1.0.0", 100)
 
 
-def of_schema_2(store: Path) -> None:
+def of_schema_1(store: Path) -> None:
     path = store / "zarr.json"
-    path.write_bytes(path.read_bytes().replace(b'"schema": 1', b'"schema": 2'))
+    path.write_bytes(path.read_bytes().replace(b'"schema": 2', b'"schema": 1'))
 
 
 def without(file: str) -> Change:
@@ -135,7 +135,7 @@ CASES: dict[str, tuple[Change, type[ManyViewsError], str]] = {
         "records/moments/clip_text/zarr.json",
     ),
     "group document": (without("records/moments/zarr.json"), CorruptStoreError, "missing"),
-    "another schema": (of_schema_2, StoreMismatchError, "another schema"),
+    "another schema": (of_schema_1, StoreMismatchError, "another schema"),
     "ledger lost": (without("records/ledger.jsonl"), CorruptStoreError, "ledger"),
     "samples lost": (without("records/samples.jsonl"), CorruptStoreError, "samples"),
     "folder for the lock": (folder_for(LOCK), StorageError, "Is a directory"),
