@@ -486,3 +486,18 @@ def test_the_lock_is_given_back_once(tmp_path):
 def test_no_lock_without_its_folder(tmp_path):
     with pytest.raises(StorageError, match="No such file"):
         FileLock(tmp_path / "none/lock", tmp_path)
+
+
+def test_only_a_build_promises_that_nothing_is_lost(tmp_path, monkeypatch):
+    """An export's file has nothing to do with a store's chunks."""
+    for number in (errno.EACCES, errno.ENOSPC):
+        fail_at(monkeypatch, 1, number)
+        with pytest.raises(StorageError) as caught:
+            durable.replace_file(tmp_path / "export.npy", b"x")
+        assert "committed" not in str(caught.value)
+        assert "--resume" not in str(caught.value)
+        caught.value.add_promise()
+        assert "Nothing that was committed is lost. Run it again with --resume." in str(
+            caught.value
+        )
+        assert len(str(caught.value).splitlines()) <= 4

@@ -1,11 +1,13 @@
 """Inputs of committed samples that changed are found, whatever the file system says of them."""
 
+import errno
 import hashlib
 import os
 import shutil
 
 import pytest
 
+from featurestore.errors import StorageError
 from featurestore.records import BadInput, SampleRecord
 from producers import source
 from producers.inputs import changed_inputs, extend_cache, read_cache, stat_inputs, stat_of
@@ -181,3 +183,25 @@ def test_a_moved_folder_is_the_same_data(folder, tmp_path_factory):
     other = tmp_path_factory.mktemp("other") / "data"
     shutil.copytree(folder, other, copy_function=shutil.copy)  # new times
     assert check(other, records, cached) == []
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EACCES, errno.EIO, errno.ESTALE])
+def test_an_input_that_cannot_be_read_now_has_not_changed(folder, monkeypatch, number):
+    """Its chunk must not be built again for that, without the input."""
+    records, honest = records_of(folder), os.open
+
+    def refused(path, *more, **options):
+        if str(path).endswith("1.jpg"):
+            raise OSError(number, os.strerror(number))
+        return honest(path, *more, **options)
+
+    monkeypatch.setattr(os, "open", refused)
+    with pytest.raises(StorageError, match=os.strerror(number)) as caught:
+        check(folder, records, {})
+    assert caught.value.path == folder / "1.jpg"
+    # What could not be read for the store either is as it was.
+    unread = SampleRecord(
+        1, "", records[1].text_sha256, 1, (BadInput(1, "image", "unreadable", ""),)
+    )
+    if number != errno.EMFILE:
+        assert check(folder, [records[0], unread], {}) == []

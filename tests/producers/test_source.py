@@ -1,5 +1,6 @@
 """Pairing by formats, hostile names and file kinds, and reading with a cap."""
 
+import errno
 import hashlib
 import os
 import resource
@@ -306,3 +307,16 @@ def test_read_capped_does_not_blame_a_file_for_what_the_machine_lacks(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert caught.value.path == tmp_path / "f"
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+def test_an_exhausted_machine_is_no_bad_sample(tmp_path, monkeypatch, number):
+    """Every other input would be as bad, and a store full of placeholders the result."""
+
+    def exhausted(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    (tmp_path / "a").write_bytes(b"x")
+    monkeypatch.setattr(os, "open", exhausted)
+    with pytest.raises(StorageError, match=os.strerror(number)):
+        read_capped(tmp_path / "a", 10)
