@@ -11,7 +11,7 @@ import torch
 
 from consumers.checkpoints import Checkpoint
 from consumers.library_ids import checked_spec
-from consumers.loading import dtype_argument, freeze
+from consumers.loading import check_rows, dtype_argument, freeze
 from consumers.masking import prepare_masks
 from consumers.pixels import Normalizer, read_preprocessing
 from consumers.weights import PROCESSOR_FILES, TOKENIZER_FILES
@@ -92,6 +92,7 @@ class Blip2Text:
             prepare_masks(self._network)
             tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
         self.text = checked_spec(checkpoint, tokenizer, MAX_TEXT_LENGTH)
+        check_rows(checkpoint, self.text, self._network.get_input_embeddings())
         files = ("config.json", *checkpoint.select(TOKENIZER_FILES), *checkpoint.weights())
         self.fingerprint = checkpoint.fingerprint(files)
 

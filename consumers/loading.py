@@ -71,14 +71,15 @@ def text_spec(
         lower: whether texts are made lower case first.
 
     Raises:
-        ConfigError: a slow tokenizer, or one that pads or cuts on the left.
+        ConfigError: a slow tokenizer, one that cuts on the left, or one without a padding token.
     """
     from tokenizers import Tokenizer
 
     if not getattr(tokenizer, "is_fast", False):
         raise checkpoint.error("has no fast tokenizer (tokenizer.json)")
-    if (tokenizer.padding_side, tokenizer.truncation_side) != ("right", "right"):
-        raise checkpoint.error("has a tokenizer that pads or truncates on the left")
+    # Where it pads does not matter: a batch is padded on the right here, with a mask.
+    if tokenizer.truncation_side != "right":
+        raise checkpoint.error("has a tokenizer that cuts a text at its beginning")
     if tokenizer.pad_token_id is None:
         raise checkpoint.error("has a tokenizer without a padding token")
     # An earlier call may have left its padding and truncation switched on in the original.
@@ -86,3 +87,30 @@ def text_spec(
     bare.no_padding()
     bare.no_truncation()
     return TextSpec(bare.to_str(), max_length, int(tokenizer.pad_token_id), strip, lower)
+
+
+def check_rows(checkpoint: Checkpoint, spec: TextSpec, embeddings: torch.nn.Module) -> None:
+    """Refuse a tokenizer that numbers a token beyond the rows of a model's embeddings.
+
+    Only a text that holds that token would show it, maybe hours into a build.
+
+    Args:
+        checkpoint: for messages.
+        spec: its tokenizer.
+        embeddings: the module that gives each token its vector.
+
+    Raises:
+        ConfigError: it does so.
+    """
+    from tokenizers import Tokenizer
+
+    vocabulary = Tokenizer.from_str(spec.tokenizer_json).get_vocab(with_added_tokens=True)
+    token, number = max(vocabulary.items(), key=lambda item: item[1])
+    rows = int(embeddings.weight.shape[0])  # type: ignore[arg-type]  # a matrix, not a module
+    if number >= rows:
+        beyond = sum(n >= rows for n in vocabulary.values())
+        raise checkpoint.error(
+            f"has a tokenizer of another model: {beyond:,} of its tokens have no row among "
+            f"the {rows:,} embeddings, such as {token!r}, number {number:,}",
+            "Put the tokenizer of these weights there, or give another",
+        )

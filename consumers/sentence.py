@@ -12,8 +12,10 @@ from consumers import checkpoints
 from consumers.backbones import BackboneRequest
 from consumers.checkpoints import Checkpoint
 from consumers.library_ids import Own, check_ids
-from consumers.loading import dtype_argument, freeze, text_spec
+from consumers.loading import check_rows, dtype_argument, freeze, text_spec
 from consumers.masking import prepare_masks
+from consumers.padding import attend_to_whole_texts, depends_on_padding, embed_by_length
+from consumers.token_types import read_types
 from consumers.weights import PROCESSOR_FILES, is_module_folder
 from featurestore.torchvision_ops import ensure_importable
 from producers.tokens import TextSpec
@@ -41,13 +43,17 @@ class SentenceText:
         self._network = freeze(_load_network(checkpoint, device, dtype), device, checkpoint)
         if max_length:
             self._network.max_seq_length = max_length
+        encoder = self._network[0].auto_model
         with checkpoint.loading():
-            prepare_masks(self._network[0].auto_model)
+            prepare_masks(encoder)
         if self._network.default_prompt_name:
             raise checkpoint.error("puts a default prompt before each text, which is unsupported")
         self.text = _text_spec(checkpoint, self._network)
+        check_rows(checkpoint, self.text, encoder.get_input_embeddings())
         with checkpoint.loading():
+            self._types = read_types(self._network.tokenizer, encoder.forward)
             self.dim = self._probe_dim()
+            self._by_length = depends_on_padding(encoder, self._embed, self.text)
         processors = checkpoint.select(PROCESSOR_FILES)
         files = {*checkpoint.files, *_other_module_files(checkpoint)} - set(processors)
         self.fingerprint = checkpoint.fingerprint(files)
@@ -55,14 +61,22 @@ class SentenceText:
     @torch.inference_mode()
     def embed(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Embed int64 ``[B, L]`` with its 0/1 mask ``[B, L]``; returns float32 ``[B, D]``."""
-        features = {"input_ids": input_ids, "attention_mask": attention_mask.long()}
+        if self._by_length:
+            return embed_by_length(self._embed, input_ids, attention_mask)
+        return self._embed(input_ids, attention_mask)
+
+    @torch.inference_mode()
+    def _embed(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        features = {"input_ids": ids, "attention_mask": mask.long()}
+        if self._types is not None:
+            features["token_type_ids"] = self._types(ids, mask)
         vectors: torch.Tensor = self._network(features)["sentence_embedding"]
         return vectors.float()
 
     def _probe_dim(self) -> int:
         # Modules may change the length of a vector without saying so; one text tells.
         ids = torch.zeros(1, 2, dtype=torch.int64, device=self.device)
-        return int(self.embed(ids, torch.ones_like(ids)).shape[1])
+        return int(self._embed(ids, torch.ones_like(ids)).shape[1])
 
 
 def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> SentenceText:
@@ -136,8 +150,10 @@ def _load_network(checkpoint: Checkpoint, device: torch.device, dtype: torch.dty
             device=str(device),
             trust_remote_code=False,
             local_files_only=True,
-            model_kwargs={"attn_implementation": "sdpa", **dtype_argument(dtype)},
+            # No kind of attention: transformers takes SDPA for the classes that have it.
+            model_kwargs=dtype_argument(dtype),
         )
+        attend_to_whole_texts(network[0].auto_model)
     return network.to(dtype)
 
 
@@ -158,6 +174,8 @@ def _own_ids(network: Any) -> Own:
 
     def own(texts: list[str]) -> list[list[int]]:
         found = preprocess(texts)
+        if "attention_mask" not in found:  # nothing says then which ids are padding
+            return [preprocess([text])["input_ids"][0].tolist() for text in texts]
         rows = zip(found["input_ids"], found["attention_mask"], strict=True)
         return [ids[mask == 1].tolist() for ids, mask in rows]
 

@@ -12,7 +12,7 @@ from consumers.adapters.torchvision_steps import read_transform
 from consumers.backbones import BackboneRequest
 from consumers.checkpoints import Checkpoint, read_json
 from consumers.library_ids import check_ids
-from consumers.loading import freeze, text_spec
+from consumers.loading import check_rows, freeze, text_spec
 from consumers.pixels import Normalizer
 from consumers.weights import OPEN_CLIP_CONFIG, TOKENIZER_FILES
 from featurestore.torchvision_ops import ensure_importable
@@ -77,6 +77,7 @@ class OpenClipText:
         self.settings = {"clean": self.text.clean}
         network = _load_network(checkpoint, 0)
         del network.visual
+        check_rows(checkpoint, self.text, _embeddings(network))
         self._network = freeze(network.to(request.dtype), request.device, checkpoint)
         with checkpoint.loading(), torch.inference_mode():
             ids = torch.zeros(1, 1, dtype=torch.int64, device=self.device)
@@ -128,6 +129,14 @@ def _load_network(checkpoint: Checkpoint, size: int) -> Any:
             force_image_size=size or None,
             require_pretrained=True,
         )
+
+
+def _embeddings(network: Any) -> Any:
+    """The module that gives each token its vector; some models have a text tower of its own."""
+    tower = getattr(network, "text", network)
+    inner = getattr(tower, "transformer", None)
+    own = getattr(tower, "token_embedding", None)
+    return inner.get_input_embeddings() if own is None else own  # type: ignore[union-attr]
 
 
 def _side(checkpoint: Checkpoint, size: int | tuple[int, int]) -> int:

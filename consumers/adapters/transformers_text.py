@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 
 from consumers import checkpoints
@@ -13,11 +12,17 @@ from consumers.adapters.pooling import last_of_text, mean_of_text
 from consumers.backbones import BackboneRequest
 from consumers.checkpoints import Checkpoint
 from consumers.library_ids import checked_spec
-from consumers.loading import freeze
+from consumers.loading import check_rows, freeze
 from consumers.masking import prepare_masks
+from consumers.padding import (
+    attend_to_whole_texts,
+    depends_on_padding,
+    embed_by_length,
+    encode_text,
+)
+from consumers.token_types import read_types
 from consumers.weights import TOKENIZER_FILES
 from featurestore.torchvision_ops import ensure_importable
-from producers.tokens import TokenEncoder
 
 ensure_importable()
 from transformers import AutoTokenizer  # noqa: E402
@@ -26,9 +31,6 @@ from transformers import AutoTokenizer  # noqa: E402
 _LONGEST = 100_000
 # Trained on texts that all had the full length: their features depend on the padding.
 _FULL_LENGTH = ("siglip", "siglip2", "siglip_text_model", "siglip2_text_model")
-# A text padded by this many tokens must give the same features, up to rounding.
-_PADDING = 5
-_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 
 
 class TransformersText:
@@ -46,10 +48,17 @@ class TransformersText:
             tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
         self.text = checked_spec(checkpoint, tokenizer, _length(checkpoint, tokenizer, request))
         self._masks = "attention_mask" in tokenizer.model_input_names
-        self._full = not self._masks or checkpoint.config.get("model_type") in _FULL_LENGTH
+        self._full = checkpoint.config.get("model_type") in _FULL_LENGTH
         whole, missing = load_auto(checkpoint, request.dtype, "vision_model")
         self._project = getattr(whole.eval(), "get_text_features", None)
         self._encoder = _encoder_of(whole)
+        check_rows(checkpoint, self.text, self._encoder.get_input_embeddings())
+        with checkpoint.loading():
+            attend_to_whole_texts(self._encoder)
+            projects = self._project is not None and request.pooling in ("", "projection")
+            self._types = read_types(
+                tokenizer, self._project if projects else self._encoder.forward
+            )
         pooling, self.dim = self._choose(checkpoint, request.pooling, missing)
         self.settings = {"pooling": pooling}
         if pooling != "projection":
@@ -57,14 +66,20 @@ class TransformersText:
         freeze(whole if self._project else self._encoder, request.device, checkpoint)
         with checkpoint.loading():
             prepare_masks(self._encoder)
-            self._check_padding(checkpoint)
+            self._by_length = depends_on_padding(self._encoder, self._embed, self.text)
         files = ("config.json", *checkpoint.select(TOKENIZER_FILES), *checkpoint.weights())
         self.fingerprint = checkpoint.fingerprint(files)
 
     @torch.inference_mode()
     def embed(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Embed int64 ``[B, L]`` with its 0/1 mask ``[B, L]``; returns float32 ``[B, D]``."""
-        return self._vectors(input_ids, attention_mask.long(), self.settings["pooling"])
+        if self._by_length:
+            return embed_by_length(self._embed, input_ids, attention_mask)
+        return self._embed(input_ids, attention_mask)
+
+    @torch.inference_mode()
+    def _embed(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return self._vectors(ids, mask.long(), self.settings["pooling"])
 
     def _vectors(self, ids: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
         """The vectors of a batch; raises ValueError where the model has no such pooling."""
@@ -75,6 +90,8 @@ class TransformersText:
         inputs = {"input_ids": ids}
         if self._masks:
             inputs["attention_mask"] = mask
+        if self._types is not None:
+            inputs["token_type_ids"] = self._types(ids, mask)
         if pooling == "projection":
             return vector_of(required(self._project, "projection")(**inputs))
         output = self._encoder(**inputs)
@@ -95,7 +112,7 @@ class TransformersText:
         that the model does not have end a GPU's context.
         """
         pooling = asked or ("projection" if self._project else "mean")
-        ids, mask = self._encode("a " * self.text.max_length)
+        ids, mask = encode_text(self.text, "a " * self.text.max_length)
         try:
             with torch.inference_mode():
                 dim = self._vectors(ids, mask, pooling).shape[1]
@@ -114,33 +131,13 @@ class TransformersText:
             raise checkpoint.error(f"lacks weights of this model: {', '.join(absent[:3])}")
         return pooling, int(dim)
 
-    def _check_padding(self, checkpoint: Checkpoint) -> None:
-        """Refuses a model whose features of a text depend on how long the others are."""
-        ids, mask = (t.to(self.device) for t in self._encode("a secret life"))
-        room = min(_PADDING, self.text.max_length - ids.shape[1])
-        padded = torch.nn.functional.pad(ids, (0, room), value=self.text.pad_id)
-        near = self.embed(padded, torch.nn.functional.pad(mask, (0, room)))
-        alone = self.embed(ids, mask)
-        error = float((near - alone).abs().max() / alone.abs().max().clamp_min(1e-30))
-        if error > _TOLERANCE[self.dtype]:
-            raise checkpoint.error(
-                f"gives other features when a text is padded (by {error:.0%}), which is unsupported"
-            )
-
-    def _encode(self, text: str) -> tuple[torch.Tensor, torch.Tensor]:
-        ids = np.empty((1, self.text.max_length), np.int32)
-        lengths = np.empty(1, np.int32)
-        TokenEncoder(self.text).encode([text], ids, lengths)
-        row = torch.from_numpy(ids[:, : lengths[0]]).long()
-        return row, torch.ones_like(row)
-
 
 def load(request: BackboneRequest) -> TransformersText:
     """Load a text encoder, the text side of a model of images and texts, or an encoder.
 
     Raises:
         ConfigError: the checkpoint is missing, damaged or of another kind, it has no fast
-            tokenizer, no such pooling or length, or its features depend on the padding.
+            tokenizer, no such pooling or length, or more tokens than the model has rows.
     """
     checkpoint = checkpoints.resolve(request.model, request.feature)
     checkpoint.check_weights()

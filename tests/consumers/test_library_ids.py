@@ -211,6 +211,31 @@ def test_a_tokenizer_that_draws_at_random_is_refused(
         load(folder, "open-clip-text")
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["clip_text", "blip2_text", "transformers-text", "sentence-transformers", "open-clip-text"],
+)
+def test_a_token_without_a_row_in_the_model_is_refused(
+    folders: dict[str, Path], name: str, tmp_path: Path
+) -> None:
+    """It ended a build with an IndexError, once a text had the token."""
+
+    def with_another(document: dict[str, Any]) -> None:
+        token = {"id": 1000, "content": "<zebra>", "special": False, "normalized": False}
+        token |= {"single_word": False, "lstrip": False, "rstrip": False}
+        document["added_tokens"].append(token)
+        vocabulary = document["model"]["vocab"]
+        more = {f"zebra{n}": n for n in range(len(vocabulary), 1000)}
+        if isinstance(vocabulary, dict):
+            vocabulary |= more
+        else:
+            vocabulary += [[word, -9.0] for word in more]
+
+    folder = edited(folders[name], tmp_path, with_another)
+    with pytest.raises(ConfigError, match=r"of its tokens have no row .* number 1,00\d"):
+        load(folder, name)
+
+
 @pytest.mark.parametrize("name", ["transformers-text", "blip2_text"])
 def test_a_call_that_does_more_than_its_tokenizer_is_refused(
     folders: dict[str, Path], name: str, monkeypatch: pytest.MonkeyPatch
