@@ -89,7 +89,7 @@ def text_spec(
     return TextSpec(bare.to_str(), max_length, int(tokenizer.pad_token_id), strip, lower)
 
 
-def check_rows(checkpoint: Checkpoint, spec: TextSpec, embeddings: torch.nn.Module) -> None:
+def check_rows(checkpoint: Checkpoint, spec: TextSpec, embeddings: torch.nn.Embedding) -> None:
     """Refuse a tokenizer that numbers a token beyond the rows of a model's embeddings.
 
     Only a text that holds that token would show it, maybe hours into a build.
@@ -106,7 +106,7 @@ def check_rows(checkpoint: Checkpoint, spec: TextSpec, embeddings: torch.nn.Modu
 
     vocabulary = Tokenizer.from_str(spec.tokenizer_json).get_vocab(with_added_tokens=True)
     token, number = max(vocabulary.items(), key=lambda item: item[1])
-    rows = int(embeddings.weight.shape[0])  # type: ignore[arg-type]  # a matrix, not a module
+    rows = embeddings.weight.shape[0]
     if number >= rows:
         beyond = sum(n >= rows for n in vocabulary.values())
         raise checkpoint.error(

@@ -57,7 +57,7 @@ def embed_by_length(embed: Embed, ids: torch.Tensor, mask: torch.Tensor) -> torc
     """What ``embed`` gives for each text without its padding; waits for a GPU."""
     lengths = mask.sum(dim=1)
     features: torch.Tensor | None = None
-    for length in lengths.unique().tolist():
+    for length in sorted(set(lengths.tolist())):
         rows = lengths == length
         found = embed(ids[rows, :length], mask[rows, :length])
         if features is None:

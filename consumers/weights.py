@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from consumers.legacy_weights import legacy_problem
+
 TOKENIZER_FILES = (
     "tokenizer*.json",
     "special_tokens_map.json",
@@ -94,12 +96,16 @@ def is_weight(base: str) -> bool:
 
 
 def weight_problem(folder: Path, name: str) -> str:
-    """What is wrong with a weight file, judged by its frame alone; ``""`` if nothing is."""
+    """What is wrong with a weight file, judged by its frame alone; ``""`` if nothing is.
+
+    Raises:
+        OSError: it cannot be read.
+    """
     path = folder / name
     if name.endswith(".index.json"):
         return _index_problem(path)
     if name.endswith(".bin"):
-        return "" if zipfile.is_zipfile(path) else "is truncated, or no archive made by torch.save"
+        return "" if zipfile.is_zipfile(path) else legacy_problem(path)
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         size = path.stat().st_size

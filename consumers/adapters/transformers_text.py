@@ -55,10 +55,9 @@ class TransformersText:
         check_rows(checkpoint, self.text, self._encoder.get_input_embeddings())
         with checkpoint.loading():
             attend_to_whole_texts(self._encoder)
-            projects = self._project is not None and request.pooling in ("", "projection")
-            self._types = read_types(
-                tokenizer, self._project if projects else self._encoder.forward
-            )
+            projects = request.pooling in ("", "projection")
+            call = self._project if projects and self._project else self._encoder.forward
+            self._types = read_types(tokenizer, call)
         pooling, self.dim = self._choose(checkpoint, request.pooling, missing)
         self.settings = {"pooling": pooling}
         if pooling != "projection":

@@ -10,7 +10,7 @@ import torch
 
 from consumers import backbones, checkpoints
 from consumers.pixels import read_preprocessing
-from consumers.weights import wanted_files
+from consumers.weights import wanted_files, weight_problem
 from featurestore.errors import ConfigError
 from featurestore.records import FEATURES
 from producers.image_views import ImageSpec
@@ -66,6 +66,56 @@ def test_a_zipped_pickle_is_not_run(copy: Any, tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
     torch.save({"vision_model.x": Evil()}, folder / "pytorch_model.bin")
     refused("clip_image", folder)
+    assert not (tmp_path / "ran").exists()
+
+
+def save_legacy(folder: Path) -> Path:
+    """Replaces a checkpoint's weights by what torch.save wrote before version 1.6."""
+    from safetensors.torch import load_file
+
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    path = folder / "pytorch_model.bin"
+    torch.save(weights, path, _use_new_zipfile_serialization=False)
+    return path
+
+
+@pytest.mark.parametrize("feature", ["clip_image", "clip_text", "blip2_text"])
+def test_weights_from_before_torch_1_6(feature: str, copy: Any, backbone: Any) -> None:
+    folder = copy(KINDS[feature])
+    save_legacy(folder)
+    found = backbones.load(feature, str(folder), "cpu", "float32")
+    for own, other in zip(
+        found._network.parameters(),  # type: ignore[union-attr]
+        backbone(feature)._network.parameters(),
+        strict=True,
+    ):
+        assert torch.equal(own, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.int64])
+def test_such_weights_that_are_truncated(dtype: torch.dtype, tmp_path: Path) -> None:
+    """Wherever they end: also within the last value, which its neighbour's view shares."""
+    whole = torch.arange(60).to(dtype).view(3, 20)
+    named = {"one": whole, "view": whole[1:], "other": torch.ones(7, dtype=torch.bool)}
+    path = tmp_path / "pytorch_model.bin"
+    torch.save(named, path, _use_new_zipfile_serialization=False)
+    content = path.read_bytes()
+    assert weight_problem(tmp_path, path.name) == ""
+    assert len(torch.load(path, weights_only=True)) == 3
+    for length in range(len(content)):
+        path.write_bytes(content[:length])
+        assert weight_problem(tmp_path, path.name), length
+
+
+def test_a_legacy_pickle_is_not_run(copy: Any, tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> Any:
+            return Path.touch, (tmp_path / "ran",)
+
+    path = save_legacy(copy("clip"))
+    torch.save({"vision_model.x": Evil()}, path, _use_new_zipfile_serialization=False)
+    refused("clip_image", path.parent)
     assert not (tmp_path / "ran").exists()
 
 
