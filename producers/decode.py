@@ -1,7 +1,7 @@
 """Untrusted bytes to RGB pixels or text: the only place that opens what other people made.
 
-Of Pillow's more than forty parsers only six are ever offered a file; which one is decided by the
-bytes, never by the name.
+Which of Pillow's parsers takes a file is decided by its bytes, never by its name; ``formats`` says
+which parsers are offered one.
 """
 
 from __future__ import annotations
@@ -9,26 +9,18 @@ from __future__ import annotations
 import io
 import json
 import re
+import struct
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-# The parsers are imported here because Image.open would import all of Pillow's to find one of them.
-from PIL import (
-    BmpImagePlugin,  # noqa: F401
-    GifImagePlugin,  # noqa: F401
-    Image,
-    JpegImagePlugin,  # noqa: F401
-    PngImagePlugin,  # noqa: F401
-    TiffImagePlugin,  # noqa: F401
-    UnidentifiedImageError,
-    WebPImagePlugin,  # noqa: F401
-)
+from PIL import Image, UnidentifiedImageError
 
 from featurestore.errors import BadSampleError
+from producers import formats
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_PIXELS = 178_956_970  # where Pillow, and so the paper's pipeline, refuses an image
 # CLIP's clean view of 224 pixels is impossible beyond (see image_views), and Pillow's time to read
 # a strip grows with the square of its width: half a minute for a hostile WebP file of 1 KB.
@@ -37,26 +29,14 @@ MAX_DETAIL_CHARS = 200
 
 # Pillow's own list of what a damaged file may raise; anything else is a bug and surfaces.
 _DAMAGE = (OSError, SyntaxError, ValueError, NotImplementedError, OverflowError)
+# What the parsers of the uncommon formats raise beside, most of which are written in Python.
+_UNCOMMON_DAMAGE = (
+    *(LookupError, TypeError, EOFError, ArithmeticError, AssertionError, struct.error, zlib.error),
+    RuntimeError,  # libavif's
+)
 _ORIENTATION = 0x0112
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-
-_ACCEPTED_PREFIXES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*", b"RIFF")
-
-# Prefixes of well-known formats that are refused, to tell them from files that are no image at all.
-_REFUSED_PREFIXES = {
-    b"%!PS": "PostScript",
-    b"\xc5\xd0\xd3\xc6": "PostScript",
-    b"%PDF": "PDF",
-    b"8BPS": "Photoshop",
-    b"SIMPLE  =": "FITS",
-    b"\x00\x00\x01\x00": "icon",
-    b"icns": "icon",
-    b"\x00\x00\x00\x0cjP  ": "JPEG 2000",
-    b"\xff\x4f\xff\x51": "JPEG 2000",
-    b"DDS ": "DirectDraw",
-    b"\xd7\xcd\xc6\x9a": "Windows metafile",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +44,7 @@ class ImageFacts:
     """What a poster's file is, before it is made RGB.
 
     Attributes:
-        format: one of ``FORMATS``, by the bytes.
+        format: Pillow's name of it, by the bytes.
         mode: Pillow's mode, for example ``RGB``, ``L`` or ``CMYK``.
         width: in pixels, as stored.
         height: in pixels, as stored.
@@ -140,7 +120,7 @@ def _refusing(data: bytes) -> Iterator[None]:
     """Turns whatever Pillow raises for ``data`` into BadSampleError."""
     if not data:
         raise BadSampleError("empty", "0 bytes")
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _pillows_own_limit():
         warnings.simplefilter("ignore")
         try:
             yield
@@ -217,32 +197,71 @@ def plot_text(parsed: object) -> DecodedText:
 
 
 @contextmanager
+def _pillows_own_limit() -> Iterator[None]:
+    """Pillow's limit, which any library may have changed, as ours meanwhile.
+
+    Icons and textures hold a PNG or JPEG file, whose size nobody else compares with a limit.
+    """
+    before, Image.MAX_IMAGE_PIXELS = (
+        Image.MAX_IMAGE_PIXELS,
+        MAX_PIXELS // 2,
+    )  # it errs at twice that
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+@contextmanager
 def _opened(data: bytes) -> Iterator[Image.Image]:
     """An image that is decoded but not converted; raises whatever Pillow raises."""
-    with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
-        # Pillow checks too, but against a variable that any library may have switched off.
-        width, height = opened.size
-        if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
-            detail = f"{width} x {height}; at most {MAX_PIXELS:,} pixels, {MAX_SIDE:,} on a side"
-            raise BadSampleError("too-large", detail)
+    with _identified(data) as opened:
+        _require_size(opened)
         try:
             opened.load()
         except TypeError as error:
             # A TIFF tag of the wrong type; Image.open takes this for damage, load() does not.
             raise BadSampleError("broken", _one_line(error)) from error
+        except _UNCOMMON_DAMAGE as error:
+            if opened.format in formats.COMMON:
+                raise
+            raise BadSampleError("broken", _one_line(error)) from error
+        _require_size(opened)  # what an icon holds may be larger than the icon says
         yield opened
+
+
+def _identified(data: bytes) -> Image.Image:
+    """The image, its header read; raises whatever Pillow raises."""
+    try:
+        return Image.open(io.BytesIO(data), formats=formats.COMMON)
+    except UnidentifiedImageError:
+        # Importing all parsers takes time, and few folders need them.
+        accepted = formats.accepted()
+        # Some go by no mark, and take bytes for an image that are known to be something else.
+        if formats.name_of(data) not in (None, *accepted):
+            raise
+    try:
+        return Image.open(io.BytesIO(data), formats=accepted)
+    except _UNCOMMON_DAMAGE as error:
+        raise BadSampleError("broken", _one_line(error)) from error
+
+
+def _require_size(opened: Image.Image) -> None:
+    width, height = opened.size
+    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+        detail = f"{width} x {height}; at most {MAX_PIXELS:,} pixels, {MAX_SIDE:,} on a side"
+        raise BadSampleError("too-large", detail)
 
 
 def _unidentified(data: bytes) -> BadSampleError:
     """The error for bytes that no accepted parser takes."""
-    if data[4:8] == b"ftyp":
-        return BadSampleError("format", "an ISO media file, such as AVIF or HEIC")
-    for prefix, name in _REFUSED_PREFIXES.items():
-        if data.startswith(prefix):
-            return BadSampleError("format", f"{name}; accepted are {', '.join(FORMATS)}")
-    if data.startswith(_ACCEPTED_PREFIXES):
-        return BadSampleError("broken", "the header is damaged or cut short")
-    return BadSampleError("not-an-image", f"{len(data):,} bytes of no accepted format")
+    name = formats.name_of(data)
+    if name is None:
+        return BadSampleError("not-an-image", f"{len(data):,} bytes of no format that Pillow reads")
+    if name in formats.accepted():
+        return BadSampleError("broken", f"{name}: the header is damaged or cut short")
+    why = formats.why_refused(name) or "Pillow does not read it"
+    return BadSampleError("format", f"{name}: {why}")
 
 
 def _webp_is_cut(data: bytes) -> bool:

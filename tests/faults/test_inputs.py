@@ -77,10 +77,13 @@ POSTERS: dict[str, tuple[bytes, str | None]] = {
     "a web page": (b"<!DOCTYPE html><title>404</title>", "not-an-image"),
     "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "format"),
     "PDF": (b"%PDF-1.7\n", "format"),
-    "Photoshop": (b"8BPS\0\1" + bytes(40), "format"),
-    "FITS": (b"SIMPLE  =                    T" + b" " * 2850, "format"),
+    "HEIC": (b"\0\0\0\x20ftypheic" + bytes(40), "format"),
+    "metafile": (b"\xd7\xcd\xc6\x9a" + bytes(40), "format"),
     "PNG": (encode("PNG", RED), None),
     "WEBP": (encode("WEBP", RED, lossless=True), None),
+    "AVIF": (encode("AVIF", RED, quality=100, subsampling="4:4:4"), None),
+    "JPEG 2000": (encode("JPEG2000", RED), None),
+    "Targa": (encode("TGA", RED), None),
     "cut": (encode("JPEG", RED)[:-40], "truncated"),
 }
 
@@ -88,8 +91,8 @@ POSTERS: dict[str, tuple[bytes, str | None]] = {
 def test_each_kind_of_poster_in_one_folder(producer: Any, tmp_path: Path) -> None:
     """All are named .jpg: what they are is decided by their bytes, and bad ones become black."""
     for i, (data, _) in enumerate(POSTERS.values()):
-        (tmp_path / f"{i}.jpg").write_bytes(data)
-        (tmp_path / f"{i}.json").write_text('{"plot": "w1 w2"}')
+        (tmp_path / f"{i:02}.jpg").write_bytes(data)
+        (tmp_path / f"{i:02}.json").write_text('{"plot": "w1 w2"}')
     worker, slot = producer(tmp_path)
     found = {}
     for sample, name in zip(scan(tmp_path).samples, POSTERS, strict=True):

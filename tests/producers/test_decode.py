@@ -118,13 +118,16 @@ def test_a_tag_of_the_wrong_type_is_damage():
         (b"\0" * 5000, "not-an-image"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "format"),
         (b"%PDF-1.7\n", "format"),
-        (b"8BPS\0\1" + b"\0" * 40, "format"),
-        (b"SIMPLE  =                    T" + b" " * 2850, "format"),
-        (encode("ICO", NOISE.resize((16, 16))), "format"),
-        (encode("JPEG2000"), "format"),
-        (b"\0\0\0\x20ftypavif\0\0\0\0", "format"),
-        (encode("PPM"), "not-an-image"),
+        (b"\xd7\xcd\xc6\x9a" + b"\0" * 40, "format"),
+        (b"GRIB\0\0\0\1" + b"\0" * 40, "format"),
+        (b"\0\0\1\xb3" + b"\x10" * 40, "format"),
+        (b"\x1c\x02\x00\x00\x02\x00\x02" + b"\0" * 40, "format"),
+        (b"\0\0\0\x20ftypheic\0\0\0\0", "format"),
+        (b"\0\0\0\x20ftypavif\0\0\0\0", "broken"),
+        (b"8BPS\0\1" + b"\0" * 40, "broken"),
         (b"\xff\xd8\xff\xe0", "broken"),
+        (b"width 3\nheight 2\n" + b"\0" * 40, "not-an-image"),
+        (b'{"plot": ["a"]}', "not-an-image"),
     ],
 )
 def test_what_is_no_accepted_image(data, expected):
@@ -139,11 +142,15 @@ def test_no_parser_or_program_beyond_the_accepted_ones_is_started(tmp_path):
         "def refuse(*a, **k): os._exit(9)\n"
         "subprocess.Popen = subprocess.run = subprocess.check_call = os.system = refuse\n"
         "postscript = b'%!PS-Adobe-3.0 EPSF-3.0\\n%%BoundingBox: 0 0 9 9\\n'\n"
-        "for data in (postscript, b'<html>', b'SIMPLE  ='):\n"
+        "iptc = bytes([28, 3, 60, 0, 2, 1, 0, 28, 3, 20, 0, 1, 9, 28, 3, 30, 0, 1, 9])\n"
+        "iptc += bytes([28, 3, 120, 0, 1, 5, 28, 8, 10, 0, len(postscript)]) + postscript\n"
+        "for data in (postscript, b'<html>', iptc, b'\\xd7\\xcd\\xc6\\x9a', b'GRIB'):\n"
         "    try: decode.image(data); os._exit(8)\n"
         "    except BadSampleError: pass\n"
         "loaded = {m for m in sys.modules if m.startswith('PIL.') and m.endswith('ImagePlugin')}\n"
-        "refused = {f'PIL.{name}ImagePlugin' for name in ('Eps', 'Fits', 'Psd')}\n"
+        "names = ('Eps', 'Iptc', 'Wmf', 'Mpeg', 'GribStub', 'BufrStub', 'Hdf5Stub', 'Pdf')\n"
+        "refused = {f'PIL.{name}ImagePlugin' for name in names}\n"
+        "assert 'PIL.AvifImagePlugin' in loaded, loaded\n"
         "assert not loaded & refused, loaded\n"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=300, cwd=ROOT)
