@@ -80,7 +80,7 @@ class Producer:
         self._data_dir = Path(job.data_dir)
         self._kernels = implementation(compiled_code=job.compiled) if job.images else None
         self._encoders = [TokenEncoder(spec) for spec in job.texts]
-        self._bad: list[list[str]] = []
+        self._bad: dict[str, tuple[str, str]] = {}
 
     def produce(self, sample: Sample, arrays: SlotArrays, skip: dict[str, str]) -> dict[str, Any]:
         """Fills ``arrays`` with the sample's views.
@@ -93,7 +93,7 @@ class Producer:
         Returns:
             The report: digests, number of words, bad inputs, truncated texts.
         """
-        self._bad = []
+        self._bad = {}
         report: dict[str, Any] = {"image_sha256": "", "text_sha256": "", "words": 0, "cut": []}
         if self._job.images:
             arrays.stage[0] = STAGES.index("image")
@@ -101,7 +101,7 @@ class Producer:
         arrays.stage[0] = STAGES.index("text")
         self._text(sample, arrays, skip.get("text"), report)
         arrays.stage[0] = 0
-        report["bad"] = self._bad
+        report["bad"] = [[modality, *why] for modality, why in self._bad.items()]
         return report
 
     def _image(
@@ -174,7 +174,11 @@ class Producer:
                 report["cut"].append(encoder.encode_views(views, ids, lengths))
 
     def _record(self, modality: str, reason: str, detail: str) -> None:
-        self._bad.append([modality, reason, detail[:_DETAIL_CHARS]])
+        """Keeps one fault of an input: the last, as nothing is left of it then; and names both."""
+        before = self._bad.get(modality)
+        if before is not None:
+            detail = f"{detail}; before that {': '.join(before)}"
+        self._bad[modality] = (reason, detail[:_DETAIL_CHARS])
 
 
 def _refuse(reason: str | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -142,3 +143,28 @@ def test_a_part_of_the_views_is_found_wherever_they_begin(found: Scan, first_vie
             ids, lengths = slot.texts(1, range(start, stop))
             np.testing.assert_array_equal(ids, whole.ids[1][start:stop])
             np.testing.assert_array_equal(lengths, whole.lengths[1][start:stop])
+
+
+@pytest.mark.parametrize("plot", [["a", 1], ["\ud800"]])
+def test_an_input_with_two_faults_is_one_bad_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plot: list[Any]
+) -> None:
+    """The worse one counts, since nothing of the text is left, and its detail names the other."""
+    photo("china", (40, 30)).save(tmp_path / "0.jpg")
+    (tmp_path / "0.json").write_text(json.dumps({"plot": plot}))
+    found = scan(tmp_path)
+    planned = job(found, 0)
+    draw = text_views.draw
+
+    def short(text: str, *rest: Any) -> Any:
+        if text:
+            raise MemoryError
+        return draw(text, *rest)
+
+    producer = Producer(planned)
+    monkeypatch.setattr(text_views, "draw", short)
+    [slot] = Ring(planned.layout, 1).slots
+    [[modality, reason, detail]] = producer.produce(found.samples[0], slot, {})["bad"]
+    assert (modality, reason) == ("text", "out-of-memory")
+    assert "GiB" in detail
+    assert ("plot-items: 1 of 2" if len(plot) == 2 else "lone-surrogate: 1 char") in detail
