@@ -174,7 +174,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         ConfigError: not readable, not TOML, an unknown key, or a value of another type.
     """
     try:
-        values = tomllib.loads(path.read_text("utf-8"))
+        # Editors on Windows begin a file with a byte order mark, which TOML does not know.
+        values = tomllib.loads(path.read_text("utf-8-sig"))
     except (OSError, ValueError) as e:
         raise ConfigError(f"{path} is not a readable TOML file: {e}.") from None
     known = {f.name: f for f in fields(BuildConfig)}

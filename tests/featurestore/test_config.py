@@ -179,6 +179,12 @@ def test_not_toml(tmp_path, text):
         toml(tmp_path, text)
 
 
+def test_a_byte_order_mark_is_no_part_of_the_toml(tmp_path):
+    assert toml(tmp_path, "\ufeffviews = 3") == {"views": 3}
+    with pytest.raises(ConfigError, match="not a readable TOML file"):
+        toml(tmp_path, "\ufeff\ufeffviews = 3")
+
+
 def test_toml_missing_or_a_folder(tmp_path):
     for path in (tmp_path / "none.toml", tmp_path):
         with pytest.raises(ConfigError, match="not a readable"):
