@@ -64,8 +64,12 @@ def materialize(
 @data_option
 @click.option("--out-dir", required=True, type=FOLDER, help="Folder of the label files; created.")
 @click.option("--augment", is_flag=True, help="Also write noisy labels for every view.")
-@click.option("--views", type=int, default=70, show_default=True, help="For --augment.")
-@click.option("--seed", type=int, default=123, show_default=True, help="For --augment.")
+@click.option(
+    "--views", type=int, help="For --augment.  [default: the embeddings', or 70 before they exist]"
+)
+@click.option(
+    "--seed", type=int, help="For --augment.  [default: the embeddings', or 123 before they exist]"
+)
 @click.option("--prefix", default="mm_imdb1_globals_aug70", show_default=True)
 @click.option(
     "--embeddings-dir", type=FOLDER, help="Where --augment writes, beside the embeddings."
@@ -76,8 +80,8 @@ def labels(
     data_dir: Path,
     out_dir: Path,
     augment: bool,
-    views: int,
-    seed: int,
+    views: int | None,
+    seed: int | None,
     prefix: str,
     embeddings_dir: Path | None,
     as_json: bool,
@@ -88,13 +92,17 @@ def labels(
     Example:
       python cli.py labels --data-dir imdb/dataset --out-dir labels
     """
+    from featurestore.embeddings_manifest import views_and_seed
     from featurestore.labels import write_augmented_labels, write_labels
     from producers.source import scan
 
     if augment and embeddings_dir is None:
         raise ConfigError("--augment needs --embeddings-dir, the folder to write beside.")
-    if embeddings_dir is not None and not augment:
-        raise ConfigError("--embeddings-dir is for --augment, which was not asked for.")
+    for option, value in (("embeddings-dir", embeddings_dir), ("views", views), ("seed", seed)):
+        if value is not None and not augment:
+            raise ConfigError(f"--{option} is for --augment, which was not asked for.")
+    if embeddings_dir is not None:
+        views, seed = views_and_seed(embeddings_dir, prefix, views, seed)
     found = scan(data_dir)
     report = write_labels([s.stem for s in found.samples], documents(found), out_dir)
     if augment and embeddings_dir is not None:

@@ -73,6 +73,7 @@ def load_labels(labels_dir: Path, rows: int) -> NDArray[np.float32]:
     path = labels_dir / LABELS_FILE
     mapped = map_npy(path)
     wanted = (rows, len(CLASS_NAMES))
+    require_width(path, mapped.shape)
     if mapped.shape != wanted or mapped.dtype != np.float32:
         raise InputError(
             f"{path} holds {mapped.dtype} {mapped.shape}, expected float32 {wanted}.\n{REDO}"
@@ -81,3 +82,18 @@ def load_labels(labels_dir: Path, rows: int) -> NDArray[np.float32]:
     if not np.isfinite(labels).all():
         raise InputError(f"{path} holds values that are not finite.\n{REDO}")
     return labels
+
+
+def require_width(path: Path, shape: tuple[int, ...]) -> None:
+    """Refuses labels of other classes than the paper's: writing them again would not change that.
+
+    Raises:
+        InputError: there are not 23 columns.
+    """
+    if len(shape) == 2 and shape[1] != len(CLASS_NAMES):
+        raise InputError(
+            f"{path} holds labels of {shape[1]} classes; read are those of the paper's "
+            f"{len(CLASS_NAMES)} genres,\nwhich `labels` writes, and of no others.\n"
+            "Name the folder that it wrote. To train with other classes, leave labels_dir out: "
+            "`index` of a batch gives the rows of your own array."
+        )

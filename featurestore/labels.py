@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurestore.durable import make_folder, open_replace, remove, replace_files
-from featurestore.errors import ConfigError, InputError
+from featurestore.embeddings_manifest import require_same_samples, views_and_seed
+from featurestore.errors import InputError
 from featurestore.genres import CLASS_NAMES, genres_vector
 from featurestore.label_files import (
     IDS_FILE,
     LABELS_FILE,
-    REDO,
     load_labels,
     read_ids,
     read_labels,
@@ -110,8 +110,8 @@ def write_labels(stems: Sequence[str], documents: Iterable[object], out_dir: Pat
         out_dir: made if it is not there.
 
     Raises:
-        InputError: there are no samples, or a stem holds a line break, which the list of stems,
-            one to a line, cannot tell from two stems.
+        InputError: there are no samples, no document names one of the 23 genres, or a stem holds a
+            line break, which the list of stems, one to a line, cannot tell from two stems.
         StorageError: a file could not be written; none was replaced.
     """
     ids = _ids_bytes(stems)
@@ -125,9 +125,26 @@ def write_labels(stems: Sequence[str], documents: Iterable[object], out_dir: Pat
             unreadable.append(stem)
         elif not row.any():
             without_genre.append(stem)
-    _write_label_files(out_dir, labels, ids)
     ranked = sorted(unknown.items(), key=lambda item: (-item[1], item[0]))
-    return LabelReport(len(stems), tuple(ranked), tuple(without_genre), tuple(unreadable))
+    report = LabelReport(len(stems), tuple(ranked), tuple(without_genre), tuple(unreadable))
+    if not labels.any():
+        raise _without_genres(report)
+    _write_label_files(out_dir, labels, ids)
+    return report
+
+
+def _without_genres(report: LabelReport) -> InputError:
+    """The error for a data set whose labels would all be zero."""
+    shown = ", ".join(f"{name!r} x {count:,}" for name, count in report.unknown_genres[:5])
+    others = f"only others: {shown}" if shown else "no genres at all"
+    unread = f"; {len(report.unreadable):,} cannot be read" if report.unreadable else ""
+    return InputError(
+        f"None of {report.samples:,} synopses names one of the 23 genres: every label would be "
+        f"zero.\nFound were {others}{unread}. Nothing was written.\n"
+        f'Expected is a list such as "genres": ["{CLASS_NAMES[7]}", "{CLASS_NAMES[21]}"] in each '
+        "JSON file (docs/inputs.md lists keys and names).\n"
+        "For other classes, train with your own array: `index` of a batch gives its rows."
+    )
 
 
 def _ids_bytes(stems: Sequence[str]) -> bytes:
@@ -162,9 +179,9 @@ def _write_label_files(out_dir: Path, labels: NDArray[np.float32], ids: bytes) -
 def write_augmented_labels(
     labels_dir: Path,
     embeddings_dir: Path,
-    views: int,
+    views: int | None = None,
     prefix: str = "mm_imdb1_globals_aug70",
-    seed: int = 123,
+    seed: int | None = None,
 ) -> None:
     """Writes ``P_labels.npy``, float32 (N * V, 23), and its manifest beside the embeddings.
 
@@ -173,22 +190,22 @@ def write_augmented_labels(
     Args:
         labels_dir: holds ``labels_all_23.npy`` and ``ids_all.txt``.
         embeddings_dir: an existing folder; its ``P_manifest.json``, if there, must fit.
-        views: V, the number of views of a sample, at least 1.
+        views: V, the number of views of a sample, at least 1; None for that of the embeddings, or
+            the paper's 70 where there is no manifest yet.
         prefix: P, what the embeddings' file names start with.
-        seed: the run's seed.
+        seed: the run's seed; None for that of the embeddings, or the paper's 123.
 
     Raises:
-        ConfigError: ``views`` is less than 1.
+        ConfigError: ``views`` is less than 1, or ``views`` or ``seed`` is not the embeddings'.
         InputError: the labels are missing or damaged, the folder is missing, or its embeddings
-            are of other samples, of another number of views, or of another seed.
+            are of other samples.
         StorageError: a file could not be written.
         StoreLockedError: another process is writing them.
     """
-    if views < 1:
-        raise ConfigError(f"The number of views must be at least 1, not {views}.")
+    views, seed = views_and_seed(embeddings_dir, prefix, views, seed)
     stems = read_ids(labels_dir)
     labels = load_labels(labels_dir, len(stems))
-    _compare_with_embeddings(embeddings_dir, prefix, stems, views, seed)
+    require_same_samples(embeddings_dir, prefix, stems)
     manifest = embeddings_dir / f"{prefix}_labels_manifest.json"
     total = len(stems) * views
     fields = {
@@ -216,35 +233,3 @@ def write_augmented_labels(
             for block in augmented_labels(labels, views, seed):
                 file.write(block.astype("<f4", copy=False).data)
         last.write(json.dumps(fields, indent=2).encode())
-
-
-def _compare_with_embeddings(
-    folder: Path, prefix: str, stems: Sequence[str], views: int, seed: int
-) -> None:
-    if not folder.is_dir():
-        raise InputError(f"The embeddings' folder {folder} does not exist.")
-    path = folder / f"{prefix}_manifest.json"
-    try:
-        manifest = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return  # labels may be made before the embeddings are
-    except (OSError, ValueError, RecursionError) as e:
-        raise InputError(f"Could not read {path}: {str(e)[:200]}") from e
-    wanted = {
-        "original_rows": len(stems),
-        "views_per_sample": views,
-        "stems_sha256": stems_sha256(stems),
-        "seed": seed,
-    }
-    if not isinstance(manifest, dict):
-        raise InputError(f"{path} must hold an object; found a {type(manifest).__name__}.")
-    options = {"views_per_sample": "--views", "seed": "--seed"}
-    for key, value in wanted.items():
-        if key in manifest and manifest[key] != value:
-            found = f"{manifest[key]!r:.100}"
-            advice = f"Say {options[key]} {found}." if key in options else REDO
-            raise InputError(
-                f"The labels do not fit the embeddings of {path}.\n"
-                f"  {key} of the embeddings: {found}\n"
-                f"  {key} of the labels:     {value}\n{advice}"
-            )

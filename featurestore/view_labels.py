@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from featurestore.errors import ConfigError, InputError
 from featurestore.genres import CLASS_NAMES
-from featurestore.label_files import IDS_FILE, REDO, read_ids, read_labels
+from featurestore.label_files import IDS_FILE, REDO, read_ids, read_labels, require_width
 from featurestore.labels import augmented_label
 from featurestore.materialize import PREFIX
 from featurestore.npy import map_npy
@@ -154,6 +154,7 @@ def _read_augmented(folder: Path, prefix: str, source: FeatureSource) -> npt.NDA
     _require_same_samples(folder, facts.get("stems_sha256"), source)
     told = facts["original_rows"], facts["views_per_sample"]
     mapped = map_npy(path)
+    require_width(path, mapped.shape)
     wanted = (spec.samples * spec.views, len(CLASS_NAMES))
     if told != (spec.samples, spec.views) or mapped.shape != wanted or mapped.dtype != np.float32:
         raise InputError(

@@ -200,7 +200,7 @@ def _materialize(out_dir: Path, say: Say) -> None:
     data, store = str(out_dir / "imdb" / "dataset"), str(out_dir / "features")
     embeddings, labels = str(out_dir / "embeddings"), str(out_dir / "labels")
     _cli(say, "materialize", "--store", store, "--out-dir", embeddings)
-    augment = ("--augment", "--views", str(_VIEWS), "--embeddings-dir", embeddings)
+    augment = ("--augment", "--embeddings-dir", embeddings)
     _cli(say, "labels", "--data-dir", data, "--out-dir", labels, *augment)
 
 

@@ -217,7 +217,10 @@ def genres_group(looks: Sequence[Look], samples: Sequence[Sample]) -> Group:
     if unknown:
         group.warn("unknown", counted(unknown), "They are not among the paper's 23, and ignored.")
     if without:
-        group.names("warning", "none known", without, "Their labels are all zero.")
+        advice = "Their labels are all zero."
+        if len(without) == total:
+            advice = "A build does not need genres; `labels` refuses a data set without one."
+        group.names("warning", "none known", without, advice)
     return group
 
 

@@ -857,7 +857,7 @@ def test_hostile_names_are_values_and_never_paths(
     assert [int(row["aug_idx"]) for row in rows] == list(range(8 * len(expected)))
 
     with pytest.raises(InputError, match="holds a line break"):
-        write_labels(expected, [{}] * len(expected), hostile.parent / "labels")
+        write_labels(expected, [{"genres": ["War"]}] * len(expected), hostile.parent / "labels")
     assert not (hostile.parent / "labels").exists()
 
 

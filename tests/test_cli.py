@@ -347,6 +347,36 @@ def test_labels_from_end_to_end(run: Any, demo_data: Path, tmp_path: Path) -> No
     assert tree_digest(tmp_path) == before
 
 
+def test_labels_beside_embeddings_take_their_views_and_seed(
+    run: Any, demo_data: Path, tmp_path: Path
+) -> None:
+    beside, out = tmp_path / "embeddings", tmp_path / "labels"
+    beside.mkdir()
+    facts = {"views_per_sample": 3, "seed": 5, "original_rows": 48}
+    (beside / f"{PREFIX}_manifest.json").write_text(json.dumps(facts))
+    common = ("labels", "--data-dir", demo_data / "dataset", "--out-dir", out, "--augment")
+    common = (*common, "--embeddings-dir", beside)
+    for option in ("--views", "--seed"):
+        code, _, errors = run(*common, option, 4)
+        assert code == 2
+        assert f"Leave {option} out" in errors
+        assert not out.exists()
+    assert run(*common)[0] == 0
+    manifest = json.loads((beside / f"{PREFIX}_labels_manifest.json").read_bytes())
+    assert (manifest["views_per_sample"], manifest["seed"]) == (3, 5)
+
+
+def test_labels_of_a_data_set_without_genres(run: Any, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "a.jpg").write_bytes(b"")
+    (data / "a.json").write_text('{"plot": "x", "genres": ["Reality"]}')
+    code, output, errors = run("labels", "--data-dir", data, "--out-dir", tmp_path / "o", "--json")
+    assert (code, output) == (2, "")
+    assert "None of 1 synopses names one of the 23 genres" in errors
+    assert not (tmp_path / "o").exists()
+
+
 def test_labels_of_synopses_that_cannot_be_read(run: Any, tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
@@ -375,11 +405,12 @@ def test_options_that_would_do_nothing(run: Any, tmp_path: Path) -> None:
         code, _, errors = run(*command, *common)
         assert code == 2
         assert "--split-json is for --zscore train" in errors
-    code, _, errors = run(
-        "labels", "--data-dir", tmp_path, "--out-dir", tmp_path, "--embeddings-dir", tmp_path
-    )
-    assert code == 2
-    assert "--embeddings-dir is for --augment" in errors
+    for option, value in (("--embeddings-dir", tmp_path), ("--views", 3), ("--seed", 1)):
+        code, _, errors = run(
+            "labels", "--data-dir", tmp_path, "--out-dir", tmp_path, option, value
+        )
+        assert code == 2
+        assert f"{option} is for --augment" in errors
 
 
 def test_files_in_the_place_of_folders(run: Any, tmp_path: Path) -> None:

@@ -255,7 +255,7 @@ def test_datasets_travel_to_other_processes_without_their_rows(make):
 def test_nothing_is_copied_for_all_views(tmp_path, folders):
     stems = [f"{i:05d}" for i in range(800)]
     make_store(tmp_path / "store", dims=DIMS, views=VIEWS, chunk=8, stems=stems)
-    write_labels(stems, [{}] * 800, tmp_path / "labels")
+    write_labels(stems, [{"genres": ["Drama"]}] * 800, tmp_path / "labels")
     split = {"train": stems[:700], "dev": stems[700:750], "test": stems[750:]}
     (tmp_path / "split.json").write_text(json.dumps(split))
     tracemalloc.start()
@@ -451,8 +451,8 @@ def test_what_does_not_belong_together_is_refused(folders, tmp_path):
         places = {"embeddings": folders / "embeddings", "data_root": folders}
         return make_datamodule("clip", **places | {"labels_dir": folders / "labels"} | changes)
 
-    write_labels(STEMS[:-1], [{}] * 13, tmp_path / "fewer")
-    write_labels([*STEMS[:-1], "x"], [{}] * 14, tmp_path / "other")
+    write_labels(STEMS[:-1], [{"genres": ["Drama"]}] * 13, tmp_path / "fewer")
+    write_labels([*STEMS[:-1], "x"], [{"genres": ["Drama"]}] * 14, tmp_path / "other")
     (tmp_path / "split.json").write_text(json.dumps(SPLIT | {"dev": STEMS[:1]}))
     for embeddings in (folders / "embeddings", folders / "store"):
         for labels in ("fewer", "other"):

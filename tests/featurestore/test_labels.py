@@ -173,6 +173,23 @@ def test_report(tmp_path: Path):
     assert np.load(tmp_path / "labels_all_23.npy").sum(1).tolist() == [1, 0, 0, 0, 0]
 
 
+def test_a_data_set_without_a_known_genre_is_refused(tmp_path: Path):
+    """Every label would be zero, and nobody would notice before a training that learns nothing."""
+    documents = [{"genres": ["News", "Adult"]}, {"genre": "Drama"}, None, {"Genres": ["news"]}]
+    with pytest.raises(InputError) as caught:
+        write_labels(["a", "b", "c", "d"], documents, tmp_path / "out")
+    message = str(caught.value)
+    assert "None of 4 synopses names one of the 23 genres" in message
+    assert "'news' x 2, 'adult' x 1; 1 cannot be read" in message
+    assert '"genres": ["Drama", "War"]' in message
+    assert len(message.splitlines()) <= 4
+    assert caught.value.exit_code == 2
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match="no genres at all"):
+        write_labels(["a"], [{}], tmp_path / "out")
+    assert write_labels(["a", "b"], [{}, {"genres": ["War"]}], tmp_path / "out").samples == 2
+
+
 @pytest.mark.parametrize("stem", ["two\nlines", "two\rlines", "\n"])
 def test_a_stem_with_a_line_break_is_refused_by_name(tmp_path: Path, stem: str):
     with pytest.raises(InputError) as caught:
@@ -185,13 +202,13 @@ def test_no_samples_and_a_wrong_number_of_documents(tmp_path: Path):
     with pytest.raises(InputError, match="no samples"):
         write_labels([], [], tmp_path)
     with pytest.raises(ValueError, match="zip"):
-        write_labels(["a", "b"], [{}], tmp_path)
+        write_labels(["a", "b"], [{"genres": ["War"]}], tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_stems_that_are_not_utf8_keep_their_bytes(tmp_path: Path):
     stems = [b"caf\xe9".decode("utf-8", "surrogateescape"), "東京", "a\u2028b"]
-    write_labels(stems, [{}] * 3, tmp_path)
+    write_labels(stems, DOCUMENTS, tmp_path)
     assert (tmp_path / "ids_all.txt").read_bytes() == b"caf\xe9\n" + "東京\na\u2028b".encode()
     assert read_ids(tmp_path) == stems
     assert read_labels(tmp_path, stems).shape == (3, 23)
@@ -235,7 +252,7 @@ def test_labels_of_other_samples_are_refused(labels_dir: Path, stems, message):
     ("array", "message"),
     [
         (np.zeros((2, 23), np.float32), r"\(2, 23\), expected float32 \(3, 23\)"),
-        (np.zeros((3, 22), np.float32), r"\(3, 22\)"),
+        (np.zeros((3, 22), np.float32), "labels of 22 classes"),
         (np.zeros((3, 23), np.float64), "float64"),
         (np.full((3, 23), np.nan, np.float32), "not finite"),
     ],
@@ -335,7 +352,7 @@ def test_labels_fit_their_embeddings(labels_dir: Path, tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("original_rows", 4), ("views_per_sample", 70), ("stems_sha256", "f" * 64), ("seed", 7)],
+    [("original_rows", 4), ("stems_sha256", "f" * 64)],
 )
 def test_embeddings_of_other_samples_are_refused(labels_dir: Path, tmp_path: Path, key, value):
     embeddings(tmp_path, **{key: value})
@@ -344,11 +361,47 @@ def test_embeddings_of_other_samples_are_refused(labels_dir: Path, tmp_path: Pat
     assert not (tmp_path / f"{P}_labels.npy").exists()
 
 
-@pytest.mark.parametrize(("key", "say"), [("views_per_sample", "--views 5"), ("seed", "--seed 5")])
-def test_what_to_say_is_told(labels_dir: Path, tmp_path: Path, key: str, say: str):
-    embeddings(tmp_path, **{key: 5})
-    with pytest.raises(InputError, match=f"Say {say}"):
-        write_augmented_labels(labels_dir, tmp_path, 2)
+@pytest.mark.parametrize("key", ["views_per_sample", "seed"])
+def test_another_value_than_the_embeddings_is_a_mistake(labels_dir: Path, tmp_path: Path, key: str):
+    embeddings(tmp_path, **{"seed": 9, key: 5})
+    option = "views" if key == "views_per_sample" else "seed"
+    with pytest.raises(ConfigError, match=rf"(?s)--{option} 4 .*says 5.*Leave --{option} out") as e:
+        write_augmented_labels(labels_dir, tmp_path, **{option: 4})
+    assert e.value.exit_code == 2
+    assert not (tmp_path / f"{P}_labels.npy").exists()
+
+
+def test_views_and_seed_are_those_of_the_embeddings(labels_dir: Path, tmp_path: Path):
+    embeddings(tmp_path, views_per_sample=4, seed=7)
+    for said in (dict[str, int](), {"views": 4}, {"seed": 7}):
+        write_augmented_labels(labels_dir, tmp_path, **said)
+        expected = numpy_noise(np.load(labels_dir / "labels_all_23.npy"), 4, 7)
+        assert np.array_equal(np.load(tmp_path / f"{P}_labels.npy"), expected)
+
+
+def test_the_papers_views_and_seed_before_there_are_embeddings(labels_dir: Path, tmp_path: Path):
+    write_augmented_labels(labels_dir, tmp_path)
+    expected = numpy_noise(np.load(labels_dir / "labels_all_23.npy"), 70, 123)
+    assert np.array_equal(np.load(tmp_path / f"{P}_labels.npy"), expected)
+
+
+@pytest.mark.parametrize("value", ["70", 2.0, True, [2]])
+def test_a_manifest_of_no_number_of_views(labels_dir: Path, tmp_path: Path, value: object):
+    embeddings(tmp_path, views_per_sample=value)
+    with pytest.raises(InputError, match="views_per_sample must be a number"):
+        write_augmented_labels(labels_dir, tmp_path)
+
+
+def test_labels_of_other_classes_get_advice_that_helps(labels_dir: Path):
+    """They would have as many columns again, however often `labels` is run."""
+    np.save(labels_dir / "labels_all_23.npy", np.zeros((3, 20), np.float32))
+    with pytest.raises(InputError) as caught:
+        read_labels(labels_dir, STEMS)
+    message = str(caught.value)
+    assert "20 classes" in message
+    assert "`index` of a batch" in message
+    assert "same data folder" not in message
+    assert len(message.splitlines()) <= 4
 
 
 def test_a_manifest_of_the_paper_has_no_stem_hash(labels_dir: Path, tmp_path: Path):

@@ -464,7 +464,7 @@ def test_a_damaged_chunk_is_an_error(tmp_path: Path) -> None:
 
 
 def test_labels_of_other_samples_are_refused(store: FeatureStore, tmp_path: Path) -> None:
-    write_labels(STEMS[:5], [{}] * 5, tmp_path)
+    write_labels(STEMS[:5], [{"genres": ["Drama"]}] * 5, tmp_path)
     with pytest.raises(InputError, match="lists 5 samples, expected 48"):
         page(store, Sources(store.path, labels_dir=tmp_path), choose(store))
 

@@ -1,0 +1,88 @@
+"""What the manifest of materialized embeddings says to labels that are written beside them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from featurestore.config import PAPER_VIEWS
+from featurestore.errors import ConfigError, InputError
+from featurestore.label_files import REDO
+from featurestore.records import stems_sha256
+
+PAPER_SEED = 123
+
+
+def views_and_seed(
+    embeddings_dir: Path, prefix: str, views: int | None = None, seed: int | None = None
+) -> tuple[int, int]:
+    """The views of a sample and the seed that augmented labels beside embeddings are made with.
+
+    Args:
+        embeddings_dir: an existing folder; what its ``P_manifest.json`` states is taken.
+        prefix: P.
+        views: what the user said, or None.
+        seed: the same.
+
+    Raises:
+        ConfigError: the user said another value than the manifest, or fewer views than 1.
+        InputError: the folder is missing, or the manifest cannot be read.
+    """
+    manifest = _manifest(embeddings_dir, prefix)
+    found = []
+    for option, key, given, paper in (
+        ("views", "views_per_sample", views, PAPER_VIEWS),
+        ("seed", "seed", seed, PAPER_SEED),
+    ):
+        stated = manifest.get(key)
+        if stated is not None and type(stated) is not int:
+            path = _manifest_path(embeddings_dir, prefix)
+            raise InputError(f"{path}: {key} must be a number; found {stated!r:.100}.")
+        if None not in (stated, given) and stated != given:
+            raise ConfigError(
+                f"--{option} {given} was given, and {_manifest_path(embeddings_dir, prefix)} says "
+                f"{stated}.\nLeave --{option} out: it is read from there."
+            )
+        found.append(next(value for value in (given, stated, paper) if value is not None))
+    if found[0] < 1:
+        raise ConfigError(f"The number of views must be at least 1, not {found[0]}.")
+    return found[0], found[1]
+
+
+def _manifest_path(folder: Path, prefix: str) -> Path:
+    return folder / f"{prefix}_manifest.json"
+
+
+def _manifest(folder: Path, prefix: str) -> dict[str, Any]:
+    """What the embeddings' manifest says; nothing where they are not there yet."""
+    if not folder.is_dir():
+        raise InputError(f"The embeddings' folder {folder} does not exist.")
+    path = _manifest_path(folder, prefix)
+    try:
+        manifest = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}  # labels may be made before the embeddings are
+    except (OSError, ValueError, RecursionError) as e:
+        raise InputError(f"Could not read {path}: {str(e)[:200]}") from e
+    if not isinstance(manifest, dict):
+        raise InputError(f"{path} must hold an object; found a {type(manifest).__name__}.")
+    return manifest
+
+
+def require_same_samples(folder: Path, prefix: str, stems: Sequence[str]) -> None:
+    """Refuses labels of other samples than the embeddings that they are to lie beside.
+
+    Raises:
+        InputError: the manifest names another number of samples, or other stems.
+    """
+    manifest = _manifest(folder, prefix)
+    wanted = {"original_rows": len(stems), "stems_sha256": stems_sha256(stems)}
+    for key, value in wanted.items():
+        if key in manifest and manifest[key] != value:
+            raise InputError(
+                f"The labels do not fit the embeddings of {_manifest_path(folder, prefix)}.\n"
+                f"  {key} of the embeddings: {manifest[key]!r:.100}\n"
+                f"  {key} of the labels:     {value}\n{REDO}"
+            )
