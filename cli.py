@@ -38,7 +38,7 @@ from featurestore.refusals import explained
     is_eager=True,
     expose_value=False,
     callback=print_version,
-    help="Show the versions of this program and its libraries, and the device.",
+    help="Show the versions of this program and its libraries, and which kernels it has.",
 )
 def cli() -> None:
     """Frozen-backbone features with many views of every sample.

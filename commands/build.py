@@ -44,11 +44,11 @@ def build(toml: Path | None, as_json: bool, **options: Any) -> int:
     Example:
       python cli.py build --data-dir imdb/dataset --store features --resume
     """
+    config = build_config(toml, options)
     from consumers.build import build as run
     from consumers.progress import RunLog
     from featurestore.store import RUNS
 
-    config = build_config(toml, options)
     log = RunLog(config.store / RUNS)
     bad_scan: dict[str, Any] = {}
 

@@ -53,19 +53,20 @@ def probe(
     Example:
       python cli.py probe --store features --labels-dir labels --split-json imdb/split.json
     """
-    from operations.probe import ProbeRequest
+    from operations.probe_request import ProbeRequest
+
+    request = ProbeRequest(
+        store=store,
+        labels_dir=labels_dir,
+        split_json=split_json,
+        features=None if features is None else tuple(f.strip() for f in features.split(",")),
+        threshold=_threshold(threshold),
+        device=device,
+    )
+    request.check()
     from operations.probe import probe as run
 
-    table = run(
-        ProbeRequest(
-            store=store,
-            labels_dir=labels_dir,
-            split_json=split_json,
-            features=None if features is None else tuple(f.strip() for f in features.split(",")),
-            threshold=_threshold(threshold),
-            device=device,
-        )
-    )
+    table = run(request)
     if as_json:
         click.echo(json.dumps(_facts(table, threshold)))
     else:

@@ -1,4 +1,7 @@
-"""``--version``: this program, the libraries that decide numbers, and the device."""
+"""``--version``: this program, the libraries that decide numbers, and the kernels.
+
+No library is imported for it, which would take seconds; ``check`` names the device.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ from importlib.metadata import PackageNotFoundError, version
 import click
 
 from featurestore import __version__
-from featurestore.errors import ConfigError
 
 _LIBRARIES = (
     "torch",
@@ -30,7 +32,6 @@ def print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> N
     for name in _LIBRARIES:
         click.echo(f"{name} {_version_of(name)}")
     click.echo(f"kernels {_kernels()}")
-    click.echo(f"device {_device()}")
     ctx.exit(0)
 
 
@@ -45,12 +46,3 @@ def _kernels() -> str:
     from producers.kernels.implementations import has_compiled
 
     return "compiled" if has_compiled() else "of libraries; no compiler built faster ones"
-
-
-def _device() -> str:
-    from consumers.devices import device_kind, resolve_device
-
-    try:
-        return device_kind(resolve_device("auto"))
-    except ConfigError as error:  # a GPU in use; what is asked for here is not the device
-        return str(error).partition("\n")[0]

@@ -1,13 +1,16 @@
-"""Put source, plan, main loop and store together: a build."""
+"""Put source, plan, main loop and store together: a build.
+
+Importing this module does not load torch, so that a mistake in the options or the data folder is
+refused at once.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from consumers.extending import Extension, completed, find_extension, naming_extension
-from consumers.main_loop import BuildReport, run_plan
 from consumers.plan import Plan, decide, make_plan
 from consumers.resuming import check_intent
 from featurestore import extension
@@ -27,6 +30,9 @@ from featurestore.space import free_bytes, missing_bytes, require_space, store_b
 from featurestore.store import EXTENSION, RECORDS, FeatureStore
 from featurestore.writer import StoreWriter
 from producers.source import Scan, scan
+
+if TYPE_CHECKING:
+    from consumers.main_loop import BuildReport
 
 # Called with an event's name and its facts; see ``progress`` for those that listen.
 Observer = Callable[[str, Mapping[str, Any]], None]
@@ -84,6 +90,8 @@ def _build(config: BuildConfig, tell: Callable[..., None]) -> BuildReport:
         if lock is None:
             lock = _lock(config, stack)
             _refuse_late(config)
+        from consumers.main_loop import run_plan
+
         writer = _writer(plan, stored, lock)
         writer.notices += notices
         return run_plan(plan, writer, tell)

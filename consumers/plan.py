@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from consumers import backbones as registry
 from consumers import declared
-from consumers.batching import batch_plan, plan_multiple
+from consumers.batch_plan import batch_plan, plan_multiple
 from consumers.extending import Extension, made_features
 from consumers.resuming import Known, check_inputs, check_placeholders, check_samples
 from featurestore.backbone_config import BackboneConfig
@@ -155,16 +155,19 @@ def decide(
     features = made_features(config, wanted)
     for name, own in _declared(config, features).items():
         declared.check(name, own)
+    asked = _asked(config, found, features) | known.view_parts()
+    if stored is not None:
+        check_samples(stored, found, wanted)
+        known.compare(asked)
+    # From here on torch is needed, whose import takes seconds.
     device = registry.resolve_device(config.device)
     threads = registry.resolve_threads(config.threads, device)
     stats = stat_inputs(found)
     confirmed: dict[int, InputStat] = {}
     remade: list[int] = []
-    batches = batch_plan(device, str(known.get("batch_plan", "")))
-    asked = _asked(config, found, features, batches) | known.view_parts()
+    asked["batch_plan"] = batch_plan(device, str(known.get("batch_plan", "")))
     if stored is not None:
-        check_samples(stored, found, wanted)
-        known.compare(asked)
+        known.compare({"batch_plan": asked["batch_plan"]})
         confirmed, remade = check_inputs(config, stored, wanted, found, stats)
         check_placeholders(config, stored, remade)
     kind: Fingerprint = {"device_kind": registry.device_kind(device)}
@@ -310,10 +313,8 @@ def _job(
     )
 
 
-def _asked(
-    config: CompleteConfig, found: Scan, features: Sequence[str], batches: str
-) -> Fingerprint:
-    """The part of the fingerprint that is known before the backbones are."""
+def _asked(config: CompleteConfig, found: Scan, features: Sequence[str]) -> Fingerprint:
+    """The part of the fingerprint that is known before the device and the backbones are."""
     return {
         "samples": len(found.samples),
         "stems_sha256": found.stems_sha256,
@@ -321,7 +322,6 @@ def _asked(
         "seed": config.seed,
         "image_recipe": IMAGE_RECIPE,
         "text_recipe": TEXT_RECIPE,
-        "batch_plan": batches,
         "codec": config.codec,
         "features": ",".join(features),
         **{VERSION + name: version(name) for name in (*_VERSIONED, *_libraries(config, features))},

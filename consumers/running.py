@@ -7,19 +7,17 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from consumers.backbones import Backbone, check_features
+from consumers.batch_plan import IntArray
 from consumers.computing import ComputePool, Order
 from consumers.gpu_errors import first_line, lacks_gpu_memory
 from consumers.staging import Stage, Staging, device_errors
 from featurestore.errors import BackboneError
-
-IntArray = npt.NDArray[np.integer[Any]]
 
 # What a model's code raises on a batch; torch's CUDA errors are RuntimeErrors.
 _MODEL_ERRORS = (

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from consumers.backbones import modality_of, resolve_device
+from consumers.backbones import device_kind, modality_of, resolve_device
 from consumers.extending import completed, made_features
 from consumers.notices import slow_paths
 from consumers.plan import Decided, Plan, decide, default_workers, make_plan
@@ -102,9 +102,9 @@ def run_check(request: CheckRequest, say: Say) -> CheckReport:
         InterruptedBuildError: a signal ended the trial.
     """
     found = scan(request.config.data_dir)
-    device = resolve_device(request.config.device)
     target = open_target(request.config, found) if request.has_store else Target.none()
     config = completed(request.config, target.stored)
+    device = resolve_device(request.config.device)
     return _Check(request, found, config, device, target, say).run()
 
 
@@ -125,6 +125,7 @@ class _Check:
         self._config = config
         self._target = target
         self._say = say
+        self._device = device
         self._free = Free.now(device)
         features = made_features(config, target.wanted)
         self._models = find_models(config, features, device)
@@ -242,6 +243,7 @@ class _Check:
 
     def _machine(self, plan: Plan | None, peak: int | None, why: str) -> Group:
         group = Group("machine")
+        self._device_into(group)
         on_cpu = self._free.device is None
         threads = (self._config.threads or usable_cpus()) if on_cpu else 1
         need = _need(plan, self._models, self._config, threads)
@@ -259,6 +261,17 @@ class _Check:
         machine.disk_into(group, store, needed, left, self._target.freed_bytes, why)
         machine.limits_into(group, need.workers, need.threads)
         return group
+
+    def _device_into(self, group: Group) -> None:
+        """Which device the backbones compute on, and what of it decides their last bits."""
+        try:
+            kind = device_kind(self._device)
+        except ConfigError as error:
+            group.failure("device", error)
+            return
+        group.facts["device"] = {"name": self._device, "kind": kind}
+        _, _, what = kind.partition(": ")
+        group.ok("device", f"{self._device}: {what}")
 
     def _spec(self, plan: Plan | None) -> StoreSpec | None:
         """The shape of what is made; None where it is not known yet."""

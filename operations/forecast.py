@@ -21,13 +21,12 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from consumers.extending import Extension
-from consumers.main_loop import BuildReport, run_plan
 from consumers.plan import Plan
 from featurestore.errors import InterruptedBuildError
 from featurestore.records import SampleRecord
@@ -37,6 +36,9 @@ from featurestore.unnamed import UnnamedStore
 from featurestore.writer import StoreWriter
 from operations.findings import Group
 from operations.reading import evenly
+
+if TYPE_CHECKING:
+    from consumers.main_loop import BuildReport
 
 # A first trial of three samples tells how many the second may have.
 _AIM_S = 10.0
@@ -158,9 +160,11 @@ class _TrialViews(Extension):
 
 
 def _build(plan: Plan, folder: Path, tell: Callable[..., None]) -> BuildReport:
+    from consumers import main_loop  # loads torch
+
     writer = UnnamedStore(folder, plan.spec, plan.fingerprint, plan.found.samples)
     try:
-        return run_plan(plan, writer, tell)
+        return main_loop.run_plan(plan, writer, tell)
     except InterruptedBuildError as error:
         raise InterruptedBuildError(
             error.signum, "The check was interrupted; nothing was changed."

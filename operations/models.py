@@ -9,7 +9,6 @@ from typing import Any
 from consumers import backbones as registry
 from consumers import declared
 from consumers.locating import Located, count_parameters, locate
-from consumers.running import stages_of
 from featurestore.config import CompleteConfig
 from featurestore.errors import ConfigError
 from featurestore.records import FEATURES
@@ -189,6 +188,8 @@ def batch_bytes(
     Returns:
         Bytes that it keeps on the device, bytes that it works in there, and bytes of the host.
     """
+    from consumers.running import stages_of  # loads torch, as the backbone did
+
     cuda = backbone.device.type == "cuda"
     stages = parts * stages_of(backbone.device, threads)
     config = (

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from featurestore.npy_folder import NpyFolder
 from featurestore.sources import FeatureSource, open_source
 from featurestore.splits import read_split
 from operations.logistic import LinearProbe, Part, fit_probe
+from operations.probe_request import ProbeRequest
 from operations.scores import Booleans, Floats, Scores, best_threshold, chance, score
 
 BLOCK_BYTES = 32 << 20
@@ -32,37 +32,6 @@ _SMALL_VALUES = 1_000_000
 _PARTS = {"train": "train", "dev": "val", "test": "test"}
 
 Names = tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProbeRequest:
-    """What is to be probed.
-
-    Attributes:
-        store: folder of a complete store.
-        labels_dir: a folder that the ``labels`` command wrote.
-        split_json: the split file.
-        features: names of features; None for all.
-        threshold: above which a probability is a prediction; None chooses the multiple of 0.05 with
-            the best micro F1 on dev, one for all classes.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-    """
-
-    store: Path
-    labels_dir: Path
-    split_json: Path
-    features: tuple[str, ...] | None = None
-    threshold: float | None = None
-    device: str = "cpu"
-
-    def __post_init__(self) -> None:
-        """Checks the threshold.
-
-        Raises:
-            ConfigError: it is not between 0 and 1.
-        """
-        if self.threshold is not None and not 0 < self.threshold < 1:
-            raise ConfigError(f"--threshold is dev or between 0 and 1, found {self.threshold}.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -486,7 +486,6 @@ def test_the_version_names_what_decides_numbers(run: Any) -> None:
     lines = dict(line.split(" ", 1) for line in output.splitlines())
     assert lines["torch"] == torch.__version__
     assert lines["transformers"] == transformers.__version__
-    assert lines["device"].startswith("cuda" if torch.cuda.is_available() else "cpu: ")
     assert lines["kernels"]
 
 

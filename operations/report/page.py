@@ -57,7 +57,6 @@ def write(sources: Sources, out: Path) -> dict[str, int]:
         CorruptStoreError: a chunk that is read is damaged.
         StorageError: the page could not be written.
     """
-    plots.require()
     if sources.data_dir is not None and not sources.data_dir.is_dir():
         raise InputError(f"--data-dir {sources.data_dir} is no folder.")
     store = FeatureStore(sources.store)
@@ -65,6 +64,7 @@ def write(sources: Sources, out: Path) -> dict[str, int]:
         raise InputError(
             f"{store.path} holds nothing yet: no chunk is committed.\nTry again when one is."
         )
+    plots.require()
     sampled = choose(store)
     data = page(store, sources, sampled).encode()
     replace_file(out, data)

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consumers import batching
-from consumers.batching import image_plan, text_plan
+from consumers.batch_plan import image_plan, text_plan
 from consumers.computing import ComputePool
 from featurestore.errors import BackboneError
 from producers.image_views import ImageSpec

@@ -41,6 +41,7 @@ import zarr  # noqa: F401  for the children
 
 import cli
 import consumers.build
+import consumers.main_loop
 import consumers.plan
 from consumers import backbones
 from consumers.progress import RunLog

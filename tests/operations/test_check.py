@@ -172,6 +172,8 @@ def test_the_disk_is_what_a_store_takes(
     # Nine samples in chunks of 64 make one large chunk file.
     assert everything["machine"]["disk"]["needed"] > 64 * 4 * (32 + 32) * 4
     assert everything["machine"]["disk"]["free"] > 0
+    assert everything["machine"]["device"]["name"] == "cpu"
+    assert everything["machine"]["device"]["kind"].startswith("cpu: ")
 
 
 def test_the_forecast_names_its_ground(everything: dict[str, Any]) -> None:

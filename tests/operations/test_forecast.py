@@ -108,12 +108,12 @@ def test_a_trial_makes_rows_of_this_data_set_and_leaves_nothing(
             assert list(tmp_path.iterdir()) == []
         return size
 
-    from operations import forecast
+    from consumers import main_loop
 
     written: list[int] = []
     monkeypatch.setattr(durable, "hook", count)
-    real = forecast.run_plan
-    monkeypatch.setattr(forecast, "run_plan", look)
+    real = main_loop.run_plan
+    monkeypatch.setattr(main_loop, "run_plan", look)
     before = tree_digest(config.data_dir, mtimes=True)
     trial = run_trial(plan, tmp_path, aim_s=0.0)
     assert seen[0] == (2, 1, FEATURES)

@@ -19,7 +19,8 @@ from featurestore.records import BadInput
 from featurestore.store import FeatureStore
 from operations import probe as module
 from operations.logistic import Part, fit_probe
-from operations.probe import ProbeRequest, ProbeTable, probe
+from operations.probe import ProbeTable, probe
+from operations.probe_request import ProbeRequest
 from tests.featurestore.stores import make_store
 
 SAMPLES, VIEWS, CLASSES = 160, 8, 3
