@@ -31,7 +31,9 @@ END = {
 @click.command()
 @store_option
 @click.option(
-    "--watch", is_flag=True, help="Look every second, until it is complete or nobody writes."
+    "--watch",
+    is_flag=True,
+    help="Look every second, until it is complete or nobody writes; wait where there is none yet.",
 )
 @json_option
 @common_options
@@ -40,7 +42,8 @@ def status(store: Path, watch: bool, as_json: bool) -> int:
 
     --watch draws it anew every second on a terminal; into a pipe it prints a line when something
     changes, with --json an object. It ends with 0 when the store is complete, and with 1 when
-    nobody writes to it and it is not. It never disturbs a build.
+    nobody writes to it and it is not. Started before the build, it waits for the store. It never
+    disturbs a build.
 
     \b
     Example:
@@ -69,9 +72,13 @@ def follow(store: Path, *, as_json: bool) -> int:
 
     console = Console()
     drawn = console.is_terminal and not as_json
+
+    def waiting() -> None:
+        say(f"There is no feature store at {store} yet: waiting for a build to start.")
+
     with live(console) if drawn else nullcontext() as show:
         last = None
-        for found in watch(store):
+        for found in watch(store, waiting=waiting):
             if show is not None:
                 show(status_lines(found))
                 continue

@@ -20,6 +20,7 @@ from commands.options import (
     store_option,
 )
 from featurestore.errors import ConfigError, InputError
+from featurestore.wording import amount
 
 if TYPE_CHECKING:
     from featurestore.verification import Finding, Verification
@@ -74,7 +75,7 @@ def verify(
         if repair and outcome.store.findings:
             outcome.repair(store)
     if materialized is not None:
-        outcome.files = _materialized(materialized)
+        outcome.files, outcome.files_checked = _materialized(materialized)
     if as_json:
         click.echo(json.dumps(outcome.facts()))
     outcome.say(data_dir)
@@ -92,13 +93,19 @@ def _look(store: Path, data_dir: Path | None) -> _Outcome:
         return _Outcome(found, compare(store, data_dir, found, progress=progress))
 
 
-def _materialized(folder: Path) -> list[Finding]:
-    """What is wrong with the files of each manifest in a folder, or that it has none."""
+def _materialized(folder: Path) -> tuple[list[Finding], int]:
+    """What is wrong with the files of each manifest in a folder, and how many were checked."""
     from featurestore.materialize import PREFIX, verify_materialized
 
     names = [path.name.removesuffix(_MANIFEST) for path in sorted(folder.glob(f"*{_MANIFEST}"))]
     prefixes = [name for name in names if not name.endswith("_labels")]
-    return [f for prefix in prefixes or [PREFIX] for f in verify_materialized(folder, prefix)]
+    checked: list[str] = []
+    findings = [
+        finding
+        for prefix in prefixes or [PREFIX]
+        for finding in verify_materialized(folder, prefix, checked=checked.append)
+    ]
+    return findings, len(checked)
 
 
 @dataclass(slots=True)
@@ -109,12 +116,14 @@ class _Outcome:
         store: what is damaged.
         inputs: what changed, or None where nobody asked.
         files: what is wrong with materialized files, or None where nobody asked.
+        files_checked: number of materialized files that were checked.
         to_make: the chunks to make after a repair, or None where there was none.
     """
 
     store: Verification
     inputs: InputVerification | None = None
     files: list[Finding] | None = None
+    files_checked: int = 0
     to_make: list[int] | None = None
 
     def repair(self, store: Path) -> None:
@@ -130,6 +139,11 @@ class _Outcome:
         changed = self.inputs is not None and bool(self.inputs.changed)
         return damaged or changed or bool(self.files)
 
+    @property
+    def damaged(self) -> int:
+        """Number of findings, in the store and in materialized files."""
+        return len(self.store.findings) + len(self.files or [])
+
     def facts(self) -> dict[str, Any]:
         """Everything, as plain values."""
         facts: dict[str, Any] = {
@@ -138,6 +152,8 @@ class _Outcome:
             "files": self.store.files,
             "findings": [[f.file, f.chunk, f.problem] for f in self.store.findings],
             "notices": self.store.notices,
+            "damaged": self.damaged,
+            "ok": not self.is_bad,
             "repaired": self.to_make is not None,
             "to_make": self.store.missing if self.to_make is None else self.to_make,
         }
@@ -145,15 +161,13 @@ class _Outcome:
             facts |= {"inputs": self.inputs.compared, "changed_inputs": self.inputs.changed}
         if self.files is not None:
             facts["materialized"] = [[f.file, f.problem] for f in self.files]
+            facts["materialized_files"] = self.files_checked
         return facts
 
     def say(self, data_dir: Path | None) -> None:
         """The same, for a person."""
         found = self.store
-        say(
-            f"{len(found.committed)} of {found.chunks} chunks committed, "
-            f"{found.files} files checked"
-        )
+        say(f"{len(found.committed):,} of {amount(found.chunks, 'chunk')} committed")
         for notice in found.notices:
             say(notice)
         for finding in found.findings:
@@ -162,19 +176,38 @@ class _Outcome:
             say("repaired: what is damaged is not committed any more")
             if self.to_make:
                 listed = self.to_make[:LISTED]
-                say(f"`build --resume` makes {len(self.to_make)} chunks: {listed}")
+                say(f"`build --resume` makes {amount(len(self.to_make), 'chunk')}: {listed}")
         elif found.findings:
             say("`verify --repair` drops damaged chunks, and `build --resume` makes them again.")
         if self.inputs is not None:
             self._say_inputs(self.inputs, data_dir)
         for finding in self.files or []:
             say(f"damaged: {finding}; `materialize` writes it again")
+        self._say_sum()
+
+    def _say_sum(self) -> None:
+        """The last line: whether anything is damaged, and how much was checked."""
+        parts = [self.store] + ([self.store.extension] if self.store.extension else [])
+        checked = [
+            amount(sum(len(part.committed) for part in parts), "chunk"),
+            amount(sum(part.files for part in parts), "file") + " checked",
+        ]
+        if self.files is not None:
+            checked.append(amount(self.files_checked, "materialized file") + " checked")
+        if self.inputs is not None:
+            checked.append(amount(self.inputs.compared, "input") + " compared")
+        head = "nothing damaged"
+        if self.damaged:
+            head = f"{amount(self.damaged, 'problem')} found"
+        if self.inputs is not None and self.inputs.changed:
+            head += f", {amount(len(self.inputs.changed), 'input')} changed"
+        say(f"{head}: {', '.join(checked)}")
 
     def _say_inputs(self, inputs: InputVerification, data_dir: Path | None) -> None:
         unknown = (
-            f"; {inputs.unknown} were not read when the store was made" if inputs.unknown else ""
+            f"; {inputs.unknown:,} were not read when the store was made" if inputs.unknown else ""
         )
-        say(f"{inputs.compared} inputs compared with {data_dir}{unknown}")
+        say(f"{amount(inputs.compared, 'input')} compared with {data_dir}{unknown}")
         for name, problem in inputs.changed:
             say(f"changed: {name!r}: {problem}")
         if inputs.changed:

@@ -16,6 +16,13 @@ from featurestore.errors import ConfigError
 if TYPE_CHECKING:
     from operations.replay import Replay
 
+# By the inputs that were compared with what the store recorded of them.
+_RECORDED = {
+    ("image", "text"): "the files are those that the store was made from",
+    ("image",): "the poster is the one that the store was made from; it has no text features",
+    ("text",): "the synopsis is the one that the store was made from; it has no image features",
+}
+
 
 @click.command()
 @data_option
@@ -115,7 +122,7 @@ def _facts(replay: Replay, chosen: Any, processor: str | None) -> dict[str, Any]
         "seed": replay.recipe.seed,
         "size": replay.recipe.size,
         "poster": list(replay.poster.size) if replay.poster is not None else None,
-        "is_recorded_input": replay.recorded,
+        "recorded_inputs": list(replay.recorded),
         "bad": [[b.modality, b.reason, b.detail] for b in replay.bad],
         "words": len(replay.text.words),
         "views": [_view_facts(replay, view, cleans) for view in chosen],
@@ -157,7 +164,7 @@ def _print(replay: Replay, chosen: Any) -> None:
         f"{replay.recipe.views} views of {replay.recipe.size} pixels"
     )
     if replay.recorded:
-        _line("the files are those that the store was made from")
+        _line(_RECORDED[replay.recorded])
     for bad in replay.bad:
         _line(f"{bad.modality} {bad.reason} ({bad.detail}): a placeholder stands in")
     for view in chosen:

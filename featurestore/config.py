@@ -107,12 +107,12 @@ class BuildConfig:
             if not self.features or len(set(self.features)) != len(self.features):
                 raise ConfigError(f"--features names each feature once, found {self.features!r}.")
             for name in self.features:
-                _one_of("features", name, known)
+                _known_feature("features", name, known)
         for feature, size in self.batch_sizes.items():
-            _one_of("batch-size", feature, known)
+            _known_feature("batch-size", feature, known)
             _at_least(f"batch-size {feature}", size, 1)
         for feature in self.models:
-            _one_of("model", feature, known)
+            _known_feature("model", feature, known)
         if not 0 < self.sample_timeout_s < math.inf:
             raise ConfigError(f"sample_timeout_s is positive, found {self.sample_timeout_s}.")
 
@@ -145,6 +145,16 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
         raise ConfigError(f"--{name} is one of {', '.join(allowed)}, found {value!r}.")
 
 
+def _known_feature(option: str, name: str, known: Collection[str], more: str = "") -> None:
+    """Refuses a feature that is neither the paper's nor declared, and says how to declare one."""
+    if name not in known:
+        raise ConfigError(
+            f"--{option} is one of {', '.join(known)}{more}, found {name!r}.\n"
+            "Another backbone is declared in a table [backbones.NAME] of a TOML file, which is "
+            "given with --config."
+        )
+
+
 def expand_models(models: Mapping[str, str], declared: Collection[str] = ()) -> dict[str, str]:
     """Spells ``blip2`` out as both BLIP-2 features.
 
@@ -160,10 +170,9 @@ def expand_models(models: Mapping[str, str], declared: Collection[str] = ()) -> 
     for name, model in models.items():
         if name == "blip2":
             expanded.update(blip2_image=model, blip2_text=model)
-        elif name in known:
-            expanded[name] = model
         else:
-            raise ConfigError(f"--model names one of {', '.join(known)} or blip2, found {name!r}.")
+            _known_feature("model", name, known, " or blip2")
+            expanded[name] = model
     return expanded
 
 

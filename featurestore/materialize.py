@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,8 +143,15 @@ def _leftovers(store: FeatureStore, out_dir: Path, prefix: str) -> list[Path]:
     return [path for path in paths if path.is_file()]
 
 
-def verify_materialized(out_dir: Path, prefix: str = PREFIX) -> list[Finding]:
+def verify_materialized(
+    out_dir: Path, prefix: str = PREFIX, *, checked: Callable[[str], None] = lambda _: None
+) -> list[Finding]:
     """Checks materialized files against their manifest, and the manifest against its checksum.
+
+    Args:
+        out_dir: the folder.
+        prefix: what the files' names begin with.
+        checked: called with the name of each file that is checked.
 
     Returns:
         One finding per file that is missing or not what was written.
@@ -153,6 +160,7 @@ def verify_materialized(out_dir: Path, prefix: str = PREFIX) -> list[Finding]:
         StorageError: a file cannot be read, so nobody can tell.
     """
     name = f"{prefix}_manifest.json"
+    checked(name)
     try:
         manifest = json.loads((out_dir / name).read_bytes())
         if manifest["crc32c"] != record_crc32c(manifest):
@@ -163,6 +171,7 @@ def verify_materialized(out_dir: Path, prefix: str = PREFIX) -> list[Finding]:
         return [Finding(name, None, f"no manifest of these files: {e}")]
     findings = []
     for file, digest in expected.items():
+        checked(file)
         try:
             with (out_dir / file).open("rb") as opened:
                 found = hashlib.file_digest(opened, "sha256").hexdigest()

@@ -74,7 +74,8 @@ class Replay:
         poster: mode ``RGB``, or None where a black image stands in for it.
         text: the text views; of a synopsis that cannot be used, of the empty text.
         bad: what was wrong with the inputs.
-        recorded: whether the files are known to be those that the store was made from.
+        recorded: of ``image`` and ``text``, those whose file is known to be the one that the store
+            was made from. A store of texts alone recorded nothing of its posters.
     """
 
     sample: Sample
@@ -82,7 +83,7 @@ class Replay:
     poster: Image.Image | None
     text: TextViews
     bad: tuple[BadInput, ...]
-    recorded: bool
+    recorded: tuple[str, ...]
 
     def drawn(self, view: int) -> ViewDraws | None:
         """What was drawn for an augmented view; None for view 0 and where there is no poster."""
@@ -235,7 +236,15 @@ def _replay(data_dir: Path, sample: Sample, recipe: Recipe, record: SampleRecord
     text, bad_text = _text(data_dir, sample, record)
     bad = tuple(b for b in (bad_image, bad_text) if b is not None)
     drawn = text_views.draw(text, recipe.seed, sample.index, recipe.views)
-    return Replay(sample, recipe, poster, drawn, bad, recorded=record is not None)
+    return Replay(sample, recipe, poster, drawn, bad, _recorded(record))
+
+
+def _recorded(record: SampleRecord | None) -> tuple[str, ...]:
+    """The modalities whose file was read when the store was made, and so was compared."""
+    if record is None:
+        return ()
+    hashes = {"image": record.image_sha256, "text": record.text_sha256}
+    return tuple(modality for modality, sha256 in hashes.items() if sha256)
 
 
 def _poster(
@@ -294,10 +303,13 @@ def _read(path: Path, cap_bytes: int) -> bytes:
 
 
 def _require_same(data: bytes, recorded: str, name: str) -> None:
+    """Refuses a file that was read when the store was made and held something else then."""
+    if not recorded:
+        return
     found = hashlib.sha256(data).hexdigest()
     if found != recorded:
         raise InputError(
             f"{name!r} is not the file that the store was made from, so its views are others.\n"
-            f"  recorded SHA-256: {recorded or 'none'}\n  found:            {found}\n"
+            f"  recorded SHA-256: {recorded}\n  found:            {found}\n"
             "Restore it, or leave --store away to see the views of what is there now."
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from featurestore.errors import ManyViewsError
 from featurestore.ledger import Ledger
 from featurestore.locks import UNKNOWN, Holder, Unknown, lock_holder
 from featurestore.store import EXTENSION, LOCK, RUNS, FeatureStore
+from featurestore.writer import state_of
 from operations.runs import Run, newest_run, utc_now
 
 # Where nobody can tell whether a build is at it: how long to watch a store that does not change. A
@@ -220,21 +221,31 @@ def _stat(path: Path) -> tuple[int, int, int]:
     return (found.st_ino, found.st_size, found.st_mtime_ns)
 
 
-def watch(path: Path, every_s: float = 1.0, still_s: float = STILL_S) -> Iterator[Progress]:
+def watch(
+    path: Path,
+    every_s: float = 1.0,
+    still_s: float = STILL_S,
+    waiting: Callable[[], None] = lambda: None,
+) -> Iterator[Progress]:
     """Looks at a store until it is complete or nobody writes to it any more.
 
     Args:
         path: the store.
         every_s: seconds between two looks.
         still_s: how long nothing must have changed to end, where nobody can tell who writes.
+        waiting: called once where there is no store yet, before a build is waited for.
 
     Yields:
         A look each ``every_s`` seconds; of the last one, ``ended`` says how it ended.
 
     Raises:
-        InputError: there is no store.
+        InputError: there is something else than a store.
         CorruptStoreError: its records are damaged.
     """
+    if state_of(path) != "store":
+        waiting()
+        while state_of(path) != "store":
+            time.sleep(every_s)
     looker = Looker(path)
     last, since = None, time.monotonic()
     while True:

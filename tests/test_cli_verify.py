@@ -55,12 +55,16 @@ def test_a_sound_store(run: Run, store: Path) -> None:
     before = tree_digest(store, mtimes=True)
     code, output, errors = run("--store", store)
     assert (code, output) == (0, "")
-    assert errors.splitlines() == ["3 of 3 chunks committed, 12 files checked"]
+    assert errors.splitlines() == [
+        "3 of 3 chunks committed",
+        "nothing damaged: 3 chunks, 12 files checked",
+    ]
     code, output, _ = run("--store", store, "--json", "--repair")
     assert code == 0
     found = facts(output)
     assert (found["chunks"], found["committed"], found["files"]) == (3, 3, 12)
     assert (found["findings"], found["repaired"], found["to_make"]) == ([], False, [])
+    assert (found["damaged"], found["ok"]) == (0, True)
     assert "changed_inputs" not in found
     assert tree_digest(store, mtimes=True) == before
 
@@ -75,6 +79,8 @@ def test_damage_is_named_with_status_1_and_mended_on_request(run: Run, store: Pa
     for file, chunk in zip(files, (0, 2), strict=True):
         assert f"damaged: {file} (chunk {chunk}): its content is not what was committed" in errors
     assert "verify --repair" in errors
+    assert "nothing damaged" not in errors
+    assert "2 problems found: 3 chunks, 12 files checked" in errors.splitlines()
     assert tree_digest(store, mtimes=True) == before
     code, output, errors = run("--store", store, "--repair", "--json")
     assert code == 0
@@ -85,6 +91,8 @@ def test_damage_is_named_with_status_1_and_mended_on_request(run: Run, store: Pa
         (files[1], 2),
     ]
     assert (found["repaired"], found["to_make"]) == (True, [0, 2])
+    assert (found["damaged"], found["ok"]) == (2, True)
+    assert "nothing damaged" not in errors
     code, output, _ = run("--store", store, "--json")
     assert code == 0
     assert (facts(output)["committed"], facts(output)["to_make"]) == (1, [0, 2])
@@ -126,6 +134,8 @@ def test_inputs(run: Run, tmp_path: Path) -> None:
     code, _, errors = run(*asked)
     assert code == 0
     assert f"18 inputs compared with {data}; 18 were not read" in errors
+    assert errors.splitlines()[-1].startswith("nothing damaged: ")
+    assert errors.splitlines()[-1].endswith(" 18 inputs compared")
     before = tree_digest(store, mtimes=True)
     (data / "0000002.json").write_text('{"plot": "another"}')
     (data / "0000005.json").unlink()
@@ -138,6 +148,7 @@ def test_inputs(run: Run, tmp_path: Path) -> None:
     for name in names:
         assert f"changed: '{name}': " in errors
     assert "Restore them" in errors
+    assert "nothing damaged, 3 inputs changed: " in errors.splitlines()[-1]
     assert tree_digest(store, mtimes=True) == before  # no chunk is dropped for it
 
 
@@ -158,6 +169,7 @@ def test_materialized_files(run: Run, store: Path, tmp_path: Path) -> None:
     materialize(FeatureStore(store), folder, prefix="other")
     code, output, _ = run(*asked)
     assert (code, facts(output)["materialized"]) == (0, [])
+    assert facts(output)["materialized_files"] == len(list(folder.iterdir()))
     flip(folder / "other_clip_text.npy")
     flip(folder / f"{PREFIX}_manifest.json")
     code, output, errors = run(*asked)

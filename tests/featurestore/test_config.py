@@ -1,6 +1,7 @@
 import math
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -325,3 +326,24 @@ def test_versions_may_change_with_permission_and_are_told():
         "version.pillow": "12.0.0 -> 12.0.0x",
         "version.torch": "2.13.0 -> 2.13.0x",
     }
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"features": ("clip_image", "minilm")},
+        {"models": {"minilm": "folder"}},
+        {"batch_sizes": {"minilm": 8}},
+    ],
+)
+def test_an_unknown_feature_is_shown_the_way_to_declare_it(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="found 'minilm'") as refused:
+        BuildConfig(data_dir=Path("d"), store=Path("s"), **wrong)
+    *_, last = str(refused.value).splitlines()
+    assert "[backbones.NAME]" in last
+    assert "--config" in last
+
+
+def test_an_unknown_model_is_shown_the_way_as_well() -> None:
+    with pytest.raises(ConfigError, match=r"or blip2, found 'minilm'.*\n.*--config"):
+        expand_models({"minilm": "folder"})

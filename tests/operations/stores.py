@@ -24,15 +24,18 @@ def store_of(
     *,
     chunks: Sequence[int] = (0, 1),
     bad: dict[int, tuple[BadInput, ...]] | None = None,
+    read: Sequence[str] = ("image", "text"),
     **fingerprint: str | int,
 ) -> FeatureStore:
-    """A store of the folder with real hashes and made-up rows."""
+    """A store of the folder with real hashes of what is ``read``, and made-up rows."""
     samples = source.scan(folder).samples
     spec = StoreSpec(len(samples), VIEWS, CHUNK, DIMS)
     known = make_fingerprint(spec, [s.stem for s in samples])
     known |= {"image_recipe": IMAGE_RECIPE, "text_recipe": TEXT_RECIPE, **fingerprint}
     rows = make_rows(spec)
-    records = [_record(folder, sample, (bad or {}).get(sample.index, ())) for sample in samples]
+    records = [
+        _record(folder, sample, (bad or {}).get(sample.index, ()), read) for sample in samples
+    ]
     with create(path, spec, known, samples, take_lock(path)) as writer:
         for chunk in chunks:
             of = writer.spec.samples_of(chunk)
@@ -41,9 +44,12 @@ def store_of(
     return FeatureStore(path)
 
 
-def _record(folder: Path, sample: Sample, bad: tuple[BadInput, ...]) -> SampleRecord:
+def _record(
+    folder: Path, sample: Sample, bad: tuple[BadInput, ...], read: Sequence[str]
+) -> SampleRecord:
+    names = {"image": sample.image_name, "text": sample.text_name}
     image, text = (
-        hashlib.sha256((folder / name).read_bytes()).hexdigest()
-        for name in (sample.image_name, sample.text_name)
+        hashlib.sha256((folder / name).read_bytes()).hexdigest() if modality in read else ""
+        for modality, name in names.items()
     )
     return SampleRecord(sample.index, image, text, 1, bad)

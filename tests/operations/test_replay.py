@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+import cli
 from consumers.plan import IMAGE_RECIPE, TEXT_RECIPE
 from featurestore.errors import ConfigError, InputError, StoreMismatchError
 from featurestore.records import BadInput, SampleRecord
@@ -183,7 +184,10 @@ def test_masked_words_are_the_published_ones(folder: Path) -> None:
 def test_a_store_tells_seed_views_and_index(folder: Path, tmp_path: Path) -> None:
     store = store_of(tmp_path / "store", folder, seed=77)
     replay = from_store(store, folder, stems(folder)[9])
-    assert (replay.recipe, replay.recorded) == (Recipe(77, VIEWS, 224), True)
+    assert (replay.recipe, replay.recorded) == (
+        Recipe(77, VIEWS, 224),
+        ("image", "text"),
+    )
     alone = from_folder(folder, stems(folder)[9], Recipe(77, VIEWS))
     np.testing.assert_array_equal(replay.pixels(5), alone.pixels(5))
 
@@ -193,7 +197,7 @@ def test_files_that_are_not_the_recorded_ones_are_refused(folder: Path, tmp_path
     shutil.copytree(folder, copy)
     store = store_of(tmp_path / "store", folder)
     one, other = stems(folder)[2:4]
-    assert from_store(store, copy, one).recorded
+    assert from_store(store, copy, one).recorded == ("image", "text")
     shutil.copy(copy / f"{other}.jpg", copy / f"{one}.jpg")
     with pytest.raises(InputError, match=f"{one}.jpg.*is not the file") as caught:
         from_store(store, copy, one)
@@ -211,10 +215,56 @@ def test_a_sample_that_is_not_made_yet_has_nothing_to_be_held_against(
 ) -> None:
     store = store_of(tmp_path / "store", folder, chunks=[0])
     names = stems(folder)
-    assert from_store(store, folder, names[CHUNK - 1]).recorded
+    assert from_store(store, folder, names[CHUNK - 1]).recorded == ("image", "text")
     replay = from_store(store, folder, names[CHUNK])
-    assert not replay.recorded
+    assert replay.recorded == ()
     assert replay.sample.index == CHUNK
+
+
+@pytest.mark.parametrize(
+    ("read", "other", "said"),
+    [
+        ("text", "jpg", "the synopsis is the one that the store was made from"),
+        ("image", "json", "the poster is the one that the store was made from"),
+    ],
+)
+def test_what_a_store_never_read_is_not_compared(
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    read: str,
+    other: str,
+    said: str,
+) -> None:
+    """A store of texts alone recorded no hash of posters, and the other way round."""
+    copy = tmp_path / "data"
+    shutil.copytree(folder, copy)
+    store = store_of(tmp_path / "store", copy, read=[read])
+    one, another = stems(copy)[2:4]
+    shutil.copy(copy / f"{another}.{other}", copy / f"{one}.{other}")
+    replay = from_store(store, copy, one)
+    assert (replay.recorded, replay.bad) == ((read,), ())
+    assert (
+        cli.run_command(
+            [
+                "views",
+                "--store",
+                str(store.path),
+                "--data-dir",
+                str(copy),
+                "--stem",
+                one,
+                "--view",
+                "1",
+            ]
+        )
+        == 0
+    )
+    assert said in capsys.readouterr().out.splitlines()[1]
+    other_read = {"jpg": "json", "json": "jpg"}[other]
+    shutil.copy(copy / f"{another}.{other_read}", copy / f"{one}.{other_read}")
+    with pytest.raises(InputError, match="is not the file"):
+        from_store(store, copy, one)
 
 
 def test_a_placeholder_stays_one(folder: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -262,6 +263,34 @@ def test_ctrl_c_leaves_quietly(half: Path) -> None:
 
 
 def test_there_must_be_a_store(tmp_path: Path, run: Any) -> None:
-    code, _, errors = run("status", "--store", tmp_path / "none", "--watch")
+    code, _, errors = run("status", "--store", tmp_path / "none")
     assert code == 2
     assert "There is no feature store" in errors
+    (tmp_path / "thesis.txt").write_text("nothing that a build would write into")
+    code, _, errors = run("status", "--store", tmp_path, "--watch")
+    assert code == 2
+    assert "is not empty and is not a feature store" in errors
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_watch_that_starts_before_the_store_waits_for_it_and_says_so(
+    half: Path, tmp_path: Path, as_json: bool
+) -> None:
+    store = tmp_path / "later"
+    with subprocess.Popen(
+        [*CLI, "status", "--store", str(store), "--watch", *["--json"] * as_json],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as watcher:
+        assert watcher.stderr is not None
+        waiting = watcher.stderr.readline()
+        assert watcher.poll() is None
+        shutil.copytree(half, tmp_path / "copy")
+        (tmp_path / "copy").rename(store)
+        output, errors = watcher.communicate(timeout=60)
+    assert waiting == f"There is no feature store at {store} yet: waiting for a build to start.\n"
+    assert watcher.returncode == 1
+    assert "it was killed" in errors
+    assert len(output.splitlines()) == 1
+    assert '"ended": "killed"' in output if as_json else output.endswith(", killed\n")
