@@ -116,8 +116,8 @@ def test_a_trial_makes_rows_of_this_data_set_and_leaves_nothing(
     monkeypatch.setattr(main_loop, "run_plan", look)
     before = tree_digest(config.data_dir, mtimes=True)
     trial = run_trial(plan, tmp_path, aim_s=0.0)
-    assert seen[0] == (2, 1, FEATURES)
-    assert seen[-1][0] == trial.samples <= 4
+    assert seen[0] == (3, 1, FEATURES)
+    assert seen[-1][0] == trial.samples <= 6
     assert list(tmp_path.iterdir()) == []
     assert tree_digest(config.data_dir, mtimes=True) == before
 
