@@ -216,7 +216,9 @@ def load(feature: str, model: str, device: str, dtype: str) -> Backbone:
     import torch
 
     loader = getattr(importlib.import_module(module), function)
-    return cast("Backbone", loader(checkpoint, torch.device(device), getattr(torch, dtype)))
+    with checkpoint.loading():  # the loaders do so themselves, where they know the library
+        backbone = loader(checkpoint, torch.device(device), getattr(torch, dtype))
+    return cast("Backbone", backbone)
 
 
 def check_features(

@@ -8,13 +8,19 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from consumers.content import content_sha256
 from consumers.gpu_errors import first_line, gpu_advice
 from consumers.weights import is_weight, wanted_files, weight_problem
-from featurestore.errors import ConfigError
+from featurestore.errors import ConfigError, ManyViewsError
+
+_AGAIN = "Fetch it again, or give another"
+_READABLE = "Make it readable, or give another"
+# What transformers names where a tokenizer or a processor needs it.
+_OPTIONAL = ("sentencepiece", "tiktoken", "protobuf", "jinja2", "scipy", "sacremoses", "torchaudio")
 
 
 @dataclass(frozen=True)
@@ -68,9 +74,12 @@ class Checkpoint:
                 names = "model.safetensors nor pytorch_model.bin"
             raise self.error(f"has no weights: neither {names}")
         for name in weights:
-            problem = weight_problem(self.folder, name)
+            try:
+                problem = weight_problem(self.folder, name)
+            except OSError as error:
+                raise self.error(f"cannot be read: {name}: {error.strerror}", _READABLE) from error
             if problem:
-                raise self.error(f"is damaged: {name} {problem}", "Fetch it again, or give another")
+                raise self.error(f"is damaged: {name} {problem}", _AGAIN)
 
     def fingerprint(self, files: Iterable[str]) -> str:
         """SHA-256 over the names and contents of ``files``, whatever their order.
@@ -83,33 +92,58 @@ class Checkpoint:
             try:
                 content = content_sha256(self.folder / name)
             except OSError as error:
-                raise self.error(f"cannot be read: {name}: {error.strerror}") from error
+                raise self.error(f"cannot be read: {name}: {error.strerror}", _READABLE) from error
             digest.update(f"{name}\0{content}\n".encode())
         return digest.hexdigest()
 
     @contextmanager
-    def loading(self) -> Iterator[None]:
-        """Turn what the libraries raise on a damaged or foreign checkpoint into ConfigError.
+    def loading(self, library: str = "transformers") -> Iterator[None]:
+        """Turn whatever a library raises while it loads or tries a checkpoint into ConfigError.
 
         What the GPU raises under a model's first computation, too: with advice on the GPU.
+
+        Args:
+            library: its name, for messages.
         """
+        try:
+            yield
+        except (ManyViewsError, MemoryError):
+            raise
+        except Exception as error:  # libraries raise what they like, also of their dependencies
+            raise self.error(*self._explained(error, library)) from error
+
+    def _explained(self, error: Exception, library: str) -> tuple[str, str]:
+        """What a library's error means, and what to do."""
         from pickle import UnpicklingError
 
         from safetensors import SafetensorError
 
-        try:
-            yield
-        except ConfigError:
-            raise
-        except (OSError, EOFError, UnpicklingError, SafetensorError) as error:
+        if advice := gpu_advice(error):
+            return f"cannot be loaded: {first_line(error)}", f"{advice}, or give another"
+        packages = self._missing_packages(error)
+        if packages:
+            return (
+                f"cannot be loaded by {library}, which needs {' and '.join(packages)} for it",
+                f"Install it: pip install {' '.join(packages)}; or give another",
+            )
+        if isinstance(error, (OSError, EOFError, UnpicklingError, SafetensorError)):
             files = ", ".join(self.weights()[:3])
-            raise self.error(f"cannot be read ({files} …): {one_line(error)}") from error
-        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            if advice := gpu_advice(error):
-                raise self.error(
-                    f"cannot be loaded: {first_line(error)}", f"{advice}, or give another"
-                ) from error
-            raise self.error(f"cannot be loaded: {one_line(error)}") from error
+            return f"cannot be read by {library} ({files} …): {one_line(error)}", _AGAIN
+        kind = "" if isinstance(error, (RuntimeError, ValueError)) else f"{type(error).__name__}: "
+        return f"cannot be loaded by {library}: {kind}{one_line(error)}", "Give another"
+
+    def _missing_packages(self, error: Exception) -> list[str]:
+        """Distributions that a library lacks to read this checkpoint."""
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            return [error.name.partition(".")[0]]
+        text = str(error).lower()
+        if isinstance(error, ImportError):
+            return [name for name in _OPTIONAL if name in text]
+        # transformers does not know a tokenizer's class, or how to convert it, without its library.
+        has_pieces = self.select(("*.model",)) and not self.select(("tokenizer.json",))
+        if has_pieces and "tokenizer" in text and find_spec("sentencepiece") is None:
+            return ["sentencepiece"]
+        return []
 
     def check_loaded(self, report: dict[str, Any]) -> None:
         """Raise ConfigError if transformers' loading report names a weight that was not loaded."""
@@ -161,7 +195,7 @@ def resolve_cached(model: str, feature: str, *, open_clip: bool = False) -> Chec
     """What :func:`resolve` would find in the hub's cache on this machine; maybe not all of it.
 
     Raises:
-        ConfigError: its ``config.json`` cannot be read.
+        ConfigError: its ``config.json`` cannot be read, or a link leads nowhere.
     """
     from huggingface_hub import snapshot_download
 
@@ -186,11 +220,24 @@ def bytes_on_the_hub(model: str, *, open_clip: bool = False) -> int:
 
 
 def _open(name: str, folder: Path, feature: str, open_clip: bool) -> Checkpoint:
-    names = (p.relative_to(folder).as_posix() for p in folder.glob("*") if p.is_file())
-    inner = (p.relative_to(folder).as_posix() for p in folder.glob("*/*") if p.is_file())
-    files = wanted_files([*names, *inner], open_clip=open_clip)
+    paths = [p for pattern in ("*", "*/*") for p in folder.glob(pattern) if not p.is_dir()]
+    names = [p.relative_to(folder).as_posix() for p in paths]
+    files = wanted_files(names, open_clip=open_clip)
     checkpoint = Checkpoint(name, folder, feature, {}, files, open_clip)
+    gone = [file for file in files if not (folder / file).exists()]
+    if gone:
+        more = f" and {len(gone) - 1} more" if len(gone) > 1 else ""
+        raise checkpoint.error(
+            f"lacks {gone[0]}{more}: a link to a file that is gone",
+            f"Fetch it again: hf download {_hub_id(name, folder)}; or give another",
+        )
     return replace(checkpoint, config=read_json(checkpoint, "config.json"))
+
+
+def _hub_id(name: str, folder: Path) -> str:
+    """The hub id of a folder in the hub's cache, ``models--OWNER--NAME/snapshots/COMMIT``."""
+    home = folder.parent.parent.name
+    return home.removeprefix("models--").replace("--", "/") if home.startswith("models--") else name
 
 
 def read_json(checkpoint: Checkpoint, name: str) -> dict[str, Any]:

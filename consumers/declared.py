@@ -17,10 +17,11 @@ from importlib.metadata import PackageNotFoundError, entry_points, version
 from typing import Any, cast
 
 from consumers.backbones import Backbone, BackboneRequest, modality_of, quiet_transformers
+from consumers.checkpoints import one_line
 from consumers.devices import make_reproducible, resolve_dtype
 from featurestore.backbone_config import BackboneConfig
 from featurestore.config import Fingerprint
-from featurestore.errors import ConfigError
+from featurestore.errors import ConfigError, ManyViewsError
 
 ENTRY_POINTS = "manyviews.backbones"
 _BATCH_CPU, _BATCH_CUDA = 16, 64
@@ -175,7 +176,16 @@ def load(feature: str, config: BackboneConfig, device: str, dtype: str) -> Backb
         size=config.size,
         max_length=config.max_length,
     )
-    backbone = loader(request)
+    try:
+        backbone = loader(request)
+    except (ManyViewsError, MemoryError):
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"[backbones.{feature}]: the adapter {config.adapter} could not load "
+            f"{config.model or 'its model'}:\n  {type(error).__name__}: {one_line(error)}\n"
+            "Name another model, or use --debug to see where it happened."
+        ) from error
     check_backbone(request, config.adapter, backbone)
     return backbone
 

@@ -51,22 +51,32 @@ def locate(model: str, feature: str, *, open_clip: bool = False) -> Located:
         if found is not None:
             found.check_weights()
             return Located(model, "cache", _size(found), found)
-    except ConfigError:
-        pass  # an interrupted download: loading fetches what is missing
-    return _on_the_hub(model, feature, open_clip)
+        problem = ""
+    except ConfigError as error:
+        problem = str(error)  # an interrupted download: loading fetches what is missing
+    return _on_the_hub(model, feature, open_clip, problem)
 
 
-def _on_the_hub(model: str, feature: str, open_clip: bool) -> Located:
+def _on_the_hub(model: str, feature: str, open_clip: bool, cached: str) -> Located:
+    """Looks there; ``cached`` is what is wrong with the hub's cache, where it holds the model."""
     try:
         size = checkpoints.bytes_on_the_hub(model, open_clip=open_clip)
     except checkpoints.hub_errors() as error:
-        return Located(
-            model,
-            "missing",
-            problem=f"{model} is no local folder, and is neither whole in the hub's cache nor to "
-            f"be had: {checkpoints.one_line(error)}\n"
-            f"Check the name and the network, or give a folder: --model {feature}=DIR.",
-        )
+        problem = checkpoints.one_line(error)
+        if cached:
+            text = (
+                f"In the hub's cache {cached.partition(chr(10))[0]}\n"
+                f"  It cannot be fetched from here: {problem}\n"
+                f"Fetch it where there is network, hf download {model}, "
+                f"or give a folder: --model {feature}=DIR."
+            )
+        else:
+            text = (
+                f"{model} is no local folder, and is neither in the hub's cache nor available "
+                f"from the hub: {problem}\n"
+                f"Check the name and the network, or give a folder: --model {feature}=DIR."
+            )
+        return Located(model, "missing", problem=text)
     return Located(model, "hub", size)
 
 

@@ -23,6 +23,18 @@ from producers.tokens import TextSpec
 ensure_importable()
 from sentence_transformers import SentenceTransformer  # noqa: E402
 
+_LIBRARY = "sentence-transformers"
+# Modules of the library that are not supported, and why.
+_REFUSED = {
+    "StaticEmbedding": "it gives nothing for the empty text, and its length has no limit",
+    "WordEmbeddings": "it has no tokenizer.json",
+    "BoW": "it counts words, without a tokenizer.json",
+    "Router": "it embeds queries and documents differently",
+    "Asym": "it embeds queries and documents differently",
+    "CLIPModel": "it embeds images, too; give the CLIP itself to transformers-text or -image",
+    "MLMTransformer": "it makes sparse vectors",
+    "SpladePooling": "it makes sparse vectors",
+}
 # Says apart every combination of stripping and lower-casing that a tokenizer can tell apart.
 _PROBE = " \n Probe IN Two cases \n "
 
@@ -44,13 +56,13 @@ class SentenceText:
         if max_length:
             self._network.max_seq_length = max_length
         encoder = self._network[0].auto_model
-        with checkpoint.loading():
+        with checkpoint.loading(_LIBRARY):
             prepare_masks(encoder)
         if self._network.default_prompt_name:
             raise checkpoint.error("puts a default prompt before each text, which is unsupported")
-        self.text = _text_spec(checkpoint, self._network)
-        check_rows(checkpoint, self.text, encoder.get_input_embeddings())
-        with checkpoint.loading():
+        with checkpoint.loading(_LIBRARY):
+            self.text = _text_spec(checkpoint, self._network)
+            check_rows(checkpoint, self.text, encoder.get_input_embeddings())
             self._types = read_types(self._network.tokenizer, encoder.forward)
             self.dim = self._probe_dim()
             self._by_length = depends_on_padding(encoder, self._embed, self.text)
@@ -125,6 +137,13 @@ def _check_modules(checkpoint: Checkpoint) -> None:
     foreign = [t for t in types if not t.startswith("sentence_transformers.")]
     if foreign:
         raise checkpoint.error(f"wants code that is not sentence-transformers': {foreign[0]}")
+    names = [t.rpartition(".")[2] for t in types]
+    refused = next((name for name in names if name in _REFUSED), None)
+    if refused is None and names[:1] != ["Transformer"]:
+        refused = names[0] if names else "nothing"
+    if refused is not None:
+        why = _REFUSED.get(refused, "only models that begin with a Transformer are")
+        raise checkpoint.error(f"has the module {refused}, which is unsupported: {why}")
 
 
 def _other_module_files(checkpoint: Checkpoint) -> list[str]:
@@ -144,7 +163,7 @@ def _other_module_files(checkpoint: Checkpoint) -> list[str]:
 
 
 def _load_network(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Any:
-    with checkpoint.loading():
+    with checkpoint.loading(_LIBRARY):
         network = SentenceTransformer(
             str(checkpoint.folder),
             device=str(device),
@@ -164,7 +183,7 @@ def _text_spec(checkpoint: Checkpoint, network: Any) -> TextSpec:
         raise checkpoint.error("sets no max_seq_length")
     strip, lower = _text_treatment(checkpoint, network)
     spec = text_spec(checkpoint, network.tokenizer, limit, strip=strip, lower=lower)
-    check_ids(checkpoint, spec, _own_ids(network), "sentence-transformers")
+    check_ids(checkpoint, spec, _own_ids(network), _LIBRARY)
     return spec
 
 

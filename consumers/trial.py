@@ -12,7 +12,7 @@ import torch
 
 from consumers.backbones import Backbone, BackboneRequest, modality_of
 from consumers.computing import ComputePool, Order
-from featurestore.errors import BackboneError, ConfigError
+from featurestore.errors import ConfigError, ManyViewsError
 from producers.image_views import ImageSpec
 from producers.tokens import TextSpec, TokenEncoder
 
@@ -66,7 +66,9 @@ def check_backbone(request: BackboneRequest, adapter: str, backbone: Backbone) -
     def tried(call: Callable[[], _T]) -> _T:
         try:
             return call()
-        except (LookupError, RuntimeError, TypeError, ValueError, BackboneError) as failure:
+        except (ManyViewsError, MemoryError):
+            raise
+        except Exception as failure:
             what = " ".join(str(failure).split())[:200]
             shape = list(batch[0].shape)
             problem = f"that cannot embed {shape}:\n{type(failure).__name__}: {what}"

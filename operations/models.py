@@ -164,12 +164,22 @@ def activation_bytes(config: Mapping[str, Any], tokens: int, batch: int, item_by
         batch: rows.
         item_bytes: of a value.
     """
-    width = next((config[k] for k in ("hidden_size", "d_model", "dim") if k in config), 0)
-    inner = next(
-        (config[k] for k in ("intermediate_size", "d_ff", "hidden_dim") if k in config), 4 * width
-    )
-    pairs = 2 * int(config.get("num_heads", 8)) * tokens if config.get("model_type") == "t5" else 0
-    return batch * tokens * (4 * int(width) + 2 * int(inner) + pairs) * item_bytes
+    width = _number(config, ("hidden_size", "d_model", "dim"), 0)
+    inner = _number(config, ("intermediate_size", "d_ff", "hidden_dim"), 4 * width)
+    is_t5 = config.get("model_type") == "t5"
+    pairs = 2 * _number(config, ("num_heads",), 8) * tokens if is_t5 else 0
+    return batch * tokens * (4 * width + 2 * inner + pairs) * item_bytes
+
+
+def _number(config: Mapping[str, Any], names: Sequence[str], default: int) -> int:
+    """The first of a configuration's values that is a number; some models have lists of them."""
+    return next((config[k] for k in names if type(config.get(k)) is int), default)
+
+
+def _part(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """One tower's configuration, or the whole where it is not divided."""
+    part = config.get(name)
+    return part if isinstance(part, dict) else config
 
 
 def batch_bytes(
@@ -199,8 +209,8 @@ def batch_bytes(
     texts = registry.modality_of(backbone) == "text"
     if not texts:
         side = backbone.image.size
-        part = config.get("vision_config", config)
-        patch = int(part.get("patch_size", 16))
+        part = _part(config, "vision_config")
+        patch = max(1, _number(part, ("patch_size",), 16))
         staged = batch * side * side * 3
         tokens = (side // patch) ** 2 + 1
         # The pixels once more, normalised, and as patches.
@@ -208,7 +218,7 @@ def batch_bytes(
     else:
         length = backbone.text.max_length
         staged = batch * (length + 8) * 4
-        part = config.get("text_config", config)
+        part = _part(config, "text_config")
         working = activation_bytes(part, length, batch, item) + 4 * staged
     features = rows * backbone.dim * 4
     # Two sets of batchers for texts, each with a chunk's ids; images have one set, of two buffers.

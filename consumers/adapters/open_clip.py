@@ -48,7 +48,7 @@ class OpenClipImage:
         )
         self._network = freeze(tower.to(request.dtype), request.device, checkpoint)
         self._normalize = Normalizer(table, request.device, request.dtype)
-        with checkpoint.loading(), torch.inference_mode():
+        with checkpoint.loading("open_clip"), torch.inference_mode():
             pixels = torch.zeros(1, 3, side, side, dtype=self.dtype, device=self.device)
             self.dim = int(self._network(pixels).shape[1])
         self.fingerprint = checkpoint.fingerprint((OPEN_CLIP_CONFIG, *checkpoint.weights()))
@@ -79,7 +79,7 @@ class OpenClipText:
         del network.visual
         check_rows(checkpoint, self.text, _embeddings(network))
         self._network = freeze(network.to(request.dtype), request.device, checkpoint)
-        with checkpoint.loading(), torch.inference_mode():
+        with checkpoint.loading("open_clip"), torch.inference_mode():
             ids = torch.zeros(1, 1, dtype=torch.int64, device=self.device)
             self.dim = int(self.embed(ids, torch.ones_like(ids)).shape[1])
         files = (OPEN_CLIP_CONFIG, *checkpoint.select(TOKENIZER_FILES), *checkpoint.weights())
@@ -123,7 +123,7 @@ def _resolve(request: BackboneRequest) -> Checkpoint:
 
 
 def _load_network(checkpoint: Checkpoint, size: int) -> Any:
-    with checkpoint.loading():
+    with checkpoint.loading("open_clip"):
         return open_clip.create_model(
             f"local-dir:{checkpoint.folder}",
             force_image_size=size or None,
@@ -150,7 +150,7 @@ def _text_spec(checkpoint: Checkpoint) -> TextSpec:
     """The fast tokenizer in the folder and the library's cleaning, if they give its own ids."""
     if not (checkpoint.folder / "tokenizer.json").is_file():
         raise checkpoint.error("has no tokenizer.json")
-    with checkpoint.loading():
+    with checkpoint.loading("open_clip"):
         own = open_clip.get_tokenizer(f"local-dir:{checkpoint.folder}")
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
         row = own(["a spy"])[0]

@@ -11,7 +11,7 @@ from consumers import checkpoints
 from consumers.adapters.pooling import mean_of_image
 from consumers.adapters.torchvision_steps import read_transform
 from consumers.backbones import BackboneRequest
-from consumers.checkpoints import Checkpoint
+from consumers.checkpoints import Checkpoint, one_line
 from consumers.loading import freeze
 from consumers.pixels import Normalizer
 from featurestore.torchvision_ops import ensure_importable
@@ -38,7 +38,8 @@ class TimmImage:
         self._normalize = Normalizer(table, request.device, request.dtype)
         pooling = request.pooling or "pooler"
         self.settings = {"pooling": pooling}
-        self.dim = self._probe_dim(checkpoint, pooling)
+        with checkpoint.loading("timm"):
+            self.dim = self._probe_dim(checkpoint, pooling)
         self.fingerprint = checkpoint.fingerprint(("config.json", *checkpoint.weights()))
 
     @torch.inference_mode()
@@ -69,10 +70,10 @@ class TimmImage:
             with torch.inference_mode():
                 return int(self._vectors(pixels, pooling).shape[1])
         except (AssertionError, LookupError, RuntimeError, ValueError) as error:
-            problem = " ".join(str(error).split())[:200]
+            problem = one_line(error)[:200]
             raise checkpoint.error(
                 f"gives no vectors for {side} x {side} images with pooling = {pooling!r}: "
-                f"{problem.rstrip('.')}",
+                f"timm says {problem.rstrip('.')}",
                 f"Name another pooling or size in [backbones.{self.feature}], or another model",
             ) from error
 
@@ -96,7 +97,7 @@ def _load_network(checkpoint: Checkpoint, size: int) -> Any:
     """The model with the weights of the very file that the fingerprint covers."""
     fixed = checkpoint.config.get("pretrained_cfg", checkpoint.config).get("fixed_input_size")
     (weights,) = checkpoint.weights()
-    with checkpoint.loading():
+    with checkpoint.loading("timm"):
         return timm.create_model(
             f"local-dir:{checkpoint.folder}",
             pretrained=True,
@@ -109,7 +110,7 @@ def _load_network(checkpoint: Checkpoint, size: int) -> Any:
 
 def _read_preprocessing(checkpoint: Checkpoint, network: Any, size: int) -> Any:
     asked = {"input_size": (3, size, size)} if size else {}
-    with checkpoint.loading():
+    with checkpoint.loading("timm"):
         config = resolve_data_config(args=asked, model=network)
         transform = create_transform(**config)
     channels, height, width = config["input_size"]

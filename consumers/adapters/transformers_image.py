@@ -12,7 +12,7 @@ from consumers import checkpoints
 from consumers.adapters.auto import load_auto, required, vector_of
 from consumers.adapters.pooling import mean_of_image
 from consumers.backbones import BackboneRequest
-from consumers.checkpoints import Checkpoint
+from consumers.checkpoints import Checkpoint, one_line
 from consumers.loading import freeze
 from consumers.pixels import Normalizer
 from consumers.processors import Table, check_by_example, read_table
@@ -44,7 +44,8 @@ class TransformersImage:
         self._network = freeze(network, request.device, checkpoint)
         self._normalize = Normalizer(table, request.device, request.dtype)
         self._resized = self.image.size != native
-        pooling, self.dim = self._choose(checkpoint, request.pooling, missing)
+        with checkpoint.loading():
+            pooling, self.dim = self._choose(checkpoint, request.pooling, missing)
         self.settings = {"pooling": pooling}
         files = ("config.json", *checkpoint.select(PROCESSOR_FILES), *checkpoint.weights())
         self.fingerprint = checkpoint.fingerprint(files)
@@ -100,10 +101,10 @@ class TransformersImage:
             with torch.inference_mode():
                 dim = self._vectors(pixels, pooling).shape[1]
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            problem = " ".join(str(error).split())[:200]
+            problem = one_line(error)[:200]
             raise checkpoint.error(
                 f"gives no vectors for {side} x {side} images with pooling = {pooling!r}: "
-                f"{problem.rstrip('.')}",
+                f"transformers says {problem.rstrip('.')}",
                 f"Name another pooling or size in [backbones.{self.feature}], or another model",
             ) from error
         if absent:

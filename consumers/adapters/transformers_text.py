@@ -10,7 +10,7 @@ from consumers import checkpoints
 from consumers.adapters.auto import load_auto, required, vector_of
 from consumers.adapters.pooling import last_of_text, mean_of_text
 from consumers.backbones import BackboneRequest
-from consumers.checkpoints import Checkpoint
+from consumers.checkpoints import Checkpoint, one_line
 from consumers.library_ids import checked_spec
 from consumers.loading import check_rows, freeze
 from consumers.masking import prepare_masks
@@ -58,7 +58,8 @@ class TransformersText:
             projects = request.pooling in ("", "projection")
             call = self._project if projects and self._project else self._encoder.forward
             self._types = read_types(tokenizer, call)
-        pooling, self.dim = self._choose(checkpoint, request.pooling, missing)
+        with checkpoint.loading():
+            pooling, self.dim = self._choose(checkpoint, request.pooling, missing)
         self.settings = {"pooling": pooling}
         if pooling != "projection":
             self._project = None  # nor what else is beside the encoder
@@ -116,10 +117,10 @@ class TransformersText:
             with torch.inference_mode():
                 dim = self._vectors(ids, mask, pooling).shape[1]
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            problem = " ".join(str(error).split())[:200]
+            problem = one_line(error)[:200]
             raise checkpoint.error(
                 f"gives no vectors for {self.text.max_length} tokens with pooling = {pooling!r}: "
-                f"{problem.rstrip('.')}",
+                f"transformers says {problem.rstrip('.')}",
                 f"Name another pooling or max_length in [backbones.{self.feature}], "
                 "or another model",
             ) from error

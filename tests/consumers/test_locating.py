@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from consumers.locating import count_parameters, locate
+from featurestore.errors import ConfigError
 
 
 def test_a_model_in_the_hubs_cache(
@@ -29,6 +30,39 @@ def test_a_model_in_the_hubs_cache(
     assert found.checkpoint is not None
     (home / "snapshots" / commit / "model.safetensors").unlink()
     assert locate("some/clip", "clip_image").where == "missing"
+
+
+def test_a_link_of_the_hubs_cache_that_leads_nowhere(
+    checkpoints: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its snapshots link to blobs, which a clean-up or another user may have removed."""
+    from huggingface_hub import constants
+
+    from consumers import backbones
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    home, commit = tmp_path / "models--some--clip", "0" * 40
+    snapshot = home / "snapshots" / commit
+    for folder in (home / "refs", home / "blobs", snapshot):
+        folder.mkdir(parents=True)
+    (home / "refs/main").write_text(commit)
+    for number, path in enumerate(sorted(Path(checkpoints["clip_image"]).iterdir())):
+        shutil.copy(path, home / f"blobs/{number}")
+        (snapshot / path.name).symlink_to(home / f"blobs/{number}")
+    assert locate("some/clip", "clip_image").where == "cache"
+    for name in ("config.json", "model.safetensors"):
+        blob = (snapshot / name).readlink()
+        content = blob.read_bytes()
+        blob.unlink()
+        for model in ("some/clip", str(snapshot)):
+            found = locate(model, "clip_image")
+            assert found.where == "missing"
+            assert f"lacks {name}: a link to a file that is gone" in found.problem
+            assert "hf download some/clip" in found.problem
+            with pytest.raises(ConfigError, match=f"(?s)lacks {name}: .*hf download some/clip"):
+                backbones.load("clip_image", model, "cpu", "float32")
+        blob.write_bytes(content)
 
 
 def test_a_model_that_would_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None:

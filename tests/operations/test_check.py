@@ -84,6 +84,25 @@ def problems(output: str, level: str) -> list[str]:
     return [p["what"] for p in json.loads(output)["problems"] if p["level"] == level]
 
 
+def test_what_a_library_raises_is_listed_and_the_rest_is_still_checked(
+    check: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was "a defect", and nothing else was said."""
+
+    def raising(*_: object, **__: object) -> None:
+        raise ImportError("XTokenizer requires the SentencePiece library but it was not found")
+
+    monkeypatch.setattr("sentence_transformers.SentenceTransformer.__init__", raising)
+    code, output, errors = check("--json")
+    assert (code, errors.count("defect")) == (2, 0)
+    (what,) = problems(output, "error")
+    assert "cannot be loaded by sentence-transformers, which needs sentencepiece" in what
+    found = json.loads(output)
+    (problem,) = [p for p in found["problems"] if p["level"] == "error"]
+    assert "pip install sentencepiece" in problem["advice"]
+    assert {"data", "models", "machine", "forecast", "posters", "texts"} <= found.keys()
+
+
 # Everything -------------------------------------------------------------------------------------
 
 
