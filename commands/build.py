@@ -22,6 +22,7 @@ from commands.options import (
     say_list,
 )
 from featurestore.errors import ConfigError
+from featurestore.wording import amount
 
 if TYPE_CHECKING:
     from consumers.main_loop import BuildReport
@@ -144,19 +145,22 @@ def report_facts(report: BuildReport, found: Mapping[str, Any]) -> dict[str, Any
 def print_report(report: BuildReport, found: Mapping[str, Any]) -> None:
     """Says what was done and everything that was not as it should be, on standard error."""
     if not report.built:
-        say(f"nothing to do: {report.store} is complete, {report.samples:,} samples")
+        say(f"nothing to do: {report.store} is complete, {amount(report.samples, 'sample')}")
     else:
         rate = report.built / report.seconds
         say(
-            f"built {report.built:,} samples x {report.views} views in {report.seconds:.1f} s "
-            f"({rate:.1f} samples/s); {report.store} is complete, {report.samples:,} samples"
+            f"built {amount(report.built, 'sample')} x {amount(report.views, 'view')} "
+            f"in {report.seconds:.1f} s "
+            f"({rate:.1f} samples/s); {report.store} is complete, "
+            f"{amount(report.samples, 'sample')}"
         )
     say_list("images without a synopsis", [repr(n) for n in found["unmatched_images"]])
     say_list("synopses without an image", [repr(n) for n in found["unmatched_texts"]])
     say_list("left out", [f"{name!r} ({reason})" for name, reason in found["left_out"]])
     for name, count in report.truncated.items():
         if count:
-            say(f"{name}: {count:,} views were cut to the tokenizer's length")
+            verb = "was" if count == 1 else "were"
+            say(f"{name}: {amount(count, 'view')} {verb} cut to the tokenizer's length")
     for why, count in report.replaced.items():
         say(f"producers replaced: {count} ({why})")
     stems = bad_stems(report)

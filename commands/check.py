@@ -23,6 +23,7 @@ from commands.options import (
     json_option,
     say,
 )
+from featurestore.wording import amount
 
 if TYPE_CHECKING:
     from featurestore.config import BuildConfig
@@ -104,13 +105,9 @@ def show(report: CheckReport) -> None:
         click.echo()
     errors, warnings = (len(report.lines(level)) for level in ("error", "warning"))
     if errors:
-        click.echo(f"{_number(errors, 'error')} to mend first, {_number(warnings, 'warning')}")
+        click.echo(f"{amount(errors, 'error')} to fix first, {amount(warnings, 'warning')}")
     else:
-        click.echo(f"ready to build, {_number(warnings, 'warning')}")
-
-
-def _number(count: int, word: str) -> str:
-    return f"{count} {word}{'' if count == 1 else 's'}"
+        click.echo(f"ready to build, {amount(warnings, 'warning')}")
 
 
 def _show_line(line: Line) -> None:

@@ -17,6 +17,7 @@ from commands.options import (
     say,
     store_option,
 )
+from featurestore.wording import amount
 from operations.export.formats import DTYPES, FORMATS
 
 
@@ -94,5 +95,5 @@ def export(
         click.echo(json.dumps(facts))
     for name, size in done.files.items():
         say(f"{size:>16,}  {name}")
-    say(f"{done.rows:,} rows: {done.out_dir}")
+    say(f"{amount(done.rows, 'row')}: {done.out_dir}")
     return 0

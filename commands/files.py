@@ -20,6 +20,7 @@ from commands.options import (
     store_option,
 )
 from featurestore.errors import ConfigError
+from featurestore.wording import amount
 
 if TYPE_CHECKING:
     from producers.source import Scan
@@ -115,7 +116,7 @@ def labels(
             "unreadable": list(report.unreadable),
         }
         click.echo(json.dumps(facts))
-    say(f"{report.samples:,} samples, 23 classes: {out_dir}")
+    say(f"{amount(report.samples, 'sample')}, 23 classes: {out_dir}")
     say_list("unknown genres", [f"{name!r} x {count}" for name, count in report.unknown_genres])
     say_list("samples without a known genre", [repr(s) for s in report.without_genre])
     say_list("synopses that could not be read", [repr(s) for s in report.unreadable])

@@ -12,6 +12,7 @@ import click
 
 from commands.options import common_options, json_option, say, store_option
 from featurestore.locks import Holder
+from featurestore.wording import amount
 
 if TYPE_CHECKING:
     from operations.watch import Progress
@@ -105,21 +106,27 @@ def status_lines(found: Progress) -> list[str]:
     """Everything about a store, for a person."""
     part, store = found.part, found.store
     features = ", ".join(f"{name} [{dim}]" for name, dim in store.dims.items())
-    lines = [f"{found.path}: {store.samples:,} samples x {store.views} views: {features}"]
+    shape = f"{amount(store.samples, 'sample')} x {amount(store.views, 'view')}"
+    lines = [f"{found.path}: {shape}: {features}"]
     if found.addition is not None:
         added = ", ".join(part.dims)
-        lines.append(f"being extended: {part.samples:,} samples x {part.views} views: {added}")
+        shape = f"{amount(part.samples, 'sample')} x {amount(part.views, 'view')}"
+        lines.append(f"being extended: {shape}: {added}")
     state = "complete" if part.complete else "not complete"
     if not part.complete and found.holder is None:
         state += "; go on with build --resume"
     lines.append(
-        f"{part.done:,} samples done ({part.done / part.samples:.1%}), "
-        f"{part.committed:,} of {part.chunks:,} chunks, {state}"
+        f"{amount(part.done, 'sample')} done ({part.done / part.samples:.1%}), "
+        f"{part.committed:,} of {amount(part.chunks, 'chunk')}, {state}"
     )
     if found.samples_per_s:
         lines.append(_rate(found))
     bad = ", ".join(f"{reason} {count:,}" for reason, count in store.bad.items())
-    lines.append(f"{sum(store.bad.values()):,} bad inputs with placeholders{bad and f': {bad}'}")
+    count = sum(store.bad.values())
+    holders = (
+        f"{amount(count, 'bad input')} with {'a placeholder' if count == 1 else 'placeholders'}"
+    )
+    lines.append(f"{holders}{bad and f': {bad}'}")
     if isinstance(found.holder, Holder):
         pid, host = found.holder
         begun = "" if found.running else ", which is starting or repairing"
@@ -135,12 +142,14 @@ def status_lines(found: Progress) -> list[str]:
 def status_line(found: Progress) -> str:
     """The same in one line, for a pipe."""
     part = found.part
-    line = f"{part.done:,}/{part.samples:,} samples"
+    line = f"{part.done:,}/{amount(part.samples, 'sample')}"
     if found.samples_per_s and found.running:
         line += f", {_rate(found)}"
     bad = sum(found.store.bad.values())
     return (
-        line + (f", {bad:,} bad inputs" if bad else "") + (f", {found.ended}" * bool(found.ended))
+        line
+        + (f", {amount(bad, 'bad input')}" if bad else "")
+        + (f", {found.ended}" * bool(found.ended))
     )
 
 

@@ -12,6 +12,7 @@ import click
 
 from commands.options import FOLDER, common_options, data_option, json_option, say
 from featurestore.errors import ConfigError
+from featurestore.wording import amount
 
 if TYPE_CHECKING:
     from operations.replay import Replay
@@ -160,8 +161,8 @@ def _print(replay: Replay, chosen: Any) -> None:
     size = "no poster" if replay.poster is None else "{} x {} poster".format(*replay.poster.size)
     _line(
         f"{replay.sample.stem!r}: sample {replay.sample.index}, {size}, "
-        f"{len(replay.text.words)} words; seed {replay.recipe.seed}, "
-        f"{replay.recipe.views} views of {replay.recipe.size} pixels"
+        f"{amount(len(replay.text.words), 'word')}; seed {replay.recipe.seed}, "
+        f"{amount(replay.recipe.views, 'view')} of {amount(replay.recipe.size, 'pixel')}"
     )
     if replay.recorded:
         _line(_RECORDED[replay.recorded])

@@ -17,6 +17,7 @@ from featurestore.errors import CorruptStoreError, InputError, StoreMismatchErro
 from featurestore.records import FEATURES, Sample, SampleRecord
 from featurestore.refusals import is_folder, status_of
 from featurestore.store import EXTENSION, FeatureStore
+from featurestore.wording import amount
 from featurestore.writer import StoreWriter
 from producers.source import Scan
 
@@ -202,8 +203,8 @@ def sample_changes(stored: FeatureStore, found: Scan) -> StoreMismatchError:
     return StoreMismatchError(
         stored.path,
         "sample list",
-        f"{len(before)} samples",
-        f"{len(now)} samples ({some(changes)})",
+        amount(len(before), "sample"),
+        f"{amount(len(now), 'sample')} ({some(changes)})",
         advice,
     )
 

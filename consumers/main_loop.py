@@ -26,6 +26,7 @@ from consumers.stopping import stop_signals
 from featurestore.errors import InterruptedBuildError
 from featurestore.records import BadInput, SampleRecord
 from featurestore.store import FeatureStore
+from featurestore.wording import amount
 from featurestore.writer import StoreWriter
 from producers.inputs import extend_cache, stat_of
 from producers.pool import ProducerPool
@@ -127,7 +128,8 @@ class _Run:
 
     def _remade(self) -> list[str]:
         count = len(self._plan.remade)
-        return [f"{count} chunks are made again: their inputs changed"] if count else []
+        made = "chunk is" if count == 1 else "chunks are"
+        return [f"{count:,} {made} made again, as inputs changed"] if count else []
 
     def _slow_paths(self) -> list[str]:
         return slow_paths(self._plan.job, self._texts)
@@ -273,6 +275,6 @@ def _interrupted(number: int, writer: StoreWriter) -> InterruptedBuildError:
     done, chunks = len(writer.ledger), writer.spec.chunks
     return InterruptedBuildError(
         number,
-        f"Stopped by {signal.Signals(number).name} after {done} of {chunks} chunks.\n"
+        f"Stopped by {signal.Signals(number).name} after {done} of {amount(chunks, 'chunk')}.\n"
         "Everything committed is kept; go on with --resume.",
     )

@@ -27,6 +27,7 @@ from featurestore.config import (
 from featurestore.control_groups import usable_cpus
 from featurestore.errors import InputError
 from featurestore.store import FeatureStore, StoreSpec, choose_chunk, chunk_fits
+from featurestore.wording import amount
 from producers.inputs import InputStat, InputStats, stat_inputs
 from producers.kernels.implementations import has_compiled
 from producers.ring import require_room
@@ -268,7 +269,8 @@ def _chunk(config: CompleteConfig, stored: FeatureStore | None, dims: Mapping[st
             config.chunk or (0 if stored is None else stored.spec.chunk), config.views, dims
         )
     raise InputError(
-        f"{stored.path} has chunks of {stored.spec.chunk} samples, which {config.views} views of "
+        f"{stored.path} has chunks of {amount(stored.spec.chunk, 'sample')}, which "
+        f"{amount(config.views, 'view')} of "
         f"{dict(dims)} do not fill whole pages of memory with; nothing was changed.\n"
         "Build them into another --store."
     )

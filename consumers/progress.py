@@ -20,6 +20,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from featurestore.wording import amount
+
 # Rates are taken over this many seconds, but over two chunks at least: the first one goes faster,
 # as a chunk's texts are embedded while the next one's samples come.
 _WINDOW_S = 60.0
@@ -90,7 +92,7 @@ class Meter:
         """One line for a log or a pipe."""
         rate = self.samples_per_s
         return (
-            f"{self.done:,}/{self.total:,} samples, {rate:.1f} samples/s, "
+            f"{self.done:,}/{amount(self.total, 'sample')}, {rate:.1f} samples/s, "
             f"{rate * self.views:,.0f} views/s, {clock(self.eta_s)} left, "
             f"queue {self.filled}/{self.slots}, slower side: {self.bottleneck}"
         )
@@ -247,8 +249,10 @@ class LiveDisplay:
 
 def _start_line(facts: Mapping[str, Any]) -> str:
     features = ", ".join(f"{name} [{dim}]" for name, dim in facts["features"].items())
-    done = f", {facts['done']:,} samples done" if facts["done"] else ""
+    done = f", {amount(facts['done'], 'sample')} done" if facts["done"] else ""
     return (
-        f"{facts['samples']:,} samples x {facts['views']} views{done}: {features}; "
-        f"{facts['workers']} producers, {facts['slots']} slots, {facts['threads']} compute threads"
+        f"{amount(facts['samples'], 'sample')} x {amount(facts['views'], 'view')}"
+        f"{done}: {features}; "
+        f"{amount(facts['workers'], 'producer')}, {amount(facts['slots'], 'slot')}, "
+        f"{amount(facts['threads'], 'compute thread')}"
     )

@@ -9,6 +9,7 @@ from featurestore.config import BuildConfig, CompleteConfig, Fingerprint, compar
 from featurestore.errors import BadInputsError, ConfigError, InputError, StoreMismatchError
 from featurestore.records import BadInput, Sample
 from featurestore.store import FeatureStore
+from featurestore.wording import amount
 from producers.inputs import InputStat, InputStats, changed_inputs, read_cache
 from producers.source import Scan
 
@@ -125,11 +126,12 @@ def check_inputs(
     elif 2 * len(names) > sum(bool(r.image_sha256) + bool(r.text_sha256) for r in records):
         advice = "These are most of them: is it the right --data-dir? If so, --overwrite the store."
     if advice:
+        hold = "holds" if len(names) == 1 else "hold"
         raise StoreMismatchError(
             stored.path,
             "content of inputs",
             "the SHA-256 of what was read",
-            f"{len(names)} files hold something else: {some(names)}",
+            f"{amount(len(names), 'file')} {hold} something else: {some(names)}",
             advice,
         )
     return confirmed, sorted({index // stored.spec.chunk for index in changed})
@@ -150,7 +152,7 @@ def refuse_bad(bad: Sequence[BadInput], samples: Sequence[Sample], where: str) -
         return
     listed = [f"{samples[b.index].stem!r} {b.modality} {b.reason}" for b in bad]
     raise BadInputsError(
-        f"{where} {len(bad)} inputs that cannot be used: {some(listed)}.\n"
+        f"{where} {amount(len(bad), 'input')} that cannot be used: {some(listed)}.\n"
         "Mend them and go on with --resume --remake-changed; or leave them out in another --store; "
         "or accept --bad-sample placeholder."
     )

@@ -36,6 +36,7 @@ from featurestore.sources import resolve_advice
 from featurestore.splits import Split, read_split
 from featurestore.stem_lists import stems_of
 from featurestore.store import FeatureStore
+from featurestore.wording import amount
 
 Domains = frozenset[str]
 
@@ -281,7 +282,7 @@ def _npy_domains(
     source, features = NpyFolder(folder, PREFIX), _FEATURES[family]
     if source.spec.samples != len(stems):
         raise InputError(
-            f"{folder} is of {source.spec.samples} samples, the labels of {len(stems)}."
+            f"{folder} is of {amount(source.spec.samples, 'sample')}, the labels of {len(stems)}."
         )
     if source.stems_sha256 not in (None, stems_sha256(stems)):
         raise InputError(f"{folder} and the labels are of other samples, or in another order.")

@@ -12,6 +12,7 @@ from featurestore.errors import InputError
 from featurestore.genres import CLASS_NAMES
 from featurestore.npy import map_npy
 from featurestore.refusals import is_absent, refusal
+from featurestore.wording import amount
 
 LABELS_FILE = "labels_all_23.npy"
 IDS_FILE = "ids_all.txt"
@@ -58,7 +59,7 @@ def _first_difference(found: Sequence[str], wanted: Sequence[str]) -> str:
     for row, (have, want) in enumerate(zip(found, wanted, strict=False)):
         if have != want:
             return f"is for other samples: row {row} is {have[:80]!r}, expected {want[:80]!r}"
-    return f"lists {len(found):,} samples, expected {len(wanted):,}"
+    return f"lists {amount(len(found), 'sample')}, expected {len(wanted):,}"
 
 
 def load_labels(labels_dir: Path, rows: int) -> NDArray[np.float32]:

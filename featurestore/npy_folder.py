@@ -14,6 +14,7 @@ from featurestore.records import BadInput, stems_sha256
 from featurestore.refusals import is_absent, refusal
 from featurestore.stem_lists import indexed_stems
 from featurestore.store import StoreSpec, record_crc32c
+from featurestore.wording import amount
 
 _MANIFEST = "_manifest.json"
 _LABELS_MANIFEST = "_labels_manifest.json"
@@ -140,7 +141,7 @@ class NpyFolder:
         path = self.path / f"{self.prefix}_aug_index.csv"
         found = indexed_stems(path)
         if len(found) != self.spec.samples:
-            raise InputError(f"{path} names {len(found)} of {self.spec.samples} samples.")
+            raise InputError(f"{path} names {len(found)} of {amount(self.spec.samples, 'sample')}.")
         if self._manifest.get("stems_sha256") not in (None, stems_sha256(found)):
             raise InputError(f"{path} names other samples than the manifest was written for.")
         return found

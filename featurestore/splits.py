@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurestore.errors import InputError
+from featurestore.wording import amount
 
 _SHOWN = 5
 
@@ -144,8 +145,9 @@ def _position(entry: object, positions: Mapping[str, int], width: int) -> int | 
 
 def _refuse_overlap(path: Path, found: SplitComparison, stems: Sequence[str]) -> None:
     for first, second, shared in found.overlap():
+        verb = "is" if len(shared) == 1 else "are"
         raise InputError(
-            f"{path}: {len(shared):,} samples are both in {first} and in {second}: "
+            f"{path}: {amount(len(shared), 'sample')} {verb} both in {first} and in {second}: "
             f"{_some([stems[i] for i in shared])}.\n"
             "Scores on samples that were trained on mean nothing; take them out of one list."
         )

@@ -35,6 +35,7 @@ from featurestore.moments import Moments, merge
 from featurestore.records import BadInput, SampleRecord, stems_sha256
 from featurestore.refusals import is_file, is_folder
 from featurestore.samples import SampleList
+from featurestore.wording import amount
 
 SCHEMA = 2
 RECORDS = "records"
@@ -101,7 +102,8 @@ def choose_chunk(asked: int, views: int, dims: Mapping[str, int]) -> int:
         return max(64, step)
     if asked % step:
         raise ConfigError(
-            f"--chunk is a multiple of {step} for {views} views of {dict(dims)}, found {asked}.\n"
+            f"--chunk is a multiple of {step} for {amount(views, 'view')} of {dict(dims)}, "
+            f"found {asked}.\n"
             "Chunks fill whole pages of memory, so that training can map them."
         )
     return asked
@@ -313,6 +315,6 @@ class FeatureStore:
         if not self.complete:
             done, chunks = len(self.ledger), self.spec.chunks
             raise InputError(
-                f"{self.path} is not complete: {done} of {chunks} chunks are there.\n"
+                f"{self.path} is not complete: {done:,} of {amount(chunks, 'chunk')} committed.\n"
                 "Finish it with `build --resume`."
             )

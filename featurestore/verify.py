@@ -22,6 +22,7 @@ from featurestore.refusals import is_folder, status_of
 from featurestore.verification import Verification
 from featurestore.verify_files import StoreFiles, decoded
 from featurestore.verify_lines import read_line, sample_problems
+from featurestore.wording import amount
 
 _SCHEMA = 2
 _LEDGER = "records/ledger.jsonl"
@@ -208,7 +209,7 @@ class _Check:
             self.files.find(_SAMPLES, str(e))
             return
         if len(stems) != self._n:
-            self.files.find(_SAMPLES, f"{len(stems)} samples, expected {self._n}")
+            self.files.find(_SAMPLES, f"{amount(len(stems), 'sample')}, expected {self._n:,}")
         elif hashlib.sha256(data).hexdigest() != self._samples_sha256:
             self.files.find(_SAMPLES, "its checksum does not fit its content")
         elif hashlib.sha256(joined).hexdigest() != self._stems_sha256:
@@ -223,7 +224,9 @@ class _Check:
                 progress(done, len(bodies))
         missing = self._report.chunks - len(self._report.committed)
         if missing:
-            self._report.notices.append(f"{missing} of {self._report.chunks} chunks are to be made")
+            self._report.notices.append(
+                f"{missing:,} of {amount(self._report.chunks, 'chunk')} to be made"
+            )
 
     def _ledger_lines(self) -> Iterator[dict[str, Any]]:
         data = self.files.read(_LEDGER)
@@ -251,7 +254,9 @@ class _Check:
         chunk = body["chunk"]
         samples = min(self._k, self._n - chunk * self._k)
         if len(body["samples"]) != samples:
-            self.files.find(_LEDGER, f"{len(body['samples'])} samples, expected {samples}", chunk)
+            self.files.find(
+                _LEDGER, f"{amount(len(body['samples']), 'sample')}, expected {samples}", chunk
+            )
         for problem in sample_problems(body, chunk * self._k):
             self.files.find(_LEDGER, problem, chunk)
         files = set()

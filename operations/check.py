@@ -27,6 +27,7 @@ from featurestore.errors import (
 )
 from featurestore.space import store_bytes
 from featurestore.store import StoreSpec, choose_chunk
+from featurestore.wording import amount
 from operations import inputs, machine
 from operations.findings import Group, Line
 from operations.forecast import forecast_group, run_trial
@@ -209,7 +210,7 @@ class _Check:
             images=plan is None or bool(plan.job.images),
             texts=tuple(texts.values()),
         )
-        self._say(f"reading {len(chosen):,} of {len(samples):,} samples")
+        self._say(f"reading {len(chosen):,} of {amount(len(samples), 'sample')}")
         workers = self._config.workers or usable_cpus()
         looks = read(reading, chosen, workers, self._config.sample_timeout_s)
         fatal = self._config.bad_sample == "fail"

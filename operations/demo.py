@@ -20,6 +20,7 @@ from typing import Any
 from consumers.demo_data import make_demo_data
 from featurestore.errors import InputError, ManyViewsError
 from featurestore.ledger import Ledger
+from featurestore.wording import amount
 from producers import parent
 
 Say = Callable[[str], None]
@@ -218,7 +219,8 @@ def _summary(
     rate = report["built"] / report["seconds"]
     say(
         f"\nDone in {seconds:.0f} s, all in {out_dir}:\n"
-        f"  features/    the store: {report['samples']} samples x {report['views']} views, "
+        f"  features/    the store: {amount(report['samples'], 'sample')} x "
+        f"{amount(report['views'], 'view')}, "
         f"killed after chunk {killed_after} of 3 and resumed\n"
         f"  embeddings/  {size:,} bytes in the published format\n"
         f"  labels/      23 genres\n"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from featurestore.errors import ManyViewsError
+from featurestore.wording import amount, span
 
 Level = Literal["ok", "warning", "error"]
 
@@ -95,13 +96,13 @@ def spread(values: Sequence[int]) -> dict[str, int]:
 
 
 def spread_text(found: Mapping[str, int], unit: str) -> str:
-    """A spread in words."""
+    """A spread in words, of things that ``unit`` names one of."""
     if not found:
         return "none"
-    return (
-        f"{found['min']:,} to {found['max']:,} {unit}, median {found['median']:,}, "
-        f"95% up to {found['p95']:,}"
-    )
+    least, most = found["min"], found["max"]
+    if least == most:
+        return f"{amount(most, unit)} each"
+    return f"{span(least, most, unit)}, median {found['median']:,}, 95% up to {found['p95']:,}"
 
 
 def human_bytes(count: float) -> str:

@@ -33,6 +33,7 @@ from featurestore.records import SampleRecord
 from featurestore.samples import SampleList
 from featurestore.store import FeatureStore
 from featurestore.unnamed import UnnamedStore
+from featurestore.wording import amount
 from featurestore.writer import StoreWriter
 from operations.findings import Group
 from operations.reading import evenly
@@ -195,7 +196,11 @@ def forecast_group(plan: Plan, trial: Trial, todo: int) -> Group:
         "waited_share": round(trial.waited, 4),
         "workers": plan.workers,
     }
-    group.ok("tried", f"{trial.samples:,} samples, evenly spread, with {plan.workers} producers")
+    group.ok(
+        "tried",
+        f"{amount(trial.samples, 'sample')}, evenly spread, "
+        f"with {amount(plan.workers, 'producer')}",
+    )
     group.ok("rate", f"{rate:,.0f} views/s of every feature, {1 / trial.sample_s:.2f} samples/s")
     text = f"{trial.bottleneck}; the backbones wait {trial.waited:.0%} of the time"
     if trial.bottleneck == "producers" and alone is not None:
@@ -203,14 +208,16 @@ def forecast_group(plan: Plan, trial: Trial, todo: int) -> Group:
             f", alone they could do {alone:,.0f} views/s: give more --workers, if there are CPUs"
         )
     group.ok("slower side", text)
-    group.ok("duration", f"{duration(seconds)} for {todo:,} samples, after loading (an estimate)")
+    group.ok(
+        "duration", f"{duration(seconds)} for {amount(todo, 'sample')}, after loading (an estimate)"
+    )
     return group
 
 
 def duration(seconds: float) -> str:
     """A time in the unit that fits it."""
     if seconds < 120:
-        return f"{seconds:.0f} seconds"
+        return amount(round(seconds), "second")
     if seconds < 7200:
-        return f"{seconds / 60:.0f} minutes"
+        return amount(round(seconds / 60), "minute")
     return f"{seconds / 3600:.1f} hours"

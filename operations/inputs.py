@@ -10,6 +10,7 @@ from featurestore.errors import InputError
 from featurestore.genres import CLASS_NAMES
 from featurestore.records import Sample
 from featurestore.splits import SplitComparison, compare_split
+from featurestore.wording import amount
 from operations.duplicates import duplicate_posters, duplicate_synopses
 from operations.findings import Group, Line, counted, some, spread, spread_text
 from operations.reading import Look
@@ -33,7 +34,7 @@ def data_group(found: Scan) -> Group:
         "unmatched_texts": list(found.unmatched_texts),
         "left_out": [list(pair) for pair in found.left_out],
     }
-    group.ok("pairs", f"{len(found.samples):,} posters with a synopsis")
+    group.ok("pairs", f"{amount(len(found.samples), 'poster')} with a synopsis")
     for label, names, other in (
         ("posters alone", found.unmatched_images, "synopsis"),
         ("synopses alone", found.unmatched_texts, "poster"),
@@ -68,11 +69,12 @@ def duplicates_into(group: Group, found: Scan, split: SplitComparison | None) ->
             continue
         files = sum(map(len, groups))
         first = " = ".join(s.stem for s in groups[0][:3])
-        text = f"{files:,} files in {len(groups):,} groups, first {first!r}"
+        text = f"{amount(files, 'file')} in {amount(len(groups), 'group')}, first {first!r}"
         advice = "A build keeps them all. --json lists them."
         across = 0 if split is None else sum(_crosses(same, split) for same in groups)
         if across:
-            text += f"; {across:,} groups are in two parts of the split"
+            verb = "is" if across == 1 else "are"
+            text += f"; {amount(across, 'group')} {verb} in two parts of the split"
             advice = (
                 "What is trained on is tested on: take them out of one part. --json lists them."
             )
@@ -117,8 +119,8 @@ def posters_group(
     }
     group.ok("read", f"{len(looks):,} of {total:,}{_how(looks, total)}")
     if facts:
-        group.ok("width", spread_text(widths, "pixels"))
-        group.ok("height", spread_text(heights, "pixels"))
+        group.ok("width", spread_text(widths, "pixel"))
+        group.ok("height", spread_text(heights, "pixel"))
     placeholder = "A black image stands in for each. Fetch them again."
     _bad_line(group, bad, stems, placeholder=placeholder, fatal=fatal)
     for kind, names in sorted(odd.items()):
@@ -184,13 +186,13 @@ def texts_group(
     _bad_line(group, bad, stems, placeholder=placeholder, fatal=fatal)
     if empty:
         group.names("warning", "without a plot", empty, "Their text features are those of no text.")
-    group.ok("words", spread_text(words, "words"))
+    group.ok("words", spread_text(words, "word"))
     for position, (feature, limit) in enumerate(limits.items()):
         counts = [look.tokens[position] for look in looks]
         cut = sum(count > limit for count in counts)
         found = spread(counts)
         group.facts["tokens"][feature] = {**found, "limit": limit, "cut": cut}
-        text = f"{spread_text(found, 'tokens')}; {cut:,} of {len(counts):,} above {limit} are cut"
+        text = f"{spread_text(found, 'token')}; {cut:,} of {len(counts):,} above {limit} are cut"
         group.ok(feature, text)
     return group
 

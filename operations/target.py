@@ -16,6 +16,7 @@ from featurestore.records import Sample
 from featurestore.soundness import require_place, require_sound
 from featurestore.space import missing_bytes, nearest_existing, store_bytes
 from featurestore.store import LOCK, FeatureStore, StoreSpec
+from featurestore.wording import amount
 from operations.findings import Group
 from producers.source import Scan
 
@@ -118,7 +119,9 @@ def _stored(group: Group, stored: FeatureStore, wanted: Extension | None) -> Non
     elif stored.complete:
         group.ok("store", f"{stored.path} is complete: there is nothing to build")
     else:
-        group.ok("store", f"{stored.path} would be resumed: {done:,} of {samples:,} samples done")
+        group.ok(
+            "store", f"{stored.path} would be resumed: {done:,} of {amount(samples, 'sample')} done"
+        )
     holder = lock_holder(stored.path / LOCK)
     if isinstance(holder, Holder):
         text = f"process {holder.pid} on {holder.host} is writing to it"

@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from featurestore.errors import ConfigError
 from featurestore.memory import available_bytes
+from featurestore.wording import amount
 from producers.image_views import ImageSpec, Pixels
 
 # No more files can be opened, by this process or by the machine.
@@ -237,6 +238,6 @@ def _reserve(layout: SlotLayout, slots: int) -> int:
 
 def _too_small(size: int, slots: int, found: str) -> str:
     return (
-        f"The {slots} slots between producers and backbones need {size:,} bytes of shared memory; "
-        f"{found}.\nChoose fewer with --slots (at least 2), or free some memory."
+        f"{amount(slots, 'slot')} between producers and backbones need {size:,} bytes of shared "
+        f"memory; {found}.\nChoose fewer with --slots (at least 2), or free some memory."
     )

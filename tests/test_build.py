@@ -889,7 +889,7 @@ def test_a_committed_input_that_changed_is_refused_by_name(
     undisturbed = first.read_bytes()
     before = tree_digest(store)
     first.write_text('{"plot": "another film"}')
-    with pytest.raises(StoreMismatchError, match=f"1 files hold something else: '{names[0]}'"):
+    with pytest.raises(StoreMismatchError, match=f"1 file holds something else: '{names[0]}'"):
         build(_replace(config, resume=True))
     assert tree_digest(store) == before
     # Same content at another time, and a change to what was not read yet, are fine.

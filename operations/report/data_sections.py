@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from featurestore.genres import CLASS_NAMES
 from featurestore.store import FeatureStore
+from featurestore.wording import amount
 from operations.report import plots
 from operations.report.html import Markup, figure, number, paragraph, picture, row, section, table
 from operations.report.inputs import LISTED, BadRow
@@ -39,7 +40,8 @@ def genres(labels: Labels | None, parts: Parts) -> Markup:
         "genres",
         "Genres",
         paragraph(
-            f"{len(hot):,} samples have {hot.sum(axis=1).mean():.2f} of the 23 genres on average. "
+            f"{amount(len(hot), 'sample')} with {hot.sum(axis=1).mean():.2f} of the 23 genres "
+            "on average. "
             f"Genres without a sample: {int((counts == 0).sum())}. "
             f"Samples without a genre: {int((~hot.any(axis=1)).sum()):,}."
         ),

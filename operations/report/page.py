@@ -14,6 +14,7 @@ from featurestore.errors import InputError
 from featurestore.label_files import read_labels
 from featurestore.splits import read_split
 from featurestore.store import FeatureStore
+from featurestore.wording import amount
 from operations.report import data_sections, plots, projection, sections
 from operations.report.features import FeatureFacts, measure
 from operations.report.html import Markup, escape
@@ -136,10 +137,10 @@ def _measured(store: FeatureStore, sampled: Sampled) -> str:
     """Which part of the store the page is about."""
     done, seen = len(store.records), len(sampled.samples)
     if len(sampled.chunks) == len(store.ledger):
-        told = f"Measured on all {seen:,} samples that are done"
+        told = f"Measured on all {amount(seen, 'sample')} done"
     else:
         told = (
-            f"Means, deviations, genres and bad samples are of all {done:,} samples that are done. "
+            f"Means, deviations, genres and bad samples are of {amount(done, 'committed sample')}. "
             f"Norms, planes, spread and pairs are measured on {seen:,} of them, chunks spread "
             f"evenly over the store: {len(sampled.chunks)}"
         )

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from featurestore.config import VERSION
 from featurestore.store import FeatureStore
+from featurestore.wording import amount
 from operations.report import plots, projection
 from operations.report.features import FeatureFacts
 from operations.report.html import Markup, figure, number, paragraph, row, section, table
@@ -36,7 +37,7 @@ def _store_rows(store: FeatureStore) -> list[tuple[object, object]]:
         ("samples", f"{done:,} of {spec.samples:,}"),
         ("views of each, with the clean one", spec.views),
         ("rows of each feature", f"{done * spec.views:,}"),
-        ("chunks", f"{len(store.ledger)} of {spec.chunks}, of {spec.chunk} samples"),
+        ("chunks", f"{len(store.ledger):,} of {spec.chunks:,}, of {amount(spec.chunk, 'sample')}"),
         ("size on disk", size_text(total)),
         ("bad inputs", f"{len(store.bad_inputs):,}"),
     ]

@@ -105,7 +105,7 @@ CASES: dict[str, list[Same | Refused]] = {
         mismatch("bfloat16", "blip2_text.dtype", "torch.float32", "torch.bfloat16"),
     ],
     # The bad one is committed; see below for one that is not.
-    "bad_sample": [Refused("fail", ("placeholders for 1 inputs", "0000006"), "BadInputsError")],
+    "bad_sample": [Refused("fail", ("placeholders for 1 input that", "0000006"), "BadInputsError")],
     "allow_version_change": [Same(True)],
     "verify_inputs": [Same(True)],
     "remake_changed": [Same(True)],  # of a folder in which nothing changed

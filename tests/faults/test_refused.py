@@ -376,7 +376,7 @@ def test_a_complete_store_without_locks(
     shutil.copytree(bench.golden_store, store)
     dead_holder(store)
     done = lockless(typed("status", "--store", store, "--watch"))
-    assert (done["code"], done["stdout"]) == (0, "11/11 samples, 1 bad inputs, complete\n"), done
+    assert (done["code"], done["stdout"]) == (0, "11/11 samples, 1 bad input, complete\n"), done
     done = lockless(typed("status", "--store", store))
     assert done["code"] == 0
     assert "being written" not in done["stdout"]

@@ -101,7 +101,7 @@ def test_hostile_entries_do_not_reach_the_terminal(tmp_path):
 @pytest.mark.parametrize("pair", [("train", "dev"), ("train", "test"), ("dev", "test")])
 def test_overlap_is_an_error_however_it_is_spelt(tmp_path, pair):
     first, second = pair
-    with pytest.raises(InputError, match=r"1 samples are both in .*'0000010'"):
+    with pytest.raises(InputError, match=r"1 sample is both in .*'0000010'"):
         read(tmp_path, **{first: ["0000010", "0000110"], second: [10]})
 
 

@@ -58,7 +58,7 @@ def test_an_incomplete_store_is_not_damaged(tmp_path):
     make_store(tmp_path / "store", chunks=[0, 2])
     found = verify(tmp_path / "store")
     assert found.findings == []
-    assert found.notices == ["1 of 3 chunks are to be made"]
+    assert found.notices == ["1 of 3 chunks to be made"]
 
 
 def committed_files(path):
@@ -92,7 +92,7 @@ def test_every_file_is_guarded(sound, tmp_path, damage):
             # Not to be told from a build that was killed: what is lost is to be made again.
             assert found.notices[:2] == [
                 "the ledger ends in a torn line, which a build cuts off",
-                "2 of 3 chunks are to be made",
+                "2 of 3 chunks to be made",
             ]
             continue
         assert any(f.file == name for f in found.findings), name

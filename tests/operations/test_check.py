@@ -382,7 +382,7 @@ def test_a_store_that_does_not_fit_is_told_without_the_models(
     first = min(p.stem for p in data.glob("*.json"))
     (data / f"{first}.json").write_text('{"plot": "another"}')
     how: dict[str, str] = {"clip_image": "nobody/nothing"} if absent else {}
-    for folder, refusal in ((data, "hold something else"), (workplace / "store", "")):
+    for folder, refusal in ((data, "something else"), (workplace / "store", "")):
         more: list[object] = ["--data-dir", folder] if refusal else ["--seed", 5]
         more += [] if absent else ["--no-calibration"]
         code, output, _ = check("--store", workplace / "store", *more, "--json", **how)

@@ -423,7 +423,7 @@ def test_bfloat16_rounds_as_torch_does() -> None:
 
 def test_an_incomplete_store(tmp_path: Path) -> None:
     make_store(tmp_path / "s", samples=20, views=16, chunk=8, dims=DIMS, chunks=[0])
-    with pytest.raises(InputError, match="1 of 3 chunks are there"):
+    with pytest.raises(InputError, match="1 of 3 chunks committed"):
         export(ExportRequest(store=tmp_path / "s", out_dir=tmp_path / "o", format="npy"))
 
 

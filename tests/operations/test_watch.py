@@ -238,7 +238,7 @@ def test_status_of_a_complete_store(
     assert facts["bad_by_reason"] == {"text not-json": bad}
     assert (facts["bad"], facts["complete"], facts["ended"]) == (bad, True, "complete")
     code, output, errors = run("status", "--store", tmp_path / "store", "--watch")
-    assert (code, output) == (0, f"4/4 samples, {bad} bad inputs, complete\n")
+    assert (code, output) == (0, f"4/4 samples, {bad} bad input{'s' * (bad > 1)}, complete\n")
     assert errors == f"{tmp_path / 'store'} is complete.\n"
 
 
