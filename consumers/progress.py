@@ -67,12 +67,22 @@ class Meter:
     @property
     def samples_per_s(self) -> float:
         """Samples per second over the window; 0 where nothing is known yet."""
-        if len(self._marks) < 2:
-            return 0.0
+        elapsed = self.over_s
+        return (self._marks[-1][1] - self._marks[0][1]) / elapsed if elapsed > 0 else 0.0
+
+    @property
+    def over_s(self) -> float:
+        """Seconds of the window; 0 where nothing is known yet."""
         # To now, not to the last sample: while nothing comes, the rate falls.
-        (t0, n0, _), (_, n1, _) = self._marks[0], self._marks[-1]
-        elapsed = time.monotonic() - t0
-        return (n1 - n0) / elapsed if elapsed > 0 else 0.0
+        return time.monotonic() - self._marks[0][0] if len(self._marks) > 1 else 0.0
+
+    def facts(self) -> dict[str, Any]:
+        """The rate and the slower side for the log, from which ``status`` shows them."""
+        return {
+            "samples_per_s": round(self.samples_per_s, 4),
+            "over_s": round(self.over_s, 3),
+            "slower_side": self.bottleneck,
+        }
 
     @property
     def eta_s(self) -> float | None:
@@ -108,18 +118,27 @@ def clock(seconds: float | None) -> str:
 
 
 class RunLog:
-    """Writes every event but ``sample`` as a line of JSON; a full disk does not stop a build."""
+    """Writes every event but ``sample`` as a line of JSON; a full disk does not stop a build.
+
+    With each chunk it writes the rate that the displays show then.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Logs to a new file in ``folder``, made when the build has started."""
         self._folder = folder
+        self._meter = Meter()
         self._waiting: list[bytes] = []
         self._file: IO[bytes] | None = None
 
     def __call__(self, event: str, facts: Mapping[str, Any]) -> None:
         """Takes an event."""
         if event == "sample":
+            self._meter.sample(facts)
             return
+        if event == "started":
+            self._meter.start(facts)
+        if event == "chunk":
+            facts = {**facts, **self._meter.facts()}
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         self._waiting.append(json.dumps({"time": now, "event": event, **facts}).encode() + b"\n")
         try:

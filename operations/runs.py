@@ -1,4 +1,9 @@
-"""What the newest log of a store's builds says: how fast it is, and how it ended."""
+"""What the newest log of a store's builds says: how fast it is, and how it ended.
+
+A build has one rate. While it runs, that is the one which it displays itself, and which it writes
+to its log with each chunk (``consumers.progress.Meter``); once it has ended, all its samples in all
+its time, as its last line says.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +15,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-# Rates are taken over so many seconds, but over two chunks at least, as a build's display does.
-_WINDOW_S = 60.0
-_WINDOW_CHUNKS = 2
 _ENDS = ("finished", "interrupted", "failed")
 
 
 @dataclass(frozen=True, slots=True)
 class _Mark:
-    """One committed chunk: when, and the run's totals until then."""
+    """The newest committed chunk: when, the run's totals until then, and its rate."""
 
     time: datetime
     built: int
     seconds: float
-    waited_s: float
+    samples_per_s: float
+    over_s: float
+    slower_side: str
 
 
 @dataclass(slots=True)
@@ -42,12 +46,13 @@ class Run:
     started: Mapping[str, Any] = field(default_factory=dict)
     end: str = ""
     why: str = ""
-    _marks: list[_Mark] = field(default_factory=list)
+    _chunks: int = 0
+    _last: _Mark | None = None
 
     @property
     def built(self) -> int:
         """Samples that it has committed."""
-        return self._marks[-1].built if self._marks else 0
+        return 0 if self._last is None else self._last.built
 
     def take(self, line: bytes) -> None:
         """Takes one line of the log; one that is torn or foreign says nothing."""
@@ -57,61 +62,44 @@ class Run:
             if event == "started":
                 self.started = facts
             elif event == "chunk":
-                time = datetime.fromisoformat(facts["time"])
-                values = (int(facts["built"]), float(facts["seconds"]), float(facts["waited_s"]))
-                self._marks.append(_Mark(time, *values))
+                self._last = _Mark(
+                    datetime.fromisoformat(facts["time"]),
+                    int(facts["built"]),
+                    float(facts["seconds"]),
+                    float(facts["samples_per_s"]),
+                    float(facts["over_s"]),
+                    str(facts["slower_side"]),
+                )
+                self._chunks += 1
             elif event in _ENDS:
                 self.end, self.why = event, str(facts.get("error", ""))
 
     def samples_per_s(self, now: datetime | None = None) -> float:
-        """Samples per second at the end of the log; 0 where nothing is known.
+        """Samples per second; 0 where nothing is known.
 
         Args:
-            now: of a build that runs: while nothing comes, the rate falls.
+            now: of a build that runs: the rate of its last minute, which falls while nothing comes.
+                None for one that has ended: of all of it.
         """
-        first, last, chunks = self._window()
-        if last is None:
+        last = self._last
+        if last is None or last.seconds <= 0:
             return 0.0
-        elapsed, built = last.seconds, last.built
-        if first is not None:
-            elapsed, built = elapsed - first.seconds, built - first.built
-        if now is not None:
-            elapsed += max(0.0, _since(last, now) - elapsed / chunks)
-        return built / elapsed if elapsed > 0 else 0.0
+        if now is None or last.samples_per_s <= 0:
+            return last.built / last.seconds
+        late = max(0.0, _since(last, now) - last.seconds / self._chunks)
+        return last.samples_per_s * last.over_s / (last.over_s + late)
 
     def eta_s(self, left: int, now: datetime) -> float | None:
         """Seconds until ``left`` more samples are committed; None where nothing is known."""
         rate = self.samples_per_s(now)
-        if not rate:
+        if self._last is None or not rate:
             return None
-        return max(0.0, left / rate - _since(self._marks[-1], now))
+        return max(0.0, left / rate - _since(self._last, now))
 
     @property
     def bottleneck(self) -> str:
         """``producers`` where the backbones wait for them most of the time, else ``backbones``."""
-        first, last, _ = self._window()
-        if last is None:
-            return "unknown"
-        waited, elapsed = last.waited_s, last.seconds
-        if first is not None:
-            waited, elapsed = waited - first.waited_s, elapsed - first.seconds
-        return "producers" if waited > 0.5 * elapsed else "backbones"
-
-    def _window(self) -> tuple[_Mark | None, _Mark | None, int]:
-        """The marks between which rates are taken, and the chunks between them.
-
-        The first is None where the run's start takes its place.
-        """
-        marks = self._marks
-        if not marks:
-            return None, None, 0
-        before = [m for m in marks[:-_WINDOW_CHUNKS] if marks[-1].seconds - m.seconds >= _WINDOW_S]
-        if before:
-            return before[-1], marks[-1], len(marks) - len(before)
-        # Without the first chunk, which includes the producers' start, where there are others.
-        if len(marks) > _WINDOW_CHUNKS:
-            return marks[0], marks[-1], len(marks) - 1
-        return None, marks[-1], len(marks)
+        return "unknown" if self._last is None else self._last.slower_side
 
 
 def _since(mark: _Mark, now: datetime) -> float:

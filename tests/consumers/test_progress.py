@@ -3,12 +3,14 @@
 import io
 import json
 import time
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from consumers.progress import LiveDisplay, Meter, PlainDisplay, RunLog
+from operations.runs import newest_run
 
 STARTED = {
     "samples": 25_959,
@@ -130,8 +132,8 @@ def test_the_log_holds_every_event_but_samples_and_begins_with_the_store(tmp_pat
     log = RunLog(tmp_path)
     log("scanned", {"samples": 2})
     assert list(tmp_path.iterdir()) == []
-    log("started", {"samples": 2})
-    log("sample", {"filled": 1})
+    log("started", {**STARTED, "samples": 2})
+    log("sample", {"filled": 1, "waited_s": 0.0})
     log("chunk", {"bad": [[0, "image", "truncated", "é"]]})
     log("finished", {})
     log.close()
@@ -142,12 +144,41 @@ def test_the_log_holds_every_event_but_samples_and_begins_with_the_store(tmp_pat
     assert all(e["time"].endswith("+00:00") for e in events)
 
 
+def test_the_log_holds_the_rate_that_the_display_shows_with_each_chunk(clock, tmp_path):
+    """``status`` reads it there: a build has one rate, whoever is asked."""
+    log, meter, stream = RunLog(tmp_path), Meter(), io.StringIO()
+    show = PlainDisplay(stream, interval_s=0.0)
+    meter.start(STARTED)
+    for listener in (log, show):
+        listener("started", {**STARTED, "notices": []})
+    for number in range(1, 41):
+        clock[0] += 0.3 if number % 3 else 2.5
+        facts = {"filled": 3, "waited_s": 0.2 * number}
+        meter.sample(facts)
+        for listener in (log, show):
+            listener("sample", facts)
+    for listener in (log, show):
+        listener("chunk", {"built": 40, "seconds": 44.0, "waited_s": 8.0, "bad": []})
+    log.close()
+    [path] = tmp_path.iterdir()
+    run = newest_run(tmp_path)
+    assert run is not None
+    [logged] = [json.loads(line) for line in path.read_text().splitlines() if '"chunk", ' in line]
+    assert logged["samples_per_s"] == pytest.approx(meter.samples_per_s, abs=1e-3)
+    at = datetime.fromisoformat(logged["time"])
+    assert run.samples_per_s(at) == pytest.approx(meter.samples_per_s, abs=1e-3)
+    assert f" {run.samples_per_s(at):.1f} samples/s" in stream.getvalue().splitlines()[-1]
+    assert run.bottleneck == meter.bottleneck
+    # Once a build has ended: all its samples in all its time, as its own last line says.
+    assert run.samples_per_s() == pytest.approx(40 / 44.0)
+
+
 def test_a_log_that_cannot_be_written_does_not_stop_a_build(tmp_path):
     log = RunLog(tmp_path / "missing")
-    log("started", {})
+    log("started", STARTED)
     log("chunk", {})
     full = RunLog(tmp_path)
-    full("started", {})
+    full("started", STARTED)
     full._file.close()
     full._file = Path("/dev/full").open("wb", buffering=0)
     full("chunk", {})
