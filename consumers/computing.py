@@ -52,7 +52,7 @@ class _Task:
     function: Callable[[], Any] = field(compare=False)
     future: Future[Any] = field(compare=False)
 
-    def run(self) -> BaseException | None:
+    def run(self) -> Exception | None:
         """Runs it unless it was cancelled; returns what it raised."""
         if not self.future.set_running_or_notify_cancel():
             return None
