@@ -233,7 +233,7 @@ class ComputePool:
             task.future.set_running_or_notify_cancel()
             return
         failure = task.run()
-        if failure is not None:
+        if failure is not None and not isinstance(failure, CancelledError):
             first = self._failure or (failure, task.chunk)
             self._failure = first[0], min(first[1], task.chunk)
 
