@@ -137,6 +137,7 @@ def report_facts(report: BuildReport, found: Mapping[str, Any]) -> dict[str, Any
         "unmatched_images": found["unmatched_images"],
         "unmatched_texts": found["unmatched_texts"],
         "left_out": found["left_out"],
+        "alike": found["alike"],
         "truncated": dict(report.truncated),
         "replaced": dict(report.replaced),
     }
@@ -144,6 +145,8 @@ def report_facts(report: BuildReport, found: Mapping[str, Any]) -> dict[str, Any
 
 def print_report(report: BuildReport, found: Mapping[str, Any]) -> None:
     """Says what was done and everything that was not as it should be, on standard error."""
+    from producers.unused import advice, counted_reasons
+
     if not report.built:
         say(f"nothing to do: {report.store} is complete, {amount(report.samples, 'sample')}")
     else:
@@ -157,6 +160,10 @@ def print_report(report: BuildReport, found: Mapping[str, Any]) -> None:
     say_list("images without a synopsis", [repr(n) for n in found["unmatched_images"]])
     say_list("synopses without an image", [repr(n) for n in found["unmatched_texts"]])
     say_list("left out", [f"{name!r} ({reason})" for name, reason in found["left_out"]])
+    if found["left_out"]:
+        say(f"left out are {counted_reasons(found['left_out'])}")
+    for line in advice(found["left_out"], found["alike"]):
+        say(line)
     for name, count in report.truncated.items():
         if count:
             verb = "was" if count == 1 else "were"

@@ -14,6 +14,7 @@ from commands.options import (
     check_split,
     common_options,
     data_option,
+    follow_option,
     json_option,
     say,
     say_list,
@@ -63,6 +64,7 @@ def materialize(
 
 @click.command()
 @data_option
+@follow_option
 @click.option("--out-dir", required=True, type=FOLDER, help="Folder of the label files; created.")
 @click.option("--augment", is_flag=True, help="Also write noisy labels for every view.")
 @click.option(
@@ -79,6 +81,7 @@ def materialize(
 @common_options
 def labels(
     data_dir: Path,
+    follow_links: bool,
     out_dir: Path,
     augment: bool,
     views: int | None,
@@ -104,7 +107,7 @@ def labels(
             raise ConfigError(f"--{option} is for --augment, which was not asked for.")
     if embeddings_dir is not None:
         views, seed = views_and_seed(embeddings_dir, prefix, views, seed)
-    found = scan(data_dir)
+    found = scan(data_dir, follow_links=follow_links)
     report = write_labels([s.stem for s in found.samples], documents(found), out_dir)
     if augment and embeddings_dir is not None:
         write_augmented_labels(out_dir, embeddings_dir, views, prefix, seed)

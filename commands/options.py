@@ -115,9 +115,13 @@ data_option = click.option(
     help="Folder of <stem>.jpg posters and <stem>.json synopses.",
 )
 
+_FOLLOW = "Follow links in --data-dir that lead out of it (DVC, git-annex, the hub's cache)."
+follow_option = click.option("--follow-links", is_flag=True, help=_FOLLOW)
+
 _FLAG: dict[str, Any] = {"is_flag": True, "default": None}  # so that --config can say otherwise
 _BUILD_OPTIONS = (
     click.option("--data-dir", type=FOLDER, help="Folder of <stem>.jpg posters and <stem>.json."),
+    click.option("--follow-links", **_FLAG, help=_FOLLOW),
     click.option("--store", type=FOLDER, help="Folder of the feature store."),
     click.option(
         "--resume",

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import click
 
-from commands.options import FOLDER, common_options, json_option, say, store_option
+from commands.options import FOLDER, common_options, follow_option, json_option, say, store_option
+from featurestore.errors import ConfigError
 
 
 @click.command()
 @store_option
 @click.option("--out", required=True, type=FOLDER, help="The page, one HTML file.")
 @click.option("--data-dir", type=FOLDER, help="The posters, for pictures of the bad samples.")
+@follow_option
 @click.option("--labels-dir", type=FOLDER, help="What `labels` wrote, for genres and colours.")
 @click.option("--split-json", type=FOLDER, help="The split, for numbers of each part.")
 @json_option
@@ -22,6 +24,7 @@ def report(
     store: Path,
     out: Path,
     data_dir: Path | None,
+    follow_links: bool,
     labels_dir: Path | None,
     split_json: Path | None,
     as_json: bool,
@@ -38,7 +41,10 @@ def report(
     """
     from operations.report.page import Sources, write
 
-    done = write(Sources(store, data_dir, labels_dir, split_json), out)
+    if follow_links and data_dir is None:
+        raise ConfigError("--follow-links is for --data-dir, which was not given.")
+    sources = Sources(store, data_dir, labels_dir, split_json, follow_links=follow_links)
+    done = write(sources, out)
     if as_json:
         click.echo(json.dumps({"out": str(out), **done}))
     say(f"{done['bytes']:,} bytes: {out}")

@@ -15,6 +15,7 @@ from commands.options import (
     LISTED,
     chunk_progress,
     common_options,
+    follow_option,
     json_option,
     say,
     store_option,
@@ -38,6 +39,7 @@ _MANIFEST = "_manifest.json"
     "--verify-inputs", is_flag=True, help="Compare the content of all inputs in --data-dir as well."
 )
 @click.option("--data-dir", type=FOLDER, help="The posters and synopses, for --verify-inputs.")
+@follow_option
 @click.option(
     "--materialized", type=FOLDER, help="Compare the files in this folder with their manifests too."
 )
@@ -48,6 +50,7 @@ def verify(
     repair: bool,
     verify_inputs: bool,
     data_dir: Path | None,
+    follow_links: bool,
     materialized: Path | None,
     as_json: bool,
 ) -> int:
@@ -66,12 +69,14 @@ def verify(
 
     if verify_inputs != (data_dir is not None):
         raise ConfigError("--verify-inputs and --data-dir go together: give both or neither.")
+    if follow_links and data_dir is None:
+        raise ConfigError("--follow-links is for --data-dir, which was not given.")
     if state_of(store) != "store":
         raise InputError(f"There is no feature store at {store}.")
     with ExitStack() as stack:
         if repair:
             stack.callback(take_lock(store).release)
-        outcome = _look(store, data_dir)
+        outcome = _look(store, data_dir, follow_links=follow_links)
         if repair and outcome.store.findings:
             outcome.repair(store)
     if materialized is not None:
@@ -82,7 +87,7 @@ def verify(
     return 1 if outcome.is_bad else 0
 
 
-def _look(store: Path, data_dir: Path | None) -> _Outcome:
+def _look(store: Path, data_dir: Path | None, *, follow_links: bool) -> _Outcome:
     from featurestore.verify import verify as check
     from featurestore.verify_inputs import verify_inputs as compare
 
@@ -90,7 +95,8 @@ def _look(store: Path, data_dir: Path | None) -> _Outcome:
         found = check(store, progress=progress)
         if data_dir is None:
             return _Outcome(found)
-        return _Outcome(found, compare(store, data_dir, found, progress=progress))
+        inputs = compare(store, data_dir, found, follow_links=follow_links, progress=progress)
+        return _Outcome(found, inputs)
 
 
 def _materialized(folder: Path) -> tuple[list[Finding], int]:

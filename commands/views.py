@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from commands.options import FOLDER, common_options, data_option, json_option, say
+from commands.options import FOLDER, common_options, data_option, follow_option, json_option, say
 from featurestore.errors import ConfigError
 from featurestore.wording import amount
 
@@ -27,6 +27,7 @@ _RECORDED = {
 
 @click.command()
 @data_option
+@follow_option
 @click.option("--stem", required=True, help="The sample: its file names without the suffix.")
 @click.option(
     "--store",
@@ -84,6 +85,7 @@ def _replay(
     *,
     store: Path | None,
     data_dir: Path,
+    follow_links: bool,
     stem: str,
     views: int | None,
     seed: int | None,
@@ -97,10 +99,12 @@ def _replay(
         for name, value in (("views", views), ("seed", seed)):
             if value is not None:
                 raise ConfigError(f"--{name} comes from the store: leave it or --store away.")
-        return replay.from_store(FeatureStore(store), data_dir, stem, size)
+        return replay.from_store(
+            FeatureStore(store), data_dir, stem, size, follow_links=follow_links
+        )
     given = {"views": views, "seed": seed, "size": size}
     recipe = replay.Recipe(**{name: v for name, v in given.items() if v is not None})
-    return replay.from_folder(data_dir, stem, recipe)
+    return replay.from_folder(data_dir, stem, recipe, follow_links=follow_links)
 
 
 def _write(replay: Replay, view: int | None, processor: str | None, out: Path) -> None:

@@ -73,7 +73,7 @@ def build(config: BuildConfig, observers: Sequence[Observer] = ()) -> BuildRepor
 
 
 def _build(config: BuildConfig, tell: Callable[..., None]) -> BuildReport:
-    found = scan(config.data_dir)
+    found = scan(config.data_dir, follow_links=config.follow_links)
     tell("scanned", **_scan_facts(found))
     state = stores.state_of(config.store)
     check_intent(config, state)
@@ -178,4 +178,5 @@ def _scan_facts(found: Scan) -> dict[str, Any]:
         "unmatched_images": list(found.unmatched_images),
         "unmatched_texts": list(found.unmatched_texts),
         "left_out": [list(pair) for pair in found.left_out],
+        "alike": [list(names) for names in found.alike],
     }

@@ -29,6 +29,7 @@ class BuildConfig:
 
     Attributes:
         data_dir: folder of posters and synopses.
+        follow_links: use symbolic links in it that lead out of it.
         store: folder of the store.
         resume: go on with the store that is there; features or views that a complete one lacks are
             added to it.
@@ -61,6 +62,7 @@ class BuildConfig:
 
     data_dir: Path
     store: Path
+    follow_links: bool = False
     resume: bool = False
     append: bool = False
     overwrite: bool = False
@@ -204,6 +206,7 @@ _TOML_TYPES: dict[str, Any] = {
     **dict.fromkeys(("data_dir", "store", "codec", "device", "dtype", "bad_sample"), str),
     **dict.fromkeys(
         (
+            "follow_links",
             "resume",
             "append",
             "overwrite",

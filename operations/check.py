@@ -102,7 +102,7 @@ def run_check(request: CheckRequest, say: Say) -> CheckReport:
         ConfigError: an option does not fit this machine.
         InterruptedBuildError: a signal ended the trial.
     """
-    found = scan(request.config.data_dir)
+    found = scan(request.config.data_dir, follow_links=request.config.follow_links)
     target = open_target(request.config, found) if request.has_store else Target.none()
     config = completed(request.config, target.stored)
     device = resolve_device(request.config.device)

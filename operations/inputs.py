@@ -16,6 +16,7 @@ from operations.findings import Group, Line, counted, some, spread, spread_text
 from operations.reading import Look
 from producers.decode import ImageFacts
 from producers.source import Scan
+from producers.unused import advice, counted_reasons
 
 # Posters of MM-IMDb are 256 pixels wide or more, and up to twice as high.
 _SMALL_SIDE = 64
@@ -26,13 +27,13 @@ _ASPECT = 3.0
 def data_group(found: Scan) -> Group:
     """Pairs, and everything in the folder that is not one."""
     group = Group("data")
-    left_out = Counter(reason for _, reason in found.left_out)
     group.facts = {
         "data_dir": str(found.data_dir),
         "samples": len(found.samples),
         "unmatched_images": list(found.unmatched_images),
         "unmatched_texts": list(found.unmatched_texts),
         "left_out": [list(pair) for pair in found.left_out],
+        "alike": [list(names) for names in found.alike],
     }
     group.ok("pairs", f"{amount(len(found.samples), 'poster')} with a synopsis")
     for label, names, other in (
@@ -40,19 +41,21 @@ def data_group(found: Scan) -> Group:
         ("synopses alone", found.unmatched_texts, "poster"),
     ):
         if names:
-            advice = f"They become no samples. Add the {other} of the same stem, or remove them."
-            group.names("warning", label, names, advice)
+            add = f"They become no samples. Add the {other} of the same stem, or remove them."
+            group.names("warning", label, names, add)
         else:
             group.ok(label, "none")
     shadowed = [name for name, reason in found.left_out if reason == "shadowed"]
     if shadowed:
-        advice = ".jpg goes before .jpeg, .JPG, .JPEG, and .json before .JSON: keep one of each."
-        group.names("warning", "same stem twice", shadowed, advice)
-    others = {reason: n for reason, n in left_out.items() if reason != "shadowed"}
+        keep = ".jpg goes before .jpeg, .JPG, .JPEG, and .json before .JSON: keep one of each."
+        group.names("warning", "same stem twice", shadowed, keep)
+    if found.alike:
+        pairs = [f"{image} and {text}" for image, text, _ in found.alike]
+        group.names("warning", "look the same", pairs, next(advice((), found.alike)))
+    others = [pair for pair in found.left_out if pair[1] != "shadowed"]
     if others:
-        unused = [name for name, reason in found.left_out if reason != "shadowed"]
-        advice = f"They become no samples ({counted(others)})."
-        group.names("warning", "left out", unused, advice)
+        said = " ".join((f"They become no samples: {counted_reasons(others)}.", *advice(others)))
+        group.names("warning", "left out", [name for name, _ in others], said)
     return group
 
 

@@ -24,6 +24,7 @@ from consumers.backbones import REGISTRY
 from consumers.plan import IMAGE_RECIPE, TEXT_RECIPE
 from featurestore.config import PAPER_VIEWS, Fingerprint
 from featurestore.errors import BadSampleError, ConfigError, InputError, StoreMismatchError
+from featurestore.links import LEAVES, leads_outside
 from featurestore.records import BadInput, Sample, SampleRecord
 from featurestore.seeds import view_seed
 from featurestore.store import FeatureStore
@@ -143,17 +144,24 @@ class Replay:
         return sorted(self.text.masked[view - 1]) if view else []
 
 
-def from_folder(data_dir: Path, stem: str, recipe: Recipe) -> Replay:
+def from_folder(data_dir: Path, stem: str, recipe: Recipe, *, follow_links: bool = False) -> Replay:
     """Replays a sample of a data folder.
 
     Raises:
         InputError: the folder holds no such sample.
     """
-    samples = source.scan(data_dir).samples
+    samples = source.scan(data_dir, follow_links=follow_links).samples
     return _replay(data_dir, find(samples, stem, str(data_dir)), recipe, None)
 
 
-def from_store(store: FeatureStore, data_dir: Path, stem: str, size: int | None = None) -> Replay:
+def from_store(
+    store: FeatureStore,
+    data_dir: Path,
+    stem: str,
+    size: int | None = None,
+    *,
+    follow_links: bool = False,
+) -> Replay:
     """Replays a sample of a store.
 
     Args:
@@ -161,10 +169,11 @@ def from_store(store: FeatureStore, data_dir: Path, stem: str, size: int | None 
         data_dir: the folder that it was made from.
         stem: the sample's stem.
         size: S; None for what the store tells, see :func:`store_size`.
+        follow_links: read links that lead out of the folder.
 
     Raises:
-        InputError: the store has no such sample, or its file is missing or holds something else
-            than what the store was made from.
+        InputError: the store has no such sample, or its file is missing, holds something else than
+            what the store was made from, or is a link out of the folder.
         ConfigError: ``size`` is missing where the store has several, or is none of its sizes.
         StoreMismatchError: the store was made with another version of a recipe.
     """
@@ -174,6 +183,8 @@ def from_store(store: FeatureStore, data_dir: Path, stem: str, size: int | None 
             advice = "Replay it with the version of manyviews that made the store."
             raise StoreMismatchError(store.path, field, stored, ours, advice)
     sample = find(store.samples, stem, str(store.path))
+    if not follow_links:
+        _require_inside(data_dir, sample)
     side = store_size(store.fingerprint, store.features, size)
     recipe = Recipe(int(store.fingerprint["seed"]), store.spec.views, side)
     made = sample.index // store.spec.chunk
@@ -287,6 +298,13 @@ def _text(
 def _known_bad(record: SampleRecord | None, modality: str) -> BadInput | None:
     found = [b for b in record.bad if b.modality == modality] if record is not None else []
     return found[0] if found else None
+
+
+def _require_inside(data_dir: Path, sample: Sample) -> None:
+    folder = data_dir.resolve()
+    for path in (source.image_path(data_dir, sample), source.text_path(data_dir, sample)):
+        if leads_outside(path, folder):
+            raise InputError(f"{path.name!r} in {data_dir} is {LEAVES}.")
 
 
 def _read(path: Path, cap_bytes: int) -> bytes:

@@ -9,15 +9,16 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from featurestore.errors import BadSampleError, InputError, StorageError
+from featurestore.links import leads_outside
 from featurestore.records import Sample, stems_sha256
 from featurestore.refusals import refusal
 from featurestore.samples import SampleList
+from producers.unused import advice, alike_stems, counted_reasons, subfolder_with_both
 
 # Suffixes in order of precedence: of one stem's files, the first kind found is the sample's.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".JPG", ".JPEG")
@@ -49,10 +50,12 @@ class Scan:
         samples: the pairs, sorted by stem, by code point; ``samples[i].index == i``.
         unmatched_images: file names of posters without a synopsis, sorted.
         unmatched_texts: file names of synopses without a poster, sorted.
-        left_out: (file name, reason) of entries that have the right suffix and are still not used,
-            sorted: ``dotfile``; ``directory``; ``not-a-file``, a FIFO, socket or device;
-            ``outside``, a symlink that leaves the folder; ``dangling``, one that leads nowhere;
-            ``shadowed``, a file whose stem has another of a preferred suffix.
+        left_out: (name, reason) of every other entry, sorted: ``suffix``, a file of another
+            suffix; ``dotfile``; ``directory``, a subfolder; ``not-a-file``, a FIFO, socket or
+            device; ``outside``, a symlink that leaves the folder; ``dangling``, one that leads
+            nowhere; ``shadowed``, a file whose stem has another of a preferred suffix.
+        alike: (poster, synopsis, in what they differ) of unmatched files whose stems look the same:
+            ``Unicode form`` (NFC, NFD) or ``case``.
     """
 
     data_dir: Path
@@ -60,6 +63,7 @@ class Scan:
     unmatched_images: tuple[str, ...]
     unmatched_texts: tuple[str, ...]
     left_out: tuple[tuple[str, str], ...]
+    alike: tuple[tuple[str, str, str], ...] = ()
 
     @property
     def stems_sha256(self) -> str:
@@ -67,11 +71,13 @@ class Scan:
         return stems_sha256(sample.stem for sample in self.samples)
 
 
-def scan(data_dir: Path) -> Scan:
+def scan(data_dir: Path, *, follow_links: bool = False) -> Scan:
     """Pair the posters and synopses of a folder by stem.
 
     Args:
         data_dir: the folder; its subfolders are not entered.
+        follow_links: use symlinks that leave the folder, as those of DVC, git-annex and the hub's
+            cache do.
 
     Returns:
         The samples in their fixed order, and everything that was found and not used.
@@ -83,7 +89,7 @@ def scan(data_dir: Path) -> Scan:
     names: list[str] = []
     left_out: list[tuple[str, str]] = []
     for entry in _entries(data_dir):
-        reason = _objection(entry, root)
+        reason = _objection(entry, root, follow_links=follow_links)
         if reason is None:
             names.append(_utf8(entry.name))
         else:
@@ -93,29 +99,37 @@ def scan(data_dir: Path) -> Scan:
     texts, shadowed_texts = _by_stem(names, TEXT_SUFFIXES)
     left_out += [(name, "shadowed") for name in (*shadowed_images, *shadowed_texts)]
     stems = sorted(images.keys() & texts.keys())
-    if not stems:
-        raise InputError(
-            f"No pair of a poster and a synopsis in {data_dir}: {len(images)} images and "
-            f"{len(texts)} texts seen, {len(left_out)} entries left out{_reasons(left_out)}.\n"
-            f"{_LAYOUT}"
-        )
-    return Scan(
+    lone_images = {stem: images[stem] for stem in images.keys() - texts.keys()}
+    lone_texts = {stem: texts[stem] for stem in texts.keys() - images.keys()}
+    found = Scan(
         data_dir=data_dir,
         samples=SampleList.of(
             Sample(i, stem, images[stem], texts[stem]) for i, stem in enumerate(stems)
         ),
-        unmatched_images=tuple(sorted(images[stem] for stem in images.keys() - texts.keys())),
-        unmatched_texts=tuple(sorted(texts[stem] for stem in texts.keys() - images.keys())),
+        unmatched_images=tuple(sorted(lone_images.values())),
+        unmatched_texts=tuple(sorted(lone_texts.values())),
         left_out=tuple(sorted(left_out)),
+        alike=alike_stems(lone_images, lone_texts),
     )
+    if not stems:
+        raise _no_pair(found)
+    return found
 
 
-def _reasons(left_out: Sequence[tuple[str, str]]) -> str:
-    """How many entries were left out for which reason, with one of each."""
-    counts = Counter(reason for _, reason in left_out)
-    example = {reason: name for name, reason in reversed(left_out)}
-    told = [f"{reason} {count}, as {example[reason]!r}" for reason, count in counts.most_common(3)]
-    return f" ({'; '.join(told)})" if told else ""
+def _no_pair(found: Scan) -> InputError:
+    """The error for a folder without a sample: what it holds, and what would help."""
+    images, texts = len(found.unmatched_images), len(found.unmatched_texts)
+    reasons = f": {counted_reasons(found.left_out)}" if found.left_out else ""
+    lines = [
+        f"No pair of a poster and a synopsis in {found.data_dir}: {images:,} images and {texts:,} "
+        f"texts seen, {len(found.left_out):,} entries left out{reasons}."
+    ]
+    folders = [name for name, reason in found.left_out if reason == "directory"]
+    inside = subfolder_with_both(found.data_dir, folders, IMAGE_SUFFIXES, TEXT_SUFFIXES)
+    if inside is not None:
+        lines.append(f"Subfolders are not entered: name {found.data_dir / inside} instead.")
+    lines += advice(found.left_out, found.alike)
+    return InputError("\n".join((*lines[:3], _LAYOUT)))
 
 
 def image_path(data_dir: Path, sample: Sample) -> Path:
@@ -225,37 +239,36 @@ def _resolved_folder(data_dir: Path) -> Path:
 
 
 def _entries(data_dir: Path) -> Iterator[os.DirEntry[str]]:
-    """The folder's entries that carry one of the suffixes, in the file system's order."""
-    suffixes = (*IMAGE_SUFFIXES, *TEXT_SUFFIXES)
+    """The folder's entries, in the file system's order."""
     try:
         # A str path gives str names: bytes that are not UTF-8 survive as surrogate escapes.
         with os.scandir(str(data_dir)) as entries:
-            for entry in entries:
-                if entry.name.endswith(suffixes):
-                    yield entry
+            yield from entries
     except OSError as error:
         raise InputError(f"The data folder {data_dir} cannot be read: {error.strerror}") from error
 
 
-def _objection(entry: os.DirEntry[str], root: Path) -> str | None:
+def _objection(entry: os.DirEntry[str], root: Path, *, follow_links: bool) -> str | None:
     """Why an entry cannot be part of a sample, or None where it can."""
     if entry.name.startswith("."):
         return "dotfile"
-    if entry.is_symlink():
-        try:
-            target = Path(entry.path).resolve(strict=True)
-            mode = target.stat().st_mode
-        except (OSError, RuntimeError):  # RuntimeError: a symlink loop, before Python 3.13
-            return "dangling"
-        if not target.is_relative_to(root):
-            return "outside"
-        if stat.S_ISDIR(mode):
-            return "directory"
-        return None if stat.S_ISREG(mode) else "not-a-file"
-    # What the listing says of an entry needs no call for each of many files.
-    if entry.is_file(follow_symlinks=False):
-        return None
-    return "directory" if entry.is_dir(follow_symlinks=False) else "not-a-file"
+    fits = entry.name.endswith((*IMAGE_SUFFIXES, *TEXT_SUFFIXES))
+    if not entry.is_symlink():
+        # What the listing says of an entry needs no call for each of many files.
+        if entry.is_file(follow_symlinks=False):
+            return None if fits else "suffix"
+        return "directory" if entry.is_dir(follow_symlinks=False) else "not-a-file"
+    try:
+        mode = entry.stat().st_mode  # of what the link leads to
+    except OSError:
+        return "dangling" if fits else "suffix"
+    if fits and not follow_links and leads_outside(Path(entry.path), root):
+        return "outside"
+    if stat.S_ISDIR(mode):
+        return "directory"
+    if not fits:
+        return "suffix"
+    return None if stat.S_ISREG(mode) else "not-a-file"
 
 
 def _by_stem(names: Sequence[str], suffixes: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from featurestore.errors import BadSampleError
+from featurestore.links import LEAVES, leads_outside
 from featurestore.records import BadInput
 from featurestore.store import FeatureStore
 from producers import decode, source
@@ -37,7 +38,9 @@ class BadRow:
     note: str
 
 
-def bad_rows(store: FeatureStore, data_dir: Path | None) -> list[BadRow]:
+def bad_rows(
+    store: FeatureStore, data_dir: Path | None, *, follow_links: bool = False
+) -> list[BadRow]:
     """The first bad inputs of a store; pictures only where the data folder is given."""
     if not store.bad_inputs:
         return []
@@ -45,12 +48,14 @@ def bad_rows(store: FeatureStore, data_dir: Path | None) -> list[BadRow]:
     for at, bad in enumerate(store.bad_inputs[:LISTED]):
         picture, note = "", ""
         if data_dir is not None and at < PICTURED:
-            picture, note = _picture(store, data_dir, bad)
+            picture, note = _picture(store, data_dir, bad, follow_links=follow_links)
         rows.append(BadRow(store.samples[bad.index].stem, bad, picture, note))
     return rows
 
 
-def _picture(store: FeatureStore, data_dir: Path, bad: BadInput) -> tuple[str, str]:
+def _picture(
+    store: FeatureStore, data_dir: Path, bad: BadInput, *, follow_links: bool
+) -> tuple[str, str]:
     """Of a bad image the placeholder that the models saw, else the poster."""
     if bad.modality == "image":
         return _data(Image.new("RGB", (_SIDE * 2 // 3, _SIDE))), "black placeholder"
@@ -58,6 +63,8 @@ def _picture(store: FeatureStore, data_dir: Path, bad: BadInput) -> tuple[str, s
     record = store.ledger[chunk].samples[position]
     try:
         path = source.image_path(data_dir, store.samples[bad.index])
+        if not follow_links and leads_outside(path, data_dir.resolve()):
+            return "", f"the poster is {LEAVES}"
         data = source.read_capped(path, source.MAX_IMAGE_BYTES)
         if hashlib.sha256(data).hexdigest() != record.image_sha256:
             return "", "the poster has changed since the build"

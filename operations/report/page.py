@@ -37,12 +37,14 @@ class Sources:
         data_dir: its posters, for pictures of bad samples; or None.
         labels_dir: its labels, for genres; or None.
         split_json: its split; or None.
+        follow_links: whether links in ``data_dir`` that lead out of it are read.
     """
 
     store: Path
     data_dir: Path | None = None
     labels_dir: Path | None = None
     split_json: Path | None = None
+    follow_links: bool = False
 
 
 def write(sources: Sources, out: Path) -> dict[str, int]:
@@ -83,7 +85,9 @@ def page(store: FeatureStore, sources: Sources, sampled: Sampled) -> str:
         *_about_features(store, sampled, labels),
         data_sections.genres(labels, parts),
         *data_sections.split(store, parts),
-        data_sections.bad_samples(store, bad_rows(store, sources.data_dir)),
+        data_sections.bad_samples(
+            store, bad_rows(store, sources.data_dir, follow_links=sources.follow_links)
+        ),
         data_sections.speed(throughput(store.path)),
     ]
     return _document(store, sampled, body)

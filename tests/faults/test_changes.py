@@ -63,6 +63,7 @@ CASES: dict[str, list[Same | Refused]] = {
         Refused(lambda folder: str(folder / "none"), ("does not exist",), "InputError"),
     ],
     "store": [Same(lambda folder: str(folder / "moved-store"))],
+    "follow_links": [Same(True)],
     "resume": [Refused(False, ("already holds", "--resume", "--overwrite"), "InputError")],
     # All of a complete store: ``test_extension.py``.
     "append": [Same(True)],

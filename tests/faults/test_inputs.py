@@ -313,8 +313,10 @@ def test_names_are_values_and_nothing_is_written_outside_the_store(tmp_path: Pat
     found = seen["scanned"]
     assert found["unmatched_images"] == ["alone.jpg"]
     assert found["unmatched_texts"] == ["ALONE.json", "other.json"]
+    assert found["alike"] == [["alone.jpg", "ALONE.json", "case"]]
     assert [list(pair) for pair in found["left_out"]] == [
         ["..a.jpg", "dotfile"],
         ["..a.json", "dotfile"],
         ["b.JPG", "shadowed"],
+        ["other.png", "suffix"],
     ]

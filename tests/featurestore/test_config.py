@@ -19,6 +19,7 @@ DINO = BackboneConfig(adapter="transformers-image", model="facebook/dinov2-base"
 ACCEPTED = {
     "data_dir": [Path("data")],
     "store": [Path("store")],
+    "follow_links": [True, False],
     "resume": [True, False],
     "append": [True, False],
     "overwrite": [True, False],
@@ -64,10 +65,11 @@ REFUSED = {
     "sample_timeout_s": [0, -1.0, math.nan, math.inf],
 }
 NOT_CHECKED = {"data_dir", "store", "resume", "overwrite", "device", "allow_version_change"}
-NOT_CHECKED |= {"append", "verify_inputs", "remake_changed"}
+NOT_CHECKED |= {"follow_links", "append", "verify_inputs", "remake_changed"}
 TOML = {
     "data_dir": ('"d"', "1"),
     "store": ('"s"', "[]"),
+    "follow_links": ("true", '"yes"'),
     "resume": ("true", "1"),
     "append": ("true", '"yes"'),
     "overwrite": ("false", '"no"'),

@@ -60,7 +60,7 @@ def test_suffix_precedence(tmp_path):
     assert len(found.left_out) == 3 + 2 + 1 + 4
 
 
-def test_unmatched_are_counted_apart_and_other_suffixes_ignored(tmp_path):
+def test_unmatched_and_all_that_is_not_used_are_named(tmp_path):
     fill(tmp_path, "a.jpg", "a.json", "b.jpeg", "c.jpg", "d.JSON", "A.json")
     fill(tmp_path, "e.Jpg", "e.png", "e.jpg.txt", "notes.txt", ".gitignore", "jpg", "json")
     (tmp_path / "sub").mkdir()
@@ -69,7 +69,17 @@ def test_unmatched_are_counted_apart_and_other_suffixes_ignored(tmp_path):
     assert stems(found) == ["a"]
     assert found.unmatched_images == ("b.jpeg", "c.jpg")
     assert found.unmatched_texts == ("A.json", "d.JSON")
-    assert found.left_out == ()
+    assert found.left_out == (
+        (".gitignore", "dotfile"),
+        ("e.Jpg", "suffix"),
+        ("e.jpg.txt", "suffix"),
+        ("e.png", "suffix"),
+        ("jpg", "suffix"),
+        ("json", "suffix"),
+        ("notes.txt", "suffix"),
+        ("sub", "directory"),
+    )
+    assert found.alike == ()
 
 
 HOSTILE = [
@@ -119,7 +129,7 @@ def test_dotfiles_are_left_out(tmp_path):
     )
     found = scan(tmp_path)
     assert stems(found) == ["a"]
-    names = sorted([".jpg", ".json", "..x.jpg", "..x.json", "...jpg", ".a.jpg"])
+    names = sorted([".jpg", ".json", "..x.jpg", "..x.json", "...jpg", ".a.jpg", ".b"])
     assert found.left_out == tuple((name, "dotfile") for name in names)
 
 
@@ -186,6 +196,7 @@ def test_symlinks_are_followed_only_inside_the_folder(tmp_path):
             "through.jpg": "dangling",
             "folder.jpg": "directory",
             "pipe.jpg": "not-a-file",
+            "sub": "directory",
         }
 
 
@@ -244,6 +255,73 @@ def test_no_pair_says_what_was_seen(tmp_path):
     assert "2 images and 1 texts seen, 1 entries left out" in message
     assert "0000001.jpg beside 0000001.json" in message
     assert len(message.splitlines()) <= 4
+
+
+def message_of(folder) -> str:
+    with pytest.raises(InputError) as caught:
+        scan(folder)
+    assert len(str(caught.value).splitlines()) <= 4
+    return str(caught.value)
+
+
+def test_no_pair_names_the_suffix_that_posters_have(tmp_path):
+    """The bytes decide about the format, which is no reason to look for every suffix."""
+    fill(tmp_path, *(f"{i}.png" for i in range(40)), *(f"{i}.json" for i in range(40)), "x.txt")
+    message = message_of(tmp_path)
+    assert "0 images and 40 texts seen, 41 entries left out" in message
+    assert "41 another suffix (.png 40, .txt 1), as '0.png'" in message
+    assert "Rename posters such as '0.png' to .jpg" in message
+
+
+def test_no_pair_names_the_subfolder_that_holds_them(tmp_path):
+    for name in ("a", "train", "z"):
+        (tmp_path / name).mkdir()
+    fill(tmp_path / "a", "x.jpg", "y.jpg")
+    fill(tmp_path / "train", "x.jpg", "x.json")
+    message = message_of(tmp_path)
+    assert "3 a subfolder, as 'a'" in message
+    assert f"Subfolders are not entered: name {tmp_path / 'train'} instead." in message
+
+
+def test_no_pair_of_links_that_lead_nowhere(tmp_path):
+    for i in range(3):
+        (tmp_path / f"{i}.jpg").symlink_to(f"../.git/annex/objects/{i}")
+        (tmp_path / f"{i}.json").symlink_to(f"../.git/annex/objects/{i}t")
+    message = message_of(tmp_path)
+    assert "6 a link that leads nowhere, as" in message
+    assert "git annex get" in message
+
+
+COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
+
+
+def test_stems_that_look_the_same_are_named(tmp_path):
+    fill(tmp_path, "a.jpg", "a.json", f"{COMPOSED}.jpg", f"{DECOMPOSED}.json")
+    fill(tmp_path, "Poster.jpg", "poster.json", f"Ü-{DECOMPOSED}.jpg", f"ü-{COMPOSED}.json")
+    fill(tmp_path, "b.jpg", "c.json", "ALONE.jpg", "Alone.jpg", "alone.json")
+    found = scan(tmp_path)
+    assert stems(found) == ["a"]
+    assert set(found.alike) == {
+        (f"{COMPOSED}.jpg", f"{DECOMPOSED}.json", "Unicode form"),
+        ("Poster.jpg", "poster.json", "case"),
+        (f"Ü-{DECOMPOSED}.jpg", f"ü-{COMPOSED}.json", "case"),
+        ("ALONE.jpg", "alone.json", "case"),
+    }
+    assert len(found.unmatched_images) == 6  # they are unmatched all the same
+
+
+def test_names_that_are_not_utf8_look_like_nothing_else(tmp_path):
+    for name in (b"a\xff.jpg", b"a\xff.json", b"b\xff.jpg", b"b\xfe.json"):
+        (tmp_path / os.fsdecode(name)).write_bytes(b"")
+    assert scan(tmp_path).alike == ()
+
+
+def test_no_pair_of_two_unicode_forms_says_so(tmp_path):
+    """As when a Mac's archive is unpacked beside another's files."""
+    fill(tmp_path, f"{COMPOSED}.jpg", f"{DECOMPOSED}.json")
+    message = message_of(tmp_path)
+    assert "differ only in Unicode form: rename one" in message
+    assert f"{COMPOSED}.jpg" in message
 
 
 def reason(path, cap=10) -> str:
