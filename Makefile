@@ -21,7 +21,7 @@ help:
 setup: $(STAMP)
 
 # torch first and alone: a resolver that sees torchvision first may choose another torch.
-$(STAMP): pyproject.toml constraints.txt $(wildcard producers/kernels/*.[ch])
+$(STAMP): pyproject.toml setup.py constraints.txt $(wildcard producers/kernels/*.[ch])
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "manyviews needs Python 3.11 or later: make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)

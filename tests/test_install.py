@@ -1,11 +1,13 @@
-"""Installing without a C compiler works, says so once, and makes the same store."""
+"""Installing warns of nothing; without a C compiler it works, says so, and makes the same store."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
@@ -24,15 +26,58 @@ BUILD: dict[str, Any] = {"views": 4, "chunk": 16, "features": ("clip_image",)}
 NOTICE = "no compiled kernels: image views take"
 
 
+def copy_sources(folder: Path) -> None:
+    """Copies what a checkout has of the package."""
+    for name in ("pyproject.toml", "setup.py", "README.md", "cli.py"):
+        shutil.copy(ROOT / name, folder)
+    built = shutil.ignore_patterns("*.so", "__pycache__")
+    for name in PACKAGES:
+        shutil.copytree(ROOT / name, folder / name, ignore=built)
+
+
+@pytest.mark.parametrize("what", ["wheel", "sdist", "editable"])
+def test_building_warns_of_nothing_and_packs_the_kernels_sources_for_the_sdist_alone(
+    tmp_path: Path, what: str
+) -> None:
+    source, made = tmp_path / "source", tmp_path / "made"
+    source.mkdir()
+    copy_sources(source)
+    code = f"import setuptools.build_meta as b, sys; b.build_{what}(sys.argv[1])"
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    done = subprocess.run(
+        [sys.executable, "-W", "always", "-c", code, made],
+        cwd=source,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    said = (done.stdout + done.stderr).splitlines()
+    assert [
+        line for line in said if re.search("warning|experimental|deprecat", line, re.IGNORECASE)
+    ] == []
+    [file] = made.iterdir()
+    if what == "sdist":
+        with tarfile.open(file) as archive:
+            names = archive.getnames()
+    else:
+        names = zipfile.ZipFile(file).namelist()
+    sources = {n for n in names if n.endswith((".c", ".h"))}
+    if what == "sdist":
+        kernels = {p.name for p in (ROOT / "producers/kernels").glob("*.[ch]")}
+        assert {n.rpartition("/")[2] for n in sources} == kernels
+    else:
+        assert not sources
+    if what == "wheel":
+        assert "producers/kernels/exp_exceptions.npz" in names
+        assert "producers/kernels/compiled.pyi" in names
+
+
 @pytest.fixture(scope="module")
 def without_compiler(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the package as pip installs it where the compiler fails."""
     source, made, site = (tmp_path_factory.mktemp(name) for name in ("source", "wheel", "site"))
-    for name in ("pyproject.toml", "README.md", "cli.py"):
-        shutil.copy(ROOT / name, source)
-    built = shutil.ignore_patterns("*.so", "__pycache__")
-    for name in PACKAGES:
-        shutil.copytree(ROOT / name, source / name, ignore=built)
+    copy_sources(source)
     pip = [sys.executable, "-m", "pip", "--quiet"]
     alone = ["--no-deps", "--no-index"]
     wheel = ["wheel", *alone, "--no-build-isolation", "--wheel-dir", str(made), str(source)]
