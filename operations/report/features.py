@@ -21,6 +21,8 @@ _CONSTANT = 1e-4
 _ROUNDING = 1e-6
 # A dimension this many deviations away from zero outweighs others in every product of raw rows.
 _FAR = 10.0
+# How far from 1 the length of a normalised row may be: bfloat16 has eight bits.
+_UNIT = 2.0**-7
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,12 @@ class FeatureFacts:
     to_other: Floats
     within: Doubles | None
     between: Doubles | None
+
+    @property
+    def is_normalised(self) -> bool:
+        """Whether every row has length 1, but for rounding to bfloat16 or finer."""
+        norms = np.concatenate([self.clean_norms, self.view_norms])
+        return bool((np.abs(norms - 1) <= _UNIT).all())
 
     @property
     def near_constant(self) -> npt.NDArray[np.int64]:

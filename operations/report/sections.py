@@ -63,25 +63,34 @@ def _feature_table(store: FeatureStore) -> Markup:
 
 def norms(features: Sequence[FeatureFacts]) -> Markup:
     """Lengths of rows."""
-    drawn, rows = [], []
+    drawn, rows, unit = [], [], []
     for facts in features:
         series = [("clean", facts.clean_norms), ("augmented", facts.view_norms)]
+        if facts.is_normalised:
+            unit.append(facts.name)
+            continue
         svg = plots.histograms(f"norms of {facts.name}", "Euclidean norm", series)
         drawn.append(figure(svg, facts.name))
         for label, values in series:
             if len(values):
                 quantiles = [number(float(q)) for q in np.quantile(values, _QUANTILES)]
                 rows.append((facts.name, label, number(float(values.mean())), *quantiles))
-    return section(
-        "norms",
-        "Norms",
-        paragraph(
+    parts = []
+    if unit:
+        parts.append(
+            paragraph(
+                f"Normalised: {', '.join(unit)}. Every row has length 1, as the model returns it; "
+                "there is no distribution of lengths to look at."
+            )
+        )
+    if rows:
+        said = (
             "Lengths of raw rows. One hump is healthy; a spike at one value means rows that are "
             "all alike, such as empty texts or a model that ignores its input."
-        ),
-        row(drawn),
-        table("Norms", ("feature", "views", "mean", "5%", "median", "95%"), rows),
-    )
+        )
+        head = ("feature", "views", "mean", "5%", "median", "95%")
+        parts += [paragraph(said), row(drawn), table("Norms", head, rows)]
+    return section("norms", "Norms", *parts)
 
 
 def dimensions(features: Sequence[FeatureFacts]) -> Markup:

@@ -252,6 +252,28 @@ def test_a_large_store_is_measured_on_a_part_of_it(store: FeatureStore, text: st
     assert "Measured on all 46 samples" in text
 
 
+@pytest.mark.parametrize("rounding", [0.0, 0.003])
+def test_normalised_rows_are_called_so_and_are_no_spike(tmp_path: Path, rounding: float) -> None:
+    """Rows of length 1, exactly or but for the rounding to bfloat16, have no histogram of norms."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(40, VIEWS, 64))
+    rows /= np.linalg.norm(rows, axis=2, keepdims=True)
+    unit = (rows * (1 + rounding * rng.uniform(-1, 1, size=(40, VIEWS, 1)))).astype(np.float32)
+    plain = (3 * rows * rng.uniform(0.5, 1.5, size=(40, VIEWS, 1))).astype(np.float32)
+    for name, second, is_said in (("one", plain, True), ("both", unit, False)):
+        dims = {"unit": 64, "other": 64}
+        stored = {"unit": unit, "other": second}
+        shape = {"samples": 40, "views": VIEWS, "chunk": 16, "dims": dims}
+        make_store(tmp_path / name, **shape, rows=stored)
+        store = FeatureStore(tmp_path / name)
+        found = page(store, Sources(store.path), choose(store))
+        section = found.split('id="norms"')[1].split("</section>")[0]
+        assert ("Normalised: unit." in section) is is_said
+        assert ("Normalised: unit, other." in section) is not is_said
+        assert ("spike" in section) is is_said
+        assert section.count("<svg") == int(is_said)
+
+
 def test_the_page_says_of_how_many(tmp_path: Path) -> None:
     make_store(tmp_path / "s", samples=40, chunk=16, dims=ONE)
     store = FeatureStore(tmp_path / "s")
