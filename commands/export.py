@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -91,9 +92,15 @@ def export(
     with chunk_progress() as progress:
         done = run(request, progress)
     if as_json:
-        facts = {"out_dir": str(done.out_dir), "rows": done.rows, "files": done.files}
+        facts: dict[str, Any] = {
+            "out_dir": str(done.out_dir),
+            "rows": done.rows,
+            "files": done.files,
+        }
+        facts["zscore"] = zscore
         click.echo(json.dumps(facts))
     for name, size in done.files.items():
         say(f"{size:>16,}  {name}")
+    say(request.scaling)
     say(f"{amount(done.rows, 'row')}: {done.out_dir}")
     return 0

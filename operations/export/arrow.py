@@ -12,6 +12,8 @@ from operations.export.plan import Block, Export
 def schema_of(export: Export) -> pa.Schema:
     """``stem``, ``index``, ``view``, ``bad``, a list of D floats per feature, and ``labels``.
 
+    Its metadata says in ``zscore`` and ``scaling`` what was done to the rows.
+
     Raises:
         InputError: a stem is not UTF-8, as Arrow's strings must be.
     """
@@ -32,7 +34,8 @@ def schema_of(export: Export) -> pa.Schema:
     ]
     if export.labels is not None:
         fields.append(("labels", pa.list_(pa.float32(), export.labels.shape[1])))
-    return pa.schema(fields)
+    said = {"zscore": export.request.zscore, "scaling": export.request.scaling}
+    return pa.schema(fields, metadata=said)
 
 
 def table_of(block: Block, schema: pa.Schema) -> pa.Table:

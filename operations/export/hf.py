@@ -44,6 +44,7 @@ def write(export: Export, folder: OutFolder) -> None:
             writer.finalize(close_stream=False)
         folder.shards[name] = export.rows_of(chunks)
     info, state = _documents(features, folder.path)
+    info["description"] = f"{export.request.scaling}."
     digests = "".join(folder.files[name].sha256 for name in folder.shards)
     # The library draws one at random for what it has not computed; this one is the content's.
     state["_fingerprint"] = hashlib.sha256(digests.encode()).hexdigest()[:16]

@@ -21,6 +21,8 @@ from operations.export.narrow import ITEM_BYTES, narrow
 
 # Rows are read and handed on in blocks of about this size: a row group of Parquet.
 BLOCK_BYTES = 64 << 20
+# The means and deviations that rows were scaled by.
+ZSCORE = "_zscore.npz"
 COLUMNS = ("stem", "index", "view", "bad", "labels")
 Progress = Callable[[int, int], None]
 _RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?")
@@ -51,6 +53,14 @@ class ExportRequest:
     zscore: str = "all"
     split_json: Path | None = None
     labels_dir: Path | None = None
+
+    @property
+    def scaling(self) -> str:
+        """What was done to the rows, in words; for people and for the files' metadata."""
+        if self.zscore == "none":
+            return "raw rows: no z-score was applied"
+        rows = "all rows" if self.zscore == "all" else "the training rows of the split"
+        return f"z-scored rows: less the mean, by the deviation of {rows}, see {ZSCORE}"
 
 
 @dataclass(frozen=True, slots=True)

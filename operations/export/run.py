@@ -15,9 +15,7 @@ from featurestore.genres import CLASS_NAMES
 from featurestore.space import free_bytes
 from operations.export.folder import DESCRIPTION, OutFolder, check_free_name, out_folder
 from operations.export.formats import Format, check, load_writer
-from operations.export.plan import Export, ExportRequest, Progress, plan
-
-ZSCORE = "_zscore.npz"
+from operations.export.plan import ZSCORE, Export, ExportRequest, Progress, plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +103,7 @@ def describe(chosen: Export, folder: OutFolder) -> dict[str, Any]:
         "features": dict(chosen.dims),
         "dtype": request.dtype,
         "zscore": request.zscore,
+        "scaling": request.scaling,
         "labels": None if chosen.labels is None else list(CLASS_NAMES),
         "placeholders": [
             {"index": b.index, "stem": stems[b.index], "input": b.modality, "reason": b.reason}

@@ -14,8 +14,8 @@ def write(export: Export, folder: OutFolder) -> None:
     """Writes ``features-00000.tar`` and so on.
 
     A record holds all chosen views of a sample: ``<feature>.npy`` ``[v, D]`` each, and ``json``
-    with ``stem``, ``index``, ``views`` (their numbers), ``bad`` and ``labels``. Its key is the
-    sample's index, because a key ends at its first dot and stems may have one.
+    with ``stem``, ``index``, ``views`` (their numbers), ``bad``, ``zscore`` and ``labels``. Its key
+    is the sample's index, because a key ends at its first dot and stems may have one.
     """
     for number, chunks in enumerate(export.shards(SHARD_BYTES)):
         name = f"features-{number:05d}.tar"
@@ -28,6 +28,7 @@ def write(export: Export, folder: OutFolder) -> None:
                         "index": index,
                         "views": block.views.tolist(),
                         "bad": bool(block.bad[place]),
+                        "zscore": export.request.zscore,
                     }
                     if block.labels is not None:
                         facts["labels"] = block.labels[place].tolist()

@@ -8,6 +8,7 @@ import hashlib
 import json
 import shutil
 import socket
+import tarfile
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 
+import cli
 from featurestore import durable
 from featurestore.errors import (
     ConfigError,
@@ -264,6 +266,52 @@ def test_hugging_face_reaches_for_no_network(request_of: Any, monkeypatch: Any) 
     from datasets import load_from_disk
 
     assert len(load_from_disk(str(request.out_dir))) == len(STEMS) * VIEWS
+
+
+def _said_by_parquet(folder: Path) -> str:
+    import pyarrow.parquet as pq
+
+    (file,) = folder.glob("*.parquet")
+    return pq.read_schema(file).metadata[b"zscore"].decode()
+
+
+def _said_by_hf(folder: Path) -> str:
+    from datasets import load_from_disk
+
+    return str(load_from_disk(str(folder)).info.description)
+
+
+def _said_by_webdataset(folder: Path) -> str:
+    with tarfile.open(next(folder.glob("*.tar"))) as tar:
+        member = tar.extractfile("000000000.json")
+        assert member is not None
+        return str(json.loads(member.read())["zscore"])
+
+
+@pytest.mark.parametrize(("zscore", "words"), [("all", "z-scored rows"), ("none", "raw rows")])
+@pytest.mark.parametrize(
+    ("format", "said"),
+    [
+        ("parquet", _said_by_parquet),
+        ("hf", _said_by_hf),
+        ("webdataset", _said_by_webdataset),
+        ("npy", lambda _: ""),
+    ],
+)
+def test_an_export_says_whether_rows_are_z_scored(
+    request_of: Any, capsys: Any, format: str, said: Any, zscore: str, words: str
+) -> None:
+    """In what it prints, in ``_export.json``, and in the files where the format has a place."""
+    request = request_of(format)
+    arguments = ["--store", request.store, "--format", format, "--out-dir", request.out_dir]
+    code = cli.run_command(["export", *map(str, arguments), "--zscore", zscore, "--json"])
+    assert code == 0
+    output, errors = capsys.readouterr()
+    assert words in errors
+    assert json.loads(output)["zscore"] == zscore
+    assert words in json.loads((request.out_dir / "_export.json").read_text())["scaling"]
+    in_file = said(request.out_dir)
+    assert in_file == zscore or words in in_file or format == "npy"
 
 
 # Interruptions -----------------------------------------------------------------------------------
