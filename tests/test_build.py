@@ -647,7 +647,7 @@ def test_a_file_under_another_suffix_is_named(
 
 def test_more_slots_than_memory(configure: Configure, tmp_path: Path) -> None:
     config = configure(tmp_path / "s", slots=10**9)
-    refused(ConfigError, config, "1000000000 slots", "bytes of shared memory", "--slots")
+    refused(ConfigError, config, "1,000,000,000 slots", "bytes of shared memory", "--slots")
     assert not config.store.exists()
     slots = {"slots": 10**6, "features": ("clip_image",), "chunk": 16}
     refused(ConfigError, configure(tmp_path / "s", **slots), "are free")
