@@ -95,7 +95,7 @@ def alike_stems(
         (poster, synopsis, in what they differ: ``Unicode form`` or ``case``), sorted; a name is in
         at most one of them.
     """
-    found = []
+    found: list[tuple[str, str, str]] = []
     for how, key in (("Unicode form", _composed), ("case", _caseless)):
         used = {name for pair in found for name in pair[:2]}
         by_key = {key(stem): name for stem, name in sorted(texts.items()) if name not in used}

@@ -1,0 +1,178 @@
+"""``docs/inputs.md`` says what the files and the output of ``--json`` hold, compared with both."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import cli
+from featurestore.genres import _KEYS, CLASS_NAMES
+from featurestore.splits import read_split
+from producers import decode, source, unused
+from tests.conftest import ROOT
+
+PAGE = (ROOT / "docs" / "inputs.md").read_text("utf-8")
+PREFIX = "mm_imdb1_globals_aug70"
+TYPES: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "number": (int, float),
+    "string": (str,),
+    "bool": (bool,),
+    "list": (list,),
+    "object": (dict,),
+    "null": (type(None),),
+}
+COMMANDS = (
+    *("build", "check", "status", "verify", "labels", "probe", "views", "materialize", "report"),
+)
+
+
+def section(title: str) -> str:
+    [text] = re.findall(rf"^#+ {re.escape(title)}\n(.*?)(?=^#|\Z)", PAGE, re.MULTILINE | re.DOTALL)
+    return str(text)
+
+
+@cache
+def documented(command: str) -> Mapping[str, str]:
+    rows = re.findall(
+        r"^\| `([^`]+)` \| ([a-z ]+) \|", section(f"`{command} --json`"), re.MULTILINE
+    )
+    assert len(dict(rows)) == len(rows) > 0
+    return dict(rows)
+
+
+def found_in(
+    value: object, rows: Mapping[str, str], path: str = ""
+) -> Iterator[tuple[str, object]]:
+    """Path and value of everything that a row can be about."""
+    if isinstance(value, dict) and (not path or any(r.startswith(f"{path}.") for r in rows)):
+        for key, inner in value.items():
+            yield from found_in(inner, rows, f"{path}.{key}" if path else key)
+    elif isinstance(value, list) and any(row.startswith(f"{path}[].") for row in rows):
+        for inner in value:
+            yield from found_in(inner, rows, f"{path}[]")
+    else:
+        yield path, value
+
+
+@pytest.fixture(scope="module")
+def printed(
+    demo_data: Path,
+    demo_store: Path,
+    checkpoints: dict[str, str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, Any]:
+    """What each command prints of a small data set."""
+    folder = tmp_path_factory.mktemp("printed")
+    data, split = demo_data / "dataset", demo_data / "split.json"
+    store = shutil.copytree(demo_store, folder / "store")
+    same = [x for name, place in checkpoints.items() for x in ("--model", f"{name}={place}")]
+    two = ("--features", "clip_image,clip_text", "--device", "cpu", "--workers", 1, *same)
+    two = (*two, "--data-dir", data, "--views", 4)
+    out, labels = folder / "out", folder / "labels"
+    asked: dict[str, tuple[object, ...]] = {
+        "build": ("--data-dir", data, "--store", store, "--resume", "--device", "cpu", *same),
+        "check": (*two, "--store", folder / "none", "--split-json", split),
+        "status": ("--store", store),
+        "materialize": ("--store", store, "--out-dir", out),
+        "labels": ("--data-dir", data, "--out-dir", labels, "--augment", "--embeddings-dir", out),
+        "verify": ("--store", store, "--verify-inputs", "--data-dir", data, "--materialized", out),
+        "probe": ("--store", store, "--labels-dir", labels, "--split-json", split),
+        "views": ("--data-dir", data, "--stem", "0107922", "--views", 8),
+        "report": ("--store", store, "--out", folder / "page.html"),
+    }
+    found: dict[str, Any] = {"labels_dir": labels, "out": out}
+    with pytest.MonkeyPatch.context() as patch:
+        for command, arguments in asked.items():
+            lines: list[str] = []
+            patch.setattr("click.echo", lambda text="", err=False, **_: err or lines.append(text))  # noqa: B023
+            with pytest.raises(SystemExit) as ended:
+                cli.main([command, *map(str, arguments), "--json"])
+            assert ended.value.code in (0, 3), (command, lines)
+            [line] = lines
+            found[command] = json.loads(line)
+    return found
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_key_is_in_the_page_with_its_type(command: str, printed: dict[str, Any]) -> None:
+    rows = documented(command)
+    found = list(found_in(printed[command], rows))
+    # A group that the page describes as a whole is one object.
+    assert {path for path, _ in found} == set(rows)
+    for path, value in found:
+        kinds = [kind for name in rows[path].split(" or ") for kind in TYPES[name]]
+        assert type(value) in kinds, (path, value)
+
+
+def test_the_page_has_every_command_with_json() -> None:
+    headed = set(re.findall(r"^### `(\w+) --json`$", PAGE, re.MULTILINE))
+    assert headed == set(COMMANDS)
+    takes = {
+        name
+        for name, command in cli.cli.commands.items()
+        if any("--json" in option.opts for option in command.params)
+    }
+    assert takes - headed <= {"export"}, "described on its own page"
+
+
+def test_the_folder() -> None:
+    text = section("The folder")
+    assert ", ".join(f"`{suffix}`" for suffix in source.IMAGE_SUFFIXES) in text
+    assert ", ".join(f"`{suffix}`" for suffix in source.TEXT_SUFFIXES) in text
+    for cap in (source.MAX_IMAGE_BYTES, source.MAX_TEXT_BYTES):
+        assert f"{cap >> 20} MiB" in text
+    assert f"{decode.MAX_PIXELS:,}" in text
+    assert f"{decode.MAX_SIDE:,}" in text
+    assert set(re.findall(r"^\| `([a-z-]+)` \|", text, re.MULTILINE)) == set(unused.REASONS)
+
+
+def test_a_synopsis_and_genres() -> None:
+    text = section("A synopsis")
+    assert ", ".join(f"`{key}`" for key in _KEYS) in text
+    [example] = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+    decoded = decode.text(example.encode())
+    assert decoded.reason is None
+    assert decoded.text == "A robot learns to laugh. Nobody else does."
+    [said] = re.findall(r"reason: (.*?)detail:", decode.DecodedText.__doc__ or "", re.DOTALL)
+    reasons = re.findall(r"``([a-z0-9-]+)``", said)
+    assert len(reasons) == 8
+    assert all(f"`{word}`" in text for word in (*reasons, *source.UNREADABLE))
+    assert ", ".join(CLASS_NAMES) in " ".join(section("Genres").split())
+
+
+def test_the_split(tmp_path: Path) -> None:
+    [example] = re.findall(r"```json\n(.*?)```", section("split.json"), re.DOTALL)
+    (tmp_path / "split.json").write_text(example)
+    split = read_split(tmp_path / "split.json", ["0100003", "0107922", "0108101", "0109830"])
+    assert [part.tolist() for part in (split.train, split.val, split.test)] == [[1, 2], [0], [3]]
+
+
+def test_the_label_files(printed: dict[str, Any]) -> None:
+    text = section("What `labels` writes")
+    names = [
+        name.replace("P_", f"{PREFIX}_", 1)
+        for name in re.findall(r"^\| `([^`]+)`", text, re.MULTILINE)
+    ]
+    labels, out = printed["labels_dir"], printed["out"]
+    written = {p.name for p in labels.iterdir()} | {p.name for p in out.glob("*_labels*")}
+    assert set(names) == written
+    base, noisy = np.load(labels / names[0]), np.load(out / names[3])
+    assert (base.dtype, base.shape) == (np.float32, (48, 23))
+    assert (noisy.dtype, noisy.shape) == (np.float32, (48 * 4, 23))
+    np.testing.assert_array_equal(noisy[::4], base)
+    assert set(np.unique(base)) == {0.0, 1.0}
+    assert len((labels / names[1]).read_bytes().split(b"\n")) == 48
+    assert json.loads((labels / names[2]).read_bytes()) == list(CLASS_NAMES)
+    manifest = json.loads((out / names[4]).read_bytes())
+    keys = re.findall(r"`([a-z_0-9]+)`", text[text.index("`total_rows`") :].partition("|")[0])
+    assert len(keys) == 5
+    assert set(keys) <= set(manifest)
