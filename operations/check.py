@@ -298,16 +298,9 @@ def _need(
     if plan is None:
         workers = config.workers or default_workers()
         return Need(weights, 0, 0, 0, workers, threads)
-    rows = plan.spec.chunk * (plan.spec.views - plan.job.first_view)
+    rows = [plan.spec.chunk * len(part) for part in plan.view_parts]
     buffers = [
-        batch_bytes(
-            m,
-            plan.backbones[m.feature],
-            plan.batch_sizes[m.feature],
-            rows,
-            plan.threads,
-            len(plan.view_parts),
-        )
+        batch_bytes(m, plan.backbones[m.feature], plan.batch_sizes[m.feature], rows, plan.threads)
         for m in models
     ]
     kept, working, host = zip(*buffers, strict=True)

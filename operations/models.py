@@ -8,6 +8,7 @@ from typing import Any
 
 from consumers import backbones as registry
 from consumers import declared
+from consumers.batch_plan import SHORT
 from consumers.locating import Located, count_parameters, locate
 from featurestore.config import CompleteConfig
 from featurestore.errors import ConfigError
@@ -183,7 +184,7 @@ def _part(config: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def batch_bytes(
-    model: FoundModel, backbone: Any, batch: int, rows: int, threads: int, parts: int = 1
+    model: FoundModel, backbone: Any, batch: int, rows: Sequence[int], threads: int
 ) -> tuple[int, int, int]:
     """Estimates what batches of a loaded backbone take.
 
@@ -191,40 +192,63 @@ def batch_bytes(
         model: what is known of it.
         backbone: the backbone.
         batch: rows per forward pass.
-        rows: rows of a chunk.
+        rows: rows of a chunk, for each part of the views, whose rows share no batch.
         threads: batches that are computed side by side.
-        parts: of the views, each with batches of its own.
 
     Returns:
         Bytes that it keeps on the device, bytes that it works in there, and bytes of the host.
     """
+    staged, working = _batch(model, backbone, batch)
+    device = host = 0
+    for part in rows:
+        kept, buffers = _batcher_bytes(backbone, batch, part, staged, threads)
+        device, host = device + kept, host + buffers
+    # One copy more of a chunk's features while it is written.
+    host += sum(rows) * backbone.dim * 4
+    return device, threads * working, host
+
+
+def _batcher_bytes(
+    backbone: Any, batch: int, rows: int, staged: int, threads: int
+) -> tuple[int, int]:
+    """Bytes on the device and on the host of all batchers of one backbone and part of the views.
+
+    Args:
+        backbone: the backbone.
+        batch: rows per forward pass.
+        rows: of the part in a chunk.
+        staged: bytes of one batch on its way to the device.
+        threads: batches that are computed side by side.
+    """
     from consumers.running import stages_of  # loads torch, as the backbone did
 
-    cuda = backbone.device.type == "cuda"
-    stages = parts * stages_of(backbone.device, threads)
+    stages = stages_of(backbone.device, threads)
+    # What fills up the last batch has a place as well.
+    features = -(-rows // batch) * batch * backbone.dim * 4
+    # Two sets of batchers for texts, each with a chunk's ids and features; images have one set,
+    # with the features of two chunks.
+    sets, ids = 1, 0
+    if registry.modality_of(backbone) == "text":
+        sets, ids = 2, rows * (backbone.text.max_length + 1) * 4
+    host = sets * (stages * staged + ids) + 2 * features
+    device = sets * (stages * staged + features) if backbone.device.type == "cuda" else 0
+    return device, host
+
+
+def _batch(model: FoundModel, backbone: Any, batch: int) -> tuple[int, int]:
+    """Bytes of one batch on its way to the device, and of what a forward pass works in."""
     config = (
         dict(model.located.checkpoint.config) if model.located and model.located.checkpoint else {}
     )
     item = _ITEM_BYTES[model.dtype]
-    texts = registry.modality_of(backbone) == "text"
-    if not texts:
-        side = backbone.image.size
-        part = _part(config, "vision_config")
-        patch = max(1, _number(part, ("patch_size",), 16))
-        staged = batch * side * side * 3
-        tokens = (side // patch) ** 2 + 1
-        # The pixels once more, normalised, and as patches.
-        working = 2 * staged * item + activation_bytes(part, tokens, batch, item)
-    else:
+    if registry.modality_of(backbone) == "text":
         length = backbone.text.max_length
-        staged = batch * (length + 8) * 4
+        staged = batch * (length + SHORT) * 4  # up to so many short texts, each with its length
         part = _part(config, "text_config")
-        working = activation_bytes(part, length, batch, item) + 4 * staged
-    features = rows * backbone.dim * 4
-    # Two sets of batchers for texts, each with a chunk's ids; images have one set, of two buffers.
-    sets = 2 if texts else 1
-    chunk_ids = rows * (backbone.text.max_length + 1) * 4 if texts else 0
-    # One copy more while a chunk is written.
-    host = sets * (stages * staged + chunk_ids) + 3 * features
-    device = sets * (stages * staged + features) if cuda else 0
-    return device, threads * working, host
+        return staged, activation_bytes(part, length, batch, item) + 4 * staged
+    side = backbone.image.size
+    part = _part(config, "vision_config")
+    tokens = (side // max(1, _number(part, ("patch_size",), 16))) ** 2 + 1
+    staged = batch * side * side * 3
+    # The pixels once more, normalised, and as patches.
+    return staged, 2 * staged * item + activation_bytes(part, tokens, batch, item)

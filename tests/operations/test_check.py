@@ -414,7 +414,7 @@ def test_the_line_of_a_build_is_that_of_its_check(check: Call, workplace: Path) 
             ["--resume", "--batch-size", "clip_text=4"],
             "another clip_text.batch_size",
         ),
-        (["--bad-sample", "fail"], "inputs that cannot be used"),
+        (["--bad-sample", "fail"], "1 input that cannot be used"),
     ):
         code, output, _ = check("--store", workplace / "store", *more, "--json")
         found = problems(output, "error")
