@@ -180,7 +180,7 @@ def test_equal_files_are_found_whatever_their_names(found: Scan) -> None:
 
 def test_equal_posters_in_two_parts_are_said(found: Scan, tmp_path: Path) -> None:
     path = tmp_path / "split.json"
-    for test, said in ((["twin"], "1 groups are in two parts"), (["small"], "in 1 groups, first")):
+    for test, said in ((["twin"], "1 group is in two parts"), (["small"], "in 1 group, first")):
         path.write_text(json.dumps({"train": ["good01"], "val": [], "test": test}))
         group, split = inputs.split_group(path, found)
         inputs.duplicates_into(group, found, split)
