@@ -232,7 +232,7 @@ def test_debug_shows_where_an_error_of_ours_came_from(run: Any) -> None:
 
 
 def test_ctrl_c_anywhere(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: object) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("producers.source.scan", interrupted)
@@ -260,11 +260,11 @@ def test_names_that_a_terminal_cannot_show(tmp_path: Path) -> None:
     folder.mkdir()
     stem = os.fsdecode(b"caf\xc3\xa9 \xff")
     (folder / f"{stem}.jpg").write_bytes(b"")
-    (folder / f"{stem}.json").write_bytes(b"{}")
+    (folder / f"{stem}.json").write_bytes(b'{"genres": ["Drama", "Caf\\u00e9 \\udcff"]}')
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
     done = shell("labels", "--data-dir", folder, "--out-dir", tmp_path / "o", env=environment)
     assert done.returncode == 0
-    assert "caf\\xe9 \\udcff" in done.stderr
+    assert "'caf\\xe9 \\\\udcff'" in done.stderr
     assert (tmp_path / "o" / "ids_all.txt").read_bytes() == b"caf\xc3\xa9 \xff"
 
 

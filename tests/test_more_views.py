@@ -17,6 +17,7 @@ from consumers.extending import completed, find_extension
 from consumers.plan import Plan, decide, make_plan
 from featurestore.config import BuildConfig
 from featurestore.store import FeatureStore
+from featurestore.writer import StoreWriter
 from operations.forecast import forecast_group, run_trial
 from operations.target import open_target
 from producers.source import scan
@@ -123,28 +124,25 @@ def test_a_trial_makes_what_is_added_and_writes_what_is_written(
     made()
     plan = planned(replace(config, resume=True, views=AFTER))
     written: list[tuple[int, ...]] = []
-    from consumers.main_loop import run_plan
-    from operations import forecast
+    honest = StoreWriter.commit_chunk
 
-    def look(small: Plan, *rest: Any) -> Any:
-        report = run_plan(small, *rest)
-        store = FeatureStore(small.config.store)
-        assert store.complete
-        written.append(store.read_chunk("clip_text", 0).shape)
-        return report
+    def commit(self: StoreWriter, chunk: int, rows: Any, samples: Any, changed: Any) -> None:
+        written.append(rows["clip_text"].shape)
+        honest(self, chunk, rows, samples, changed)
 
-    monkeypatch.setattr(forecast, "run_plan", look)
+    monkeypatch.setattr(StoreWriter, "commit_chunk", commit)
     trials = tmp_path / "trials"
     trials.mkdir()
     trial = run_trial(plan, trials, aim_s=1000.0)
     assert list(trials.iterdir()) == []
-    assert trial.samples == 8
-    # A first trial of one sample a chunk, then the one that counts.
+    each = SAMPLES // 4
+    assert trial.samples == 3 * each
+    # A first trial of one sample a chunk, then the one that counts; with the rows that are there.
     dim = plan.spec.dims["clip_text"]
-    assert written == [(1, AFTER, dim), (4, AFTER, dim)]
+    assert written == [(1, AFTER, dim)] * 3 + [(each, AFTER, dim)] * 3
     found = made()
     assert found["clean"] == 0
-    assert found["encoded"] == (2 + 8) * (AFTER - BEFORE)
+    assert found["encoded"] == (3 + 3 * each) * (AFTER - BEFORE)
     target = open_target(replace(config, resume=True, views=AFTER), scan(config.data_dir))
     facts = forecast_group(plan, trial, target.todo(SAMPLES)).facts
     assert facts["samples"] == SAMPLES

@@ -255,7 +255,7 @@ def make_data(folder: Path) -> None:
             "".join(words.choices(string.ascii_lowercase, k=words.randint(1, 4)))
             for _ in range(words.randint(3, 20))
         )
-        text = json.dumps({"plot": plot}) if i != 6 else '{"plot": '
+        text = json.dumps({"plot": plot, "genres": ["Drama"]}) if i != 6 else '{"plot": '
         stem.with_suffix(".json").write_text(text)
 
 

@@ -221,8 +221,7 @@ def test_wrong_arguments(made, tmp_path):
 def test_a_full_disk_is_noticed_before_anything_is_replaced(made, tmp_path, monkeypatch):
     materialize(FeatureStore(made[0]), tmp_path)
     before = contents(tmp_path)
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    monkeypatch.setattr("featurestore.materialize.free_bytes", lambda _: 1000)
     with pytest.raises(InputError, match=r"needs 22,400 bytes.*1,000 free"):
         materialize(FeatureStore(made[0]), tmp_path)
     assert contents(tmp_path) == before
@@ -231,8 +230,7 @@ def test_a_full_disk_is_noticed_before_anything_is_replaced(made, tmp_path, monk
 def test_room_that_a_killed_run_took_is_room(made, tmp_path, monkeypatch):
     left = tmp_path / f"{PREFIX}_blip2_text.npy.partial"
     left.write_bytes(bytes(40_000))
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    monkeypatch.setattr("featurestore.materialize.free_bytes", lambda _: 1000)
     materialize(FeatureStore(made[0]), tmp_path)
     assert not list(tmp_path.glob("*.partial"))
 
