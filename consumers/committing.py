@@ -80,7 +80,8 @@ class Committer:
         interruption = _wait_out(lambda: wait([] if self._future is None else [self._future]))
         self._thread.shutdown()
         failure = None if self._future is None else self._future.exception()
-        if failure is not None and failure is not error and not _is_cancelled(failure):
+        # Features that were cancelled are no failure: the build was stopped before they came.
+        if failure not in (None, error) and not isinstance(failure, CancelledError):
             raise failure from error
         if interruption is not None:
             raise interruption
@@ -96,8 +97,3 @@ def _wait_out(call: Callable[[], object]) -> BaseException | None:
             first = first or interruption
         else:
             return first
-
-
-def _is_cancelled(failure: BaseException) -> bool:
-    """Whether the chunk's features were cancelled, as the build was stopped before they came."""
-    return isinstance(failure, CancelledError)

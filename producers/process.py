@@ -180,7 +180,7 @@ _ENVIRONMENT = {
 
 
 def _flags() -> list[str]:
-    """What this interpreter was told about variables and folders of the user."""
+    """How this interpreter treats environment variables and the folders of the user."""
     given = {"-E": sys.flags.ignore_environment, "-s": sys.flags.no_user_site}
     return [flag for flag, value in given.items() if value]
 

@@ -141,12 +141,12 @@ def _measured(store: FeatureStore, sampled: Sampled) -> str:
     """Which part of the store the page is about."""
     done, seen = len(store.records), len(sampled.samples)
     if len(sampled.chunks) == len(store.ledger):
-        told = f"Measured on all {amount(seen, 'sample')} done"
+        scope = f"Measured on all {amount(seen, 'sample')} done"
     else:
-        told = (
+        scope = (
             f"Means, deviations, genres and bad samples are of {amount(done, 'committed sample')}. "
             f"Norms, planes, spread and pairs are measured on {seen:,} of them, chunks spread "
             f"evenly over the store: {len(sampled.chunks)}"
         )
     without = f", without {sampled.left_out:,} with bad inputs" if sampled.left_out else ""
-    return f"{told}{without}."
+    return f"{scope}{without}."
