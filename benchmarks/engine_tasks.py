@@ -38,7 +38,7 @@ def _models(task: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _config(task: Mapping[str, Any], **more: Any) -> Any:
-    from featurestore.config import BuildConfig
+    from consumers.config import BuildConfig
 
     values: dict[str, Any] = {
         "data_dir": Path(task["data"]),

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from benchmarks.reading import Indices, Reader, Rows, serve
-from featurestore.config import Fingerprint
 from featurestore.dataset import FeatureDataset
+from featurestore.fingerprint import Fingerprint
 from featurestore.reader import Advice
 from featurestore.records import Sample, SampleRecord, stems_sha256
 from featurestore.rows import store_rows

@@ -65,7 +65,7 @@ def make_views(recipe: Any, poster: Any, index: int, views: int) -> list[Any]:
     """The poster itself, which the processor makes view 0 of, and its augmented views."""
     import torch
 
-    from featurestore.seeds import view_seed
+    from featurestore.records import view_seed
 
     made = [poster]
     for view in range(1, views):
@@ -76,7 +76,7 @@ def make_views(recipe: Any, poster: Any, index: int, views: int) -> list[Any]:
 
 def text_views(text: str, index: int, views: int) -> list[str]:
     """The synopsis itself, and copies in which 15% of the words are hidden."""
-    from featurestore.seeds import view_seed
+    from featurestore.records import view_seed
 
     words = text.split()
     made = [text]

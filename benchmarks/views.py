@@ -23,7 +23,7 @@ from PIL import Image
 from benchmarks import measuring
 from benchmarks.environments import Peer, environment
 from benchmarks.measuring import Contender, timed
-from featurestore.seeds import view_seed
+from featurestore.records import view_seed
 from featurestore.torchvision_ops import ensure_importable
 from producers.image_views import augmented_views
 from producers.kernels.implementations import Kernels, has_compiled, implementation

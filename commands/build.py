@@ -25,8 +25,8 @@ from featurestore.errors import ConfigError
 from featurestore.wording import amount
 
 if TYPE_CHECKING:
+    from consumers.config import BuildConfig
     from consumers.main_loop import BuildReport
-    from featurestore.config import BuildConfig
 
 DONE_WITH_BAD_SAMPLES = 3
 
@@ -71,7 +71,7 @@ def build(toml: Path | None, as_json: bool, **options: Any) -> int:
 def build_config(toml: Path | None, options: Mapping[str, Any]) -> BuildConfig:
     """Merges the file, the environment and the options into a configuration."""
     from consumers.backbones import REGISTRY
-    from featurestore.config import BuildConfig, expand_models, read_toml
+    from consumers.config import BuildConfig, expand_models, read_toml
 
     values: dict[str, Any] = {} if toml is None else read_toml(toml)
     given = {name: value for name, value in options.items() if value not in (None, ())}

@@ -26,7 +26,7 @@ from commands.options import (
 from featurestore.wording import amount
 
 if TYPE_CHECKING:
-    from featurestore.config import BuildConfig
+    from consumers.config import BuildConfig
     from operations.check import CheckReport
     from operations.findings import Line
 
@@ -89,7 +89,7 @@ def check(
 
 def _config(toml: Path | None, options: Mapping[str, Any]) -> tuple[BuildConfig, bool]:
     """The build that is meant, and whether its store was named."""
-    from featurestore.config import read_toml
+    from consumers.config import read_toml
 
     store = options["store"] or ({} if toml is None else read_toml(toml)).get("store")
     config = build_config(toml, {**options, "store": store or Path()})

@@ -10,13 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
+from consumers.config import BuildConfig
 from consumers.extending import Extension, completed, find_extension, naming_extension
 from consumers.plan import Plan, decide, make_plan
 from consumers.resuming import check_intent
 from featurestore import extension
 from featurestore import writer as stores
 from featurestore.codecs import NONE
-from featurestore.config import BuildConfig
 from featurestore.durable import make_folder
 from featurestore.errors import (
     InputError,

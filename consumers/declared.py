@@ -16,12 +16,12 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from typing import Any, cast
 
+from consumers.backbone_config import BackboneConfig
 from consumers.backbones import Backbone, BackboneRequest, modality_of, quiet_transformers
 from consumers.checkpoints import one_line
 from consumers.devices import make_reproducible, resolve_dtype
-from featurestore.backbone_config import BackboneConfig
-from featurestore.config import Fingerprint
 from featurestore.errors import ConfigError, ManyViewsError
+from featurestore.fingerprint import Fingerprint
 
 ENTRY_POINTS = "manyviews.backbones"
 _BATCH_CPU, _BATCH_CUDA = 16, 64

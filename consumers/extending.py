@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from consumers.config import BuildConfig, CompleteConfig
 from featurestore import extension
 from featurestore.codecs import NONE
-from featurestore.config import PAPER_VIEWS, BuildConfig, CompleteConfig, Fingerprint
 from featurestore.errors import CorruptStoreError, InputError, StoreMismatchError
-from featurestore.records import FEATURES, Sample, SampleRecord
+from featurestore.fingerprint import Fingerprint
+from featurestore.records import FEATURES, PAPER_VIEWS, Sample, SampleRecord
 from featurestore.refusals import is_folder, status_of
 from featurestore.store import EXTENSION, FeatureStore
 from featurestore.wording import amount

@@ -13,19 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from consumers import backbones as registry
 from consumers import declared
+from consumers.backbone_config import BackboneConfig
 from consumers.batch_plan import batch_plan, plan_multiple
+from consumers.config import BuildConfig, CompleteConfig
 from consumers.extending import Extension, made_features
 from consumers.resuming import Known, check_inputs, check_placeholders, check_samples
-from featurestore.backbone_config import BackboneConfig
 from featurestore.codecs import NONE
-from featurestore.config import (
-    VERSION,
-    BuildConfig,
-    CompleteConfig,
-    Fingerprint,
-)
-from featurestore.control_groups import usable_cpus
 from featurestore.errors import InputError
+from featurestore.fingerprint import VERSION, Fingerprint
+from featurestore.limits import usable_cpus
 from featurestore.store import FeatureStore, StoreSpec, choose_chunk, chunk_fits
 from featurestore.wording import amount
 from producers.inputs import InputStat, InputStats, stat_inputs

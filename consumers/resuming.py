@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from consumers.config import BuildConfig, CompleteConfig
 from consumers.extending import Extension, sample_changes, some
-from featurestore.config import BuildConfig, CompleteConfig, Fingerprint, compare_fingerprints
 from featurestore.errors import BadInputsError, ConfigError, InputError, StoreMismatchError
+from featurestore.fingerprint import Fingerprint, compare_fingerprints
 from featurestore.records import BadInput, Sample
 from featurestore.store import FeatureStore
 from featurestore.wording import amount

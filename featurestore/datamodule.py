@@ -28,13 +28,12 @@ from featurestore.lightning_door import combined_loader, lightning_module
 from featurestore.materialize import PREFIX
 from featurestore.module_options import ModuleOptions
 from featurestore.moments import Scale, sample_scale_of
-from featurestore.npy_folder import NpyFolder
+from featurestore.npy_folder import NpyFolder, stems_of
 from featurestore.records import stems_sha256
 from featurestore.rows import FeatureRows, npy_rows, store_rows
 from featurestore.scaling import scale_for
 from featurestore.sources import resolve_advice
 from featurestore.splits import Split, read_split
-from featurestore.stem_lists import stems_of
 from featurestore.store import FeatureStore
 from featurestore.wording import amount
 

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from featurestore.config import PAPER_VIEWS
 from featurestore.errors import ConfigError, InputError
 from featurestore.label_files import REDO
-from featurestore.records import stems_sha256
+from featurestore.records import PAPER_VIEWS, stems_sha256
 
 PAPER_SEED = 123
 

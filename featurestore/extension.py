@@ -15,8 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from featurestore import arrays, durable
-from featurestore.config import Fingerprint
 from featurestore.errors import StoreMismatchError
+from featurestore.fingerprint import Fingerprint
 from featurestore.ledger import ChunkEntry, Ledger, format_entry
 from featurestore.records import SampleRecord
 from featurestore.refusals import is_file, is_folder

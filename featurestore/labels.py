@@ -27,8 +27,7 @@ from featurestore.label_files import (
     read_labels,
 )
 from featurestore.npy import npy_header
-from featurestore.records import stems_sha256
-from featurestore.seeds import view_seed
+from featurestore.records import stems_sha256, view_seed
 
 __all__ = [
     "CLASS_NAMES",

@@ -32,7 +32,7 @@ import numpy.typing as npt
 from featurestore.arrays import CHECKSUM_BYTES, ArraySpec
 from featurestore.durable import not_there
 from featurestore.errors import ConfigError, CorruptStoreError, StorageError
-from featurestore.memory import available_bytes
+from featurestore.limits import available_bytes
 from featurestore.refusals import is_absent, named_errors, refusal
 
 Advice = Literal["auto", "populate", "willneed", "random", "none"]

@@ -1,4 +1,4 @@
-"""The small frozen records that cross module lines."""
+"""The small frozen records that all packages share, and the seed of each view."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 Modality = Literal["image", "text"]
+Salt = Literal["image", "text", "labels"]
 
 FEATURES: tuple[str, ...] = ("clip_image", "clip_text", "blip2_image", "blip2_text")
+PAPER_VIEWS = 70
 
 # Short enough for a file's name behind any prefix.
 _FEATURE_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
@@ -84,3 +86,18 @@ def stems_sha256(stems: Iterable[str]) -> str:
     return hashlib.sha256(
         b"\0".join(s.encode("utf-8", "surrogateescape") for s in stems)
     ).hexdigest()
+
+
+def view_seed(base: int, index: int, view: int, salt: Salt) -> int:
+    """The published recipe's seed of one view.
+
+    Args:
+        base: the run's seed; 123 in the paper.
+        index: the sample's position in the sorted list of stems.
+        view: the view's number; view 0 is clean and draws nothing.
+        salt: what is drawn, so that a sample's image, text and label noise are independent.
+
+    Returns:
+        An integer in [0, 2**32).
+    """
+    return int(hashlib.sha256(f"{base}:{index}:{view}:{salt}".encode()).hexdigest()[:8], 16)

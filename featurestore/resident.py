@@ -11,7 +11,7 @@ import torch
 from featurestore.dataset import FeatureDataset
 from featurestore.device import Batch, usable_device
 from featurestore.errors import ConfigError
-from featurestore.memory import available_bytes
+from featurestore.limits import available_bytes
 from featurestore.ordering import Purpose, draws
 
 _DRAWS = (None, "random", "pair")

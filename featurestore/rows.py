@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from featurestore.chunked import ChunkedBlocks, default_cache_bytes
+from featurestore.blocks import Blocks, ChunkedBlocks, MappedBlocks, default_cache_bytes
 from featurestore.codecs import FOREIGN
 from featurestore.durable import size_of
 from featurestore.errors import CorruptStoreError, InputError
-from featurestore.mapped import MappedBlocks
 from featurestore.moments import Scale
 from featurestore.npy import map_npy
 from featurestore.npy_folder import NpyFolder
@@ -42,7 +41,7 @@ class FeatureRows:
         present: bool ``[N]``, the samples that are there; None where all are.
     """
 
-    source: MappedBlocks | ChunkedBlocks
+    source: Blocks
     samples: int
     views: int
     dim: int
@@ -114,7 +113,7 @@ def store_rows(
         present = store.committed(chunks)
     spec, array = store.spec, store.array(feature)
     n, v, d = array.shape
-    source: MappedBlocks | ChunkedBlocks
+    source: Blocks
     if array.codec != FOREIGN:  # whose files are not those that were committed
         _require_lengths(store, feature, chunks)
     if array.is_mappable:

@@ -28,8 +28,8 @@ import numpy.typing as npt
 from featurestore import arrays, durable
 from featurestore.arrays import ArraySpec
 from featurestore.codecs import CODECS, NONE
-from featurestore.config import Fingerprint
 from featurestore.errors import ConfigError, CorruptStoreError, InputError, StoreMismatchError
+from featurestore.fingerprint import Fingerprint
 from featurestore.ledger import Ledger
 from featurestore.moments import Moments, merge
 from featurestore.records import BadInput, SampleRecord, stems_sha256

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from featurestore import durable
-from featurestore.config import Fingerprint
+from featurestore.fingerprint import Fingerprint
 from featurestore.ledger import ChunkEntry, Ledger, format_entry
 from featurestore.samples import SampleList
 from featurestore.store import StoreSpec

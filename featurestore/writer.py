@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from featurestore import arrays, durable, extension
-from featurestore.config import Fingerprint
 from featurestore.errors import InputError
+from featurestore.fingerprint import Fingerprint
 from featurestore.ledger import ChunkEntry, Ledger
 from featurestore.locks import FileLock
 from featurestore.moments import moments_of

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from consumers.backbones import device_kind, modality_of, resolve_device
+from consumers.config import BuildConfig, CompleteConfig
 from consumers.extending import completed, made_features
 from consumers.notices import slow_paths
 from consumers.plan import Decided, Plan, decide, default_workers, make_plan
-from featurestore.config import BuildConfig, CompleteConfig
-from featurestore.control_groups import usable_cpus
 from featurestore.errors import (
     BadInputsError,
     ConfigError,
@@ -25,6 +24,7 @@ from featurestore.errors import (
     ManyViewsError,
     StoreMismatchError,
 )
+from featurestore.limits import usable_cpus
 from featurestore.space import store_bytes
 from featurestore.store import StoreSpec, choose_chunk
 from featurestore.wording import amount

@@ -7,8 +7,8 @@ import resource
 from dataclasses import dataclass
 from pathlib import Path
 
-from featurestore import control_groups
-from featurestore.memory import available_bytes
+from featurestore import limits
+from featurestore.limits import available_bytes
 from featurestore.space import free_bytes
 from operations.findings import Group, human_bytes
 
@@ -170,7 +170,7 @@ def limits_into(group: Group, workers: int, threads: int) -> None:
 
 def process_room() -> int | None:
     """Processes and threads that can still be started, or None where nothing limits them."""
-    rooms = [room for room in (_user_room(), control_groups.process_room()) if room is not None]
+    rooms = [room for room in (_user_room(), limits.process_room()) if room is not None]
     return max(0, min(rooms)) if rooms else None
 
 

@@ -9,8 +9,8 @@ from typing import Any
 from consumers import backbones as registry
 from consumers import declared
 from consumers.batch_plan import SHORT
+from consumers.config import CompleteConfig
 from consumers.locating import Located, count_parameters, locate
-from featurestore.config import CompleteConfig
 from featurestore.errors import ConfigError
 from featurestore.records import FEATURES
 from operations.findings import Group, human_bytes

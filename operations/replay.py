@@ -22,11 +22,10 @@ from PIL import Image
 
 from consumers.backbones import REGISTRY
 from consumers.plan import IMAGE_RECIPE, TEXT_RECIPE
-from featurestore.config import PAPER_VIEWS, Fingerprint
 from featurestore.errors import BadSampleError, ConfigError, InputError, StoreMismatchError
+from featurestore.fingerprint import Fingerprint
 from featurestore.links import LEAVES, leads_outside
-from featurestore.records import BadInput, Sample, SampleRecord
-from featurestore.seeds import view_seed
+from featurestore.records import PAPER_VIEWS, BadInput, Sample, SampleRecord, view_seed
 from featurestore.store import FeatureStore
 from producers import decode, image_views, source, text_views
 from producers.image_views import ImageSpec, Pixels

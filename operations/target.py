@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from consumers.config import BuildConfig
 from consumers.extending import Extension, completed, find_extension
 from featurestore import writer as stores
-from featurestore.config import BuildConfig
 from featurestore.errors import ManyViewsError
 from featurestore.locks import Holder, lock_holder, require_locks
 from featurestore.records import Sample

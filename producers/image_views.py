@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from featurestore.errors import BadSampleError
-from featurestore.seeds import view_seed
+from featurestore.records import view_seed
 from producers.decode import MAX_PIXELS
 from producers.kernels import draws
 from producers.kernels.draws import ViewDraws

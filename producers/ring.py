@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featurestore.errors import ConfigError
-from featurestore.memory import available_bytes
+from featurestore.limits import available_bytes
 from featurestore.wording import amount
 from producers.image_views import ImageSpec, Pixels
 

@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from featurestore.seeds import view_seed
+from featurestore.records import view_seed
 
 MASK = "[MASK]"
 MASK_SHARE = 0.15

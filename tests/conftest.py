@@ -72,7 +72,7 @@ def demo_store(
 ) -> Path:
     """An undisturbed build of the demo data: four features, four views, three chunks; read only."""
     from consumers.build import build
-    from featurestore.config import BuildConfig
+    from consumers.config import BuildConfig
 
     store = tmp_path_factory.mktemp("golden") / "store"
     config = BuildConfig(

@@ -27,7 +27,7 @@ from PIL import Image
 from consumers import backbones as registry
 from consumers.batching import TextBatcher
 from consumers.build import build
-from featurestore.config import BuildConfig
+from consumers.config import BuildConfig
 from featurestore.errors import (
     BadInputsError,
     ConfigError,
@@ -38,7 +38,7 @@ from featurestore.errors import (
 )
 from featurestore.labels import write_labels
 from featurestore.materialize import PREFIX, materialize
-from featurestore.seeds import view_seed
+from featurestore.records import view_seed
 from featurestore.store import FeatureStore
 from tests.conftest import ROOT, tree_digest
 

@@ -15,7 +15,7 @@ import pytest
 
 import cli
 from commands.build import build_config
-from featurestore.config import BuildConfig
+from consumers.config import BuildConfig
 from featurestore.errors import ConfigError, InputError
 from featurestore.genres import CLASS_NAMES
 from featurestore.records import FEATURES

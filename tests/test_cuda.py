@@ -19,7 +19,7 @@ from consumers import backbones
 from consumers.batching import ImageBatcher, TextBatcher
 from consumers.build import build
 from consumers.computing import ComputePool
-from featurestore.config import BuildConfig
+from consumers.config import BuildConfig
 from featurestore.records import FEATURES
 from featurestore.store import FeatureStore
 from featurestore.verify import verify

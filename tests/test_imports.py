@@ -27,7 +27,7 @@ def loaded_by(statement: str) -> set[str]:
     [
         ("import featurestore, consumers, producers", HEAVY),
         ("import featurestore.errors", HEAVY),
-        ("import featurestore.config, featurestore.records, featurestore.seeds", HEAVY),
+        ("import consumers.config, featurestore.records, featurestore.records", HEAVY),
         ("import producers.worker", (*MODELS, "open_clip", "ftfy")),
         ("import producers.pool", MODELS),
         ("import consumers.backbones", MODELS),

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from consumers.build import build
-from featurestore.config import BuildConfig
+from consumers.config import BuildConfig
 from producers.kernels.implementations import has_compiled
 from tests.conftest import ROOT, tree_digest
 

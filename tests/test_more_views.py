@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from consumers.build import build
+from consumers.config import BuildConfig
 from consumers.extending import completed, find_extension
 from consumers.plan import Plan, decide, make_plan
-from featurestore.config import BuildConfig
 from featurestore.store import FeatureStore
 from featurestore.writer import StoreWriter
 from operations.forecast import forecast_group, run_trial

@@ -15,7 +15,7 @@ from benchmarks.peer_faults import Kept, damage
 from benchmarks.peer_job import Rows, Work
 from benchmarks.peer_jobs import npy_rows
 from consumers.build import build
-from featurestore.config import BuildConfig
+from consumers.config import BuildConfig
 from featurestore.store import FeatureStore
 
 VIEWS, SAMPLES = 5, 3

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from featurestore.config import VERSION
+from featurestore.fingerprint import VERSION
 from featurestore.store import FeatureStore
 from featurestore.wording import amount
 from operations.report import plots, projection

@@ -21,10 +21,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 from consumers import backbones, declared, tiny
+from consumers.backbone_config import BackboneConfig
 from consumers.batching import ImageBatcher, TextBatcher
 from consumers.declared import ADAPTERS
 from consumers.patches import multiply_patches
-from featurestore.backbone_config import BackboneConfig
 from tests.consumers.conftest import KINDS
 from tests.consumers.library_models import make_library_models
 

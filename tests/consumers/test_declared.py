@@ -18,10 +18,10 @@ import torch
 from PIL import Image
 
 from consumers import declared
+from consumers.backbone_config import BackboneConfig, parse_backbone
 from consumers.build import build
+from consumers.config import BuildConfig
 from consumers.declared import ADAPTERS, ENTRY_POINTS
-from featurestore.backbone_config import BackboneConfig, parse_backbone
-from featurestore.config import BuildConfig
 from featurestore.errors import ConfigError
 from featurestore.store import FeatureStore
 from tests.conftest import ROOT

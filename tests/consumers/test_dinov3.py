@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from consumers import declared
+from consumers.backbone_config import BackboneConfig
 from consumers.backbones import quiet_transformers
 from consumers.tiny import _spread
-from featurestore.backbone_config import BackboneConfig
 from featurestore.errors import ConfigError
 from featurestore.torchvision_ops import ensure_importable
 from producers.image_views import clean_view

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from consumers import backbones, declared
+from consumers.backbone_config import BackboneConfig
 from consumers.backbones import Backbone
-from featurestore.backbone_config import BackboneConfig
 from featurestore.errors import ConfigError
 from featurestore.torchvision_ops import ensure_importable
 from producers import text_views

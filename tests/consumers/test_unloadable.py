@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from consumers import backbones, declared
+from consumers.backbone_config import BackboneConfig
 from consumers.backbones import quiet_transformers
-from featurestore.backbone_config import BackboneConfig
 from featurestore.errors import ConfigError
 from featurestore.torchvision_ops import ensure_importable
 

@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from consumers import backbones, declared, masking
+from consumers.backbone_config import BackboneConfig
 from consumers.batching import ImageBatcher, TextBatcher
 from consumers.masking import prepare_masks
-from featurestore.backbone_config import BackboneConfig
 from featurestore.errors import ConfigError
 from featurestore.records import FEATURES
 from featurestore.torchvision_ops import ensure_importable

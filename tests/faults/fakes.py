@@ -19,8 +19,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from consumers import backbones
 from consumers.build import Observer, build
+from consumers.config import BuildConfig
 from consumers.main_loop import BuildReport
-from featurestore.config import BuildConfig
 from featurestore.verify import verify
 from producers.tokens import TextSpec
 from tests.conftest import tree_digest

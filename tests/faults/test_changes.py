@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from consumers.build import build
+from consumers.config import BuildConfig
 from consumers.resuming import INPUT_CACHE
-from featurestore.config import BuildConfig
 from featurestore.errors import StoreMismatchError
 from featurestore.records import BadInput
 from featurestore.store import FeatureStore, record_crc32c

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
+from consumers.backbone_config import BackboneConfig
 from consumers.build import build
-from featurestore.backbone_config import BackboneConfig
-from featurestore.config import BuildConfig
+from consumers.config import BuildConfig
 from featurestore.errors import StoreMismatchError
 from featurestore.store import FeatureStore
 from tests.conftest import tree_digest

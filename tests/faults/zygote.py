@@ -44,10 +44,10 @@ import consumers.build
 import consumers.main_loop
 import consumers.plan
 from consumers import backbones
+from consumers.backbone_config import BackboneConfig
+from consumers.config import BuildConfig
 from consumers.progress import RunLog
 from featurestore import durable, locks, space
-from featurestore.backbone_config import BackboneConfig
-from featurestore.config import BuildConfig
 from featurestore.errors import ManyViewsError
 from featurestore.materialize import materialize
 from featurestore.repair import repair

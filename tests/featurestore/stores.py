@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from featurestore import durable
-from featurestore.config import Fingerprint
+from featurestore.fingerprint import Fingerprint
 from featurestore.records import BadInput, Sample, SampleRecord, stems_sha256
 from featurestore.store import StoreSpec, choose_chunk
 from featurestore.writer import StoreWriter, create, take_lock

@@ -19,7 +19,7 @@ from featurestore.labels import (
     write_augmented_labels,
     write_labels,
 )
-from featurestore.seeds import view_seed
+from featurestore.records import view_seed
 
 P = "mm_imdb1_globals_aug70"
 # Copied from the published list, not from the code.

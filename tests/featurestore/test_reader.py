@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import zarr
 
-from featurestore import mapped, reader
+from featurestore import blocks, reader
 from featurestore.arrays import ArraySpec
 from featurestore.errors import ConfigError, CorruptStoreError, StorageError
 from featurestore.reader import ADVICE, advise, choose_advice, is_cached, map_chunks, will_need
@@ -233,8 +233,8 @@ def in_memory(address: int) -> bool:
 
 def test_a_batch_is_asked_for_only_while_the_disk_is_waited_for(wide, monkeypatch):
     faults, asked = iter(range(0)), []
-    monkeypatch.setattr(mapped, "_major_faults", lambda: next(faults))
-    monkeypatch.setattr(mapped, "will_need", lambda *_: asked.append(True))
+    monkeypatch.setattr(blocks, "_major_faults", lambda: next(faults))
+    monkeypatch.setattr(blocks, "will_need", lambda *_: asked.append(True))
     rows = store_rows(FeatureStore(wide), "clip_image", None, advice="random")
 
     def batches(count: int, grows: int) -> int:

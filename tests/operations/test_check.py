@@ -18,7 +18,7 @@ import pytest
 import cli
 from consumers import backbones
 from consumers.build import build
-from featurestore.config import BuildConfig
+from consumers.config import BuildConfig
 from featurestore.space import missing_bytes, store_bytes
 from featurestore.store import FeatureStore
 from operations import machine

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from consumers.build import build
+from consumers.config import BuildConfig
 from consumers.extending import completed
 from consumers.main_loop import BuildReport
 from consumers.plan import Plan, decide, make_plan
 from featurestore import durable
-from featurestore.config import BuildConfig
 from featurestore.errors import BackboneError
 from featurestore.ledger import format_entry
 from featurestore.writer import StoreWriter

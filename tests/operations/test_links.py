@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import cli
-from featurestore.config import BuildConfig
+from consumers.config import BuildConfig
 from featurestore.store import FeatureStore
 from producers.source import scan
 from tests.conftest import tree_digest

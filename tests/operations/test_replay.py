@@ -18,8 +18,7 @@ from PIL import Image
 import cli
 from consumers.plan import IMAGE_RECIPE, TEXT_RECIPE
 from featurestore.errors import ConfigError, InputError, StoreMismatchError
-from featurestore.records import BadInput, SampleRecord
-from featurestore.seeds import view_seed
+from featurestore.records import BadInput, SampleRecord, view_seed
 from featurestore.store import FeatureStore, StoreSpec
 from featurestore.torchvision_ops import ensure_importable
 from featurestore.writer import create, take_lock

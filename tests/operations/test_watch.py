@@ -20,9 +20,9 @@ import pytest
 
 import cli
 from consumers.build import build
+from consumers.config import BuildConfig
 from consumers.progress import RunLog
 from featurestore import locks
-from featurestore.config import BuildConfig
 from featurestore.errors import StoreLockedError
 from featurestore.locks import FileLock, lock_holder
 from featurestore.store import LOCK, RUNS, FeatureStore

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from featurestore.seeds import view_seed
+from featurestore.records import view_seed
 from producers.text_views import draw, masked_words
 
 WORDS = [f"w{i}" for i in range(200)]

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featurestore.chunked import ChunkedBlocks
+from featurestore.blocks import ChunkedBlocks
 
 VALUES = np.random.default_rng(0).normal(size=(11, 3, 4)).astype(np.float32)
 PICKS = st.lists(st.integers(0, 10), max_size=12)

@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
+from consumers.backbone_config import BackboneConfig
+from consumers.config import BuildConfig, expand_models, read_toml
 from consumers.extending import completed
-from featurestore.backbone_config import BackboneConfig
-from featurestore.config import BuildConfig, compare_fingerprints, expand_models, read_toml
 from featurestore.errors import ConfigError, StoreMismatchError
+from featurestore.fingerprint import compare_fingerprints
 from featurestore.records import FEATURES
 from featurestore.store import StoreSpec
 from tests.featurestore.stores import DIMS, make_fingerprint

@@ -1,4 +1,4 @@
-"""Limits that a container or a scheduler has set on this process.
+"""Memory, CPUs and processes that this process may use, of the machine and by its control groups.
 
 A limit binds all groups below it, and schedulers set theirs above the group that a process is in:
 each group up to the root counts. Both versions of control groups may be mounted at once.
@@ -116,3 +116,16 @@ def _statistics(folder: Path) -> dict[str, int]:
         return {name: int(value) for name, value in map(str.split, lines)}
     except (OSError, ValueError):
         return {}
+
+
+def available_bytes() -> int:
+    """Bytes of memory that can still be had: of the machine, and of this process's cgroups."""
+    room = memory_room()
+    return _meminfo_available() if room is None else min(_meminfo_available(), room)
+
+
+def _meminfo_available() -> int:
+    for line in Path("/proc/meminfo").read_text("ascii").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from featurestore.control_groups import memory_room, process_room, usable_cpus
-from featurestore.memory import available_bytes
+from featurestore.limits import available_bytes, memory_room, process_room, usable_cpus
 from tests.conftest import ROOT
 
 GIB = 2**30
@@ -178,7 +177,7 @@ def test_a_real_quota_bounds_the_cpus():
         code = (
             f"import os, pathlib; pathlib.Path({str(group / 'cgroup.procs')!r})"
             ".write_text(str(os.getpid()))\n"
-            "from featurestore.control_groups import usable_cpus; print(usable_cpus())"
+            "from featurestore.limits import usable_cpus; print(usable_cpus())"
         )
         done = subprocess.run(
             [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True

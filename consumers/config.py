@@ -1,26 +1,19 @@
-"""What a build is asked for, and the fingerprint of everything that changes its numbers."""
+"""The configuration of a build: its options, and the TOML file that may give them."""
 
 from __future__ import annotations
 
-import json
 import math
 import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
-from featurestore.backbone_config import BackboneConfig, check_name, parse_backbone
+from consumers.backbone_config import BackboneConfig, check_name, parse_backbone
 from featurestore.codecs import CODECS, NONE
-from featurestore.errors import ConfigError, StoreMismatchError
-from featurestore.records import FEATURES
-
-Fingerprint = dict[str, str | int]
-
-VERSION = "version."
-PAPER_VIEWS = 70
-# Recorded but not compared: a folder's name says nothing about the weights in it, their hash does.
-_INFORMATIVE = (".model",)
+from featurestore.errors import ConfigError
+from featurestore.records import FEATURES, PAPER_VIEWS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,94 +195,30 @@ def read_toml(path: Path) -> dict[str, Any]:
     return typed
 
 
-_TOML_TYPES: dict[str, Any] = {
-    **dict.fromkeys(("data_dir", "store", "codec", "device", "dtype", "bad_sample"), str),
-    **dict.fromkeys(
-        (
-            "follow_links",
-            "resume",
-            "append",
-            "overwrite",
-            "allow_version_change",
-            "verify_inputs",
-            "remake_changed",
-        ),
-        bool,
-    ),
-    **dict.fromkeys(("views", "seed", "workers", "threads", "slots", "chunk"), int),
-    **dict.fromkeys(("models", "batch_sizes", "backbones"), dict),
-    "features": list,
-    "sample_timeout_s": (int, float),
-}
-
-
-_TOML_ITEMS = {"features": str, "models": str, "batch_sizes": int}
-
-
 def _typed(path: Path, name: str, value: Any) -> Any:
-    expected: Any = _TOML_TYPES[name]
-    fits = isinstance(value, expected) and (expected is bool or not isinstance(value, bool))
-    if name in _TOML_ITEMS:
-        items = value.values() if isinstance(value, dict) else value
-        fits = fits and all(type(item) is _TOML_ITEMS[name] for item in items)
-    if not fits:
+    """The value of a key as the field's type, from what TOML has for it."""
+    hint = get_type_hints(BuildConfig)[name]
+    if not _fits(value, hint):
         raise ConfigError(f"{path}: {name} has the wrong type: {value!r}.")
-    if name in ("data_dir", "store"):
+    if hint is Path:
         return Path(value)
-    if name == "features":
+    if isinstance(value, list):
         return tuple(value)
     if name == "backbones":
         return {feature: parse_backbone(str(path), feature, t) for feature, t in value.items()}
     return value
 
 
-_OPTIONS = ("views", "seed", "chunk", "codec", "features")
-# What a store was made with that does not say so.
-_UNSAID = {"codec": NONE}
-
-
-def _advice(name: str, stored: object) -> str:
-    """How to go on with the stored value of a fingerprint field."""
-    feature, _, part = name.rpartition(".")
-    if name in _OPTIONS:
-        option = f"--{name} {stored}"
-    elif part == "batch_size":
-        option = f"--batch-size {feature}={stored}"
-    elif part == "dtype":
-        option = f"--dtype {str(stored).removeprefix('torch.')}"
-    elif part == "weights_sha256":
-        option = f"the stored checkpoint (--model {feature}=...)"
-    elif part in ("adapter", "pooling", "size", "max_length"):
-        option = f"{part} = {json.dumps(stored)} in [backbones.{feature}]"
-    else:
-        return "Build into another --store, or start again with --overwrite."
-    return f"Go on with {option}, or build into another --store."
-
-
-def compare_fingerprints(
-    path: Path, stored: Fingerprint, new: Fingerprint, *, allow_version_change: bool
-) -> dict[str, str]:
-    """Compares the store's fingerprint with this run's.
-
-    Returns:
-        The fields that differ and were allowed to, as ``stored -> new``: library versions and the
-        device kind, and only with ``allow_version_change``.
-
-    Raises:
-        StoreMismatchError: any other field differs, or these without the permission.
-    """
-    changed: dict[str, str] = {}
-    for name in sorted(stored.keys() | new.keys()):
-        before, now = stored.get(name, _UNSAID.get(name)), new.get(name)
-        if before == now or name.endswith(_INFORMATIVE):
-            continue
-        if not (name.startswith(VERSION) or name == "device_kind"):
-            raise StoreMismatchError(path, name, before, now, _advice(name, before))
-        if not allow_version_change:
-            advice = (
-                "Go back to the stored one for byte-identical rows, or accept with "
-                "--allow-version-change; it is recorded with each later chunk."
-            )
-            raise StoreMismatchError(path, name, before, now, advice)
-        changed[name] = f"{before} -> {now}"
-    return changed
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value of a TOML file can become one of the annotated type."""
+    choices, of = get_args(hint), get_origin(hint)
+    if of is UnionType:
+        return any(_fits(value, choice) for choice in choices)
+    if of is tuple:
+        return isinstance(value, list) and all(_fits(item, choices[0]) for item in value)
+    if of is Mapping:
+        return isinstance(value, dict) and all(_fits(v, choices[1]) for v in value.values())
+    if hint is BackboneConfig:
+        return True  # parse_backbone says more of what is wrong
+    written: dict[Any, tuple[type, ...]] = {Path: (str,), float: (float, int)}
+    return type(value) in written.get(hint, (hint,))
