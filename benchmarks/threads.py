@@ -1,6 +1,6 @@
 """A CPU's compute threads: side by side against one, against processes, and on a busy machine.
 
-    python -m benchmarks.threads [--quick] [--only embed|busy]
+    python -m benchmarks.threads [--quick] [--only embed|busy] [--model NAME]
 
 ``embed``: views made before are embedded by one thread, by two threads that share the weights, and
 by two processes of one thread each, in turns. ``busy``: the demo's build by its command, with
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -48,15 +48,22 @@ ROOT = Path(__file__).resolve().parent.parent
 ONE, TWO, PROCESSES = "1 thread", "2 threads", "2 processes"
 # Rows of a lap; tiny models take many, so that a lap takes a second or two.
 ROWS = {"ViT-B/32": 128, "MiniLM": 512}
+TINY = {
+    "tiny CLIP": ("clip_image", "clip"),
+    "tiny DistilBERT": ("clip_text", "sentence"),
+    "tiny Q-Former": ("blip2_image", "blip2"),
+    "tiny T5": ("blip2_text", "blip2"),
+}
+MODELS = (*ROWS, *TINY)
 TINY_ROWS = 512
 CPU = torch.device("cpu")
 
 
 def main() -> None:
     """Prints the tables."""
-    parts = {"embed": _embed, "busy": _busy}
     arguments = parser(__doc__.partition("\n")[0])
-    arguments.add_argument("--only", choices=parts, help="one of the measurements")
+    arguments.add_argument("--only", choices=("embed", "busy"), help="one of the measurements")
+    arguments.add_argument("--model", choices=MODELS, help="embed by this model alone")
     arguments.add_argument("--child", help="a process of its own, as JSON: not for people")
     given = arguments.parse_args()
     if given.child:
@@ -64,14 +71,16 @@ def main() -> None:
         return
     print(machine("torch", "transformers"))
     with tempfile.TemporaryDirectory(prefix="manyviews-threads-") as folder:
-        for name, part in parts.items():
-            if given.only in (None, name):
-                part(Path(folder), quick=given.quick)
+        if given.only != "busy":
+            _embed(Path(folder), [given.model] if given.model else MODELS, quick=given.quick)
+        if given.only != "embed" and not given.model:
+            _busy(Path(folder), quick=given.quick)
 
 
-def _embed(folder: Path, *, quick: bool) -> None:
+def _embed(folder: Path, names: Sequence[str], *, quick: bool) -> None:
     rows = []
-    for name, (feature, checkpoint) in _models(folder / "models").items():
+    for name in names:
+        feature, checkpoint = _model(name, folder / "models")
         count = ROWS.get(name, TINY_ROWS) // (2 if quick else 1)
         task = {"feature": feature, "model": str(checkpoint), "rows": count}
         laps, memory = _laps(task, rounds=3 if quick else 7)
@@ -85,18 +94,16 @@ def _embed(folder: Path, *, quick: bool) -> None:
     print(table(["model", "", "rows per s", f"times {ONE}", "memory, MiB"], rows), flush=True)
 
 
-def _models(folder: Path) -> dict[str, tuple[str, Path]]:
-    """Per name the feature whose loader takes it, and its checkpoint."""
-    folder.mkdir()
-    tiny = make_checkpoints(folder / "tiny")
-    return {
-        "ViT-B/32": ("clip_image", make_full_size("clip_image", folder, CPU)),
-        "MiniLM": ("clip_text", _minilm(folder / "minilm")),
-        "tiny CLIP": ("clip_image", tiny["clip"]),
-        "tiny DistilBERT": ("clip_text", tiny["sentence"]),
-        "tiny Q-Former": ("blip2_image", tiny["blip2"]),
-        "tiny T5": ("blip2_text", tiny["blip2"]),
-    }
+def _model(name: str, folder: Path) -> tuple[str, Path]:
+    """The feature whose loader takes a model, and its checkpoint, created in ``folder``."""
+    folder.mkdir(exist_ok=True)
+    if name == "ViT-B/32":
+        return "clip_image", make_full_size("clip_image", folder, CPU)
+    if name == "MiniLM":
+        return "clip_text", _minilm(folder / "minilm")
+    feature, kind = TINY[name]
+    tiny = folder / "tiny"
+    return feature, (tiny / kind if tiny.is_dir() else make_checkpoints(tiny)[kind])
 
 
 def _minilm(folder: Path) -> Path:
