@@ -85,7 +85,9 @@ def run_command(arguments: list[str] | None) -> int:
         e.show()
         return 2
     except (click.Abort, KeyboardInterrupt):
-        return fail("Interrupted; a build goes on with --resume.", 130, debug=False)
+        is_build = root.get("command") == "build"
+        how = "`build --resume` continues" if is_build else "run the same command again"
+        return fail(f"Interrupted: {how}.", 130, debug=False)
     except BrokenPipeError:
         # The reader of our output is gone: so is the need to say anything.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -73,7 +73,7 @@ def common_options(command: F) -> F:
     """Options that every command has."""
 
     def remember(ctx: click.Context, param: click.Parameter, value: bool) -> None:
-        ctx.find_root().ensure_object(dict)[param.name] = value
+        ctx.find_root().ensure_object(dict).update({param.name: value, "command": ctx.info_name})
 
     for names, text in (
         (("--debug",), "Show the traceback of an error."),

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from featurestore.verify_inputs import InputVerification
 
 _MANIFEST = "_manifest.json"
+_LABELS = "_labels"
 
 
 @click.command()
@@ -41,7 +42,9 @@ _MANIFEST = "_manifest.json"
 @click.option("--data-dir", type=FOLDER, help="The posters and synopses, for --verify-inputs.")
 @follow_option
 @click.option(
-    "--materialized", type=FOLDER, help="Compare the files in this folder with their manifests too."
+    "--materialized",
+    type=FOLDER,
+    help="Compare the embeddings and labels in this folder with their manifests too.",
 )
 @json_option
 @common_options
@@ -101,17 +104,32 @@ def _look(store: Path, data_dir: Path | None, *, follow_links: bool) -> _Outcome
 
 def _materialized(folder: Path) -> tuple[list[Finding], int]:
     """What is wrong with the files of each manifest in a folder, and how many were checked."""
+    from featurestore.label_files import verify_labels
+    from featurestore.labels_manifest import verify_augmented
     from featurestore.materialize import PREFIX, verify_materialized
 
     names = [path.name.removesuffix(_MANIFEST) for path in sorted(folder.glob(f"*{_MANIFEST}"))]
-    prefixes = [name for name in names if not name.endswith("_labels")]
+    embeddings = [name for name in names if not name.endswith(_LABELS)]
+    augmented = [name.removesuffix(_LABELS) for name in names if name.endswith(_LABELS)]
     checked: list[str] = []
-    findings = [
-        finding
-        for prefix in prefixes or [PREFIX]
-        for finding in verify_materialized(folder, prefix, checked=checked.append)
-    ]
+    findings = verify_labels(folder, checked=checked.append)
+    for prefix in augmented:
+        findings += verify_augmented(folder, prefix, checked=checked.append)
+    if not (embeddings or checked):
+        embeddings = [PREFIX]  # whose manifest is missing
+    for prefix in embeddings:
+        findings += verify_materialized(folder, prefix, checked=checked.append)
     return findings, len(checked)
+
+
+def _writer(file: str) -> str:
+    """The command that writes a materialized file or a label file."""
+    from featurestore.label_files import CLASS_NAMES_FILE, IDS_FILE, LABELS_FILE, RECORD_FILE
+
+    if file in (CLASS_NAMES_FILE, IDS_FILE, LABELS_FILE, RECORD_FILE):
+        return "labels"
+    augmented = file.endswith((f"{_LABELS}.npy", f"{_LABELS}{_MANIFEST}"))
+    return "labels --augment" if augmented else "materialize"
 
 
 @dataclass(slots=True)
@@ -188,7 +206,7 @@ class _Outcome:
         if self.inputs is not None:
             self._say_inputs(self.inputs, data_dir)
         for finding in self.files or []:
-            say(f"damaged: {finding}; `materialize` writes it again")
+            say(f"damaged: {finding}; `{_writer(finding.file)}` writes it again")
         self._say_sum()
 
     def _say_sum(self) -> None:

@@ -19,7 +19,7 @@ from consumers.config import BuildConfig, CompleteConfig
 from consumers.extending import Extension, made_features
 from consumers.resuming import Known, check_inputs, check_placeholders, check_samples
 from featurestore.codecs import NONE
-from featurestore.errors import InputError
+from featurestore.errors import ConfigError, InputError, ManyViewsError, StorageError
 from featurestore.fingerprint import VERSION, Fingerprint
 from featurestore.limits import usable_cpus
 from featurestore.store import FeatureStore, StoreSpec, choose_chunk, chunk_fits
@@ -186,12 +186,18 @@ def decide(
     )
 
 
-def make_plan(decided: Decided, tell: Callable[..., None]) -> Plan:
+def make_plan(
+    decided: Decided,
+    tell: Callable[..., None],
+    refused: Callable[[str, ManyViewsError], None] | None = None,
+) -> Plan:
     """Loads the backbones and checks the rest; writes nothing.
 
     Args:
         decided: what is decided already.
         tell: told of ``loading``.
+        refused: called with each feature whose model cannot be loaded, and why, before the first
+            of these errors is raised; None to try no other model after one that cannot be loaded.
 
     Raises:
         ConfigError: a model or the machine does not fit.
@@ -203,7 +209,7 @@ def make_plan(decided: Decided, tell: Callable[..., None]) -> Plan:
     batch_sizes = {name: _batch_size(config, name, device, known) for name in decided.features}
     workers = config.workers or default_workers()
     tell("loading", device=device)
-    loaded = {name: _load(config, name, device, known) for name in decided.features}
+    loaded = _load_all(decided, refused)
     job = _job(config, loaded, workers, decided.wanted)
     require_room(job.layout, job.slots)
     dims = {name: backbone.dim for name, backbone in loaded.items()}
@@ -279,6 +285,25 @@ def _batch_size(config: CompleteConfig, name: str, device: str, known: Known) ->
     begun = int(known.get(f"{name}.batch_size", 0))
     default = declared.batch_size if own else registry.info(name).batch_size
     return asked or begun or default(device)
+
+
+def _load_all(
+    decided: Decided, refused: Callable[[str, ManyViewsError], None] | None
+) -> dict[str, Any]:
+    """The backbone of each feature; see :func:`make_plan`."""
+    loaded: dict[str, Any] = {}
+    errors: list[ManyViewsError] = []
+    for name in decided.features:
+        try:
+            loaded[name] = _load(decided.config, name, decided.device, decided.known)
+        except (ConfigError, StorageError) as error:
+            if refused is None:
+                raise
+            refused(name, error)
+            errors.append(error)
+    if errors:
+        raise errors[0]
+    return loaded
 
 
 def _load(config: CompleteConfig, name: str, device: str, known: Known) -> Any:

@@ -133,7 +133,7 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
         self._open(source, chosen_chunks(source, partial=partial), None)
         self._epoch = SharedEpoch() if self._policy.is_drawn else LocalEpoch()
         if checksum:
-            check_content(self.store, self.features, self._chunks)
+            check_content(self.store, self.features, self._chunks, self._labels)
 
     def _open(
         self,

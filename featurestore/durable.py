@@ -105,7 +105,13 @@ def make_folder(folder: Path) -> None:
     make_folder(folder.parent)
     with named_errors(folder):
         hook("mkdir", folder, 0)
-        folder.mkdir(exist_ok=True)
+        try:
+            folder.mkdir(exist_ok=True)
+        except FileExistsError as e:
+            advice = "Move it away, or choose another folder."
+            raise StorageError(
+                folder, "a file of this name exists, and a folder is needed", advice
+            ) from e
     sync_folder(folder.parent)
 
 
@@ -126,7 +132,12 @@ class PartialFile:
         self.size = 0
         with named_errors(self.path):
             hook("open", self.path, 0)
-            self._fd = self._open()
+            try:
+                self._fd = self._open()
+            except (FileNotFoundError, NotADirectoryError) as e:
+                reason = f"{e.strerror} ({target.parent} is no folder)"
+                advice = "Create that folder, or choose another place."
+                raise StorageError(target, reason, advice) from e
 
     def _open(self) -> int:
         """The file, empty and locked."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from featurestore.digests import read_record
 from featurestore.errors import ConfigError, InputError
 from featurestore.label_files import REDO
 from featurestore.records import PAPER_VIEWS, stems_sha256
@@ -57,17 +57,19 @@ def _manifest_path(folder: Path, prefix: str) -> Path:
 def _manifest(folder: Path, prefix: str) -> dict[str, Any]:
     """What the embeddings' manifest says; nothing where they are not there yet."""
     if not folder.is_dir():
-        raise InputError(f"The embeddings' folder {folder} does not exist.")
+        raise InputError(
+            f"{folder}, where augmented labels are to lie beside the embeddings, is no folder.\n"
+            "Name the folder that `materialize` wrote with --embeddings-dir, or create it."
+        )
     path = _manifest_path(folder, prefix)
     try:
-        manifest = json.loads(path.read_bytes())
+        return read_record(path)
     except FileNotFoundError:
         return {}  # labels may be made before the embeddings are
-    except (OSError, ValueError, RecursionError) as e:
-        raise InputError(f"Could not read {path}: {str(e)[:200]}") from e
-    if not isinstance(manifest, dict):
-        raise InputError(f"{path} must hold an object; found a {type(manifest).__name__}.")
-    return manifest
+    except (OSError, ValueError) as e:
+        raise InputError(
+            f"{path} is not what was written: {str(e)[:200]}\nRun `materialize` again."
+        ) from e
 
 
 def require_same_samples(folder: Path, prefix: str, stems: Sequence[str]) -> None:

@@ -98,14 +98,12 @@ class StoreLockedError(ManyViewsError):
         host: the holder's host name, or None where unknown.
     """
 
-    def __init__(self, path: Path, pid: int | None, host: str | None) -> None:
+    def __init__(self, path: Path, pid: int | None, host: str | None, advice: str = "") -> None:
         self.pid = pid
         self.host = host
         holder = f"process {pid} on {host}" if pid is not None else "another process"
-        super().__init__(
-            f"{path} is being written by {holder}.\n"
-            "Wait for it to finish or stop it; an interrupted build goes on with --resume."
-        )
+        advice = advice or "Wait for it to finish or stop it, then run the same command again."
+        super().__init__(f"{path} is being written by {holder}.\n{advice}")
 
 
 class StoreMismatchError(ManyViewsError):
@@ -144,7 +142,7 @@ class CorruptStoreError(ManyViewsError):
         self.chunk = chunk
         self.problem = problem
         advice = advice or (
-            "`verify` lists all damage; `verify --repair` and then `build --resume` mend chunks."
+            "`verify` lists all damage; `verify --repair` and then `build --resume` rebuild chunks."
         )
         where = file if chunk is None else f"{file} (chunk {chunk})"
         super().__init__(f"{where} is damaged: {problem}\n{advice}")

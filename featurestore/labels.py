@@ -11,23 +11,30 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from featurestore.digests import HashingFile, file_sha256
 from featurestore.durable import make_folder, open_replace, remove, replace_files
 from featurestore.embeddings_manifest import require_same_samples, views_and_seed
 from featurestore.errors import InputError
 from featurestore.genres import CLASS_NAMES, genres_vector
 from featurestore.label_files import (
+    CLASS_NAMES_FILE,
     IDS_FILE,
     LABELS_FILE,
+    RECORD_FILE,
+    label_record,
     load_labels,
     read_ids,
     read_labels,
 )
+from featurestore.labels_manifest import manifest_path
 from featurestore.npy import npy_header
 from featurestore.records import stems_sha256, view_seed
+from featurestore.store import record_crc32c
 
 __all__ = [
     "CLASS_NAMES",
@@ -40,8 +47,6 @@ __all__ = [
     "write_augmented_labels",
     "write_labels",
 ]
-
-CLASS_NAMES_FILE = "class_names_23.json"
 
 _NOISE_STD = 0.1
 _NOISE_CLIP = 0.2
@@ -164,15 +169,14 @@ def _write_label_files(out_dir: Path, labels: NDArray[np.float32], ids: bytes) -
     if old_ids.is_file() and old_ids.read_bytes() != ids:
         # Without this a crash between the renames could pair new stems with old labels.
         remove(old_ids)
-    header = npy_header(labels.shape)
-    names = json.dumps(CLASS_NAMES, indent=2).encode()
-    replace_files(
-        [
-            (out_dir / CLASS_NAMES_FILE, [names]),
-            (out_dir / LABELS_FILE, [header, labels.astype("<f4", copy=False).tobytes()]),
-            (out_dir / IDS_FILE, [ids]),
-        ]
-    )
+    contents = {
+        CLASS_NAMES_FILE: [json.dumps(CLASS_NAMES, indent=2).encode()],
+        LABELS_FILE: [npy_header(labels.shape), labels.astype("<f4", copy=False).tobytes()],
+        IDS_FILE: [ids],
+    }
+    # Last: until it is there, an older one fits none of the files that were changed.
+    contents[RECORD_FILE] = [label_record(len(labels), contents)]
+    replace_files([(out_dir / name, parts) for name, parts in contents.items()])
 
 
 def write_augmented_labels(
@@ -203,11 +207,11 @@ def write_augmented_labels(
     """
     views, seed = views_and_seed(embeddings_dir, prefix, views, seed)
     stems = read_ids(labels_dir)
+    sources = {n: file_sha256(labels_dir / n) for n in (LABELS_FILE, IDS_FILE)}
     labels = load_labels(labels_dir, len(stems))
     require_same_samples(embeddings_dir, prefix, stems)
-    manifest = embeddings_dir / f"{prefix}_labels_manifest.json"
     total = len(stems) * views
-    fields = {
+    fields: dict[str, Any] = {
         "total_rows": total,
         "original_rows": len(stems),
         "views_per_sample": views,
@@ -223,12 +227,17 @@ def write_augmented_labels(
         # The published scripts' end here.
         "seed": seed,
         "stems_sha256": stems_sha256(stems),
+        "source_sha256": sources,
     }
+    manifest, rows = manifest_path(embeddings_dir, prefix), embeddings_dir / f"{prefix}_labels.npy"
     # Locked while the rows are written: of two runs into a folder the second is refused.
     with open_replace(manifest) as last:
         remove(manifest)  # an older one would vouch for rows that are being replaced
-        with open_replace(embeddings_dir / f"{prefix}_labels.npy") as file:
+        with open_replace(rows) as partial:
+            file = HashingFile(partial)
             file.write(npy_header((total, len(CLASS_NAMES))))
             for block in augmented_labels(labels, views, seed):
-                file.write(block.astype("<f4", copy=False).data)
+                file.write(block.astype("<f4", copy=False).reshape(-1).view(np.uint8).data)
+        fields["sha256"] = {rows.name: file.fact[1]}
+        fields["crc32c"] = record_crc32c(fields)
         last.write(json.dumps(fields, indent=2).encode())

@@ -7,12 +7,14 @@ Each line is a JSON object that ends with the CRC-32C of what stands before it:
      detail], ...], "crc32c": "5d2e71b0"}
 
 A last line without its line feed is a torn append and is dropped; a line that does not fit its
-checksum anywhere else is damage.
+checksum anywhere else is damage. An append that was torn stops somewhere in its line: where more
+follows a whole line, what follows was its line feed, and that is damage too.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -132,6 +134,16 @@ def _checked(line: bytes) -> tuple[bytes, bytes, bytes]:
     return before, samples, b', "bad": ' + after
 
 
+# The end of a whole line. No string can hold it: its quotes would be escaped.
+_LINE_END = re.compile(rb', "crc32c": "[0-9a-f]{8}"\}')
+
+
+def _is_torn(tail: bytes) -> bool:
+    """Whether what stands behind the last line feed can be an append that was cut off."""
+    end = _LINE_END.search(tail)
+    return end is None or end.end() == len(tail)
+
+
 # What reading a line of another kind may raise.
 _BAD_LINE = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
@@ -148,7 +160,7 @@ class Ledger:
         """Reads the ledger of the store at ``root`` with ``chunks`` chunks of ``rows`` samples.
 
         Raises:
-            CorruptStoreError: the file is missing, or a line other than a torn last one is bad.
+            CorruptStoreError: the file is missing, or a line is bad that is no torn last one.
         """
         self._root = root
         self._chunks = chunks
@@ -164,8 +176,12 @@ class Ledger:
         self._end = len(data) - len(torn)
         self._entries: dict[int, ChunkEntry] = {}
         self._in_order = True
-        for number, line in enumerate(whole.split(b"\n") if whole else [], 1):
+        lines = whole.split(b"\n") if whole else []
+        for number, line in enumerate(lines, 1):
             self._read_line(number, line)
+        if not _is_torn(torn):
+            problem = f"line {len(lines) + 1} is whole, but no line feed ends it"
+            raise CorruptStoreError(self.FILE, problem)
 
     def _stamp_now(self) -> tuple[int, ...]:
         """What differs once the file has been written to; nothing where it cannot be asked."""

@@ -62,13 +62,16 @@ class FileLock:
     The file's content names the holder for messages only; the lock itself is the kernel's.
     """
 
-    def __init__(self, path: Path, subject: Path, *, required: bool = True) -> None:
+    def __init__(
+        self, path: Path, subject: Path, *, required: bool = True, advice: str = ""
+    ) -> None:
         """Takes the lock at ``path`` for ``subject``, without waiting.
 
         Args:
             path: the file that is locked; created if it is missing.
             subject: what the lock is for, for messages.
             required: whether it is an error that the file system has no locks.
+            advice: what to do where another process holds it.
 
         Raises:
             StoreLockedError: another process holds it.
@@ -86,7 +89,7 @@ class FileLock:
                 holder = _read_holder(self._fd)
                 os.close(self._fd)
                 if e.errno in _HELD:
-                    raise StoreLockedError(subject, holder.pid, holder.host) from None
+                    raise StoreLockedError(subject, holder.pid, holder.host, advice) from None
                 raise _without_locks(path, e) from e
         try:
             with named_errors(path):

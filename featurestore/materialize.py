@@ -6,7 +6,6 @@ folder without a manifest is one that a run did not finish, and no other sign is
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import re
@@ -18,12 +17,12 @@ from typing import Any
 import numpy as np
 
 from featurestore import durable
-from featurestore.durable import PartialFile
+from featurestore.digests import HashingFile, compare_files, read_record
 from featurestore.errors import ConfigError, InputError
+from featurestore.labels_manifest import manifest_path, read_labels_manifest, seed_of
 from featurestore.moments import Scale
 from featurestore.npy import npy_header
 from featurestore.records import FEATURES, is_feature_name
-from featurestore.refusals import is_absent, refusal
 from featurestore.scaling import scale_for
 from featurestore.space import free_bytes
 from featurestore.splits import read_split
@@ -54,22 +53,6 @@ class Materialized:
 
     out_dir: Path
     files: dict[str, int]
-
-
-class _HashingFile:
-    """Passes writes on and digests them, so that no file is read again for the manifest."""
-
-    def __init__(self, file: PartialFile) -> None:
-        self._file = file
-        self._digest = hashlib.sha256()
-
-    def write(self, data: bytes | memoryview) -> None:
-        self._file.write(data)
-        self._digest.update(data)
-
-    @property
-    def fact(self) -> tuple[int, str]:
-        return self._file.size, self._digest.hexdigest()
 
 
 def materialize(
@@ -162,32 +145,11 @@ def verify_materialized(
     name = f"{prefix}_manifest.json"
     checked(name)
     try:
-        manifest = json.loads((out_dir / name).read_bytes())
-        if manifest["crc32c"] != record_crc32c(manifest):
-            raise ValueError("its checksum does not fit its content")
+        manifest = read_record(out_dir / name)
         expected = dict(manifest["sha256"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
-        _require_content(out_dir / name, e)
+    except (OSError, ValueError, KeyError, TypeError) as e:
         return [Finding(name, None, f"no manifest of these files: {e}")]
-    findings = []
-    for file, digest in expected.items():
-        checked(file)
-        try:
-            with (out_dir / file).open("rb") as opened:
-                found = hashlib.file_digest(opened, "sha256").hexdigest()
-        except OSError as e:
-            _require_content(out_dir / file, e)
-            findings.append(Finding(file, None, e.strerror or str(e)))
-            continue
-        if found != digest:
-            findings.append(Finding(file, None, "its content is not what was written"))
-    return findings
-
-
-def _require_content(path: Path, error: Exception) -> None:
-    """Raises StorageError where a file could not be read, which says nothing about its content."""
-    if isinstance(error, OSError) and not is_absent(error):
-        raise refusal(path, error) from error
+    return compare_files(out_dir, expected, checked)
 
 
 def _check_arguments(store: FeatureStore, out_dir: Path, prefix: str) -> None:
@@ -218,16 +180,13 @@ def _check_features(store: FeatureStore, out_dir: Path, prefix: str) -> None:
 
 def _check_labels(store: FeatureStore, out_dir: Path, prefix: str) -> None:
     """Refuses to write beside augmented labels of other rows: nothing would tell them apart."""
-    path = out_dir / f"{prefix}_labels_manifest.json"
-    try:
-        labels = json.loads(path.read_bytes())
-        rows, views = labels["total_rows"], labels["views_per_sample"]
-        told = {key: labels[key] for key in ("seed", "stems_sha256") if key in labels}
-    except FileNotFoundError:
+    path, labels = manifest_path(out_dir, prefix), read_labels_manifest(out_dir, prefix)
+    if labels is None:
         return
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        _require_content(path, e)
-        raise InputError(f"{path} cannot be read: {e!r}\nRemove it, or mend it.") from e
+    rows, views = labels["total_rows"], labels["views_per_sample"]
+    told = {"seed": seed_of(labels)}
+    if "stems_sha256" in labels:  # the published scripts wrote none
+        told["stems_sha256"] = labels["stems_sha256"]
     expected = store.spec.samples * store.spec.views, store.spec.views
     if (rows, views) != expected:
         raise InputError(
@@ -235,7 +194,7 @@ def _check_labels(store: FeatureStore, out_dir: Path, prefix: str) -> None:
             f"with {expected[1]} views.\n"
             "Choose another --out-dir, or remove those labels and write them again."
         )
-    for key, value in told.items():  # the published scripts' do not tell
+    for key, value in told.items():
         if value != store.fingerprint.get(key, value):
             raise InputError(
                 f"{path} is of another {key}: {value!r:.100}; the store's is "
@@ -269,7 +228,7 @@ def _write_rows(
     dim = store.spec.dims[name]
     rows = store.spec.samples * store.spec.views
     with durable.open_replace(out_dir / f"{prefix}_{name}.npy") as partial:
-        file = _HashingFile(partial)
+        file = HashingFile(partial)
         file.write(npy_header((rows, dim)))
         for chunk in range(store.spec.chunks):
             block = store.read_chunk(name, chunk).reshape(-1, dim)
@@ -283,14 +242,14 @@ def _write_stats(name: str, scale: Scale, out_dir: Path, prefix: str) -> tuple[i
     buffer = io.BytesIO()
     np.savez_compressed(buffer, mu=scale.mu, sigma=scale.sigma)
     with durable.open_replace(out_dir / f"{prefix}_{name}.stats.npz") as partial:
-        file = _HashingFile(partial)
+        file = HashingFile(partial)
         file.write(buffer.getvalue())
     return file.fact
 
 
 def _write_index(store: FeatureStore, out_dir: Path, prefix: str) -> tuple[int, str]:
     with durable.open_replace(out_dir / f"{prefix}_aug_index.csv") as partial:
-        file = _HashingFile(partial)
+        file = HashingFile(partial)
         for block in _index_blocks(store):
             # Names that are not UTF-8 keep their bytes, as in ids_all.txt.
             file.write(block.encode("utf-8", "surrogateescape"))

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from featurestore.digests import fits_checksum
 from featurestore.errors import InputError
 from featurestore.records import BadInput, stems_sha256
 from featurestore.refusals import is_absent, refusal
@@ -57,8 +58,7 @@ def read_manifest(folder: Path, prefix: str) -> dict[str, Any]:
         raise InputError(f"Could not read {path}: {str(e)[:200]}") from e
     if not isinstance(manifest, dict) or not {"original_rows", "views_per_sample"} <= set(manifest):
         raise InputError(f"{path} is not a manifest of materialized files.")
-    # Those of the published scripts have no checksum.
-    if "crc32c" in manifest and manifest["crc32c"] != record_crc32c(manifest):
+    if not fits_checksum(manifest):
         raise InputError(f"{path} does not fit its checksum.\nRun `materialize` again.")
     return manifest
 

@@ -44,6 +44,10 @@ class Sample:
     image_name: str
     text_name: str
 
+    def values(self) -> tuple[int, str, str, str]:
+        """The four attributes in order, for a message to a process: ``Sample(*values)`` again."""
+        return self.index, self.stem, self.image_name, self.text_name
+
 
 @dataclass(frozen=True, slots=True)
 class BadInput:

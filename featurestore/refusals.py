@@ -28,7 +28,11 @@ _MEMORY = (
 )
 _PERMISSION = "Give this user the permission, then run the same command again."
 _ADVICE = {
-    errno.EISDIR: "A folder has its name: move it away.",
+    errno.EISDIR: "A folder has its name: move it away, or choose another name.",
+    errno.EFBIG: (
+        "No file may be so large here: raise the limit of this process with `ulimit -f`, or choose "
+        "another file system."
+    ),
     errno.ELOOP: "Its symbolic links lead in a circle: remove them.",
     errno.ENFILE: "No process of this machine can open another file: raise `sysctl fs.file-max`.",
     errno.ENOMEM: _MEMORY,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,9 @@ from featurestore.refusals import is_file
 from featurestore.rows import FeatureRows, npy_rows, store_rows
 from featurestore.scaling import ZSCORES, scale_for
 from featurestore.store import FeatureStore, record_crc32c
+
+if TYPE_CHECKING:
+    from featurestore.view_labels import Labels
 
 FeatureSource = FeatureStore | NpyFolder
 
@@ -163,14 +167,19 @@ def require_unchanged(
 
 
 def check_content(
-    source: FeatureSource, features: Iterable[str], chunks: Sequence[int] | None
+    source: FeatureSource,
+    features: Iterable[str],
+    chunks: Sequence[int] | None,
+    labels: Labels | None,
 ) -> None:
-    """Reads the features once, and compares them with what was written.
+    """Reads the features and labels once, and compares them with what was written.
 
     Raises:
         CorruptStoreError: a chunk is not what was committed.
         InputError: a file is not what its manifest says.
     """
+    if labels is not None:
+        labels.check()
     if isinstance(source, NpyFolder):
         source.check(features)
         return

@@ -16,6 +16,7 @@ from featurestore.errors import InputError
 from featurestore.wording import amount
 
 _SHOWN = 5
+_EXPECTED = "Expected a JSON file with lists of stems under train, dev (or val) and test."
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +112,9 @@ def _read_document(path: Path) -> dict[str, Any]:
         # Given bytes, json reads UTF-8 with or without a byte order mark.
         document = json.loads(path.read_bytes())
     except OSError as e:
-        raise InputError(f"Could not read {path}: {e.strerror or e}") from e
+        raise InputError(f"Could not read {path}: {e.strerror or e}\n{_EXPECTED}") from e
     except (ValueError, RecursionError) as e:
-        raise InputError(f"{path} is not valid JSON: {str(e)[:200]}") from e
+        raise InputError(f"{path} is not valid JSON: {str(e)[:200]}\n{_EXPECTED}") from e
     if not isinstance(document, dict):
         raise InputError(
             f"{path} must hold an object with the keys train, dev (or val) and test; "

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from featurestore.refusals import is_folder, status_of
 from featurestore.verification import Verification
 from featurestore.verify_files import StoreFiles, decoded
-from featurestore.verify_lines import read_line, sample_problems
+from featurestore.verify_lines import read_line, sample_problems, unended_line
 from featurestore.wording import amount
 
 _SCHEMA = 2
@@ -233,7 +233,11 @@ class _Check:
         if data is None:
             return
         lines = data.split(b"\n")
-        if lines.pop():
+        tail = lines.pop()
+        if whole := unended_line(tail):
+            self.files.find(_LEDGER, f"line {len(lines) + 1} is whole, but no line feed ends it")
+            lines.append(whole)  # a repair writes it again
+        elif tail:
             self._report.notices.append("the ledger ends in a torn line, which a build cuts off")
         for number, line in enumerate(lines, 1):
             body = read_line(line)

@@ -10,6 +10,8 @@ from typing import Any
 import google_crc32c
 
 _LINE_END = b', "crc32c": "'
+# Of a whole line; no string can hold it, as its quotes would be escaped.
+_WHOLE = re.compile(rb'.*?, "crc32c": "[0-9a-f]{8}"\}', re.DOTALL)
 _DIGEST = re.compile(r"(?:[0-9a-f]{64})?")
 _MODALITIES = ("image", "text")
 
@@ -28,6 +30,16 @@ def read_line(line: bytes) -> dict[str, Any]:
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return {}
     return value if sound else {}
+
+
+def unended_line(tail: bytes) -> bytes:
+    """The whole line that a file without a last line feed ends in, where something follows it.
+
+    Empty where ``tail`` is what a killed build leaves of a line: its beginning, or all of it. More
+    than that is never appended, so the line feed is one no longer.
+    """
+    found = _WHOLE.match(tail)
+    return b"" if found is None or found.end() == len(tail) else found.group()
 
 
 def sample_problems(body: dict[str, Any], first: int) -> Iterator[str]:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from featurestore.digests import file_sha256
 from featurestore.errors import ConfigError, InputError
 from featurestore.genres import CLASS_NAMES
 from featurestore.label_files import IDS_FILE, REDO, read_ids, read_labels, require_width
 from featurestore.labels import augmented_label
+from featurestore.labels_manifest import REDO as REDO_AUGMENTED
+from featurestore.labels_manifest import (
+    manifest_path,
+    read_labels_manifest,
+    require_same_base,
+    seed_of,
+)
 from featurestore.materialize import PREFIX
 from featurestore.npy import map_npy
 from featurestore.npy_folder import NpyFolder
@@ -29,6 +36,14 @@ class Labels(Protocol):
     def take(self, samples: npt.NDArray[np.int64], view: View) -> npt.NDArray[np.float32]:
         """The labels of ``samples``, int64 ``[B]``, for what ``FeatureRows.take`` reads there."""
 
+    def check(self) -> None:
+        """Reads all of them once, and compares them with what was written.
+
+        Raises:
+            InputError: they are not what was written, or no digest was.
+            StorageError: they cannot be read.
+        """
+
 
 class BaseLabels:
     """One row of labels for a sample, whatever its view."""
@@ -40,6 +55,9 @@ class BaseLabels:
     def take(self, samples: npt.NDArray[np.int64], view: View) -> npt.NDArray[np.float32]:  # noqa: ARG002
         """float32 ``[B, 23]``, a copy."""
         return self._rows[samples]
+
+    def check(self) -> None:
+        """They are in memory, and were compared when they were read."""
 
 
 class AugmentedLabels:
@@ -53,6 +71,7 @@ class AugmentedLabels:
         rows: npt.NDArray[np.float32],
         base: npt.NDArray[np.float32] | None = None,
         seed: int = 0,
+        written: tuple[Path, str | None] | None = None,
     ) -> None:
         """Takes all rows, or the clean ones and room for all.
 
@@ -60,8 +79,9 @@ class AugmentedLabels:
             rows: float32 ``[N, V, 23]``.
             base: float32 ``[N, 23]`` where ``rows`` is to be filled from them, or None.
             seed: of the noise.
+            written: the file that ``rows`` is mapped from, and its hex SHA-256, if that is known.
         """
-        self._rows, self._base, self._seed = rows, base, seed
+        self._rows, self._base, self._seed, self._written = rows, base, seed, written
         self._made = np.zeros(rows.shape[:2], bool) if base is not None else None
 
     def take(self, samples: npt.NDArray[np.int64], view: View) -> npt.NDArray[np.float32]:
@@ -78,6 +98,25 @@ class AugmentedLabels:
         if isinstance(view, str) and view == "mean":
             found = found.mean(axis=1, dtype=np.float32)
         return found
+
+    def check(self) -> None:
+        """Compares the file, where there is one, with its digest.
+
+        Raises:
+            InputError: it is not what was written, or no digest was.
+            StorageError: it cannot be read.
+        """
+        if self._written is None:
+            return
+        path, digest = self._written
+        if digest is None:
+            raise InputError(f"The manifest of {path} holds no digest to compare with.")
+        found = file_sha256(path)
+        if found != digest:
+            raise InputError(
+                f"{path} is not what was written: expected SHA-256 {digest[:16]}…, found "
+                f"{found[:16]}….\n{REDO_AUGMENTED} {path.parent}"
+            )
 
     def _make(self, rows: npt.NDArray[np.int64], which: npt.NDArray[np.int64]) -> None:
         if self._made is None or self._base is None:
@@ -107,11 +146,10 @@ def open_labels(kind: str, labels_dir: Path | None, source: FeatureSource) -> La
     if kind not in KINDS:
         raise ConfigError(f"labels is one of {', '.join(KINDS)}, found {kind!r}.")
     if kind == "augmented":
-        beside = isinstance(source, NpyFolder)
-        prefix = source.prefix if isinstance(source, NpyFolder) else PREFIX
-        for folder in (source.path if beside else None, labels_dir):
-            if folder is not None and (folder / f"{prefix}_labels_manifest.json").is_file():
-                return AugmentedLabels(_read_augmented(folder, prefix, source))
+        beside = source.path if isinstance(source, NpyFolder) else None
+        for folder in (beside, labels_dir):
+            if folder is not None and manifest_path(folder, _prefix(source)).is_file():
+                return _open_augmented(folder, labels_dir, source)
     if labels_dir is None:
         if kind == "base":
             return None
@@ -126,6 +164,10 @@ def open_labels(kind: str, labels_dir: Path | None, source: FeatureSource) -> La
     return AugmentedLabels(room, base, source.seed)
 
 
+def _prefix(source: FeatureSource) -> str:
+    return source.prefix if isinstance(source, NpyFolder) else PREFIX
+
+
 def _require_same_samples(folder: Path, told: str | None, source: FeatureSource) -> None:
     """Compares the labels' hash of stems; without one, as published, the list beside them."""
     if told is None and (folder / IDS_FILE).is_file():
@@ -137,22 +179,22 @@ def _require_same_samples(folder: Path, told: str | None, source: FeatureSource)
         )
 
 
-def _facts(manifest: Path) -> dict[str, Any]:
-    try:
-        facts = json.loads(manifest.read_bytes())
-    except (OSError, ValueError, RecursionError) as e:
-        raise InputError(f"Could not read {manifest}: {e!r:.200}") from e
-    if not isinstance(facts, dict) or not {"original_rows", "views_per_sample"} <= set(facts):
-        raise InputError(f"{manifest} is not a manifest of labels.")
-    return facts
-
-
-def _read_augmented(folder: Path, prefix: str, source: FeatureSource) -> npt.NDArray[np.float32]:
-    """Maps ``P_labels.npy``, float32 ``[N, V, 23]``, if its manifest speaks of these rows."""
-    path, manifest = folder / f"{prefix}_labels.npy", folder / f"{prefix}_labels_manifest.json"
-    facts, spec = _facts(manifest), source.spec
+def _open_augmented(
+    folder: Path, labels_dir: Path | None, source: FeatureSource
+) -> AugmentedLabels:
+    """Maps ``P_labels.npy``, if its manifest speaks of these rows, their seed and their labels."""
+    prefix = _prefix(source)
+    facts, spec = read_labels_manifest(folder, prefix) or {}, source.spec
     _require_same_samples(folder, facts.get("stems_sha256"), source)
-    told = facts["original_rows"], facts["views_per_sample"]
+    if seed_of(facts) != source.seed:
+        raise InputError(
+            f"The augmented labels in {folder} are of another seed than {source.path}: expected "
+            f"{source.seed}, found {seed_of(facts)}.\n"
+            f"{REDO_AUGMENTED} {folder} --seed {source.seed}"
+        )
+    require_same_base(folder, facts, labels_dir, source.stems_sha256 or stems_sha256(source.stems))
+    path = folder / f"{prefix}_labels.npy"
+    told = facts.get("original_rows"), facts.get("views_per_sample")
     mapped = map_npy(path)
     require_width(path, mapped.shape)
     wanted = (spec.samples * spec.views, len(CLASS_NAMES))
@@ -160,6 +202,7 @@ def _read_augmented(folder: Path, prefix: str, source: FeatureSource) -> npt.NDA
         raise InputError(
             f"{path} holds {mapped.dtype} {mapped.shape} of {told[0]} samples x {told[1]} views;\n"
             f"expected float32 {wanted} of {spec.samples} x {spec.views}.\n"
-            "Make it again: labels --augment"
+            f"{REDO_AUGMENTED} {folder}"
         )
-    return np.asarray(mapped).reshape(spec.samples, spec.views, len(CLASS_NAMES))
+    rows = np.asarray(mapped).reshape(spec.samples, spec.views, len(CLASS_NAMES))
+    return AugmentedLabels(rows, written=(path, facts.get("sha256", {}).get(path.name)))

@@ -48,6 +48,8 @@ _RECORDS_ENTRIES = {
     *(Path(f).name for f in (EXTENSION, SAMPLES, Ledger.FILE)),
 }
 
+_WAIT = "Wait for it to finish or stop it; an interrupted build is continued with --resume."
+
 
 class StoreWriter(FeatureStore):
     """A store opened for writing: holds its lock until it is closed. A context manager."""
@@ -162,7 +164,7 @@ def take_lock(path: Path) -> FileLock:
         StoreLockedError: another process is writing to it.
     """
     durable.make_folder(path / RUNS)
-    return FileLock(path / LOCK, path)
+    return FileLock(path / LOCK, path, advice=_WAIT)
 
 
 def state_of(path: Path) -> str:

@@ -22,6 +22,7 @@ from featurestore.errors import (
     InputError,
     InterruptedBuildError,
     ManyViewsError,
+    StorageError,
     StoreMismatchError,
 )
 from featurestore.limits import usable_cpus
@@ -38,7 +39,7 @@ from operations.target import Target, open_target
 from producers.source import Scan, scan
 
 SAMPLED = 500
-_UNLOADED = "Mend what keeps the models from being loaded."
+_UNLOADED = "First correct what keeps the models from being loaded."
 
 Say = Callable[[str], None]
 
@@ -164,23 +165,32 @@ class _Check:
         room = self._free.memory if self._free.device is None else self._free.device
         if sum(m.weight_bytes for m in self._models) > room:
             return None, "The weights do not fit: use fewer --features, or a larger machine."
-        if decided is None:
-            return None, _UNLOADED
         try:
-            return make_plan(decided, self._tell), ""
+            plan = self._loaded(decided)
         except (BadInputsError, InputError, StoreMismatchError) as error:
             self._refuse(error)
-        except ConfigError as error:
-            self._models_group.failure("loading", error)
-            return None, _UNLOADED
-        decided = self._decided()
-        if decided is None:
-            return None, _UNLOADED
+            plan = self._loaded_anew()
+        return plan, "" if plan is not None else _UNLOADED
+
+    def _loaded_anew(self) -> Plan | None:
+        """The plan of a new store, in the place of one that does not fit."""
         try:
-            return make_plan(decided, self._tell), ""
+            return self._loaded(self._decided())
         except ManyViewsError as error:
             self._models_group.failure("loading", error)
-            return None, _UNLOADED
+            return None
+
+    def _loaded(self, decided: Decided | None) -> Plan | None:
+        """The plan with its models; None where some cannot be loaded, each of which is listed."""
+        if decided is None:
+            return None
+        refused: list[tuple[str, ManyViewsError]] = []
+        try:
+            return make_plan(decided, self._tell, lambda *why: refused.append(why))
+        except (ConfigError, StorageError) as error:
+            for feature, why in refused or [("loading", error)]:
+                self._models_group.failure(feature, why)
+            return None
 
     def _decided(self) -> Decided | None:
         """What a build decides without models; None where it is wrong whatever the store is."""

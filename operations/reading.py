@@ -146,9 +146,8 @@ class _File:
         return self.sample.stem
 
     def message(self) -> bytes:
-        s = self.sample
-        values = [s.index, s.stem, s.image_name, s.text_name]
-        return json.dumps({"sample": values, "kind": self.kind, "skip": self.skip}).encode("ascii")
+        message = {"sample": self.sample.values(), "kind": self.kind, "skip": self.skip}
+        return json.dumps(message).encode("ascii")
 
 
 class _Readers(Crew[_File]):

@@ -52,9 +52,8 @@ class _Task:
         return self.sample.stem
 
     def message(self) -> bytes:
-        s = self.sample
-        values = [s.index, s.stem, s.image_name, s.text_name]
-        return json.dumps({"sample": values, "slot": self.slot, "skip": self.skip}).encode("ascii")
+        message = {"sample": self.sample.values(), "slot": self.slot, "skip": self.skip}
+        return json.dumps(message).encode("ascii")
 
 
 class ProducerPool(Crew[_Task]):

@@ -237,7 +237,10 @@ def test_ctrl_c_anywhere(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("producers.source.scan", interrupted)
     code, _, errors = run("labels", "--data-dir", "d", "--out-dir", "o")
-    assert (code, errors.strip()) == (130, "Error: Interrupted; a build goes on with --resume.")
+    assert (code, errors.strip()) == (130, "Error: Interrupted: run the same command again.")
+    monkeypatch.setattr("consumers.build.scan", interrupted)
+    code, _, errors = run("build", "--data-dir", "d", "--store", "s")
+    assert (code, errors.strip()) == (130, "Error: Interrupted: `build --resume` continues.")
 
 
 def test_a_reader_that_goes_away_is_no_error_to_shout_about(

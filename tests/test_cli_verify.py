@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import cli
+from featurestore.labels import write_augmented_labels, write_labels
 from featurestore.locks import FileLock
 from featurestore.materialize import PREFIX, materialize
 from featurestore.store import FeatureStore
@@ -178,3 +179,29 @@ def test_materialized_files(run: Run, store: Path, tmp_path: Path) -> None:
     assert named == [f"{PREFIX}_manifest.json", "other_clip_text.npy"]
     assert "its content is not what was written; `materialize` writes it again" in errors
     assert (facts(output)["findings"], facts(output)["repaired"]) == ([], False)
+
+
+def test_label_files(run: Run, store: Path, tmp_path: Path) -> None:
+    """The folder of `labels` alone, and augmented labels beside embeddings."""
+    folder, beside = tmp_path / "labels", tmp_path / "embeddings"
+    stems = FeatureStore(store).stems
+    write_labels(stems, [{"genres": ["Drama"]}] * len(stems), folder)
+    materialize(FeatureStore(store), beside)
+    write_augmented_labels(folder, beside)
+    code, output, errors = run("--store", store, "--materialized", folder, "--json")
+    assert (code, facts(output)["materialized"]) == (0, [])
+    assert facts(output)["materialized_files"] == len(list(folder.iterdir())) == 4
+    assert "4 materialized files checked" in errors
+    asked = ("--store", store, "--materialized", beside, "--json")
+    code, output, _ = run(*asked)
+    assert (code, facts(output)["materialized"]) == (0, [])
+    assert facts(output)["materialized_files"] == len(list(beside.iterdir()))
+    flip(folder / "labels_all_23.npy")
+    flip(beside / f"{PREFIX}_labels.npy")
+    code, output, errors = run("--store", store, "--materialized", folder)
+    assert code == 1
+    assert "damaged: labels_all_23.npy: its content is not what was written; `labels`" in errors
+    code, output, errors = run(*asked)
+    assert code == 1
+    assert [file for file, _ in facts(output)["materialized"]] == [f"{PREFIX}_labels.npy"]
+    assert "is not what was written; `labels --augment` writes it again" in errors

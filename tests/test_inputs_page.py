@@ -165,14 +165,17 @@ def test_the_label_files(printed: dict[str, Any]) -> None:
     labels, out = printed["labels_dir"], printed["out"]
     written = {p.name for p in labels.iterdir()} | {p.name for p in out.glob("*_labels*")}
     assert set(names) == written
-    base, noisy = np.load(labels / names[0]), np.load(out / names[3])
+    base, noisy = np.load(labels / names[0]), np.load(out / names[4])
     assert (base.dtype, base.shape) == (np.float32, (48, 23))
     assert (noisy.dtype, noisy.shape) == (np.float32, (48 * 4, 23))
     np.testing.assert_array_equal(noisy[::4], base)
     assert set(np.unique(base)) == {0.0, 1.0}
     assert len((labels / names[1]).read_bytes().split(b"\n")) == 48
     assert json.loads((labels / names[2]).read_bytes()) == list(CLASS_NAMES)
-    manifest = json.loads((out / names[4]).read_bytes())
-    keys = re.findall(r"`([a-z_0-9]+)`", text[text.index("`total_rows`") :].partition("|")[0])
-    assert len(keys) == 5
-    assert set(keys) <= set(manifest)
+    for name, first, count in (
+        (labels / names[3], "`sha256`", 3),
+        (out / names[5], "`total_rows`", 8),
+    ):
+        keys = re.findall(r"`([a-z_0-9]+)`", text[text.index(first) :].partition("|")[0])
+        assert len(keys) == count
+        assert set(keys) <= set(json.loads(name.read_bytes()))

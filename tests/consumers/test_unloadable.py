@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from consumers import backbones, declared
 from consumers.backbone_config import BackboneConfig
 from consumers.backbones import quiet_transformers
 from featurestore.errors import ConfigError
 from featurestore.torchvision_ops import ensure_importable
+from tests.conftest import ROOT
 
 
 def refused(adapter: str, folder: Path) -> str:
@@ -26,15 +30,18 @@ def refused(adapter: str, folder: Path) -> str:
     return message
 
 
-@pytest.mark.parametrize("config", [{"tokenizer_class": "SiglipTokenizer"}, {}])
-def test_siglip_without_sentencepiece(tmp_path: Path, config: dict[str, Any]) -> None:
-    pytest.importorskip("transformers")
-    try:
-        import sentencepiece  # noqa: F401
-    except ImportError:
-        pass
-    else:
-        pytest.skip("sentencepiece is installed")
+# A machine where sentencepiece is not installed, whether or not it is installed on this one.
+_WITHOUT = """
+import sys
+sys.modules["sentencepiece"] = None
+import cli
+cli.main(sys.argv[1:])
+"""
+
+
+@pytest.fixture(scope="module")
+def siglip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SigLIP checkpoint of the real class whose tokenizer is ``spiece.model`` alone."""
     ensure_importable()
     quiet_transformers()
     from transformers import SiglipConfig, SiglipModel
@@ -43,13 +50,49 @@ def test_siglip_without_sentencepiece(tmp_path: Path, config: dict[str, Any]) ->
     sizes |= {"intermediate_size": 64}
     texts = sizes | {"vocab_size": 64, "max_position_embeddings": 64}
     images = sizes | {"image_size": 32, "patch_size": 16}
-    folder = tmp_path / "siglip"
+    folder = tmp_path_factory.mktemp("models") / "siglip"
     SiglipModel(SiglipConfig(text_config=texts, vision_config=images)).save_pretrained(folder)
-    (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 64, **config}))
     (folder / "spiece.model").write_bytes(b"\x0a\x08abc")
-    message = refused("transformers-text", folder)
-    assert "siglip cannot be loaded by transformers, which needs sentencepiece for it" in message
-    assert "pip install sentencepiece" in message
+    return folder
+
+
+@pytest.mark.parametrize("config", [{"tokenizer_class": "SiglipTokenizer"}, {}])
+def test_siglip_without_sentencepiece(
+    siglip: Path, checkpoints: dict[str, str], tmp_path: Path, config: dict[str, Any]
+) -> None:
+    """``build`` ends with 2, and ``check`` looks at the rest: other model, data and machine."""
+    folder = Path(shutil.copytree(siglip, tmp_path / "siglip"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 64, **config}))
+    data = tmp_path / "data"
+    data.mkdir()
+    Image.new("RGB", (8, 8)).save(data / "a.jpg")
+    (data / "a.json").write_text('{"plot": "a robot learns to laugh", "genres": ["Drama"]}')
+    toml, other = tmp_path / "build.toml", checkpoints["clip_text"]
+    toml.write_text(
+        f'[backbones.title]\nadapter = "transformers-text"\nmodel = "{folder}"\n'
+        f'[backbones.other]\nadapter = "sentence-transformers"\nmodel = "{other}"\n'
+    )
+    common = ["--data-dir", data, "--config", toml, "--features", "title,other", "--views", 2]
+    common += ["--device", "cpu", "--workers", 1, "--store", tmp_path / "store"]
+
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", _WITHOUT, *map(str, arguments)]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+    built = run("build", *common)
+    assert built.returncode == 2, built.stderr
+    error = built.stderr[built.stderr.index("Error: ") :]
+    assert "siglip cannot be loaded by transformers, which needs sentencepiece for it" in error
+    assert "pip install sentencepiece" in error
+    assert error.count("\n") <= 4
+    assert not (tmp_path / "store").exists()
+    checked = run("check", *common, "--json")
+    assert checked.returncode == 1, checked.stderr
+    found = json.loads(checked.stdout)
+    [problem] = [p for p in found["problems"] if p["level"] == "error"]
+    assert "siglip cannot be loaded by transformers, which needs sentencepiece" in problem["what"]
+    assert "pip install sentencepiece" in problem["advice"]
+    assert {"data", "models", "machine", "forecast", "posters", "synopses"} <= found.keys()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import copy
+import hashlib
 import json
 import os
 import pickle
@@ -19,6 +20,7 @@ from featurestore.dataset import FeatureDataset
 from featurestore.errors import ConfigError, CorruptStoreError, InputError
 from featurestore.labels import write_augmented_labels, write_labels
 from featurestore.materialize import PREFIX, materialize
+from featurestore.npy import map_npy
 from featurestore.records import BadInput
 from featurestore.store import FeatureStore
 from featurestore.writer import StoreWriter, take_lock
@@ -509,7 +511,8 @@ def test_augmented_labels_of_other_samples_are_refused(world, tmp_path, publishe
     if published:  # by scripts that wrote no hash
         manifest = folder / f"{PREFIX}_labels_manifest.json"
         facts = json.loads(manifest.read_bytes())
-        del facts["seed"], facts["stems_sha256"]
+        for key in ("seed", "stems_sha256", "source_sha256", "sha256", "crc32c"):
+            del facts[key]
         manifest.write_text(json.dumps(facts, indent=2))
     world.open(labels="augmented", labels_dir=folder)
     stems = (folder / "ids_all.txt").read_text().split("\n")
@@ -519,6 +522,93 @@ def test_augmented_labels_of_other_samples_are_refused(world, tmp_path, publishe
         write_augmented_labels(folder, folder, 4)
     with pytest.raises(InputError, match="other samples"):
         world.open(labels="augmented", labels_dir=folder)
+
+
+@pytest.fixture
+def labels(world, tmp_path) -> Path:
+    """A copy of the labels that may be changed."""
+    return Path(shutil.copytree(world.root / "labels", tmp_path / "labels"))
+
+
+def test_augmented_labels_of_another_seed_are_refused(world, labels):
+    write_augmented_labels(labels, labels, 4, seed=7)
+    with pytest.raises(InputError) as caught:
+        world.open(labels="augmented", labels_dir=labels)
+    message = str(caught.value)
+    assert "of another seed" in message
+    assert "expected 123, found 7" in message
+    assert f"labels --augment --embeddings-dir {labels} --seed 123" in message
+    assert len(message.splitlines()) <= 4
+
+
+@pytest.mark.parametrize("place", ["labels_dir", "beside", "source"])
+def test_labels_that_changed_since_they_were_augmented_are_refused(
+    world, labels, tmp_path, monkeypatch, place
+):
+    """Wherever the clean labels are known to be: named, beside the others, or as once typed."""
+    monkeypatch.chdir(tmp_path)
+    folder = labels if place == "beside" else world.materialize(tmp_path / "embeddings")
+    write_augmented_labels(Path("labels"), folder, 4)
+    source = world.store if place == "beside" else folder
+    given = {} if place == "source" else {"labels_dir": labels}
+    FeatureDataset(source, labels="augmented", **given)
+    write_labels(STEMS, [{"genres": ["Western"]}] * 11, labels)
+    with pytest.raises(InputError) as caught:
+        FeatureDataset(source, labels="augmented", **given)
+    message = str(caught.value)
+    assert "were made from other labels than those of" in message
+    assert hashlib.sha256((labels / "labels_all_23.npy").read_bytes()).hexdigest() in message
+    assert f"labels --augment --embeddings-dir {folder}" in message
+    assert len(message.splitlines()) <= 4
+    write_augmented_labels(Path("labels"), folder, 4)
+    FeatureDataset(source, labels="augmented", **given)
+
+
+def test_another_data_sets_labels_of_the_same_name_are_not_meant(world, tmp_path, monkeypatch):
+    folder = world.materialize(tmp_path / "embeddings")
+    shutil.copytree(world.root / "labels", tmp_path / "labels")
+    monkeypatch.chdir(tmp_path)
+    write_augmented_labels(Path("labels"), folder, 4)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    write_labels(["a", "b"], [{"genres": ["Western"]}] * 2, Path("labels"))
+    FeatureDataset(folder, labels="augmented")
+
+
+def test_a_flip_in_augmented_labels_is_found_with_checksum(world, labels):
+    write_augmented_labels(labels, labels, 4)
+    path = labels / f"{PREFIX}_labels.npy"
+    asked = {"labels": "augmented", "labels_dir": labels, "checksum": True}
+    world.open(**asked)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"_labels\.npy is not what was written: expected SHA-256"):
+        world.open(**asked)
+    manifest = labels / f"{PREFIX}_labels_manifest.json"
+    manifest.write_text(manifest.read_text().replace('"seed": 123', '"seed": 122'))
+    with pytest.raises(InputError, match="checksum does not fit"):
+        world.open(labels="augmented", labels_dir=labels)
+
+
+def test_augmented_labels_are_mapped_and_not_read(world, labels, monkeypatch):
+    """At full size they are 167 MB: opening them reads their manifest and the clean labels."""
+    write_augmented_labels(labels, labels, 4)
+    mapped = []
+
+    def note(path):
+        mapped.append(map_npy(path))
+        return mapped[-1]
+
+    def never(path):
+        raise AssertionError(f"{path} was read")
+
+    monkeypatch.setattr("featurestore.view_labels.map_npy", note)
+    monkeypatch.setattr("featurestore.view_labels.file_sha256", never)
+    dataset = world.open(labels="augmented", labels_dir=labels)
+    assert dataset.batch([1])["labels"].shape == (1, 23)
+    [rows] = mapped
+    assert np.shares_memory(rows, dataset._labels._rows)
 
 
 def test_augmented_labels_of_other_kinds_are_refused(world):

@@ -1,15 +1,20 @@
+import errno
 import hashlib
+import itertools
 import json
+import re
 import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
+from google_crc32c import value as crc32c
 from hypothesis import given
 from hypothesis import strategies as st
 
 from featurestore import durable
-from featurestore.errors import ConfigError, InputError, StoreLockedError
+from featurestore.errors import ConfigError, InputError, StorageFullError, StoreLockedError
+from featurestore.label_files import verify_labels
 from featurestore.labels import (
     CLASS_NAMES,
     augmented_labels,
@@ -19,7 +24,10 @@ from featurestore.labels import (
     write_augmented_labels,
     write_labels,
 )
+from featurestore.labels_manifest import verify_augmented
 from featurestore.records import view_seed
+
+from .stores import killed_at
 
 P = "mm_imdb1_globals_aug70"
 # Copied from the published list, not from the code.
@@ -152,8 +160,13 @@ def test_files_are_the_published_bytes(tmp_path: Path):
     assert sorted(p.name for p in folder.iterdir()) == [
         "class_names_23.json",
         "ids_all.txt",
+        "labels_all_23.digests.json",
         "labels_all_23.npy",
     ]
+    assert json.loads((folder / "labels_all_23.digests.json").read_bytes())["sha256"] == {
+        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        for name in ("class_names_23.json", "labels_all_23.npy", "ids_all.txt")
+    }
 
 
 def test_report(tmp_path: Path):
@@ -302,7 +315,13 @@ def test_augmented_files(labels_dir: Path, tmp_path: Path):
         "normalized": False,
         "seed": 123,
         "stems_sha256": hashlib.sha256(b"\0".join(s.encode() for s in STEMS)).hexdigest(),
+        "source_sha256": {
+            name: hashlib.sha256((labels_dir / name).read_bytes()).hexdigest()
+            for name in ("labels_all_23.npy", "ids_all.txt")
+        },
+        "sha256": {f"{P}_labels.npy": hashlib.sha256(written).hexdigest()},
     }
+    manifest["crc32c"] = f"{crc32c(json.dumps(manifest, sort_keys=True).encode()):08x}"
     text = (tmp_path / f"{P}_labels_manifest.json").read_text()
     assert text == json.dumps(manifest, indent=2)
 
@@ -417,7 +436,7 @@ def test_broken_embeddings_manifest(labels_dir: Path, tmp_path: Path, text):
 
 
 def test_augmented_labels_want_a_folder_and_a_view(labels_dir: Path, tmp_path: Path):
-    with pytest.raises(InputError, match="does not exist"):
+    with pytest.raises(InputError, match="is no folder"):
         write_augmented_labels(labels_dir, tmp_path / "none", 2)
     with pytest.raises(ConfigError, match="at least 1, not 0"):
         write_augmented_labels(labels_dir, tmp_path, 0)
@@ -447,3 +466,146 @@ def test_memory_does_not_grow_with_views(labels_dir: Path, tmp_path: Path):
     written = (tmp_path / f"{P}_labels.npy").stat().st_size
     assert written == 128 + 400 * 20 * 23 * 4
     assert peak < written / 2
+
+
+# --- what was written, and what is there now ---
+
+
+def flip(path: Path, at: int = -1, change: int = 1) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= change
+    path.write_bytes(data)
+
+
+RECORD = "labels_all_23.digests.json"
+
+
+@pytest.mark.parametrize(
+    "name", ["labels_all_23.npy", "ids_all.txt", "class_names_23.json", RECORD]
+)
+def test_a_flip_of_any_byte_of_a_label_file_is_named(labels_dir: Path, name: str):
+    path = labels_dir / name
+    whole = path.read_bytes()
+    for at in range(len(whole)):
+        flip(path, at, 1 << at % 8)
+        with pytest.raises(InputError, match=re.escape(name)) as caught:
+            read_labels(labels_dir, STEMS)
+        assert len(str(caught.value).splitlines()) <= 4
+        assert [f.file for f in verify_labels(labels_dir)] == [name]
+        path.write_bytes(whole)
+    assert verify_labels(labels_dir) == []
+    assert read_labels(labels_dir, STEMS).shape == (3, 23)
+
+
+def test_a_label_that_was_edited_is_named_with_what_to_do(labels_dir: Path):
+    path = labels_dir / "labels_all_23.npy"
+    labels = np.load(path)
+    labels[0, 3] = 1
+    np.save(path, labels)
+    with pytest.raises(InputError) as caught:
+        read_labels(labels_dir, STEMS)
+    message = str(caught.value)
+    assert f"{path} is not what `labels` wrote: expected SHA-256 " in message
+    assert f"found {hashlib.sha256(path.read_bytes()).hexdigest()[:16]}" in message
+    assert "manyviews labels" in message
+    assert f"remove {labels_dir / RECORD}" in message
+    with pytest.raises(InputError, match="is not what `labels` wrote"):
+        write_augmented_labels(labels_dir, labels_dir, 2)
+    (labels_dir / RECORD).unlink()
+    assert read_labels(labels_dir, STEMS)[0, 3] == 1
+
+
+def test_labels_of_the_published_scripts_have_no_record(labels_dir: Path, tmp_path: Path):
+    (labels_dir / RECORD).unlink()
+    assert read_labels(labels_dir, STEMS).shape == (3, 23)
+    write_augmented_labels(labels_dir, tmp_path, 2)
+
+
+def test_classes_in_another_order_are_refused(labels_dir: Path):
+    """Each column would be taken for another genre."""
+    (labels_dir / RECORD).unlink()
+    path = labels_dir / "class_names_23.json"
+    path.write_text(json.dumps([*NAMES[1:], NAMES[0]]))
+    with pytest.raises(InputError, match="in another order"):
+        read_labels(labels_dir, STEMS)
+    path.unlink()  # nobody needs it
+    assert read_labels(labels_dir, STEMS).shape == (3, 23)
+
+
+def test_a_full_disk_leaves_the_old_labels(labels_dir: Path, monkeypatch):
+    before = {p.name: p.read_bytes() for p in labels_dir.iterdir()}
+
+    def full(operation: str, path: Path, size: int) -> int:
+        if operation == "write" and path.name.startswith(RECORD):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return size
+
+    monkeypatch.setattr(durable, "hook", full)
+    with pytest.raises(StorageFullError):
+        write_labels(STEMS, DOCUMENTS[::-1], labels_dir)
+    assert {p.name: p.read_bytes() for p in labels_dir.iterdir()} == before
+    assert read_labels(labels_dir, STEMS).shape == (3, 23)
+
+
+def test_a_kill_between_the_renames_is_seen(labels_dir: Path):
+    """The record is renamed last: until then the older one fits none of the new files."""
+    for n in itertools.count(1):
+        write_labels(STEMS, DOCUMENTS, labels_dir)
+        old = (labels_dir / "labels_all_23.npy").read_bytes()
+        if not killed_at(n, lambda: write_labels(STEMS, DOCUMENTS[::-1], labels_dir)):
+            break
+        new = (labels_dir / "labels_all_23.npy").read_bytes() != old
+        renamed = json.loads((labels_dir / RECORD).read_bytes())["sha256"]["labels_all_23.npy"]
+        if (
+            new
+            and renamed
+            != hashlib.sha256((labels_dir / "labels_all_23.npy").read_bytes()).hexdigest()
+        ):
+            with pytest.raises(InputError, match="is not what `labels` wrote"):
+                read_labels(labels_dir, STEMS)
+        else:
+            read_labels(labels_dir, STEMS)
+    assert n > 12
+    assert read_labels(labels_dir, STEMS)[0].tolist() != np.zeros(23).tolist()
+
+
+@pytest.mark.parametrize("name", [f"{P}_labels.npy", f"{P}_labels_manifest.json"])
+def test_a_flip_of_any_byte_of_augmented_labels_is_named(
+    labels_dir: Path, tmp_path: Path, name: str
+):
+    write_augmented_labels(labels_dir, tmp_path, 2)
+    path = tmp_path / name
+    whole = path.read_bytes()
+    for at in range(len(whole)):
+        flip(path, at, 1 << at % 8)
+        assert [f.file for f in verify_augmented(tmp_path, P)] == [name], at
+        path.write_bytes(whole)
+    assert verify_augmented(tmp_path, P) == []
+
+
+def test_augmented_labels_that_do_not_fit_what_is_beside_them_are_named(
+    labels_dir: Path, tmp_path: Path
+):
+    write_augmented_labels(labels_dir, labels_dir, 2)
+    assert verify_augmented(labels_dir, P) == []
+    write_labels(STEMS, DOCUMENTS[::-1], labels_dir)
+    [finding] = verify_augmented(labels_dir, P)
+    assert str(finding) == (
+        f"{P}_labels.npy: it was made from another labels_all_23.npy than the one beside it"
+    )
+    write_augmented_labels(labels_dir, tmp_path, 2)
+    embeddings(tmp_path, seed=7)
+    [finding] = verify_augmented(tmp_path, P)
+    assert str(finding).endswith("its seed is 123, and that of the embeddings 7")
+
+
+def test_a_seed_that_a_flip_changed_is_not_used(labels_dir: Path, tmp_path: Path):
+    """The noise would be of another seed than the views beside it."""
+    record = {"original_rows": 3, "views_per_sample": 2, "seed": 123, "sha256": {}}
+    record["crc32c"] = f"{crc32c(json.dumps(record, sort_keys=True).encode()):08x}"
+    path = tmp_path / f"{P}_manifest.json"
+    path.write_text(json.dumps(record))
+    write_augmented_labels(labels_dir, tmp_path)
+    path.write_text(json.dumps(record).replace("123", "122"))
+    with pytest.raises(InputError, match=r"checksum does not fit(?s:.*)materialize"):
+        write_augmented_labels(labels_dir, tmp_path)

@@ -20,7 +20,7 @@ from featurestore.errors import (
 )
 from featurestore.materialize import PREFIX, materialize
 from featurestore.records import BadInput
-from featurestore.store import FeatureStore
+from featurestore.store import FeatureStore, record_crc32c
 from tests.featurestore.stores import DIMS, killed_at, make_store
 
 STEMS = ["a,b", 'say "x"', "two\nlines", "caf\udce9", "東京", "cr\rx", " blank ", "é", "8", "9", ""]
@@ -282,6 +282,34 @@ def test_labels_of_another_seed_are_not_written_beside(made, tmp_path):
         materialize(FeatureStore(made[0]), tmp_path)
     path.write_text(json.dumps({**told, "seed": 123}))
     materialize(FeatureStore(made[0]), tmp_path)
+
+
+def test_labels_of_the_published_scripts_have_the_papers_seed(made, tmp_path):
+    """Their manifest does not say it: it is a constant of theirs."""
+    spec = FeatureStore(made[0]).spec
+    other = tmp_path / "store"
+    make_store(other)
+    document = json.loads((other / "zarr.json").read_bytes())
+    record = document["attributes"]["manyviews"]
+    record["fingerprint"]["seed"] = 7
+    record["crc32c"] = record_crc32c(record)
+    (other / "zarr.json").write_text(json.dumps(document))
+    facts = {"total_rows": spec.samples * spec.views, "views_per_sample": spec.views}
+    (tmp_path / f"{PREFIX}_labels_manifest.json").write_text(json.dumps(facts))
+    with pytest.raises(InputError, match="is of another seed: 123; the store's is 7"):
+        materialize(FeatureStore(other), tmp_path)
+    materialize(FeatureStore(made[0]), tmp_path)
+
+
+def test_labels_whose_manifest_is_damaged_are_not_written_beside(made, tmp_path):
+    facts = {"total_rows": 44, "views_per_sample": 4, "seed": 123, "sha256": {}}
+    facts["crc32c"] = record_crc32c(facts)
+    path = tmp_path / f"{PREFIX}_labels_manifest.json"
+    path.write_text(json.dumps(facts))
+    materialize(FeatureStore(made[0]), tmp_path)
+    path.write_text(json.dumps(facts).replace("44", "45"))
+    with pytest.raises(InputError, match=r"its checksum does not fit(?s:.*)labels --augment"):
+        materialize(FeatureStore(made[0]), tmp_path)
 
 
 def test_rows_of_an_interrupted_run_are_seen_without_its_manifest(made, tmp_path):

@@ -103,6 +103,26 @@ def test_what_a_library_raises_is_listed_and_the_rest_is_still_checked(
     assert {"data", "models", "machine", "forecast", "posters", "synopses"} <= found.keys()
 
 
+def test_each_model_that_cannot_be_loaded_is_listed(
+    check: Call, checkpoints: dict[str, str], tmp_path: Path
+) -> None:
+    """Only the first one was named: whoever repaired it then met the next one."""
+    for name in ("clip_text", "blip2_text"):
+        folder = Path(shutil.copytree(checkpoints[name], tmp_path / name))
+        weights = max(folder.rglob("*.safetensors"), key=lambda path: path.stat().st_size)
+        weights.write_bytes(weights.read_bytes()[:-64])
+    code, output, errors = check(
+        "--json", clip_text=str(tmp_path / "clip_text"), blip2_text=str(tmp_path / "blip2_text")
+    )
+    assert (code, errors.count("defect")) == (1, 0)
+    found = problems(output, "error")
+    assert [what.partition(":")[0] for what in found] == ["clip_text", "blip2_text"]
+    assert all(name in what for name, what in zip(("clip_text", "blip2_text"), found, strict=True))
+    assert {"data", "models", "machine", "forecast", "posters", "synopses"} <= json.loads(
+        output
+    ).keys()
+
+
 # Everything -------------------------------------------------------------------------------------
 
 

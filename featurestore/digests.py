@@ -1,0 +1,114 @@
+"""Files beside a record of their SHA-256: whether each is still what was written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from featurestore.durable import PartialFile
+from featurestore.refusals import is_absent, refusal
+from featurestore.store import record_crc32c
+from featurestore.verification import Finding
+
+
+class HashingFile:
+    """Passes writes on and digests them, so that no file is read again for its record."""
+
+    def __init__(self, file: PartialFile) -> None:
+        self._file = file
+        self._digest = hashlib.sha256()
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Appends ``data``, bytes."""
+        self._file.write(data)
+        self._digest.update(data)
+
+    @property
+    def fact(self) -> tuple[int, str]:
+        """Size in bytes and hex SHA-256 of what was written."""
+        return self._file.size, self._digest.hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """Hex SHA-256 of a file's content.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError, IsADirectoryError: there is no such file.
+        StorageError: it cannot be read, so nobody can tell.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as e:
+        require_content(path, e)
+        raise
+
+
+def require_content(path: Path, error: Exception) -> None:
+    """Raises StorageError where a file could not be read, which says nothing about its content."""
+    if isinstance(error, OSError) and not is_absent(error):
+        raise refusal(path, error) from error
+
+
+def fits_checksum(record: Mapping[str, Any]) -> bool:
+    """Whether a record is what was written; one of the published scripts, without digests, is."""
+    if "crc32c" not in record and "sha256" not in record:
+        return True
+    return bool(record.get("crc32c") == record_crc32c(record))
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A record as it was written; one of the published scripts has neither digests nor checksum.
+
+    Raises:
+        ValueError: it is not what was written.
+        FileNotFoundError, NotADirectoryError, IsADirectoryError: there is none.
+        StorageError: it cannot be read, so nobody can tell.
+    """
+    try:
+        record = json.loads(path.read_bytes())
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except OSError as e:
+        require_content(path, e)
+        raise
+    problem = ""
+    if not isinstance(record, dict):
+        problem = f"it must hold an object; found a {type(record).__name__}"
+    elif not fits_checksum(record):
+        problem = "its checksum does not fit its content"
+    if problem:
+        raise ValueError(problem)
+    return dict(record)
+
+
+def compare_files(
+    folder: Path, expected: Mapping[str, str], checked: Callable[[str], None]
+) -> list[Finding]:
+    """Compares files with the SHA-256 that was recorded of each.
+
+    Args:
+        folder: where they are.
+        expected: hex digest by file name.
+        checked: called with the name of each file that is checked.
+
+    Returns:
+        One finding per file that is missing or not what was written.
+
+    Raises:
+        StorageError: a file cannot be read, so nobody can tell.
+    """
+    findings = []
+    for file, digest in expected.items():
+        checked(file)
+        try:
+            found = file_sha256(folder / file)
+        except OSError as e:
+            findings.append(Finding(file, None, e.strerror or str(e)))
+            continue
+        if found != digest:
+            findings.append(Finding(file, None, "its content is not what was written"))
+    return findings
