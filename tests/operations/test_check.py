@@ -110,7 +110,8 @@ def test_each_model_that_cannot_be_loaded_is_listed(
     for name in ("clip_text", "blip2_text"):
         folder = Path(shutil.copytree(checkpoints[name], tmp_path / name))
         weights = max(folder.rglob("*.safetensors"), key=lambda path: path.stat().st_size)
-        weights.write_bytes(weights.read_bytes()[:-64])
+        data = weights.read_bytes()
+        weights.write_bytes(data[: len(data) // 5])  # within the text encoder of both
     code, output, errors = check(
         "--json", clip_text=str(tmp_path / "clip_text"), blip2_text=str(tmp_path / "blip2_text")
     )
