@@ -1,4 +1,4 @@
-"""Rows of a domain against the tensor of the same rows: equal values, and no more read than needed."""
+"""Rows of a domain are the tensor of the same rows; only what is needed of them is read."""
 
 import copy
 import json
@@ -7,7 +7,6 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from featurestore.datamodule import make_datamodule
@@ -168,8 +167,8 @@ CALLS = (
     "torch.from_dlpack(x)",
     "torch.mean(x, 0)",
     "torch.zeros(N, D).copy_(x)",
-    "F.linear(x, torch.ones(3, D))",
-    "F.mse_loss(torch.zeros(N, D), x)",
+    "torch.nn.functional.linear(x, torch.ones(3, D))",
+    "torch.nn.functional.mse_loss(torch.zeros(N, D), x)",
 )
 
 
@@ -243,7 +242,7 @@ def test_errors_are_those_that_happened(rows, monkeypatch):
             getattr(rows, name)
     half_made = DomainRows.__new__(DomainRows)
     with pytest.raises(AttributeError, match="shape"):
-        half_made.shape
+        half_made.size()
     for error in (CorruptStoreError("c.0", "damaged"), AttributeError("a fault in reading")):
 
         def fail(self, positions, error=error):

@@ -124,9 +124,9 @@ def test_a_manifest_is_accepted_where_it_is_of_these_rows(surroundings, tmp_path
     other = tmp_path / "other_manifest.json"
     facts = {"original_rows": 7, "views_per_sample": 8, "total_rows": 56}
     other.write_text(json.dumps(facts))
-    with pytest.raises(InputError, match="7 samples with 8 views.*14 samples with 4 views"):
+    with pytest.raises(InputError, match=r"7 samples with 8 views.*14 samples with 4 views"):
         make_datasets(manifest_path=other)
-    with pytest.raises(InputError, match="holds no absent_manifest.json"):
+    with pytest.raises(InputError, match=r"holds no absent_manifest\.json"):
         make_datasets(manifest_path=tmp_path / "absent_manifest.json")
     with pytest.raises(ConfigError, match="manifest_path is a file"):
         make_datasets(manifest_path=tmp_path / "facts.json")
@@ -312,3 +312,38 @@ def test_published_files_of_another_name_are_read(surroundings, tmp_path):
         shutil.copy(file, tmp_path / file.name.replace(PREFIX, "mine"))
     paths = [tmp_path / f"mine_clip_{kind}.npy" for kind in ("image", "text")]
     assert_equal_groups(make_datasets(*paths)[0], make_datamodule_clip_aug70().train_datasets)
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's, of a machine with so few cores
+def test_a_small_set_is_validated_when_steps_are_counted(surroundings):
+    """What docs/training.md says: after every epoch otherwise, and never a part of a batch."""
+    from lightning.pytorch import LightningModule, Trainer
+
+    class Model(LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(64, 1)
+            self.validated = []
+
+        def training_step(self, batch, _):
+            return self.layer(batch[frozenset({I})][I]).square().mean()
+
+        def validation_step(self, batch, _):
+            self.validated.append((self.global_step, len(batch[frozenset({I0})][I0])))
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=1e-3)
+
+    def validated(**keywords):
+        model = Model()
+        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        quiet |= {"enable_checkpointing": False, "num_sanity_val_steps": 0, "accelerator": "cpu"}
+        data = make_datamodule_clip_aug70(batch_size=16, num_workers=0)
+        Trainer(max_steps=8, **quiet, **keywords).fit(model, data)
+        return model.validated
+
+    assert validated() == [(step, 3) for step in range(1, 9)]
+    counted = {"check_val_every_n_epoch": None, "val_check_interval": 4}
+    assert validated(**counted, limit_val_batches=1) == [(4, 3), (8, 3)]
+    with pytest.raises(Exception, match="limit_val_batches"):
+        validated(**counted, limit_val_batches=0.5)
