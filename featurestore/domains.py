@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,21 +10,17 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
+from featurestore.batches import Batch
+from featurestore.errors import InputError
+from featurestore.lazy_rows import LazyRows
 from featurestore.moments import Moments, Scale, merge, moments_of
 from featurestore.rows import FeatureRows
 
-# Rows read at once where all of them are wanted: a few MB, whatever the split's size.
-_BLOCK = 4096
 
+class DomainRows(LazyRows):
+    """One domain of one split, as a ``float32 [n, D]`` tensor that is read when it is used.
 
-class DomainRows:
-    """One domain of one split: rows that are read when they are asked for.
-
-    Behaves like a ``float32 [n, D]`` tensor for ``len``, ``shape`` and indexing by number, slice,
-    list or integer array; ``numpy.asarray`` reads all of it.
-
-    Attributes:
-        shape: (n, D).
+    See :class:`LazyRows` for what of a tensor it has, and what of it reads all rows into memory.
     """
 
     def __init__(
@@ -48,21 +44,10 @@ class DomainRows:
         self._mode = mode
         self._each = rows.views if isinstance(rows, FeatureRows) and mode == "all" else repeats
         dim = rows.dim if isinstance(rows, FeatureRows) else rows.shape[1]
-        self.shape = (len(samples) * self._each, int(dim))
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, item: Any) -> torch.Tensor:
-        """Row ``item`` as ``[D]``, or ``[k, D]`` for a slice, list or array; as a tensor would."""
-        if isinstance(item, torch.Tensor):
-            item = item.numpy()
-        positions = np.arange(len(self))[item]
-        found = self.take(np.atleast_1d(positions))
-        return found if np.ndim(positions) else found[0]
+        self.shape = torch.Size((len(samples) * self._each, int(dim)))
 
     def take(self, positions: npt.NDArray[np.int64]) -> torch.Tensor:
-        """float32 ``[k, D]``, a copy."""
+        """float32 ``[k, D]``, a copy of the rows at ``positions`` (``[k]``, from 0)."""
         samples = self._samples[positions // self._each]
         if not isinstance(self._rows, FeatureRows):
             out = self._rows[samples]
@@ -72,27 +57,28 @@ class DomainRows:
             out = self._rows.take(samples, self._mode)
         return torch.from_numpy(out if self._scale is None else self._scale.apply(out))
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
-        if copy is False:
-            raise ValueError("rows are read from disk: there is no array without a copy")
-        return self.take(np.arange(len(self))).numpy().astype(dtype or np.float32, copy=False)
-
     def moments(self) -> Moments:
         """Moments over all rows, block by block."""
-        starts = range(0, len(self), _BLOCK)
-        blocks = (np.arange(s, min(s + _BLOCK, len(self))) for s in starts)
-        return merge(moments_of(self.take(block).numpy()) for block in blocks)
+        return merge(moments_of(self.take(positions).numpy()) for positions in self.blocks())
 
 
 class DomainDataset(Dataset[dict[str, torch.Tensor]]):
     """Aligned rows of several domains.
 
     Attributes:
-        domain_data: per name its :class:`DomainRows`.
+        domain_data: per name its rows, :class:`DomainRows` or a tensor.
     """
 
-    def __init__(self, domain_data: Mapping[str, DomainRows]) -> None:
+    def __init__(self, domain_data: Mapping[str, LazyRows | torch.Tensor]) -> None:
+        """Takes domains of one length.
+
+        Raises:
+            InputError: there is none, or their lengths differ.
+        """
         self.domain_data = dict(domain_data)
+        lengths = {name: len(rows) for name, rows in self.domain_data.items()}
+        if len(set(lengths.values())) != 1:
+            raise InputError(f"Domains are one or more of one length, found {lengths}.")
 
     def __len__(self) -> int:
         return len(next(iter(self.domain_data.values())))
@@ -101,12 +87,9 @@ class DomainDataset(Dataset[dict[str, torch.Tensor]]):
         """One row of every domain, float32 ``[D]`` each."""
         return {name: rows[item] for name, rows in self.domain_data.items()}
 
-    def __getitems__(self, items: list[int]) -> dict[str, torch.Tensor]:
-        """A whole batch, float32 ``[B, D]`` each; :func:`as_it_is` collates it."""
-        positions = np.asarray(items, np.int64)
-        return {name: rows.take(positions) for name, rows in self.domain_data.items()}
-
-
-def as_it_is(batch: Any) -> Any:
-    """Collates what is a batch already."""
-    return batch
+    def __getitems__(self, items: list[int]) -> Sequence[Any]:
+        """A whole batch, read at once; torch's own collation gives float32 ``[B, D]`` of each."""
+        if type(self).__getitem__ is not DomainDataset.__getitem__:
+            return [self[item] for item in items]  # what a subclass makes of each
+        positions = torch.tensor(items, dtype=torch.int64)
+        return Batch({name: rows[positions] for name, rows in self.domain_data.items()})

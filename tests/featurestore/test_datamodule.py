@@ -201,7 +201,7 @@ def test_get_samples(make, folders):
     rows = found[frozenset({I, C, L})]
     assert {n: tuple(v.shape) for n, v in rows.items()} == {I: (2, 64), C: (2, 128), L: (2, 23)}
     np.testing.assert_allclose(rows[C].numpy(), wanted[C][:2], rtol=1e-5, atol=1e-6)
-    for arguments in (("dev", 1), ("val", 0), ("val", 4)):
+    for arguments in (("dev", 1), ("val", 0), ("val", -1)):
         with pytest.raises(ConfigError):
             module.get_samples(*arguments)
 

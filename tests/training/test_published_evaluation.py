@@ -1,0 +1,124 @@
+"""Training, FLOP counting and evaluation give the numbers of a datamodule that is all in memory.
+
+From files and from the store, with the import line changed only, and with NumPy 1.26 too, which
+the published environment and shimmer ask for.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+HERE = Path(__file__).parent
+THEIRS = "from dataset_1x_aug70 import "
+OURS = "from featurestore.datamodule import "
+OLDER_NUMPY = "1.26.4"
+
+# Two lines that docs/training.md asks for beside a CPU build of torch, then scripts and sources.
+RUN = """
+from featurestore.torchvision_ops import ensure_importable
+ensure_importable()
+import json, os, runpy, sys
+import numpy
+print(numpy.__version__)
+runs, families = json.loads(sys.argv[1]), sys.argv[2:]
+for script, source in runs:
+    os.environ["OTHER_BACKBONES_DIR_IMDB1_AUG70"] = source
+    sys.argv = [script, *families]
+    runpy.run_path(script, run_name="__main__")
+"""
+# What reading alone gives.
+READ = """
+import hashlib
+from featurestore import FeatureDataset
+dataset = FeatureDataset(runs[-1][1], views="all")
+rows = dataset.batch(list(range(len(dataset))))
+names = ("clip_image", "clip_text", "blip2_image", "blip2_text")
+digest = hashlib.sha256(b"".join(rows[name].numpy().tobytes() for name in names)).hexdigest()
+print(json.dumps(digest))
+"""
+# The datamodule in memory can read files only.
+IN_MEMORY = ("theirs.py", "embeddings")
+FILES, STORE = ("ours.py", "embeddings"), ("ours.py", "features")
+
+
+def run_all(built, folder, runs, families, *paths):
+    """NumPy's version, per run what the script prints of each family, and a digest of all rows."""
+    script = (HERE / "published_evaluation.py").read_text()
+    assert script.count(THEIRS) == 1
+    (folder / "theirs.py").write_text(script)
+    (folder / "ours.py").write_text(script.replace(THEIRS, OURS))
+    shutil.copy(HERE / "in_memory.py", folder / "dataset_1x_aug70.py")
+    variables = {
+        "IMDB1_LABELS_DIR_23": built / "labels",
+        "MMIMDB1_DIR": built / "imdb",
+        "PYTHONPATH": os.pathsep.join(map(str, (*paths, ROOT))),
+        "OMP_NUM_THREADS": 1,
+    }
+    runs = [(script, str(built / source)) for script, source in runs]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", RUN + READ, json.dumps(runs), *families],
+        cwd=folder,
+        env=os.environ | {name: str(value) for name, value in variables.items()},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    numpy, *lines = done.stdout.splitlines()
+    *scores, digest = [json.loads(line) for line in lines]
+    each = len(families)
+    return numpy, [scores[start : start + each] for start in range(0, len(scores), each)], digest
+
+
+def assert_equal_and_learned(in_memory, *others):
+    for other in others:
+        assert other == in_memory
+    for scores in in_memory:
+        assert sum(scores["losses"][-5:]) < 0.8 * sum(scores["losses"][:5])
+        assert scores["flops"] > 10_000
+        assert min(scores["n_val"], scores["n_test"]) > 0
+        assert scores["macro_f1_test"] > 0
+
+
+@pytest.fixture(scope="module")
+def installed_numpy(built, tmp_path_factory):
+    """Three runs with the NumPy that is installed."""
+    runs = [IN_MEMORY, FILES, STORE]
+    return run_all(built, tmp_path_factory.mktemp("installed"), runs, ["clip", "blip2"])
+
+
+def test_files_and_store_give_the_numbers_of_tensors_in_memory(installed_numpy):
+    _, found, _ = installed_numpy
+    assert [[scores["backbone"] for scores in each] for each in found] == 3 * [["clip", "blip2"]]
+    assert_equal_and_learned(*found)
+
+
+@pytest.fixture(scope="module")
+def older_numpy(tmp_path_factory):
+    """A folder with NumPy 1.26, to be found before the installed one."""
+    if sys.version_info >= (3, 13):
+        pytest.skip("NumPy 1.26 was never built for this Python")
+    folder = tmp_path_factory.mktemp("numpy")
+    options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary", ":all:"]
+    install = [sys.executable, "-m", "pip", "install", *options, "--target", folder]
+    done = subprocess.run(
+        [*install, f"numpy=={OLDER_NUMPY}"], capture_output=True, text=True, timeout=300
+    )
+    if done.returncode and "CI" not in os.environ:
+        pytest.skip(f"pip could not install NumPy {OLDER_NUMPY}: {done.stderr[-200:]}")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_numpy_1_reads_the_same(built, tmp_path, older_numpy, installed_numpy):
+    numpy, found, digest = run_all(built, tmp_path, [STORE], ["clip"], older_numpy)
+    assert numpy == OLDER_NUMPY
+    assert found == [installed_numpy[1][2][:1]]
+    assert digest == installed_numpy[2]
