@@ -1,0 +1,52 @@
+"""Which training library's loop is asking for batches.
+
+Accelerate and Lightning change what a sampler's batches are used for without a word to the
+sampler: one shares them among processes, the other wants the same ones in every epoch. Both are
+known only to the functions that are being called, so the calls are looked at. Nothing is looked
+at where the library was not imported.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+_LIGHTNING = ("lightning.pytorch", "pytorch_lightning")
+
+
+def _objects(*packages: str) -> Iterator[Any]:
+    """What the methods of ``packages`` that are being called are methods of, innermost first."""
+    if not any(package in sys.modules for package in packages):
+        return
+    frame = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_globals.get("__name__", "")
+        if any(name == package or name.startswith(f"{package}.") for package in packages):
+            owner = frame.f_locals.get("self")
+            if owner is not None:
+                yield owner
+        frame = frame.f_back  # type: ignore[assignment]
+
+
+def sharing_wrapper() -> str | None:
+    """The class of Accelerate that shares the batches among several processes, if one does."""
+    for owner in _objects("accelerate.data_loader"):
+        kind = type(owner).__name__
+        processes = 1
+        if kind == "BatchSamplerShard":
+            processes = owner.num_processes
+        elif kind == "DataLoaderDispatcher":
+            processes = owner.state.num_processes
+        if processes > 1:
+            return kind
+    return None
+
+
+def is_overfitting() -> bool:
+    """Whether a Lightning ``Trainer(overfit_batches=...)`` is running."""
+    for owner in _objects(*_LIGHTNING):
+        trainer = getattr(owner, "__dict__", {}).get("trainer")
+        if trainer is not None:
+            return bool(getattr(trainer, "overfit_batches", 0))
+    return False
