@@ -61,6 +61,19 @@ class Probe(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.01)
 
 
+class Pair(Probe):
+    """Two loaders at once."""
+
+    def on_train_epoch_start(self):
+        for side in "ab":
+            self.log_of.epoch(f"pair {side}")
+
+    def training_step(self, batch, batch_idx):
+        for side in "ab":
+            self.log_of.batch(f"pair {side}", batch[side])
+        return self.model(batch["a"][FEATURE]).square().mean()
+
+
 class Loops:
     def __init__(self, store, folder):
         self.store, self.folder, self.log = store, folder, Log(store)
@@ -105,12 +118,7 @@ class Loops:
         part = Subset(self.data(), range(0, 47, 2))
         self.trainer(3, **one).fit(Probe(self.log, "subset"), self.loader(part))
         together = {"a": self.loader(self.data(), 4), "b": self.loader(self.data(), 8)}
-        pairs = Probe(self.log, "pair a")
-        pairs.training_step = lambda batch, _: [
-            self.log.batch(f"pair {side}", batch[side]) for side in "ab"
-        ] and pairs.model(batch["a"][FEATURE]).mean()
-        pairs.on_train_epoch_start = lambda: [self.log.epoch(f"pair {side}") for side in "ab"]
-        self.trainer(3, **one).fit(pairs, together)
+        self.trainer(3, **one).fit(Pair(self.log, "pair"), together)
         self.resumed()
 
     def resumed(self):
@@ -157,8 +165,9 @@ class Loops:
         ):
             try:
                 self.trainer(**two, **keywords).fit(Probe(self.log, name), loader)
-            except ConfigError as e:
-                self.log.error(name, e)
+            except (ConfigError, RuntimeError) as e:
+                # Lightning's own clean-up fails where creating an iterator did.
+                self.log.error(name, e if isinstance(e, ConfigError) else e.__context__)
 
 
 def main(store, folder):
