@@ -183,9 +183,7 @@ def test_parts_of_a_subset_are_the_subset(opened):
 
 
 def test_resident_features_in_a_subset(opened):
-    held = ResidentFeatures(
-        opened(0, views="all"), "cpu", Residency(draw="random", spare_bytes=0)
-    )
+    held = ResidentFeatures(opened(0, views="all"), "cpu", Residency(draw="random", spare_bytes=0))
     part = Subset(held, PICKED)
     loader = DeviceBatches(part, FeatureBatchSampler(part, SIZE, shuffle=None), "cpu")
     first, second = (torch.cat([b["clip_image"] for b in loader]) for _ in range(2))

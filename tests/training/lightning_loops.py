@@ -113,7 +113,9 @@ class Loops:
                 kept = "kept" if shuffle is None else "shuffled"
                 self.trainer(**one).predict(Probe(self.log, f"predict {name} {kept}"), loader)
             checked = Probe(self.log, name)
-            self.trainer(**one).validate(checked, self.loader(self.data(), kind=kind), verbose=False)
+            self.trainer(**one).validate(
+                checked, self.loader(self.data(), kind=kind), verbose=False
+            )
             self.trainer(**one).test(checked, self.loader(self.data(), kind=kind), verbose=False)
         part = Subset(self.data(), range(0, 47, 2))
         self.trainer(3, **one).fit(Probe(self.log, "subset"), self.loader(part))
