@@ -156,7 +156,7 @@ def test_reading_ahead_works_through_a_subset_and_is_refused_for_several_stores(
 
 
 def test_states_are_of_the_samples_beneath(opened):
-    part, other = Subset(opened(0), PICKED), Subset(opened(0), PICKED[:-1] + [1])
+    part, other = Subset(opened(0), PICKED), Subset(opened(0), [*PICKED[:-1], 1])
     sampler = FeatureBatchSampler(part, SIZE)
     walk = iter(sampler)
     next(walk)

@@ -1,5 +1,7 @@
 """One of two ranks of Accelerate and of Transformers' Trainer: STORE OUT_DIR."""
 
+# ruff: noqa: E402
+
 import os
 import sys
 
@@ -80,7 +82,7 @@ class Loops:
                 for batch in loader:
                     self.log.batch(name, batch)
         except ConfigError as e:
-            self.log.error(name, e)
+            self.log.refused(name, e)
 
     def accelerate(self):
         uneven, dispatch = {"even_batches": False}, {"dispatch_batches": True}

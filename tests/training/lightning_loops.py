@@ -4,6 +4,8 @@ Each scenario logs what the steps were given. Those of one process come first, i
 alone.
 """
 
+# ruff: noqa: E402
+
 import os
 import sys
 
@@ -169,7 +171,7 @@ class Loops:
                 self.trainer(**two, **keywords).fit(Probe(self.log, name), loader)
             except (ConfigError, RuntimeError) as e:
                 # Lightning's own clean-up fails where creating an iterator did.
-                self.log.error(name, e if isinstance(e, ConfigError) else e.__context__)
+                self.log.refused(name, e if isinstance(e, ConfigError) else e.__context__)
 
 
 def main(store, folder):

@@ -35,7 +35,7 @@ class Log:
             self.epoch(name)
         self.seen[name][-1].append(pairs)
 
-    def error(self, name, error):
+    def refused(self, name, error):
         self.seen[name] = f"{type(error).__name__}: {error}"
 
     def save(self, folder, rank):
