@@ -1,9 +1,9 @@
 """Which training library's loop is asking for batches.
 
-Accelerate and Lightning change what a sampler's batches are used for without a word to the
-sampler: one shares them among processes, the other wants the same ones in every epoch. Both are
-known only to the functions that are being called, so the calls are looked at. Nothing is looked
-at where the library was not imported.
+Accelerate and Lightning change what batches are used for without a call to sampler or dataset: one
+shares them among processes and counts epochs, the other wants the same batches in every epoch. Only
+the functions that are being called know, so the call stack is searched for them, where the library
+has been imported.
 """
 
 from __future__ import annotations
@@ -40,6 +40,17 @@ def sharing_wrapper() -> str | None:
             processes = owner.state.num_processes
         if processes > 1:
             return kind
+    return None
+
+
+def counted_epoch() -> int | None:
+    """The epoch that a loader of Accelerate counts, of the loader that is reading; None elsewhere.
+
+    It sets a dataset's epoch in one process and forgets to in several.
+    """
+    for owner in _objects("accelerate.data_loader"):
+        if type(owner).__name__ in ("DataLoaderShard", "DataLoaderDispatcher"):
+            return int(owner.iteration)
     return None
 
 

@@ -42,7 +42,7 @@ class Epochs(TrainerCallback):
 
 
 class ViewsOfEpoch(TrainerCallback):
-    """As docs/training.md has it."""
+    """As docs/training.md has it, for loaders with workers."""
 
     def on_epoch_begin(self, args, state, control, train_dataloader=None, **keywords):
         train_dataloader.dataset.set_epoch(round(state.epoch))
@@ -143,7 +143,8 @@ class Loops:
         for step in (6, 8):  # six steps an epoch: the first is its end
             again = self.trainer(OwnBatches, f"trainer resumed {step}")
             again.train(resume_from_checkpoint=f"{self.folder}/trainer/checkpoint-{step}")
-        self.trainer(Trainer, "trainer views", [ViewsOfEpoch()]).train()
+        workers = {"dataloader_num_workers": 1}
+        self.trainer(Trainer, "trainer workers", [ViewsOfEpoch()], **workers).train()
         self.trainer(Trainer, "trainer bare").train()
         self.log.seen["trainer predict"] = own.predict(self.data(3)).predictions.tolist()
 
