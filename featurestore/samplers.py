@@ -91,8 +91,9 @@ class FeatureBatchSampler(Sampler[list[int]]):
             raise ConfigError(f"batch_size is at least 1, found {batch_size}.")
         if not (shuffle is None or isinstance(shuffle, Shuffle)):
             raise ConfigError(f"shuffle is a Shuffle or None, found {shuffle!r}.")
-        self._size, self.shuffle, self.shard = int(batch_size), shuffle, shard
-        self.drop_last = drop_last
+        self.shuffle: Shuffle | None = shuffle
+        self.shard: Shard = shard
+        self._size, self.drop_last = int(batch_size), drop_last
         self._dataset: Any = dataset
         self._count = len(dataset)
         self._chunk_of = chunks_of(dataset) if shuffle and shuffle.window else None
