@@ -1,4 +1,4 @@
-"""torch's wrappers: random views go on changing, windows stay near the disk, states are exact."""
+"""torch's wrappers: random views keep changing, windows stay near the disk, states are exact."""
 
 import numpy as np
 import pytest
