@@ -135,7 +135,7 @@ class DeviceBatches:
         return self.sampler.state_dict() if self._state is None else self._state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The next epoch to be iterated goes on where :meth:`state_dict` was asked.
+        """The next epoch to be iterated continues where :meth:`state_dict` was asked.
 
         Raises:
             ConfigError: the state does not fit the sampler.
