@@ -19,6 +19,7 @@ import torch
 from torch.utils.data import Dataset
 
 from featurestore.batches import Batch
+from featurestore.callers import counted_epoch
 from featurestore.errors import ConfigError, InputError
 from featurestore.moments import Scale
 from featurestore.reader import Advice
@@ -56,6 +57,8 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
         indices: int64 ``[len]``, the store's sample behind each item.
         views: the view policy: a number (0 for ``clean``) or its name.
     """
+
+    _epoch_was_set = False
 
     def __init__(
         self,
@@ -222,7 +225,14 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
         It reaches the workers of a loader, also persistent ones; those that run ahead must have
         nothing left to read, so not while an epoch is going on.
         """
-        self._epoch.value = epoch
+        self._epoch.value, self._epoch_was_set = epoch, True
+
+    def _drawn_epoch(self) -> int:
+        """The epoch that was set; where none was, what Accelerate's loader counts, if one reads."""
+        if self._epoch_was_set or not self._policy.is_drawn:
+            return self.epoch
+        counted = counted_epoch()
+        return self.epoch if counted is None else counted
 
     def state_dict(self) -> dict[str, int]:
         """The epoch; torchdata's ``StatefulDataLoader`` brings it to its workers."""
@@ -284,7 +294,7 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
         return self._batch(self.indices[numbers.astype(np.int64, copy=False)])
 
     def _batch(self, samples: npt.NDArray[np.int64]) -> dict[str, torch.Tensor]:
-        view = self._policy.choose(samples, self.epoch)
+        view = self._policy.choose(samples, self._drawn_epoch())
         batch = {}
         for name, rows in self._rows.items():
             tensor = torch.from_numpy(rows.take(samples, view))

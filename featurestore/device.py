@@ -9,7 +9,7 @@ before it is computed. On a CPU the interface is the same and nothing is copied.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,18 +17,19 @@ import torch
 
 from featurestore.errors import ConfigError
 from featurestore.samplers import FeatureBatchSampler
+from featurestore.wrappers import epoch_holders, read_batch
 
 Batch = dict[str, torch.Tensor]
 
 
 class Source(Protocol):
-    """What batches are read from: a ``FeatureDataset`` or ``ResidentFeatures``."""
+    """What batches are read from: anything that can be indexed, and torch's wrappers of it.
 
-    def batch(self, items: Sequence[int]) -> Batch:
-        """Several items as one dictionary of stacked tensors."""
+    A ``batch(items)`` reads several at once, as ``FeatureDataset`` and ``ResidentFeatures`` do.
+    """
 
-    def set_epoch(self, epoch: int) -> None:
-        """Makes this the epoch whose views are drawn."""
+    def __len__(self) -> int:
+        """Items that there are."""
 
 
 def usable_device(device: torch.device | str) -> torch.device:
@@ -69,7 +70,8 @@ class DeviceBatches:
         """Makes batches of ``source``.
 
         Args:
-            source: a ``FeatureDataset``; or ``ResidentFeatures`` of the same device.
+            source: a ``FeatureDataset``; or ``ResidentFeatures`` of the same device; or torch's
+                ``Subset`` or ``ConcatDataset`` of them.
             sampler: which items.
             device: ``cpu``, ``cuda`` or ``cuda:1``.
 
@@ -77,7 +79,7 @@ class DeviceBatches:
             ConfigError: there is no such device.
         """
         self.sampler, self.device = sampler, usable_device(device)
-        self._source = source
+        self._source, self._holders = source, epoch_holders(source)
         self._lane = _Lane(self.device) if self.device.type == "cuda" else None
         self._state: dict[str, Any] | None = None
 
@@ -85,15 +87,21 @@ class DeviceBatches:
         """Batches of an epoch."""
         return len(self.sampler)
 
+    @property
+    def batch_sampler(self) -> FeatureBatchSampler:
+        """The sampler: Lightning looks for one where it finds a ``sampler``."""
+        return self.sampler
+
     def __iter__(self) -> Iterator[Batch]:
+        """An iterator; which epoch it takes is the sampler's, see there."""
         walk = iter(self.sampler)
-        self._source.set_epoch(self.sampler.epoch)  # the sampler may be of another dataset
         self._state = None
         return self._walk(walk)
 
     def _walk(self, walk: Iterator[list[int]]) -> Iterator[Batch]:
         ahead: tuple[_Sent, dict[str, Any]] | None = None
         for items in walk:
+            self._set_epoch_beneath()  # the sampler may be of another dataset
             # The sampler is a batch further than who trains; this is where the latter will be.
             following = self._send(items), self.sampler.state_dict()
             if ahead is not None:
@@ -103,10 +111,14 @@ class DeviceBatches:
             yield self._hand_out(*ahead)
         self._state = None
 
+    def _set_epoch_beneath(self) -> None:
+        for holder in self._holders:
+            holder.set_epoch(self.sampler.epoch)
+
     def _send(self, items: list[int]) -> _Sent:
         # What is read ahead may be used after inference mode, and buffers are filled again then.
         with torch.inference_mode(False):
-            batch = self._source.batch(items)
+            batch = read_batch(self._source, items)
             return _Sent(batch, None) if self._lane is None else self._lane.send(batch)
 
     def _hand_out(self, sent: _Sent, state: dict[str, Any]) -> Batch:
@@ -116,14 +128,14 @@ class DeviceBatches:
     def set_epoch(self, epoch: int) -> None:
         """Makes this the current epoch of sampler and source."""
         self.sampler.set_epoch(epoch)
-        self._source.set_epoch(epoch)
+        self._set_epoch_beneath()
 
     def state_dict(self) -> dict[str, Any]:
         """The sampler's state after the batch handed out last, whatever has been read ahead."""
         return self.sampler.state_dict() if self._state is None else self._state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The next epoch to be iterated goes on where :meth:`state_dict` was asked.
+        """The next epoch to be iterated continues where :meth:`state_dict` was asked.
 
         Raises:
             ConfigError: the state does not fit the sampler.

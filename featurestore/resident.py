@@ -94,6 +94,7 @@ class ResidentFeatures:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)  # whatever stream batches will be gathered on
         self._drawn: torch.Tensor | None = None
+        self._epoch: int | None = None
         self._streams: set[int] = set()
         self.set_epoch(dataset.epoch)
 
@@ -154,8 +155,9 @@ class ResidentFeatures:
 
     def set_epoch(self, epoch: int) -> None:
         """Draws the views of an epoch, once for all items."""
-        if self._keep.draw is None:
+        if self._keep.draw is None or epoch == self._epoch:
             return
+        self._epoch = epoch
         count = next(self._tensors[name].shape[1] for name in self._viewed)
         first = self._draw("views", epoch, count)
         if self._keep.draw == "random":

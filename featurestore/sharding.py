@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -49,6 +49,9 @@ class Shard:
             is dropped or repeated; some ranks get one item more, and the same number of batches.
             ``pad``: some items are repeated, so that all get as many. ``drop``: they are left out,
             others each epoch where items are shuffled.
+        chosen: whether somebody decided on it: False for what a sampler has by default, and for
+            what :meth:`current` gives where there is no process group. Several processes refuse
+            such a part, because each of them would read everything.
 
     Raises:
         ConfigError: there is no such rank, or ``even`` is none of these.
@@ -57,6 +60,7 @@ class Shard:
     rank: int = 0
     world_size: int = 1
     even: str = "keep"
+    chosen: bool = field(default=True, kw_only=True, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world_size:
@@ -69,8 +73,23 @@ class Shard:
         """This process's part of the default process group; everything where there is none."""
         distributed = torch.distributed
         if not (distributed.is_available() and distributed.is_initialized()):
-            return cls(even=even)
+            return cls(even=even, chosen=False)
         return cls(distributed.get_rank(), distributed.get_world_size(), even)
+
+    def require_choice(self) -> None:
+        """Refuses a part that nobody chose where the default process group has several processes.
+
+        Raises:
+            ConfigError: it is one.
+        """
+        processes = Shard.current().world_size
+        if not self.chosen and processes > 1:
+            raise ConfigError(
+                f"Each of the {processes} processes would read everything: this sampler has no "
+                "shard, or one from before the process group existed.\n"
+                "Create it with shard=Shard.current() in the running processes (in Lightning: in "
+                "train_dataloader),\nor with shard=Shard() if each process is to read everything."
+            )
 
     def dealt(self, count: int) -> int:
         """How many items all ranks get together, of ``count``."""

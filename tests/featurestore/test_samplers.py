@@ -211,32 +211,7 @@ def test_what_cannot_be_done_is_refused_with_a_way_out(dataset):
             sampler.size(step)
 
 
-# Epochs -----------------------------------------------------------------------------------------
-
-
-def test_epochs_follow_each_other_and_take_the_dataset_along(dataset):
-    sampler = FeatureBatchSampler(dataset, 10)
-    first = flat(sampler)
-    assert sampler.epoch == 1
-    assert dataset.epoch == 0  # workers may still be reading for it
-    second = flat(sampler)
-    assert dataset.epoch == 1
-    assert first != second
-    sampler.set_epoch(0)
-    assert (flat(sampler), dataset.epoch) == (first, 0)
-
-
-def test_an_epoch_that_was_left_begins_anew(dataset):
-    sampler = FeatureBatchSampler(dataset, 10)
-    whole = list(sampler)
-    sampler.set_epoch(0)
-    for number, _ in enumerate(sampler):
-        if number == 3:
-            break
-    assert sampler.state_dict()["batch"] == 4
-    walk = iter(sampler)
-    assert sampler.state_dict()["batch"] == 0
-    assert list(walk) == whole
+# Epochs; more of them in test_epochs.py ---------------------------------------------------------
 
 
 @pytest.mark.parametrize("workers", [0, 2])

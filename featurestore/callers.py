@@ -1,0 +1,63 @@
+"""Which training library's loop is asking for batches.
+
+Accelerate and Lightning change what batches are used for without a call to sampler or dataset: one
+shares them among processes and counts epochs, the other wants the same batches in every epoch. Only
+the functions that are being called know, so the call stack is searched for them, where the library
+has been imported.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+_LIGHTNING = ("lightning.pytorch", "pytorch_lightning")
+
+
+def _objects(*packages: str) -> Iterator[Any]:
+    """What the methods of ``packages`` that are being called are methods of, innermost first."""
+    if not any(package in sys.modules for package in packages):
+        return
+    frame = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_globals.get("__name__", "")
+        if any(name == package or name.startswith(f"{package}.") for package in packages):
+            owner = frame.f_locals.get("self")
+            if owner is not None:
+                yield owner
+        frame = frame.f_back  # type: ignore[assignment]
+
+
+def sharing_wrapper() -> str | None:
+    """The class of Accelerate that shares the batches among several processes, if one does."""
+    for owner in _objects("accelerate.data_loader"):
+        kind = type(owner).__name__
+        processes = 1
+        if kind == "BatchSamplerShard":
+            processes = owner.num_processes
+        elif kind == "DataLoaderDispatcher":
+            processes = owner.state.num_processes
+        if processes > 1:
+            return kind
+    return None
+
+
+def counted_epoch() -> int | None:
+    """The epoch that a loader of Accelerate counts, of the loader that is reading; None elsewhere.
+
+    It sets a dataset's epoch in one process and forgets to in several.
+    """
+    for owner in _objects("accelerate.data_loader"):
+        if type(owner).__name__ in ("DataLoaderShard", "DataLoaderDispatcher"):
+            return int(owner.iteration)
+    return None
+
+
+def is_overfitting() -> bool:
+    """Whether a Lightning ``Trainer(overfit_batches=...)`` is running."""
+    for owner in _objects(*_LIGHTNING):
+        trainer = getattr(owner, "__dict__", {}).get("trainer")
+        if trainer is not None:
+            return bool(getattr(trainer, "overfit_batches", 0))
+    return False

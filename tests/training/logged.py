@@ -1,0 +1,47 @@
+"""What a training loop was given: samples and the rows that were read for them, for JSON files."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from featurestore import FeatureDataset
+
+FEATURE = "clip_image"
+DIM = 64
+
+
+class Log:
+    """Per name, the epochs; each a list of batches; each a list of (sample, view) pairs.
+
+    Views are not what the loop says but what was read: rows are looked up among all views.
+    """
+
+    def __init__(self, store):
+        dataset = FeatureDataset(store, [FEATURE], views="all", bad_samples="include")
+        rows = dataset.batch(range(len(dataset)))[FEATURE]
+        self._views = [[tuple(row.tolist()) for row in views] for views in rows]
+        self.seen = {}
+
+    def epoch(self, name):
+        self.seen.setdefault(name, []).append([])
+
+    def batch(self, name, batch):
+        pairs = [
+            (int(sample), self._views[int(sample)].index(tuple(row.tolist())))
+            for sample, row in zip(batch["index"], batch[FEATURE], strict=True)
+        ]
+        if name not in self.seen:
+            self.epoch(name)
+        self.seen[name][-1].append(pairs)
+
+    def refused(self, name, error):
+        self.seen[name] = f"{type(error).__name__}: {error}"
+
+    def save(self, folder, rank):
+        (Path(folder) / f"{rank}.json").write_text(json.dumps(self.seen))
+
+
+def model():
+    torch.manual_seed(0)
+    return torch.nn.Linear(DIM, 1)

@@ -1,0 +1,269 @@
+"""Lightning, Accelerate and Transformers' Trainer in two processes: every sample once an epoch.
+
+Each library runs once, with all its scenarios; the tests look at what its steps were given. What
+that must be is worked out from the dataset's own draws and from orders of samplers that no library
+has touched.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from featurestore import FeatureBatchSampler, FeatureDataset, Shard, Shuffle
+from featurestore.view_policies import view_policy
+from tests.conftest import ROOT
+from tests.featurestore.stores import make_store
+from tests.training.test_distributed import free_port
+
+SAMPLES, VIEWS = 47, 8
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    path = tmp_path_factory.mktemp("loops") / "store"
+    make_store(path, samples=SAMPLES, views=VIEWS, chunk=8)
+    return path
+
+
+def run(program, store, folder, ranks):
+    """What each rank logged; ``ranks`` are the processes to start, by their variables."""
+    variables = {"PYTHONPATH": ROOT, "OMP_NUM_THREADS": 1, "GLOO_SOCKET_IFNAME": "lo"}
+    variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "HF_HUB_OFFLINE": 1}
+    started = []
+    for rank in ranks:
+        chosen = {name: str(value) for name, value in (variables | rank).items()}
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-W", "ignore", "-m", f"tests.training.{program}", store, folder],
+                env=os.environ | chosen,
+                cwd=ROOT,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+        )
+    try:
+        errors = [process.communicate(timeout=280)[1] for process in started]
+    finally:
+        for process in started:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+    assert not any(process.returncode for process in started), "\n".join(errors)[-8000:]
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def lightning(store, tmp_path_factory):
+    return run("lightning_loops", store, tmp_path_factory.mktemp("lightning"), [{}])
+
+
+@pytest.fixture(scope="module")
+def huggingface(store, tmp_path_factory):
+    ranks = [{"RANK": r, "LOCAL_RANK": r, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2} for r in range(2)]
+    return run("huggingface_loops", store, tmp_path_factory.mktemp("huggingface"), ranks)
+
+
+def samples(epoch):
+    return [sample for batch in epoch for sample, _ in batch]
+
+
+def views(epoch):
+    return [view for batch in epoch for _, view in batch]
+
+
+def drawn(epoch, of):
+    """The views that a dataset with views="random" and seed 1 has in an epoch."""
+    import numpy as np
+
+    return view_policy("random", VIEWS, 1).choose(np.asarray(of, np.int64), epoch).tolist()
+
+
+def each_once(ranks, name, epochs=(0, 1, 2), of=range(SAMPLES)):
+    """Every sample once an epoch over all ranks, in batches of any order, with its epoch's view."""
+    logged = [rank[name] for rank in ranks]
+    assert [len(rank) for rank in logged] == [len(epochs)] * len(ranks), name
+    orders = []
+    for number, epoch in enumerate(epochs):
+        seen = []
+        for rank in logged:
+            found = samples(rank[number])
+            assert found, name
+            assert views(rank[number]) == drawn(epoch, found), name
+            seen += found
+        assert sorted(seen) == list(of), name
+        orders.append(seen)
+    return orders
+
+
+def order_of(epoch, size, dataset=range(SAMPLES), **keywords):
+    sampler = FeatureBatchSampler(dataset, size, **keywords)
+    sampler.set_epoch(epoch)
+    return list(sampler)
+
+
+def batches(epoch):
+    return [samples([batch]) for batch in epoch]
+
+
+# Lightning ----------------------------------------------------------------------------------------
+
+
+def test_lightning_shares_training_and_validation_among_processes(lightning):
+    orders = each_once(lightning, "ddp")
+    assert len({tuple(order) for order in orders}) == 3
+    for rank, logged in enumerate(lightning):
+        sanity, *validated = logged["ddp/val"]
+        assert len(sanity) == 1
+        part = Shard(rank, 2).part(SAMPLES)
+        for epoch, found in enumerate(validated):
+            assert samples(found) == list(part)  # shuffle=None
+            assert views(found) == drawn(epoch, part)
+
+
+def test_lightning_keeps_every_setting(lightning, store):
+    data = FeatureDataset(store)
+    for rank, logged in enumerate(lightning):
+        for epoch, found in enumerate(logged["window"]):
+            wanted = order_of(
+                epoch,
+                5,
+                data,
+                shuffle=Shuffle(seed=5, window=2),
+                shard=Shard(rank, 2),
+                drop_last=True,
+            )
+            assert batches(found) == wanted
+        for epoch, found in enumerate(logged["shard DataLoader"]):
+            assert batches(found) == order_of(epoch, 4, shard=Shard(rank, 2))
+    each_once(lightning, "shard DataLoader")
+    each_once(lightning, "shard DeviceBatches")
+
+
+def test_lightning_refuses_what_would_read_everything_in_each_process(lightning):
+    for rank in lightning:
+        for name in ("no shard", "left alone"):
+            assert rank[name].startswith("ConfigError: Each of the 2 processes")
+            assert "shard=Shard.current()" in rank[name]
+
+
+def test_lightning_predicts_in_order(lightning):
+    alone = lightning[0]
+    everything = list(range(SAMPLES))
+    for name in ("predict DataLoader kept", "predict DataLoader shuffled"):
+        assert samples(alone[name][0]) == everything  # drop_last=True, which Lightning undoes
+    assert samples(alone["predict DeviceBatches kept"][0]) == everything[:44]  # nobody undoes it
+    for name in ("predict", "predict shuffled"):
+        assert [sample for rank in lightning for sample in samples(rank[name][0])] == everything
+
+
+def test_lightning_in_one_process(lightning):
+    alone = lightning[:1]
+    each_once(alone, "one")
+    each_once(alone, "subset", of=range(0, SAMPLES, 2))
+    each_once(alone, "pair a")
+    for kind in ("DataLoader", "DeviceBatches"):
+        each_once(alone, f"{kind}/val", epochs=[0])
+        each_once(alone, f"{kind}/test", epochs=[0])
+    # The shorter loader is walked twice an epoch, and its second walk is the epoch after.
+    for epoch, found in enumerate(lightning[0]["pair b"]):
+        for half, number in ((found[:6], epoch), (found[6:], epoch + 1)):
+            assert batches(half) == order_of(number, 8)
+            assert views(half) == drawn(number, samples(half))
+
+
+def test_lightning_overfits_the_same_batches(lightning):
+    names = ["overfit DataLoader", "overfit DeviceBatches"]
+    logs = [(lightning[0][name + side]) for name in names for side in ("", "/val")]
+    logs += [rank["overfit" + side] for rank in lightning for side in ("", "/val")]
+    for log in logs:
+        assert len(log) == 4
+        assert log == [log[0]] * 4  # samples, order and views
+        assert [len(batch) for batch in log[0]] == [4, 4]
+    first = [samples(rank["overfit"][0]) for rank in lightning]
+    assert not set(first[0]) & set(first[1])
+
+
+@pytest.mark.parametrize("kind", ["DeviceBatches", "StatefulDataLoader"])
+def test_lightning_resumes_exactly(lightning, kind):
+    [alone] = lightning[:1]
+    each_once([alone], f"resumed {kind} whole")
+    whole = [batch for epoch in alone[f"resumed {kind} whole"] for batch in epoch]
+    assert len(whole) == 18
+    for step in (3, 6, 8, 13):
+        resumed = [batch for epoch in alone[f"resumed {kind} {step}"] for batch in epoch]
+        assert resumed == whole[step:]
+
+
+# Accelerate and plain torch -----------------------------------------------------------------------
+
+
+def test_accelerate_shares_a_sampler_without_a_shard(huggingface):
+    for name in ("uneven", "window", "split"):
+        orders = each_once(huggingface, name)
+        assert len({tuple(order) for order in orders}) == 3
+    each_once(huggingface, "subset", of=range(0, SAMPLES, 2))
+    for name in ("even", "dispatch"):  # Accelerate repeats samples to fill the last batch
+        for epoch in range(3):
+            found = [rank[name][epoch] for rank in huggingface]
+            seen = samples(found[0]) + samples(found[1])
+            assert set(seen) == set(range(SAMPLES))
+            assert len(seen) == 48
+            assert views(found[0]) + views(found[1]) == drawn(epoch, seen)
+
+
+def test_accelerate_is_refused_a_sampler_with_a_shard(huggingface):
+    for rank in huggingface:
+        for name in ("twice", "dispatch twice"):
+            assert rank[name].startswith("ConfigError: Accelerate")
+            assert "prepare()" in rank[name]
+
+
+def test_accelerate_skips_to_the_middle_of_an_epoch_and_gathers_in_order(huggingface):
+    for rank, logged in enumerate(huggingface):
+        assert logged["gathered"] == list(range(SAMPLES))
+        for epoch, found in enumerate(logged["skipped"]):
+            wanted = order_of(epoch, 4)[rank::2]
+            assert batches(found) == (wanted[2:] if epoch == 1 else wanted)
+            assert views(found) == drawn(epoch, samples(found))
+
+
+def test_plain_loops_of_several_processes(huggingface):
+    for kind in ("plain", "device"):
+        each_once(huggingface, f"{kind} own")
+        for rank in huggingface:
+            each_once([rank], f"{kind} everything")
+            assert rank[f"{kind} nobody's"].startswith("ConfigError: Each of the 2 processes")
+
+
+# Transformers' Trainer ----------------------------------------------------------------------------
+
+
+def test_the_trainer_with_our_batches(huggingface):
+    orders = each_once(huggingface, "trainer own")
+    assert len({tuple(order) for order in orders}) == 3
+    for rank in huggingface:
+        whole = [batch for epoch in rank["trainer own"] for batch in epoch]
+        for step in (6, 8):
+            resumed = [batch for epoch in rank[f"trainer resumed {step}"] for batch in epoch]
+            assert resumed == whole[step:]
+
+
+@pytest.mark.parametrize("name", ["trainer bare", "trainer workers", "torch's"])
+def test_batches_of_their_own_samplers(huggingface, name):
+    """Transformers' and Accelerate's, which repeat a sample where they do not go round."""
+    for epoch in range(3):
+        found = [rank[name][epoch] for rank in huggingface]
+        seen = samples(found[0]) + samples(found[1])
+        assert set(seen) == set(range(SAMPLES))
+        assert len(seen) in (SAMPLES, 48)
+        assert views(found[0]) + views(found[1]) == drawn(epoch, seen)
+
+
+def test_the_trainer_predicts_in_order(huggingface):
+    for rank in huggingface:
+        assert rank["trainer predict"] == list(range(SAMPLES))
