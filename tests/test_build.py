@@ -40,6 +40,7 @@ from featurestore.labels import write_labels
 from featurestore.materialize import PREFIX, materialize
 from featurestore.seeds import view_seed
 from featurestore.store import FeatureStore
+from tests import warm
 from tests.conftest import ROOT, tree_digest
 
 # Three chunks of 16 of the 48 demo samples for all features; 12 chunks of 4 for text alone.
@@ -311,7 +312,8 @@ def start(site: Path, configure: Configure) -> Iterator[Start]:
     started: list[subprocess.Popen[str]] = []
 
     def run(store: Path, *, prefix: tuple[str, ...] = ()) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
+        popen = subprocess.Popen if prefix else warm.Popen
+        process = popen(
             [*prefix, *arguments(configure(store))],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -369,7 +371,7 @@ def test_kill_9_and_resume_with_all_features(
     features = ("clip_image", "clip_text", "blip2_image", "blip2_text")
     config = _replace(configure(store, features=features), **ALL)
     environment = gated(site, ALL["chunk"])
-    with subprocess.Popen(arguments(config), stderr=subprocess.PIPE, env=environment) as process:
+    with warm.Popen(arguments(config), stderr=subprocess.PIPE, env=environment) as process:
         wait_for(lambda: lines(store) or process.poll() is not None, 300)
         process.kill()
         process.communicate()
