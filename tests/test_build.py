@@ -81,12 +81,17 @@ def golden_text(configure: Configure, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture
 def some_data(demo_data: Path, tmp_path: Path) -> Path:
     """A data folder of eight good pairs that a test may change."""
-    folder = tmp_path / "data"
+    return copy_pairs(demo_data, tmp_path / "data", slice(5, 13))
+
+
+def copy_pairs(demo_data: Path, folder: Path, which: slice) -> Path:
+    """A data folder of some of the demo's pairs."""
     folder.mkdir()
-    for name in sorted(p.stem for p in (demo_data / "dataset").glob("*.json"))[5:13]:
+    names = sorted(p.stem for p in (demo_data / "dataset").glob("*.json"))[which]
+    for name in names:
         for source in (demo_data / "dataset").glob(f"{name}.*"):
             shutil.copy(source, folder / source.name)
-    assert len(list(folder.iterdir())) == 16
+    assert len(list(folder.iterdir())) == 2 * len(names)
     return folder
 
 
@@ -692,10 +697,13 @@ def stop_at_a_chunk(event: str, _facts: Mapping[str, Any]) -> None:
         raise KeyboardInterrupt
 
 
-def test_any_number_of_threads_gives_the_same_store(configure: Configure, tmp_path: Path) -> None:
+def test_any_number_of_threads_gives_the_same_store(
+    configure: Configure, demo_data: Path, tmp_path: Path
+) -> None:
     """Whatever torch computes with elsewhere in the process, and whatever a resume changes."""
     before = torch.get_num_threads()
-    changes = {"features": ("clip_image", "clip_text", "blip2_text"), "chunk": 16}
+    changes: dict[str, Any] = {"features": ("clip_image", "clip_text", "blip2_text"), "chunk": 4}
+    changes["data_dir"] = copy_pairs(demo_data, tmp_path / "data", slice(12))  # three chunks
     try:
         torch.set_num_threads(3)
         golden = build(configure(tmp_path / "golden", threads=1, **changes)).store

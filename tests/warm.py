@@ -44,7 +44,9 @@ IMPORTED = (
 )
 # Read by a library while it is imported, so that a fork has the values of the first process.
 _READ_AT_IMPORT = ("CUDA", "HF_", "LC_", "LD_", "MKL", "OMP", "PYTHON", "TORCH", "TRANSFORMERS")
-_FREE = ("PYTHONPATH", "CUDA_VISIBLE_DEVICES")
+# Not these: the first is what a program is given here, the second is read when a GPU is used, and
+# the last is what torch sets in its own process.
+_FREE = ("PYTHONPATH", "CUDA_VISIBLE_DEVICES", "TORCHINDUCTOR_CACHE_DIR")
 _ENVIRONMENT = dict(os.environ)
 
 

@@ -28,9 +28,9 @@ from tests.faults.fakes import committed, make_data
 from tests.faults.harness import COUNTS, NIGHTLY, Bench, Run, different, end
 
 CHUNKS = 6
-EVERY = 1 if NIGHTLY else 45
+EVERY = 1 if NIGHTLY else 60
 # Where a sweep begins: one case each, so that they spread over processes.
-STARTS = [1] if NIGHTLY else [4, 19, 34]
+STARTS = [1] if NIGHTLY else [4, 24, 44]
 SOUP = ("Traceback", "Exception ignored", "most recent call")
 
 

@@ -408,12 +408,12 @@ def test_the_line_of_a_build_is_that_of_its_check(check: Call, workplace: Path) 
     assert options["build"] <= options["check"]
     for more, refused in (
         (["--resume"], None),
-        (["--resume", "--seed", 5], "was built with another seed"),
+        (["--resume", "--seed", 5, "--no-calibration"], "was built with another seed"),
         (
             ["--resume", "--batch-size", "clip_text=4"],
             "another clip_text.batch_size",
         ),
-        (["--bad-sample", "fail"], "1 input that cannot be used"),
+        (["--bad-sample", "fail", "--no-calibration"], "1 input that cannot be used"),
     ):
         code, output, _ = check("--store", workplace / "store", *more, "--json")
         found = problems(output, "error")
