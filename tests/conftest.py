@@ -88,6 +88,15 @@ def demo_store(
     return store
 
 
+@pytest.fixture
+def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No sync reaches the disk: a killed process loses nothing that it wrote, and kills are many.
+
+    What a power cut loses is the matter of ``tests/faults/test_power_loss.py``.
+    """
+    monkeypatch.setattr(os, "fsync", os.fstat)
+
+
 def tree_digest(folder: Path, *, mtimes: bool = False) -> dict[str, str]:
     """What each file of a folder holds, by relative name; logs and lock are left out.
 

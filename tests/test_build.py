@@ -40,6 +40,7 @@ from featurestore.labels import write_labels
 from featurestore.materialize import PREFIX, materialize
 from featurestore.records import view_seed
 from featurestore.store import FeatureStore
+from tests import warm
 from tests.conftest import ROOT, tree_digest
 
 # Three chunks of 16 of the 48 demo samples for all features; 12 chunks of 4 for text alone.
@@ -52,11 +53,24 @@ Start = Callable[..., subprocess.Popen[str]]
 
 
 @pytest.fixture(scope="session")
-def configure(demo_data: Path, checkpoints: dict[str, str]) -> Configure:
-    """A build of the demo data with the tiny checkpoints, text alone unless told otherwise."""
+def short_texts(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's 48 pairs with a few words of each synopsis: most of a build was to embed them."""
+    folder = tmp_path_factory.mktemp("short") / "dataset"
+    shutil.copytree(demo_data / "dataset", folder)
+    for path in folder.glob("*.json"):
+        document = json.loads(path.read_bytes())
+        words = " ".join(document["plot"]).split()
+        path.write_text(json.dumps(document | {"plot": [" ".join(words[: 3 + len(words) % 9])]}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def configure(demo_data: Path, short_texts: Path, checkpoints: dict[str, str]) -> Configure:
+    """A build of the demo data with the tiny checkpoints; of short texts alone by default."""
 
     def make(store: Path, **changes: Any) -> BuildConfig:
-        values: dict[str, Any] = {"data_dir": demo_data / "dataset", "models": checkpoints}
+        data = demo_data / "dataset" if "clip_image" in changes.get("features", ()) else short_texts
+        values: dict[str, Any] = {"data_dir": data, "models": checkpoints}
         values |= {"device": "cpu", "workers": WORKERS, **TEXT, **changes}
         return BuildConfig(store=store, **values)
 
@@ -78,14 +92,19 @@ def golden_text(configure: Configure, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture
-def some_data(demo_data: Path, tmp_path: Path) -> Path:
+def some_data(short_texts: Path, tmp_path: Path) -> Path:
     """A data folder of eight good pairs that a test may change."""
-    folder = tmp_path / "data"
+    return copy_pairs(short_texts, tmp_path / "data", slice(5, 13))
+
+
+def copy_pairs(data: Path, folder: Path, which: slice) -> Path:
+    """A data folder of some of the pairs of another."""
     folder.mkdir()
-    for name in sorted(p.stem for p in (demo_data / "dataset").glob("*.json"))[5:13]:
-        for source in (demo_data / "dataset").glob(f"{name}.*"):
+    names = sorted(p.stem for p in data.glob("*.json"))[which]
+    for name in names:
+        for source in data.glob(f"{name}.*"):
             shutil.copy(source, folder / source.name)
-    assert len(list(folder.iterdir())) == 16
+    assert len(list(folder.iterdir())) == 2 * len(names)
     return folder
 
 
@@ -311,7 +330,8 @@ def start(site: Path, configure: Configure) -> Iterator[Start]:
     started: list[subprocess.Popen[str]] = []
 
     def run(store: Path, *, prefix: tuple[str, ...] = ()) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
+        popen = subprocess.Popen if prefix else warm.Popen
+        process = popen(
             [*prefix, *arguments(configure(store))],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -369,7 +389,7 @@ def test_kill_9_and_resume_with_all_features(
     features = ("clip_image", "clip_text", "blip2_image", "blip2_text")
     config = _replace(configure(store, features=features), **ALL)
     environment = gated(site, ALL["chunk"])
-    with subprocess.Popen(arguments(config), stderr=subprocess.PIPE, env=environment) as process:
+    with warm.Popen(arguments(config), stderr=subprocess.PIPE, env=environment) as process:
         wait_for(lambda: lines(store) or process.poll() is not None, 300)
         process.kill()
         process.communicate()
@@ -690,10 +710,15 @@ def stop_at_a_chunk(event: str, _facts: Mapping[str, Any]) -> None:
         raise KeyboardInterrupt
 
 
-def test_any_number_of_threads_gives_the_same_store(configure: Configure, tmp_path: Path) -> None:
+def test_any_number_of_threads_gives_the_same_store(
+    configure: Configure, demo_data: Path, tmp_path: Path
+) -> None:
     """Whatever torch computes with elsewhere in the process, and whatever a resume changes."""
     before = torch.get_num_threads()
-    changes = {"features": ("clip_image", "clip_text", "blip2_text"), "chunk": 16}
+    changes: dict[str, Any] = {"features": ("clip_image", "clip_text", "blip2_text"), "chunk": 4}
+    changes["data_dir"] = copy_pairs(
+        demo_data / "dataset", tmp_path / "data", slice(12)
+    )  # three chunks
     try:
         torch.set_num_threads(3)
         golden = build(configure(tmp_path / "golden", threads=1, **changes)).store

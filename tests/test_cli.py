@@ -19,6 +19,7 @@ from consumers.config import BuildConfig
 from featurestore.errors import ConfigError, InputError
 from featurestore.genres import CLASS_NAMES
 from featurestore.records import FEATURES
+from tests import warm
 from tests.conftest import ROOT, tree_digest
 
 COMMANDS = sorted(cli.cli.commands)
@@ -250,7 +251,7 @@ def test_a_reader_that_goes_away_is_no_error_to_shout_about(
     os.close(read)
     command = [sys.executable, str(ROOT / "cli.py"), "labels", "--json"]
     command += ["--data-dir", str(demo_data / "dataset"), "--out-dir", str(tmp_path / "o")]
-    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    done = warm.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(write)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
@@ -427,12 +428,11 @@ def test_files_in_the_place_of_folders(run: Any, tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_output_that_cannot_be_written(demo_store: Path) -> None:
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run(
+        done = warm.run(
             [sys.executable, str(ROOT / "cli.py"), "status", "--store", str(demo_store)],
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
-            check=False,
         )
     assert done.returncode != 0
     assert "Could not write what was to be printed: No space left on device" in done.stderr

@@ -74,6 +74,16 @@ def test_building_warns_of_nothing_and_packs_the_kernels_sources_for_the_sdist_a
 
 
 @pytest.fixture(scope="module")
+def data(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six samples of the demo; the first poster is truncated. Views without kernels are slow."""
+    folder = tmp_path_factory.mktemp("six")
+    for stem in sorted(p.stem for p in (demo_data / "dataset").glob("*.json"))[:6]:
+        for file in (demo_data / "dataset").glob(f"{stem}.*"):
+            shutil.copy(file, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
 def without_compiler(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the package as pip installs it where the compiler fails."""
     source, made, site = (tmp_path_factory.mktemp(name) for name in ("source", "wheel", "site"))
@@ -93,7 +103,7 @@ def without_compiler(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_modules_of_other_packages_do_not_end_producers(
-    without_compiler: Path, demo_data: Path, checkpoints: dict[str, str], tmp_path: Path
+    without_compiler: Path, data: Path, checkpoints: dict[str, str], tmp_path: Path
 ) -> None:
     """In site-packages, which comes after the standard library in every process."""
     place = tmp_path / "site-packages"
@@ -101,7 +111,7 @@ def test_modules_of_other_packages_do_not_end_producers(
     for name in ("enum", "json"):
         (place / f"{name}.py").write_text("raise ImportError('not the standard library')\n")
     code = "import site, sys; site.addsitedir(sys.argv.pop(1)); from cli import main; main()"
-    options = ["--data-dir", demo_data / "dataset", "--store", tmp_path / "store", "--views", "2"]
+    options = ["--data-dir", data, "--store", tmp_path / "store", "--views", "2"]
     options += ["--features", "clip_image", "--device", "cpu", "--workers", "1"]
     options += ["--model", f"clip_image={checkpoints['clip_image']}"]
     done = subprocess.run(
@@ -116,13 +126,13 @@ def test_modules_of_other_packages_do_not_end_producers(
 
 
 def test_an_install_without_a_compiler_makes_the_same_store(
-    without_compiler: Path, demo_data: Path, checkpoints: dict[str, str], tmp_path: Path
+    without_compiler: Path, data: Path, checkpoints: dict[str, str], tmp_path: Path
 ) -> None:
     if not has_compiled():
         pytest.skip("no compiler built the kernels that the others are compared with")
     build(
         BuildConfig(
-            data_dir=demo_data / "dataset",
+            data_dir=data,
             store=tmp_path / "compiled",
             models=checkpoints,
             device="cpu",
@@ -130,7 +140,7 @@ def test_an_install_without_a_compiler_makes_the_same_store(
             **BUILD,
         )
     )
-    options = ["--data-dir", demo_data / "dataset", "--store", tmp_path / "libraries"]
+    options = ["--data-dir", data, "--store", tmp_path / "libraries"]
     for name in ("views", "chunk"):
         options += [f"--{name}", str(BUILD[name])]
     options += ["--features", ",".join(BUILD["features"]), "--device", "cpu", "--workers", "2"]

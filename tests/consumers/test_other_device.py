@@ -11,6 +11,7 @@ import pytest
 
 from consumers.declared import ADAPTERS
 from featurestore.records import FEATURES
+from tests import warm
 from tests.conftest import ROOT
 from tests.consumers.other_device import FORGOTTEN, OTHER, ROWS
 
@@ -21,7 +22,7 @@ Lines = dict[tuple[str, str], dict[str, Any]]
 def lines(tmp_path_factory: pytest.TempPathFactory) -> Lines:
     folder = tmp_path_factory.mktemp("elsewhere")
     command = [sys.executable, "-m", "tests.consumers.other_device", str(folder)]
-    printed = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    printed = warm.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     found = [json.loads(line) for line in printed.stdout.splitlines()]
     return {(line["backbone"], line["dtype"]): line for line in found}
 

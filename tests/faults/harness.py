@@ -21,6 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from tests import warm
 from tests.conftest import ROOT
 
 NIGHTLY = os.environ.get("MANYVIEWS_TEST_PROFILE") == "nightly"
@@ -29,7 +30,6 @@ DIMS = {"clip_text": 32, "blip2_text": 64}
 # Injected faults that were seen to happen in this process, by kind.
 COUNTS: Counter[str] = Counter()
 
-_ZYGOTE = Path(__file__).with_name("zygote.py")
 _NAMESPACE = ("unshare", "-Urm", "--propagation", "private")
 
 
@@ -93,16 +93,12 @@ class Zygote:
         environment = {
             **os.environ,
             "PYTHONPATH": str(ROOT),
-            "OMP_NUM_THREADS": "1",
             "TOKENIZERS_PARALLELISM": "false",
             "CUDA_VISIBLE_DEVICES": "",  # the fakes are the CPU's
         }
-        command = [sys.executable, "-P", str(_ZYGOTE)]
-        if mounts:
-            command = [*_NAMESPACE, "sh", "-c", f'{mounts} && exec "$@"', "sh", *command]
         self._errors = tempfile.TemporaryFile()
-        self._process = subprocess.Popen(
-            command,
+        self._process = warm.Popen(
+            [sys.executable, "-m", "tests.faults.zygote", mounts],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

@@ -309,6 +309,7 @@ PROFILE = settings(
 )
 
 
+@pytest.mark.usefixtures("unsynced")
 @pytest.mark.parametrize("part", range(PARTS))
 def test_no_sequence_of_faults_loses_or_mixes_anything(part: int) -> None:
     EVENTS.clear()

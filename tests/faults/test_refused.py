@@ -13,7 +13,6 @@ import os
 import shutil
 import socket
 import stat
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -39,6 +38,7 @@ from featurestore.space import free_bytes, missing_bytes, store_bytes
 from featurestore.store import LOCK, FeatureStore
 from featurestore.verify import verify
 from operations.watch import Looker, watch
+from tests import warm
 from tests.conftest import ROOT, tree_digest
 from tests.faults.fakes import CHUNK, DIMS, VIEWS, config, loaded, make, make_data, recovers
 from tests.faults.harness import COUNTS, Bench, different
@@ -212,7 +212,7 @@ def test_the_models_error_comes_once_the_store_is_sound(
 
     def run() -> str:
         command = [sys.executable, ROOT / "cli.py", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        done = warm.run(command, capture_output=True, text=True)
         assert done.returncode in (1, 2), done
         return done.stderr
 

@@ -22,14 +22,15 @@ from featurestore.errors import StoreLockedError
 from featurestore.locks import FileLock, lock_holder
 from featurestore.store import FeatureStore
 from featurestore.verify import verify
+from tests import warm
 from tests.conftest import ROOT, tree_digest
 from tests.faults.fakes import committed, make_data
 from tests.faults.harness import COUNTS, NIGHTLY, Bench, Run, different, end
 
 CHUNKS = 6
-EVERY = 1 if NIGHTLY else 45
+EVERY = 1 if NIGHTLY else 60
 # Where a sweep begins: one case each, so that they spread over processes.
-STARTS = [1] if NIGHTLY else [4, 19, 34]
+STARTS = [1] if NIGHTLY else [4, 24, 44]
 SOUP = ("Traceback", "Exception ignored", "most recent call")
 
 
@@ -164,7 +165,7 @@ def test_a_reader_that_goes_away(bench: Bench, tmp_path: Path) -> None:
     arguments = bench.command(tmp_path / "store")[1]
     for batch in ("clip_text=16", "blip2_text=16"):
         assert batch in arguments
-    process = subprocess.Popen(
+    process = warm.Popen(
         [sys.executable, "-c", driver, str(ROOT), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -188,12 +189,10 @@ def test_a_second_build_is_told_at_once_who_has_the_store(bench: Bench, store: P
     before = tree_digest(store, mtimes=True)
     for changes in ("--resume", "--overwrite"):
         start = time.monotonic()
-        done = subprocess.run(
+        done = warm.run(
             [sys.executable, "-c", SECOND, str(ROOT), str(store), changes],
             capture_output=True,
             text=True,
-            timeout=300,
-            check=False,
         )
         assert done.stdout.split() == [str(first), os.uname().nodename], done
         assert time.monotonic() - start < 30
@@ -252,7 +251,7 @@ def test_an_error_and_ctrl_c_twice_keep_the_lock_while_a_chunk_is_written(
     make_data(data)
     (data / "0000005.json").write_bytes(b"{")  # the second chunk has a sample that cannot be used
     arguments = [sys.executable, "-c", HELD, *map(str, (ROOT, data, store, go, mark))]
-    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
+    process = warm.Popen(arguments, stderr=subprocess.PIPE, text=True)
     try:
         _wait_until(mark.exists)
         waiting = f"/proc/{process.pid}/task/{process.pid}/wchan"

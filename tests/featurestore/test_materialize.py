@@ -364,6 +364,7 @@ def test_a_damaged_chunk_leaves_no_manifest(made, tmp_path):
     assert not list((tmp_path / "out").glob("*.partial"))
 
 
+@pytest.mark.usefixtures("unsynced")
 def test_a_failure_anywhere_leaves_no_manifest_and_a_rerun_completes(made, tmp_path, monkeypatch):
     store = FeatureStore(made[0])
     materialize(store, tmp_path / "golden", zscore="none")
@@ -399,6 +400,7 @@ def test_a_failure_anywhere_leaves_no_manifest_and_a_rerun_completes(made, tmp_p
     assert n > 20
 
 
+@pytest.mark.usefixtures("unsynced")
 def test_a_kill_anywhere_leaves_no_manifest_and_a_rerun_completes(made, tmp_path):
     store = FeatureStore(made[0])
     golden, out = tmp_path / "golden", tmp_path / "out"

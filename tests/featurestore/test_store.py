@@ -333,6 +333,7 @@ def sweep(scenario, start: int = 1):
     assert n > start + 5, "no operation was disturbed"
 
 
+@pytest.mark.usefixtures("unsynced")
 def test_creation_killed_at_every_operation(tmp_path):
     small = StoreSpec(5, 4, 4, {"dino": 64})
     create(tmp_path / "golden", spec=small, stems=STEMS[:5]).close()
@@ -353,6 +354,7 @@ def test_creation_killed_at_every_operation(tmp_path):
     assert states == {"absent", "unfinished", "store"}
 
 
+@pytest.mark.usefixtures("unsynced")
 def test_erasure_killed_at_every_operation_leaves_nothing_of_the_old_store(tmp_path):
     small = StoreSpec(3, 4, 4, {"clip_text": 128})  # fewer chunks and features than the old one
     create(tmp_path / "golden", spec=small, stems=STEMS[:3]).close()
@@ -374,6 +376,7 @@ def test_erasure_killed_at_every_operation_leaves_nothing_of_the_old_store(tmp_p
         assert tree(path) == expected, f"killed at operation {n}"
 
 
+@pytest.mark.usefixtures("unsynced")
 def test_commit_killed_at_every_operation(golden, tmp_path):
     path, rows = golden
     records = make_records(SPEC, BAD)

@@ -25,6 +25,7 @@ from featurestore.store import FeatureStore
 from operations import machine
 from operations.findings import Group
 from operations.machine import Free, Need
+from tests import warm
 from tests.conftest import ROOT, tree_digest
 from tests.producers.test_pool import alive, eventually
 
@@ -294,7 +295,7 @@ def test_a_killed_check_leaves_neither_process_nor_file(
     typed += ["--workers", 2, "--features", "clip_image"]
     typed += ["--model", f"clip_image={checkpoints['clip_image']}"]
     environment = {"PYTHONPATH": f"{site}:{ROOT}", "MARKS": str(marks), "WHERE": where}
-    with subprocess.Popen(
+    with warm.Popen(
         list(map(str, typed)), env=os.environ | environment, stderr=subprocess.DEVNULL
     ) as check:
         eventually(lambda: len(list(marks.iterdir())) == 2 or check.poll() is not None)
@@ -318,9 +319,7 @@ def test_a_killed_check_leaves_no_file_in_the_middle_of_a_write(
     typed += ["--workers", 1, "--features", "clip_image"]
     typed += ["--model", f"clip_image={checkpoints['clip_image']}"]
     environment = {"PYTHONPATH": f"{site}:{ROOT}", "MARK": str(mark)}
-    done = subprocess.run(
-        list(map(str, typed)), env=os.environ | environment, capture_output=True, check=False
-    )
+    done = warm.run(list(map(str, typed)), env=os.environ | environment, capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert mark.read_text() == str(place)
     assert list(place.iterdir()) == []
@@ -428,12 +427,12 @@ def test_the_line_of_a_build_is_that_of_its_check(check: Call, workplace: Path) 
     assert options["build"] <= options["check"]
     for more, refused in (
         (["--resume"], None),
-        (["--resume", "--seed", 5], "was built with another seed"),
+        (["--resume", "--seed", 5, "--no-calibration"], "was built with another seed"),
         (
             ["--resume", "--batch-size", "clip_text=4"],
             "another clip_text.batch_size",
         ),
-        (["--bad-sample", "fail"], "1 input that cannot be used"),
+        (["--bad-sample", "fail", "--no-calibration"], "1 input that cannot be used"),
     ):
         code, output, _ = check("--store", workplace / "store", *more, "--json")
         found = problems(output, "error")

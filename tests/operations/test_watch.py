@@ -29,6 +29,7 @@ from featurestore.store import LOCK, RUNS, FeatureStore
 from featurestore.verify import verify
 from featurestore.writer import take_lock
 from operations.watch import Looker, watch
+from tests import warm
 from tests.conftest import ROOT, tree_digest
 
 CLI = [sys.executable, str(ROOT / "cli.py")]
@@ -70,11 +71,11 @@ def interrupted(config: BuildConfig, tmp_path_factory: pytest.TempPathFactory) -
     typed = ["--data-dir", config.data_dir, "--store", store, "--features", "clip_text"]
     typed += ["--views", 8, "--chunk", 4, "--workers", 1, "--device", "cpu", "-q"]
     typed += ["--model", f"clip_text={config.models['clip_text']}"]
-    with subprocess.Popen([*CLI, "build", *map(str, typed)]) as process:
+    with warm.Popen([*CLI, "build", *map(str, typed)]) as process:
         wait_for(lambda: committed(store) >= 3, process)
         process.send_signal(signal.SIGSTOP)  # or it might be done before it was looked at
         stopped_at = committed(store)
-        with subprocess.Popen(
+        with warm.Popen(
             [*CLI, "status", "--store", str(store), "--watch", "--json"],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -246,7 +247,7 @@ def test_ctrl_c_leaves_quietly(half: Path) -> None:
     lock = take_lock(half)
     try:
         assert Looker(half).look().ended == ""
-        with subprocess.Popen(
+        with warm.Popen(
             [*CLI, "status", "--store", str(half), "--watch"],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -277,7 +278,7 @@ def test_a_watch_that_starts_before_the_store_waits_for_it_and_says_so(
     half: Path, tmp_path: Path, as_json: bool
 ) -> None:
     store = tmp_path / "later"
-    with subprocess.Popen(
+    with warm.Popen(
         [*CLI, "status", "--store", str(store), "--watch", *["--json"] * as_json],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -133,9 +133,7 @@ def children() -> list[psutil.Process]:
 def is_ours(process: psutil.Process) -> bool:
     try:
         command = process.cmdline()
-        foreign = command and (
-            "zygote.py" in command[-1] or "resource_tracker" in " ".join(command)
-        )
+        foreign = "tests.warm" in command or "resource_tracker" in " ".join(command)
         return process.status() != psutil.STATUS_ZOMBIE and not foreign
     except psutil.NoSuchProcess:
         return False
