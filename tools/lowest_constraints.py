@@ -1,4 +1,4 @@
-"""Print ``constraints-lowest.txt``: the oldest version of each library that ``pyproject.toml`` allows.
+"""Print ``constraints-lowest.txt``: the oldest versions that ``pyproject.toml`` allows.
 
     python -m tools.lowest_constraints > constraints-lowest.txt
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
 _BOUND = re.compile(r"([\w-]+)(?:\[[\w,-]+\])?>=([\d.]+)(?:,<[\d.]+)?")
-_HEAD = """# The oldest versions that pyproject.toml allows: `python -m tools.lowest_constraints` prints them.
+_HEAD = """# The oldest versions that pyproject.toml allows, by `python -m tools.lowest_constraints`.
 """
 
 
