@@ -14,7 +14,7 @@ from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
 _BOUND = re.compile(r"([\w-]+)(?:\[[\w,-]+\])?>=([\d.]+)(?:,<[\d.]+)?")
-_HEAD = """# The oldest versions that pyproject.toml allows, by `python -m tools.lowest_constraints`.
+_HEAD = """# The oldest versions that pyproject.toml allows: `python -m tools.lowest_constraints`.
 """
 
 
