@@ -21,9 +21,11 @@ help:
 setup: $(STAMP)
 
 # torch first and alone: a resolver that sees torchvision first may choose another torch.
+# Kernels that an older version compiled may have a name that Python prefers to the new one's.
 $(STAMP): pyproject.toml setup.py constraints.txt $(wildcard producers/kernels/*.[ch])
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "manyviews needs Python 3.11 or later: make PYTHON=python3.12 ..."; exit 1; }
+	rm -f producers/kernels/compiled*.so
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
@@ -38,6 +40,14 @@ test: lint types layers pytest
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema custom.github-workflows-require-timeout .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms \
+	  $(filter-out %/config.yml, $(wildcard .github/ISSUE_TEMPLATE/*.yml))
+	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 
 types: setup
 	$(BIN)/mypy

@@ -1,12 +1,25 @@
 """The compiled kernels; everything else is in ``pyproject.toml``."""
 
+from __future__ import annotations
+
+import os
+import sysconfig
+
 from setuptools import Extension, setup
 
-# Without a compiler it is left out, and the producers use Pillow and numpy instead. No contraction:
-# the recipe says where a product and a sum are rounded once. What else is given up is only the
-# report of floating point errors, in flags that nothing reads.
+# Without a compiler the extension is left out, and the producers use Pillow and numpy instead. A
+# wheel that is published must have it: MANYVIEWS_REQUIRE_KERNELS=1 makes its absence an error.
+REQUIRED = os.environ.get("MANYVIEWS_REQUIRE_KERNELS", "0")
+if REQUIRED not in ("0", "1"):
+    raise SystemExit(f"MANYVIEWS_REQUIRE_KERNELS is 0 or 1, found {REQUIRED!r}.")
+
+# No contraction: the recipe says where a product and a sum are rounded once. What else is given up
+# is only the report of floating point errors, in flags that nothing reads.
 FLAGS = ["-std=c11", "-O3", "-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno"]
 NAMES = ("blur", "colour", "hue", "layout", "module", "resize")
+
+# One file for CPython 3.11 and all later versions; free-threaded builds have no stable ABI.
+STABLE_ABI = not sysconfig.get_config_var("Py_GIL_DISABLED")
 
 setup(
     ext_modules=[
@@ -15,7 +28,10 @@ setup(
             sources=[f"producers/kernels/{name}.c" for name in NAMES],
             depends=["producers/kernels/kernels.h"],
             extra_compile_args=FLAGS,
-            optional=True,
+            define_macros=[("Py_LIMITED_API", "0x030B0000")] if STABLE_ABI else [],
+            py_limited_api=STABLE_ABI,
+            optional=REQUIRED == "0",
         )
-    ]
+    ],
+    options={"bdist_wheel": {"py_limited_api": "cp311"}} if STABLE_ABI else {},
 )

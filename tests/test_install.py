@@ -1,4 +1,8 @@
-"""Installing warns of nothing; without a C compiler it works, says so, and makes the same store."""
+"""Installing warns of nothing; without a C compiler it works, says so, and makes the same store.
+
+One wheel of the kernels, one wheel without them and one sdist are built for all tests. The clean
+environments have the libraries of this one, so that torch is not installed again.
+"""
 
 from __future__ import annotations
 
@@ -8,131 +12,270 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import tomllib
+import venv
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from featurestore.config import BuildConfig
 
 from consumers.build import build
-from consumers.config import BuildConfig
 from producers.kernels.implementations import has_compiled
 from tests.conftest import ROOT, tree_digest
 
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
-PACKAGES = sorted({p.partition(".")[0] for p in PROJECT["tool"]["setuptools"]["packages"]})
 BUILD: dict[str, Any] = {"views": 4, "chunk": 16, "features": ("clip_image",)}
 NOTICE = "no compiled kernels: image views take"
+PACKAGES = ("consumers", "featurestore", "manyviews", "producers")
+# The modules that are on their way into the package manyviews.
+FORMER = {"cli", "commands", "operations"} if (ROOT / "commands").is_dir() else set()
+NO_COMPILER = {"CC": "/bin/false"}
+# What a checkout has of the package, beside the packages themselves.
+FILES = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "cli.py")
+
+needs_compiler = pytest.mark.skipif(not has_compiled(), reason="no compiler built the kernels")
 
 
-def copy_sources(folder: Path) -> None:
+def copy_sources(folder: Path) -> Path:
     """Copies what a checkout has of the package."""
-    for name in ("pyproject.toml", "setup.py", "README.md", "cli.py"):
+    folder.mkdir()
+    for name in FILES:
         shutil.copy(ROOT / name, folder)
     built = shutil.ignore_patterns("*.so", "__pycache__")
-    for name in PACKAGES:
+    for name in {*PACKAGES, *FORMER} - {"cli"}:
         shutil.copytree(ROOT / name, folder / name, ignore=built)
+    return folder
 
 
-@pytest.mark.parametrize("what", ["wheel", "sdist", "editable"])
-def test_building_warns_of_nothing_and_packs_the_kernels_sources_for_the_sdist_alone(
-    tmp_path: Path, what: str
-) -> None:
-    source, made = tmp_path / "source", tmp_path / "made"
-    source.mkdir()
-    copy_sources(source)
+def build_by_setuptools(what: str, folder: Path, **variables: str) -> tuple[Path, str]:
+    """Builds a copy of the sources: the file, and all that was printed."""
+    source, made = copy_sources(folder / "source"), folder / "made"
     code = f"import setuptools.build_meta as b, sys; b.build_{what}(sys.argv[1])"
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     done = subprocess.run(
         [sys.executable, "-W", "always", "-c", code, made],
         cwd=source,
-        env=environment,
+        env=environment | variables,
         capture_output=True,
         text=True,
         check=True,
     )
-    said = (done.stdout + done.stderr).splitlines()
-    assert [
-        line for line in said if re.search("warning|experimental|deprecat", line, re.IGNORECASE)
-    ] == []
     [file] = made.iterdir()
-    if what == "sdist":
-        with tarfile.open(file) as archive:
-            names = archive.getnames()
-    else:
-        names = zipfile.ZipFile(file).namelist()
-    sources = {n for n in names if n.endswith((".c", ".h"))}
-    if what == "sdist":
-        kernels = {p.name for p in (ROOT / "producers/kernels").glob("*.[ch]")}
-        assert {n.rpartition("/")[2] for n in sources} == kernels
-    else:
-        assert not sources
-    if what == "wheel":
-        assert "producers/kernels/exp_exceptions.npz" in names
-        assert "producers/kernels/compiled.pyi" in names
+    return file, done.stdout + done.stderr
+
+
+def warnings_in(printed: str) -> list[str]:
+    pattern = re.compile("warning|experimental|deprecat", re.IGNORECASE)
+    return [line for line in printed.splitlines() if pattern.search(line)]
 
 
 @pytest.fixture(scope="module")
-def data(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six samples of the demo; the first poster is truncated. Views without kernels are slow."""
-    folder = tmp_path_factory.mktemp("six")
-    for stem in sorted(p.stem for p in (demo_data / "dataset").glob("*.json"))[:6]:
-        for file in (demo_data / "dataset").glob(f"{stem}.*"):
-            shutil.copy(file, folder)
-    return folder
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A wheel as it is published, with the kernels, and what building it printed."""
+    folder = tmp_path_factory.mktemp("wheel")
+    return build_by_setuptools("wheel", folder, MANYVIEWS_REQUIRE_KERNELS="1")
 
 
 @pytest.fixture(scope="module")
-def without_compiler(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the package as pip installs it where the compiler fails."""
-    source, made, site = (tmp_path_factory.mktemp(name) for name in ("source", "wheel", "site"))
-    copy_sources(source)
-    pip = [sys.executable, "-m", "pip", "--quiet"]
-    alone = ["--no-deps", "--no-index"]
-    wheel = ["wheel", *alone, "--no-build-isolation", "--wheel-dir", str(made), str(source)]
-    subprocess.run([*pip, *wheel], check=True, env=os.environ | {"CC": "/bin/false"})
-    [file] = made.iterdir()
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    return build_by_setuptools("sdist", tmp_path_factory.mktemp("sdist"))
+
+
+@needs_compiler
+def test_a_wheel_holds_the_kernels_for_every_python_and_no_sources(
+    wheel: tuple[Path, str],
+) -> None:
+    file, printed = wheel
+    assert warnings_in(printed) == []
     names = zipfile.ZipFile(file).namelist()
+    assert not [name for name in names if name.endswith((".c", ".h"))]
     assert "producers/kernels/exp_exceptions.npz" in names
+    assert "producers/kernels/compiled.pyi" in names
+    assert "producers/kernels/compiled.abi3.so" in names
+    assert "-cp311-abi3-" in file.name
+    assert {f"{name}/py.typed" for name in PACKAGES} <= set(names)
+    assert [name for name in names if name.endswith("/licenses/LICENSE")]
+
+
+def test_four_names_are_installed(wheel: tuple[Path, str]) -> None:
+    names = zipfile.ZipFile(wheel[0]).namelist()
+    top = {name.partition("/")[0].removesuffix(".py") for name in names}
+    assert {name for name in top if ".dist-info" not in name} == {*PACKAGES, *FORMER}
+
+
+def test_an_sdist_holds_the_sources_of_the_kernels(sdist: tuple[Path, str]) -> None:
+    file, printed = sdist
+    assert warnings_in(printed) == []
+    with tarfile.open(file) as archive:
+        names = archive.getnames()
+    kernels = {p.name for p in (ROOT / "producers/kernels").glob("*.[ch]")}
+    assert {n.rpartition("/")[2] for n in names if n.endswith((".c", ".h"))} == kernels
     assert not [name for name in names if name.endswith(".so")]
-    subprocess.run(
-        [*pip, "install", *alone, "--no-compile", "--target", str(site), str(file)], check=True
-    )
+
+
+def test_an_editable_install_warns_of_nothing(tmp_path: Path) -> None:
+    _, printed = build_by_setuptools("editable", tmp_path)
+    assert warnings_in(printed) == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "reason"),
+    [
+        ({"MANYVIEWS_REQUIRE_KERNELS": "1"} | NO_COMPILER, "/bin/false"),
+        ({"MANYVIEWS_REQUIRE_KERNELS": "yes"}, "MANYVIEWS_REQUIRE_KERNELS is 0 or 1, found 'yes'"),
+    ],
+)
+def test_kernels_that_are_required_are_built_or_it_is_an_error(
+    tmp_path: Path, variables: dict[str, str], reason: str
+) -> None:
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        build_by_setuptools("wheel", tmp_path, **variables)
+    assert reason in caught.value.stdout + caught.value.stderr
+    assert not list((tmp_path / "made").glob("*.whl"))
+
+
+def environment_of(folder: Path, what: Path) -> Path:
+    """A clean environment in which pip installed ``what``: its Python.
+
+    It finds the libraries of this environment, but nothing that an editable install added to it.
+    """
+    venv.create(folder, symlinks=True, with_pip=False)
+    python = folder / "bin/python"
+    [site] = folder.glob("lib/python*/site-packages")
+    libraries = Path(pytest.__file__).parent.parent
+    (site / "libraries.pth").write_text(f"{libraries}\n")
+    install = [sys.executable, "-m", "pip", "--quiet", "--python", str(python), "install"]
+    alone = [
+        "--no-deps",
+        "--no-index",
+        "--no-build-isolation",
+        "--no-compile",
+        "--ignore-installed",
+    ]
+    subprocess.run([*install, *alone, str(what)], check=True, env=os.environ | NO_COMPILER)
+    return python
+
+
+@pytest.fixture(scope="module")
+def from_wheel(wheel: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return environment_of(tmp_path_factory.mktemp("from-wheel") / "venv", wheel[0])
+
+
+@pytest.fixture(scope="module")
+def from_sdist(sdist: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Without a compiler, so that kernels are those of the libraries."""
+    return environment_of(tmp_path_factory.mktemp("from-sdist") / "venv", sdist[0])
+
+
+def site_packages(python: Path) -> Path:
+    [site] = python.parent.parent.glob("lib/python*/site-packages")
     return site
 
 
-def test_modules_of_other_packages_do_not_end_producers(
-    without_compiler: Path, data: Path, checkpoints: dict[str, str], tmp_path: Path
-) -> None:
-    """In site-packages, which comes after the standard library in every process."""
-    place = tmp_path / "site-packages"
-    shutil.copytree(without_compiler, place)
-    for name in ("enum", "json"):
-        (place / f"{name}.py").write_text("raise ImportError('not the standard library')\n")
-    code = "import site, sys; site.addsitedir(sys.argv.pop(1)); from cli import main; main()"
-    options = ["--data-dir", data, "--store", tmp_path / "store", "--views", "2"]
-    options += ["--features", "clip_image", "--device", "cpu", "--workers", "1"]
-    options += ["--model", f"clip_image={checkpoints['clip_image']}"]
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", code, place, "build", *options],
-        cwd=tmp_path,
+def manyviews(python: Path, folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Runs the installed command from a folder that is not the checkout."""
+    return subprocess.run(
+        [python, python.parent / "manyviews", *map(str, arguments)],
+        cwd=folder,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+@needs_compiler
+def test_the_version_says_which_kernels_there_are(
+    from_wheel: Path, from_sdist: Path, tmp_path: Path
+) -> None:
+    assert "kernels compiled" in manyviews(from_wheel, tmp_path, "--version").stdout
+    assert "kernels of libraries" in manyviews(from_sdist, tmp_path, "--version").stdout
+    assert not list(site_packages(from_sdist).glob("producers/kernels/*.so"))
+
+
+def test_the_demo_runs_from_another_folder(from_wheel: Path, tmp_path: Path) -> None:
+    """With an enum.py in site-packages, which comes after the standard library."""
+    site = site_packages(from_wheel)
+    intruder = site / "enum.py"
+    intruder.write_text("raise ImportError('not the standard library')\n")
+    try:
+        done = manyviews(from_wheel, tmp_path, "demo", "--out-dir", "demo")
+    finally:
+        intruder.unlink()
+    assert done.returncode == 0, done.stderr
+    assert NOTICE not in done.stderr + done.stdout
+    assert (tmp_path / "demo").is_dir()
+
+
+INTRUDERS = ("consumers/__init__.py", "producers.py", "featurestore/other.py")
+
+
+@pytest.mark.parametrize("intruder", INTRUDERS)
+def test_another_package_of_a_siblings_name_is_named(
+    from_wheel: Path, tmp_path: Path, intruder: str
+) -> None:
+    """First on the path; a folder without ``__init__`` hides no package that comes later."""
+    path = tmp_path / "others" / intruder
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("raise RuntimeError('imported')\n")
+    done = subprocess.run(
+        [from_wheel, "-c", "import manyviews"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "others")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if intruder == "featurestore/other.py":
+        assert done.returncode == 0, done.stderr
+        return
+    expected = path.parent if path.name == "__init__.py" else path
+    assert done.returncode == 1
+    message = done.stderr.partition("ImportError: ")[2].splitlines()
+    assert len(message) <= 4
+    assert str(expected) in message
+    assert "PYTHONPATH" in message[-1]
+    assert "RuntimeError" not in done.stderr
+
+
+def test_a_sibling_that_is_missing_is_named(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "manyviews", tmp_path / "manyviews")
+    code = "import sys; sys.path[:] = [sys.argv[1], *sys.path[1:]]; import manyviews"
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code, tmp_path],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "its package 'featurestore' is missing" in done.stderr
+
+
+def test_modules_of_other_packages_do_not_end_producers(
+    from_sdist: Path, demo_data: Path, checkpoints: dict[str, str], tmp_path: Path
+) -> None:
+    """In site-packages, which comes after the standard library in every process."""
+    intruders = [site_packages(from_sdist) / f"{name}.py" for name in ("enum", "json")]
+    for path in intruders:
+        path.write_text("raise ImportError('not the standard library')\n")
+    options = ["--data-dir", demo_data / "dataset", "--store", tmp_path / "store", "--views", "2"]
+    options += ["--features", "clip_image", "--device", "cpu", "--workers", "1"]
+    options += ["--model", f"clip_image={checkpoints['clip_image']}"]
+    try:
+        done = manyviews(from_sdist, tmp_path, "build", *options)
+    finally:
+        for path in intruders:
+            path.unlink()
     assert done.returncode == 3, done.stderr  # done; the demo data has bad samples
     assert NOTICE in done.stderr  # of the copy without compiled kernels, not of this checkout
 
 
+@needs_compiler
 def test_an_install_without_a_compiler_makes_the_same_store(
-    without_compiler: Path, data: Path, checkpoints: dict[str, str], tmp_path: Path
+    from_sdist: Path, demo_data: Path, checkpoints: dict[str, str], tmp_path: Path
 ) -> None:
-    if not has_compiled():
-        pytest.skip("no compiler built the kernels that the others are compared with")
     build(
         BuildConfig(
-            data_dir=data,
+            data_dir=demo_data / "dataset",
             store=tmp_path / "compiled",
             models=checkpoints,
             device="cpu",
@@ -140,20 +283,13 @@ def test_an_install_without_a_compiler_makes_the_same_store(
             **BUILD,
         )
     )
-    options = ["--data-dir", data, "--store", tmp_path / "libraries"]
+    options = ["--data-dir", demo_data / "dataset", "--store", tmp_path / "libraries"]
     for name in ("views", "chunk"):
         options += [f"--{name}", str(BUILD[name])]
     options += ["--features", ",".join(BUILD["features"]), "--device", "cpu", "--workers", "2"]
     for name in BUILD["features"]:
         options += ["--model", f"{name}={checkpoints[name]}"]
-    done = subprocess.run(
-        [sys.executable, "-c", "from cli import main; main()", "build", *options],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(without_compiler)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = manyviews(from_sdist, tmp_path, "build", *options)
     assert done.returncode == 3, done.stderr  # done; the demo data has bad samples
     assert done.stderr.count(NOTICE) == 1
     assert tree_digest(tmp_path / "libraries") == tree_digest(tmp_path / "compiled")

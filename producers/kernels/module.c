@@ -7,6 +7,7 @@
 #include <float.h>
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #define POSTER "producers.kernels.compiled.poster" /* the name of its capsules */
 
