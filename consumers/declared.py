@@ -17,11 +17,11 @@ from importlib.metadata import PackageNotFoundError, entry_points, version
 from typing import Any, cast
 
 from consumers.backbones import Backbone, BackboneRequest, modality_of, quiet_transformers
-from consumers.checkpoints import one_line
 from consumers.devices import make_reproducible, resolve_dtype
 from featurestore.backbone_config import BackboneConfig
 from featurestore.config import Fingerprint
 from featurestore.errors import ConfigError, ManyViewsError
+from featurestore.wording import one_line
 
 ENTRY_POINTS = "manyviews.backbones"
 _BATCH_CPU, _BATCH_CUDA = 16, 64

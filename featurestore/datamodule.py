@@ -35,7 +35,7 @@ from featurestore.scaling import scale_for
 from featurestore.sources import resolve_advice
 from featurestore.splits import Split, read_split
 from featurestore.stem_lists import stems_of
-from featurestore.store import FeatureStore
+from featurestore.store import FeatureStore, is_store
 from featurestore.wording import amount
 
 Domains = frozenset[str]
@@ -252,7 +252,7 @@ def make_datamodule(
         batch_size, include_labels, num_workers, pin_memory, normalize, view_mode, view_k
     )
     stems = stems_of(embeddings, PREFIX) if labels_dir is None else read_ids(Path(labels_dir))
-    open_rows = _store_domains if (embeddings / "zarr.json").is_file() else _npy_domains
+    open_rows = _store_domains if is_store(embeddings) else _npy_domains
     rows = open_rows(embeddings, family, stems, sparse=view_mode in ("clean", "view_k"))
     labels = None
     if include_labels and labels_dir is not None:

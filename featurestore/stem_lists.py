@@ -6,7 +6,7 @@ import csv
 from pathlib import Path
 
 from featurestore.errors import InputError
-from featurestore.store import FeatureStore
+from featurestore.store import FeatureStore, is_store
 
 
 def stems_of(embeddings: Path, prefix: str) -> list[str]:
@@ -19,7 +19,7 @@ def stems_of(embeddings: Path, prefix: str) -> list[str]:
     Raises:
         InputError: there is neither, or the index is damaged.
     """
-    if (embeddings / "zarr.json").is_file():
+    if is_store(embeddings):
         return FeatureStore(embeddings).stems
     index = embeddings / f"{prefix}_aug_index.csv"
     if not index.exists():
