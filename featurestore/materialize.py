@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -56,7 +56,14 @@ class Materialized:
     files: dict[str, int]
 
 
-class _HashingFile:
+class FileFacts(NamedTuple):
+    """Size and SHA-256, in hex, of a file that was written."""
+
+    bytes: int
+    sha256: str
+
+
+class HashingFile:
     """Passes writes on and digests them, so that no file is read again for the manifest."""
 
     def __init__(self, file: PartialFile) -> None:
@@ -64,12 +71,19 @@ class _HashingFile:
         self._digest = hashlib.sha256()
 
     def write(self, data: bytes | memoryview) -> None:
+        """Appends ``data``; see :meth:`PartialFile.write`."""
         self._file.write(data)
         self._digest.update(data)
 
     @property
-    def fact(self) -> tuple[int, str]:
-        return self._file.size, self._digest.hexdigest()
+    def size(self) -> int:
+        """Bytes written so far."""
+        return self._file.size
+
+    @property
+    def facts(self) -> FileFacts:
+        """What was written until now."""
+        return FileFacts(self.size, self._digest.hexdigest())
 
 
 def materialize(
@@ -119,12 +133,12 @@ def materialize(
 
 def _write_files(
     store: FeatureStore, scales: Mapping[str, Scale | None], out_dir: Path, prefix: str
-) -> dict[str, tuple[int, str]]:
+) -> dict[str, FileFacts]:
     """Removes an earlier run's files and writes all but the manifest; size and digest by name."""
     durable.remove(out_dir / f"{prefix}_manifest.json")
     for path in _leftovers(store, out_dir, prefix):
         durable.remove(path)
-    facts: dict[str, tuple[int, str]] = {}
+    facts: dict[str, FileFacts] = {}
     for name, scale in scales.items():
         facts[f"{prefix}_{name}.npy"] = _write_rows(store, name, scale, out_dir, prefix)
         if scale is not None:
@@ -265,36 +279,36 @@ def _check_space(store: FeatureStore, out_dir: Path, prefix: str) -> None:
 
 def _write_rows(
     store: FeatureStore, name: str, scale: Scale | None, out_dir: Path, prefix: str
-) -> tuple[int, str]:
+) -> FileFacts:
     dim = store.spec.dims[name]
     rows = store.spec.samples * store.spec.views
     with durable.open_replace(out_dir / f"{prefix}_{name}.npy") as partial:
-        file = _HashingFile(partial)
+        file = HashingFile(partial)
         file.write(npy_header((rows, dim)))
         for chunk in range(store.spec.chunks):
             block = store.read_chunk(name, chunk).reshape(-1, dim)
             if scale is not None:
                 block = scale.apply(block.copy())
-            file.write(block.reshape(-1).view(np.uint8).data)
-    return file.fact
+            file.write(np.ascontiguousarray(block).data)
+    return file.facts
 
 
-def _write_stats(name: str, scale: Scale, out_dir: Path, prefix: str) -> tuple[int, str]:
+def _write_stats(name: str, scale: Scale, out_dir: Path, prefix: str) -> FileFacts:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, mu=scale.mu, sigma=scale.sigma)
     with durable.open_replace(out_dir / f"{prefix}_{name}.stats.npz") as partial:
-        file = _HashingFile(partial)
+        file = HashingFile(partial)
         file.write(buffer.getvalue())
-    return file.fact
+    return file.facts
 
 
-def _write_index(store: FeatureStore, out_dir: Path, prefix: str) -> tuple[int, str]:
+def _write_index(store: FeatureStore, out_dir: Path, prefix: str) -> FileFacts:
     with durable.open_replace(out_dir / f"{prefix}_aug_index.csv") as partial:
-        file = _HashingFile(partial)
+        file = HashingFile(partial)
         for block in _index_blocks(store):
             # Names that are not UTF-8 keep their bytes, as in ids_all.txt.
             file.write(block.encode("utf-8", "surrogateescape"))
-    return file.fact
+    return file.facts
 
 
 def _index_blocks(store: FeatureStore) -> Iterator[str]:
@@ -312,7 +326,7 @@ def _quoted(value: str) -> str:
 
 
 def _manifest(
-    store: FeatureStore, prefix: str, zscore: str, facts: dict[str, tuple[int, str]]
+    store: FeatureStore, prefix: str, zscore: str, facts: dict[str, FileFacts]
 ) -> dict[str, Any]:
     """The paper's keys in the paper's order, then ours."""
     spec, known = store.spec, store.fingerprint

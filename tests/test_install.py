@@ -70,6 +70,7 @@ def test_building_warns_of_nothing_and_packs_the_kernels_sources_for_the_sdist_a
         assert not sources
     if what == "wheel":
         assert "producers/kernels/exp_exceptions.npz" in names
+        assert "operations/report/page.html.jinja" in names
         assert "producers/kernels/compiled.pyi" in names
 
 
