@@ -8,12 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A small picture in a table.
-
-    Attributes:
-        data: its ``data:`` address.
-        text: what it shows.
-    """
+    """A picture in a table: its ``data:`` address, and what it shows."""
 
     data: str
     text: str
@@ -21,13 +16,7 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """A drawing in two colours of ink.
-
-    Attributes:
-        name: what it shows, for who cannot see it.
-        light: ``data:`` address of an SVG for a light page and for paper.
-        dark: the same for a dark page.
-    """
+    """What a plot shows, and its ``data:`` addresses for a light page, or paper, and a dark one."""
 
     name: str
     light: str
@@ -44,13 +33,7 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table whose first column names its rows.
-
-    Attributes:
-        caption: the caption.
-        head: the names of the columns.
-        rows: texts, numbers and pictures; nothing in a text is markup.
-    """
+    """A table of texts, numbers and pictures, whose first column names its rows."""
 
     caption: str
     head: Sequence[str]
@@ -60,24 +43,17 @@ class Table:
 Part = str | Figure | Table
 
 
-@dataclass(frozen=True, slots=True)
 class Section:
     """A section that can be linked to.
 
-    Attributes:
+    Args:
         name: its anchor.
         title: its heading.
         parts: paragraphs, figures and tables; those of a list are side by side where there is room.
     """
 
-    name: str
-    title: str
-    parts: Sequence[Part | Sequence[Part]]
-
-
-def section(name: str, title: str, *parts: Part | Sequence[Part]) -> Section:
-    """A section of these parts."""
-    return Section(name, title, parts)
+    def __init__(self, name: str, title: str, *parts: Part | Sequence[Part]) -> None:
+        self.name, self.title, self.parts = name, title, parts
 
 
 def number(value: float | None, digits: int = 4) -> str:

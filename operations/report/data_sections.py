@@ -12,7 +12,7 @@ from featurestore.genres import CLASS_NAMES
 from featurestore.store import FeatureStore
 from featurestore.wording import amount
 from operations.report import plots
-from operations.report.content import Figure, Picture, Section, Table, number, section
+from operations.report.content import Figure, Picture, Section, Table, number
 from operations.report.inputs import LISTED, BadRow
 from operations.report.runs import Throughput
 
@@ -25,18 +25,18 @@ def genres(labels: Labels | None, parts: Parts) -> Section:
     """How frequent genres are, and which come together."""
     if labels is None:
         told = "Give --labels-dir, the folder that `labels` wrote, for genres."
-        return section("genres", "Genres", told)
+        return Section("genres", "Genres", told)
     hot = (labels > 0.5).astype(np.int64)
     counts = hot.sum(axis=0)
     order = [int(c) for c in np.argsort(-counts, kind="stable") if counts[c]]
     if not order:
-        return section("genres", "Genres", "No sample has any of the 23 genres.")
+        return Section("genres", "Genres", "No sample has any of the 23 genres.")
     names = [CLASS_NAMES[c] for c in order]
     plot = plots.bars("samples of each genre", names, counts[order], "samples")
     together = hot.T @ hot  # [23, 23]
     shares = together / np.maximum(counts, 1)[:, None]
     heat = plots.heat("genres that come together", names, shares[np.ix_(order, order)])
-    return section(
+    return Section(
         "genres",
         "Genres",
         f"{amount(len(hot), 'sample')} with {hot.sum(axis=1).mean():.2f} of the 23 genres "
@@ -84,14 +84,14 @@ def split(store: FeatureStore, parts: Parts) -> list[Section]:
     left = store.spec.samples - sum(len(samples) for samples in parts.values())
     rows.append(("in no part", f"{left:,}", f"{left / store.spec.samples:.1%}", "–"))
     head = ("part", "samples", "of all", "with bad inputs")
-    return [section("split", "Split", Table("The split", head, rows))]
+    return [Section("split", "Split", Table("The split", head, rows))]
 
 
 def bad_samples(store: FeatureStore, rows: Sequence[BadRow]) -> Section:
     """The inputs that placeholders stand in for."""
     bad = store.bad_inputs
     if not bad:
-        return section("bad", "Bad samples", "None: every input could be used.")
+        return Section("bad", "Bad samples", "None: every input could be used.")
     ranked = sorted(Counter((b.modality, b.reason) for b in bad).items(), key=lambda i: (-i[1], i))
     counts = [(f"{modality} {reason}", f"{count:,}") for (modality, reason), count in ranked]
     pictures = any(r.picture or r.note for r in rows)
@@ -105,7 +105,7 @@ def bad_samples(store: FeatureStore, rows: Sequence[BadRow]) -> Section:
     head = ["stem", "sample", "input", "reason", "detail", *(["picture"] if pictures else [])]
     more = f" The first {LISTED:,} are listed." if len(bad) > LISTED else ""
     told = "" if pictures else " Give --data-dir for their posters."
-    return section(
+    return Section(
         "bad",
         "Bad samples",
         f"Inputs that could not be used: {len(bad):,}. A black image or an empty text stands "
@@ -125,7 +125,7 @@ def speed(found: Throughput) -> Section:
     """Throughput over time."""
     if not found.hours:
         told = "No run log tells of a chunk: a store that was copied without records/runs has none."
-        return section("throughput", "Throughput", told)
+        return Section("throughput", "Throughput", told)
     hours, rate, waiting = map(np.array, (found.hours, found.samples_per_s, found.waiting))
     plot = plots.throughput("throughput", hours, rate, waiting, np.array(found.starts))
     rows = [
@@ -137,7 +137,7 @@ def speed(found: Throughput) -> Section:
         ("waiting for producers, mean", f"{waiting.mean():.0%}"),
         ("log lines without use", found.skipped),
     ]
-    return section(
+    return Section(
         "throughput",
         "Throughput",
         "From the run logs, one point for each chunk; chunks that were made again count again. "

@@ -11,7 +11,7 @@ from featurestore.config import VERSION
 from featurestore.store import FeatureStore
 from featurestore.wording import amount
 from operations.report import plots, projection
-from operations.report.content import Figure, Section, Table, number, section
+from operations.report.content import Figure, Section, Table, number
 from operations.report.features import FeatureFacts
 from operations.report.pairs import PairFacts
 
@@ -26,7 +26,7 @@ def summary(store: FeatureStore) -> Section:
     changed = sorted({f"{k} {v}" for e in store.ledger.entries for k, v in e.changed.items()})
     notes = [f"Made with changes that were accepted: {'; '.join(changed)}."] if changed else []
     facts = Table("The store", ("", ""), _store_rows(store))
-    return section("summary", "Summary", facts, _feature_table(store), *notes)
+    return Section("summary", "Summary", facts, _feature_table(store), *notes)
 
 
 def _store_rows(store: FeatureStore) -> list[tuple[object, object]]:
@@ -88,7 +88,7 @@ def norms(features: Sequence[FeatureFacts]) -> Section:
         )
         head = ("feature", "views", "mean", "5%", "median", "95%")
         parts += [said, drawn, Table("Norms", head, rows)]
-    return section("norms", "Norms", *parts)
+    return Section("norms", "Norms", *parts)
 
 
 def dimensions(features: Sequence[FeatureFacts]) -> Section:
@@ -102,7 +102,7 @@ def dimensions(features: Sequence[FeatureFacts]) -> Section:
         constant, far = _listed(facts.near_constant), _listed(facts.far_from_zero)
         rows.append((facts.name, *levels, constant, far))
     head = ("feature", "σ least", "σ median", "σ most", "near-constant", "|mean| > 10 σ")
-    return section(
+    return Section(
         "dimensions",
         "Dimensions",
         "Mean and standard deviation σ over all rows, before any z-score. A dimension is "
@@ -135,7 +135,7 @@ def planes(features: Sequence[FeatureFacts], groups: Groups | None) -> Section:
         drawn.append(Figure(plot, facts.name))
         rows.append((facts.name, *(f"{share:.1%}" for share in found.shares)))
     told = projection.explain(groups[0]) if groups else "Give --labels-dir to colour by genre."
-    return section(
+    return Section(
         "plane",
         "Principal plane",
         f"Clean views in the plane in which they differ most. {told} Groups that lie apart can "
@@ -156,7 +156,7 @@ def spread(features: Sequence[FeatureFacts]) -> Section:
         numbers = (facts.variance_ratio, facts.intraclass, *map(_median, (v for _, v in series)))
         rows.append((facts.name, *(number(value, 3) for value in numbers)))
     head = ("feature", "within / between", "ICC(1)", "median: own views", "median: others")
-    return section(
+    return Section(
         "spread",
         "Views of a sample, and other samples",
         "Cosines with a sample's clean view, the mean of all rows subtracted. Own views should "
@@ -185,9 +185,9 @@ def matching(found: Sequence[PairFacts]) -> Section:
         rows.append((name, *medians, number(facts.separation, 3), *recall))
     if not rows:
         told = "No image feature has as many dimensions as a text feature: nothing to compare."
-        return section("matching", "Image and text", told)
+        return Section("matching", "Image and text", told)
     head = ("pair", "median: same", "median: different", "separation", "recall@1", "recall@10")
-    return section(
+    return Section(
         "matching",
         "Image and text",
         "Cosines of raw clean rows of features with as many dimensions. They mean something "

@@ -27,7 +27,7 @@ from featurestore.genres import CLASS_NAMES
 from featurestore.labels import write_labels
 from featurestore.records import BadInput
 from featurestore.store import FeatureStore
-from operations.report.content import Figure, Picture, Plot, Table, section
+from operations.report.content import Figure, Picture, Plot, Section, Table
 from operations.report.features import FeatureFacts, measure
 from operations.report.inputs import bad_rows
 from operations.report.page import Sources, page, write
@@ -393,7 +393,7 @@ def test_escapes_show_what_is_there() -> None:
     plot = Plot(hostile, hostile, hostile)
     table = Table(hostile, [hostile], [[hostile, hostile, Picture(hostile, hostile)]])
     parts = (hostile, Figure(plot, hostile), table, [Figure(plot, hostile), table])
-    text = render_page(hostile, hostile, [section(hostile, hostile, *parts)])
+    text = render_page(hostile, hostile, [Section(hostile, hostile, *parts)])
     shown = "&lt;b&gt;\\u202ea\\udcff\\x1b&amp;&#34;&#39;"
     # Title, heading and scope; the link, the section and its heading; then the parts.
     assert text.count(shown) == 3 + 2 + 2 + 1 + 2 * (4 + 7)
