@@ -77,7 +77,7 @@ def best_threshold(probability: Floats, truth: Booleans) -> float:
     scores = _micro_f1(np.stack([probability > threshold for threshold in _THRESHOLDS]), truth)
     # Separable data leave a wide range of equals; its middle is furthest from harm.
     best = np.flatnonzero(scores == scores.max())
-    return _THRESHOLDS[best[len(best) // 2]]
+    return _THRESHOLDS[int(best[len(best) // 2])]
 
 
 def _micro_f1(predicted: Booleans, truth: Booleans) -> Floats:
