@@ -134,13 +134,8 @@ class Export:
     def row_bytes(self) -> int:
         """Bytes of a row's values, without its stem."""
         labels = 0 if self.labels is None else self.labels.itemsize * self.labels.shape[1]
-        return (
-            sum(self.dims.values()) * getattr(torch, self.request.dtype).itemsize
-            + 8
-            + 4
-            + 1
-            + labels
-        )
+        value_bytes: int = getattr(torch, self.request.dtype).itemsize
+        return sum(self.dims.values()) * value_bytes + 8 + 4 + 1 + labels
 
     def shards(self, size_bytes: int) -> list[range]:
         """Cuts the store's chunks into runs of at most ``size_bytes`` each, but one chunk at least.

@@ -11,7 +11,7 @@ from featurestore.config import VERSION
 from featurestore.store import FeatureStore
 from featurestore.wording import amount
 from operations.report import plots, projection
-from operations.report.content import Figure, Section, Table, number
+from operations.report.content import Figure, Part, Section, Table, number
 from operations.report.features import FeatureFacts
 from operations.report.pairs import PairFacts
 
@@ -75,7 +75,7 @@ def norms(features: Sequence[FeatureFacts]) -> Section:
             if len(values):
                 quantiles = [number(float(q)) for q in np.quantile(values, _QUANTILES)]
                 rows.append((facts.name, label, number(float(values.mean())), *quantiles))
-    parts = []
+    parts: list[Part | list[Figure]] = []
     if unit:
         parts.append(
             f"Normalised: {', '.join(unit)}. Every row has length 1, as the model returns it; "
