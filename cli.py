@@ -16,7 +16,6 @@ import click
 
 from commands.build import build
 from commands.check import check
-from commands.completion import completion
 from commands.demo import demo
 from commands.export import export
 from commands.files import labels, materialize
@@ -54,7 +53,7 @@ def cli() -> None:
 for command in (
     *(check, build, status, verify),
     *(materialize, labels, export, probe),
-    *(views, report, demo, completion),
+    *(views, report, demo),
 ):
     cli.add_command(command)
 

@@ -13,9 +13,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from consumers.content import content_sha256
-from consumers.gpu_errors import first_line, gpu_advice
+from consumers.gpu_errors import gpu_advice
 from consumers.weights import is_weight, wanted_files, weight_problem
 from featurestore.errors import ConfigError, ManyViewsError
+from featurestore.wording import first_line, one_line
 
 _AGAIN = "Fetch it again, or give another"
 _READABLE = "Make it readable, or give another"
@@ -283,9 +284,3 @@ def hub_errors() -> tuple[type[Exception], ...]:
 
     names = ("HTTPError", "RevisionResolutionError")
     return (OSError, ValueError, *(getattr(errors, name, OSError) for name in names))
-
-
-def one_line(error: Exception) -> str:
-    """An error's message in one line of bounded length."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else f"{text[:299]}…"

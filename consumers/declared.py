@@ -18,10 +18,10 @@ from typing import Any, cast
 
 from consumers.backbone_config import BackboneConfig
 from consumers.backbones import Backbone, BackboneRequest, modality_of, quiet_transformers
-from consumers.checkpoints import one_line
 from consumers.devices import make_reproducible, resolve_dtype
 from featurestore.errors import ConfigError, ManyViewsError
 from featurestore.fingerprint import Fingerprint
+from featurestore.wording import one_line
 
 ENTRY_POINTS = "manyviews.backbones"
 _BATCH_CPU, _BATCH_CUDA = 16, 64

@@ -8,9 +8,9 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from consumers.gpu_errors import first_line
 from featurestore.errors import ConfigError
 from featurestore.limits import usable_cpus
+from featurestore.wording import first_line
 
 DTYPES = ("float32", "bfloat16", "float16")
 

@@ -40,8 +40,3 @@ def gpu_advice(error: Exception) -> str:
     if any(words in text for words in _OTHERS):
         return "Look at the GPU with nvidia-smi, choose another --device"
     return ""
-
-
-def first_line(error: Exception) -> str:
-    """What happened; torch adds lines of advice on environment variables of its own."""
-    return str(error).strip().partition("\n")[0][:200]

@@ -7,9 +7,10 @@ from typing import Any, TypeVar
 import torch
 
 from consumers.checkpoints import Checkpoint
-from consumers.gpu_errors import first_line, gpu_advice
+from consumers.gpu_errors import gpu_advice
 from consumers.patches import multiply_patches
 from featurestore.torchvision_ops import ensure_importable
+from featurestore.wording import first_line
 from producers.tokens import TextSpec
 
 ensure_importable()

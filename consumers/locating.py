@@ -9,6 +9,7 @@ from math import prod
 from consumers import checkpoints
 from consumers.checkpoints import Checkpoint
 from featurestore.errors import ConfigError
+from featurestore.wording import one_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ def _on_the_hub(model: str, feature: str, open_clip: bool, cached: str) -> Locat
     try:
         size = checkpoints.bytes_on_the_hub(model, open_clip=open_clip)
     except checkpoints.hub_errors() as error:
-        problem = checkpoints.one_line(error)
+        problem = one_line(error)
         if cached:
             text = (
                 f"In the hub's cache {cached.partition(chr(10))[0]}\n"

@@ -15,9 +15,10 @@ import torch
 from consumers.backbones import Backbone, check_features
 from consumers.batch_plan import IntArray
 from consumers.computing import ComputePool, Order
-from consumers.gpu_errors import first_line, lacks_gpu_memory
+from consumers.gpu_errors import lacks_gpu_memory
 from consumers.staging import Stage, Staging, device_errors
 from featurestore.errors import BackboneError
+from featurestore.wording import first_line
 
 # What a model's code raises on a batch; torch's CUDA errors are RuntimeErrors.
 _MODEL_ERRORS = (

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from consumers.gpu_errors import first_line
 from featurestore.errors import BackboneError
+from featurestore.wording import first_line
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import torch
 from consumers.backbones import Backbone, BackboneRequest, modality_of
 from consumers.computing import ComputePool, Order
 from featurestore.errors import ConfigError, ManyViewsError
+from featurestore.wording import one_line
 from producers.image_views import ImageSpec
 from producers.tokens import TextSpec, TokenEncoder
 
@@ -69,9 +70,8 @@ def check_backbone(request: BackboneRequest, adapter: str, backbone: Backbone) -
         except (ManyViewsError, MemoryError):
             raise
         except Exception as failure:
-            what = " ".join(str(failure).split())[:200]
             shape = list(batch[0].shape)
-            problem = f"that cannot embed {shape}:\n{type(failure).__name__}: {what}"
+            problem = f"that cannot embed {shape}:\n{type(failure).__name__}: {one_line(failure)}"
             raise error(problem) from failure
 
     first, second = tried(lambda: [backbone.embed(*batch) for _ in range(2)])

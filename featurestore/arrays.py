@@ -31,6 +31,7 @@ from featurestore.codecs import FOREIGN, NONE, codec_documents, compress, decomp
 from featurestore.durable import PARTIAL, read_bytes
 from featurestore.errors import CorruptStoreError, ManyViewsError
 from featurestore.refusals import is_folder, machine_error, refusal, status_of
+from featurestore.wording import first_line
 
 PAGE_BYTES = 4096
 CHECKSUM_BYTES = 4
@@ -218,7 +219,7 @@ def _read_foreign(
     try:
         block = np.asarray(_open_foreign(root, spec)[rows], spec.dtype)
     except _UNREADABLE as e:
-        raise _unreadable(root, spec.name, f"zarr cannot read it: {_line(e)}", e, chunk) from e
+        raise _unreadable(root, spec.name, f"zarr cannot read it: {first_line(e)}", e, chunk) from e
     if committed not in (None, encode(spec, block).crc):
         raise CorruptStoreError(spec.name, "its content is not what was committed", chunk=chunk)
     block.flags.writeable = False
@@ -240,10 +241,6 @@ def _unreadable(
     if refused is not None:
         return refusal(root / file, refused)
     return CorruptStoreError(file, problem, chunk=chunk)
-
-
-def _line(error: BaseException) -> str:
-    return str(error).partition("\n")[0][:200] or type(error).__name__
 
 
 def aligned_rows(row_bytes: int) -> int:
@@ -318,7 +315,7 @@ def check_array_document(root: Path, spec: ArraySpec) -> str:
         _open_foreign(root, spec)
     except _UNREADABLE as e:
         codecs = repr(found.get("codecs"))[:200]
-        raise _unreadable(root, file, f"codecs is {codecs}, and zarr: {_line(e)}", e) from e
+        raise _unreadable(root, file, f"codecs is {codecs}, and zarr: {first_line(e)}", e) from e
     return FOREIGN
 
 

@@ -45,7 +45,7 @@ from featurestore.rows import FeatureRows, npy_rows, store_rows
 from featurestore.scaling import scale_for
 from featurestore.sources import FeatureSource, resolve_advice
 from featurestore.splits import read_split
-from featurestore.store import FeatureStore
+from featurestore.store import FeatureStore, is_store
 from featurestore.wording import amount
 
 if TYPE_CHECKING:
@@ -222,8 +222,8 @@ def _open_groups(
         stems = stems_of(features.folder, features.prefix)
     else:
         stems = read_ids(labels_folder)
-    is_store = (features.folder / "zarr.json").is_file()
-    rows = (_store_domains if is_store else _npy_domains)(features, stems, options.sparse)
+    open_rows = _store_domains if is_store(features.folder) else _npy_domains
+    rows = open_rows(features, stems, options.sparse)
     unused.check(rows[IMAGE])
     labels = None
     if options.include_labels and labels_folder is not None:

@@ -17,6 +17,7 @@ import torch
 
 from featurestore.errors import ConfigError
 from featurestore.samplers import FeatureBatchSampler
+from featurestore.wording import first_line
 from featurestore.wrappers import epoch_holders, read_batch
 
 Batch = dict[str, torch.Tensor]
@@ -41,7 +42,7 @@ def usable_device(device: torch.device | str) -> torch.device:
     try:
         found = torch.device(device)
     except RuntimeError as e:
-        raise ConfigError(f"No device: {str(e).partition(chr(10))[0][:200]}") from e
+        raise ConfigError(f"No device: {first_line(e)}") from e
     if found.type == "cpu":
         return torch.device("cpu")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0

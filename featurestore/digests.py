@@ -6,12 +6,19 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from featurestore.durable import PartialFile
 from featurestore.refusals import is_absent, refusal
 from featurestore.store import record_crc32c
 from featurestore.verification import Finding
+
+
+class FileFacts(NamedTuple):
+    """Size and SHA-256, in hex, of a file that was written."""
+
+    bytes: int
+    sha256: str
 
 
 class HashingFile:
@@ -22,14 +29,19 @@ class HashingFile:
         self._digest = hashlib.sha256()
 
     def write(self, data: bytes | memoryview) -> None:
-        """Appends ``data``, bytes."""
+        """Appends ``data``; see :meth:`PartialFile.write`."""
         self._file.write(data)
         self._digest.update(data)
 
     @property
-    def fact(self) -> tuple[int, str]:
-        """Size in bytes and hex SHA-256 of what was written."""
-        return self._file.size, self._digest.hexdigest()
+    def size(self) -> int:
+        """Bytes written so far."""
+        return self._file.size
+
+    @property
+    def facts(self) -> FileFacts:
+        """Size and digest of what was written until now."""
+        return FileFacts(self.size, self._digest.hexdigest())
 
 
 def file_sha256(path: Path) -> str:

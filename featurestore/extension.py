@@ -20,7 +20,15 @@ from featurestore.fingerprint import Fingerprint
 from featurestore.ledger import ChunkEntry, Ledger, format_entry
 from featurestore.records import SampleRecord
 from featurestore.refusals import is_file, is_folder
-from featurestore.store import EXTENSION, RECORDS, SAMPLES, FeatureStore, StoreSpec, root_document
+from featurestore.store import (
+    EXTENSION,
+    RECORDS,
+    SAMPLES,
+    FeatureStore,
+    StoreSpec,
+    is_store,
+    root_document,
+)
 
 FINAL = f"{EXTENSION}/final"
 _FILES = (SAMPLES, Ledger.FILE)
@@ -28,12 +36,12 @@ _FILES = (SAMPLES, Ledger.FILE)
 
 def is_pending(path: Path) -> bool:
     """Whether a complete extension of the store at ``path`` waits to be put in place."""
-    return is_file(path / FINAL / "zarr.json")
+    return is_store(path / FINAL)
 
 
 def is_unfinished(path: Path) -> bool:
     """Whether an extension of the store at ``path`` was begun."""
-    return not is_pending(path) and is_file(path / EXTENSION / "zarr.json")
+    return not is_pending(path) and is_store(path / EXTENSION)
 
 
 def finish(base: FeatureStore, made: FeatureStore, fingerprint: Fingerprint) -> None:

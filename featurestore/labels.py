@@ -238,6 +238,6 @@ def write_augmented_labels(
             file.write(npy_header((total, len(CLASS_NAMES))))
             for block in augmented_labels(labels, views, seed):
                 file.write(block.astype("<f4", copy=False).reshape(-1).view(np.uint8).data)
-        fields["sha256"] = {rows.name: file.fact[1]}
+        fields["sha256"] = {rows.name: file.facts[1]}
         fields["crc32c"] = record_crc32c(fields)
         last.write(json.dumps(fields, indent=2).encode())

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from featurestore import durable
-from featurestore.digests import HashingFile, compare_files, read_record
+from featurestore.digests import FileFacts, HashingFile, compare_files, read_record
 from featurestore.errors import ConfigError, InputError
 from featurestore.labels_manifest import manifest_path, read_labels_manifest, seed_of
 from featurestore.moments import Scale
@@ -102,12 +102,12 @@ def materialize(
 
 def _write_files(
     store: FeatureStore, scales: Mapping[str, Scale | None], out_dir: Path, prefix: str
-) -> dict[str, tuple[int, str]]:
+) -> dict[str, FileFacts]:
     """Removes an earlier run's files and writes all but the manifest; size and digest by name."""
     durable.remove(out_dir / f"{prefix}_manifest.json")
     for path in _leftovers(store, out_dir, prefix):
         durable.remove(path)
-    facts: dict[str, tuple[int, str]] = {}
+    facts: dict[str, FileFacts] = {}
     for name, scale in scales.items():
         facts[f"{prefix}_{name}.npy"] = _write_rows(store, name, scale, out_dir, prefix)
         if scale is not None:
@@ -224,7 +224,7 @@ def _check_space(store: FeatureStore, out_dir: Path, prefix: str) -> None:
 
 def _write_rows(
     store: FeatureStore, name: str, scale: Scale | None, out_dir: Path, prefix: str
-) -> tuple[int, str]:
+) -> FileFacts:
     dim = store.spec.dims[name]
     rows = store.spec.samples * store.spec.views
     with durable.open_replace(out_dir / f"{prefix}_{name}.npy") as partial:
@@ -234,26 +234,26 @@ def _write_rows(
             block = store.read_chunk(name, chunk).reshape(-1, dim)
             if scale is not None:
                 block = scale.apply(block.copy())
-            file.write(block.reshape(-1).view(np.uint8).data)
-    return file.fact
+            file.write(np.ascontiguousarray(block).data)
+    return file.facts
 
 
-def _write_stats(name: str, scale: Scale, out_dir: Path, prefix: str) -> tuple[int, str]:
+def _write_stats(name: str, scale: Scale, out_dir: Path, prefix: str) -> FileFacts:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, mu=scale.mu, sigma=scale.sigma)
     with durable.open_replace(out_dir / f"{prefix}_{name}.stats.npz") as partial:
         file = HashingFile(partial)
         file.write(buffer.getvalue())
-    return file.fact
+    return file.facts
 
 
-def _write_index(store: FeatureStore, out_dir: Path, prefix: str) -> tuple[int, str]:
+def _write_index(store: FeatureStore, out_dir: Path, prefix: str) -> FileFacts:
     with durable.open_replace(out_dir / f"{prefix}_aug_index.csv") as partial:
         file = HashingFile(partial)
         for block in _index_blocks(store):
             # Names that are not UTF-8 keep their bytes, as in ids_all.txt.
             file.write(block.encode("utf-8", "surrogateescape"))
-    return file.fact
+    return file.facts
 
 
 def _index_blocks(store: FeatureStore) -> Iterator[str]:
@@ -271,7 +271,7 @@ def _quoted(value: str) -> str:
 
 
 def _manifest(
-    store: FeatureStore, prefix: str, zscore: str, facts: dict[str, tuple[int, str]]
+    store: FeatureStore, prefix: str, zscore: str, facts: dict[str, FileFacts]
 ) -> dict[str, Any]:
     """The paper's keys in the paper's order, then ours."""
     spec, known = store.spec, store.fingerprint

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from featurestore.errors import InputError
 from featurestore.refusals import is_absent, refusal
+from featurestore.wording import first_line
 
 # What NumPy lets through for a file that is not npy, or whose header is damaged: it parses the
 # header as a Python literal, and a memory map checks the size. The parser's MemoryError is one of
@@ -55,8 +56,7 @@ def map_npy(path: Path) -> NDArray[Any]:
     except (*_NOT_NPY, tokenize.TokenError, Warning) as e:
         if isinstance(e, OSError) and e.errno is not None and not is_absent(e):
             raise refusal(path, e) from e
-        reason = str(e).partition("\n")[0][:200]
-        raise InputError(f"{path} is not a complete .npy file: {reason or type(e).__name__}") from e
+        raise InputError(f"{path} is not a complete .npy file: {first_line(e)}") from e
     behind = path.stat().st_size - mapped.offset - mapped.nbytes
     if behind:
         raise InputError(f"{path} is not one .npy file: {behind:,} bytes follow its values.")

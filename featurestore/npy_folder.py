@@ -14,7 +14,7 @@ from featurestore.digests import fits_checksum
 from featurestore.errors import InputError
 from featurestore.records import BadInput, stems_sha256
 from featurestore.refusals import is_absent, refusal
-from featurestore.store import FeatureStore, StoreSpec, record_crc32c
+from featurestore.store import FeatureStore, StoreSpec, is_store, record_crc32c
 from featurestore.wording import amount
 
 _MANIFEST = "_manifest.json"
@@ -178,7 +178,7 @@ def stems_of(embeddings: Path, prefix: str) -> list[str]:
     Raises:
         InputError: there is neither, or the index is damaged.
     """
-    if (embeddings / "zarr.json").is_file():
+    if is_store(embeddings):
         return FeatureStore(embeddings).stems
     index = embeddings / f"{prefix}_aug_index.csv"
     if not index.exists():

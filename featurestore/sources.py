@@ -13,10 +13,9 @@ from featurestore.errors import ConfigError, InputError
 from featurestore.moments import Scale
 from featurestore.npy_folder import NpyFolder, find_prefix
 from featurestore.reader import ADVICE, Advice, choose_advice
-from featurestore.refusals import is_file
 from featurestore.rows import FeatureRows, npy_rows, store_rows
 from featurestore.scaling import ZSCORES, scale_for
-from featurestore.store import FeatureStore, record_crc32c
+from featurestore.store import FeatureStore, is_store, record_crc32c
 
 if TYPE_CHECKING:
     from featurestore.view_labels import Labels
@@ -37,7 +36,7 @@ def open_source(path: Path | str, prefix: str | None = None) -> FeatureSource:
         StorageError: it cannot be read.
     """
     path = Path(path)
-    if is_file(path / "zarr.json"):
+    if is_store(path):
         return FeatureStore(path)
     prefix = prefix or find_prefix(path)
     return FeatureStore(path) if prefix is None else NpyFolder(path, prefix)

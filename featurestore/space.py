@@ -13,7 +13,7 @@ from featurestore.errors import StorageFullError
 from featurestore.records import Sample
 from featurestore.refusals import is_absent, refusal, status_of
 from featurestore.samples import SampleList
-from featurestore.store import StoreSpec
+from featurestore.store import StoreSpec, is_store
 
 # Per sample two digests and a count in the ledger, two sizes and times in the cache of inputs.
 _SAMPLE_RECORD_BYTES = 2 * 68 + 8 + 70
@@ -69,7 +69,7 @@ def missing_bytes(
     if not missing:
         return 0
     needed = _records_bytes(spec, missing)
-    if status_of(root / "zarr.json") is None:
+    if not is_store(root):
         needed += _document_bytes(spec, samples)
     for array in _arrays(spec):
         lying = _sizes(root / array.name)

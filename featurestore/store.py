@@ -137,6 +137,11 @@ def _parse_shape(shape: Mapping[str, Any]) -> StoreSpec:
     return spec
 
 
+def is_store(path: Path) -> bool:
+    """Whether there is a store at ``path``; raises StorageError where nobody can tell."""
+    return is_file(path / "zarr.json")
+
+
 class FeatureStore:
     """A store opened for reading; safe while a build is writing to it.
 
@@ -157,7 +162,7 @@ class FeatureStore:
             StorageError: they cannot be read.
         """
         self.path = Path(path)
-        if not is_file(self.path / "zarr.json"):
+        if not is_store(self.path):
             if is_folder(self.path / EXTENSION / "final"):
                 raise InputError(
                     f"{self.path} was extended, and that is not finished.\n"

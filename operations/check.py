@@ -6,7 +6,7 @@ build has a folder of its own. Everything is looked at, also where something bef
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from consumers.backbones import device_kind, modality_of, resolve_device
 from consumers.config import BuildConfig, CompleteConfig
 from consumers.extending import completed, made_features
 from consumers.notices import slow_paths
-from consumers.plan import Decided, Plan, decide, default_workers, make_plan
+from consumers.plan import Decided, Plan, decide, make_plan
 from featurestore.errors import (
     BadInputsError,
     ConfigError,
@@ -32,8 +32,8 @@ from featurestore.wording import amount
 from operations import inputs, machine
 from operations.findings import Group, Line
 from operations.forecast import forecast_group, run_trial
-from operations.machine import Free, Need
-from operations.models import FoundModel, batch_bytes, find_models, known_dims, models_group
+from operations.machine import Free, need_of
+from operations.models import find_models, known_dims, models_group
 from operations.reading import Reading, evenly, read
 from operations.target import Target, open_target
 from producers.source import Scan, scan
@@ -250,14 +250,14 @@ class _Check:
         for notice in slow_paths(plan.job, _texts(plan)):
             what, _, advice = notice.partition(": ")
             group.warn("slow", what, advice)
-        return group, _peak(self._free, plan)
+        return group, self._free.peak(plan)
 
     def _machine(self, plan: Plan | None, peak: int | None, why: str) -> Group:
         group = Group("machine")
         self._device_into(group)
         on_cpu = self._free.device is None
         threads = (self._config.threads or usable_cpus()) if on_cpu else 1
-        need = _need(plan, self._models, self._config, threads)
+        need = need_of(plan, self._models, self._config, threads)
         machine.memory_into(group, need, self._free, peak)
         store = self._config.store if self._request.has_store else None
         try:
@@ -298,33 +298,3 @@ class _Check:
 def _texts(plan: Plan) -> dict[str, Any]:
     """The tokenizer of each text feature."""
     return {n: b.text for n, b in plan.backbones.items() if modality_of(b) == "text"}
-
-
-def _need(
-    plan: Plan | None, models: Sequence[FoundModel], config: CompleteConfig, threads: int
-) -> Need:
-    """What a build takes; without a plan the weights and ``threads`` alone are known."""
-    weights = sum(model.weight_bytes for model in models)
-    if plan is None:
-        workers = config.workers or default_workers()
-        return Need(weights, 0, 0, 0, workers, threads)
-    rows = [plan.spec.chunk * len(part) for part in plan.view_parts]
-    buffers = [
-        batch_bytes(m, plan.backbones[m.feature], plan.batch_sizes[m.feature], rows, plan.threads)
-        for m in models
-    ]
-    kept, working, host = zip(*buffers, strict=True)
-    # What one backbone's batches worked in is left to the next; at most all threads have the
-    # largest at once.
-    device = sum(kept) + max(working)
-    queue = plan.job.layout.slot_bytes * plan.job.slots
-    return Need(weights, device, sum(host), queue, plan.workers, plan.threads)
-
-
-def _peak(free: Free, plan: Plan) -> int | None:
-    if free.device is None:
-        return None
-    import torch
-
-    device = next(iter(plan.backbones.values())).device
-    return int(torch.cuda.max_memory_reserved(device))

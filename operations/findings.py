@@ -61,8 +61,8 @@ class Group:
         """Notes some of the data set's files or samples."""
         self.lines.append(Line(level, label, some(names), advice, tuple(names)))
 
-    def failure(self, label: str, error: ManyViewsError) -> None:
-        """Notes an error of the tree; its last line says what to do."""
+    def failure(self, label: str, error: ManyViewsError | str) -> None:
+        """Notes an error of the tree, or its message; its last line says what to do."""
         *what, advice = str(error).split("\n")
         self.error(label, " ".join(w.strip() for w in what) or advice, advice if what else "")
 

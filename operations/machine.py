@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import resource
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from consumers.config import CompleteConfig
+from consumers.plan import Plan, default_workers
 from featurestore import limits
 from featurestore.limits import available_bytes
 from featurestore.space import free_bytes
 from operations.findings import Group, human_bytes
+from operations.models import FoundModel, batch_bytes
 
 # Of a build besides its producers: the store, the lock, the log, libraries and CUDA.
 _OTHER_FILES = 64
@@ -43,6 +47,15 @@ class Free:
             free = int(torch.cuda.mem_get_info(device)[0])
         return cls(available_bytes(), free)
 
+    def peak(self, plan: Plan) -> int | None:
+        """The most bytes of the GPU's memory that were in use until now; None on a CPU."""
+        if self.device is None:
+            return None
+        import torch
+
+        device = next(iter(plan.backbones.values())).device
+        return int(torch.cuda.max_memory_reserved(device))
+
 
 @dataclass(frozen=True, slots=True)
 class Need:
@@ -63,6 +76,27 @@ class Need:
     queue: int
     workers: int
     threads: int
+
+
+def need_of(
+    plan: Plan | None, models: Sequence[FoundModel], config: CompleteConfig, threads: int
+) -> Need:
+    """What a build takes; without a plan the weights and ``threads`` alone are known."""
+    weights = sum(model.weight_bytes for model in models)
+    if plan is None:
+        workers = config.workers or default_workers()
+        return Need(weights, 0, 0, 0, workers, threads)
+    rows = [plan.spec.chunk * len(part) for part in plan.view_parts]
+    buffers = [
+        batch_bytes(m, plan.backbones[m.feature], plan.batch_sizes[m.feature], rows, plan.threads)
+        for m in models
+    ]
+    kept, working, host = zip(*buffers, strict=True)
+    # What one backbone's batches worked in is left to the next; at most all threads have the
+    # largest at once.
+    device = sum(kept) + max(working)
+    queue = plan.job.layout.slot_bytes * plan.job.slots
+    return Need(weights, device, sum(host), queue, plan.workers, plan.threads)
 
 
 def memory_into(group: Group, need: Need, free: Free, peak: int | None) -> None:

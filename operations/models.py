@@ -109,8 +109,7 @@ def models_group(found: Sequence[FoundModel]) -> Group:
         if model.parameters is not None:
             text += f", {model.parameters / 1e6:,.1f} M parameters as {model.dtype}"
         if located.where == "missing":
-            *what, advice = located.problem.split("\n")
-            group.error(model.feature, " ".join(w.strip() for w in what) or advice, advice)
+            group.failure(model.feature, located.problem)
         elif located.where == "hub":
             group.warn(
                 model.feature,

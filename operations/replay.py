@@ -9,7 +9,6 @@ others.
 from __future__ import annotations
 
 import difflib
-import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,12 +21,12 @@ from PIL import Image
 
 from consumers.backbones import REGISTRY
 from consumers.plan import IMAGE_RECIPE, TEXT_RECIPE
-from featurestore.errors import BadSampleError, ConfigError, InputError, StoreMismatchError
+from featurestore.errors import ConfigError, InputError, StoreMismatchError
 from featurestore.fingerprint import Fingerprint
-from featurestore.links import LEAVES, leads_outside
 from featurestore.records import PAPER_VIEWS, BadInput, Sample, SampleRecord, view_seed
 from featurestore.store import FeatureStore
-from producers import decode, image_views, source, text_views
+from operations import recorded
+from producers import image_views, source, text_views
 from producers.image_views import ImageSpec, Pixels
 from producers.kernels import draws
 from producers.kernels.draws import ViewDraws
@@ -183,7 +182,7 @@ def from_store(
             raise StoreMismatchError(store.path, field, stored, ours, advice)
     sample = find(store.samples, stem, str(store.path))
     if not follow_links:
-        _require_inside(data_dir, sample)
+        recorded.require_inside(data_dir, sample)
     side = store_size(store.fingerprint, store.features, size)
     recipe = Recipe(int(store.fingerprint["seed"]), store.spec.views, side)
     made = sample.index // store.spec.chunk
@@ -241,92 +240,9 @@ def store_size(fingerprint: Fingerprint, features: Sequence[str], asked: int | N
 
 
 def _replay(data_dir: Path, sample: Sample, recipe: Recipe, record: SampleRecord | None) -> Replay:
-    """Reads both files as a producer does, held against what the store recorded."""
-    poster, bad_image = _poster(data_dir, sample, record)
-    text, bad_text = _text(data_dir, sample, record)
+    """Reads both files as a producer does, and compares them with what the store recorded."""
+    poster, bad_image = recorded.poster(data_dir, sample, record)
+    text, bad_text = recorded.text(data_dir, sample, record)
     bad = tuple(b for b in (bad_image, bad_text) if b is not None)
     drawn = text_views.draw(text, recipe.seed, sample.index, recipe.views)
-    return Replay(sample, recipe, poster, drawn, bad, _recorded(record))
-
-
-def _recorded(record: SampleRecord | None) -> tuple[str, ...]:
-    """The modalities whose file was read when the store was made, and so was compared."""
-    if record is None:
-        return ()
-    hashes = {"image": record.image_sha256, "text": record.text_sha256}
-    return tuple(modality for modality, sha256 in hashes.items() if sha256)
-
-
-def _poster(
-    data_dir: Path, sample: Sample, record: SampleRecord | None
-) -> tuple[Image.Image | None, BadInput | None]:
-    known = _known_bad(record, "image")
-    if known is not None and record is not None and not record.image_sha256:
-        return None, known  # never read, so nothing can be held against it
-    try:
-        data = _read(source.image_path(data_dir, sample), source.MAX_IMAGE_BYTES)
-        if record is not None:
-            _require_same(data, record.image_sha256, sample.image_name)
-        if known is not None:
-            return None, known
-        return decode.image(data), None
-    except BadSampleError as error:
-        return None, BadInput(sample.index, "image", error.reason, error.detail)
-
-
-def _text(
-    data_dir: Path, sample: Sample, record: SampleRecord | None
-) -> tuple[str, BadInput | None]:
-    known = _known_bad(record, "text")
-    if known is not None and record is not None and not record.text_sha256:
-        return "", known
-    try:
-        data = _read(source.text_path(data_dir, sample), source.MAX_TEXT_BYTES)
-    except BadSampleError as error:
-        return "", BadInput(sample.index, "text", error.reason, error.detail)
-    if record is not None:
-        _require_same(data, record.text_sha256, sample.text_name)
-    if known is not None and known.reason == "out-of-memory":
-        return "", known  # there may be more memory now
-    decoded = decode.text(data)
-    if decoded.reason is None:
-        return decoded.text, None
-    return decoded.text, BadInput(sample.index, "text", decoded.reason, decoded.detail)
-
-
-def _known_bad(record: SampleRecord | None, modality: str) -> BadInput | None:
-    found = [b for b in record.bad if b.modality == modality] if record is not None else []
-    return found[0] if found else None
-
-
-def _require_inside(data_dir: Path, sample: Sample) -> None:
-    folder = data_dir.resolve()
-    for path in (source.image_path(data_dir, sample), source.text_path(data_dir, sample)):
-        if leads_outside(path, folder):
-            raise InputError(f"{path.name!r} in {data_dir} is {LEAVES}.")
-
-
-def _read(path: Path, cap_bytes: int) -> bytes:
-    """The file's bytes; one that is missing is the caller's mistake, not a bad sample."""
-    try:
-        return source.read_capped(path, cap_bytes)
-    except BadSampleError as error:
-        if error.reason != "missing":
-            raise
-        raise InputError(
-            f"{path.name!r} is not in {path.parent}.\n"
-            "Give the folder that the store was made from with --data-dir."
-        ) from None
-
-
-def _require_same(data: bytes, recorded: str, name: str) -> None:
-    """Refuses a file that was read when the store was made and held something else then."""
-    if not recorded:
-        return
-    found = hashlib.sha256(data).hexdigest()
-    if found != recorded:
-        raise InputError(
-            f"{name!r} is not the file that the store was made from, so its views are others.\n"
-            f"  recorded SHA-256: {recorded}\n  found:            {found}\n"
-            "Restore it, or leave --store away to see the views of what is there now."
-        )
+    return Replay(sample, recipe, poster, drawn, bad, recorded.modalities(record))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.metrics import average_precision_score, f1_score
 
 from featurestore.errors import InputError
 
@@ -52,54 +53,18 @@ def score(probability: Floats, truth: Booleans, threshold: float) -> Scores:
     """
     if not truth.any():
         raise InputError("No test sample has a label: there is nothing to score.")
-    return _score(probability > threshold, probability, truth)
+    predicted, occurs = probability > threshold, np.flatnonzero(truth.any(0))
 
+    def f1(average: str, labels: NDArray[np.int64] | None = None) -> float:
+        return float(f1_score(truth, predicted, labels=labels, average=average, zero_division=0))
 
-def _score(predicted: Booleans, probability: Floats, truth: Booleans) -> Scores:
-    hits, claims, support = (x.sum(0) for x in (predicted & truth, predicted, truth))
-    occurs = support > 0
-    per_class = _f1(hits, claims, support)[occurs]
-    per_sample = _f1(*(x.sum(1) for x in (predicted & truth, predicted, truth)))
     return Scores(
-        micro_f1=float(_f1(hits.sum(), claims.sum(), support.sum())),
-        macro_f1=float(per_class.mean()),
-        weighted_f1=float(np.average(per_class, weights=support[occurs])),
-        samples_f1=float(per_sample.mean()),
-        mean_ap=float(average_precision(probability, truth)[occurs].mean()),
+        micro_f1=f1("micro"),
+        macro_f1=f1("macro", occurs),
+        weighted_f1=f1("weighted", occurs),
+        samples_f1=f1("samples"),
+        mean_ap=float(average_precision_score(truth[:, occurs], probability[:, occurs])),
     )
-
-
-def _f1(hits: NDArray[np.int64], claims: NDArray[np.int64], support: NDArray[np.int64]) -> Floats:
-    """2 TP / (2 TP + FP + FN); 0 where there is neither a claim nor a positive."""
-    return np.asarray(2.0 * hits / np.maximum(claims + support, 1))
-
-
-def average_precision(probability: Floats, truth: Booleans) -> Floats:
-    """Average precision of each class: sum over distinct scores of precision times recall gained.
-
-    Samples with the same score are taken together, so that their order does not matter. There is no
-    interpolation: Buckley and Voorhees, "Evaluating Evaluation Measure Stability" (2000).
-
-    Args:
-        probability: float64 ``[m, C]``.
-        truth: bool ``[m, C]``.
-
-    Returns:
-        float64 ``[C]``, NaN for a class without a positive.
-    """
-    return np.array([_average_precision(p, t) for p, t in zip(probability.T, truth.T, strict=True)])
-
-
-def _average_precision(probability: Floats, truth: Booleans) -> float:
-    positives = int(truth.sum())
-    if not positives:
-        return float("nan")
-    order = np.argsort(-probability, kind="stable")
-    ranked = probability[order]
-    last = np.append(ranked[1:] != ranked[:-1], True)  # of those with the same score
-    hits = np.cumsum(truth[order])[last]
-    precision = hits / (np.flatnonzero(last) + 1)
-    return float((np.diff(hits, prepend=0) * precision).sum() / positives)
 
 
 def best_threshold(probability: Floats, truth: Booleans) -> float:
@@ -109,30 +74,54 @@ def best_threshold(probability: Floats, truth: Booleans) -> float:
         probability: float64 ``[m, C]``.
         truth: bool ``[m, C]``.
     """
-    support = truth.sum()
-    scores = []
-    for threshold in _THRESHOLDS:
-        predicted = probability > threshold
-        scores.append(float(_f1((predicted & truth).sum(), predicted.sum(), support)))
-    best = [t for t, found in zip(_THRESHOLDS, scores, strict=True) if found == max(scores)]
+    scores = _micro_f1(np.stack([probability > threshold for threshold in _THRESHOLDS]), truth)
     # Separable data leave a wide range of equals; its middle is furthest from harm.
-    return best[len(best) // 2]
+    best = np.flatnonzero(scores == scores.max())
+    return _THRESHOLDS[int(best[len(best) // 2])]
+
+
+def _micro_f1(predicted: Booleans, truth: Booleans) -> Floats:
+    """Micro F1 of each of k predictions, bool ``[k, m, C]``: one call with a column for each."""
+    columns = predicted.reshape(len(predicted), -1).T
+    repeated = np.broadcast_to(truth.reshape(-1, 1), columns.shape)
+    return np.asarray(f1_score(repeated, columns, average=None, zero_division=0))
 
 
 def chance(frequency: Floats, truth: Booleans, seed: int = 0) -> Scores:
     """The expected scores of naming each class as often as it occurs in training, at random.
+
+    F1 is the mean of random draws, scored together: scikit-learn takes longer for a call than for
+    its numbers. Average precision is that of a random order, which needs no draw.
 
     Args:
         frequency: float64 ``[C]``, of the classes in training.
         truth: bool ``[m, C]``, of the test set, with at least one positive.
         seed: of the draws.
     """
-    rng = np.random.default_rng(seed)
-    draws = min(_MOST_DRAWS, max(_LEAST_DRAWS, _DRAWN_SAMPLES // len(truth)))
-    found = []
-    for _ in range(draws):
-        ranks = rng.random(truth.shape)
-        # Below the frequency is named; the same draw, turned round, ranks the samples.
-        found.append(_score(ranks < frequency, 1.0 - ranks, truth))
-    means = {f.name: float(np.mean([getattr(s, f.name) for s in found])) for f in fields(Scores)}
-    return Scores(**means)
+    samples, classes = truth.shape
+    draws = min(_MOST_DRAWS, max(_LEAST_DRAWS, _DRAWN_SAMPLES // samples))
+    predicted = np.random.default_rng(seed).random((draws, *truth.shape)) < frequency
+    truths = np.broadcast_to(truth, predicted.shape)
+    pairs = [drawn.swapaxes(0, 1).reshape(samples, -1) for drawn in (truths, predicted)]
+    each = f1_score(*pairs, average=None, zero_division=0).reshape(draws, classes).mean(0)
+    pairs = [drawn.reshape(-1, classes) for drawn in (truths, predicted)]
+    support = truth.sum(0)
+    occurs = support > 0
+    return Scores(
+        micro_f1=float(_micro_f1(predicted, truth).mean()),
+        macro_f1=float(each[occurs].mean()),
+        weighted_f1=float(np.average(each[occurs], weights=support[occurs])),
+        samples_f1=float(f1_score(*pairs, average="samples", zero_division=0)),
+        mean_ap=float(_random_precision(samples, support[occurs]).mean()),
+    )
+
+
+def _random_precision(samples: int, positives: NDArray[np.int64]) -> Floats:
+    """Expected average precision of a random order, float64 ``[C]``.
+
+    A positive at rank k has (k - 1) (P - 1) / (n - 1) others before it on average, so precision
+    there is that and itself, over k; every rank is equally likely.
+    """
+    ranks = np.arange(1, samples + 1)[:, None]
+    before = (ranks - 1) * (positives - 1) / max(1, samples - 1)
+    return np.asarray(((before + 1) / ranks).mean(0))

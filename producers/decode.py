@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from PIL import Image, UnidentifiedImageError
 
 from featurestore.errors import BadSampleError
+from featurestore.wording import one_line
 from producers import formats
 
 MAX_PIXELS = 178_956_970  # where Pillow, and so the paper's pipeline, refuses an image
 # CLIP's clean view of 224 pixels is impossible beyond (see image_views), and Pillow's time to read
 # a strip grows with the square of its width: half a minute for a hostile WebP file of 1 KB.
 MAX_SIDE = 800_000
-MAX_DETAIL_CHARS = 200
 
 # Pillow's own list of what a damaged file may raise; anything else is a bug and surfaces.
 _DAMAGE = (OSError, SyntaxError, ValueError, NotImplementedError, OverflowError)
@@ -127,12 +127,12 @@ def _refusing(data: bytes) -> Iterator[None]:
         except UnidentifiedImageError:
             raise _unidentified(data) from None
         except Image.DecompressionBombError as error:
-            raise BadSampleError("too-large", _one_line(error)) from None
+            raise BadSampleError("too-large", one_line(error)) from None
         except MemoryError as error:
-            raise BadSampleError("out-of-memory", _one_line(error)) from None
+            raise BadSampleError("out-of-memory", one_line(error)) from None
         except _DAMAGE as error:
             cut = "truncated" in str(error).lower() or _webp_is_cut(data)
-            raise BadSampleError("truncated" if cut else "broken", _one_line(error)) from error
+            raise BadSampleError("truncated" if cut else "broken", one_line(error)) from error
 
 
 def text(data: bytes) -> DecodedText:
@@ -161,11 +161,11 @@ def document(data: bytes) -> object:
     try:
         return json.loads(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise BadSampleError("not-utf8", _one_line(error)) from None
+        raise BadSampleError("not-utf8", one_line(error)) from None
     except (ValueError, RecursionError) as error:
-        raise BadSampleError("not-json", _one_line(error)) from None
+        raise BadSampleError("not-json", one_line(error)) from None
     except MemoryError as error:
-        raise BadSampleError("out-of-memory", _one_line(error)) from None
+        raise BadSampleError("out-of-memory", one_line(error)) from None
 
 
 def plot_text(parsed: object) -> DecodedText:
@@ -221,11 +221,11 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
             opened.load()
         except TypeError as error:
             # A TIFF tag of the wrong type; Image.open takes this for damage, load() does not.
-            raise BadSampleError("broken", _one_line(error)) from error
+            raise BadSampleError("broken", one_line(error)) from error
         except _UNCOMMON_DAMAGE as error:
             if opened.format in formats.COMMON:
                 raise
-            raise BadSampleError("broken", _one_line(error)) from error
+            raise BadSampleError("broken", one_line(error)) from error
         _require_size(opened)  # what an icon holds may be larger than the icon says
         yield opened
 
@@ -243,7 +243,7 @@ def _identified(data: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data), formats=accepted)
     except _UNCOMMON_DAMAGE as error:
-        raise BadSampleError("broken", _one_line(error)) from error
+        raise BadSampleError("broken", one_line(error)) from error
 
 
 def _require_size(opened: Image.Image) -> None:
@@ -275,9 +275,3 @@ def _encodable(plot: str) -> DecodedText:
     if not count:
         return DecodedText(plot)
     return DecodedText(repaired, "lone-surrogate", f"{count} characters replaced")
-
-
-def _one_line(error: BaseException) -> str:
-    """An error's message in one line of bounded length."""
-    message = " ".join(str(error).split()) or type(error).__name__
-    return message[:MAX_DETAIL_CHARS]

@@ -514,12 +514,15 @@ def test_a_shell_completes(words: str, expected: list[str]) -> None:
 
 
 @pytest.mark.parametrize("name", ["bash", "zsh", "fish"])
-def test_completion_prints_a_script(run: Any, name: str) -> None:
-    code, output, errors = run("completion", name)
-    assert (code, errors) == (0, "")
-    assert "_MANYVIEWS_COMPLETE" in output
+def test_the_documented_variable_prints_the_script_of_a_shell(name: str) -> None:
+    page = (ROOT / "docs/command-line.md").read_text("utf-8")
+    assert "_MANYVIEWS_COMPLETE=bash_source manyviews >> ~/.bashrc" in page
+    assert f"{name}_source" in page
+    done = shell(env=os.environ | {"_MANYVIEWS_COMPLETE": f"{name}_source"})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"_MANYVIEWS_COMPLETE={name}_complete" in done.stdout
     if name == "bash":
-        subprocess.run(["bash", "-n"], input=output, text=True, check=True)
+        subprocess.run(["bash", "-n"], input=done.stdout, text=True, check=True)
 
 
 def test_quiet_and_verbose(

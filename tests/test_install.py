@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from featurestore.config import BuildConfig
 
 from consumers.build import build
+from consumers.config import BuildConfig
 from producers.kernels.implementations import has_compiled
 from tests.conftest import ROOT, tree_digest
 
@@ -90,6 +90,7 @@ def test_a_wheel_holds_the_kernels_for_every_python_and_no_sources(
     names = zipfile.ZipFile(file).namelist()
     assert not [name for name in names if name.endswith((".c", ".h"))]
     assert "producers/kernels/exp_exceptions.npz" in names
+    assert "operations/report/page.html.jinja" in names
     assert "producers/kernels/compiled.pyi" in names
     assert "producers/kernels/compiled.abi3.so" in names
     assert "-cp311-abi3-" in file.name

@@ -22,6 +22,14 @@ _HEAD = """# The command line
 may want is printed on standard output, everything else on standard error; progress and colours are
 for terminals only (`NO_COLOR` turns colours off). This page is the output of
 `python tools/command_reference.py`.
+
+The installed command completes commands, options and features in bash, zsh and fish. This line
+installs the script for bash; for the other shells, use `zsh_source` and `~/.zshrc`, or
+`fish_source` and `~/.config/fish/completions/manyviews.fish`:
+
+```
+_MANYVIEWS_COMPLETE=bash_source manyviews >> ~/.bashrc
+```
 """
 
 

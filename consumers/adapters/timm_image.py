@@ -11,10 +11,11 @@ from consumers import checkpoints
 from consumers.adapters.pooling import mean_of_image
 from consumers.adapters.torchvision_steps import read_transform
 from consumers.backbones import BackboneRequest
-from consumers.checkpoints import Checkpoint, one_line
+from consumers.checkpoints import Checkpoint
 from consumers.loading import freeze
 from consumers.pixels import Normalizer
 from featurestore.torchvision_ops import ensure_importable
+from featurestore.wording import one_line
 
 ensure_importable()
 import timm  # noqa: E402
@@ -70,7 +71,7 @@ class TimmImage:
             with torch.inference_mode():
                 return int(self._vectors(pixels, pooling).shape[1])
         except (AssertionError, LookupError, RuntimeError, ValueError) as error:
-            problem = one_line(error)[:200]
+            problem = one_line(error)
             raise checkpoint.error(
                 f"gives no vectors for {side} x {side} images with pooling = {pooling!r}: "
                 f"timm says {problem.rstrip('.')}",

@@ -12,12 +12,13 @@ from consumers import checkpoints
 from consumers.adapters.auto import load_auto, required, vector_of
 from consumers.adapters.pooling import mean_of_image
 from consumers.backbones import BackboneRequest
-from consumers.checkpoints import Checkpoint, one_line
+from consumers.checkpoints import Checkpoint
 from consumers.loading import freeze
 from consumers.pixels import Normalizer
 from consumers.processors import Table, check_by_example, read_table
 from consumers.weights import PROCESSOR_FILES
 from featurestore.torchvision_ops import ensure_importable
+from featurestore.wording import one_line
 from producers.image_views import ImageSpec
 
 ensure_importable()
@@ -104,7 +105,7 @@ class TransformersImage:
             with torch.inference_mode():
                 dim = self._vectors(pixels, pooling).shape[1]
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            problem = one_line(error)[:200]
+            problem = one_line(error)
             raise checkpoint.error(
                 f"gives no vectors for {side} x {side} images with pooling = {pooling!r}: "
                 f"transformers says {problem.rstrip('.')}",

@@ -10,7 +10,7 @@ from consumers import checkpoints
 from consumers.adapters.auto import load_auto, required, vector_of
 from consumers.adapters.pooling import last_of_text, mean_of_text
 from consumers.backbones import BackboneRequest
-from consumers.checkpoints import Checkpoint, one_line
+from consumers.checkpoints import Checkpoint
 from consumers.library_ids import checked_spec
 from consumers.loading import check_rows, freeze
 from consumers.masking import prepare_masks
@@ -23,6 +23,7 @@ from consumers.padding import (
 from consumers.token_types import read_types
 from consumers.weights import TOKENIZER_FILES
 from featurestore.torchvision_ops import ensure_importable
+from featurestore.wording import one_line
 
 ensure_importable()
 from transformers import AutoTokenizer  # noqa: E402
@@ -117,7 +118,7 @@ class TransformersText:
             with torch.inference_mode():
                 dim = self._vectors(ids, mask, pooling).shape[1]
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            problem = one_line(error)[:200]
+            problem = one_line(error)
             raise checkpoint.error(
                 f"gives no vectors for {self.text.max_length} tokens with pooling = {pooling!r}: "
                 f"transformers says {problem.rstrip('.')}",

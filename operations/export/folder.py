@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from featurestore import durable
+from featurestore.digests import FileFacts, HashingFile
 from featurestore.durable import PARTIAL, PartialFile
 from featurestore.errors import ConfigError, InputError, ManyViewsError
 from featurestore.locks import FileLock
@@ -25,12 +24,11 @@ _MARK = ".manyviews-export"
 
 
 class Sink(io.RawIOBase):
-    """What a writer takes for an open file: bytes go on to ``durable``, and are digested."""
+    """What a writer takes for an open file."""
 
     def __init__(self, file: PartialFile) -> None:
-        self._file: PartialFile | None = file
-        self._digest = hashlib.sha256()
-        self._size = 0
+        self._file = HashingFile(file)
+        self._is_done = False
 
     def writable(self) -> bool:
         """It is."""
@@ -38,35 +36,20 @@ class Sink(io.RawIOBase):
 
     def tell(self) -> int:
         """Bytes written so far."""
-        return self._size
+        return self._file.size
 
     def write(self, data: Any) -> int:
         """Appends ``data``, any contiguous buffer; returns its size in bytes."""
         view = memoryview(data).cast("B")
         # Writers that are thrown away after an error still write what they have.
-        if self._file is not None:
+        if not self._is_done:
             self._file.write(view)
-            self._digest.update(view)
-            self._size += len(view)
         return len(view)
 
     def finish(self) -> FileFacts:
         """Takes no more bytes; returns what the file holds."""
-        self._file = None
-        return FileFacts(self._size, self._digest.hexdigest())
-
-
-@dataclass(frozen=True, slots=True)
-class FileFacts:
-    """A file of an export.
-
-    Attributes:
-        bytes: its size.
-        sha256: hex digest of its content.
-    """
-
-    bytes: int
-    sha256: str
+        self._is_done = True
+        return self._file.facts
 
 
 class OutFolder:

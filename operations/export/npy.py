@@ -31,5 +31,5 @@ def write(export: Export, folder: OutFolder) -> None:
             sinks[name].write(npy_header((export.rows, *shape), descr))
         for block in export.blocks(range(export.store.spec.chunks)):
             for name, values in block.columns().items():
-                sinks[name].write(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
+                sinks[name].write(np.ascontiguousarray(values))
     folder.write_json("stems.json", export.store.stems)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from featurestore.errors import ConfigError
 from featurestore.label_files import read_labels
@@ -17,7 +18,6 @@ from featurestore.moments import Scale
 from featurestore.scaling import scale_for
 from featurestore.splits import read_split
 from featurestore.store import FeatureStore
-from operations.export.narrow import ITEM_BYTES, narrow
 
 # Rows are read and handed on in blocks of about this size: a row group of Parquet.
 BLOCK_BYTES = 64 << 20
@@ -134,7 +134,8 @@ class Export:
     def row_bytes(self) -> int:
         """Bytes of a row's values, without its stem."""
         labels = 0 if self.labels is None else self.labels.itemsize * self.labels.shape[1]
-        return sum(self.dims.values()) * ITEM_BYTES[self.request.dtype] + 8 + 4 + 1 + labels
+        value_bytes: int = getattr(torch, self.request.dtype).itemsize
+        return sum(self.dims.values()) * value_bytes + 8 + 4 + 1 + labels
 
     def shards(self, size_bytes: int) -> list[range]:
         """Cuts the store's chunks into runs of at most ``size_bytes`` each, but one chunk at least.
@@ -196,6 +197,20 @@ class Export:
                 "Export it with --dtype float32."
             )
         return narrowed
+
+
+def narrow(
+    rows: npt.NDArray[np.float32], dtype: str
+) -> tuple[npt.NDArray[Any], tuple[int, ...] | None]:
+    """Finite values rounded to ``dtype``, ties to even, bfloat16 as its bits in uint16.
+
+    With them the position of the first value that became infinite, or None.
+    """
+    short = torch.from_numpy(rows).to(getattr(torch, dtype))
+    infinite = short.isinf()
+    over = tuple(infinite.nonzero()[0].tolist()) if infinite.any() else None
+    values = short.view(torch.uint16) if dtype == "bfloat16" else short
+    return values.numpy(), over
 
 
 def plan(request: ExportRequest, progress: Progress | None = None) -> Export:

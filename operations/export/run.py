@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -111,5 +111,5 @@ def describe(chosen: Export, folder: OutFolder) -> dict[str, Any]:
         ],
         "fingerprint": store.fingerprint,
         "shards": folder.shards,
-        "files": {name: asdict(facts) for name, facts in folder.files.items()},
+        "files": {name: facts._asdict() for name, facts in folder.files.items()},
     }

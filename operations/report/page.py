@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 
+import jinja2
 import numpy as np
 import numpy.typing as npt
+from markupsafe import Markup
 
 from featurestore.durable import replace_file
 from featurestore.errors import InputError
@@ -16,16 +19,12 @@ from featurestore.splits import read_split
 from featurestore.store import FeatureStore
 from featurestore.wording import amount
 from operations.report import data_sections, plots, projection, sections
+from operations.report.content import Section
 from operations.report.features import FeatureFacts, measure
-from operations.report.html import Markup, escape
 from operations.report.inputs import bad_rows
 from operations.report.pairs import pairs
 from operations.report.runs import throughput
 from operations.report.sampling import Sampled, choose
-from operations.report.style import STYLE
-
-# No script, and nothing from anywhere: even a page that somebody changed could fetch nothing.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +89,30 @@ def page(store: FeatureStore, sources: Sources, sampled: Sampled) -> str:
         ),
         data_sections.speed(throughput(store.path)),
     ]
-    return _document(store, sampled, body)
+    return render(store.path.resolve().name, _measured(store, sampled), body)
+
+
+def render(name: str, scope: str, sections: Sequence[Section]) -> str:
+    """The page of these sections; every text is escaped, as names and paths are untrusted.
+
+    Args:
+        name: the store's.
+        scope: what was measured.
+        sections: in their order.
+    """
+    template = files(__package__).joinpath("page.html.jinja").read_text("utf-8")
+    environment = jinja2.Environment(
+        autoescape=True, finalize=_printable, undefined=jinja2.StrictUndefined
+    )
+    page = environment.from_string(template).render(name=name, scope=scope, sections=sections)
+    return f"{page}\n"
+
+
+def _printable(value: object) -> object:
+    """Spells out control characters, marks that turn the writing direction and lone surrogates."""
+    if isinstance(value, Markup):
+        return value
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(value))
 
 
 def _parts(store: FeatureStore, split_json: Path | None) -> dict[str, npt.NDArray[np.int64]]:
@@ -102,7 +124,7 @@ def _parts(store: FeatureStore, split_json: Path | None) -> dict[str, npt.NDArra
 
 def _about_features(
     store: FeatureStore, sampled: Sampled, labels: npt.NDArray[np.float32] | None
-) -> list[Markup]:
+) -> list[Section]:
     """The sections that read rows; none where every sample that would be read is bad."""
     if not len(sampled.samples):
         return []
@@ -115,26 +137,6 @@ def _about_features(
         sections.spread(measured),
         sections.matching(list(pairs(measured))),
     ]
-
-
-def _document(store: FeatureStore, sampled: Sampled, body: Sequence[Markup]) -> str:
-    name = escape(store.path.resolve().name)
-    links = "\n".join(f'<a href="#{at}">{title}</a>' for at, title in map(_heading, body))
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{name}: feature store</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
-        f"<header>\n<h1>{name}</h1>\n"
-        f'<p class="soft">{escape(_measured(store, sampled))}</p>\n</header>\n'
-        f'<nav aria-label="Sections">\n{links}\n</nav>\n<main>\n' + "\n".join(body) + "\n</main>\n"
-        "</body>\n</html>\n"
-    )
-
-
-def _heading(part: Markup) -> tuple[str, str]:
-    """A section's name and its title."""
-    return part.split('"', 2)[1], part.split("<h2>", 1)[1].split("</h2>", 1)[0]
 
 
 def _measured(store: FeatureStore, sampled: Sampled) -> str:

@@ -1,15 +1,15 @@
-"""The plots: SVG that stands inside the page, and matplotlib's only door.
+"""The plots, as SVG images; the only module that imports matplotlib.
 
-Text and axes are drawn in a colour of their own that becomes ``currentColor``, the background is
-transparent and the other colours are of middle brightness, so that one drawing is legible on a
-light page, on a dark one and on paper. No date, no name of a machine and no random identifier is in
+Text and axes have a colour that nothing else has: for a dark page it is exchanged for a light one.
+The background is transparent and the other colours are of middle brightness, so that they are
+legible on both pages and on paper. No date, no name of a machine and no random identifier is in
 them: the same numbers give the same bytes.
 """
 
 from __future__ import annotations
 
+import base64
 import io
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featurestore.errors import ConfigError
-from operations.report.html import escape
+from operations.report.content import Plot
 
 Values = npt.NDArray[Any]
 
@@ -27,17 +27,17 @@ COLOURS = (
     *("#3b7fc4", "#d0782a", "#3a9360", "#c9504f"),
     *("#8a68cc", "#2b9299", "#c55b96", "#868686"),
 )
-_INK = "#0a0b0c"
+_LIGHT_INK, _DARK_INK = "#1d2126", "#e4e7eb"  # as the text of the page
 _WIDTH = 3.9  # inches of 96 pixels; a phone of 360 pixels shows four fifths of it
 _SETTINGS: Any = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 9.5,
-    "text.color": _INK,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    "text.color": _LIGHT_INK,
+    "axes.edgecolor": _LIGHT_INK,
+    "axes.labelcolor": _LIGHT_INK,
+    "xtick.color": _LIGHT_INK,
+    "ytick.color": _LIGHT_INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.facecolor": "none",
@@ -47,12 +47,9 @@ _SETTINGS: Any = {
     "legend.handlelength": 1.0,
     "legend.columnspacing": 1.0,
 }
+# More dots than these become pixels: a shape takes a hundred bytes, in each of two drawings.
+_MOST_SHAPES, _DOTS_PER_INCH = 200, 144
 _NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-_TAG = re.compile(r"<[^>]+>")
-_DECIMALS = re.compile(r"(\.\d\d)\d+")
-_ID = re.compile(r' id="([^"]+)"')
-_REFERENCE = re.compile(r"(?<=[\"(])#([\w-]+)(?=[\")])")
-_HEAD = re.compile(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', re.DOTALL)
 
 
 def require() -> None:
@@ -69,7 +66,7 @@ def require() -> None:
         ) from None
 
 
-def histograms(name: str, xlabel: str, series: Sequence[tuple[str, Values]]) -> str:
+def histograms(name: str, xlabel: str, series: Sequence[tuple[str, Values]]) -> Plot:
     """Histograms over each other, each of area one; at least one series is not empty."""
     values = [data for _, data in series if len(data)]
     low, high = min(float(v.min()) for v in values), max(float(v.max()) for v in values)
@@ -90,7 +87,7 @@ def histograms(name: str, xlabel: str, series: Sequence[tuple[str, Values]]) -> 
     return _plot(name, draw, legend=len(series) > 1)
 
 
-def dimensions(name: str, sigma: Values, mean: Values) -> str:
+def dimensions(name: str, sigma: Values, mean: Values) -> Plot:
     """Standard deviation and mean of every dimension, sorted by the former."""
     order = np.argsort(sigma, kind="stable")
     floor = max(float(sigma.max()), float(np.abs(mean).max()), 1e-30) * 1e-9
@@ -99,6 +96,7 @@ def dimensions(name: str, sigma: Values, mean: Values) -> str:
         at = np.arange(1, len(order) + 1)
         size = 4.0 if len(at) < 200 else 2.0
         dots = {"linestyle": "none", "marker": "o", "markersize": size, "markeredgewidth": 0}
+        dots["rasterized"] = len(at) > _MOST_SHAPES
         axes.plot(at, np.maximum(np.abs(mean[order]), floor), color=COLOURS[1], **dots)
         axes.plot(at, np.maximum(sigma[order], floor), color=COLOURS[0], linewidth=2)
         axes.lines[0].set_label("absolute mean")
@@ -110,7 +108,7 @@ def dimensions(name: str, sigma: Values, mean: Values) -> str:
     return _plot(name, draw, legend=True)
 
 
-def scatter(name: str, points: Values, groups: Sequence[str], group: Values) -> str:
+def scatter(name: str, points: Values, groups: Sequence[str], group: Values) -> Plot:
     """Points in the plane, by group; the last group is what is left, and lies at the back."""
 
     def draw(axes: Any) -> None:
@@ -120,6 +118,7 @@ def scatter(name: str, points: Values, groups: Sequence[str], group: Values) -> 
             chosen = points[group == at]
             is_rest = at == last and last > 0
             options = {"s": side, "alpha": 0.8, "linewidths": 0, "zorder": 1 if is_rest else 2}
+            options["rasterized"] = len(points) > _MOST_SHAPES
             if len(chosen):
                 colour = COLOURS[-1] if is_rest else COLOURS[at]
                 axes.scatter(chosen[:, 0], chosen[:, 1], color=colour, label=name, **options)
@@ -129,7 +128,7 @@ def scatter(name: str, points: Values, groups: Sequence[str], group: Values) -> 
     return _plot(name, draw, legend=len(groups) > 1, height=3.5)
 
 
-def bars(name: str, names: Sequence[str], values: Values, xlabel: str) -> str:
+def bars(name: str, names: Sequence[str], values: Values, xlabel: str) -> Plot:
     """Horizontal bars, the first on top."""
 
     def draw(axes: Any) -> None:
@@ -141,7 +140,7 @@ def bars(name: str, names: Sequence[str], values: Values, xlabel: str) -> str:
     return _plot(name, draw, height=0.7 + 0.2 * len(names))
 
 
-def heat(name: str, names: Sequence[str], shares: Values) -> str:
+def heat(name: str, names: Sequence[str], shares: Values) -> Plot:
     """A square of shares in [0, 1]; the darker, the larger, on a light page and on a dark one."""
 
     def draw(axes: Any) -> None:
@@ -149,7 +148,7 @@ def heat(name: str, names: Sequence[str], shares: Values) -> str:
 
         rgba = np.empty((*shares.shape, 4))
         rgba[..., :3], rgba[..., 3] = to_rgb(COLOURS[0]), np.round(shares, 2)
-        axes.pcolormesh(rgba, edgecolors="none", linewidth=0)
+        axes.pcolormesh(rgba, edgecolors="none", linewidth=0, rasterized=True)
         at = np.arange(len(names)) + 0.5
         axes.set_xticks(at, names, rotation=90)
         axes.set_yticks(at, names)
@@ -160,7 +159,7 @@ def heat(name: str, names: Sequence[str], shares: Values) -> str:
     return _plot(name, draw, height=3.9)
 
 
-def throughput(name: str, hours: Values, rate: Values, waiting: Values, starts: Values) -> str:
+def throughput(name: str, hours: Values, rate: Values, waiting: Values, starts: Values) -> Plot:
     """Samples per second and the share of waiting over time; dotted where a run began."""
     unit, factor = ("minutes", 60.0) if hours[-1] < 2 else ("hours", 1.0)
 
@@ -173,7 +172,7 @@ def throughput(name: str, hours: Values, rate: Values, waiting: Values, starts: 
         axes.set_xlabel(f"{unit} of work")
         axes.set_ylabel("samples/s", color=COLOURS[0])
         for start in starts[1:] * factor:
-            axes.axvline(start, color=_INK, linestyle=":", linewidth=0.8)
+            axes.axvline(start, color=_LIGHT_INK, linestyle=":", linewidth=0.8)
         right = axes.twinx()
         right.fill_between(hours * factor, waiting * 100, color=_faded(COLOURS[1]), linewidth=0)
         right.set_ylim(0, 100)
@@ -195,7 +194,7 @@ def _plot(
     *,
     legend: bool = False,
     height: float = 2.5,
-) -> str:
+) -> Plot:
     """Draws on axes of their own; ``name`` tells the plots of a page apart."""
     with _settings(name):
         from matplotlib.figure import Figure
@@ -208,8 +207,14 @@ def _plot(
             count = -(-len(axes.get_legend_handles_labels()[1]) // rows)
             figure.legend(loc="outside upper left", ncols=count, markerscale=1.5, handletextpad=0.3)
         out = io.StringIO()
-        figure.savefig(out, format="svg", metadata=_NO_METADATA)
-    return _for_page(out.getvalue(), name)
+        figure.savefig(out, format="svg", dpi=_DOTS_PER_INCH, metadata=_NO_METADATA)
+    light = out.getvalue()
+    return Plot(name, _address(light), _address(light.replace(_LIGHT_INK, _DARK_INK)))
+
+
+def _address(svg: str) -> str:
+    """The ``data:`` address of a drawing."""
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode("ascii")
 
 
 @contextmanager
@@ -221,29 +226,3 @@ def _settings(name: str) -> Iterator[None]:
         matplotlib.rcdefaults()
         matplotlib.rcParams.update({**_SETTINGS, "svg.hashsalt": name})
         yield
-
-
-def _for_page(svg: str, name: str) -> str:
-    """What HTML takes of a drawing: no prologue, no style of its own, and half the digits."""
-    head = _HEAD.search(svg)
-    if head is None:  # matplotlib has always written one
-        raise ValueError("matplotlib wrote no SVG")
-    body = svg[head.end() :]
-    body = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", body, count=1, flags=re.DOTALL)
-    body = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", body, flags=re.DOTALL)
-    body = re.sub(r'<g id="[^"]*"', "<g", body).replace("xlink:href", "href")
-    body = _numbered(body, re.sub(r"\W+", "-", name))
-    body = _TAG.sub(lambda tag: _DECIMALS.sub(r"\1", tag.group()), body)
-    body = re.sub(r"\n\s*", "\n", body).replace(_INK, "currentColor")
-    opening = f'<svg class="plot" role="img" aria-label="{escape(name)}" viewBox="{head.group(1)}">'
-    return opening + body
-
-
-def _numbered(body: str, prefix: str) -> str:
-    """Identifiers by number, with a prefix of their own on the page.
-
-    matplotlib's are digests of coordinates: they would change with a last bit that nobody sees.
-    """
-    names = {old: f"{prefix}-{at}" for at, old in enumerate(_ID.findall(body))}
-    body = _ID.sub(lambda found: f' id="{names[found.group(1)]}"', body)
-    return _REFERENCE.sub(lambda found: f"#{names.get(found.group(1), found.group(1))}", body)

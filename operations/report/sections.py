@@ -11,8 +11,8 @@ from featurestore.fingerprint import VERSION
 from featurestore.store import FeatureStore
 from featurestore.wording import amount
 from operations.report import plots, projection
+from operations.report.content import Figure, Part, Section, Table, number
 from operations.report.features import FeatureFacts
-from operations.report.html import Markup, figure, number, paragraph, row, section, table
 from operations.report.pairs import PairFacts
 
 _SHOWN = 12
@@ -21,12 +21,12 @@ _QUANTILES = (0.05, 0.5, 0.95)
 Groups = tuple[list[str], npt.NDArray[np.int64]]
 
 
-def summary(store: FeatureStore) -> Markup:
+def summary(store: FeatureStore) -> Section:
     """What the store is."""
     changed = sorted({f"{k} {v}" for e in store.ledger.entries for k, v in e.changed.items()})
     notes = [f"Made with changes that were accepted: {'; '.join(changed)}."] if changed else []
-    facts = table("The store", ("", ""), _store_rows(store))
-    return section("summary", "Summary", facts, _feature_table(store), *map(paragraph, notes))
+    facts = Table("The store", ("", ""), _store_rows(store))
+    return Section("summary", "Summary", facts, _feature_table(store), *notes)
 
 
 def _store_rows(store: FeatureStore) -> list[tuple[object, object]]:
@@ -47,7 +47,7 @@ def _store_rows(store: FeatureStore) -> list[tuple[object, object]]:
     return [*rows, ("versions", told or "–")]
 
 
-def _feature_table(store: FeatureStore) -> Markup:
+def _feature_table(store: FeatureStore) -> Table:
     head = ("feature", "dimensions", "model", "dtype", "batch", "on disk")
     rows = []
     for name, dim in store.spec.dims.items():
@@ -58,10 +58,10 @@ def _feature_table(store: FeatureStore) -> Markup:
             for field in ("model", "dtype", "batch_size")
         )
         rows.append((name, dim, model, dtype.removeprefix("torch."), batch, size_text(size)))
-    return table("The features", head, rows)
+    return Table("The features", head, rows)
 
 
-def norms(features: Sequence[FeatureFacts]) -> Markup:
+def norms(features: Sequence[FeatureFacts]) -> Section:
     """Lengths of rows."""
     drawn, rows, unit = [], [], []
     for facts in features:
@@ -69,19 +69,17 @@ def norms(features: Sequence[FeatureFacts]) -> Markup:
         if facts.is_normalised:
             unit.append(facts.name)
             continue
-        svg = plots.histograms(f"norms of {facts.name}", "Euclidean norm", series)
-        drawn.append(figure(svg, facts.name))
+        plot = plots.histograms(f"norms of {facts.name}", "Euclidean norm", series)
+        drawn.append(Figure(plot, facts.name))
         for label, values in series:
             if len(values):
                 quantiles = [number(float(q)) for q in np.quantile(values, _QUANTILES)]
                 rows.append((facts.name, label, number(float(values.mean())), *quantiles))
-    parts = []
+    parts: list[Part | list[Figure]] = []
     if unit:
         parts.append(
-            paragraph(
-                f"Normalised: {', '.join(unit)}. Every row has length 1, as the model returns it; "
-                "there is no distribution of lengths to look at."
-            )
+            f"Normalised: {', '.join(unit)}. Every row has length 1, as the model returns it; "
+            "there is no distribution of lengths to look at."
         )
     if rows:
         said = (
@@ -89,32 +87,30 @@ def norms(features: Sequence[FeatureFacts]) -> Markup:
             "all alike, such as empty texts or a model that ignores its input."
         )
         head = ("feature", "views", "mean", "5%", "median", "95%")
-        parts += [paragraph(said), row(drawn), table("Norms", head, rows)]
-    return section("norms", "Norms", *parts)
+        parts += [said, drawn, Table("Norms", head, rows)]
+    return Section("norms", "Norms", *parts)
 
 
-def dimensions(features: Sequence[FeatureFacts]) -> Markup:
+def dimensions(features: Sequence[FeatureFacts]) -> Section:
     """Mean and deviation of each dimension, over all rows."""
     drawn, rows = [], []
     for facts in features:
         sigma, mean = facts.moments.sigma, facts.moments.mean
-        svg = plots.dimensions(f"dimensions of {facts.name}", sigma, mean)
-        drawn.append(figure(svg, facts.name))
+        plot = plots.dimensions(f"dimensions of {facts.name}", sigma, mean)
+        drawn.append(Figure(plot, facts.name))
         levels = [number(float(f(sigma))) for f in (np.min, np.median, np.max)]
         constant, far = _listed(facts.near_constant), _listed(facts.far_from_zero)
         rows.append((facts.name, *levels, constant, far))
     head = ("feature", "σ least", "σ median", "σ most", "near-constant", "|mean| > 10 σ")
-    return section(
+    return Section(
         "dimensions",
         "Dimensions",
-        paragraph(
-            "Mean and standard deviation σ over all rows, before any z-score. A dimension is "
-            "called near-constant where σ is below a ten-thousandth of the feature's median σ or "
-            "below a millionth of its own mean: a z-score only blows up its noise. Dimensions far "
-            "from zero outweigh the others in products of raw rows."
-        ),
-        row(drawn),
-        table("Dimensions; numbers count from 0", head, rows),
+        "Mean and standard deviation σ over all rows, before any z-score. A dimension is "
+        "called near-constant where σ is below a ten-thousandth of the feature's median σ or "
+        "below a millionth of its own mean: a z-score only blows up its noise. Dimensions far "
+        "from zero outweigh the others in products of raw rows.",
+        drawn,
+        Table("Dimensions; numbers count from 0", head, rows),
     )
 
 
@@ -125,9 +121,9 @@ def _listed(found: npt.NDArray[np.int64]) -> str:
     return f"{len(found):,}: {', '.join(map(str, found[:_SHOWN]))}{more}"
 
 
-def planes(features: Sequence[FeatureFacts], groups: Groups | None) -> Markup:
+def planes(features: Sequence[FeatureFacts], groups: Groups | None) -> Section:
     """The principal plane of each feature's clean views."""
-    drawn: list[Markup] = []
+    drawn: list[Figure] = []
     rows: list[tuple[object, ...]] = []
     for facts in features:
         found = projection.plane(facts.clean)
@@ -135,45 +131,41 @@ def planes(features: Sequence[FeatureFacts], groups: Groups | None) -> Markup:
             rows.append((facts.name, "–", "–"))
             continue
         names, group = groups or (["samples"], np.zeros(len(found.points), np.int64))
-        svg = plots.scatter(f"principal plane of {facts.name}", found.points, names, group)
-        drawn.append(figure(svg, facts.name))
+        plot = plots.scatter(f"principal plane of {facts.name}", found.points, names, group)
+        drawn.append(Figure(plot, facts.name))
         rows.append((facts.name, *(f"{share:.1%}" for share in found.shares)))
     told = projection.explain(groups[0]) if groups else "Give --labels-dir to colour by genre."
-    return section(
+    return Section(
         "plane",
         "Principal plane",
-        paragraph(
-            f"Clean views in the plane in which they differ most. {told} Groups that lie apart can "
-            "be told apart by a linear model; a few points far from all others are worth a look."
-        ),
-        row(drawn),
-        table("Share of the variance", ("feature", "first", "second"), rows),
+        f"Clean views in the plane in which they differ most. {told} Groups that lie apart can "
+        "be told apart by a linear model; a few points far from all others are worth a look.",
+        drawn,
+        Table("Share of the variance", ("feature", "first", "second"), rows),
     )
 
 
-def spread(features: Sequence[FeatureFacts]) -> Markup:
+def spread(features: Sequence[FeatureFacts]) -> Section:
     """Views of a sample against other samples."""
     drawn, rows = [], []
     for facts in features:
         series = [("its augmented views", facts.to_clean), ("another sample", facts.to_other)]
         if any(len(values) for _, values in series):
-            svg = plots.histograms(f"cosines with the clean view, {facts.name}", "cosine", series)
-            drawn.append(figure(svg, facts.name))
+            plot = plots.histograms(f"cosines with the clean view, {facts.name}", "cosine", series)
+            drawn.append(Figure(plot, facts.name))
         numbers = (facts.variance_ratio, facts.intraclass, *map(_median, (v for _, v in series)))
         rows.append((facts.name, *(number(value, 3) for value in numbers)))
     head = ("feature", "within / between", "ICC(1)", "median: own views", "median: others")
-    return section(
+    return Section(
         "spread",
         "Views of a sample, and other samples",
-        paragraph(
-            "Cosines with a sample's clean view, the mean of all rows subtracted. Own views should "
-            "lie to the right of other samples. A spike at 1 means views that change nothing; own "
-            "views around 0 mean views that no longer show the sample. Within / between is the "
-            "variance of a sample's views over that between samples; ICC(1) is the share of the "
-            "variance that the sample explains."
-        ),
-        row(drawn),
-        table("Spread", head, rows),
+        "Cosines with a sample's clean view, the mean of all rows subtracted. Own views should "
+        "lie to the right of other samples. A spike at 1 means views that change nothing; own "
+        "views around 0 mean views that no longer show the sample. Within / between is the "
+        "variance of a sample's views over that between samples; ICC(1) is the share of the "
+        "variance that the sample explains.",
+        drawn,
+        Table("Spread", head, rows),
     )
 
 
@@ -181,32 +173,30 @@ def _median(values: npt.NDArray[np.float32]) -> float | None:
     return float(np.median(values)) if len(values) else None
 
 
-def matching(found: Sequence[PairFacts]) -> Markup:
+def matching(found: Sequence[PairFacts]) -> Section:
     """Image and text of the same sample."""
     drawn, rows = [], []
     for facts in found:
         series = [("same sample", facts.matched), ("different samples", facts.mismatched)]
         name = f"{facts.image} with {facts.text}"
-        drawn.append(figure(plots.histograms(f"cosines of {name}", "cosine", series), name))
+        drawn.append(Figure(plots.histograms(f"cosines of {name}", "cosine", series), name))
         medians = [number(_median(values), 3) for _, values in series]
         recall = [f"{facts.recall[k]:.1%}" if k in facts.recall else "–" for k in (1, 10)]
         rows.append((name, *medians, number(facts.separation, 3), *recall))
     if not rows:
         told = "No image feature has as many dimensions as a text feature: nothing to compare."
-        return section("matching", "Image and text", paragraph(told))
+        return Section("matching", "Image and text", told)
     head = ("pair", "median: same", "median: different", "separation", "recall@1", "recall@10")
-    return section(
+    return Section(
         "matching",
         "Image and text",
-        paragraph(
-            "Cosines of raw clean rows of features with as many dimensions. They mean something "
-            "only where both models share a space, as the two of CLIP do; there, the same sample "
-            "lies to the right. Separation is the probability that an image is nearer to its own "
-            "text than to another one (0.5 is chance); recall@k is out of "
-            f"{len(found[0].matched):,} texts."
-        ),
-        row(drawn),
-        table("Image and text", head, rows),
+        "Cosines of raw clean rows of features with as many dimensions. They mean something "
+        "only where both models share a space, as the two of CLIP do; there, the same sample "
+        "lies to the right. Separation is the probability that an image is nearer to its own "
+        "text than to another one (0.5 is chance); recall@k is out of "
+        f"{len(found[0].matched):,} texts.",
+        drawn,
+        Table("Image and text", head, rows),
     )
 
 

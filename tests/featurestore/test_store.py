@@ -10,12 +10,14 @@ from featurestore.errors import (
     CorruptStoreError,
     InputError,
     ManyViewsError,
+    StorageError,
     StoreLockedError,
     StoreMismatchError,
 )
 from featurestore.ledger import Ledger
+from featurestore.npy_folder import stems_of
 from featurestore.records import BadInput
-from featurestore.store import FeatureStore, StoreSpec
+from featurestore.store import FeatureStore, StoreSpec, is_store
 from featurestore.writer import StoreWriter, erase, state_of, take_lock
 from featurestore.writer import create as create_store
 from tests.featurestore.stores import (
@@ -538,3 +540,11 @@ def test_features_that_are_no_longer_made_are_still_erased(tmp_path):
     create_store(path, spec, make_fingerprint(spec, stems), make_samples(stems), lock).close()
     assert not (path / "view").exists()
     assert not (path / "bad").exists()
+
+
+def test_a_place_that_nobody_can_look_at_is_not_called_no_store(tmp_path):
+    place = tmp_path / ("long" * 100)
+    with pytest.raises(StorageError, match="too long"):
+        is_store(place)
+    with pytest.raises(StorageError, match="too long"):
+        stems_of(place, "any")

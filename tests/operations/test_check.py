@@ -218,7 +218,7 @@ def test_the_disk_is_what_a_store_takes(
 def test_the_forecast_names_its_ground(everything: dict[str, Any]) -> None:
     facts = everything["forecast"]
     assert facts["samples"] == 9
-    assert facts["trial_samples"] in (2, 6)
+    assert facts["trial_samples"] in (3, 6)  # three where the machine is very busy
     assert facts["views_per_s"] == pytest.approx(4 * facts["samples_per_s"], rel=0.01)
     assert 0 < facts["seconds"] < 600
     assert facts["hours"] == pytest.approx(facts["seconds"] / 3600, abs=1e-3)

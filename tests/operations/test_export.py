@@ -31,7 +31,7 @@ from featurestore.errors import (
 from featurestore.genres import CLASS_NAMES
 from featurestore.records import BadInput
 from operations.export import formats, hf, parquet, plan, run, safetensors, webdataset
-from operations.export.plan import ExportRequest, parse_views
+from operations.export.plan import ExportRequest, narrow, parse_views
 from operations.export.run import export
 from tests.conftest import tree_digest
 from tests.featurestore.stores import killed_at, make_store
@@ -448,23 +448,27 @@ def test_float16_overflow_is_refused_with_the_value(tmp_path: Path) -> None:
     ],
 )
 def test_where_float16_ends(value: float, short: float, infinite: bool) -> None:
-    from operations.export.narrow import narrow
-
     found, over = narrow(np.array([[0, value]], np.float32), "float16")
     assert found[0, 1] == short
     assert over == ((0, 1) if infinite else None)
 
 
-def test_bfloat16_rounds_as_torch_does() -> None:
-    from operations.export.narrow import narrow
-
+def test_rounding_is_to_the_nearest_and_to_even() -> None:
+    """Against NumPy for float16, and the bits' own arithmetic for bfloat16."""
     bits = np.random.default_rng(0).integers(0, 2**32, 100_000, np.uint32)
     ties = (bits & 0xFFFF0000) | 0x8000
     values = np.concatenate([bits, ties]).view(np.float32)
     values = values[np.isfinite(values)]
     found, _ = narrow(values, "bfloat16")
-    expected = torch.from_numpy(values).to(torch.bfloat16).view(torch.int16).numpy()
-    np.testing.assert_array_equal(found.view(np.int16), expected)
+    bits = values.view(np.uint32)
+    # The upper half, one more where the lower half is above its middle, or at it and odd.
+    np.testing.assert_array_equal(found, (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16)
+    halves = (bits & 0xFFFFE000) | 0x1000
+    for half in (values, halves.view(np.float32)):
+        found, _ = narrow(half, "float16")
+        with np.errstate(over="ignore"):
+            expected = half.astype(np.float16)
+        np.testing.assert_array_equal(found.view(np.uint16), expected.view(np.uint16))
     most = np.array([3.4e38], np.float32)  # nearer to infinity than to bfloat16's largest
     assert narrow(most, "bfloat16")[1] == (0,)
 

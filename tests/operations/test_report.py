@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from collections import Counter
 from collections.abc import Mapping
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -25,10 +27,11 @@ from featurestore.genres import CLASS_NAMES
 from featurestore.labels import write_labels
 from featurestore.records import BadInput
 from featurestore.store import FeatureStore
+from operations.report.content import Figure, Picture, Plot, Section, Table
 from operations.report.features import FeatureFacts, measure
-from operations.report.html import escape, table
 from operations.report.inputs import bad_rows
 from operations.report.page import Sources, page, write
+from operations.report.page import render as render_page
 from operations.report.pairs import pairs
 from operations.report.projection import groups, plane
 from operations.report.runs import throughput
@@ -267,11 +270,11 @@ def test_normalised_rows_are_called_so_and_are_no_spike(tmp_path: Path, rounding
         make_store(tmp_path / name, **shape, rows=stored)
         store = FeatureStore(tmp_path / name)
         found = page(store, Sources(store.path), choose(store))
-        section = found.split('id="norms"')[1].split("</section>")[0]
-        assert ("Normalised: unit." in section) is is_said
-        assert ("Normalised: unit, other." in section) is not is_said
-        assert ("spike" in section) is is_said
-        assert section.count("<svg") == int(is_said)
+        norms = found.split('id="norms"')[1].split("</section>")[0]
+        assert ("Normalised: unit." in norms) is is_said
+        assert ("Normalised: unit, other." in norms) is not is_said
+        assert ("spike" in norms) is is_said
+        assert norms.count("<figure>") == int(is_said)
 
 
 def test_the_page_says_of_how_many(tmp_path: Path) -> None:
@@ -284,7 +287,8 @@ def test_the_page_says_of_how_many(tmp_path: Path) -> None:
 
 # The page ---------------------------------------------------------------------------------------
 
-VOID = {"meta", "img", "br", "link", "input"}
+SVG = "{http://www.w3.org/2000/svg}"
+VOID = {"meta", "img", "br", "link", "input", "source"}
 
 
 class Reader(HTMLParser):
@@ -317,37 +321,85 @@ class Reader(HTMLParser):
         self.text += data
 
 
+def drawings(text: str) -> list[str]:
+    """The plots of a page, each for a light page and for a dark one."""
+    found = re.findall(r'"data:image/svg\+xml;base64,([^"]*)"', text)
+    return [base64.b64decode(data, validate=True).decode() for data in found]
+
+
+def coordinates(svg: str) -> list[str]:
+    """Where the shapes of a plot are."""
+    shapes = ElementTree.fromstring(svg).iter()
+    return [shape.get(name, "").lower() for shape in shapes for name in ("d", "x", "y")]
+
+
+def words(svg: str) -> list[str]:
+    """What is written in a plot."""
+    return ["".join(text.itertext()) for text in ElementTree.fromstring(svg).iter(f"{SVG}text")]
+
+
+def test_a_plot_is_drawn_for_a_light_page_and_for_a_dark_one(text: str) -> None:
+    plots = drawings(text)
+    assert len(plots) == 2 * (3 + 3 + 3 + 3 + 1 + 2 + 1)
+    for dark, light in zip(plots[::2], plots[1::2], strict=True):  # in the order of the page
+        assert "#e4e7eb" in dark
+        assert "#1d2126" in light
+        assert dark.replace("#e4e7eb", "#1d2126") == light
+        assert words(light)
+    assert "first principal component" in [word for plot in plots for word in words(plot)]
+
+
+def test_a_plot_needs_nothing(text: str) -> None:
+    for plot in drawings(text):
+        elements = list(ElementTree.fromstring(plot).iter())
+        ids = {element.get("id") for element in elements}
+        assert not {f"{SVG}script", f"{SVG}foreignObject"} & {e.tag for e in elements}
+        used = [v for e in elements for k, v in e.items() if k.rpartition("}")[2] == "href"]
+        used += re.findall(r"url\(([^)]*)\)", plot)
+        for target in used:
+            assert target.startswith("data:image/png;base64,") or target[1:] in ids, target
+
+
 def test_the_page_is_whole_and_needs_nothing(text: str) -> None:
     read = Reader(text)
     ids = [value for _, name, value in read.attributes if name == "id"]
     assert len(ids) == len(set(ids))
-    used = [v for _, name, v in read.attributes if name in ("href", "xlink:href", "src")]
+    used = [v for _, name, v in read.attributes if name in ("href", "src", "srcset")]
     used += re.findall(r"url\(([^)]*)\)", text)
-    assert len(used) > 50
+    assert len(used) > 40
     for target in used:
-        assert target.startswith(("#", "data:image/jpeg;base64,")), target
+        assert target.startswith(("#", "data:image/jpeg;base64,", "data:image/svg+xml;base64,"))
         assert not target.startswith("#") or target[1:] in ids
     assert "http://" not in text
     assert "https://" not in text
     assert read.tags["script"] == read.tags["link"] == read.tags["iframe"] == 0
     assert "default-src 'none'" in text
-    assert read.tags["svg"] == 3 + 3 + 3 + 3 + 1 + 2 + 1
+    assert read.tags["picture"] == 3 + 3 + 3 + 3 + 1 + 2 + 1
     assert read.tags["table"] >= 10
-    assert all(v for tag, name, v in read.attributes if (tag, name) == ("svg", "aria-label"))
+    assert len([v for _, name, v in read.attributes if name == "alt" and v]) == read.tags["img"]
 
 
 def test_strangers_words_are_words(text: str, store: FeatureStore) -> None:
     assert "<script" not in text
     assert "a &lt;b&gt;store" in text
-    assert f"at {escape(HOSTILE)}" in text
+    assert "at &lt;script&gt;alert(1)&lt;/script&gt;" in text
     read = Reader(text)
     assert HOSTILE in read.text
     assert not re.search("[\x00-\x08\x0b-\x1f\u202e\ud800-\udfff]", text)
 
 
 def test_escapes_show_what_is_there() -> None:
-    assert escape("\u202ea\udcff\x1b&\"'") == "\\u202ea\\udcff\\x1b&amp;&quot;&#x27;"
-    assert "<b>" not in table("<b>", ["<b>"], [["<b>", "<b>"]])
+    hostile = "<b>\u202ea\udcff\x1b&\"'"
+    plot = Plot(hostile, hostile, hostile)
+    table = Table(hostile, [hostile], [[hostile, hostile, Picture(hostile, hostile)]])
+    parts = (hostile, Figure(plot, hostile), table, [Figure(plot, hostile), table])
+    text = render_page(hostile, hostile, [Section(hostile, hostile, *parts)])
+    shown = "&lt;b&gt;\\u202ea\\udcff\\x1b&amp;&#34;&#39;"
+    # Title, heading and scope; the link, the section and its heading; then the parts.
+    assert text.count(shown) == 3 + 2 + 2 + 1 + 2 * (4 + 7)
+    assert text.count("evil") == text.count("<b>") == 0
+    assert text.isascii()
+    Reader(text)
 
 
 def test_the_page_says_what_was_asked_for(text: str) -> None:
@@ -471,7 +523,9 @@ def test_rows_that_are_all_alike(tmp_path: Path) -> None:
     )
     text = render(tmp_path / "s")
     Reader(text)
-    assert "nan" not in re.split(r"\W+", text.lower())
+    said = [Reader(text).text, *(word for plot in drawings(text) for word in words(plot))]
+    assert "nan" not in re.split(r"\W+", " ".join(said).lower())
+    assert not any("nan" in numbers for plot in drawings(text) for numbers in coordinates(plot))
     assert cells(text, "Dimensions; numbers count from 0")[0][4].startswith("64: 0, 1, 2")
 
 

@@ -1,13 +1,14 @@
 """Scores against scikit-learn's, and chance against what theory says."""
 
 from dataclasses import asdict
+from itertools import combinations
 
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, f1_score
 
 from featurestore.errors import InputError
-from operations.scores import average_precision, best_threshold, chance, score
+from operations.scores import best_threshold, chance, score
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -31,15 +32,12 @@ def test_scores_are_scikit_learns(seed):
     assert found.mean_ap == pytest.approx(expected)
 
 
-def test_average_precision_of_each_class_with_ties_and_without():
-    rng = np.random.default_rng(0)
-    truth = rng.random((500, 8)) < np.linspace(0.005, 0.9, 8)
-    truth[0] = True
-    for probability in (rng.random((500, 8)), rng.integers(0, 4, (500, 8)) / 4):
-        found = average_precision(probability, truth)
-        expected = average_precision_score(truth, probability, average=None)
-        np.testing.assert_allclose(found, expected)
-    assert np.isnan(average_precision(np.zeros((4, 1)), np.zeros((4, 1), bool))).all()
+def test_average_precision_by_hand_with_ties():
+    """Samples with the same score are taken together; a class without a positive stays out."""
+    truth = np.array([[1, 0], [0, 0], [1, 0], [0, 0], [1, 0]], bool)
+    probability = np.array([[0.9, 0.1], [0.5, 0.2], [0.5, 0.3], [0.4, 0.4], [0.1, 0.5]])
+    # Recall 1/3 at precision 1, a second third at 2/3 (of three), the last at 3/5.
+    assert score(probability, truth, 0.5).mean_ap == pytest.approx((1 + 2 / 3 + 3 / 5) / 3)
 
 
 def test_the_order_of_samples_does_not_matter():
@@ -73,6 +71,18 @@ def test_chance_is_the_expected_score():
     assert found.mean_ap == pytest.approx((0.25 + 0.5) / 2, abs=0.01)
     assert chance(np.array([0.25, 0.5, 0.0]), truth) == found
     assert chance(np.array([0.25, 0.5, 0.0]), truth, seed=1) != found
+
+
+@pytest.mark.parametrize(("samples", "positives"), [(1, 1), (4, 1), (6, 3), (5, 5)])
+def test_chance_ranks_at_random(samples, positives):
+    """The average precision of a random order is the mean over all orders."""
+    truth = np.zeros((samples, 2), bool)
+    truth[:positives, 0] = True
+    every = []
+    for places in combinations(range(samples), positives):
+        ranked = np.isin(np.arange(samples), places)
+        every.append(average_precision_score(ranked, -np.arange(samples)))
+    assert chance(np.zeros(2), truth).mean_ap == pytest.approx(np.mean(every))
 
 
 def test_nothing_to_score():
