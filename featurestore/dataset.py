@@ -56,7 +56,10 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
         features: the features that an item holds.
         indices: int64 ``[len]``, the store's sample behind each item.
         views: the view policy: a number (0 for ``clean``) or its name.
+        reads_chunks: True: its chunks are files, which a sampler may read ahead.
     """
+
+    reads_chunks = True
 
     _epoch_was_set = False
 

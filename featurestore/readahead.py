@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from featurestore.dataset import FeatureDataset
 from featurestore.errors import ConfigError
-from featurestore.ordering import Integers
 
 
 class Readahead:
@@ -20,7 +19,7 @@ class Readahead:
     batch would wait for where most of a chunk is used, or where the disk takes its time to seek.
     """
 
-    def __init__(self, dataset: Any, chunk_of: Integers, window: int) -> None:
+    def __init__(self, dataset: Any, chunk_of: npt.NDArray[np.int64], window: int) -> None:
         """Prepares an epoch.
 
         Args:
@@ -31,7 +30,7 @@ class Readahead:
         Raises:
             ConfigError: the dataset has no chunk files: it is of materialized ones, or resident.
         """
-        if not isinstance(dataset, FeatureDataset):
+        if not getattr(dataset, "reads_chunks", False):
             raise ConfigError(
                 f"A {type(dataset).__name__} reads no chunks that could be read ahead; set "
                 "readahead=False."
