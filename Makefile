@@ -62,8 +62,8 @@ pytest: setup
 test-nightly: setup
 	OMP_NUM_THREADS=1 MANYVIEWS_TEST_PROFILE=nightly $(BIN)/python -m pytest -q -n $(JOBS) \
 	  --dist worksteal -o faulthandler_timeout=1800 tests/faults \
-	  tests/producers/test_exact_views.py tests/producers/test_kernels.py \
-	  tests/producers/test_sanitized.py
+	  tests/producers/recipes/test_exact_views.py tests/producers/kernels/test_kernels.py \
+	  tests/producers/kernels/test_sanitized.py
 
 # One thread each: rates are per core, and all cores is the engine's own matter.
 bench: setup

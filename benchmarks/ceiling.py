@@ -20,7 +20,7 @@ import torch
 from benchmarks.flops import MAKERS_PEAK, forward_flops, makers_peak, text_flops
 from benchmarks.full_size import SAMPLES_OF_MMIMDB, VIEWS, draw_lengths, make_full_size
 from benchmarks.measuring import table
-from consumers import backbones
+from consumers.backbones import registry
 from featurestore.records import FEATURES
 
 GPUS = ("H100", "A100", "L40S", "RTX 4090")
@@ -67,8 +67,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="manyviews-ceiling-") as folder:
         for feature in FEATURES:
             checkpoint = make_full_size(feature, Path(folder), torch.device("cpu"))
-            flops = flops_per_view(emptied(backbones.load(feature, str(checkpoint), "cpu", "auto")))
-            dtype = backbones.resolve_dtype("auto", "cuda:0", feature)
+            flops = flops_per_view(emptied(registry.load(feature, str(checkpoint), "cpu", "auto")))
+            dtype = registry.resolve_dtype("auto", "cuda:0", feature)
             seconds = np.array([least_seconds(flops, g, getattr(torch, dtype)) for g in GPUS])
             total += seconds
             minutes = [f"{s / 60:.1f}" for s in seconds]

@@ -143,7 +143,7 @@ def _opening(work: Path, *, quick: bool) -> None:
 
 def _tiny(folder: Path) -> tuple[str, str]:
     """Checkpoints of a CLIP and of a sentence encoder."""
-    from consumers.tiny import make_checkpoints
+    from manyviews.operations.demo.checkpoints import make_checkpoints
 
     made = make_checkpoints(folder)
     return str(made["clip"]), str(made["sentence"])

@@ -53,9 +53,9 @@ def _config(task: Mapping[str, Any], **more: Any) -> Any:
 
 
 def _planned(task: Mapping[str, Any]) -> Any:
-    from consumers.extending import completed
     from consumers.plan import decide, make_plan
-    from producers.source import scan
+    from consumers.resume.extension import completed
+    from producers.sources.source import scan
 
     config = completed(_config(task), None)
     return make_plan(decide(config, scan(config.data_dir), None, None), lambda *_, **__: None)
@@ -76,8 +76,8 @@ def _producers_alone(task: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _backbones_alone(task: Mapping[str, Any]) -> dict[str, Any]:
-    from consumers.computing import ComputePool
-    from consumers.embedding import Embedder
+    from consumers.device.computing import ComputePool
+    from consumers.engine.embedding import Embedder
 
     plan = _planned(task)
     views = _views_of_a_chunk(plan)
@@ -144,7 +144,7 @@ def _engine(task: Mapping[str, Any]) -> dict[str, Any]:
 def _transport(task: Mapping[str, Any]) -> dict[str, Any]:
     """CPU of both sides for samples of which next to nothing is made."""
     from producers.pool import ProducerPool
-    from producers.source import scan
+    from producers.sources.source import scan
     from producers.worker import Job
 
     found = scan(Path(task["data"]))
@@ -231,7 +231,7 @@ def _write(task: Mapping[str, Any]) -> dict[str, Any]:
 
 def _open(task: Mapping[str, Any]) -> dict[str, Any]:
     from consumers.build import build
-    from featurestore.store import FeatureStore
+    from featurestore.storage.store import FeatureStore
 
     start = time.perf_counter()
     store = FeatureStore(Path(task["store"]))

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from consumers.tiny import unigram_tokenizer
-from featurestore.torchvision_ops import ensure_importable
+from featurestore.system.torchvision_ops import ensure_importable
+from manyviews.operations.demo.checkpoints import unigram_tokenizer
 
 ensure_importable()
 from safetensors.torch import save_file  # noqa: E402

@@ -38,13 +38,13 @@ from benchmarks.measuring import (
     take_turns,
     timed,
 )
-from consumers import backbones
-from consumers.batching import ImageBatcher, TextBatcher
-from consumers.committing import Committer, MadeChunk
-from consumers.computing import ComputePool
-from consumers.devices import resolve_threads
+from consumers.backbones import registry
+from consumers.device.computing import ComputePool
+from consumers.device.devices import resolve_threads
+from consumers.engine.batching import ImageBatcher, TextBatcher
+from consumers.engine.committing import Committer, MadeChunk
 from featurestore.records import FEATURES
-from featurestore.store import choose_chunk
+from featurestore.storage.store import choose_chunk
 
 ALONE, BUILDING = "model alone", "as in a build"
 # Fields of one colour per side of an image: noise alone would look the same to a model.
@@ -278,20 +278,20 @@ def main() -> None:
         "--samples", type=int, default=0, help="per chunk, as a build's; fewer to try it on a CPU"
     )
     given = arguments.parse_args()
-    device = backbones.resolve_device(given.device)
+    device = registry.resolve_device(given.device)
     cuda = device.startswith("cuda")
     wanted = given.feature or (FEATURES if cuda else ("clip_image",))
-    print(machine("torch", "transformers"), backbones.device_kind(device), sep=", ", flush=True)
+    print(machine("torch", "transformers"), registry.device_kind(device), sep=", ", flush=True)
     seconds, rounds = (1.0, 3) if given.quick else (4.0, 7)
     rows, peaks, total = [], {}, 0.0
     with tempfile.TemporaryDirectory(prefix="manyviews-gpu-") as folder:
         for feature in wanted:
-            dtype = backbones.resolve_dtype("auto", device, feature)
+            dtype = registry.resolve_dtype("auto", device, feature)
             checkpoint = make_full_size(feature, Path(folder), torch.device(device))
-            backbone = backbones.load(feature, str(checkpoint), device, dtype)
+            backbone = registry.load(feature, str(checkpoint), device, dtype)
             if dtype not in peaks:
                 peaks[dtype] = matrix_rate(backbone.device, backbone.dtype)
-            batch = backbones.info(feature).batch_size(device)
+            batch = registry.info(feature).batch_size(device)
             samples = given.samples or choose_chunk(0, VIEWS, {feature: backbone.dim})
             _forget(backbone.device)
             work = Work(backbone, batch, samples)

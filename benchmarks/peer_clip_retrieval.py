@@ -15,7 +15,7 @@ from typing import Any
 import packaging.version
 
 from benchmarks.peer_recipe import mark
-from featurestore.torchvision_ops import ensure_importable
+from featurestore.system.torchvision_ops import ensure_importable
 
 # Both here, because the command's own processes import this file, too. clip-anytorch takes nothing
 # but ``packaging`` from ``pkg_resources``, which the setuptools that torch requires have no more.

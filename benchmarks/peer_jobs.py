@@ -16,7 +16,7 @@ from benchmarks import peer_recipe
 from benchmarks.observing import Marks
 from benchmarks.peer_job import Job, Rows, Work
 from featurestore.errors import ManyViewsError
-from featurestore.store import RUNS, FeatureStore
+from featurestore.storage.store import RUNS, FeatureStore
 
 OURS, NAIVE = "manyviews", "naive script"
 LOADER, RENDERED = "PyTorch DataLoader, 2 workers", "clip-retrieval 2.45"

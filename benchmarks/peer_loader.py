@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.peer_manyviews import FEATURE, STORE, write_store
 from benchmarks.peer_numpy import FILE, Memmap
 from benchmarks.reading import BATCH_ROWS, Indices, Reader, Rows, serve
-from featurestore.dataset import FeatureDataset
+from featurestore.training.dataset import FeatureDataset
 
 
 class Loader(Reader):

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 
 from benchmarks.reading import Indices, Reader, Rows, serve
-from featurestore.dataset import FeatureDataset
-from featurestore.fingerprint import Fingerprint
-from featurestore.reader import Advice
+from featurestore.reading.mapping import Advice
+from featurestore.reading.rows import store_rows
 from featurestore.records import Sample, SampleRecord, stems_sha256
-from featurestore.rows import store_rows
-from featurestore.store import FeatureStore, StoreSpec, choose_chunk
-from featurestore.writer import create, take_lock
+from featurestore.storage.fingerprint import Fingerprint
+from featurestore.storage.store import FeatureStore, StoreSpec, choose_chunk
+from featurestore.storage.writer import create, take_lock
+from featurestore.training.dataset import FeatureDataset
 
 FEATURE, STORE = "clip_image", "store"
 CHUNK = 64

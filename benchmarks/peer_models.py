@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from consumers.tiny import make_checkpoints
+from manyviews.operations.demo.checkpoints import make_checkpoints
 
 _WIDTH, _LAYERS, _HEADS, _TEXT_WIDTH, _VOCABULARY, _CONTEXT = 64, 2, 4, 32, 49_408, 77
 _DIM = 32

@@ -45,7 +45,7 @@ def poster_file(data: str, stem: str) -> Path:
 
 def make_recipe(size: int = SIZE) -> Any:
     """SimCLR's transforms with the published values."""
-    from featurestore.torchvision_ops import ensure_importable
+    from featurestore.system.torchvision_ops import ensure_importable
 
     ensure_importable()
     from torchvision import transforms as T  # noqa: N812  as its documentation does
@@ -96,7 +96,7 @@ def synopsis(data: str, stem: str) -> str:
 
 def load_clip(model: str) -> tuple[Any, Any]:
     """The checkpoint's processor and its image tower with the projection."""
-    from featurestore.torchvision_ops import ensure_importable
+    from featurestore.system.torchvision_ops import ensure_importable
 
     ensure_importable()
     from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection, logging

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.reading import ROWS, Indices, Reader, Rows, serve
-from featurestore.torchvision_ops import ensure_importable
+from featurestore.system.torchvision_ops import ensure_importable
 
 ensure_importable()
 import streaming  # noqa: E402  imports torchvision

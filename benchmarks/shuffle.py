@@ -29,10 +29,12 @@ import numpy.typing as npt
 
 from benchmarks import measuring
 from benchmarks.measuring import Lap, Spread, table
-from featurestore import FeatureBatchSampler, FeatureDataset, Shuffle, ordering, reader
+from featurestore import FeatureBatchSampler, FeatureDataset, Shuffle
+from featurestore.reading import mapping
 from featurestore.records import Sample, SampleRecord
-from featurestore.store import StoreSpec
-from featurestore.writer import create, take_lock
+from featurestore.sampling import ordering
+from featurestore.storage.store import StoreSpec
+from featurestore.storage.writer import create, take_lock
 
 SAMPLES_OF_MMIMDB, CHUNK, BATCH, LABELS = 25_959, 64, 512, 23
 VIEWS, DIM, WINDOW = 70, 512, 16
@@ -99,15 +101,15 @@ def make_store(path: Path, samples: int) -> None:
 @contextmanager
 def a_small_machine() -> Iterator[None]:
     """Inside, the reader believes that a store is larger than memory, and fetches it as such."""
-    honest = getattr(reader, "available_bytes", None)
-    setattr(reader, "available_bytes", lambda: 1)  # noqa: B010  it need not look at memory
+    honest = getattr(mapping, "available_bytes", None)
+    setattr(mapping, "available_bytes", lambda: 1)  # noqa: B010  it need not look at memory
     try:
         yield
     finally:
         if honest is None:
-            delattr(reader, "available_bytes")
+            delattr(mapping, "available_bytes")
         else:
-            setattr(reader, "available_bytes", honest)  # noqa: B010
+            setattr(mapping, "available_bytes", honest)  # noqa: B010
 
 
 def drop_cache(store: Path) -> None:

@@ -19,9 +19,9 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 from benchmarks import measuring
 from benchmarks.measuring import Contender, timed
-from producers import text_views
-from producers.text_views import TextViews
-from producers.tokens import TextSpec, TokenEncoder
+from producers.recipes import text_views
+from producers.recipes.text_views import TextViews
+from producers.recipes.tokens import TextSpec, TokenEncoder
 
 VIEWS = 70
 VOCABULARY = 8000

@@ -38,11 +38,11 @@ from benchmarks.measuring import (
     timed,
 )
 from benchmarks.measuring import rate as rate_of
-from consumers import backbones
-from consumers.batching import ImageBatcher, TextBatcher
-from consumers.computing import ComputePool
-from consumers.demo_data import make_demo_data
-from consumers.tiny import make_checkpoints, unigram_tokenizer
+from consumers.backbones import registry
+from consumers.device.computing import ComputePool
+from consumers.engine.batching import ImageBatcher, TextBatcher
+from manyviews.operations.demo.checkpoints import make_checkpoints, unigram_tokenizer
+from manyviews.operations.demo.data import make_demo_data
 
 ROOT = Path(__file__).resolve().parent.parent
 ONE, TWO, PROCESSES = "1 thread", "2 threads", "2 processes"
@@ -130,8 +130,8 @@ class Work:
     """Views of a chunk, made before, and the backbone that embeds them."""
 
     def __init__(self, task: dict[str, Any], pool: ComputePool) -> None:
-        backbone: Any = backbones.load(task["feature"], task["model"], "cpu", "float32")
-        batch, self.rows = backbones.info(task["feature"]).batch_size("cpu"), task["rows"]
+        backbone: Any = registry.load(task["feature"], task["model"], "cpu", "float32")
+        batch, self.rows = registry.info(task["feature"]).batch_size("cpu"), task["rows"]
         rng = np.random.default_rng(0)
         self._batcher: ImageBatcher | TextBatcher
         self._views: tuple[Any, Any]

@@ -24,9 +24,9 @@ from benchmarks import measuring
 from benchmarks.environments import Peer, environment
 from benchmarks.measuring import Contender, timed
 from featurestore.records import view_seed
-from featurestore.torchvision_ops import ensure_importable
-from producers.image_views import augmented_views
+from featurestore.system.torchvision_ops import ensure_importable
 from producers.kernels.implementations import Kernels, has_compiled, implementation
+from producers.recipes.image_views import augmented_views
 
 SIZE = 224
 SEED = 123

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from consumers import backbones
-from consumers.demo_data import make_demo_data
-from producers.image_views import ImageSpec
-from producers.tokens import TextSpec
+from consumers.backbones import registry
+from manyviews.operations.demo.data import make_demo_data
+from producers.recipes.image_views import ImageSpec
+from producers.recipes.tokens import TextSpec
 
 SIZE = 224
 
@@ -53,19 +53,19 @@ class NullText:
 @contextmanager
 def null_backbones(but: Container[str] = ()) -> Iterator[None]:
     """Builds load nothing inside this block, ``but`` for these features."""
-    honest = backbones.load
+    honest = registry.load
 
     def load(feature: str, model: str, device: str, dtype: str) -> Any:
         if feature in but:
             return honest(feature, model, device, dtype)
-        null = NullImage if backbones.info(feature).modality == "image" else NullText
+        null = NullImage if registry.info(feature).modality == "image" else NullText
         return null(feature)
 
-    backbones.load = load
+    registry.load = load
     try:
         yield
     finally:
-        backbones.load = honest
+        registry.load = honest
 
 
 def data_folder(folder: Path, samples: int) -> Path:

@@ -11,25 +11,25 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from consumers.config import BuildConfig
-from consumers.extending import Extension, completed, find_extension, naming_extension
 from consumers.plan import Plan, decide, make_plan
-from consumers.resuming import check_intent
-from featurestore import extension
-from featurestore import writer as stores
-from featurestore.codecs import NONE
-from featurestore.durable import make_folder
+from consumers.resume.checks import check_intent
+from consumers.resume.extension import Extension, completed, find_extension, naming_extension
 from featurestore.errors import (
     InputError,
     InterruptedBuildError,
     StorageError,
 )
-from featurestore.locks import FileLock
-from featurestore.refusals import is_folder
-from featurestore.soundness import require_place, require_sound
-from featurestore.space import free_bytes, missing_bytes, require_space, store_bytes
-from featurestore.store import EXTENSION, RECORDS, FeatureStore
-from featurestore.writer import StoreWriter
-from producers.source import Scan, scan
+from featurestore.storage import extension
+from featurestore.storage import writer as stores
+from featurestore.storage.codecs import NONE
+from featurestore.storage.soundness import require_place, require_sound
+from featurestore.storage.space import free_bytes, missing_bytes, require_space, store_bytes
+from featurestore.storage.store import EXTENSION, RECORDS, FeatureStore
+from featurestore.storage.writer import StoreWriter
+from featurestore.system.durable import make_folder
+from featurestore.system.locks import FileLock
+from featurestore.system.refusals import is_folder
+from producers.sources.source import Scan, scan
 
 if TYPE_CHECKING:
     from consumers.main_loop import BuildReport

@@ -10,10 +10,10 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from consumers.backbone_config import BackboneConfig, check_name, parse_backbone
-from featurestore.codecs import CODECS, NONE
+from consumers.backbones.config import BackboneConfig, check_name, parse_backbone
 from featurestore.errors import ConfigError
 from featurestore.records import FEATURES, PAPER_VIEWS
+from featurestore.storage.codecs import CODECS, NONE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

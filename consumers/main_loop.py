@@ -14,23 +14,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from consumers import backbones as registry
-from consumers.committing import Committer, MadeChunk
-from consumers.computing import ComputePool
-from consumers.embedding import Embedder
+from consumers.backbones import registry
+from consumers.device.computing import ComputePool
+from consumers.engine.committing import Committer, MadeChunk
+from consumers.engine.embedding import Embedder
+from consumers.engine.runner import EndedChunk
 from consumers.notices import slow_paths
 from consumers.plan import Plan
-from consumers.resuming import INPUT_CACHE, refuse_bad
-from consumers.running import EndedChunk
+from consumers.resume.checks import INPUT_CACHE, refuse_bad
 from consumers.stopping import stop_signals
 from featurestore.errors import InterruptedBuildError
 from featurestore.records import BadInput, SampleRecord
-from featurestore.store import FeatureStore
+from featurestore.storage.store import FeatureStore
+from featurestore.storage.writer import StoreWriter
 from featurestore.wording import amount
-from featurestore.writer import StoreWriter
-from producers.inputs import extend_cache, stat_of
 from producers.pool import ProducerPool
-from producers.source import require_inputs
+from producers.sources.inputs import extend_cache, stat_of
+from producers.sources.source import require_inputs
 
 
 @dataclass(slots=True)

@@ -11,23 +11,22 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from consumers import backbones as registry
-from consumers import declared
-from consumers.backbone_config import BackboneConfig
-from consumers.batch_plan import batch_plan, plan_multiple
+from consumers.backbones import declared, registry
+from consumers.backbones.config import BackboneConfig
 from consumers.config import BuildConfig, CompleteConfig
-from consumers.extending import Extension, made_features
-from consumers.resuming import Known, check_inputs, check_placeholders, check_samples
-from featurestore.codecs import NONE
+from consumers.engine.batch_plan import batch_plan, plan_multiple
+from consumers.resume.checks import Known, check_inputs, check_placeholders, check_samples
+from consumers.resume.extension import Extension, made_features
 from featurestore.errors import ConfigError, InputError, ManyViewsError, StorageError
-from featurestore.fingerprint import VERSION, Fingerprint
-from featurestore.limits import usable_cpus
-from featurestore.store import FeatureStore, StoreSpec, choose_chunk, chunk_fits
+from featurestore.storage.codecs import NONE
+from featurestore.storage.fingerprint import VERSION, Fingerprint
+from featurestore.storage.store import FeatureStore, StoreSpec, choose_chunk, chunk_fits
+from featurestore.system.limits import usable_cpus
 from featurestore.wording import amount
-from producers.inputs import InputStat, InputStats, stat_inputs
 from producers.kernels.implementations import has_compiled
-from producers.ring import require_room
-from producers.source import Scan
+from producers.slots import require_room
+from producers.sources.inputs import InputStat, InputStats, stat_inputs
+from producers.sources.source import Scan
 from producers.worker import Job
 
 if TYPE_CHECKING:

@@ -6,14 +6,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from featurestore.dataset import FeatureDataset as FeatureDataset
-    from featurestore.device import DeviceBatches as DeviceBatches
-    from featurestore.resident import Residency as Residency
-    from featurestore.resident import ResidentFeatures as ResidentFeatures
-    from featurestore.samplers import FeatureBatchSampler as FeatureBatchSampler
-    from featurestore.sharding import Shard as Shard
-    from featurestore.sharding import Shuffle as Shuffle
-    from featurestore.store import FeatureStore as FeatureStore
+    from featurestore.sampling.samplers import FeatureBatchSampler as FeatureBatchSampler
+    from featurestore.sampling.sharding import Shard as Shard
+    from featurestore.sampling.sharding import Shuffle as Shuffle
+    from featurestore.storage.store import FeatureStore as FeatureStore
+    from featurestore.training.dataset import FeatureDataset as FeatureDataset
+    from featurestore.training.device import DeviceBatches as DeviceBatches
+    from featurestore.training.resident import Residency as Residency
+    from featurestore.training.resident import ResidentFeatures as ResidentFeatures
 
 __all__ = [
     "DeviceBatches",
@@ -30,14 +30,14 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
-    "DeviceBatches": "featurestore.device",
-    "FeatureBatchSampler": "featurestore.samplers",
-    "FeatureDataset": "featurestore.dataset",
-    "FeatureStore": "featurestore.store",
-    "Residency": "featurestore.resident",
-    "ResidentFeatures": "featurestore.resident",
-    "Shard": "featurestore.sharding",
-    "Shuffle": "featurestore.sharding",
+    "DeviceBatches": "featurestore.training.device",
+    "FeatureBatchSampler": "featurestore.sampling.samplers",
+    "FeatureDataset": "featurestore.training.dataset",
+    "FeatureStore": "featurestore.storage.store",
+    "Residency": "featurestore.training.resident",
+    "ResidentFeatures": "featurestore.training.resident",
+    "Shard": "featurestore.sampling.sharding",
+    "Shuffle": "featurestore.sampling.sharding",
 }
 
 

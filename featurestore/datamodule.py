@@ -15,22 +15,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featurestore.domain_groups import (
-    IMAGE,
-    IMAGE_CLEAN,
-    LABELS,
-    TEXT,
-    TEXT_CLEAN,
-    DomainGroups,
-    Groups,
-    ViewOptions,
-)
-from featurestore.domains import DomainDataset, DomainRows
 from featurestore.errors import ConfigError, InputError
-from featurestore.gw_module import GroupLoaders, gw_data_module
-from featurestore.label_files import read_ids, read_labels
-from featurestore.npy_folder import NpyFolder, stems_of
-from featurestore.published import (
+from featurestore.imdb.label_files import read_ids, read_labels
+from featurestore.imdb.splits import read_split
+from featurestore.published.arguments import (
     DATA_VARIABLE,
     LABELS_VARIABLE,
     Features,
@@ -40,12 +28,24 @@ from featurestore.published import (
     file_features,
     variable,
 )
+from featurestore.published.domain_groups import (
+    IMAGE,
+    IMAGE_CLEAN,
+    LABELS,
+    TEXT,
+    TEXT_CLEAN,
+    DomainGroups,
+    Groups,
+    ViewOptions,
+)
+from featurestore.published.domains import DomainDataset, DomainRows
+from featurestore.published.gw_module import GroupLoaders, gw_data_module
+from featurestore.reading.npy_folder import NpyFolder, stems_of
+from featurestore.reading.rows import FeatureRows, npy_rows, store_rows
+from featurestore.reading.scaling import scale_for
+from featurestore.reading.sources import FeatureSource, resolve_advice
 from featurestore.records import stems_sha256
-from featurestore.rows import FeatureRows, npy_rows, store_rows
-from featurestore.scaling import scale_for
-from featurestore.sources import FeatureSource, resolve_advice
-from featurestore.splits import read_split
-from featurestore.store import FeatureStore, is_store
+from featurestore.storage.store import FeatureStore, is_store
 from featurestore.wording import amount
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def make_datamodule(
             sample-major).
         view_k: the view of ``view_k``.
         without_effect: further keywords of the published factories, see
-            :class:`featurestore.published.WithoutEffect`.
+            :class:`featurestore.published.arguments.WithoutEffect`.
 
     Returns:
         A ``GWDataModule``.

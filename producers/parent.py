@@ -22,7 +22,7 @@ from pathlib import Path
 # What asks a build to stop; it is the parent's to hear.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # This project's packages, and its launcher.
-_PACKAGES = frozenset({"featurestore", "producers", "consumers", "operations", "commands", "cli"})
+_PACKAGES = frozenset({"featurestore", "producers", "consumers", "manyviews"})
 _PR_SET_PDEATHSIG = 1
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from featurestore.records import BadInput, Sample, SampleRecord
 from producers.crew import KILLS_PER_INPUT, POLL_S, Crew
 from producers.process import Child, machine_errors, temporary_file
-from producers.ring import Ring, SlotArrays
+from producers.slots import Ring, SlotArrays
 from producers.worker import STAGES, Job
 
 

@@ -18,12 +18,14 @@ import numpy as np
 
 from featurestore.errors import BadSampleError
 from featurestore.records import Sample
-from producers import decode, image_views, source, text_views
-from producers.image_views import ImageSpec
+from producers import decode
 from producers.kernels.implementations import implementation
-from producers.ring import Ring, SlotArrays, SlotLayout
+from producers.recipes import image_views, text_views
+from producers.recipes.image_views import ImageSpec
+from producers.recipes.tokens import TextSpec, TokenEncoder
 from producers.serving import Handler, out_of_memory, serve
-from producers.tokens import TextSpec, TokenEncoder
+from producers.slots import Ring, SlotArrays, SlotLayout
+from producers.sources import source
 
 STAGES = ("", "image", "text")
 _DETAIL_CHARS = 200

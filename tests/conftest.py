@@ -48,7 +48,7 @@ settings.load_profile("manyviews")
 @pytest.fixture(scope="session")
 def demo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with ``dataset/`` (48 samples and the quirks) and ``split.json``; read only."""
-    from consumers.demo_data import make_demo_data
+    from manyviews.operations.demo.data import make_demo_data
 
     folder = tmp_path_factory.mktemp("demo")
     make_demo_data(folder)
@@ -58,7 +58,7 @@ def demo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The tiny checkpoint of every feature, as ``BuildConfig.models`` wants it; read only."""
-    from consumers.tiny import make_checkpoints
+    from manyviews.operations.demo.checkpoints import make_checkpoints
 
     made = make_checkpoints(tmp_path_factory.mktemp("checkpoints"))
     kinds = {"clip_image": "clip", "clip_text": "sentence"}

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-import cli
-from featurestore.store import FeatureStore
+from featurestore.storage.store import FeatureStore
+from manyviews import main
 from tests.conftest import ROOT
-from tests.operations.stores import store_of
+from tests.manyviews.operations.stores import store_of
 from tools.command_reference import page
 
 BLOCK = re.compile(r"^( *)```(bash|python|toml)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
@@ -128,7 +128,7 @@ def type_here(typed: str, capfd: pytest.CaptureFixture[str]) -> None:
     for line in typed.splitlines():
         python, program, *arguments = shlex.split(line)
         assert (python, program) == ("python", "cli.py")
-        code = cli.run_command(arguments)
+        code = main.run_command(arguments)
         output, errors = capfd.readouterr()
         assert code == 0, f"{line}\n{output}\n{errors}"
 

@@ -30,9 +30,9 @@ def loaded_by(statement: str) -> set[str]:
         ("import consumers.config, featurestore.records, featurestore.records", HEAVY),
         ("import producers.worker", (*MODELS, "open_clip", "ftfy")),
         ("import producers.pool", MODELS),
-        ("import consumers.backbones", MODELS),
+        ("import consumers.backbones.registry", MODELS),
         ("import consumers.progress", MODELS),
-        ("import cli", (*HEAVY, "rich")),
+        ("from manyviews import main", (*HEAVY, "rich")),
     ],
 )
 def test_an_import_loads_nothing_heavy(statement: str, unwanted: tuple[str, ...]) -> None:

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-import cli
-from featurestore.genres import _KEYS, CLASS_NAMES
-from featurestore.splits import read_split
-from producers import decode, source, unused
+from featurestore.imdb.genres import _KEYS, CLASS_NAMES
+from featurestore.imdb.splits import read_split
+from manyviews import main
+from producers import decode
+from producers.sources import source, unused
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs" / "inputs.md").read_text("utf-8")
@@ -95,7 +96,7 @@ def printed(
             lines: list[str] = []
             patch.setattr("click.echo", lambda text="", err=False, **_: err or lines.append(text))  # noqa: B023
             with pytest.raises(SystemExit) as ended:
-                cli.main([command, *map(str, arguments), "--json"])
+                main.main([command, *map(str, arguments), "--json"])
             assert ended.value.code in (0, 3), (command, lines)
             [line] = lines
             found[command] = json.loads(line)
@@ -118,7 +119,7 @@ def test_the_page_has_every_command_with_json() -> None:
     assert headed == set(COMMANDS)
     takes = {
         name
-        for name, command in cli.cli.commands.items()
+        for name, command in main.cli.commands.items()
         if any("--json" in option.opts for option in command.params)
     }
     assert takes - headed <= {"export"}, "described on its own page"

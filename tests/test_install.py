@@ -27,8 +27,6 @@ from tests.conftest import ROOT, tree_digest
 BUILD: dict[str, Any] = {"views": 4, "chunk": 16, "features": ("clip_image",)}
 NOTICE = "no compiled kernels: image views take"
 PACKAGES = ("consumers", "featurestore", "manyviews", "producers")
-# The modules that are on their way into the package manyviews.
-FORMER = {"cli", "commands", "operations"} if (ROOT / "commands").is_dir() else set()
 NO_COMPILER = {"CC": "/bin/false"}
 # What a checkout has of the package, beside the packages themselves.
 FILES = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "cli.py")
@@ -42,7 +40,7 @@ def copy_sources(folder: Path) -> Path:
     for name in FILES:
         shutil.copy(ROOT / name, folder)
     built = shutil.ignore_patterns("*.so", "__pycache__")
-    for name in {*PACKAGES, *FORMER} - {"cli"}:
+    for name in PACKAGES:
         shutil.copytree(ROOT / name, folder / name, ignore=built)
     return folder
 
@@ -101,7 +99,7 @@ def test_a_wheel_holds_the_kernels_for_every_python_and_no_sources(
 def test_four_names_are_installed(wheel: tuple[Path, str]) -> None:
     names = zipfile.ZipFile(wheel[0]).namelist()
     top = {name.partition("/")[0].removesuffix(".py") for name in names}
-    assert {name for name in top if ".dist-info" not in name} == {*PACKAGES, *FORMER}
+    assert {name for name in top if ".dist-info" not in name} == set(PACKAGES)
 
 
 def test_an_sdist_holds_the_sources_of_the_kernels(sdist: tuple[Path, str]) -> None:

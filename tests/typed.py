@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 
-import cli
+from manyviews import main
 
 _RECORD = "python() { printf '%s\\0' \"$@\" $'\\n'; }\n"
 
@@ -15,4 +15,4 @@ def typed(block: str) -> None:
     for line in done.stdout.decode().split("\n\0")[:-1]:
         script, *arguments = line.split("\0")[:-1]
         assert script == "cli.py"
-        assert cli.run_command(arguments) == 0, arguments
+        assert main.run_command(arguments) == 0, arguments

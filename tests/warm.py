@@ -32,15 +32,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from featurestore.torchvision_ops import ensure_importable
+from featurestore.system.torchvision_ops import ensure_importable
 
 ROOT = Path(__file__).resolve().parent.parent
 
 # Imported before the first fork: the project's packages, and the libraries that they import late.
 IMPORTED = (
     *("pytest", "hypothesis", "rich.progress", "torch", "zarr"),
-    *("transformers", "sentence_transformers", "cli", "consumers.build", "consumers.backbones"),
-    *("operations.check", "operations.watch"),
+    *(
+        "transformers",
+        "sentence_transformers",
+        "manyviews.main",
+        "consumers.build",
+        "consumers.backbones.registry",
+    ),
+    *("manyviews.operations.check.check", "manyviews.operations.watch.watch"),
 )
 # Read by a library while it is imported, so that a fork has the values of the first process.
 _READ_AT_IMPORT = ("CUDA", "HF_", "LC_", "LD_", "MKL", "OMP", "PYTHON", "TORCH", "TRANSFORMERS")

@@ -13,9 +13,9 @@ from pathlib import Path
 import click
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import cli
+from manyviews import main
 
-_SETTINGS = {**cli.cli.context_settings, "terminal_width": 100}
+_SETTINGS = {**main.cli.context_settings, "terminal_width": 100}
 _HEAD = """# The command line
 
 `python cli.py COMMAND` in the repository, `manyviews COMMAND` where it is installed. What a program
@@ -35,9 +35,9 @@ _MANYVIEWS_COMPLETE=bash_source manyviews >> ~/.bashrc
 
 def page() -> str:
     """The page."""
-    root = click.Context(cli.cli, info_name="manyviews", **_SETTINGS)
+    root = click.Context(main.cli, info_name="manyviews", **_SETTINGS)
     parts = [_HEAD, _block(root)]
-    for name, command in sorted(cli.cli.commands.items()):
+    for name, command in sorted(main.cli.commands.items()):
         context = click.Context(command, parent=root, info_name=name, **_SETTINGS)
         parts.append(f"## {name}\n\n{_block(context)}")
     return "\n".join(parts)

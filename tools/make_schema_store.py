@@ -22,9 +22,9 @@ import numpy as np
 
 from consumers.build import build
 from consumers.config import BuildConfig
-from consumers.demo_data import make_demo_data
-from consumers.tiny import make_checkpoints
-from featurestore.store import RUNS, SCHEMA, FeatureStore
+from featurestore.storage.store import RUNS, SCHEMA, FeatureStore
+from manyviews.operations.demo.checkpoints import make_checkpoints
+from manyviews.operations.demo.data import make_demo_data
 
 STORES = Path(__file__).resolve().parent.parent / "tests/data/stores"
 SAMPLES, VIEWS, CHUNK = 10, 4, 8

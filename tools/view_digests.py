@@ -20,14 +20,14 @@ import tempfile
 from pathlib import Path
 
 from tests.producers.pictures import names, picture
+from tests.producers.recipes.test_exact_views import DIGESTS, VIEWS
 from tests.producers.reference import RECORDED, avx512_exp_and_log, digest, reference_views
-from tests.producers.test_exact_views import DIGESTS, VIEWS
 
 # The tests that compare with recorded digests of torchvision's values, one a case.
 _TESTS = (
-    "tests/producers/test_image_views.py",
-    "tests/producers/test_kernels.py",
-    "tests/operations/test_replay.py",
+    "tests/producers/recipes/test_image_views.py",
+    "tests/producers/kernels/test_kernels.py",
+    "tests/manyviews/operations/replay/test_replay.py",
 )
 
 

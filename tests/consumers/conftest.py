@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from consumers import backbones
-from consumers.backbones import Backbone
+from consumers.backbones import registry
+from consumers.backbones.registry import Backbone
 from featurestore.records import FEATURES
 
 KINDS = {"clip_image": "clip", "clip_text": "sentence"} | dict.fromkeys(FEATURES[2:], "blip2")
@@ -19,9 +19,9 @@ KINDS = {"clip_image": "clip", "clip_text": "sentence"} | dict.fromkeys(FEATURES
 
 @pytest.fixture(scope="session")
 def tiny_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    from consumers import tiny
+    from manyviews.operations.demo import checkpoints
 
-    return tiny.make_checkpoints(tmp_path_factory.mktemp("tiny"))
+    return checkpoints.make_checkpoints(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +30,7 @@ def backbone(tiny_folders: dict[str, Path]) -> Callable[[str], Backbone]:
 
     @functools.cache
     def load(feature: str) -> Backbone:
-        return backbones.load(feature, str(tiny_folders[KINDS[feature]]), "cpu", "float32")
+        return registry.load(feature, str(tiny_folders[KINDS[feature]]), "cpu", "float32")
 
     return load
 

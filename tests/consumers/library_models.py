@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from consumers.tiny import _spread, _wordpiece
-from featurestore.torchvision_ops import ensure_importable
+from featurestore.system.torchvision_ops import ensure_importable
+from manyviews.operations.demo.checkpoints import _spread, _wordpiece
 
 SIDE = 32
 

@@ -20,11 +20,12 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-from consumers import backbones, declared, tiny
-from consumers.backbone_config import BackboneConfig
-from consumers.batching import ImageBatcher, TextBatcher
-from consumers.declared import ADAPTERS
-from consumers.patches import multiply_patches
+from consumers.backbones import declared, registry
+from consumers.backbones.config import BackboneConfig
+from consumers.backbones.declared import ADAPTERS
+from consumers.checkpoints.patches import multiply_patches
+from consumers.engine.batching import ImageBatcher, TextBatcher
+from manyviews.operations.demo import checkpoints
 from tests.consumers.conftest import KINDS
 from tests.consumers.library_models import make_library_models
 
@@ -36,15 +37,15 @@ FORGOTTEN = "forgotten"
 
 def load_all(folder: Path, dtype: str) -> dict[str, Any]:
     """The paper's four, one of every adapter, and one that is not wholly moved."""
-    tiny_folders = tiny.make_checkpoints(folder / "tiny")
+    tiny_folders = checkpoints.make_checkpoints(folder / "tiny")
     libraries = {adapter: folder / adapter for adapter in ADAPTERS}
     libraries["open-clip-text"] = libraries["open-clip-image"]
     make_library_models(libraries, tiny_folders["sentence"])
     loaded: dict[str, Any] = {
-        feature: backbones.load(feature, str(tiny_folders[kind]), "cpu", dtype)
+        feature: registry.load(feature, str(tiny_folders[kind]), "cpu", dtype)
         for feature, kind in KINDS.items()
     }
-    loaded[FORGOTTEN] = backbones.load("clip_image", str(tiny_folders["clip"]), "cpu", dtype)
+    loaded[FORGOTTEN] = registry.load("clip_image", str(tiny_folders["clip"]), "cpu", dtype)
     for adapter, own in libraries.items():
         table = BackboneConfig(adapter=adapter, model=str(own))
         loaded[adapter] = declared.load("own", table, "cpu", dtype)

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from tokenizers.processors import TemplateProcessing
 
-from consumers.tiny import _spread, _wordpiece, unigram_tokenizer
-from featurestore.torchvision_ops import ensure_importable
+from featurestore.system.torchvision_ops import ensure_importable
+from manyviews.operations.demo.checkpoints import _spread, _wordpiece, unigram_tokenizer
 
 LIMIT = 160
 _LAYERS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from consumers.backbone_config import BackboneConfig
+from consumers.backbones.config import BackboneConfig
 from consumers.config import BuildConfig, expand_models, read_toml
-from consumers.extending import completed
+from consumers.resume.extension import completed
 from featurestore.errors import ConfigError, StoreMismatchError
-from featurestore.fingerprint import compare_fingerprints
 from featurestore.records import FEATURES
-from featurestore.store import StoreSpec
+from featurestore.storage.fingerprint import compare_fingerprints
+from featurestore.storage.store import StoreSpec
 from tests.featurestore.stores import DIMS, make_fingerprint
 
 DINO = BackboneConfig(adapter="transformers-image", model="facebook/dinov2-base")

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from consumers.progress import LiveDisplay, Meter, PlainDisplay, RunLog
-from operations.runs import newest_run
+from manyviews.operations.watch.runs import newest_run
 
 STARTED = {
     "samples": 25_959,

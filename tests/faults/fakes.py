@@ -17,12 +17,12 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from consumers import backbones
+from consumers.backbones import registry
 from consumers.build import Observer, build
 from consumers.config import BuildConfig
 from consumers.main_loop import BuildReport
-from featurestore.verify import verify
-from producers.tokens import TextSpec
+from featurestore.verify.store import verify
+from producers.recipes.tokens import TextSpec
 from tests.conftest import tree_digest
 
 VIEWS, SAMPLES, CHUNK = 4, 18, 4
@@ -88,7 +88,7 @@ def loaded(wrap: dict[str, Wrap] | None = None, **changes: Any) -> Iterator[dict
         return fake
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backbones, "load", load)
+        patch.setattr(registry, "load", load)
         yield made
 
 

@@ -19,11 +19,11 @@ import pytest
 
 from consumers.build import build
 from consumers.config import BuildConfig
-from consumers.resuming import INPUT_CACHE
+from consumers.resume.checks import INPUT_CACHE
 from featurestore.errors import StoreMismatchError
 from featurestore.records import BadInput
-from featurestore.store import FeatureStore, record_crc32c
-from featurestore.verify import verify
+from featurestore.storage.store import FeatureStore, record_crc32c
+from featurestore.verify.store import verify
 from tests.conftest import ROOT, tree_digest
 from tests.faults.fakes import CHUNK, SAMPLES, VIEWS, config, loaded, make, make_data
 from tests.faults.harness import COUNTS, DIMS, NIGHTLY, Bench, Run, different

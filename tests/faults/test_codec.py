@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from featurestore.dataset import FeatureDataset
 from featurestore.errors import StoreMismatchError
-from featurestore.store import FeatureStore, record_crc32c
-from featurestore.verify import verify
+from featurestore.storage.store import FeatureStore, record_crc32c
+from featurestore.training.dataset import FeatureDataset
+from featurestore.verify.store import verify
 from tests.conftest import tree_digest
 from tests.faults.fakes import DIMS, SAMPLES, make, make_data
 

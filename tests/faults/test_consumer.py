@@ -15,7 +15,7 @@ import torch
 
 from consumers.build import build
 from featurestore.errors import BackboneError, ProducerError
-from featurestore.verify import verify
+from featurestore.verify.store import verify
 from tests.conftest import ROOT, tree_digest
 from tests.faults.fakes import (
     BATCH,

@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from featurestore import writer as stores
-from featurestore.dataset import FeatureDataset
 from featurestore.errors import CorruptStoreError, ManyViewsError
-from featurestore.materialize import PREFIX, materialize, verify_materialized
-from featurestore.repair import repair
-from featurestore.store import FeatureStore
-from featurestore.verify import verify
-from featurestore.writer import StoreWriter
+from featurestore.imdb.materialize import PREFIX, materialize, verify_materialized
+from featurestore.storage import writer as stores
+from featurestore.storage.store import FeatureStore
+from featurestore.storage.writer import StoreWriter
+from featurestore.training.dataset import FeatureDataset
+from featurestore.verify.repair import repair
+from featurestore.verify.store import verify
 from tests.faults.harness import COUNTS, NIGHTLY
 from tests.featurestore.stores import DIMS, commit, make_records, make_store, tree
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from consumers.backbone_config import BackboneConfig
+from consumers.backbones.config import BackboneConfig
 from consumers.build import build
 from consumers.config import BuildConfig
 from featurestore.errors import StoreMismatchError
-from featurestore.store import FeatureStore
+from featurestore.storage.store import FeatureStore
 from tests.conftest import tree_digest
 from tests.faults import fakes
 from tests.faults.harness import COUNTS

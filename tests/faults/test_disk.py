@@ -19,9 +19,6 @@ from typing import Any
 import pytest
 
 from consumers.build import build
-from featurestore import durable
-from featurestore.dataset import FeatureDataset
-from featurestore.durable import replace_file
 from featurestore.errors import (
     BadSampleError,
     CorruptStoreError,
@@ -29,9 +26,12 @@ from featurestore.errors import (
     StorageError,
     StorageFullError,
 )
-from featurestore.store import FeatureStore
-from featurestore.verify import verify
-from producers.source import read_capped
+from featurestore.storage.store import FeatureStore
+from featurestore.system import durable
+from featurestore.system.durable import replace_file
+from featurestore.training.dataset import FeatureDataset
+from featurestore.verify.store import verify
+from producers.sources.source import read_capped
 from tests.conftest import ROOT, tree_digest
 from tests.faults.fakes import (
     CHUNK,

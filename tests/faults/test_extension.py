@@ -18,10 +18,10 @@ import pytest
 import zarr
 
 from consumers.build import build
-from featurestore.dataset import FeatureDataset
 from featurestore.errors import InputError, StoreMismatchError
-from featurestore.store import EXTENSION, FeatureStore
-from featurestore.verify import verify
+from featurestore.storage.store import EXTENSION, FeatureStore
+from featurestore.training.dataset import FeatureDataset
+from featurestore.verify.store import verify
 from tests.conftest import tree_digest
 from tests.faults import fakes
 from tests.faults.harness import COUNTS, DIMS, NIGHTLY, Bench, Run, different

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from featurestore.arrays import crc32c
-from featurestore.dataset import FeatureDataset
 from featurestore.errors import ManyViewsError
-from featurestore.store import FeatureStore, record_crc32c
+from featurestore.storage.arrays import crc32c
+from featurestore.storage.store import FeatureStore, record_crc32c
+from featurestore.training.dataset import FeatureDataset
 from tests.conftest import tree_digest
 from tests.faults.harness import COUNTS, Bench, different
 

@@ -22,13 +22,13 @@ from PIL import Image, ImageCms
 from consumers.build import build
 from featurestore.errors import BadSampleError
 from featurestore.records import Sample
-from featurestore.store import FeatureStore
-from featurestore.verify import verify
+from featurestore.storage.store import FeatureStore
+from featurestore.verify.store import verify
 from producers import decode
-from producers.image_views import ImageSpec
-from producers.ring import Ring
-from producers.source import scan
-from producers.tokens import TextSpec
+from producers.recipes.image_views import ImageSpec
+from producers.recipes.tokens import TextSpec
+from producers.slots import Ring
+from producers.sources.source import scan
 from producers.worker import Job, Producer
 from tests.conftest import tree_digest
 from tests.faults.fakes import config, loaded, make, tokenizer

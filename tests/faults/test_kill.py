@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from featurestore.locks import lock_holder
+from featurestore.system.locks import lock_holder
 from tests.faults.harness import (
     COUNTS,
     NIGHTLY,

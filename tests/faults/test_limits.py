@@ -23,12 +23,12 @@ import pytest
 
 from consumers import progress
 from consumers.build import build
-from featurestore import durable
-from featurestore.dataset import FeatureDataset
 from featurestore.errors import InputError, ProducerError
-from featurestore.store import FeatureStore
-from featurestore.verify import verify
-from producers.ring import SlotLayout
+from featurestore.storage.store import FeatureStore
+from featurestore.system import durable
+from featurestore.training.dataset import FeatureDataset
+from featurestore.verify.store import verify
+from producers.slots import SlotLayout
 from tests.conftest import ROOT, tree_digest
 from tests.faults.fakes import (
     BATCH,
@@ -70,7 +70,7 @@ def golden(data: Path) -> Path:
 DRIVER = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
-from cli import run_command
+from manyviews.main import run_command
 from tests.faults.fakes import loaded
 print(sys.getfilesystemencoding(), flush=True)
 with loaded():
@@ -201,7 +201,7 @@ import os, resource, sys
 sys.path.insert(0, {root!r})
 from pathlib import Path
 from producers.pool import ProducerPool
-from producers.source import scan
+from producers.sources.source import scan
 from producers.worker import Job
 from featurestore.errors import ProducerError
 job = Job(sys.argv[1], 4, 123, (), (), 200)
@@ -263,7 +263,7 @@ def is_mapped(uid: int) -> bool:
 FULL = """
 import resource, sys
 sys.path.insert(0, {root!r})
-from producers.ring import Ring, SlotLayout
+from producers.slots import Ring, SlotLayout
 from featurestore.errors import ConfigError
 layout = SlotLayout(7, (), (31,))
 resource.setrlimit(resource.RLIMIT_FSIZE, ({allowed}, {allowed}))

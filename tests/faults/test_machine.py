@@ -24,14 +24,14 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from featurestore import writer as stores
 from featurestore.errors import CorruptStoreError, StoreLockedError
-from featurestore.ledger import Ledger
-from featurestore.repair import repair
-from featurestore.store import FeatureStore
-from featurestore.verification import Verification
-from featurestore.verify import verify
-from featurestore.writer import StoreWriter
+from featurestore.storage import writer as stores
+from featurestore.storage.ledger import Ledger
+from featurestore.storage.store import FeatureStore
+from featurestore.storage.writer import StoreWriter
+from featurestore.verify.findings import Verification
+from featurestore.verify.repair import repair
+from featurestore.verify.store import verify
 from tests.faults.harness import COUNTS, NIGHTLY
 from tests.featurestore.stores import DIMS, commit, killed_at, make_records, make_store, tree
 

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from consumers.build import build
-from featurestore.dataset import FeatureDataset
 from featurestore.errors import InputError
-from featurestore.materialize import PREFIX, materialize
-from featurestore.moments import merge, moments_of, scale_of
+from featurestore.imdb.materialize import PREFIX, materialize
 from featurestore.records import BadInput
-from featurestore.store import FeatureStore
+from featurestore.storage.moments import merge, moments_of, scale_of
+from featurestore.storage.store import FeatureStore
+from featurestore.training.dataset import FeatureDataset
 from tests.conftest import tree_digest
 from tests.faults.fakes import SAMPLES, VIEWS, config, loaded, make, make_data
 from tests.featurestore.stores import make_store

@@ -21,7 +21,7 @@ import pytest
 from featurestore.errors import ProducerError
 from producers import parent
 from producers.pool import ProducerPool
-from producers.source import scan
+from producers.sources.source import scan
 from tests.producers.test_pool import (
     ROOT,
     SAMPLES,
@@ -269,7 +269,7 @@ def test_replacements_that_cannot_start_end_the_build_at_once(
         held = [pool.take(), pool.take()]
         (site / "sitecustomize.py").write_text(
             f"import sys\nopen({str(starts)!r}, 'a').write('x')\n"
-            "sys.modules['producers.ring'] = None\n"
+            "sys.modules['producers.slots'] = None\n"
         )
         monkeypatch.setenv("PYTHONPATH", f"{site}:{ROOT}")
         with promptly():
@@ -320,7 +320,7 @@ PARENT = """
 import sys
 from pathlib import Path
 from producers.pool import ProducerPool
-from producers.source import scan
+from producers.sources.source import scan
 from producers.worker import Job
 job = Job.from_json(Path(sys.argv[1]).read_bytes())
 with ProducerPool(job, scan(Path(job.data_dir)).samples, workers=2, timeout_s=4.0) as pool:

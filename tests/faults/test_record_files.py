@@ -16,18 +16,18 @@ from pathlib import Path
 
 import pytest
 
-import cli
 from consumers.progress import RunLog
-from featurestore import writer as stores
 from featurestore.errors import CorruptStoreError, StoreLockedError
-from featurestore.locks import FileLock, Holder, lock_holder
-from featurestore.repair import repair
-from featurestore.store import RUNS, FeatureStore
-from featurestore.verify import verify
-from operations.report.runs import throughput
-from operations.runs import newest_run
-from producers.inputs import changed_inputs, read_cache, stat_inputs
-from producers.source import scan
+from featurestore.storage import writer as stores
+from featurestore.storage.store import RUNS, FeatureStore
+from featurestore.system.locks import FileLock, Holder, lock_holder
+from featurestore.verify.repair import repair
+from featurestore.verify.store import verify
+from manyviews import main
+from manyviews.operations.report.runs import throughput
+from manyviews.operations.watch.runs import newest_run
+from producers.sources.inputs import changed_inputs, read_cache, stat_inputs
+from producers.sources.source import scan
 from tests.conftest import ROOT, tree_digest
 from tests.faults import fakes
 from tests.faults.harness import COUNTS
@@ -99,7 +99,7 @@ def test_verify_exits_with_1_for_the_last_byte(
     data = bytearray((copy / file).read_bytes())
     data[-1] ^= 1
     (copy / file).write_bytes(data)
-    assert cli.run_command(["verify", "--store", str(copy)]) == 1
+    assert main.run_command(["verify", "--store", str(copy)]) == 1
     assert f"damaged: {file}: " in capfd.readouterr().err
 
 

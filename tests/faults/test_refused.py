@@ -22,7 +22,6 @@ from typing import Any
 import pytest
 
 from consumers.build import build
-from featurestore import durable, space
 from featurestore.errors import (
     ConfigError,
     CorruptStoreError,
@@ -33,11 +32,13 @@ from featurestore.errors import (
     StoreMismatchError,
     UnsyncedFolderWarning,
 )
-from featurestore.locks import UNKNOWN, FileLock, lock_holder
-from featurestore.space import free_bytes, missing_bytes, store_bytes
-from featurestore.store import LOCK, FeatureStore
-from featurestore.verify import verify
-from operations.watch import Looker, watch
+from featurestore.storage import space
+from featurestore.storage.space import free_bytes, missing_bytes, store_bytes
+from featurestore.storage.store import LOCK, FeatureStore
+from featurestore.system import durable
+from featurestore.system.locks import UNKNOWN, FileLock, lock_holder
+from featurestore.verify.store import verify
+from manyviews.operations.watch.watch import Looker, watch
 from tests import warm
 from tests.conftest import ROOT, tree_digest
 from tests.faults.fakes import CHUNK, DIMS, VIEWS, config, loaded, make, make_data, recovers

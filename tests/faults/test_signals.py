@@ -1,7 +1,7 @@
 """Signals at every disk operation, in imports and in handlers; and two that want the same store.
 
-``tests/test_build.py`` sends them from outside to a build as a user starts it; here each comes at
-an exact place.
+``tests/consumers/test_build.py`` sends them from outside to a build as a user starts it; here each
+comes at an exact place.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 
 from featurestore.errors import StoreLockedError
-from featurestore.locks import FileLock, lock_holder
-from featurestore.store import FeatureStore
-from featurestore.verify import verify
+from featurestore.storage.store import FeatureStore
+from featurestore.system.locks import FileLock, lock_holder
+from featurestore.verify.store import verify
 from tests import warm
 from tests.conftest import ROOT, tree_digest
 from tests.faults.fakes import committed, make_data
@@ -158,9 +158,9 @@ def test_a_reader_that_goes_away(bench: Bench, tmp_path: Path) -> None:
     driver = (
         "import sys; sys.path.insert(0, sys.argv.pop(1))\n"
         "from tests.faults.fakes import loaded\n"
-        "import cli\n"
+        "from manyviews import main\n"
         "with loaded():\n"
-        "    cli.main()\n"
+        "    main.main()\n"
     )
     arguments = bench.command(tmp_path / "store")[1]
     for batch in ("clip_text=16", "blip2_text=16"):
@@ -285,7 +285,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from featurestore.errors import StoreLockedError
-from featurestore.writer import take_lock
+from featurestore.storage.writer import take_lock
 try:
     take_lock(Path(sys.argv[2]))
 except StoreLockedError as e:

@@ -15,14 +15,14 @@ from pathlib import Path
 
 import pytest
 
-import cli
 from featurestore.errors import InterruptedBuildError, ProducerError
-from featurestore.store import FeatureStore
-from featurestore.verify import verify
-from operations.reading import Reading, read
+from featurestore.storage.store import FeatureStore
+from featurestore.verify.store import verify
+from manyviews import main
+from manyviews.operations.check.reading import Reading, read
 from producers import process
 from producers.pool import ProducerPool
-from producers.source import scan
+from producers.sources.source import scan
 from tests.conftest import tree_digest
 from tests.faults.fakes import CHUNK, make, make_data
 from tests.faults.harness import COUNTS
@@ -180,8 +180,8 @@ def test_a_command_prints_what_does_not_end(
         error.add_note("Process 1 did not end after SIGKILL.")
         raise error
 
-    monkeypatch.setattr(cli.cli, "main", interrupted)
-    assert cli.run_command([]) == 130
+    monkeypatch.setattr(main.cli, "main", interrupted)
+    assert main.run_command([]) == 130
     assert capsys.readouterr().err == "Error: Stopped.\nProcess 1 did not end after SIGKILL.\n"
 
 

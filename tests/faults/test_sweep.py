@@ -2,8 +2,9 @@
 
 Each case runs every ``parts``-th n, so that cases spread over processes. The nightly profile takes
 every n. The default one takes a sample. Commits begin at odd and at even n, so that every second
-n meets each operation of a commit in one chunk or another; ``tests/featurestore/test_store.py``
-kills each single operation of a store's creation, erasure and commit.
+n meets each operation of a commit in one chunk or another;
+``tests/featurestore/storage/test_store.py`` kills each single operation of a store's creation,
+erasure and commit.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from featurestore.store import FeatureStore
+from featurestore.storage.store import FeatureStore
 from tests.faults.harness import NIGHTLY, Bench, Run, different
 
 FULL = ("ENOSPC", "EDQUOT")

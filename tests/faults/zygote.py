@@ -39,24 +39,25 @@ from typing import Any
 import torch
 import zarr  # noqa: F401  for the children
 
-import cli
 import consumers.build
 import consumers.main_loop
 import consumers.plan
-from consumers import backbones
-from consumers.backbone_config import BackboneConfig
+from consumers.backbones import registry
+from consumers.backbones.config import BackboneConfig
 from consumers.config import BuildConfig
 from consumers.progress import RunLog
-from featurestore import durable, locks, space
 from featurestore.errors import ManyViewsError
-from featurestore.materialize import materialize
-from featurestore.repair import repair
-from featurestore.store import FeatureStore
-from featurestore.verify import verify
-from featurestore.writer import take_lock
+from featurestore.imdb.materialize import materialize
+from featurestore.storage import space
+from featurestore.storage.store import FeatureStore
+from featurestore.storage.writer import take_lock
+from featurestore.system import durable, locks
+from featurestore.verify.repair import repair
+from featurestore.verify.store import verify
+from manyviews import main as program
 from producers import process
 from producers.parent import follow_parent
-from producers.tokens import TextSpec
+from producers.recipes.tokens import TextSpec
 from tests.conftest import tree_digest
 
 _SUBREAPER = 36
@@ -293,7 +294,7 @@ def _build(values: dict[str, Any]) -> dict[str, Any]:
 def _command(arguments: list[str]) -> dict[str, Any]:
     said, printed = io.StringIO(), io.StringIO()
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(printed):
-        code = cli.run_command(arguments)
+        code = program.run_command(arguments)
     return {"code": code, "stderr": said.getvalue(), "stdout": printed.getvalue()}
 
 
@@ -405,7 +406,7 @@ def _run(task: dict[str, Any]) -> dict[str, Any]:
     """Does the steps of a task in this process."""
     tokenizer = Path(task["tokenizer"]).read_text("utf-8")
     dims = task["dims"]
-    backbones.load = lambda feature, *asked: FakeText(feature, *asked, tokenizer, dims[feature])
+    registry.load = lambda feature, *asked: FakeText(feature, *asked, tokenizer, dims[feature])
     if task.get("forked", True):
         os.fsync = os.fstat  # half of the time, and no matter to a process that dies
         process.subprocess = types.SimpleNamespace(
@@ -486,7 +487,7 @@ def _wait(pid: int, answer: int, timeout_s: float) -> dict[str, Any]:
     return {
         **result,
         "code": code,
-        "operations": _shared.operations,
+        "manyviews.operations": _shared.operations,
         "fired": _shared.fired,
         "where": _shared.where,
         "leftovers": _leftovers(),

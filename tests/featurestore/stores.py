@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from featurestore import durable
-from featurestore.fingerprint import Fingerprint
 from featurestore.records import BadInput, Sample, SampleRecord, stems_sha256
-from featurestore.store import StoreSpec, choose_chunk
-from featurestore.writer import StoreWriter, create, take_lock
+from featurestore.storage.fingerprint import Fingerprint
+from featurestore.storage.store import StoreSpec, choose_chunk
+from featurestore.storage.writer import StoreWriter, create, take_lock
+from featurestore.system import durable
 
 DIMS = {"clip_image": 64, "clip_text": 128}
 KILLED = 9

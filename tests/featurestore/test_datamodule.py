@@ -16,10 +16,10 @@ from featurestore.datamodule import (
     make_datamodule_clip_aug70,
 )
 from featurestore.errors import ConfigError, InputError
-from featurestore.labels import write_labels
-from featurestore.materialize import PREFIX, materialize
-from featurestore.npy_folder import NpyFolder
-from featurestore.store import FeatureStore
+from featurestore.imdb.labels import write_labels
+from featurestore.imdb.materialize import PREFIX, materialize
+from featurestore.reading.npy_folder import NpyFolder
+from featurestore.storage.store import FeatureStore
 
 from .stores import make_store
 

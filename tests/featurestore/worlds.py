@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from featurestore.dataset import FeatureDataset
-from featurestore.labels import write_labels
-from featurestore.materialize import materialize
+from featurestore.imdb.labels import write_labels
+from featurestore.imdb.materialize import materialize
 from featurestore.records import BadInput
-from featurestore.store import FeatureStore
+from featurestore.storage.store import FeatureStore
+from featurestore.training.dataset import FeatureDataset
 from tests.featurestore.stores import make_store
 
 STEMS = [f"{i:07d}" for i in range(11)]

@@ -20,7 +20,7 @@ import pytest
 import torch
 from PIL import Image
 
-from featurestore.torchvision_ops import ensure_importable
+from featurestore.system.torchvision_ops import ensure_importable
 from producers.kernels.exponential import LOG_RATIO, WEIGHT_BITS, weight_arguments
 from tools import avx512
 

@@ -28,8 +28,8 @@ from featurestore.errors import ProducerError, StorageError
 from featurestore.records import BadInput, SampleRecord
 from producers import process
 from producers.pool import ProducerPool
-from producers.source import scan
-from producers.tokens import TextSpec
+from producers.recipes.tokens import TextSpec
+from producers.sources.source import scan
 from producers.worker import Job
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -382,7 +382,9 @@ def test_a_full_folder_of_temporary_files_is_named(
 def test_producers_that_cannot_start(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['producers.ring'] = None\n")
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\nsys.modules['producers.slots'] = None\n"
+    )
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
     with promptly(), pool_for(data) as pool, pytest.raises(ProducerError) as caught:
         pool.take()
@@ -403,7 +405,7 @@ PARENT = """
 import sys
 from pathlib import Path
 from producers.pool import ProducerPool
-from producers.source import scan
+from producers.sources.source import scan
 from producers.worker import Job
 job = Job.from_json(Path(sys.argv[1]).read_bytes())
 pool = ProducerPool(job, scan(Path(job.data_dir)).samples, workers=3, timeout_s=60)

@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.producers.test_pool import SAMPLES, job_for, plots, pool_for, take_all, write
 
-PACKAGES = ("featurestore", "producers", "consumers", "operations", "commands")
+PACKAGES = ("featurestore", "producers", "consumers", "manyviews.operations", "manyviews.commands")
 POISON = "raise ImportError('a module of the standard library was taken from site-packages')\n"
 
 PARENT = """
@@ -27,9 +27,9 @@ else:
     site.addsitedir(place)
 import producers
 from pathlib import Path
-from operations.reading import Reading, read
+from manyviews.operations.check.reading import Reading, read
 from producers.pool import ProducerPool
-from producers.source import scan
+from producers.sources.source import scan
 from producers.worker import Job
 job = Job.from_json(Path(job_file).read_bytes())
 samples = scan(Path(job.data_dir)).samples
@@ -41,7 +41,7 @@ with ProducerPool(job, samples, workers=2, timeout_s=60) as pool:
         pool.release(views)
 looks = read(Reading(Path(job.data_dir), images=False), samples, 1, 60)
 assert words == [look.words for look in looks]
-from operations.demo import _command
+from manyviews.operations.demo.demo import _command
 shown = subprocess.run(_command("--help"), capture_output=True, text=True)
 assert "materialize" in shown.stdout, shown.stderr
 print(json.dumps([producers.__file__, words]))
@@ -131,7 +131,7 @@ sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from featurestore.errors import ManyViewsError
 from producers.pool import ProducerPool
-from producers.source import scan
+from producers.sources.source import scan
 from producers.worker import Job
 job = Job.from_json(Path(sys.argv[2]).read_bytes())
 samples = scan(Path(job.data_dir)).samples

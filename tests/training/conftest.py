@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from featurestore.labels import write_labels
-from featurestore.materialize import materialize
-from featurestore.store import FeatureStore
+from featurestore.imdb.labels import write_labels
+from featurestore.imdb.materialize import materialize
+from featurestore.storage.store import FeatureStore
 
 
 @pytest.fixture(scope="session")

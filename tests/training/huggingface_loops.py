@@ -5,7 +5,7 @@
 import os
 import sys
 
-from featurestore.torchvision_ops import ensure_importable
+from featurestore.system.torchvision_ops import ensure_importable
 
 ensure_importable()
 

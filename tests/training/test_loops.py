@@ -14,7 +14,7 @@ import sys
 import pytest
 
 from featurestore import FeatureBatchSampler, FeatureDataset, Shard, Shuffle
-from featurestore.view_policies import view_policy
+from featurestore.reading.views import view_policy
 from tests.conftest import ROOT
 from tests.featurestore.stores import make_store
 from tests.training.test_distributed import free_port

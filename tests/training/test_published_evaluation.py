@@ -22,7 +22,7 @@ OLDER_NUMPY = "1.26.4"
 
 # Two lines that docs/training.md asks for beside a CPU build of torch, then scripts and sources.
 RUN = """
-from featurestore.torchvision_ops import ensure_importable
+from featurestore.system.torchvision_ops import ensure_importable
 ensure_importable()
 import json, os, runpy, sys
 import numpy

@@ -1,0 +1,1 @@
+"""The frozen models: the paper's four, and those that a configuration declares."""

@@ -1,0 +1,57 @@
+"""The transforms of timm and open_clip: torchvision's on a Pillow image, read and tried out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from consumers.checkpoints.checkpoints import Checkpoint
+from consumers.preprocessing.processors import Table, check_by_example, read_table
+from producers.recipes.image_views import ImageSpec
+
+
+def read_transform(
+    checkpoint: Checkpoint,
+    transform: Any,
+    size: int,
+    *,
+    resized: int,
+    squash: bool,
+    interpolation: str,
+) -> tuple[ImageSpec, Table]:
+    """Geometry and arithmetic of a transform, which is then tried out as a whole.
+
+    Args:
+        checkpoint: for messages.
+        transform: a ``Compose`` that ends in conversion to a tensor and normalisation.
+        size: S, the side of what it gives.
+        resized: what it resizes to before it cuts the centre.
+        squash: whether both sides are resized to that, or the shorter one.
+        interpolation: the name of a Pillow filter, in small letters.
+
+    Raises:
+        ConfigError: the transform does something else.
+    """
+    resample = Image.Resampling.__members__.get(interpolation.upper())
+    if resample is None:
+        raise checkpoint.error(f"resizes its images by {interpolation!r}, which is unsupported")
+    image = ImageSpec(
+        size,
+        None if squash else resized,
+        int(resample),
+        resized if squash and resized != size else None,
+        rounded_centre=True,
+    )
+
+    def run(steps: Any, poster: Image.Image) -> npt.NDArray[np.float32]:
+        for step in steps:
+            poster = step(poster)
+        return poster.numpy()  # type: ignore[attr-defined,no-any-return]  # the last makes a tensor
+
+    with checkpoint.loading():
+        table = read_table(checkpoint, lambda poster: run(transform.transforms[-2:], poster))
+        check_by_example(checkpoint, image, table, lambda poster: run(transform.transforms, poster))
+    return image, table

@@ -1,0 +1,281 @@
+"""The backbone protocols, and the registry of the paper's four features.
+
+Importing this module loads neither torch nor transformers: the command line reads the registry for
+its help and its checks, and only ``load`` pays for the libraries.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from consumers.checkpoints import checkpoints
+from consumers.device.devices import (
+    DTYPES,
+    device_kind,
+    make_reproducible,
+    resolve_device,
+    resolve_dtype,
+    resolve_threads,
+)
+from featurestore.errors import BackboneError, ConfigError
+from featurestore.records import FEATURES, Modality
+
+if TYPE_CHECKING:
+    import torch
+
+    from producers.recipes.image_views import ImageSpec
+    from producers.recipes.tokens import TextSpec
+
+__all__ = [
+    "DTYPES",
+    "REGISTRY",
+    "Backbone",
+    "BackboneRequest",
+    "FeatureInfo",
+    "ImageBackbone",
+    "TextBackbone",
+    "check_features",
+    "device_kind",
+    "info",
+    "load",
+    "modality_of",
+    "quiet_transformers",
+    "resolve_device",
+    "resolve_dtype",
+    "resolve_threads",
+]
+
+
+class ImageBackbone(Protocol):
+    """A frozen image encoder.
+
+    Attributes:
+        feature: the feature's name.
+        model: the checkpoint's name, without any path.
+        fingerprint: SHA-256 over every file of the checkpoint that changes numbers.
+        dim: length D of a feature vector.
+        image: how a producer sizes the pixels that ``embed`` takes.
+        device: where the weights are.
+        dtype: the weights' dtype.
+    """
+
+    feature: str
+    model: str
+    fingerprint: str
+    dim: int
+    image: ImageSpec
+    device: torch.device
+    dtype: torch.dtype
+
+    def embed(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Embed uint8 ``[B, S, S, 3]`` on ``device``; returns float32 ``[B, D]`` there."""
+        ...
+
+
+class TextBackbone(Protocol):
+    """A frozen text encoder.
+
+    Attributes:
+        feature: the feature's name.
+        model: the checkpoint's name, without any path.
+        fingerprint: SHA-256 over every file of the checkpoint that changes numbers.
+        dim: length D of a feature vector.
+        text: how a producer turns a text into the ids that ``embed`` takes.
+        device: where the weights are.
+        dtype: the weights' dtype.
+    """
+
+    feature: str
+    model: str
+    fingerprint: str
+    dim: int
+    text: TextSpec
+    device: torch.device
+    dtype: torch.dtype
+
+    def embed(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Embed int64 ``[B, L]`` with its 0/1 mask ``[B, L]``; returns float32 ``[B, D]``."""
+        ...
+
+
+Backbone: TypeAlias = "ImageBackbone | TextBackbone"
+
+
+@dataclass(frozen=True, slots=True)
+class BackboneRequest:
+    """What an adapter is asked for: one table ``[backbones.NAME]``, and where to compute.
+
+    Attributes:
+        feature: the feature's name.
+        model: hub id or local folder; ``""`` where none was named.
+        device: where to put the weights.
+        dtype: the weights' dtype.
+        pooling: how tokens become one vector; ``""`` leaves it to the adapter.
+        size: side of the square images in pixels; 0 leaves it to the checkpoint.
+        max_length: the most tokens of a text; 0 leaves it to the checkpoint.
+    """
+
+    feature: str
+    model: str
+    device: torch.device
+    dtype: torch.dtype
+    pooling: str = ""
+    size: int = 0
+    max_length: int = 0
+
+
+def modality_of(backbone: Backbone) -> Modality:
+    """What a loaded backbone embeds: images have pixels to size, texts a tokenizer."""
+    return "image" if hasattr(backbone, "image") else "text"
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureInfo:
+    """What is known of a feature before its checkpoint is opened.
+
+    Attributes:
+        modality: ``image`` or ``text``.
+        default_model: the paper's checkpoint, a hub id.
+        variable: the environment variable that names another one.
+        batch_cpu: default batch size on a CPU.
+        batch_cuda: default batch size on a GPU; fits 24 GB with the default checkpoint in bfloat16.
+        loader: ``module:function`` of the adapter, imported when the feature is loaded.
+    """
+
+    modality: Modality
+    default_model: str
+    variable: str
+    batch_cpu: int
+    batch_cuda: int
+    loader: str
+
+    def batch_size(self, device: str) -> int:
+        """The default batch size on ``device``, as ``resolve_device`` returns it."""
+        return self.batch_cuda if device.startswith("cuda") else self.batch_cpu
+
+    def model(self, environ: Mapping[str, str] | None = None) -> str:
+        """The checkpoint to use where no option names one: the environment's, else the paper's."""
+        environ = os.environ if environ is None else environ
+        return environ.get(self.variable, "").strip() or self.default_model
+
+
+_BLIP2 = "Salesforce/blip2-flan-t5-xl"
+_SENTENCE = "sentence-transformers/clip-ViT-B-32-multilingual-v1"
+
+REGISTRY: Mapping[str, FeatureInfo] = {
+    "clip_image": FeatureInfo(
+        "image",
+        "openai/clip-vit-base-patch32",
+        "CLIP_MODEL_ID_IMG",
+        32,
+        512,
+        "consumers.backbones.clip:load",
+    ),
+    "clip_text": FeatureInfo(
+        "text", _SENTENCE, "CLIP_MODEL_ID_TXT", 32, 512, "consumers.backbones.sentence:load"
+    ),
+    "blip2_image": FeatureInfo(
+        "image", _BLIP2, "BLIP2_MODEL_ID", 8, 128, "consumers.backbones.blip2:load_image"
+    ),
+    "blip2_text": FeatureInfo(
+        "text", _BLIP2, "BLIP2_MODEL_ID", 16, 64, "consumers.backbones.blip2:load_text"
+    ),
+}
+
+
+def info(feature: str) -> FeatureInfo:
+    """The registry's entry for ``feature``; raises ConfigError for an unknown one."""
+    try:
+        return REGISTRY[feature]
+    except KeyError:
+        known = ", ".join(FEATURES)
+        raise ConfigError(f"There is no feature {feature!r}; there are: {known}.") from None
+
+
+def load(feature: str, model: str, device: str, dtype: str) -> Backbone:
+    """Load one feature's backbone, ready to embed.
+
+    Args:
+        feature: one of ``FEATURES``.
+        model: a hub id or a local folder.
+        device: as ``resolve_device`` returns it.
+        dtype: as ``resolve_dtype`` returns it, or ``auto``; ``clip_text`` is float32 whatever it
+            says, because the published features are.
+
+    Raises:
+        ConfigError: the checkpoint is missing, damaged or of another kind, or an argument is not
+            one of those above.
+    """
+    module, _, function = info(feature).loader.partition(":")
+    dtype = resolve_dtype(dtype, device, feature)
+    checkpoint = checkpoints.resolve(model, feature)
+    quiet_transformers()
+    make_reproducible()
+    import torch
+
+    loader = getattr(importlib.import_module(module), function)
+    with checkpoint.loading():  # the loaders do so themselves, where they know the library
+        backbone = loader(checkpoint, torch.device(device), getattr(torch, dtype))
+    return cast("Backbone", backbone)
+
+
+def check_features(
+    feature: str,
+    rows: npt.NDArray[Any],
+    expected_dim: int,
+    *,
+    first_sample: int = 0,
+    first_view: int = 0,
+    views: int = 1,
+) -> None:
+    """Raise BackboneError unless ``rows`` are finite float32 ``[n, expected_dim]``.
+
+    Args:
+        feature: the feature's name, for the message.
+        rows: features in the order ``sample * views + view``.
+        expected_dim: D.
+        first_sample: index of the sample that the first row belongs to.
+        first_view: the first view of each sample.
+        views: rows per sample.
+
+    Raises:
+        BackboneError: with the first bad row's sample and view, and how many rows are bad.
+    """
+    if rows.ndim != 2 or rows.shape[1] != expected_dim or rows.dtype != np.float32:
+        raise BackboneError(
+            f"{feature} returned {rows.dtype} {list(rows.shape)}; "
+            f"expected float32 [rows, {expected_dim}]."
+        )
+    # One pass without a temporary array: a float64 sum of float32 values cannot overflow.
+    with np.errstate(invalid="ignore"):
+        if np.isfinite(rows.sum(dtype=np.float64)):
+            return
+    bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+    row = int(bad[0])
+    raise BackboneError(
+        f"{feature} returned values that are not finite in {len(bad)} of {len(rows)} rows, "
+        f"first for sample {first_sample + row // views}, view {first_view + row % views}.\n"
+        "Nothing of this chunk was written. float16 overflows in some models: "
+        "try --dtype bfloat16 or float32."
+    )
+
+
+def quiet_transformers() -> None:
+    """Keep transformers' load reports, progress bars and warnings off stderr.
+
+    The build has a display of its own; what matters in a report (a missing weight) is an error.
+    """
+    from featurestore.system.torchvision_ops import ensure_importable
+
+    ensure_importable()
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()

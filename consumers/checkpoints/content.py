@@ -1,0 +1,123 @@
+"""The SHA-256 of a file's content, remembered from one process to the next.
+
+Weights are many gigabytes, so a file is hashed once: the digest is kept in the user's cache folder,
+one small file for each, and holds as long as device, inode, size and both times are what they were.
+Names say nothing: the hub's cache names a file by the content that it once had.
+
+A digest is kept only of a file that was last changed some time before it was hashed. A file system
+counts time in steps, so that a later change within the same step would leave all of this as it was.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import stat
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from featurestore.errors import ManyViewsError
+from featurestore.storage.store import record_crc32c
+from featurestore.system import durable
+
+# The coarsest steps in which file systems count time are FAT's.
+_SETTLED_NS = 2_000_000_000
+_MOST_BYTES = 4096
+
+_Identity = dict[str, int]
+
+# What this process hashed, for where nothing can be kept on disk: two features share a checkpoint.
+_hashed: dict[tuple[int, ...], str] = {}
+
+
+def content_sha256(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal.
+
+    The file is read unless its digest is known. That the digest cannot be kept is no error.
+
+    Raises:
+        OSError: the file cannot be read, or changed meanwhile.
+    """
+    with path.open("rb") as file:
+        before = _identity(os.fstat(file.fileno()))
+        digest = _known(before)
+        if digest:
+            return digest
+        started_ns = time.time_ns()
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        after = _identity(os.fstat(file.fileno()))
+    if any(before[name] != after[name] for name in ("size", "mtime_ns")):
+        raise OSError(errno.EBUSY, "it changed while it was read")
+    if max(after["mtime_ns"], after["ctime_ns"]) < started_ns - _SETTLED_NS:
+        _keep(after, digest)
+    return digest
+
+
+def cache_folder() -> Path | None:
+    """``manyviews`` in ``XDG_CACHE_HOME``, else in ``~/.cache``; None for a user without a home."""
+    named = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if named.is_absolute():  # the specification says to ignore others
+        return named / "manyviews"
+    with suppress(RuntimeError):
+        return Path.home() / ".cache/manyviews"
+    return None
+
+
+def _identity(status: os.stat_result) -> _Identity:
+    names = ("dev", "ino", "size", "mtime_ns", "ctime_ns")
+    return {name: getattr(status, f"st_{name}") for name in names}
+
+
+def _entry(identity: _Identity) -> Path | None:
+    folder = cache_folder()
+    if folder is None:
+        return None
+    return folder / "sha256" / f"{identity['dev']:x}-{identity['ino']:x}.json"
+
+
+def _known(identity: _Identity) -> str:
+    """The digest that was kept for a file, or ``""``."""
+    key = tuple(identity.values())
+    if key not in _hashed:
+        path = _entry(identity)
+        digest = "" if path is None else _read(path, identity)
+        if not digest:
+            return ""
+        _hashed[key] = digest
+    return _hashed[key]
+
+
+def _read(path: Path, identity: _Identity) -> str:
+    """What an entry says of this very file; ``""`` where it says nothing that can be trusted."""
+    try:
+        # Whatever else is there under that name must not be waited for.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+                return ""
+            entry = json.loads(os.read(fd, _MOST_BYTES))
+        finally:
+            os.close(fd)
+        digest = entry.pop("sha256")
+        crc32c = entry.pop("crc32c")
+        if entry != identity or crc32c != record_crc32c({**identity, "sha256": digest}):
+            return ""
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return ""
+    return str(digest)
+
+
+def _keep(identity: _Identity, digest: str) -> None:
+    _hashed[tuple(identity.values())] = digest
+    path = _entry(identity)
+    if path is None:
+        return
+    entry = {**identity, "sha256": digest}
+    entry["crc32c"] = record_crc32c(entry)
+    with suppress(ManyViewsError, OSError):
+        durable.make_folder(path.parent)
+        durable.replace_file(path, json.dumps(entry).encode("ascii"))

@@ -1,0 +1,155 @@
+"""Which device and dtype the options mean on this machine. Importing it does not load torch."""
+
+from __future__ import annotations
+
+import os
+import platform
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from featurestore.errors import ConfigError
+from featurestore.system.limits import usable_cpus
+from featurestore.wording import first_line
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def resolve_device(device: str) -> str:
+    """The device that ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` means on this machine.
+
+    Returns:
+        ``cpu``, or ``cuda:N`` with its index.
+
+    Raises:
+        ConfigError: no such device here, or not the name of one.
+    """
+    if device == "cpu":
+        return device
+    kind, _, index = device.partition(":")
+    if device != "auto" and (kind != "cuda" or (":" in device and not index.isdecimal())):
+        raise ConfigError(f"--device {device} is not a device: give auto, cpu, cuda or cuda:N.")
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "auto":
+        return "cuda:0" if count else "cpu"
+    if not count:
+        raise ConfigError(
+            f"--device {device}: this torch ({torch.__version__}) finds no CUDA device.\n"
+            "Use --device cpu, or install a CUDA build of torch and check nvidia-smi."
+        )
+    if int(index or 0) >= count:
+        raise ConfigError(f"--device {device}: there are {count}, cuda:0 to cuda:{count - 1}.")
+    return f"cuda:{int(index or 0)}"
+
+
+def device_kind(device: str) -> str:
+    """What decides which kernels run: the CPU's vector units and maker, or the GPU and libraries.
+
+    cuBLAS and cuDNN are packages of their own, and can be others than those torch came with.
+
+    Raises:
+        ConfigError: the GPU cannot be used.
+    """
+    import torch
+
+    if device == "cpu":
+        return f"cpu: {torch.backends.cpu.get_cpu_capability()} {_cpu_maker()}"
+    try:
+        name = torch.cuda.get_device_name(device)
+        cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    except (RuntimeError, torch.cuda.DeferredCudaCallError) as error:
+        raise ConfigError(
+            f"--device {device} cannot be used: {first_line(error)}\n"
+            "If another process has the GPU to itself (see nvidia-smi), wait for it; or choose "
+            "another --device."
+        ) from error
+    return f"cuda: {name}, cuBLAS {_cublas()}, cuDNN {cudnn or 'none'}"
+
+
+def _cublas() -> str:
+    """The installed version, or that of the CUDA which torch was built with and brings along."""
+    import torch
+
+    for name in ("nvidia-cublas", "nvidia-cublas-cu13", "nvidia-cublas-cu12"):
+        with suppress(PackageNotFoundError):
+            return version(name)
+    return f"of CUDA {torch.version.cuda}"
+
+
+def _cpu_maker() -> str:
+    # MKL chooses its kernels by it, and not only by what the processor can do.
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
+    except OSError:
+        lines = []
+    makers = [line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")]
+    return makers[0] if makers else platform.machine()
+
+
+def resolve_threads(threads: int, device: str) -> int:
+    """How many batches are computed side by side on ``device``, as ``resolve_device`` returns it.
+
+    Args:
+        threads: what was asked for; 0 chooses the CPUs that this process may use.
+        device: ``cpu`` or ``cuda:N``, which computes one batch at a time.
+
+    Raises:
+        ConfigError: a number of threads was asked for and the device is a GPU.
+    """
+    if device == "cpu":
+        return threads or usable_cpus()
+    if threads:
+        raise ConfigError(
+            f"--threads {threads} is for a CPU, and the device is {device}, which computes one "
+            "batch at a time.\nLeave --threads out, or choose --device cpu."
+        )
+    return 1
+
+
+def resolve_dtype(dtype: str, device: str, feature: str | None = None) -> str:
+    """The dtype that ``auto`` or a dtype's name means for ``feature`` on ``device``.
+
+    Returns:
+        ``float32``, ``bfloat16`` or ``float16``. ``auto`` is bfloat16 on CUDA and float32 on a
+        CPU; ``clip_text`` is always float32.
+
+    Raises:
+        ConfigError: not a dtype, or one that the device cannot compute in.
+    """
+    if dtype not in ("auto", *DTYPES):
+        raise ConfigError(f"--dtype {dtype} is not one of: auto, {', '.join(DTYPES)}.")
+    cuda = device.startswith("cuda")
+    if dtype == "float16" and not cuda:
+        raise ConfigError("--dtype float16 needs a GPU; on a CPU use float32 or bfloat16.")
+    if feature == "clip_text":
+        return "float32"
+    if dtype == "auto":
+        return "bfloat16" if cuda else "float32"
+    return dtype
+
+
+def make_reproducible() -> None:
+    """Have GPUs compute float32 as float32, and the same way on every run.
+
+    Convolutions use TF32 there unless told not to; matrix products do where somebody allowed it. No
+    algorithm is chosen by timing (``cudnn.benchmark``), which would make the last bits a matter of
+    luck. Attention is never cuDNN's: whether torch prefers it depends on the version of cuDNN.
+
+    cuBLAS gets a workspace of its own per stream, which it asks for before its first use, and
+    cuBLASLt, which adds biases, one of the same 32 MiB. Sizes that the environment names are
+    overridden: they decide on algorithms, and so on last bits, and no fingerprint knows them.
+    """
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    os.environ["CUBLASLT_WORKSPACE_SIZE"] = "32768"  # KiB
+    import torch
+
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cuda.enable_cudnn_sdp(enabled=False)
+    if hasattr(torch.backends.cudnn, "conv"):  # from torch 2.9; the older switch then warns
+        torch.backends.cudnn.conv.fp32_precision = "ieee"
+    else:
+        torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True

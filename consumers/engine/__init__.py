@@ -1,0 +1,1 @@
+"""From views to committed chunks: batches, compute threads, staging and commits."""

@@ -1,0 +1,1 @@
+"""Whether a store can be continued, and what is to be added to it."""

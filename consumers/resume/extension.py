@@ -1,0 +1,261 @@
+"""What is to be added to a store: features, views or samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from consumers.config import BuildConfig, CompleteConfig
+from featurestore.errors import CorruptStoreError, InputError, StoreMismatchError
+from featurestore.records import FEATURES, PAPER_VIEWS, Sample, SampleRecord
+from featurestore.storage import extension
+from featurestore.storage.codecs import NONE
+from featurestore.storage.fingerprint import Fingerprint
+from featurestore.storage.store import EXTENSION, FeatureStore
+from featurestore.storage.writer import StoreWriter
+from featurestore.system.refusals import is_folder, status_of
+from featurestore.wording import amount
+from producers.sources.source import Scan
+
+# Fingerprint fields in which a store and its extension differ.
+_GROWN = {
+    "features": {"features"},
+    "views": {"views", "view_parts"},
+    "samples": {"samples", "stems_sha256"},
+}
+_LISTED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Extension:
+    """What is to be added to a complete store.
+
+    Attributes:
+        kind: ``features``, ``views`` or ``samples``.
+        base: the store.
+        made: the extension as far as it was made before, or None.
+    """
+
+    kind: str
+    base: FeatureStore
+    made: FeatureStore | None
+
+    def parts(self, views: int) -> str:
+        """Where the parts of the views end that are made apart, for the fingerprint."""
+        ends = str(self.base.fingerprint.get("view_parts", self.base.spec.views))
+        return f"{ends},{views}" if self.kind == "views" else ends
+
+    @property
+    def first_view(self) -> int:
+        """The first view that is made; the store has those before it."""
+        return self.base.spec.views if self.kind == "views" else 0
+
+    def rows_before(self, feature: str, chunk: int) -> npt.NDArray[np.float32]:
+        """A chunk's rows that the store has already, float32 ``[n, V, D]``."""
+        return self.base.read_chunk(feature, chunk)
+
+    def changed_before(self, chunk: int) -> Mapping[str, str]:
+        """What was another than the store's fingerprint says when its chunk was made."""
+        return self.base.ledger[chunk].changed
+
+    def require_same_inputs(self, record: SampleRecord) -> None:
+        """Raises StoreMismatchError unless a sample was read as it was for the store."""
+        extension.require_same_inputs(self.base, record)
+
+    def finish(self, writer: StoreWriter) -> FeatureStore:
+        """Puts the extension in place; returns the store with it."""
+        extension.finish(self.base, writer, self.whole(writer.fingerprint))
+        return FeatureStore(self.base.path)
+
+    def takes_over(self, chunk: int) -> bool:
+        """Whether all of a chunk is in the store, as it is to be."""
+        spec = self.base.spec
+        return self.kind == "samples" and (chunk + 1) * spec.chunk <= spec.samples
+
+    def differs(self, field: str) -> bool:
+        """Whether a field of the fingerprint is the extension's own."""
+        return field in _GROWN[self.kind]
+
+    def whole(self, fingerprint: Fingerprint) -> Fingerprint:
+        """The fingerprint of the store with the extension in it, whose own is ``fingerprint``.
+
+        The order of its fields is that of a store made at once.
+        """
+        if self.kind != "features":
+            return fingerprint
+        base = dict(self.base.fingerprint)
+        chunk = base.pop("chunk")
+        base["features"] = f"{base['features']},{fingerprint['features']}"
+        return {**base, **{k: v for k, v in fingerprint.items() if k not in base}, "chunk": chunk}
+
+
+def completed(config: BuildConfig, stored: FeatureStore | None) -> CompleteConfig:
+    """The configuration with what was not said: the store's own, or the paper's."""
+    views, features = config.views, config.features
+    if stored is not None:
+        # What the store itself lacks comes first: only a complete one is added to.
+        made = _made(stored) if stored.complete else None
+        last = stored if made is None else made
+        views = views or last.spec.views
+        if features is None or (stored.complete and set(features) <= set(stored.features)):
+            features = tuple(dict.fromkeys((*stored.features, *last.features)))
+    said = {f.name: getattr(config, f.name) for f in fields(config)}
+    said |= {"views": views or PAPER_VIEWS, "features": features or FEATURES}
+    said["codec"] = config.codec or (NONE if stored is None else stored.spec.codec)
+    return CompleteConfig(**said)
+
+
+def find_extension(
+    config: CompleteConfig, stored: FeatureStore | None, found: Scan
+) -> Extension | None:
+    """What ``config``, completed, adds to ``stored``; None where it adds nothing.
+
+    Raises:
+        InputError: more than one thing, another one than was begun, to a store that is not
+            complete, or something is in the way of a new feature.
+        StoreMismatchError: samples were added that cannot be.
+    """
+    if stored is None or not config.resume:
+        return None
+    new = [name for name in config.features if name not in stored.features]
+    kinds = ["features"] if new else []
+    if config.views > stored.spec.views:
+        kinds.append("views")
+    made = _made(stored)
+    goes_on = made is not None and made.spec.samples > stored.spec.samples
+    if stored.samples != found.samples and (config.append or goes_on):
+        if not _is_appended(stored, found):
+            raise sample_changes(stored, found)
+        kinds.append("samples")
+    if not kinds or not stored.complete:
+        return None  # a store that is not complete is compared field by field, and refuses
+    if len(kinds) > 1:
+        raise InputError(
+            f"{stored.path} would get other {' and '.join(kinds)} at once; nothing was changed.\n"
+            "Extend it by one after the other."
+        )
+    wanted = Extension(kinds[0], stored, made)
+    _require_free_names(stored, new)
+    if made is not None and not _is_begun(wanted, config, found, new):
+        raise InputError(
+            f"An extension of {stored.path} by something else is not finished; nothing was "
+            f"changed.\nGo on with it with --resume alone, or delete {stored.path / EXTENSION} "
+            "to drop it."
+        )
+    return wanted
+
+
+def _require_free_names(stored: FeatureStore, new: Sequence[str]) -> None:
+    """Refuses features whose folders something else is in the place of: it would be replaced.
+
+    Raises:
+        InputError: there is something.
+    """
+    for name in new:
+        place = stored.path / name
+        if place.is_symlink() or (status_of(place) is not None and not _is_empty_folder(place)):
+            raise InputError(
+                f"{place} is in the way of the feature {name!r}, and no build made it; nothing was "
+                "changed.\nMove it away, or build into another --store."
+            )
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return is_folder(path) and next(path.iterdir(), None) is None
+
+
+def made_features(config: CompleteConfig, wanted: Extension | None) -> tuple[str, ...]:
+    """The features that this build makes."""
+    if wanted is None:
+        return config.features
+    if wanted.kind == "features":
+        return tuple(name for name in config.features if name not in wanted.base.features)
+    return wanted.base.features
+
+
+def sample_changes(stored: FeatureStore, found: Scan) -> StoreMismatchError:
+    """The error for another sample list: what came or went, and what can be kept."""
+    before = {_names(s) for s in stored.samples}
+    now = {_names(s) for s in found.samples}
+    renamed = _renamed(before - now, now - before)
+    changes = renamed or [f"+{s[0]!r}" for s in sorted(now - before)]
+    changes += [] if renamed else [f"-{s[0]!r}" for s in sorted(before - now)]
+    if renamed:
+        advice = "Give them the names that the store was built from, or build into another --store."
+    elif before - now:
+        advice = (
+            "Rows are addressed by position: restore what is gone, or build into another --store."
+        )
+    elif _is_appended(stored, found):
+        advice = (
+            "All new ones come after the last: every row keeps its place. Once the store is "
+            "complete, --resume --append adds them; until then, move them away."
+        )
+    else:
+        advice = (
+            "New ones come before old ones and would move their rows: move them away, or build "
+            "into another --store."
+        )
+    return StoreMismatchError(
+        stored.path,
+        "sample list",
+        amount(len(before), "sample"),
+        f"{amount(len(now), 'sample')} ({some(changes)})",
+        advice,
+    )
+
+
+def _renamed(gone: set[tuple[str, str, str]], new: set[tuple[str, str, str]]) -> list[str]:
+    """Files that are there under another suffix, if that is all that changed."""
+    if {names[0] for names in gone} != {names[0] for names in new}:
+        return []
+    return [
+        f"{now!r} was {before!r}"
+        for old, other in zip(sorted(gone), sorted(new), strict=True)
+        for before, now in zip(old[1:], other[1:], strict=True)
+        if before != now
+    ]
+
+
+def some(items: Sequence[str]) -> str:
+    """The first few, and how many more."""
+    more = f" and {len(items) - _LISTED} more" if len(items) > _LISTED else ""
+    return ", ".join(items[:_LISTED]) + more
+
+
+@contextmanager
+def naming_extension() -> Iterator[None]:
+    """Names a damaged file of an extension as what it is in the store that is extended."""
+    try:
+        yield
+    except CorruptStoreError as e:
+        raise CorruptStoreError(f"{EXTENSION}/{e.file}", e.problem, chunk=e.chunk) from e
+
+
+def _made(stored: FeatureStore) -> FeatureStore | None:
+    if not extension.is_unfinished(stored.path):
+        return None
+    with naming_extension():
+        return FeatureStore(stored.path / EXTENSION)
+
+
+def _is_begun(wanted: Extension, config: CompleteConfig, found: Scan, new: Sequence[str]) -> bool:
+    """Whether the extension that was begun is the one that is wanted."""
+    made = wanted.made
+    assert made is not None
+    features = new if wanted.kind == "features" else wanted.base.features
+    shape = (made.spec.views, made.spec.samples, list(made.features))
+    return shape == (config.views, len(found.samples), list(features))
+
+
+def _is_appended(stored: FeatureStore, found: Scan) -> bool:
+    return found.samples[: len(stored.samples)] == list(stored.samples)
+
+
+def _names(sample: Sample) -> tuple[str, str, str]:
+    return sample.stem, sample.image_name, sample.text_name

@@ -1,0 +1,1 @@
+"""MM-IMDb and its published files: genres, labels, splits, materialized features."""

@@ -1,0 +1,243 @@
+"""The label files of the published pipeline: 23 genres per sample, clean and with noise per view.
+
+Parsed documents come in as arguments: reading untrusted JSON belongs to the producers, which the
+feature store does not know.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featurestore.errors import InputError
+from featurestore.imdb.embeddings_manifest import require_same_samples, views_and_seed
+from featurestore.imdb.genres import CLASS_NAMES, genres_vector
+from featurestore.imdb.label_files import (
+    CLASS_NAMES_FILE,
+    IDS_FILE,
+    LABELS_FILE,
+    RECORD_FILE,
+    label_record,
+    load_labels,
+    read_ids,
+    read_labels,
+)
+from featurestore.imdb.labels_manifest import manifest_path
+from featurestore.reading.npy import npy_header
+from featurestore.records import stems_sha256, view_seed
+from featurestore.storage.digests import HashingFile, file_sha256
+from featurestore.storage.store import record_crc32c
+from featurestore.system.durable import make_folder, open_replace, remove, replace_files
+
+__all__ = [
+    "CLASS_NAMES",
+    "LabelReport",
+    "augmented_label",
+    "augmented_labels",
+    "genres_vector",
+    "read_ids",
+    "read_labels",
+    "write_augmented_labels",
+    "write_labels",
+]
+
+_NOISE_STD = 0.1
+_NOISE_CLIP = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class LabelReport:
+    """What was found while labels were made.
+
+    Attributes:
+        samples: how many rows were written.
+        unknown_genres: genres outside the 23, printable, with their counts; most frequent first.
+        without_genre: stems whose document names none of the 23; their rows are zero.
+        unreadable: stems whose document could not be read or is no object; their rows are zero.
+    """
+
+    samples: int
+    unknown_genres: tuple[tuple[str, int], ...]
+    without_genre: tuple[str, ...]
+    unreadable: tuple[str, ...]
+
+
+def augmented_labels(
+    labels: NDArray[np.float32], views: int, base_seed: int = 123
+) -> Iterator[NDArray[np.float32]]:
+    """Adds the published noise: view 0 exact, the others clipped to ±0.2 and then to [0, 1].
+
+    Args:
+        labels: float32 [N, 23].
+        views: V, the number of views of a sample, at least 1.
+        base_seed: the run's seed.
+
+    Yields:
+        One float32 [V, 23] per sample, in order.
+    """
+    for index, row in enumerate(labels):
+        yield np.stack([augmented_label(row, index, view, base_seed) for view in range(views)])
+
+
+def augmented_label(
+    row: NDArray[np.float32], index: int, view: int, base_seed: int = 123
+) -> NDArray[np.float32]:
+    """One sample's labels with the published noise of one view, float32 [23]; view 0 is exact.
+
+    Args:
+        row: float32 [23], the sample's clean labels.
+        index: the sample's number.
+        view: the view's number.
+        base_seed: the run's seed.
+    """
+    if view == 0:
+        return row
+    rng = np.random.default_rng(view_seed(base_seed, index, view, "labels"))
+    noise = rng.normal(0.0, _NOISE_STD, row.size).astype(np.float32)
+    noisy = row + np.clip(noise, -_NOISE_CLIP, _NOISE_CLIP)
+    return np.clip(noisy, 0.0, 1.0, out=noisy)
+
+
+def write_labels(stems: Sequence[str], documents: Iterable[object], out_dir: Path) -> LabelReport:
+    """Writes the clean labels, the list of stems and the class names.
+
+    Args:
+        stems: all stems, in sample order; undecodable bytes as surrogate escapes.
+        documents: each sample's parsed JSON in the same order, None where it could not be read.
+        out_dir: made if it is not there.
+
+    Raises:
+        InputError: there are no samples, no document names one of the 23 genres, or a stem holds a
+            line break, which the list of stems, one to a line, cannot tell from two stems.
+        StorageError: a file could not be written; none was replaced.
+    """
+    ids = _ids_bytes(stems)
+    labels = np.zeros((len(stems), len(CLASS_NAMES)), np.float32)
+    unknown: Counter[str] = Counter()
+    without_genre, unreadable = [], []
+    for row, stem, document in zip(labels, stems, documents, strict=True):
+        row[:], names = genres_vector(document)
+        unknown.update(names)
+        if not isinstance(document, dict):
+            unreadable.append(stem)
+        elif not row.any():
+            without_genre.append(stem)
+    ranked = sorted(unknown.items(), key=lambda item: (-item[1], item[0]))
+    report = LabelReport(len(stems), tuple(ranked), tuple(without_genre), tuple(unreadable))
+    if not labels.any():
+        raise _without_genres(report)
+    _write_label_files(out_dir, labels, ids)
+    return report
+
+
+def _without_genres(report: LabelReport) -> InputError:
+    """The error for a data set whose labels would all be zero."""
+    shown = ", ".join(f"{name!r} x {count:,}" for name, count in report.unknown_genres[:5])
+    others = f"only others: {shown}" if shown else "no genres at all"
+    unread = f"; {len(report.unreadable):,} cannot be read" if report.unreadable else ""
+    return InputError(
+        f"None of {report.samples:,} synopses names one of the 23 genres: every label would be "
+        f"zero.\nFound were {others}{unread}. Nothing was written.\n"
+        f'Expected is a list such as "genres": ["{CLASS_NAMES[7]}", "{CLASS_NAMES[21]}"] in each '
+        "JSON file (docs/inputs.md lists keys and names).\n"
+        "For other classes, train with your own array: `index` of a batch gives its rows."
+    )
+
+
+def _ids_bytes(stems: Sequence[str]) -> bytes:
+    if not stems:
+        raise InputError("There are no samples to label.")
+    for stem in stems:
+        if "\n" in stem or "\r" in stem:
+            raise InputError(
+                f"The file name {stem!r} holds a line break, which {IDS_FILE} cannot hold.\n"
+                "Rename its poster and its synopsis."
+            )
+    return "\n".join(stems).encode("utf-8", "surrogateescape")
+
+
+def _write_label_files(out_dir: Path, labels: NDArray[np.float32], ids: bytes) -> None:
+    make_folder(out_dir)
+    old_ids = out_dir / IDS_FILE
+    if old_ids.is_file() and old_ids.read_bytes() != ids:
+        # Without this a crash between the renames could pair new stems with old labels.
+        remove(old_ids)
+    contents = {
+        CLASS_NAMES_FILE: [json.dumps(CLASS_NAMES, indent=2).encode()],
+        LABELS_FILE: [npy_header(labels.shape), labels.astype("<f4", copy=False).tobytes()],
+        IDS_FILE: [ids],
+    }
+    # Last: until it is there, an older one fits none of the files that were changed.
+    contents[RECORD_FILE] = [label_record(len(labels), contents)]
+    replace_files([(out_dir / name, parts) for name, parts in contents.items()])
+
+
+def write_augmented_labels(
+    labels_dir: Path,
+    embeddings_dir: Path,
+    views: int | None = None,
+    prefix: str = "mm_imdb1_globals_aug70",
+    seed: int | None = None,
+) -> None:
+    """Writes ``P_labels.npy``, float32 (N * V, 23), and its manifest beside the embeddings.
+
+    Memory does not grow with the number of views; the manifest is written last.
+
+    Args:
+        labels_dir: holds ``labels_all_23.npy`` and ``ids_all.txt``.
+        embeddings_dir: an existing folder; its ``P_manifest.json``, if there, must fit.
+        views: V, the number of views of a sample, at least 1; None for that of the embeddings, or
+            the paper's 70 where there is no manifest yet.
+        prefix: P, what the embeddings' file names start with.
+        seed: the run's seed; None for that of the embeddings, or the paper's 123.
+
+    Raises:
+        ConfigError: ``views`` is less than 1, or ``views`` or ``seed`` is not the embeddings'.
+        InputError: the labels are missing or damaged, the folder is missing, or its embeddings
+            are of other samples.
+        StorageError: a file could not be written.
+        StoreLockedError: another process is writing them.
+    """
+    views, seed = views_and_seed(embeddings_dir, prefix, views, seed)
+    stems = read_ids(labels_dir)
+    sources = {n: file_sha256(labels_dir / n) for n in (LABELS_FILE, IDS_FILE)}
+    labels = load_labels(labels_dir, len(stems))
+    require_same_samples(embeddings_dir, prefix, stems)
+    total = len(stems) * views
+    fields: dict[str, Any] = {
+        "total_rows": total,
+        "original_rows": len(stems),
+        "views_per_sample": views,
+        "dims": {"labels": len(CLASS_NAMES)},
+        "dtype": "float32",
+        "labels_noise_std": _NOISE_STD,
+        "labels_noise_clip": _NOISE_CLIP,
+        "labels_clamped_to_01": True,
+        "index_csv": f"{prefix}_aug_index.csv",
+        "source_labels_npy": str(labels_dir / LABELS_FILE),
+        "source_ids_txt": str(labels_dir / IDS_FILE),
+        "normalized": False,
+        # The published scripts' end here.
+        "seed": seed,
+        "stems_sha256": stems_sha256(stems),
+        "source_sha256": sources,
+    }
+    manifest, rows = manifest_path(embeddings_dir, prefix), embeddings_dir / f"{prefix}_labels.npy"
+    # Locked while the rows are written: of two runs into a folder the second is refused.
+    with open_replace(manifest) as last:
+        remove(manifest)  # an older one would vouch for rows that are being replaced
+        with open_replace(rows) as partial:
+            file = HashingFile(partial)
+            file.write(npy_header((total, len(CLASS_NAMES))))
+            for block in augmented_labels(labels, views, seed):
+                file.write(block.astype("<f4", copy=False).reshape(-1).view(np.uint8).data)
+        fields["sha256"] = {rows.name: file.facts[1]}
+        fields["crc32c"] = record_crc32c(fields)
+        last.write(json.dumps(fields, indent=2).encode())

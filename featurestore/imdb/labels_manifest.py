@@ -1,0 +1,145 @@
+"""What augmented labels were made from, and whether that is what is there now.
+
+``P_labels_manifest.json`` has the published keys and behind them ours: the seed, the hash of the
+samples, the SHA-256 of the labels that the noise was added to, and that of the rows themselves.
+Manifests of the published scripts have none of these: their seed is the paper's, and nothing says
+which labels they were made from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from featurestore.errors import InputError
+from featurestore.imdb.embeddings_manifest import PAPER_SEED
+from featurestore.imdb.label_files import IDS_FILE, LABELS_FILE
+from featurestore.storage.digests import file_sha256, read_record
+from featurestore.verify.digests import compare_files
+from featurestore.verify.findings import Finding
+
+REDO = "Write them again: manyviews labels --augment --embeddings-dir"
+
+
+def manifest_path(folder: Path, prefix: str) -> Path:
+    """Where the manifest of augmented labels is."""
+    return folder / f"{prefix}_labels_manifest.json"
+
+
+def read_labels_manifest(folder: Path, prefix: str) -> dict[str, Any] | None:
+    """The manifest of augmented labels; None where there is none.
+
+    Raises:
+        InputError: it is not what was written, or no manifest of labels.
+        StorageError: it cannot be read.
+    """
+    path = manifest_path(folder, prefix)
+    try:
+        facts = read_record(path)
+        for key in ("total_rows", "views_per_sample"):
+            if type(facts.get(key)) is not int:
+                raise ValueError(f"{key} is {facts.get(key)!r:.100}, expected a number")
+    except OSError:
+        return None
+    except ValueError as e:
+        raise InputError(
+            f"{path} is not a manifest of augmented labels: {str(e)[:200]}\n{REDO} {folder}"
+        ) from e
+    return facts
+
+
+def seed_of(facts: Mapping[str, Any]) -> object:
+    """The seed of the labels' noise."""
+    return facts.get("seed", PAPER_SEED)
+
+
+def require_same_base(
+    folder: Path, facts: Mapping[str, Any], labels_dir: Path | None, stems_sha256: str
+) -> None:
+    """Refuses augmented labels whose clean labels are others now.
+
+    Args:
+        folder: where the augmented labels are.
+        facts: their manifest.
+        labels_dir: the clean labels that go with them, or None: those beside the augmented ones,
+            else those that the manifest names, if they are still there and of the same samples.
+        stems_sha256: of the samples.
+
+    Raises:
+        InputError: the clean labels have another content than those that noise was added to.
+        StorageError: they cannot be read.
+    """
+    sources = facts.get("source_sha256")
+    if not isinstance(sources, dict):
+        return  # of the published scripts
+    base = _base_folder(folder, facts, labels_dir, stems_sha256)
+    if base is None:
+        return
+    found, made_from = file_sha256(base / LABELS_FILE), sources.get(LABELS_FILE)
+    if found != made_from:
+        raise InputError(
+            f"The augmented labels in {folder} were made from other labels than those of "
+            f"{base / LABELS_FILE}:\n  made from SHA-256 {made_from}\n  found now      {found}\n"
+            f"{REDO} {folder}"
+        )
+
+
+def verify_augmented(
+    folder: Path, prefix: str, *, checked: Callable[[str], None] = lambda _: None
+) -> list[Finding]:
+    """Checks augmented labels against their manifest; nothing is found where there is none.
+
+    Args:
+        folder: where they are; embeddings and clean labels beside them are compared as well.
+        prefix: what the files' names begin with.
+        checked: called with the name of each file that is checked.
+
+    Raises:
+        StorageError: a file cannot be read, so nobody can tell.
+    """
+    path = manifest_path(folder, prefix)
+    try:
+        facts = read_record(path)
+        expected = dict(facts["sha256"])
+        sources = dict(facts["source_sha256"])
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        checked(path.name)
+        return [Finding(path.name, None, f"no manifest of augmented labels: {e}")]
+    checked(path.name)
+    findings = compare_files(folder, expected, checked)
+    for name, digest in sources.items():
+        if (folder / name).is_file() and file_sha256(folder / name) != digest:
+            problem = f"it was made from another {name} than the one beside it"
+            findings.append(Finding(f"{prefix}_labels.npy", None, problem))
+    findings += _embeddings_problems(folder, prefix, facts)
+    return findings
+
+
+def _embeddings_problems(folder: Path, prefix: str, facts: Mapping[str, Any]) -> Iterator[Finding]:
+    """Where the embeddings that the labels lie beside are of other rows."""
+    try:
+        embeddings = read_record(folder / f"{prefix}_manifest.json")
+    except (OSError, ValueError):
+        return  # whoever checks the embeddings reports that
+    for key in ("views_per_sample", "seed", "stems_sha256"):
+        if key in embeddings and embeddings[key] != facts.get(key):
+            problem = f"its {key} is {facts.get(key)}, and that of the embeddings {embeddings[key]}"
+            yield Finding(manifest_path(folder, prefix).name, None, problem)
+
+
+def _base_folder(
+    folder: Path, facts: Mapping[str, Any], labels_dir: Path | None, stems_sha256: str
+) -> Path | None:
+    for place in (labels_dir, folder):
+        if place is not None and (place / LABELS_FILE).is_file():
+            return place
+    # As it was typed: where this is run in another folder, it may name another data set's.
+    named = Path(str(facts.get("source_labels_npy", ""))).parent
+    ids = facts["source_sha256"].get(IDS_FILE)
+    if (named / LABELS_FILE).is_file() and (named / IDS_FILE).is_file():
+        same = facts.get("stems_sha256") == stems_sha256 and file_sha256(named / IDS_FILE) == ids
+        return named if same else None
+    return None

@@ -1,0 +1,208 @@
+"""Labels for the chosen views: a sample's own, or with the noise of each view."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from featurestore.errors import ConfigError, InputError
+from featurestore.imdb.genres import CLASS_NAMES
+from featurestore.imdb.label_files import IDS_FILE, REDO, read_ids, read_labels, require_width
+from featurestore.imdb.labels import augmented_label
+from featurestore.imdb.labels_manifest import REDO as REDO_AUGMENTED
+from featurestore.imdb.labels_manifest import (
+    manifest_path,
+    read_labels_manifest,
+    require_same_base,
+    seed_of,
+)
+from featurestore.imdb.materialize import PREFIX
+from featurestore.reading.npy import map_npy
+from featurestore.reading.npy_folder import NpyFolder
+from featurestore.reading.sources import FeatureSource
+from featurestore.reading.views import View
+from featurestore.records import stems_sha256
+from featurestore.storage.digests import file_sha256
+
+KINDS = ("base", "augmented")
+
+
+class Labels(Protocol):
+    """Labels of a batch."""
+
+    def take(self, samples: npt.NDArray[np.int64], view: View) -> npt.NDArray[np.float32]:
+        """The labels of ``samples``, int64 ``[B]``, for what ``FeatureRows.take`` reads there."""
+
+    def check(self) -> None:
+        """Reads all of them once, and compares them with what was written.
+
+        Raises:
+            InputError: they are not what was written, or no digest was.
+            StorageError: they cannot be read.
+        """
+
+
+class BaseLabels:
+    """One row of labels for a sample, whatever its view."""
+
+    def __init__(self, rows: npt.NDArray[np.float32]) -> None:
+        """Takes float32 ``[N, 23]``."""
+        self._rows = rows
+
+    def take(self, samples: npt.NDArray[np.int64], view: View) -> npt.NDArray[np.float32]:  # noqa: ARG002
+        """float32 ``[B, 23]``, a copy."""
+        return self._rows[samples]
+
+    def check(self) -> None:
+        """They are in memory, and were compared when they were read."""
+
+
+class AugmentedLabels:
+    """A row of noisy labels for each view of a sample, read from a file or made when first asked.
+
+    Making one takes some 20 µs, and each is made once in a process.
+    """
+
+    def __init__(
+        self,
+        rows: npt.NDArray[np.float32],
+        base: npt.NDArray[np.float32] | None = None,
+        seed: int = 0,
+        written: tuple[Path, str | None] | None = None,
+    ) -> None:
+        """Takes all rows, or the clean ones and room for all.
+
+        Args:
+            rows: float32 ``[N, V, 23]``.
+            base: float32 ``[N, 23]`` where ``rows`` is to be filled from them, or None.
+            seed: of the noise.
+            written: the file that ``rows`` is mapped from, and its hex SHA-256, if that is known.
+        """
+        self._rows, self._base, self._seed, self._written = rows, base, seed, written
+        self._made = np.zeros(rows.shape[:2], bool) if base is not None else None
+
+    def take(self, samples: npt.NDArray[np.int64], view: View) -> npt.NDArray[np.float32]:
+        """The labels of the views that ``FeatureRows.take`` reads, a copy.
+
+        Returns:
+            float32 ``[B, 23]``; ``[B, 2, 23]`` for two views each, ``[B, V, 23]`` for ``all``; for
+            ``mean`` the mean over all views, as of the features.
+        """
+        which = np.arange(self._rows.shape[1]) if isinstance(view, str) else np.asarray(view)
+        rows = samples[:, None] if isinstance(view, str) or which.ndim == 2 else samples
+        self._make(*np.broadcast_arrays(rows, which))
+        found: npt.NDArray[np.float32] = self._rows[rows, which]
+        if isinstance(view, str) and view == "mean":
+            found = found.mean(axis=1, dtype=np.float32)
+        return found
+
+    def check(self) -> None:
+        """Compares the file, where there is one, with its digest.
+
+        Raises:
+            InputError: it is not what was written, or no digest was.
+            StorageError: it cannot be read.
+        """
+        if self._written is None:
+            return
+        path, digest = self._written
+        if digest is None:
+            raise InputError(f"The manifest of {path} holds no digest to compare with.")
+        found = file_sha256(path)
+        if found != digest:
+            raise InputError(
+                f"{path} is not what was written: expected SHA-256 {digest[:16]}…, found "
+                f"{found[:16]}….\n{REDO_AUGMENTED} {path.parent}"
+            )
+
+    def _make(self, rows: npt.NDArray[np.int64], which: npt.NDArray[np.int64]) -> None:
+        if self._made is None or self._base is None:
+            return
+        lacking = np.flatnonzero(~self._made[rows, which])
+        for i, v in zip(rows.flat[lacking].tolist(), which.flat[lacking].tolist(), strict=True):
+            self._rows[i, v] = augmented_label(self._base[i], i, v, self._seed)
+            self._made[i, v] = True
+
+
+def open_labels(kind: str, labels_dir: Path | None, source: FeatureSource) -> Labels | None:
+    """The labels of a data set.
+
+    Args:
+        kind: ``base``; or ``augmented``, from the file that is beside materialized features or in
+            ``labels_dir``, else made from the base labels with the seed of the views.
+        labels_dir: what the ``labels`` command wrote, or None.
+        source: the samples.
+
+    Returns:
+        None for base labels without a folder.
+
+    Raises:
+        ConfigError: there is no such kind, or nothing to take augmented labels from.
+        InputError: labels are missing, damaged, or of other samples or views.
+    """
+    if kind not in KINDS:
+        raise ConfigError(f"labels is one of {', '.join(KINDS)}, found {kind!r}.")
+    if kind == "augmented":
+        beside = source.path if isinstance(source, NpyFolder) else None
+        for folder in (beside, labels_dir):
+            if folder is not None and manifest_path(folder, _prefix(source)).is_file():
+                return _open_augmented(folder, labels_dir, source)
+    if labels_dir is None:
+        if kind == "base":
+            return None
+        raise ConfigError(
+            "labels='augmented' needs labels_dir, which `labels` wrote: the noise is added to them."
+        )
+    base = read_labels(labels_dir, source.stems)
+    if kind == "base":
+        return BaseLabels(base)
+    # Not zeros: memory that is not touched is not taken.
+    room = np.empty((len(base), source.spec.views, base.shape[1]), np.float32)
+    return AugmentedLabels(room, base, source.seed)
+
+
+def _prefix(source: FeatureSource) -> str:
+    return source.prefix if isinstance(source, NpyFolder) else PREFIX
+
+
+def _require_same_samples(folder: Path, told: str | None, source: FeatureSource) -> None:
+    """Compares the labels' hash of stems; without one, as published, the list beside them."""
+    if told is None and (folder / IDS_FILE).is_file():
+        told = stems_sha256(read_ids(folder))
+    if told not in (None, source.stems_sha256 or stems_sha256(source.stems)):
+        raise InputError(
+            f"The augmented labels in {folder} are of other samples than {source.path}, or in "
+            f"another order.\n{REDO}, with --augment"
+        )
+
+
+def _open_augmented(
+    folder: Path, labels_dir: Path | None, source: FeatureSource
+) -> AugmentedLabels:
+    """Maps ``P_labels.npy``, if its manifest speaks of these rows, their seed and their labels."""
+    prefix = _prefix(source)
+    facts, spec = read_labels_manifest(folder, prefix) or {}, source.spec
+    _require_same_samples(folder, facts.get("stems_sha256"), source)
+    if seed_of(facts) != source.seed:
+        raise InputError(
+            f"The augmented labels in {folder} are of another seed than {source.path}: expected "
+            f"{source.seed}, found {seed_of(facts)}.\n"
+            f"{REDO_AUGMENTED} {folder} --seed {source.seed}"
+        )
+    require_same_base(folder, facts, labels_dir, source.stems_sha256 or stems_sha256(source.stems))
+    path = folder / f"{prefix}_labels.npy"
+    told = facts.get("original_rows"), facts.get("views_per_sample")
+    mapped = map_npy(path)
+    require_width(path, mapped.shape)
+    wanted = (spec.samples * spec.views, len(CLASS_NAMES))
+    if told != (spec.samples, spec.views) or mapped.shape != wanted or mapped.dtype != np.float32:
+        raise InputError(
+            f"{path} holds {mapped.dtype} {mapped.shape} of {told[0]} samples x {told[1]} views;\n"
+            f"expected float32 {wanted} of {spec.samples} x {spec.views}.\n"
+            f"{REDO_AUGMENTED} {folder}"
+        )
+    rows = np.asarray(mapped).reshape(spec.samples, spec.views, len(CLASS_NAMES))
+    return AugmentedLabels(rows, written=(path, facts.get("sha256", {}).get(path.name)))

@@ -1,0 +1,1 @@
+"""The published training code's datamodule, its rows and its arguments."""

@@ -1,0 +1,1 @@
+"""Rows of features, read from mapped files at random or in order."""

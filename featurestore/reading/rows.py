@@ -1,0 +1,174 @@
+"""All rows of one feature as they are trained from, out of a store or out of materialized files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from featurestore.errors import CorruptStoreError, InputError
+from featurestore.reading.blocks import Blocks, ChunkedBlocks, MappedBlocks, default_cache_bytes
+from featurestore.reading.mapping import Advice, advise, choose_advice, map_chunks
+from featurestore.reading.npy import map_npy
+from featurestore.reading.npy_folder import NpyFolder
+from featurestore.reading.sequential import FilesInOrder
+from featurestore.reading.views import View
+from featurestore.storage.codecs import FOREIGN
+from featurestore.storage.moments import Scale
+from featurestore.storage.store import FeatureStore
+from featurestore.system.durable import size_of
+
+# Samples whose views are in memory at once where only their mean is wanted: a few MB.
+_MEAN_BLOCK = 32
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureRows:
+    """The rows of a feature, mapped from disk and scaled when they are read.
+
+    Attributes:
+        source: mapped files, or decoded chunks where the array cannot be mapped.
+        samples: N.
+        views: V.
+        dim: D.
+        scale: applied to what is read, or None.
+        reopen: a function and its arguments that give these rows again, in another process.
+        present: bool ``[N]``, the samples that are there; None where all are.
+    """
+
+    source: Blocks
+    samples: int
+    views: int
+    dim: int
+    scale: Scale | None
+    reopen: tuple[Callable[..., FeatureRows], tuple[Any, ...]]
+    present: npt.NDArray[np.bool_] | None = None
+
+    def __reduce__(self) -> tuple[Callable[..., FeatureRows], tuple[Any, ...]]:
+        # A pickle must carry where the rows are, not gigabytes of them.
+        return self.reopen
+
+    def take(self, samples: npt.NDArray[np.int64], view: View) -> npt.NDArray[np.float32]:
+        """Reads rows; the result is a copy of its own.
+
+        Args:
+            samples: int64 ``[B]``, from 0.
+            view: a view's number for all, int64 ``[B]`` or ``[B, 2]`` numbers, ``all``, or ``mean``
+                over all views, taken after scaling.
+
+        Returns:
+            float32 ``[B, D]``; ``[B, 2, D]`` for two views each, ``[B, V, D]`` for ``all``.
+
+        Raises:
+            IndexError: a sample or a view that there is not.
+            InputError: a sample that was not committed when a growing store was opened.
+            CorruptStoreError: a chunk that had to be decoded is damaged.
+        """
+        if self.present is not None and not self.present[samples].all():
+            raise InputError("These samples were not committed yet when the store was opened.")
+        if not isinstance(view, str):
+            return self.source.take(samples, view, self.scale)
+        if view == "all":
+            return self.source.take(samples, None, self.scale)
+        out = np.empty((len(samples), self.dim), np.float32)
+        for start in range(0, len(samples), _MEAN_BLOCK):
+            part = slice(start, start + _MEAN_BLOCK)
+            self.source.take(samples[part], None, self.scale).mean(axis=1, out=out[part])
+        return out
+
+
+def store_rows(
+    store: FeatureStore,
+    feature: str,
+    scale: Scale | None,
+    *,
+    advice: Advice = "auto",
+    chunks: Sequence[int] | None = None,
+) -> FeatureRows:
+    """The rows of one feature of a store.
+
+    Args:
+        store: a complete store, or any with ``chunks``.
+        feature: one of its features.
+        scale: applied to what is read, or None.
+        advice: how the kernel is to fetch the files, see ``reader.choose_advice``.
+        chunks: the committed chunks to read; all of a complete store by default.
+
+    Raises:
+        InputError: the store is not complete.
+        CorruptStoreError: a chunk's file is missing or not of its size.
+        StorageError: a file cannot be read.
+    """
+    reopen = (_reopen_store_rows, (store.path, feature, scale, advice, chunks))
+    present = None
+    if chunks is None:
+        store.require_complete()
+        chunks = range(store.spec.chunks)
+    else:
+        present = store.committed(chunks)
+    spec, array = store.spec, store.array(feature)
+    n, v, d = array.shape
+    source: Blocks
+    if array.codec != FOREIGN:  # whose files are not those that were committed
+        _require_lengths(store, feature, chunks)
+    if array.is_mappable:
+        files = [f"{store.path}/{array.file(chunk)}" for chunk in chunks]
+        if advice == "auto":
+            advice = choose_advice(files, len(files) * array.chunk_bytes)
+        mapped = map_chunks(store.path, array, chunks, advice)
+        in_order = None
+        if advice == "random" and present is None:
+            in_order = FilesInOrder(files, spec.chunk)
+        source = MappedBlocks(mapped, n, from_disk=advice == "random", files=in_order)
+    else:
+        read = partial(store.read_chunk, feature)
+        source = ChunkedBlocks(read, (n, v, d), spec.chunk, default_cache_bytes())
+    return FeatureRows(source, n, v, d, scale, reopen, present)
+
+
+def _require_lengths(store: FeatureStore, feature: str, chunks: Sequence[int]) -> None:
+    """Raises CorruptStoreError where files are not as long as the ledger says."""
+    array = store.array(feature)
+    for chunk in chunks:
+        file = array.file(chunk)
+        committed, _ = store.ledger[chunk].files.get(file, (None, 0))
+        found = array.file_bytes if array.is_mappable else size_of(store.path, file, chunk)
+        if found != committed:
+            problem = f"{found} bytes, and {committed} were committed"
+            raise CorruptStoreError(file, problem, chunk=chunk)
+
+
+def _reopen_store_rows(
+    path: Path, feature: str, scale: Scale | None, advice: Advice, chunks: Sequence[int] | None
+) -> FeatureRows:
+    return store_rows(FeatureStore(path), feature, scale, advice=advice, chunks=chunks)
+
+
+def npy_rows(folder: Path, prefix: str, feature: str, *, advice: Advice = "auto") -> FeatureRows:
+    """The rows of one materialized feature, as they are: the z-score is in the file.
+
+    Raises:
+        InputError: file or manifest is missing, or they do not fit each other.
+        StorageError: the file cannot be read.
+    """
+    spec = NpyFolder(folder, prefix).spec
+    path = folder / f"{prefix}_{feature}.npy"
+    flat = map_npy(path)
+    if flat.ndim != 2 or flat.dtype != np.float32 or len(flat) != spec.samples * spec.views:
+        raise InputError(
+            f"{path} holds {flat.dtype} {flat.shape}; its manifest speaks of {spec.samples} "
+            f"samples with {spec.views} views.\nRun `materialize` again."
+        )
+    if advice == "auto":
+        advice = choose_advice([path], flat.nbytes)
+    advise(flat, advice, path)
+    reopen = (partial(npy_rows, advice=advice), (folder, prefix, feature))
+    # Not as a memmap: its own indexing would make memmaps of the copies.
+    blocks = np.asarray(flat).reshape(1, spec.samples, spec.views, flat.shape[1])
+    source = MappedBlocks(blocks, spec.samples, from_disk=advice == "random")
+    return FeatureRows(source, spec.samples, spec.views, flat.shape[1], None, reopen)

@@ -1,0 +1,180 @@
+"""Where a dataset's rows come from: a store, or a folder of materialized files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from featurestore.errors import ConfigError, InputError
+from featurestore.reading.mapping import ADVICE, Advice, choose_advice
+from featurestore.reading.npy_folder import NpyFolder, find_prefix
+from featurestore.reading.rows import FeatureRows, npy_rows, store_rows
+from featurestore.reading.scaling import ZSCORES, scale_for
+from featurestore.storage.moments import Scale
+from featurestore.storage.store import FeatureStore, is_store, record_crc32c
+
+FeatureSource = FeatureStore | NpyFolder
+
+
+def open_source(path: Path | str, prefix: str | None = None) -> FeatureSource:
+    """Opens what is at ``path``.
+
+    Args:
+        path: a store, or a folder that ``materialize`` wrote.
+        prefix: what the names of materialized files begin with; found out where there is one set.
+
+    Raises:
+        InputError: there is neither, or it is not complete.
+        CorruptStoreError: the store is damaged.
+        StorageError: it cannot be read.
+    """
+    path = Path(path)
+    if is_store(path):
+        return FeatureStore(path)
+    prefix = prefix or find_prefix(path)
+    return FeatureStore(path) if prefix is None else NpyFolder(path, prefix)
+
+
+def chosen_chunks(source: FeatureSource, *, partial: bool) -> tuple[int, ...] | None:
+    """The chunks that a growing store is read from; None for all of a complete one.
+
+    Raises:
+        InputError: the store is not complete, and ``partial`` is not wanted or nothing is there.
+    """
+    if isinstance(source, NpyFolder):
+        return None
+    if not partial:
+        source.require_complete()
+        return None
+    if not len(source.ledger):
+        raise InputError(f"Nothing of {source.path} is committed yet.")
+    return tuple(entry.chunk for entry in source.ledger.entries)
+
+
+def open_rows(
+    source: FeatureSource,
+    features: Iterable[str],
+    zscore: str,
+    train: npt.NDArray[np.int64] | None,
+    advice: Advice,
+    chunks: Sequence[int] | None,
+    scales: Mapping[str, Scale | None] | None = None,
+) -> dict[str, FeatureRows]:
+    """The rows of several features, scaled.
+
+    Args:
+        source: where they are.
+        features: which ones.
+        zscore: ``all``, ``train`` or ``none``, see ``scaling.scale_for``.
+        train: int64 indices of the training samples, needed for ``train``.
+        advice: one of ``reader.ADVICE``, for all files together.
+        chunks: see :func:`chosen_chunks`.
+        scales: of a store's features, where they are known already.
+
+    Raises:
+        ConfigError: an argument is none of those above, or the files are scaled in another way.
+        InputError: the store is not complete, or a file does not fit its manifest.
+        CorruptStoreError: the store is damaged.
+        StorageError: a file cannot be read.
+    """
+    if zscore not in ZSCORES:
+        raise ConfigError(f"zscore is one of {', '.join(ZSCORES)}, found {zscore!r}.")
+    if advice not in ADVICE:
+        raise ConfigError(f"advice is one of {', '.join(ADVICE)}, found {advice!r}.")
+    if isinstance(source, NpyFolder):
+        if zscore != source.zscore:
+            raise ConfigError(
+                f"The files in {source.path} were written with --zscore {source.zscore}, and "
+                f"zscore={zscore!r} was asked for.\n"
+                f"Say zscore={source.zscore!r}, or read the store they were made from."
+            )
+        folder, prefix = source.path, source.prefix
+        return {name: npy_rows(folder, prefix, name, advice=advice) for name in features}
+    if scales is None:
+        scales = {name: scale_for(source, name, zscore, train, chunks) for name in features}
+    return {
+        name: store_rows(source, name, scale, advice=advice, chunks=chunks)
+        for name, scale in scales.items()
+    }
+
+
+def resolve_advice(
+    source: FeatureSource,
+    features: Sequence[str],
+    advice: Advice,
+    chunks: Sequence[int] | None,
+    *,
+    sparse: bool,
+) -> Advice:
+    """What ``auto`` means for these features together; see ``reader.choose_advice``."""
+    if advice != "auto":
+        return advice
+    spec = source.spec
+    row_bytes = 4 * sum(spec.dims[name] for name in features)
+    if isinstance(source, NpyFolder):
+        files = [f"{source.path}/{source.prefix}_{name}.npy" for name in features]
+    else:
+        present = range(spec.chunks) if chunks is None else chunks
+        arrays = [source.array(name) for name in features]
+        files = [f"{source.path}/{array.file(chunk)}" for array in arrays for chunk in present]
+    return choose_advice(files, spec.samples * spec.views * row_bytes, sparse=sparse)
+
+
+def content_crc32c(
+    source: FeatureSource, features: Iterable[str], chunks: Sequence[int] | None
+) -> str:
+    """What tells the rows of these features from others: a checksum of all their checksums.
+
+    Args:
+        source: where the rows are.
+        features: which ones.
+        chunks: see :func:`chosen_chunks`.
+    """
+    if isinstance(source, NpyFolder):
+        return source.content_crc32c
+    arrays = [source.array(name) for name in features]
+    present = range(source.spec.chunks) if chunks is None else chunks
+    files = {c: source.ledger[c].files if c in source.ledger else {} for c in present}
+    told = [[*files[c].get(array.file(c), ())] for array in arrays for c in present]
+    return record_crc32c({"files": told})
+
+
+def require_unchanged(
+    source: FeatureSource, features: Sequence[str], chunks: Sequence[int] | None
+) -> None:
+    """Sees to it that rows which were opened one after the other are those of one store.
+
+    Raises:
+        InputError: chunks were replaced meanwhile, as ``build --remake-changed`` does.
+    """
+    if isinstance(source, FeatureStore) and source.ledger.is_current:
+        return
+    prefix = source.prefix if isinstance(source, NpyFolder) else None
+    now = open_source(source.path, prefix)
+    if content_crc32c(now, features, chunks) != content_crc32c(source, features, chunks):
+        raise InputError(
+            f"Rows of {source.path} were replaced while they were being opened.\n"
+            "Open it again once the build or run that writes them has ended."
+        )
+
+
+def check_content(
+    source: FeatureSource,
+    features: Iterable[str],
+    chunks: Sequence[int] | None,
+) -> None:
+    """Reads the features once, and compares them with what was written.
+
+    Raises:
+        CorruptStoreError: a chunk is not what was committed.
+        InputError: a file is not what its manifest says.
+    """
+    if isinstance(source, NpyFolder):
+        source.check(features)
+        return
+    for name in features:
+        for chunk in range(source.spec.chunks) if chunks is None else chunks:
+            source.read_chunk(name, chunk)

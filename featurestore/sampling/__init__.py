@@ -1,0 +1,1 @@
+"""Which items make which batch: shuffled, shared among processes, resumable."""

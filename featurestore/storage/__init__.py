@@ -1,0 +1,1 @@
+"""What lies on disk: arrays, codecs, the ledger, and a store that is created, read and extended."""

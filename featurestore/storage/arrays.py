@@ -1,0 +1,338 @@
+"""Arrays on disk: Zarr v3 metadata and the one-file-per-chunk payload that any reader can map.
+
+A chunk file is the raw little-endian payload followed by its CRC-32C (RFC 3720) in four
+little-endian bytes: what the codecs ``[bytes, crc32c]`` produce, so zarr-python, zarrs and
+tensorstore read it, and a page-aligned payload can be memory-mapped as it lies. zarr itself writes
+the metadata documents; the chunk files are written through ``durable``, because zarr-python's own
+store never syncs.
+
+An array that somebody rewrote with other codecs, through any Zarr library, is read through zarr.
+Its files are not those that were committed, but its rows must be: the ledger's CRC-32C is that of
+the raw payload, and every chunk is held against it when it is read.
+"""
+
+from __future__ import annotations
+
+import json
+import lzma
+import math
+import re
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import numpy.typing as npt
+
+from featurestore.errors import CorruptStoreError, ManyViewsError
+from featurestore.storage.codecs import FOREIGN, NONE, codec_documents, compress, decompress
+from featurestore.system.durable import PARTIAL, read_bytes
+from featurestore.system.refusals import is_folder, machine_error, refusal, status_of
+from featurestore.wording import first_line
+
+PAGE_BYTES = 4096
+CHECKSUM_BYTES = 4
+# What an array's folder holds, by name: its document and its chunks.
+_ARRAY_FILE = re.compile(r"zarr\.json|c(\.[0-9]+)+")
+
+# What zarr and its codecs raise for documents and chunks that they cannot make sense of; some of it
+# they also raise where the machine refuses them something, see ``_unreadable``.
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    NotImplementedError,
+    RuntimeError,
+    EOFError,
+    OverflowError,
+    MemoryError,
+    zlib.error,
+    lzma.LZMAError,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ArraySpec:
+    """One array, chunked along its first axis only.
+
+    Attributes:
+        name: its folder, relative to the store.
+        shape: the array's shape.
+        rows: rows of the first axis in a chunk.
+        dtype: ``<f4`` or ``<f8``; the fill value is NaN.
+        codec: ``none``, ``zstd``, or ``foreign`` for an array that somebody rewrote.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    rows: int
+    dtype: str
+    codec: str = NONE
+
+    @property
+    def chunk_shape(self) -> tuple[int, ...]:
+        """Shape of every chunk; the last one is filled up with NaN."""
+        return (self.rows, *self.shape[1:])
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Size of a chunk's payload; its file is four bytes longer."""
+        return math.prod(self.chunk_shape) * np.dtype(self.dtype).itemsize
+
+    @property
+    def file_bytes(self) -> int:
+        """Size of a chunk's file, where it is not compressed."""
+        return self.chunk_bytes + CHECKSUM_BYTES
+
+    @property
+    def is_mappable(self) -> bool:
+        """Whether chunk files hold the payload as it is."""
+        return self.codec == NONE
+
+    @property
+    def chunks(self) -> int:
+        """Number of chunks."""
+        return -(-self.shape[0] // self.rows)
+
+    def file(self, chunk: int) -> str:
+        """The chunk's file, relative to the store: one flat folder, no folder per chunk."""
+        return "/".join((self.name, ".".join(["c", str(chunk), *("0" for _ in self.shape[1:])])))
+
+
+def holds_only_an_array(folder: Path) -> bool:
+    """Whether a folder is an array's by its content: the document, chunks, unfinished ones of both.
+
+    An empty one was becoming or ceasing to be one when a writer was killed.
+    """
+    if folder.is_symlink() or not is_folder(folder):
+        return False
+    return all(
+        _ARRAY_FILE.fullmatch(entry.name.removesuffix(PARTIAL))
+        and entry.is_file()
+        and not entry.is_symlink()
+        for entry in folder.iterdir()
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedChunk:
+    """A chunk as it goes to disk.
+
+    Attributes:
+        body: the payload, as its codec stores it.
+        crc: CRC-32C of the payload itself, whatever the codec.
+        body_crc: CRC-32C of the body; where nothing is compressed, the same.
+    """
+
+    body: memoryview
+    crc: int
+    body_crc: int
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return len(self.body) + CHECKSUM_BYTES
+
+    def parts(self) -> Iterator[bytes | memoryview]:
+        """The file's content, in order."""
+        yield self.body
+        yield self.body_crc.to_bytes(CHECKSUM_BYTES, "little")
+
+
+def crc32c(data: bytes | memoryview) -> int:
+    """CRC-32C (Castagnoli) of ``data``, as iSCSI (RFC 3720) defines it."""
+    return int(google_crc32c.value(data if isinstance(data, bytes) else bytes(data)))
+
+
+def encode(spec: ArraySpec, block: npt.NDArray[Any]) -> EncodedChunk:
+    """Encodes ``block`` ``[n <= rows, ...]`` as one chunk; the rows it lacks become NaN."""
+    full = np.full(spec.chunk_shape, np.nan, dtype=spec.dtype)
+    full[: len(block)] = block
+    flat = full.reshape(-1).view(np.uint8)
+    crc = int(google_crc32c.value(flat))
+    body = compress(spec.codec, flat.data)
+    return EncodedChunk(body, crc, crc if spec.codec == NONE else crc32c(body))
+
+
+def read_chunk(
+    root: Path, spec: ArraySpec, chunk: int, committed: int | None = None
+) -> npt.NDArray[Any]:
+    """Reads one chunk and checks it.
+
+    Args:
+        root: the store.
+        spec: the array.
+        chunk: its number.
+        committed: the CRC-32C that it was committed with; tells a sound file in the wrong place.
+
+    Returns:
+        ``dtype [n, ...]``, read-only; the last chunk without its filling.
+
+    Raises:
+        CorruptStoreError: missing, of another size, or its checksum does not fit.
+        StorageError: it cannot be read, or there is no memory for it.
+    """
+    if spec.codec == FOREIGN:
+        return _read_foreign(root, spec, chunk, committed)
+    file = spec.file(chunk)
+    try:
+        data = memoryview(read_bytes(root / file, root))
+    except CorruptStoreError as e:
+        raise CorruptStoreError(file, e.problem, chunk=chunk) from None
+    if spec.is_mappable and len(data) != spec.file_bytes:
+        problem = f"{len(data)} bytes, expected {spec.file_bytes}"
+        raise CorruptStoreError(file, problem, chunk=chunk)
+    body = np.frombuffer(data[:-CHECKSUM_BYTES], np.uint8)
+    crc = google_crc32c.value(body)
+    if crc != int.from_bytes(data[-CHECKSUM_BYTES:], "little"):
+        raise CorruptStoreError(file, "its checksum does not fit its content", chunk=chunk)
+    flat = body
+    if not spec.is_mappable:
+        try:
+            payload = decompress(spec.codec, body.data, spec.chunk_bytes)
+        except ValueError as e:
+            raise CorruptStoreError(file, str(e), chunk=chunk) from e
+        except MemoryError as e:
+            raise refusal(root / file, e) from e
+        flat = np.frombuffer(payload, np.uint8)
+        crc = google_crc32c.value(flat)
+    if committed not in (None, crc):
+        raise CorruptStoreError(file, "its content is not what was committed", chunk=chunk)
+    rows = min(spec.rows, spec.shape[0] - chunk * spec.rows)
+    return flat.view(spec.dtype).reshape(spec.chunk_shape)[:rows]
+
+
+def _read_foreign(
+    root: Path, spec: ArraySpec, chunk: int, committed: int | None
+) -> npt.NDArray[Any]:
+    """Reads a chunk through zarr and holds its rows against what was committed.
+
+    To zarr a chunk that is missing is one of NaN; here it does not fit its checksum.
+    """
+    rows = slice(chunk * spec.rows, min(spec.shape[0], (chunk + 1) * spec.rows))
+    try:
+        block = np.asarray(_open_foreign(root, spec)[rows], spec.dtype)
+    except _UNREADABLE as e:
+        raise _unreadable(root, spec.name, f"zarr cannot read it: {first_line(e)}", e, chunk) from e
+    if committed not in (None, encode(spec, block).crc):
+        raise CorruptStoreError(spec.name, "its content is not what was committed", chunk=chunk)
+    block.flags.writeable = False
+    return block
+
+
+def _open_foreign(root: Path, spec: ArraySpec) -> Any:
+    """The array as zarr-python sees it; its shape and dtype are checked already."""
+    import zarr
+
+    return zarr.open_array(root / spec.name, mode="r", zarr_format=3)
+
+
+def _unreadable(
+    root: Path, file: str, problem: str, error: BaseException, chunk: int | None = None
+) -> ManyViewsError:
+    """The error for what zarr cannot read: damage, unless it was the machine that refused it."""
+    refused = machine_error(error)
+    if refused is not None:
+        return refusal(root / file, refused)
+    return CorruptStoreError(file, problem, chunk=chunk)
+
+
+def aligned_rows(row_bytes: int) -> int:
+    """Smallest number of rows that fills whole pages: chunks must be a multiple of it."""
+    return PAGE_BYTES // math.gcd(row_bytes, PAGE_BYTES)
+
+
+def group_document(attributes: Mapping[str, Any]) -> bytes:
+    """The ``zarr.json`` of a group, as zarr writes it."""
+    import zarr
+
+    store = zarr.storage.MemoryStore()
+    zarr.create_group(store, zarr_format=3, attributes=dict(attributes))
+    return bytes(store._store_dict["zarr.json"].to_bytes())
+
+
+def array_document(spec: ArraySpec, dimension_names: tuple[str, ...]) -> bytes:
+    """The ``zarr.json`` of an array, as zarr writes it."""
+    import zarr
+
+    serializer, *compressors = codec_documents(spec.codec)
+    store = zarr.storage.MemoryStore()
+    zarr.create_array(
+        store,
+        shape=spec.shape,
+        chunks=spec.chunk_shape,
+        dtype=spec.dtype,
+        serializer=serializer,
+        compressors=compressors,
+        filters=None,
+        fill_value=float("nan"),
+        chunk_key_encoding={"name": "default", "separator": "."},
+        dimension_names=dimension_names,
+        zarr_format=3,
+    )
+    return bytes(store._store_dict["zarr.json"].to_bytes())
+
+
+def check_array_document(root: Path, spec: ArraySpec) -> str:
+    """Checks that the array's ``zarr.json`` says what the store's own record says.
+
+    Returns:
+        The codec that it should have; or ``foreign`` where only the codecs, and what they make of
+        chunks, are others that zarr can read.
+
+    Raises:
+        CorruptStoreError: missing, not JSON, or of another array.
+    """
+    file = f"{spec.name}/zarr.json"
+    found = parse_document(root, file)
+    expected: dict[str, Any] = {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": list(spec.shape),
+        "data_type": {"<f4": "float32", "<f8": "float64"}[spec.dtype],
+        "fill_value": "NaN",
+    }
+    layout: dict[str, Any] = {
+        "chunk_grid": {
+            "name": "regular",
+            "configuration": {"chunk_shape": list(spec.chunk_shape)},
+        },
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+    }
+    foreign = found.get("codecs") != codec_documents(spec.codec)
+    for key, value in (expected if foreign else expected | layout).items():
+        if found.get(key) != value:
+            raise CorruptStoreError(file, f"{key} is {found.get(key)!r}, expected {value!r}")
+    if not foreign:
+        return spec.codec
+    try:
+        _open_foreign(root, spec)
+    except _UNREADABLE as e:
+        codecs = repr(found.get("codecs"))[:200]
+        raise _unreadable(root, file, f"codecs is {codecs}, and zarr: {first_line(e)}", e) from e
+    return FOREIGN
+
+
+def parse_document(root: Path, file: str, limit_bytes: int = 64 << 20) -> dict[str, Any]:
+    """Reads a JSON object of the store.
+
+    Raises:
+        CorruptStoreError: missing, larger than ``limit_bytes``, or not a JSON object.
+    """
+    path = root / file
+    status = status_of(path)
+    if status is not None and status.st_size > limit_bytes:
+        raise CorruptStoreError(file, f"{status.st_size} bytes, at most {limit_bytes} expected")
+    try:
+        found = json.loads(read_bytes(path, root))
+    except (ValueError, RecursionError) as e:
+        raise CorruptStoreError(file, f"not JSON: {e}") from None
+    if not isinstance(found, dict):
+        raise CorruptStoreError(file, f"a JSON object was expected, found {type(found).__name__}")
+    return found

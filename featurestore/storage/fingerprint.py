@@ -1,0 +1,65 @@
+"""The fingerprint of a store: everything that changes its numbers, compared when it is resumed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from featurestore.errors import StoreMismatchError
+from featurestore.storage.codecs import NONE
+
+Fingerprint = dict[str, str | int]
+
+VERSION = "version."
+# Recorded but not compared: a folder's name says nothing about the weights in it, their hash does.
+_INFORMATIVE = (".model",)
+_OPTIONS = ("views", "seed", "chunk", "codec", "features")
+# What a store was made with that does not say so.
+_UNSAID = {"codec": NONE}
+
+
+def _advice(name: str, stored: object) -> str:
+    """How to go on with the stored value of a fingerprint field."""
+    feature, _, part = name.rpartition(".")
+    if name in _OPTIONS:
+        option = f"--{name} {stored}"
+    elif part == "batch_size":
+        option = f"--batch-size {feature}={stored}"
+    elif part == "dtype":
+        option = f"--dtype {str(stored).removeprefix('torch.')}"
+    elif part == "weights_sha256":
+        option = f"the stored checkpoint (--model {feature}=...)"
+    elif part in ("adapter", "pooling", "size", "max_length"):
+        option = f"{part} = {json.dumps(stored)} in [backbones.{feature}]"
+    else:
+        return "Build into another --store, or start again with --overwrite."
+    return f"Go on with {option}, or build into another --store."
+
+
+def compare_fingerprints(
+    path: Path, stored: Fingerprint, new: Fingerprint, *, allow_version_change: bool
+) -> dict[str, str]:
+    """Compares the store's fingerprint with this run's.
+
+    Returns:
+        The fields that differ and were allowed to, as ``stored -> new``: library versions and the
+        device kind, and only with ``allow_version_change``.
+
+    Raises:
+        StoreMismatchError: any other field differs, or these without the permission.
+    """
+    changed: dict[str, str] = {}
+    for name in sorted(stored.keys() | new.keys()):
+        before, now = stored.get(name, _UNSAID.get(name)), new.get(name)
+        if before == now or name.endswith(_INFORMATIVE):
+            continue
+        if not (name.startswith(VERSION) or name == "device_kind"):
+            raise StoreMismatchError(path, name, before, now, _advice(name, before))
+        if not allow_version_change:
+            advice = (
+                "Go back to the stored one for byte-identical rows, or accept with "
+                "--allow-version-change; it is recorded with each later chunk."
+            )
+            raise StoreMismatchError(path, name, before, now, advice)
+        changed[name] = f"{before} -> {now}"
+    return changed

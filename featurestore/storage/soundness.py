@@ -1,0 +1,69 @@
+"""What can be said against writing to a store, or creating one, before anything that takes long."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+from featurestore.errors import CorruptStoreError
+from featurestore.storage import arrays
+from featurestore.storage.codecs import FOREIGN
+from featurestore.storage.space import nearest_existing
+from featurestore.storage.store import RECORDS, FeatureStore
+from featurestore.system import durable
+from featurestore.system.locks import require_locks
+from featurestore.system.refusals import is_folder, named_errors, require_writable
+
+
+def require_sound(store: FeatureStore) -> None:
+    """Refuses to write to a store that is damaged, was rewritten, or cannot be written to.
+
+    It looks at documents, lengths of files and permissions, and reads no rows: fast enough to be
+    done before anything that takes long. It changes nothing.
+
+    Raises:
+        CorruptStoreError: a document is not the build's, or a committed file is missing or not of
+            its length: what is damaged must not be built on.
+        StorageError: a folder cannot be written to, or a file cannot be looked at.
+    """
+    for group in (RECORDS, f"{RECORDS}/moments"):
+        arrays.parse_document(store.path, f"{group}/zarr.json")
+    for name in store.features:
+        codec = arrays.check_array_document(store.path, store.spec.moments(name))
+        for array, found in (
+            (store.array(name).name, store.array(name).codec),
+            (store.spec.moments(name).name, codec),
+        ):
+            if found == FOREIGN:
+                advice = "Restore the array, or build again into another --store."
+                problem = "its codecs are not those of the build"
+                raise CorruptStoreError(f"{array}/zarr.json", problem, advice=advice)
+    for entry in store.ledger.entries:
+        for file, (size, _) in entry.files.items():
+            found_size = durable.size_of(store.path, file, entry.chunk)
+            if found_size != size:
+                problem = f"{found_size} bytes, expected {size}"
+                raise CorruptStoreError(file, problem, chunk=entry.chunk)
+    for folder in ("", RECORDS, *array_names(store)):
+        require_writable(store.path / folder)
+
+
+def array_names(store: FeatureStore) -> list[str]:
+    """The folders of a store's arrays, relative to it."""
+    spec = store.spec
+    return [array.name for n in store.features for array in (spec.feature(n), spec.moments(n))]
+
+
+def require_place(path: Path) -> None:
+    """Refuses a place where no store can be created; creates nothing.
+
+    Raises:
+        StorageError: what is above it is no folder or cannot be written to, or its file system has
+            no locks.
+    """
+    parent = nearest_existing(path)  # an empty folder is the store's own place
+    with named_errors(path):
+        if not is_folder(parent):
+            raise NotADirectoryError(errno.ENOTDIR, f"{parent} is not a folder")
+    require_writable(parent)
+    require_locks(parent)

@@ -1,0 +1,134 @@
+"""Bytes on disk: what a store takes, what of it is missing, and what the file system has free."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Container, Sequence
+from pathlib import Path
+
+from featurestore.errors import StorageFullError
+from featurestore.records import Sample
+from featurestore.samples import SampleList
+from featurestore.storage.arrays import ArraySpec
+from featurestore.storage.store import StoreSpec, is_store
+from featurestore.system.durable import PARTIAL
+from featurestore.system.refusals import is_absent, refusal, status_of
+
+# Per sample two digests and a count in the ledger, two sizes and times in the cache of inputs.
+_SAMPLE_RECORD_BYTES = 2 * 68 + 8 + 70
+
+
+def free_bytes(path: Path) -> int | None:
+    """Free bytes of the file system that holds ``path`` or its nearest existing parent.
+
+    None where it does not say: some network and FUSE file systems report no size at all.
+
+    Raises:
+        StorageError: nobody can tell.
+    """
+    try:
+        found = os.statvfs(nearest_existing(path))
+    except OSError as e:
+        if e.errno == errno.ENOSYS:
+            return None
+        raise refusal(path, e) from e
+    return found.f_bavail * found.f_frsize if found.f_blocks else None
+
+
+def nearest_existing(path: Path) -> Path:
+    """``path``, or the nearest folder above it that exists."""
+    path = path.absolute()
+    while status_of(path) is None:
+        path = path.parent
+    return path
+
+
+def store_bytes(spec: StoreSpec, samples: Sequence[Sample]) -> int:
+    """Bytes of a complete store's files: exact for the arrays, an estimate for the records.
+
+    Compressed chunks are counted as if they were not.
+    """
+    arrays = sum(array.chunks * array.file_bytes for array in _arrays(spec))
+    return arrays + _records_bytes(spec, range(spec.chunks)) + _document_bytes(spec, samples)
+
+
+def missing_bytes(
+    spec: StoreSpec, samples: Sequence[Sample], root: Path, done: Container[int]
+) -> int:
+    """Bytes that completing a store writes beyond what lies there already.
+
+    Args:
+        spec: the store's shape.
+        samples: its samples.
+        root: its folder, which need not exist.
+        done: the chunks that are committed. Files of others, as a killed build leaves them, are
+            written over: only what they are shorter by is missing.
+    """
+    missing = [chunk for chunk in range(spec.chunks) if chunk not in done]
+    if not missing:
+        return 0
+    needed = _records_bytes(spec, missing)
+    if not is_store(root):
+        needed += _document_bytes(spec, samples)
+    for array in _arrays(spec):
+        lying = _sizes(root / array.name)
+        for chunk in missing:
+            name = array.file(chunk).rpartition("/")[2]
+            held = lying.get(name, 0) + lying.get(name + PARTIAL, 0)
+            needed += max(0, array.file_bytes - held)
+    return needed
+
+
+def require_space(store: Path, needed: int, freed: int = 0) -> None:
+    """Refuses a build that the file system has no room for, before anything is written.
+
+    Args:
+        store: where it would be.
+        needed: bytes that it writes.
+        freed: bytes that it deletes before.
+
+    Raises:
+        StorageFullError: there are fewer.
+    """
+    free = free_bytes(store)
+    if free is None or needed <= free + freed:
+        return
+    also = f", and {freed:,} in what would be deleted" if freed else ""
+    raise StorageFullError(
+        store,
+        needed,
+        f"its file system has {free:,} free{also}",
+        "Free some space, choose another --store, or ask for fewer --views or --features.",
+    )
+
+
+def folder_bytes(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder; links are not followed."""
+    if path.is_symlink() or not path.is_dir():
+        return path.lstat().st_size
+    return sum(folder_bytes(Path(entry.path)) for entry in os.scandir(path))
+
+
+def _arrays(spec: StoreSpec) -> list[ArraySpec]:
+    return [array for name in spec.dims for array in (spec.feature(name), spec.moments(name))]
+
+
+def _records_bytes(spec: StoreSpec, chunks: Sequence[int]) -> int:
+    samples = sum(len(spec.samples_of(chunk)) for chunk in chunks)
+    return samples * _SAMPLE_RECORD_BYTES + len(chunks) * (80 + 120 * len(spec.dims))
+
+
+def _document_bytes(spec: StoreSpec, samples: Sequence[Sample]) -> int:
+    return len(SampleList.of(samples).lines) + 2048 + 2 * 700 * len(spec.dims)
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Size of each file in a folder, by name; nothing for one that is not there."""
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name: entry.stat(follow_symlinks=False).st_size for entry in entries}
+    except OSError as e:
+        if is_absent(e):
+            return {}
+        raise refusal(folder, e) from e

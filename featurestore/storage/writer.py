@@ -1,0 +1,280 @@
+"""Create, resume and erase a store; what is done and what remains.
+
+A creation writes the root's ``zarr.json`` last, and a deletion removes it first: without it a store
+does not exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from featurestore.errors import InputError
+from featurestore.records import FEATURES, Sample, SampleRecord, is_feature_name
+from featurestore.samples import SampleList
+from featurestore.storage import arrays, extension
+from featurestore.storage.fingerprint import Fingerprint
+from featurestore.storage.ledger import ChunkEntry, Ledger
+from featurestore.storage.moments import moments_of
+from featurestore.storage.soundness import array_names, require_sound
+from featurestore.storage.space import folder_bytes
+from featurestore.storage.store import (
+    EXTENSION,
+    LOCK,
+    RECORDS,
+    RUNS,
+    SAMPLES,
+    FeatureStore,
+    StoreSpec,
+    root_document,
+)
+from featurestore.system import durable
+from featurestore.system.locks import FileLock
+from featurestore.system.refusals import (
+    is_file,
+    is_folder,
+    named_errors,
+    status_of,
+)
+
+# What a store is made of, besides ``records`` itself, the runs in it, and features' arrays.
+_ROOT_ENTRIES = {"zarr.json", *FEATURES}
+_RECORDS_ENTRIES = {
+    "zarr.json",
+    "moments",
+    *(Path(f).name for f in (EXTENSION, SAMPLES, Ledger.FILE)),
+}
+
+_WAIT = "Wait for it to finish or stop it; an interrupted build is continued with --resume."
+
+
+class StoreWriter(FeatureStore):
+    """A store opened for writing: holds its lock until it is closed. A context manager."""
+
+    def __init__(self, path: Path, lock: FileLock) -> None:
+        super().__init__(path)
+        require_sound(self)
+        self._lock = lock
+        self.notices = self._recover()
+
+    @classmethod
+    def of(cls, store: FeatureStore, lock: FileLock) -> StoreWriter:
+        """Opens for writing what was opened, and found sound, under this lock.
+
+        Nothing is read or checked again: the caller called :func:`require_sound`.
+        """
+        writer = cls.__new__(cls)
+        writer.__dict__.update(store.__dict__)
+        writer._lock = lock
+        writer.notices = writer._recover()
+        return writer
+
+    def _recover(self) -> list[str]:
+        """Removes what a killed writer left; returns what there is to say about it."""
+        swept = []
+        extension.sweep(self.path)
+        for folder in (*array_names(self), f"{RECORDS}/moments", RECORDS, ""):
+            swept += durable.sweep_partials(self.path / folder)
+        notices = (
+            [f"removed {len(swept)} unfinished files of an interrupted build"] if swept else []
+        )
+        if torn := self.ledger.recover():
+            notices.append(f"dropped {torn} bytes of a torn last line of the ledger")
+        return notices
+
+    def commit_chunk(
+        self,
+        chunk: int,
+        rows: Mapping[str, npt.NDArray[np.float32]],
+        samples: Sequence[SampleRecord],
+        changed: Mapping[str, str],
+    ) -> None:
+        """Writes one chunk of every feature; durable and complete once this returns.
+
+        Args:
+            chunk: its number.
+            rows: per feature float32 ``[n, V, D]``.
+            samples: the chunk's n samples, in order.
+            changed: fingerprint fields that were allowed to differ.
+
+        Raises:
+            ValueError: shapes or samples do not fit the store.
+            StorageError: a write failed; the chunk does not exist then.
+        """
+        files = self._encoded(chunk, rows, samples)
+        entry = {file: (encoded.size, encoded.crc) for file, encoded in files.items()}
+        with self._locked():
+            self._write({file: list(encoded.parts()) for file, encoded in files.items()})
+            self.ledger.commit(ChunkEntry(chunk, entry, samples, changed))
+
+    def _locked(self) -> AbstractContextManager[None]:
+        """Keeps the store's lock while a chunk is written, whatever ends the build meanwhile."""
+        return self._lock.kept()
+
+    def _encoded(
+        self,
+        chunk: int,
+        rows: Mapping[str, npt.NDArray[np.float32]],
+        samples: Sequence[SampleRecord],
+    ) -> dict[str, arrays.EncodedChunk]:
+        """A chunk's files by name; raises ValueError where shapes or samples do not fit."""
+        files: dict[str, arrays.EncodedChunk] = {}
+        expected = self.spec.samples_of(chunk)
+        if [s.index for s in samples] != list(expected):
+            raise ValueError(f"chunk {chunk} holds samples {expected}, got {samples}")
+        for name in self.features:
+            feature, moments = self.spec.feature(name), self.spec.moments(name)
+            if rows[name].shape != (len(expected), *feature.shape[1:]):
+                raise ValueError(f"{name}: {rows[name].shape} does not fit chunk {chunk}")
+            found = moments_of(rows[name].reshape(-1, feature.shape[2]))
+            for spec, block in (
+                (feature, rows[name]),
+                (moments, np.stack([found.mean, found.m2])[None]),
+            ):
+                files[spec.file(chunk)] = arrays.encode(spec, block)
+        return files
+
+    def _write(self, files: Mapping[str, Iterable[bytes | memoryview]]) -> None:
+        """Writes a chunk's files, durably."""
+        durable.replace_files((self.path / file, parts) for file, parts in files.items())
+
+    def finish(self) -> None:
+        """Brings the ledger into its final order once every chunk is committed."""
+        if self.complete:
+            self.ledger.sort()
+
+    def close(self) -> None:
+        """Gives the lock back."""
+        self._lock.release()
+
+    def __enter__(self) -> StoreWriter:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def take_lock(path: Path) -> FileLock:
+    """Locks the store at ``path``, whose ``records/runs`` folder is created if it is missing.
+
+    Raises:
+        StoreLockedError: another process is writing to it.
+    """
+    durable.make_folder(path / RUNS)
+    return FileLock(path / LOCK, path, advice=_WAIT)
+
+
+def state_of(path: Path) -> str:
+    """What is at ``path``: ``absent``, ``store``, or ``unfinished`` (a creation that was killed).
+
+    Raises:
+        InputError: something else that must not be written into.
+        StorageError: nobody can tell.
+    """
+    if status_of(path) is None and not path.is_symlink():
+        return "absent"
+    if not is_folder(path):
+        raise InputError(f"{path} is not a folder. Choose another --store.")
+    with named_errors(path):
+        entries = {p.name for p in path.iterdir()}
+    if not entries:
+        return "absent"
+    if "zarr.json" in entries and is_folder(path / RECORDS):
+        return "store"
+    if extension.is_pending(path):
+        return "store"
+    foreign = {e for e in entries - {RECORDS} if not e.startswith(".") and not _is_own(path / e)}
+    if not foreign and _is_started(path):
+        return "unfinished"
+    raise InputError(
+        f"{path} is not empty and is not a feature store: it holds {min(foreign or entries)!r}.\n"
+        "Choose another --store."
+    )
+
+
+def _is_own(entry: Path) -> bool:
+    """Whether something in a store's folder was made by a writer.
+
+    The name tells it of the paper's features. Others may have any name, and after a creation or
+    deletion that was killed no record says which: there the content tells.
+    """
+    name = entry.name.removesuffix(durable.PARTIAL)
+    return name in _ROOT_ENTRIES or (
+        is_feature_name(entry.name) and arrays.holds_only_an_array(entry)
+    )
+
+
+def _is_started(path: Path) -> bool:
+    """Whether a writer has locked ``path``, or was killed while it made the lock's folder."""
+    if is_file(path / LOCK):
+        return True
+    made = {str(p.relative_to(path)) for p in path.rglob("*")}
+    return made <= {RECORDS, RUNS}
+
+
+def create(
+    path: Path,
+    spec: StoreSpec,
+    fingerprint: Fingerprint,
+    samples: Sequence[Sample],
+    lock: FileLock,
+) -> StoreWriter:
+    """Creates an empty store at ``path``, in place of whatever of an earlier one is there.
+
+    An earlier creation or deletion that was killed may have been of other features or samples;
+    its files are erased first, or they would stay in the new store for ever.
+    """
+    erase(path)
+    for name in spec.dims:
+        for array, axes in (
+            (spec.feature(name), ("sample", "view", "dim")),
+            (spec.moments(name), ("chunk", "moment", "dim")),
+        ):
+            durable.make_folder(path / array.name)
+            document = arrays.array_document(array, axes)
+            durable.replace_file(path / array.name / "zarr.json", document)
+    for group in (f"{RECORDS}/moments", RECORDS):
+        durable.replace_file(path / group / "zarr.json", arrays.group_document({}))
+    listing = SampleList.of(samples).lines
+    durable.replace_file(path / SAMPLES, listing)
+    durable.replace_file(path / Ledger.FILE, b"")
+    durable.replace_file(path / "zarr.json", root_document(spec, fingerprint, listing))
+    return StoreWriter(path, lock)
+
+
+def erase(path: Path) -> None:
+    """Deletes the store at ``path`` but for its logs and lock, which the caller holds.
+
+    The root's ``zarr.json`` goes first (and that of an extension, which would be put in place
+    instead): a deletion that is killed leaves no store behind. Files
+    that are not the store's are left alone.
+    """
+    if extension.is_pending(path):
+        durable.remove(path / extension.FINAL / "zarr.json")
+    durable.remove(path / "zarr.json")
+    for entry in _own_entries(path):
+        if entry.is_dir() and not entry.is_symlink():
+            durable.remove_folder(entry)
+        else:
+            durable.remove(entry)
+
+
+def erasable_bytes(path: Path) -> int:
+    """Bytes that :func:`erase` would free."""
+    return sum(map(folder_bytes, _own_entries(path)))
+
+
+def _own_entries(path: Path) -> list[Path]:
+    """What a writer made at ``path``, but for logs and lock."""
+    own = [entry for entry in path.iterdir() if _is_own(entry)]
+    if is_folder(path / RECORDS):
+        own += [
+            entry
+            for entry in (path / RECORDS).iterdir()
+            if entry.name.removesuffix(durable.PARTIAL) in _RECORDS_ENTRIES
+        ]
+    return sorted(own)

@@ -1,0 +1,418 @@
+"""Every write, fsync and rename of the project.
+
+A file appears under its name whole or not at all, and once a call has returned it survives a
+power cut: the bytes go to ``<name>.partial`` beside the target (a rename across file systems is
+not atomic), are synced, renamed, and the folder is synced.
+
+A failed fsync is never retried: the kernel may have dropped the dirty pages and marked them clean,
+so a second call would report success for data that is lost.
+
+Files and folders get the permissions that the umask leaves, so that a group can share a store.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from featurestore.errors import (
+    CorruptStoreError,
+    StorageError,
+    StoreLockedError,
+    UnsyncedFolderWarning,
+)
+from featurestore.system.refusals import is_absent, is_folder, named_errors, refusal
+
+PARTIAL = ".partial"
+# What ``open`` is asked for; the umask takes away from it.
+FILE_MODE = 0o666
+# ``flock`` is not there: the kernel, the file system or its lock server has none.
+NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+
+# How often a file is opened anew that was renamed or removed before it could be locked.
+_TRIES = 1000
+# The file system has no sync of folders. EINVAL is the kernel's own answer where a file system does
+# not implement it (CIFS before Linux 4.17, some FUSE and cluster file systems); FUSE programs also
+# say ENOTSUP, which Linux spells EOPNOTSUPP. A failed sync is EIO, ENOSPC or EDQUOT, never these.
+# EBADF, which other systems have for it, is a defect on Linux.
+_NO_FOLDER_SYNC = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
+
+
+def _pass(operation: str, path: Path, size: int) -> int:  # noqa: ARG001
+    return size
+
+
+# Called before each operation with its name, its path and the bytes it concerns. What it returns
+# bounds a write, as a signal or a full disk may. Only the fault tests replace it.
+hook: Callable[[str, Path, int], int] = _pass
+
+
+def _write_all(fd: int, data: memoryview, path: Path) -> None:
+    # A single write may take fewer bytes than it was given: near a full disk, at a file-size limit.
+    while data:
+        allowed = hook("write", path, len(data))
+        data = data[os.write(fd, data[:allowed]) :]
+
+
+def _fsync(fd: int, path: Path) -> None:
+    hook("fsync", path, 0)
+    os.fsync(fd)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in ``folder`` durable: creations, renames and removals.
+
+    Where the file system has no sync of folders, its server decides when names are durable: there
+    is nothing to wait for. An ``UnsyncedFolderWarning`` says so, once in a process.
+    """
+    with named_errors(folder):
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            _fsync(fd, folder)
+        except OSError as e:
+            if e.errno not in _NO_FOLDER_SYNC:
+                raise
+            _warn_unsynced(folder, e)
+        finally:
+            os.close(fd)
+
+
+_warned = False
+
+
+def _warn_unsynced(folder: Path, error: OSError) -> None:
+    global _warned
+    if _warned:
+        return
+    _warned = True
+    message = (
+        f"The file system of {folder} cannot sync folders ({error.strerror}), so a power cut may "
+        "lose the files that were renamed last. `verify` finds what is lost."
+    )
+    warnings.warn(message, UnsyncedFolderWarning, stacklevel=3)
+
+
+def make_folder(folder: Path) -> None:
+    """Creates ``folder`` and the parents it lacks, durably; one that exists is left alone."""
+    if is_folder(folder):
+        return
+    make_folder(folder.parent)
+    with named_errors(folder):
+        hook("mkdir", folder, 0)
+        try:
+            folder.mkdir(exist_ok=True)
+        except FileExistsError as e:
+            advice = "Move it away, or choose another folder."
+            raise StorageError(
+                folder, "a file of this name exists, and a folder is needed", advice
+            ) from e
+    sync_folder(folder.parent)
+
+
+class PartialFile:
+    """A file under construction: ``write`` appends; its name is ``<target>.partial``.
+
+    It is locked until it has its name: two processes that write the same target would else write
+    into one another's file.
+
+    Raises:
+        StoreLockedError: another process is writing the same target.
+        StorageError: it cannot be created.
+    """
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+        self.path = target.with_name(target.name + PARTIAL)
+        self.size = 0
+        with named_errors(self.path):
+            hook("open", self.path, 0)
+            try:
+                self._fd = self._open()
+            except (FileNotFoundError, NotADirectoryError) as e:
+                reason = f"{e.strerror} ({target.parent} is no folder)"
+                advice = "Create that folder, or choose another place."
+                raise StorageError(target, reason, advice) from e
+
+    def _open(self) -> int:
+        """The file, empty and locked."""
+        for _ in range(_TRIES):
+            fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+            try:
+                lock_where_possible(fd)
+                if _is_still(self.path, fd):
+                    os.ftruncate(fd, 0)
+                    return fd
+            except BlockingIOError:
+                os.close(fd)
+                raise StoreLockedError(self.target, None, None) from None
+            except BaseException:
+                os.close(fd)
+                raise
+            os.close(fd)  # who had it has given it its name since, or removed it
+        raise StorageError(self.path, "it is replaced again and again")
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Appends ``data``.
+
+        Raises:
+            StorageFullError: no space or quota left.
+            StorageError: any other failure of the file system.
+        """
+        view = memoryview(data).cast("B")
+        with named_errors(self.target, len(view)):
+            _write_all(self._fd, view, self.path)
+        self.size += len(view)
+
+    def sync(self) -> None:
+        """Syncs; the file still has its temporary name."""
+        with named_errors(self.target, self.size):
+            _fsync(self._fd, self.path)
+
+    def rename(self) -> None:
+        """Gives the file its name and closes it; durable once the folder is synced."""
+        with named_errors(self.target):
+            hook("rename", self.target, 0)
+            self.path.replace(self.target)
+            self._close()
+
+    def discard(self) -> None:
+        """Removes what is there and closes; never raises, as another error is on its way."""
+        if self._fd < 0:
+            return  # it has its name
+        with suppress(OSError):  # the next start sweeps it
+            self.path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self._close()
+
+    def _close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def lock_where_possible(fd: int) -> None:
+    """Locks a file without waiting; where the file system has no locks, nothing is locked."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as e:
+        if e.errno not in NO_LOCKS:
+            raise
+
+
+def _is_still(path: Path, fd: int) -> bool:
+    """Whether ``path`` names the file that ``fd`` is open for."""
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def open_replace(path: Path) -> Iterator[PartialFile]:
+    """Streams a new ``path``: complete and durable after the block, untouched if it raises.
+
+    Raises:
+        StorageFullError: no space or quota left.
+        StorageError: any other failure of the file system.
+        StoreLockedError: another process is writing the same file.
+    """
+    file = PartialFile(path)
+    try:
+        yield file
+        file.sync()
+        file.rename()
+    except BaseException:
+        file.discard()
+        raise
+    sync_folder(path.parent)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Writes ``path`` whole and durably, replacing what was there."""
+    with open_replace(path) as file:
+        file.write(data)
+
+
+def replace_files(contents: Iterable[tuple[Path, Iterable[bytes | memoryview]]]) -> None:
+    """Writes several files, each whole; durable together when the call returns.
+
+    All are synced under temporary names before the first is renamed, so that a full disk leaves
+    none of them behind, and each folder is synced once.
+    """
+    files: list[PartialFile] = []
+    try:
+        for path, parts in contents:
+            files.append(PartialFile(path))
+            for part in parts:
+                files[-1].write(part)
+            files[-1].sync()
+        for file in files:
+            file.rename()
+    except BaseException:
+        for file in files:
+            file.discard()
+        raise
+    for folder in sorted({file.target.parent for file in files}):
+        sync_folder(folder)
+
+
+def write_unnamed(folder: Path, contents: Iterable[Iterable[bytes | memoryview]]) -> None:
+    """Writes several files as :func:`replace_files` does, but without names.
+
+    They are gone when this returns, and also if this process is killed meanwhile: it is for
+    measuring what writing takes. Where the file system has no files without a name, each has one
+    for an instant.
+
+    Raises:
+        StorageFullError: no space or quota left.
+        StorageError: any other failure of the file system.
+    """
+    with ExitStack() as files:
+        for parts in contents:
+            with named_errors(folder):
+                hook("open", folder, 0)
+                file = files.enter_context(tempfile.TemporaryFile(dir=folder, buffering=0))
+            for part in parts:
+                view = memoryview(part).cast("B")
+                with named_errors(folder, len(view)):
+                    _write_all(file.fileno(), view, folder)
+            with named_errors(folder):
+                _fsync(file.fileno(), folder)
+    sync_folder(folder)
+
+
+def append_line(path: Path, line: bytes) -> None:
+    """Appends ``line`` and a line feed to ``path``, durably.
+
+    A failed append is cut off again where the disk lets us, so that no torn line stays behind;
+    where it does not, readers drop a last line without its line feed.
+    """
+    data = line + b"\n"
+    with named_errors(path, len(data)):
+        hook("open", path, 0)
+        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        end = os.fstat(fd).st_size
+        try:
+            _write_all(fd, memoryview(data), path)
+            _fsync(fd, path)
+        except BaseException:
+            _truncate_quietly(fd, end)
+            raise
+        finally:
+            os.close(fd)
+
+
+def _truncate_quietly(fd: int, end: int) -> None:
+    try:
+        os.ftruncate(fd, end)
+    except OSError:
+        return  # the error that brought us here is the one to report
+
+
+def truncate(path: Path, size: int) -> None:
+    """Cuts ``path`` to ``size`` bytes, durably."""
+    with named_errors(path):
+        hook("truncate", path, size)
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.ftruncate(fd, size)
+            _fsync(fd, path)
+        finally:
+            os.close(fd)
+
+
+def move(source: Path, target: Path) -> None:
+    """Gives a file or folder another name on the same file system, durably.
+
+    The new name is made safe first: a file system that keeps the two changes apart may lose the old
+    one before, or have both for a moment, and never neither.
+    """
+    with named_errors(target):
+        hook("rename", target, 0)
+        source.rename(target)
+    for folder in {target.parent: None, source.parent: None}:
+        sync_folder(folder)
+
+
+def remove(path: Path) -> None:
+    """Removes ``path`` durably; one that is not there is left alone."""
+    with named_errors(path):
+        hook("unlink", path, 0)
+        path.unlink(missing_ok=True)
+    if is_folder(path.parent):
+        sync_folder(path.parent)
+
+
+def remove_folder(folder: Path) -> None:
+    """Removes a folder and everything in it; links inside are removed, never followed."""
+    with named_errors(folder):
+        for entry in list(os.scandir(folder)):
+            if entry.is_dir(follow_symlinks=False):
+                remove_folder(Path(entry.path))
+            else:
+                hook("unlink", Path(entry.path), 0)
+                Path(entry.path).unlink()
+        hook("rmdir", folder, 0)
+        folder.rmdir()
+    sync_folder(folder.parent)
+
+
+def sweep_partials(folder: Path) -> list[Path]:
+    """Removes what an earlier, killed writer left in ``folder`` under a temporary name.
+
+    Only safe under the store's lock. Returns what was removed.
+    """
+    left = sorted(p for p in folder.iterdir() if p.name.endswith(PARTIAL) and p.is_file())
+    for path in left:
+        with named_errors(path):
+            hook("unlink", path, 0)
+            path.unlink()
+    if left:
+        sync_folder(folder)
+    return left
+
+
+def read_bytes(path: Path, root: Path, start: int = 0, size: int = -1) -> bytes:
+    """Reads a file of the store at ``root``, or ``size`` bytes of it from ``start`` on.
+
+    Raises:
+        CorruptStoreError: it is missing.
+        StorageError: it cannot be read or is a folder, which says nothing about its content.
+    """
+    try:
+        with named_errors(path), path.open("rb") as file:
+            file.seek(start)
+            return file.read(size)
+    except StorageError as e:
+        cause = e.__cause__
+        if isinstance(cause, OSError) and is_absent(cause) and cause.errno != errno.EISDIR:
+            raise not_there(str(path.relative_to(root)), cause) from None
+        raise
+
+
+def size_of(root: Path, file: str, chunk: int) -> int:
+    """Bytes of a file of a chunk of the store at ``root``.
+
+    Raises:
+        CorruptStoreError: it is missing.
+        StorageError: nobody can tell.
+    """
+    try:
+        return os.stat(f"{root}/{file}").st_size  # noqa: PTH116  a Path for each takes longer
+    except OSError as e:
+        if is_absent(e):
+            raise not_there(file, e, chunk) from None
+        raise refusal(root / file, e) from e
+
+
+def not_there(file: str, error: OSError, chunk: int | None = None) -> CorruptStoreError:
+    """The error for a file of the store that is missing, or that is no file."""
+    missing = error.errno == errno.ENOENT
+    problem = "the file is missing" if missing else f"no file: {error.strerror}"
+    return CorruptStoreError(file, problem, chunk=chunk)

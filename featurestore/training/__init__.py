@@ -1,0 +1,1 @@
+"""The dataset, its batches, and the device that they are computed on."""

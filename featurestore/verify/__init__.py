@@ -1,0 +1,1 @@
+"""Findings about a store, made without trusting the code that wrote it."""

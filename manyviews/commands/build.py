@@ -1,0 +1,185 @@
+"""``build``: make the feature store, or go on with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from featurestore.errors import ConfigError
+from featurestore.wording import amount
+from manyviews.commands.options import (
+    build_options,
+    common_options,
+    is_quiet,
+    is_verbose,
+    json_option,
+    say,
+    say_list,
+)
+
+if TYPE_CHECKING:
+    from consumers.config import BuildConfig
+    from consumers.main_loop import BuildReport
+
+DONE_WITH_BAD_SAMPLES = 3
+
+
+@click.command()
+@build_options
+@json_option
+@common_options
+def build(toml: Path | None, as_json: bool, **options: Any) -> int:
+    """Make the feature store, or go on with it.
+
+    Values come from the paper's defaults, then --config, then the environment
+    (CLIP_MODEL_ID_IMG, CLIP_MODEL_ID_TXT, BLIP2_MODEL_ID), then these options.
+
+    \b
+    Example:
+      python cli.py build --data-dir imdb/dataset --store features --resume
+    """
+    config = build_config(toml, options)
+    from consumers.build import build as run
+    from consumers.progress import RunLog
+    from featurestore.storage.store import RUNS
+
+    log = RunLog(config.store / RUNS)
+    bad_scan: dict[str, Any] = {}
+
+    def keep_scan(event: str, facts: Mapping[str, Any]) -> None:
+        if event == "scanned":
+            bad_scan.update(facts)
+
+    with display() as show:
+        try:
+            report = run(config, [log, show, keep_scan])
+        finally:
+            log.close()
+    if as_json:
+        click.echo(json.dumps(report_facts(report, bad_scan)))
+    print_report(report, bad_scan)
+    return DONE_WITH_BAD_SAMPLES if report.bad else 0
+
+
+def build_config(toml: Path | None, options: Mapping[str, Any]) -> BuildConfig:
+    """Merges the file, the environment and the options into a configuration."""
+    from consumers.backbones.registry import REGISTRY
+    from consumers.config import BuildConfig, expand_models, read_toml
+
+    values: dict[str, Any] = {} if toml is None else read_toml(toml)
+    given = {name: value for name, value in options.items() if value not in (None, ())}
+    environment = {
+        feature: os.environ[info.variable].strip()
+        for feature, info in REGISTRY.items()
+        if os.environ.get(info.variable, "").strip()
+    }
+    models = {**values.get("models", {}), **environment}
+    models |= expand_models(dict(given.pop("models", ())), values.get("backbones", {}))
+    sizes = {**values.get("batch_sizes", {}), **_sizes(given.pop("batch_sizes", ()))}
+    if "features" in given:
+        given["features"] = tuple(f.strip() for f in given["features"].split(","))
+    values |= given
+    for name in ("data_dir", "store"):
+        if name not in values:
+            option = "--" + name.replace("_", "-")
+            raise ConfigError(f"{option} is missing: give it as an option or in --config.")
+    return BuildConfig(**values | {"models": models, "batch_sizes": sizes})
+
+
+def _sizes(pairs: tuple[tuple[str, str], ...]) -> dict[str, int]:
+    try:
+        return {name: int(size) for name, size in pairs}
+    except ValueError:
+        raise ConfigError(f"--batch-size takes FEATURE=N, found {dict(pairs)}.") from None
+
+
+@contextmanager
+def display() -> Iterator[Any]:
+    """The live display on a terminal, plain lines elsewhere; both on standard error.
+
+    Plain lines as well where every chunk is to be read, and none where nothing is.
+    """
+    from rich.console import Console
+
+    from consumers.progress import LiveDisplay, PlainDisplay
+
+    if is_quiet():
+        yield lambda _event, _facts: None
+        return
+    console = Console(stderr=True)
+    show: LiveDisplay | PlainDisplay
+    if console.is_terminal and not is_verbose():
+        show = LiveDisplay(console)
+    else:
+        show = PlainDisplay(sys.stderr, **({"interval_s": 0.0} if is_verbose() else {}))
+    try:
+        yield show
+    finally:
+        show.close()
+
+
+def report_facts(report: BuildReport, found: Mapping[str, Any]) -> dict[str, Any]:
+    """The report as plain values."""
+    return {
+        "store": str(report.store),
+        "samples": report.samples,
+        "views": report.views,
+        "built": report.built,
+        "seconds": round(report.seconds, 3),
+        "bad": [[b.index, b.modality, b.reason, b.detail] for b in report.bad],
+        "unmatched_images": found["unmatched_images"],
+        "unmatched_texts": found["unmatched_texts"],
+        "left_out": found["left_out"],
+        "alike": found["alike"],
+        "truncated": dict(report.truncated),
+        "replaced": dict(report.replaced),
+    }
+
+
+def print_report(report: BuildReport, found: Mapping[str, Any]) -> None:
+    """Says what was done and everything that was not as it should be, on standard error."""
+    from producers.sources.unused import advice, counted_reasons
+
+    if not report.built:
+        say(f"nothing to do: {report.store} is complete, {amount(report.samples, 'sample')}")
+    else:
+        rate = report.built / report.seconds
+        say(
+            f"built {amount(report.built, 'sample')} x {amount(report.views, 'view')} "
+            f"in {report.seconds:.1f} s "
+            f"({rate:.1f} samples/s); {report.store} is complete, "
+            f"{amount(report.samples, 'sample')}"
+        )
+    say_list("images without a synopsis", [repr(n) for n in found["unmatched_images"]])
+    say_list("synopses without an image", [repr(n) for n in found["unmatched_texts"]])
+    say_list("left out", [f"{name!r} ({reason})" for name, reason in found["left_out"]])
+    if found["left_out"]:
+        say(f"left out are {counted_reasons(found['left_out'])}")
+    for line in advice(found["left_out"], found["alike"]):
+        say(line)
+    for name, count in report.truncated.items():
+        if count:
+            verb = "was" if count == 1 else "were"
+            say(f"{name}: {amount(count, 'view')} {verb} cut to the tokenizer's length")
+    for why, count in report.replaced.items():
+        say(f"producers replaced: {count} ({why})")
+    stems = bad_stems(report)
+    lines = [f"{stems[b.index]!r}: {b.modality} {b.reason} ({b.detail})" for b in report.bad]
+    say_list("bad inputs, each with a placeholder", lines, separator="\n  ")
+
+
+def bad_stems(report: BuildReport) -> dict[int, str]:
+    """The stem of each sample with a bad input."""
+    if not report.bad:
+        return {}
+    from featurestore.storage.store import FeatureStore
+
+    stems = FeatureStore(report.store).stems
+    return {b.index: stems[b.index] for b in report.bad}

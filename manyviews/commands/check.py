@@ -1,0 +1,137 @@
+"""``check``: look at everything a build will meet, before it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import textwrap
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from featurestore.wording import amount
+from manyviews.commands.build import build_config
+from manyviews.commands.options import (
+    FOLDER,
+    build_options,
+    common_options,
+    is_quiet,
+    is_verbose,
+    json_option,
+    say,
+)
+
+if TYPE_CHECKING:
+    from consumers.config import BuildConfig
+    from manyviews.operations.check.check import CheckReport
+    from manyviews.operations.check.findings import Line
+
+_WIDTH = 80
+_LABEL = 17
+_COLOURS = {"ok": "green", "warning": "yellow", "error": "red"}
+
+
+@click.command()
+@build_options
+@click.option("--split-json", type=FOLDER, help="A split to hold against the samples.")
+@click.option("--full", is_flag=True, help="Read every input, not 500 that are evenly spread.")
+@click.option(
+    "--no-calibration",
+    is_flag=True,
+    help="Do not load the models: no tokens are counted, and no time is predicted.",
+)
+@json_option
+@common_options
+def check(
+    toml: Path | None,
+    split_json: Path | None,
+    full: bool,
+    no_calibration: bool,
+    as_json: bool,
+    **options: Any,
+) -> int:
+    """Look at everything a build will meet, before it: data, models, machine, time.
+
+    Give it what build will be given; --resume is taken for granted where --overwrite is not said.
+    It loads the models that are on this machine, tries the build on a few samples in a folder of
+    its own, and predicts how long the whole will take. No model is fetched that is missing here,
+    and nothing is written to the store.
+
+    Exits with 1 where a build would fail or be wrong: overlapping splits, missing models, too
+    little disk or memory, a store that does not fit. Unusable inputs are warnings, since a build
+    goes on with placeholders.
+
+    \b
+    Example:
+      python cli.py check --data-dir imdb/dataset --store features --split-json imdb/split.json
+    """
+    from manyviews.operations.check.check import CheckRequest, run_check
+
+    config, has_store = _config(toml, options)
+    request = CheckRequest(
+        config=config,
+        has_store=has_store,
+        split_json=split_json,
+        full=full,
+        calibrate=not no_calibration,
+    )
+    report = run_check(request, say)
+    if as_json:
+        click.echo(json.dumps(report.facts()))
+    elif not is_quiet():
+        show(report)
+    return 1 if report.lines("error") else 0
+
+
+def _config(toml: Path | None, options: Mapping[str, Any]) -> tuple[BuildConfig, bool]:
+    """The build that is meant, and whether its store was named."""
+    from consumers.config import read_toml
+
+    store = options["store"] or ({} if toml is None else read_toml(toml)).get("store")
+    config = build_config(toml, {**options, "store": store or Path()})
+    return replace(config, resume=not config.overwrite), store is not None
+
+
+def show(report: CheckReport) -> None:
+    """Prints the groups, and at the end how many problems there are, on standard output."""
+    for group in report.groups:
+        click.echo(_coloured(group.title, bold=True))
+        for line in group.lines:
+            _show_line(line)
+        click.echo()
+    errors, warnings = (len(report.lines(level)) for level in ("error", "warning"))
+    if errors:
+        click.echo(f"{amount(errors, 'error')} to fix first, {amount(warnings, 'warning')}")
+    else:
+        click.echo(f"ready to build, {amount(warnings, 'warning')}")
+
+
+def _show_line(line: Line) -> None:
+    """``  warning  label  text``, wrapped under the text, and the advice below it."""
+    head = f"  {line.level:<8} {line.label:<{_LABEL}} "
+    indent = " " * len(head)
+    text = textwrap.fill(line.text, _WIDTH, initial_indent=head, subsequent_indent=indent)
+    level = _coloured(f"{line.level:<8}", fg=_COLOURS[line.level])
+    _echo(f"  {level}{text[10:]}")
+    if is_verbose() and line.names:
+        _wrap(", ".join(map(repr, line.names)), indent, indent)
+    if line.advice:
+        _wrap(line.advice, f"{indent}-> ", f"{indent}   ")
+
+
+def _wrap(text: str, first: str, rest: str) -> None:
+    _echo(textwrap.fill(text, _WIDTH, initial_indent=first, subsequent_indent=rest))
+
+
+def _echo(text: str) -> None:
+    encoding = sys.stdout.encoding or "utf-8"
+    click.echo(text.encode(encoding, "backslashreplace").decode(encoding))
+
+
+def _coloured(text: str, **style: Any) -> str:
+    # click takes the codes out again where the output is no terminal.
+    return text if os.environ.get("NO_COLOR") else click.style(text, **style)

@@ -1,0 +1,140 @@
+"""``materialize`` and ``labels``: the files of the published pipeline."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from featurestore.errors import ConfigError
+from featurestore.wording import amount
+from manyviews.commands.options import (
+    FOLDER,
+    check_split,
+    common_options,
+    data_option,
+    follow_option,
+    json_option,
+    say,
+    say_list,
+    store_option,
+)
+
+if TYPE_CHECKING:
+    from producers.sources.source import Scan
+
+
+@click.command()
+@store_option
+@click.option("--out-dir", required=True, type=FOLDER, help="Folder of the files; created.")
+@click.option("--prefix", default="mm_imdb1_globals_aug70", show_default=True)
+@click.option(
+    "--zscore",
+    type=click.Choice(["all", "train", "none"]),
+    default="all",
+    show_default=True,
+    help="Scale by all rows (the paper's way), by the training rows only, or not at all.",
+)
+@click.option("--split-json", type=FOLDER, help="The split, for --zscore train.")
+@json_option
+@common_options
+def materialize(
+    store: Path, out_dir: Path, prefix: str, zscore: str, split_json: Path | None, as_json: bool
+) -> int:
+    """Write the published pipeline's .npy, stats, index and manifest from a complete store.
+
+    \b
+    Example:
+      python cli.py materialize --store features --out-dir embeddings
+    """
+    from featurestore.imdb.materialize import materialize as run
+    from featurestore.storage.store import FeatureStore
+
+    check_split(zscore, split_json)
+    done = run(FeatureStore(store), out_dir, prefix=prefix, zscore=zscore, split_json=split_json)
+    if as_json:
+        click.echo(json.dumps({"out_dir": str(done.out_dir), "files": done.files}))
+    for name, size in done.files.items():
+        say(f"{size:>16,}  {name}")
+    return 0
+
+
+@click.command()
+@data_option
+@follow_option
+@click.option("--out-dir", required=True, type=FOLDER, help="Folder of the label files; created.")
+@click.option("--augment", is_flag=True, help="Also write noisy labels for every view.")
+@click.option(
+    "--views", type=int, help="For --augment.  [default: the embeddings', or 70 before they exist]"
+)
+@click.option(
+    "--seed", type=int, help="For --augment.  [default: the embeddings', or 123 before they exist]"
+)
+@click.option("--prefix", default="mm_imdb1_globals_aug70", show_default=True)
+@click.option(
+    "--embeddings-dir", type=FOLDER, help="Where --augment writes, beside the embeddings."
+)
+@json_option
+@common_options
+def labels(
+    data_dir: Path,
+    follow_links: bool,
+    out_dir: Path,
+    augment: bool,
+    views: int | None,
+    seed: int | None,
+    prefix: str,
+    embeddings_dir: Path | None,
+    as_json: bool,
+) -> int:
+    """Write labels_all_23.npy, ids_all.txt and class_names_23.json.
+
+    \b
+    Example:
+      python cli.py labels --data-dir imdb/dataset --out-dir labels
+    """
+    from featurestore.imdb.embeddings_manifest import views_and_seed
+    from featurestore.imdb.labels import write_augmented_labels, write_labels
+    from producers.sources.source import scan
+
+    if augment and embeddings_dir is None:
+        raise ConfigError("--augment needs --embeddings-dir, the folder to write beside.")
+    for option, value in (("embeddings-dir", embeddings_dir), ("views", views), ("seed", seed)):
+        if value is not None and not augment:
+            raise ConfigError(f"--{option} is for --augment, which was not asked for.")
+    if embeddings_dir is not None:
+        views, seed = views_and_seed(embeddings_dir, prefix, views, seed)
+    found = scan(data_dir, follow_links=follow_links)
+    report = write_labels([s.stem for s in found.samples], documents(found), out_dir)
+    if augment and embeddings_dir is not None:
+        write_augmented_labels(out_dir, embeddings_dir, views, prefix, seed)
+    if as_json:
+        facts = {
+            "samples": report.samples,
+            "unknown_genres": dict(report.unknown_genres),
+            "without_genre": list(report.without_genre),
+            "unreadable": list(report.unreadable),
+        }
+        click.echo(json.dumps(facts))
+    say(f"{amount(report.samples, 'sample')}, 23 classes: {out_dir}")
+    say_list("unknown genres", [f"{name!r} x {count}" for name, count in report.unknown_genres])
+    say_list("samples without a known genre", [repr(s) for s in report.without_genre])
+    say_list("synopses that could not be read", [repr(s) for s in report.unreadable])
+    return 0
+
+
+def documents(found: Scan) -> Iterator[object]:
+    """Each sample's parsed synopsis, None where it cannot be read."""
+    from featurestore.errors import BadSampleError
+    from producers import decode
+    from producers.sources import source
+
+    for sample in found.samples:
+        try:
+            path = source.text_path(found.data_dir, sample)
+            yield decode.document(source.read_capped(path, source.MAX_TEXT_BYTES))
+        except BadSampleError:
+            yield None

@@ -1,0 +1,239 @@
+"""``verify``: whether a store, its inputs and the files made of it are what they were."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from featurestore.errors import ConfigError, InputError
+from featurestore.wording import amount
+from manyviews.commands.options import (
+    FOLDER,
+    LISTED,
+    chunk_progress,
+    common_options,
+    follow_option,
+    json_option,
+    say,
+    store_option,
+)
+
+if TYPE_CHECKING:
+    from featurestore.verify.findings import Finding, Verification
+    from featurestore.verify.inputs import InputVerification
+
+_MANIFEST = "_manifest.json"
+_LABELS = "_labels"
+
+
+@click.command()
+@store_option
+@click.option(
+    "--repair", is_flag=True, help="Drop damaged chunks; build --resume makes them again."
+)
+@click.option(
+    "--verify-inputs", is_flag=True, help="Compare the content of all inputs in --data-dir as well."
+)
+@click.option("--data-dir", type=FOLDER, help="The posters and synopses, for --verify-inputs.")
+@follow_option
+@click.option(
+    "--materialized",
+    type=FOLDER,
+    help="Compare the embeddings and labels in this folder with their manifests too.",
+)
+@json_option
+@common_options
+def verify(
+    store: Path,
+    repair: bool,
+    verify_inputs: bool,
+    data_dir: Path | None,
+    follow_links: bool,
+    materialized: Path | None,
+    as_json: bool,
+) -> int:
+    """Check every promise of a store: checksums, ledger, moments, completeness, stray files.
+
+    Exits with 1 where something is damaged, and names each file and chunk; with --verify-inputs
+    also where an input is not what the store was made from, with --materialized where a file is not
+    what was written. A store that is not complete yet is not damaged. Nothing is changed without
+    --repair, and no input ever.
+
+    \b
+    Example:
+      python cli.py verify --store features
+    """
+    from featurestore.storage.writer import state_of, take_lock
+
+    if verify_inputs != (data_dir is not None):
+        raise ConfigError("--verify-inputs and --data-dir go together: give both or neither.")
+    if follow_links and data_dir is None:
+        raise ConfigError("--follow-links is for --data-dir, which was not given.")
+    if state_of(store) != "store":
+        raise InputError(f"There is no feature store at {store}.")
+    with ExitStack() as stack:
+        if repair:
+            stack.callback(take_lock(store).release)
+        outcome = _look(store, data_dir, follow_links=follow_links)
+        if repair and outcome.store.findings:
+            outcome.repair(store)
+    if materialized is not None:
+        outcome.files, outcome.files_checked = _materialized(materialized)
+    if as_json:
+        click.echo(json.dumps(outcome.facts()))
+    outcome.say(data_dir)
+    return 1 if outcome.is_bad else 0
+
+
+def _look(store: Path, data_dir: Path | None, *, follow_links: bool) -> _Outcome:
+    from featurestore.verify.inputs import verify_inputs as compare
+    from featurestore.verify.store import verify as check
+
+    with chunk_progress() as progress:
+        found = check(store, progress=progress)
+        if data_dir is None:
+            return _Outcome(found)
+        inputs = compare(store, data_dir, found, follow_links=follow_links, progress=progress)
+        return _Outcome(found, inputs)
+
+
+def _materialized(folder: Path) -> tuple[list[Finding], int]:
+    """What is wrong with the files of each manifest in a folder, and how many were checked."""
+    from featurestore.imdb.label_files import verify_labels
+    from featurestore.imdb.labels_manifest import verify_augmented
+    from featurestore.imdb.materialize import PREFIX, verify_materialized
+
+    names = [path.name.removesuffix(_MANIFEST) for path in sorted(folder.glob(f"*{_MANIFEST}"))]
+    embeddings = [name for name in names if not name.endswith(_LABELS)]
+    augmented = [name.removesuffix(_LABELS) for name in names if name.endswith(_LABELS)]
+    checked: list[str] = []
+    findings = verify_labels(folder, checked=checked.append)
+    for prefix in augmented:
+        findings += verify_augmented(folder, prefix, checked=checked.append)
+    if not (embeddings or checked):
+        embeddings = [PREFIX]  # whose manifest is missing
+    for prefix in embeddings:
+        findings += verify_materialized(folder, prefix, checked=checked.append)
+    return findings, len(checked)
+
+
+def _writer(file: str) -> str:
+    """The command that writes a materialized file or a label file."""
+    from featurestore.imdb.label_files import CLASS_NAMES_FILE, IDS_FILE, LABELS_FILE, RECORD_FILE
+
+    if file in (CLASS_NAMES_FILE, IDS_FILE, LABELS_FILE, RECORD_FILE):
+        return "labels"
+    augmented = file.endswith((f"{_LABELS}.npy", f"{_LABELS}{_MANIFEST}"))
+    return "labels --augment" if augmented else "materialize"
+
+
+@dataclass(slots=True)
+class _Outcome:
+    """What was found and what was done about it.
+
+    Attributes:
+        store: what is damaged.
+        inputs: what changed, or None where nobody asked.
+        files: what is wrong with materialized files, or None where nobody asked.
+        files_checked: number of materialized files that were checked.
+        to_make: the chunks to make after a repair, or None where there was none.
+    """
+
+    store: Verification
+    inputs: InputVerification | None = None
+    files: list[Finding] | None = None
+    files_checked: int = 0
+    to_make: list[int] | None = None
+
+    def repair(self, store: Path) -> None:
+        """Drops what is damaged."""
+        from featurestore.verify.repair import repair
+
+        self.to_make = repair(store, self.store)
+
+    @property
+    def is_bad(self) -> bool:
+        """Whether something is still not as it should be."""
+        damaged = bool(self.store.findings) and self.to_make is None
+        changed = self.inputs is not None and bool(self.inputs.changed)
+        return damaged or changed or bool(self.files)
+
+    @property
+    def damaged(self) -> int:
+        """Number of findings, in the store and in materialized files."""
+        return len(self.store.findings) + len(self.files or [])
+
+    def facts(self) -> dict[str, Any]:
+        """Everything, as plain values."""
+        facts: dict[str, Any] = {
+            "chunks": self.store.chunks,
+            "committed": len(self.store.committed),
+            "files": self.store.files,
+            "findings": [[f.file, f.chunk, f.problem] for f in self.store.findings],
+            "notices": self.store.notices,
+            "damaged": self.damaged,
+            "ok": not self.is_bad,
+            "repaired": self.to_make is not None,
+            "to_make": self.store.missing if self.to_make is None else self.to_make,
+        }
+        if self.inputs is not None:
+            facts |= {"inputs": self.inputs.compared, "changed_inputs": self.inputs.changed}
+        if self.files is not None:
+            facts["materialized"] = [[f.file, f.problem] for f in self.files]
+            facts["materialized_files"] = self.files_checked
+        return facts
+
+    def say(self, data_dir: Path | None) -> None:
+        """The same, for a person."""
+        found = self.store
+        say(f"{len(found.committed):,} of {amount(found.chunks, 'chunk')} committed")
+        for notice in found.notices:
+            say(notice)
+        for finding in found.findings:
+            say(f"damaged: {finding}")
+        if self.to_make is not None:
+            say("repaired: what is damaged is not committed any more")
+            if self.to_make:
+                listed = self.to_make[:LISTED]
+                say(f"`build --resume` makes {amount(len(self.to_make), 'chunk')}: {listed}")
+        elif found.findings:
+            say("`verify --repair` drops damaged chunks, and `build --resume` makes them again.")
+        if self.inputs is not None:
+            self._say_inputs(self.inputs, data_dir)
+        for finding in self.files or []:
+            say(f"damaged: {finding}; `{_writer(finding.file)}` writes it again")
+        self._say_sum()
+
+    def _say_sum(self) -> None:
+        """The last line: whether anything is damaged, and how much was checked."""
+        parts = [self.store] + ([self.store.extension] if self.store.extension else [])
+        checked = [
+            amount(sum(len(part.committed) for part in parts), "chunk"),
+            amount(sum(part.files for part in parts), "file") + " checked",
+        ]
+        if self.files is not None:
+            checked.append(amount(self.files_checked, "materialized file") + " checked")
+        if self.inputs is not None:
+            checked.append(amount(self.inputs.compared, "input") + " compared")
+        head = "nothing damaged"
+        if self.damaged:
+            head = f"{amount(self.damaged, 'problem')} found"
+        if self.inputs is not None and self.inputs.changed:
+            head += f", {amount(len(self.inputs.changed), 'input')} changed"
+        say(f"{head}: {', '.join(checked)}")
+
+    def _say_inputs(self, inputs: InputVerification, data_dir: Path | None) -> None:
+        unknown = (
+            f"; {inputs.unknown:,} were not read when the store was made" if inputs.unknown else ""
+        )
+        say(f"{amount(inputs.compared, 'input')} compared with {data_dir}{unknown}")
+        for name, problem in inputs.changed:
+            say(f"changed: {name!r}: {problem}")
+        if inputs.changed:
+            say("Restore them; or, if they are as they should be, their chunks are made again by")
+            say("`build --resume --remake-changed`.")

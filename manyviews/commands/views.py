@@ -1,0 +1,217 @@
+"""``views``: every view of one sample again, as it was drawn for the build."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from featurestore.errors import ConfigError
+from featurestore.wording import amount
+from manyviews.commands.options import (
+    FOLDER,
+    common_options,
+    data_option,
+    follow_option,
+    json_option,
+    say,
+)
+
+if TYPE_CHECKING:
+    from manyviews.operations.replay.replay import Replay
+
+# By the inputs that were compared with what the store recorded of them.
+_RECORDED = {
+    ("image", "text"): "the files are those that the store was made from",
+    ("image",): "the poster is the one that the store was made from; it has no text features",
+    ("text",): "the synopsis is the one that the store was made from; it has no image features",
+}
+
+
+@click.command()
+@data_option
+@follow_option
+@click.option("--stem", required=True, help="The sample: its file names without the suffix.")
+@click.option(
+    "--store",
+    type=FOLDER,
+    help="A store made from the folder: seed, number of views and the files' hashes come from it.",
+)
+@click.option("--view", type=int, help="This view alone.  [default: all]")
+@click.option(
+    "--sheet",
+    "--out",
+    "out",
+    type=FOLDER,
+    help="Write a PNG: all views on a contact sheet, or with --view that view's pixels alone.",
+)
+@click.option(
+    "--processor",
+    type=click.Choice(["clip", "blip2"]),
+    help="With --view 0: as this model's image processor makes it.  [default: the poster itself]",
+)
+@click.option("--views", type=int, help="Number of views, without --store.  [default: 70]")
+@click.option("--seed", type=int, help="Base seed, without --store.  [default: 123]")
+@click.option(
+    "--size", type=int, help="Side of the views in pixels.  [default: the store's or 224]"
+)
+@json_option
+@common_options
+def views(out: Path | None, as_json: bool, **options: Any) -> int:
+    """Replay the views of one sample: what was drawn for each, its pixels, its masked text.
+
+    Views are drawn again from the poster and the synopsis, and equal those of the build to the last
+    bit. With --store a file is refused that holds something else than the store was made from.
+    Masked words are marked as [MASK:word]. Crops are in pixels of the poster.
+
+    \b
+    Example:
+      python cli.py views --data-dir imdb/dataset --stem 0000001 --sheet views.png
+    """
+    replay = _replay(**{k: v for k, v in options.items() if k not in ("view", "processor")})
+    view, processor = options["view"], options["processor"]
+    if view is not None and not 0 <= view < replay.recipe.views:
+        raise ConfigError(f"--view is 0 to {replay.recipe.views - 1}, found {view}.")
+    if processor is not None and view != 0:
+        raise ConfigError("--processor makes the clean view: give --view 0 as well.")
+    chosen = range(replay.recipe.views) if view is None else [view]
+    if as_json:
+        click.echo(json.dumps(_facts(replay, chosen, processor)))
+    else:
+        _print(replay, chosen)
+    if out is not None:
+        _write(replay, view, processor, out)
+    return 0
+
+
+def _replay(
+    *,
+    store: Path | None,
+    data_dir: Path,
+    follow_links: bool,
+    stem: str,
+    views: int | None,
+    seed: int | None,
+    size: int | None,
+) -> Replay:
+    """The sample, with what only one of both kinds of options can say."""
+    from featurestore.storage.store import FeatureStore
+    from manyviews.operations.replay import replay
+
+    if store is not None:
+        for name, value in (("views", views), ("seed", seed)):
+            if value is not None:
+                raise ConfigError(f"--{name} comes from the store: leave it or --store away.")
+        return replay.from_store(
+            FeatureStore(store), data_dir, stem, size, follow_links=follow_links
+        )
+    given = {"views": views, "seed": seed, "size": size}
+    recipe = replay.Recipe(**{name: v for name, v in given.items() if v is not None})
+    return replay.from_folder(data_dir, stem, recipe, follow_links=follow_links)
+
+
+def _write(replay: Replay, view: int | None, processor: str | None, out: Path) -> None:
+    from featurestore.system.durable import replace_file
+    from manyviews.operations.replay.contact_sheet import png, sheet
+
+    picture = sheet(replay) if view is None else replay.pixels(view, processor)
+    replace_file(out, png(picture))
+    say(f"written: {out}")
+
+
+def _facts(replay: Replay, chosen: Any, processor: str | None) -> dict[str, Any]:
+    """The replay as plain values."""
+    from manyviews.operations.replay.replay import PROCESSORS
+
+    cleans = PROCESSORS if processor is None else (processor,)
+    return {
+        "stem": replay.sample.stem,
+        "index": replay.sample.index,
+        "seed": replay.recipe.seed,
+        "size": replay.recipe.size,
+        "poster": list(replay.poster.size) if replay.poster is not None else None,
+        "recorded_inputs": list(replay.recorded),
+        "bad": [[b.modality, b.reason, b.detail] for b in replay.bad],
+        "words": len(replay.text.words),
+        "views": [_view_facts(replay, view, cleans) for view in chosen],
+    }
+
+
+def _view_facts(replay: Replay, view: int, cleans: tuple[str, ...]) -> dict[str, Any]:
+    facts: dict[str, Any] = {"view": view, "text": replay.texts[view]}
+    if view == 0:
+        digests = {name: _digest(replay.pixels(0, name)) for name in cleans}
+        return facts | {"pixels_sha256": digests}
+    words = replay.text.words
+    facts["masked"] = [[at, words[at]] for at in replay.masked(view)]
+    facts |= {"image_seed": replay.image_seed(view), "text_seed": replay.text_seed(view)}
+    facts["pixels_sha256"] = _digest(replay.pixels(view))
+    drawn = replay.drawn(view)
+    if drawn is None:
+        return facts
+    left, top, width, height = drawn.box
+    return facts | {
+        "crop": {"top": top, "left": left, "height": height, "width": width},
+        "flip": drawn.flip,
+        "jitter": [list(step) for step in drawn.jitter],
+        "gray": drawn.gray,
+        "blur_sigma": drawn.sigma,
+    }
+
+
+def _digest(pixels: Any) -> str:
+    return hashlib.sha256(pixels.tobytes()).hexdigest()
+
+
+def _print(replay: Replay, chosen: Any) -> None:
+    """The replay for a person, on standard output."""
+    size = "no poster" if replay.poster is None else "{} x {} poster".format(*replay.poster.size)
+    _line(
+        f"{replay.sample.stem!r}: sample {replay.sample.index}, {size}, "
+        f"{amount(len(replay.text.words), 'word')}; seed {replay.recipe.seed}, "
+        f"{amount(replay.recipe.views, 'view')} of {amount(replay.recipe.size, 'pixel')}"
+    )
+    if replay.recorded:
+        _line(_RECORDED[replay.recorded])
+    for bad in replay.bad:
+        _line(f"{bad.modality} {bad.reason} ({bad.detail}): a placeholder stands in")
+    for view in chosen:
+        _line(f"view {view}: {_drawn(replay, view)}")
+        _line(f"  {_marked(replay, view)}")
+
+
+def _drawn(replay: Replay, view: int) -> str:
+    """The parameters of a view in one line, in the order in which they act."""
+    if replay.poster is None:
+        return "black"
+    drawn = replay.drawn(view)
+    if drawn is None:
+        return "clean"
+    left, top, width, height = drawn.box
+    steps = [f"crop top={top} left={left} height={height} width={width}"]
+    steps += ["flip"] * drawn.flip
+    steps += [f"{name} {factor:.4f}" for name, factor in drawn.jitter]
+    steps += ["gray"] * drawn.gray
+    steps += [] if drawn.sigma is None else [f"blur sigma={drawn.sigma:.4f}"]
+    return ", ".join(steps)
+
+
+def _marked(replay: Replay, view: int) -> str:
+    """The text of a view with the hidden words shown."""
+    if view == 0:
+        return replay.texts[0]
+    words = list(replay.text.words)
+    for at in replay.masked(view):
+        words[at] = f"[MASK:{words[at]}]"
+    return " ".join(words)
+
+
+def _line(line: str) -> None:
+    """Prints a line of text that strangers wrote: what a terminal could obey is escaped."""
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    encoding = sys.stdout.encoding or "utf-8"
+    click.echo(shown.encode(encoding, "backslashreplace").decode(encoding))

@@ -1,0 +1,1 @@
+"""What a build will meet: data, models, machine and time."""

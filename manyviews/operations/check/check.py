@@ -1,0 +1,300 @@
+"""Look at everything that a build will meet, before it: data, models, machine, and time.
+
+Nothing is fetched, and nothing is written to the store: it is opened for reading, and the trial
+build has a folder of its own. Everything is looked at, also where something before is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from consumers.backbones.registry import device_kind, modality_of, resolve_device
+from consumers.config import BuildConfig, CompleteConfig
+from consumers.notices import slow_paths
+from consumers.plan import Decided, Plan, decide, make_plan
+from consumers.resume.extension import completed, made_features
+from featurestore.errors import (
+    BadInputsError,
+    ConfigError,
+    InputError,
+    InterruptedBuildError,
+    ManyViewsError,
+    StorageError,
+    StoreMismatchError,
+)
+from featurestore.storage.space import store_bytes
+from featurestore.storage.store import StoreSpec, choose_chunk
+from featurestore.system.limits import usable_cpus
+from featurestore.wording import amount
+from manyviews.operations.check import inputs, machine
+from manyviews.operations.check.findings import Group, Line
+from manyviews.operations.check.forecast import forecast_group, run_trial
+from manyviews.operations.check.machine import Free, need_of
+from manyviews.operations.check.models import find_models, known_dims, models_group
+from manyviews.operations.check.reading import Reading, evenly, read
+from manyviews.operations.check.target import Target, open_target
+from producers.sources.source import Scan, scan
+
+SAMPLED = 500
+_UNLOADED = "First correct what keeps the models from being loaded."
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckRequest:
+    """What is to be checked.
+
+    Attributes:
+        config: the build.
+        has_store: whether ``config.store`` was named; without it nothing is said of a store.
+        split_json: the split to check, or None.
+        full: read every input instead of ``SAMPLED`` of them.
+        calibrate: load the models, count tokens, and try the build on a few samples.
+    """
+
+    config: BuildConfig
+    has_store: bool = True
+    split_json: Path | None = None
+    full: bool = False
+    calibrate: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """What was found.
+
+    Attributes:
+        groups: in the order in which they are to be read.
+    """
+
+    groups: tuple[Group, ...]
+
+    def lines(self, level: str) -> list[tuple[str, Line]]:
+        """The lines of a level, each with its group's title."""
+        return [(g.title, line) for g in self.groups for line in g.lines if line.level == level]
+
+    def facts(self) -> dict[str, Any]:
+        """Everything, as plain values."""
+        problems = [
+            {"level": level, "group": title, "what": f"{x.label}: {x.text}", "advice": x.advice}
+            for level in ("error", "warning")
+            for title, x in self.lines(level)
+        ]
+        return {
+            "ok": not self.lines("error"),
+            "problems": problems,
+            **{group.title: group.facts for group in self.groups},
+        }
+
+
+def run_check(request: CheckRequest, say: Say) -> CheckReport:
+    """Checks a build before it.
+
+    Args:
+        request: what is to be checked.
+        say: told what is being done, a line at a time.
+
+    Raises:
+        InputError: the data folder cannot be read, or holds no sample.
+        ConfigError: an option does not fit this machine.
+        InterruptedBuildError: a signal ended the trial.
+    """
+    found = scan(request.config.data_dir, follow_links=request.config.follow_links)
+    target = open_target(request.config, found) if request.has_store else Target.none()
+    config = completed(request.config, target.stored)
+    device = resolve_device(request.config.device)
+    return _Check(request, found, config, device, target, say).run()
+
+
+class _Check:
+    """One check; its parts need each other's results."""
+
+    def __init__(
+        self,
+        request: CheckRequest,
+        found: Scan,
+        config: CompleteConfig,
+        device: str,
+        target: Target,
+        say: Say,
+    ) -> None:
+        self._request = request
+        self._found = found
+        self._config = config
+        self._target = target
+        self._say = say
+        self._device = device
+        self._free = Free.now(device)
+        features = made_features(config, target.wanted)
+        self._models = find_models(config, features, device)
+        self._models_group = models_group(self._models)
+
+    def run(self) -> CheckReport:
+        """Looks at everything."""
+        groups = self._folder()
+        plan, why = self._plan()
+        groups += self._read(plan)
+        forecast, peak = self._forecast(plan, why)
+        resources = self._machine(plan, peak, why)
+        if self._request.has_store:
+            groups.append(self._target.group)
+        return CheckReport((*groups, self._models_group, resources, forecast))
+
+    def _folder(self) -> list[Group]:
+        self._say("comparing files by content")
+        data = inputs.data_group(self._found)
+        if self._request.split_json is None:
+            inputs.duplicates_into(data, self._found, None)
+            return [data]
+        group, split = inputs.split_group(self._request.split_json, self._found)
+        inputs.duplicates_into(data, self._found, split)
+        return [data, group]
+
+    def _plan(self) -> tuple[Plan | None, str]:
+        """The build as it would begin; or None, and why nobody can tell."""
+        decided = self._decided()
+        if not self._request.calibrate:
+            return None, "Leave --no-calibration out to have the models loaded and tried."
+        absent = [m.feature for m in self._models if not m.is_here]
+        if absent:
+            return None, f"Fetch or name the models first: {', '.join(absent)}."
+        room = self._free.memory if self._free.device is None else self._free.device
+        if sum(m.weight_bytes for m in self._models) > room:
+            return None, "The weights do not fit: use fewer --features, or a larger machine."
+        try:
+            plan = self._loaded(decided)
+        except (BadInputsError, InputError, StoreMismatchError) as error:
+            self._refuse(error)
+            plan = self._loaded_anew()
+        return plan, "" if plan is not None else _UNLOADED
+
+    def _loaded_anew(self) -> Plan | None:
+        """The plan of a new store, in the place of one that does not fit."""
+        try:
+            return self._loaded(self._decided())
+        except ManyViewsError as error:
+            self._models_group.failure("loading", error)
+            return None
+
+    def _loaded(self, decided: Decided | None) -> Plan | None:
+        """The plan with its models; None where some cannot be loaded, each of which is listed."""
+        if decided is None:
+            return None
+        refused: list[tuple[str, ManyViewsError]] = []
+        try:
+            return make_plan(decided, self._tell, lambda *why: refused.append(why))
+        except (ConfigError, StorageError) as error:
+            for feature, why in refused or [("loading", error)]:
+                self._models_group.failure(feature, why)
+            return None
+
+    def _decided(self) -> Decided | None:
+        """What a build decides without models; None where it is wrong whatever the store is."""
+        try:
+            return decide(self._config, self._found, self._target.stored, self._target.wanted)
+        except (BadInputsError, InputError, StoreMismatchError) as error:
+            self._refuse(error)
+            return self._decided()
+        except ConfigError as error:
+            self._models_group.failure("loading", error)
+            return None
+
+    def _refuse(self, error: ManyViewsError) -> None:
+        """What is wrong with the store says nothing of the models: as for a new one, from here."""
+        self._target.group.failure("resume", error)
+        self._target = replace(self._target, stored=None, wanted=None)
+
+    def _tell(self, event: str, **facts: Any) -> None:
+        self._say(f"{event} the backbones on {facts['device']}")
+
+    def _read(self, plan: Plan | None) -> list[Group]:
+        samples = self._found.samples
+        chosen = samples if self._request.full else evenly(samples, SAMPLED)
+        texts = {} if plan is None else _texts(plan)
+        reading = Reading(
+            self._found.data_dir,
+            images=plan is None or bool(plan.job.images),
+            texts=tuple(texts.values()),
+        )
+        self._say(f"reading {len(chosen):,} of {amount(len(samples), 'sample')}")
+        workers = self._config.workers or usable_cpus()
+        looks = read(reading, chosen, workers, self._config.sample_timeout_s)
+        fatal = self._config.bad_sample == "fail"
+        groups = [inputs.posters_group(looks, samples, fatal=fatal)] if reading.images else []
+        limits = {name: spec.max_length for name, spec in texts.items()}
+        groups.append(inputs.texts_group(looks, samples, limits, fatal=fatal))
+        groups.append(inputs.genres_group(looks, samples))
+        return groups
+
+    def _forecast(self, plan: Plan | None, why: str) -> tuple[Group, int | None]:
+        """How long it will take, and the most that a trial took of a GPU's memory."""
+        group = Group("forecast", {"seconds": None})
+        if plan is None:
+            group.warn("trial", "not made", why)
+            return group, None
+        self._say("trying the build on a few samples")
+        try:
+            trial = run_trial(plan, self._target.parent)
+        except InterruptedBuildError:
+            raise
+        except ManyViewsError as error:
+            group.failure("trial", error)
+            return group, None
+        todo = self._target.todo(len(self._found.samples))
+        todo += sum(len(plan.spec.samples_of(chunk)) for chunk in plan.remade)
+        group = forecast_group(plan, trial, todo)
+        for notice in slow_paths(plan.job, _texts(plan)):
+            what, _, advice = notice.partition(": ")
+            group.warn("slow", what, advice)
+        return group, self._free.peak(plan)
+
+    def _machine(self, plan: Plan | None, peak: int | None, why: str) -> Group:
+        group = Group("machine")
+        self._device_into(group)
+        on_cpu = self._free.device is None
+        threads = (self._config.threads or usable_cpus()) if on_cpu else 1
+        need = need_of(plan, self._models, self._config, threads)
+        machine.memory_into(group, need, self._free, peak)
+        store = self._config.store if self._request.has_store else None
+        try:
+            spec = self._spec(plan)
+        except ConfigError as error:
+            group.failure("chunk", error)
+            return group
+        samples = self._found.samples
+        needed = None if spec is None else store_bytes(spec, samples)
+        remade = () if plan is None else plan.remade
+        left = None if spec is None else self._target.missing_bytes(spec, samples, remade)
+        machine.disk_into(group, store, needed, left, self._target.freed_bytes, why)
+        machine.limits_into(group, need.workers, need.threads)
+        return group
+
+    def _device_into(self, group: Group) -> None:
+        """Which device the backbones compute on, and what of it decides their last bits."""
+        try:
+            kind = device_kind(self._device)
+        except ConfigError as error:
+            group.failure("device", error)
+            return
+        group.facts["device"] = {"name": self._device, "kind": kind}
+        _, _, what = kind.partition(": ")
+        group.ok("device", f"{self._device}: {what}")
+
+    def _spec(self, plan: Plan | None) -> StoreSpec | None:
+        """The shape of what is made; None where it is not known yet."""
+        if plan is not None:
+            return plan.spec
+        dims, config = known_dims(self._models), self._config
+        if len(dims) < len(self._models):
+            return None
+        chunk = choose_chunk(config.chunk, config.views, dims)
+        return StoreSpec(len(self._found.samples), config.views, chunk, dims, config.codec)
+
+
+def _texts(plan: Plan) -> dict[str, Any]:
+    """The tokenizer of each text feature."""
+    return {n: b.text for n, b in plan.backbones.items() if modality_of(b) == "text"}

@@ -1,0 +1,252 @@
+"""The models that a build would use: where they are, how large, and what memory they need."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from consumers.backbones import declared, registry
+from consumers.checkpoints.locating import Located, count_parameters, locate
+from consumers.config import CompleteConfig
+from consumers.engine.batch_plan import SHORT
+from featurestore.errors import ConfigError
+from featurestore.records import FEATURES
+from manyviews.operations.check.findings import Group, human_bytes
+
+# The parts of a checkpoint that the paper's features load, by the prefixes of their weights.
+_PARTS: Mapping[str, tuple[str, ...]] = {
+    "clip_image": ("vision_model.", "visual_projection."),
+    "blip2_image": ("vision_model.", "query_tokens", "qformer."),
+    "blip2_text": ("language_model.encoder.", "language_model.shared."),
+}
+_ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_SOURCES = {
+    "folder": "local folder",
+    "cache": "the hub's cache",
+    "hub": "would be fetched from the hub",
+    "missing": "missing",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class FoundModel:
+    """One feature's model.
+
+    Attributes:
+        feature: the feature.
+        located: where its checkpoint is, or None for an adapter that finds its own.
+        parameters: weights that are loaded for it, or None where nobody knows yet.
+        dtype: what they are loaded as.
+    """
+
+    feature: str
+    located: Located | None
+    parameters: int | None
+    dtype: str
+
+    @property
+    def weight_bytes(self) -> int:
+        """Memory of the weights on the device; 0 where nobody knows yet."""
+        return (self.parameters or 0) * _ITEM_BYTES[self.dtype]
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it can be loaded without fetching anything."""
+        return self.located is None or self.located.where in ("folder", "cache")
+
+
+def find_models(config: CompleteConfig, features: Sequence[str], device: str) -> list[FoundModel]:
+    """Looks for the model of each feature.
+
+    Raises:
+        ConfigError: the dtype cannot be had on the device.
+    """
+    found = []
+    for feature in features:
+        located, parameters = _locate(config, feature), None
+        if located is not None and located.checkpoint is not None:
+            parameters = count_parameters(located.checkpoint, _PARTS.get(feature, ()))
+        found.append(FoundModel(feature, located, parameters, _dtype(config, feature, device)))
+    return found
+
+
+def _locate(config: CompleteConfig, feature: str) -> Located | None:
+    own = config.backbones.get(feature)
+    if own is None:
+        model = config.models.get(feature) or registry.info(feature).model()
+        return locate(model, feature)
+    model = config.models.get(feature) or own.model
+    if own.adapter not in declared.ADAPTERS:
+        return None
+    try:
+        declared.check(feature, own)
+    except ConfigError as error:
+        return Located(model, "missing", problem=str(error))
+    return locate(model, feature, open_clip=own.adapter.startswith("open-clip"))
+
+
+def _dtype(config: CompleteConfig, feature: str, device: str) -> str:
+    dtype = config.dtype
+    own = config.backbones.get(feature)
+    if own is not None and own.adapter in declared.ADAPTERS and dtype == "auto":
+        dtype = declared.ADAPTERS[own.adapter].auto_dtype
+    return registry.resolve_dtype(dtype, device, feature)
+
+
+def models_group(found: Sequence[FoundModel]) -> Group:
+    """The models, with what is missing."""
+    group = Group("models")
+    group.facts = {model.feature: _facts(model) for model in found}
+    for model in found:
+        located = model.located
+        if located is None:
+            group.ok(model.feature, "found by an adapter of your own when it is loaded")
+            continue
+        size = human_bytes(located.bytes)
+        text = f"{located.model}: {_SOURCES[located.where]}, {size}"
+        if model.parameters is not None:
+            text += f", {model.parameters / 1e6:,.1f} M parameters as {model.dtype}"
+        if located.where == "missing":
+            group.failure(model.feature, located.problem)
+        elif located.where == "hub":
+            group.warn(
+                model.feature,
+                text,
+                "A build fetches it at its start. Fetch it before a job on a machine without "
+                f"network: hf download {located.model}",
+            )
+        else:
+            group.ok(model.feature, text)
+    return group
+
+
+def _facts(model: FoundModel) -> dict[str, Any]:
+    located = model.located
+    return {
+        "model": "" if located is None else located.model,
+        "where": "adapter" if located is None else located.where,
+        "folder": str(located.checkpoint.folder) if located and located.checkpoint else "",
+        "bytes": 0 if located is None else located.bytes,
+        "parameters": model.parameters,
+        "dtype": model.dtype,
+        "weight_bytes": model.weight_bytes,
+        "problem": "" if located is None else located.problem,
+    }
+
+
+# What the paper's own checkpoints give, known before they are fetched.
+PAPER_DIMS = dict(zip(FEATURES, (512, 512, 768, 2048), strict=True))
+
+
+def known_dims(found: Sequence[FoundModel]) -> dict[str, int]:
+    """The dimensions that are known without loading: those of the paper's own checkpoints."""
+    return {
+        model.feature: PAPER_DIMS[model.feature]
+        for model in found
+        if model.feature in FEATURES
+        and model.located is not None
+        and model.located.model == registry.REGISTRY[model.feature].default_model
+    }
+
+
+def activation_bytes(config: Mapping[str, Any], tokens: int, batch: int, item_bytes: int) -> int:
+    """Roughly what a transformer holds at once in a forward pass without gradients.
+
+    Per token four vectors of the model's width (input, residual, and what attention reads) and two
+    of the width inside its MLP, for one layer. Attention itself is computed in blocks; but T5 adds
+    a bias of its own to every pair of tokens, which is there twice while it is made.
+
+    Args:
+        config: a checkpoint's ``config.json``, or the part of it for this tower.
+        tokens: of one row.
+        batch: rows.
+        item_bytes: of a value.
+    """
+    width = _number(config, ("hidden_size", "d_model", "dim"), 0)
+    inner = _number(config, ("intermediate_size", "d_ff", "hidden_dim"), 4 * width)
+    is_t5 = config.get("model_type") == "t5"
+    pairs = 2 * _number(config, ("num_heads",), 8) * tokens if is_t5 else 0
+    return batch * tokens * (4 * width + 2 * inner + pairs) * item_bytes
+
+
+def _number(config: Mapping[str, Any], names: Sequence[str], default: int) -> int:
+    """The first of a configuration's values that is a number; some models have lists of them."""
+    return next((config[k] for k in names if type(config.get(k)) is int), default)
+
+
+def _part(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """One tower's configuration, or the whole where it is not divided."""
+    part = config.get(name)
+    return part if isinstance(part, dict) else config
+
+
+def batch_bytes(
+    model: FoundModel, backbone: Any, batch: int, rows: Sequence[int], threads: int
+) -> tuple[int, int, int]:
+    """Estimates what batches of a loaded backbone take.
+
+    Args:
+        model: what is known of it.
+        backbone: the backbone.
+        batch: rows per forward pass.
+        rows: rows of a chunk, for each part of the views, whose rows share no batch.
+        threads: batches that are computed side by side.
+
+    Returns:
+        Bytes that it keeps on the device, bytes that it works in there, and bytes of the host.
+    """
+    staged, working = _batch(model, backbone, batch)
+    device = host = 0
+    for part in rows:
+        kept, buffers = _batcher_bytes(backbone, batch, part, staged, threads)
+        device, host = device + kept, host + buffers
+    # One copy more of a chunk's features while it is written.
+    host += sum(rows) * backbone.dim * 4
+    return device, threads * working, host
+
+
+def _batcher_bytes(
+    backbone: Any, batch: int, rows: int, staged: int, threads: int
+) -> tuple[int, int]:
+    """Bytes on the device and on the host of all batchers of one backbone and part of the views.
+
+    Args:
+        backbone: the backbone.
+        batch: rows per forward pass.
+        rows: of the part in a chunk.
+        staged: bytes of one batch on its way to the device.
+        threads: batches that are computed side by side.
+    """
+    from consumers.engine.runner import stages_of  # loads torch, as the backbone did
+
+    stages = stages_of(backbone.device, threads)
+    # What fills up the last batch has a place as well.
+    features = -(-rows // batch) * batch * backbone.dim * 4
+    # Two sets of batchers for texts, each with a chunk's ids and features; images have one set,
+    # with the features of two chunks.
+    sets, ids = 1, 0
+    if registry.modality_of(backbone) == "text":
+        sets, ids = 2, rows * (backbone.text.max_length + 1) * 4
+    host = sets * (stages * staged + ids) + 2 * features
+    device = sets * (stages * staged + features) if backbone.device.type == "cuda" else 0
+    return device, host
+
+
+def _batch(model: FoundModel, backbone: Any, batch: int) -> tuple[int, int]:
+    """Bytes of one batch on its way to the device, and of what a forward pass works in."""
+    config = (
+        dict(model.located.checkpoint.config) if model.located and model.located.checkpoint else {}
+    )
+    item = _ITEM_BYTES[model.dtype]
+    if registry.modality_of(backbone) == "text":
+        length = backbone.text.max_length
+        staged = batch * (length + SHORT) * 4  # up to so many short texts, each with its length
+        part = _part(config, "text_config")
+        return staged, activation_bytes(part, length, batch, item) + 4 * staged
+    side = backbone.image.size
+    part = _part(config, "vision_config")
+    tokens = (side // max(1, _number(part, ("patch_size",), 16))) ** 2 + 1
+    staged = batch * side * side * 3
+    # The pixels once more, normalised, and as patches.
+    return staged, 2 * staged * item + activation_bytes(part, tokens, batch, item)

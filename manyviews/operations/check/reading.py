@@ -1,0 +1,262 @@
+"""Read inputs as a build would, in processes of their own, and say what each of them is.
+
+The decoders of a build read what other people made: a file that ends or blocks a process must not
+end or block the check. It gets the time and the memory that a producer gives it; one that ends two
+processes is named.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, astuple, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from featurestore.errors import BadSampleError
+from featurestore.imdb.genres import CLASS_NAMES, genres_vector
+from featurestore.records import Sample
+from producers import decode
+from producers.crew import KILLS_PER_INPUT, POLL_S, Crew
+from producers.decode import ImageFacts
+from producers.process import Child, temporary_file
+from producers.recipes.tokens import TextSpec, TokenEncoder
+from producers.serving import Handler, out_of_memory, serve
+from producers.sources import source
+
+# Reason and detail of an input that cannot be used.
+_Bad = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What one sample's inputs are.
+
+    Attributes:
+        index: the sample's index.
+        image: what the poster is, or None where it cannot be used or is not read.
+        image_bad: (reason, detail) where a placeholder would replace the poster.
+        text_bad: the same for the synopsis; a part of it may still be used.
+        words: white-space words of the text that is used.
+        tokens: ids per text specification, special ones included, before any cut.
+        genres: the known genres.
+        unknown_genres: the others, printable.
+    """
+
+    index: int
+    image: ImageFacts | None = None
+    image_bad: _Bad | None = None
+    text_bad: _Bad | None = None
+    words: int = 0
+    tokens: tuple[int, ...] = ()
+    genres: tuple[str, ...] = ()
+    unknown_genres: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What is read, and how.
+
+    Attributes:
+        data_dir: the data folder.
+        images: whether posters are looked at.
+        texts: the tokenizers to count with.
+    """
+
+    data_dir: Path
+    images: bool = True
+    texts: tuple[TextSpec, ...] = ()
+
+    def to_json(self) -> bytes:
+        """This as bytes."""
+        values = [str(self.data_dir), self.images, [asdict(text) for text in self.texts]]
+        return json.dumps(values).encode("ascii")
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Reading:
+        """What :meth:`to_json` wrote."""
+        data_dir, images, texts = json.loads(data)
+        return cls(Path(data_dir), images, tuple(TextSpec(**text) for text in texts))
+
+
+def evenly(samples: Sequence[Sample], count: int) -> list[Sample]:
+    """At most ``count`` samples, evenly spread over all: the same ones every time."""
+    chosen = min(count, len(samples))
+    return [samples[i * len(samples) // chosen] for i in range(chosen)]
+
+
+def read(reading: Reading, samples: Sequence[Sample], workers: int, timeout_s: float) -> list[Look]:
+    """Reads the samples' inputs in at most ``workers`` processes; in the samples' order.
+
+    Args:
+        reading: what is read, and how.
+        samples: whose inputs.
+        workers: processes.
+        timeout_s: seconds that a file may take.
+
+    Raises:
+        ProducerError: processes cannot be started, cannot be ended, or keep ending.
+    """
+    kinds = ("image", "text") if reading.images else ("text",)
+    files = [_File(sample, kind) for sample in samples for kind in kinds]
+    if not files:
+        return []
+    with (
+        temporary_file(reading.to_json()) as job,
+        _Readers(job, files, min(workers, len(files)), timeout_s) as readers,
+    ):
+        looks = readers.run()
+    return [_joined(*(looks[sample.index, kind] for kind in kinds)) for sample in samples]
+
+
+def look_at(reading: Reading, encoders: Sequence[TokenEncoder], sample: Sample) -> Look:
+    """Reads one sample's inputs in this process."""
+    text = _text(reading, encoders, sample, None)
+    return _joined(_image(reading, sample, None), text) if reading.images else _joined(text)
+
+
+def _joined(*parts: dict[str, Any]) -> Look:
+    """What was found of a sample's files, of each as plain values."""
+    found = {name: value for part in parts for name, value in part.items()}
+    image = found.pop("image", None)
+    lists = {name: tuple(value) for name, value in found.items() if isinstance(value, list)}
+    return Look(**found | lists, image=None if image is None else ImageFacts(*image))
+
+
+# In the process that starts the others -----------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _File:
+    """One file to read.
+
+    Attributes:
+        sample: whose it is.
+        kind: ``image`` or ``text``.
+        kills: how many processes it ended.
+        skip: why it is not to be opened any more, or None.
+    """
+
+    sample: Sample
+    kind: str
+    kills: int = 0
+    skip: _Bad | None = None
+
+    @property
+    def stem(self) -> str:
+        return self.sample.stem
+
+    def message(self) -> bytes:
+        message = {"sample": self.sample.values(), "kind": self.kind, "skip": self.skip}
+        return json.dumps(message).encode("ascii")
+
+
+class _Readers(Crew[_File]):
+    """Processes that read files."""
+
+    def __init__(
+        self, job: IO[bytes], files: Sequence[_File], workers: int, timeout_s: float
+    ) -> None:
+        self._todo: Iterator[_File] = iter(files)
+        self._files = len(files)
+        self._looks: dict[tuple[int, str], dict[str, Any]] = {}
+        super().__init__(lambda: Child(__name__, job), workers, timeout_s)
+
+    def run(self) -> dict[tuple[int, str], dict[str, Any]]:
+        """What was found of each file, by sample and kind."""
+        while len(self._looks) < self._files:
+            self.dispatch()
+            self.wait(POLL_S)
+        return self._looks
+
+    def _next(self) -> _File | None:
+        return next(self._todo, None)
+
+    def _finish(self, task: _File, report: dict[str, Any]) -> None:
+        self._looks[task.sample.index, task.kind] = report
+
+    def _blame(self, task: _File, why: str) -> None:
+        task.kills += 1
+        if task.kills >= KILLS_PER_INPUT:
+            reason, _, detail = why.partition(": ")
+            task.skip = reason, f"{detail}, {KILLS_PER_INPUT} times"
+
+
+# In each of the processes ------------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Reads files until the parent closes the pipe."""
+    serve(arguments, _prepare)
+
+
+def _prepare(data: bytes, _fds: Sequence[int]) -> Handler:
+    reading = Reading.from_json(data)
+    encoders = [TokenEncoder(spec) for spec in reading.texts]
+
+    def look(task: dict[str, Any]) -> dict[str, Any]:
+        sample = Sample(*task["sample"])
+        if task["kind"] == "image":
+            return _image(reading, sample, task["skip"])
+        return _text(reading, encoders, sample, task["skip"])
+
+    return look
+
+
+def _image(reading: Reading, sample: Sample, skip: Sequence[str] | None) -> dict[str, Any]:
+    """What a poster is; ``skip`` says why it is not to be opened."""
+    facts, bad = None, skip
+    if bad is None:
+        try:
+            path = source.image_path(reading.data_dir, sample)
+            facts = decode.describe(source.read_capped(path, source.MAX_IMAGE_BYTES))
+        except (BadSampleError, MemoryError) as error:
+            bad = _why(error)
+    image = None if facts is None else list(astuple(facts))
+    return {"index": sample.index, "image": image, "image_bad": None if bad is None else list(bad)}
+
+
+def _text(
+    reading: Reading,
+    encoders: Sequence[TokenEncoder],
+    sample: Sample,
+    skip: Sequence[str] | None,
+) -> dict[str, Any]:
+    """What a synopsis is; ``skip`` says why it is not to be opened."""
+    if skip is None:
+        try:
+            return _text_of(_document(reading.data_dir, sample), encoders, sample, None)
+        except (BadSampleError, MemoryError) as error:
+            skip = _why(error)
+    return _text_of(None, encoders, sample, skip)
+
+
+def _document(data_dir: Path, sample: Sample) -> object:
+    path = source.text_path(data_dir, sample)
+    return decode.document(source.read_capped(path, source.MAX_TEXT_BYTES))
+
+
+def _text_of(
+    document: object,
+    encoders: Sequence[TokenEncoder],
+    sample: Sample,
+    bad: Sequence[str] | None,
+) -> dict[str, Any]:
+    decoded = decode.plot_text(document) if bad is None else decode.DecodedText("")
+    if decoded.reason is not None:
+        bad = (decoded.reason, decoded.detail)
+    row, unknown = genres_vector(document)
+    return {
+        "index": sample.index,
+        "text_bad": None if bad is None else list(bad),
+        "words": len(decoded.text.split()),
+        "tokens": [encoder.count(decoded.text) for encoder in encoders],
+        "genres": [name for name, has in zip(CLASS_NAMES, row, strict=True) if has],
+        "unknown_genres": list(unknown),
+    }
+
+
+def _why(error: BadSampleError | MemoryError) -> _Bad:
+    if isinstance(error, BadSampleError):
+        return error.reason, error.detail
+    return out_of_memory()

@@ -1,0 +1,135 @@
+"""The store that a build would write to, as far as it can be seen without locking it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from consumers.config import BuildConfig
+from consumers.resume.extension import Extension, completed, find_extension
+from featurestore.errors import ManyViewsError
+from featurestore.records import Sample
+from featurestore.storage import writer as stores
+from featurestore.storage.soundness import require_place, require_sound
+from featurestore.storage.space import missing_bytes, nearest_existing, store_bytes
+from featurestore.storage.store import LOCK, FeatureStore, StoreSpec
+from featurestore.system.locks import Holder, lock_holder, require_locks
+from featurestore.wording import amount
+from manyviews.operations.check.findings import Group
+from producers.sources.source import Scan
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is at the place of the store.
+
+    Attributes:
+        group: what there is to say about it.
+        stored: the store to go on with, or None for a new one.
+        wanted: what would be added to it, or None.
+        parent: the nearest folder above it that can be written to, or None.
+        freed_bytes: bytes that a build would delete before it begins.
+    """
+
+    group: Group
+    stored: FeatureStore | None = None
+    wanted: Extension | None = None
+    parent: Path | None = None
+    freed_bytes: int = 0
+
+    @classmethod
+    def none(cls) -> Target:
+        """No store at all."""
+        return cls(Group("store"))
+
+    @property
+    def _made(self) -> FeatureStore | None:
+        """The store whose chunks are missing: the store itself, or its extension's."""
+        return self.stored if self.wanted is None else self.wanted.made
+
+    def missing_bytes(
+        self, spec: StoreSpec, samples: Sequence[Sample], remade: Sequence[int]
+    ) -> int:
+        """Bytes that are still to be written of what is to be made."""
+        made = self._made
+        if made is None:
+            return store_bytes(spec, samples)
+        done = set(made.ledger.committed) - set(remade)
+        return missing_bytes(spec, samples, made.path, done)
+
+    def todo(self, samples: int) -> int:
+        """How many of so many samples are still to be made."""
+        made, wanted = self._made, self.wanted
+        left = samples if made is None else samples - len(made.records)
+        if wanted is None or self.stored is None or wanted.kind != "samples":
+            return left
+        taken = self.stored.spec.samples // self.stored.spec.chunk * self.stored.spec.chunk
+        return min(left, samples - taken)
+
+
+def open_target(config: BuildConfig, found: Scan) -> Target:
+    """Looks at what is at ``config.store``, as ``build --resume`` would."""
+    group = Group("store", {"store": str(config.store), "state": "unusable"})
+    parent = _parent(config.store)
+    try:
+        state = stores.state_of(config.store)
+        group.facts["state"] = state
+        if state != "store" or config.overwrite:
+            _new(group, config, state)
+            freed = 0 if state == "absent" else stores.erasable_bytes(config.store)
+            require_place(config.store)
+            return Target(group, None, None, parent, freed)
+        stored = FeatureStore(config.store)
+        wanted = find_extension(completed(config, stored), stored, found)
+    except ManyViewsError as error:
+        group.failure("store", error)
+        return Target(group, None, None, parent)
+    group.facts |= {
+        "samples": stored.spec.samples,
+        "views": stored.spec.views,
+        "features": list(stored.features),
+        "done": len(stored.records),
+        "complete": stored.complete,
+        "extension": None if wanted is None else wanted.kind,
+    }
+    _stored(group, stored, wanted)
+    if not (stored.complete and wanted is None):
+        try:
+            require_sound(stored)
+            require_locks(stored.path)
+        except ManyViewsError as error:
+            group.failure("store", error)
+    return Target(group, stored, wanted, parent)
+
+
+def _new(group: Group, config: BuildConfig, state: str) -> None:
+    if state == "store":
+        advice = "Leave overwrite out to go on with it."
+        group.warn("store", f"{config.store} would be deleted, and made again", advice)
+    else:
+        group.ok("store", f"{config.store} would be new")
+
+
+def _stored(group: Group, stored: FeatureStore, wanted: Extension | None) -> None:
+    done, samples = len(stored.records), stored.spec.samples
+    if wanted is not None:
+        group.ok("store", f"{stored.path} would get more {wanted.kind}")
+    elif stored.complete:
+        group.ok("store", f"{stored.path} is complete: there is nothing to build")
+    else:
+        group.ok(
+            "store", f"{stored.path} would be resumed: {done:,} of {amount(samples, 'sample')} done"
+        )
+    holder = lock_holder(stored.path / LOCK)
+    if isinstance(holder, Holder):
+        text = f"process {holder.pid} on {holder.host} is writing to it"
+        advice = "A second build is refused. `status --watch` shows the first."
+        group.warn("lock", text, advice)
+
+
+def _parent(store: Path) -> Path | None:
+    """Where the store's file system can be tried out, beside the store."""
+    folder = nearest_existing(store.absolute().parent)
+    return folder if folder.is_dir() and os.access(folder, os.W_OK) else None

@@ -1,0 +1,293 @@
+"""What an export holds, checked before anything is written, and its rows, block by block."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from featurestore.errors import ConfigError
+from featurestore.imdb.label_files import read_labels
+from featurestore.imdb.splits import read_split
+from featurestore.reading.scaling import scale_for
+from featurestore.storage.moments import Scale
+from featurestore.storage.store import FeatureStore
+
+# Rows are read and handed on in blocks of about this size: a row group of Parquet.
+BLOCK_BYTES = 64 << 20
+# The means and deviations that rows were scaled by.
+ZSCORE = "_zscore.npz"
+COLUMNS = ("stem", "index", "view", "bad", "labels")
+Progress = Callable[[int, int], None]
+_RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportRequest:
+    """What is to be exported.
+
+    Attributes:
+        store: folder of a complete store.
+        out_dir: the folder to make; it must not exist, or be empty.
+        format: a key of ``formats.FORMATS``.
+        views: numbers of views; None for all.
+        features: names of features; None for all.
+        dtype: of the features: ``float32``, ``float16``, or ``bfloat16`` where the format has it.
+        zscore: ``all``, ``train`` or ``none``, see ``scaling.scale_for``.
+        split_json: the split, for ``train``.
+        labels_dir: a folder that the ``labels`` command wrote; None for no labels.
+    """
+
+    store: Path
+    out_dir: Path
+    format: str
+    views: tuple[int, ...] | None = None
+    features: tuple[str, ...] | None = None
+    dtype: str = "float32"
+    zscore: str = "all"
+    split_json: Path | None = None
+    labels_dir: Path | None = None
+
+    @property
+    def scaling(self) -> str:
+        """What was done to the rows, in words; for people and for the files' metadata."""
+        if self.zscore == "none":
+            return "raw rows: no z-score was applied"
+        rows = "all rows" if self.zscore == "all" else "the training rows of the split"
+        return f"z-scored rows: less the mean, by the deviation of {rows}, see {ZSCORE}"
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Some samples with their chosen views.
+
+    Attributes:
+        samples: int64 ``[n]``, their rows in the store.
+        stems: their stems.
+        views: int64 ``[v]``.
+        features: by name ``[n, v, D]`` in the export's dtype; bfloat16 as its bits, uint16.
+        bad: bool ``[n]``, whether a placeholder stands in for an input of the sample.
+        labels: float32 ``[n, 23]``, or None.
+    """
+
+    samples: npt.NDArray[np.int64]
+    stems: list[str]
+    views: npt.NDArray[np.int64]
+    features: Mapping[str, npt.NDArray[Any]]
+    bad: npt.NDArray[np.bool_]
+    labels: npt.NDArray[np.float32] | None
+
+    def columns(self) -> dict[str, npt.NDArray[Any]]:
+        """The block as a table without its stems: ``n * v`` rows, sorted by sample, then view.
+
+        ``index`` int64, ``view`` int32, ``bad`` bool, each feature ``[n * v, D]``, and ``labels``
+        float32 ``[n * v, 23]`` where there are any.
+        """
+        v = len(self.views)
+        table: dict[str, npt.NDArray[Any]] = {
+            "index": self.samples.repeat(v),
+            "view": np.tile(self.views, len(self.samples)).astype(np.int32),
+            "bad": self.bad.repeat(v),
+        }
+        table |= {name: rows.reshape(-1, rows.shape[-1]) for name, rows in self.features.items()}
+        if self.labels is not None:
+            table["labels"] = self.labels.repeat(v, axis=0)
+        return table
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """A request that can be fulfilled.
+
+    Attributes:
+        request: what was asked for.
+        store: the store, complete.
+        dims: D per chosen feature.
+        views: int64 ``[v]``, ascending.
+        scales: the z-score per feature; None for ``none``.
+        bad: bool ``[N]``.
+        labels: float32 ``[N, 23]``, or None.
+        progress: told of (chunks done, all chunks), or None.
+    """
+
+    request: ExportRequest
+    store: FeatureStore
+    dims: Mapping[str, int]
+    views: npt.NDArray[np.int64]
+    scales: Mapping[str, Scale | None]
+    bad: npt.NDArray[np.bool_]
+    labels: npt.NDArray[np.float32] | None
+    progress: Progress | None = None
+
+    @property
+    def rows(self) -> int:
+        """Rows of the whole export: samples times chosen views."""
+        return self.store.spec.samples * len(self.views)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row's values, without its stem."""
+        labels = 0 if self.labels is None else self.labels.itemsize * self.labels.shape[1]
+        value_bytes: int = getattr(torch, self.request.dtype).itemsize
+        return sum(self.dims.values()) * value_bytes + 8 + 4 + 1 + labels
+
+    def shards(self, size_bytes: int) -> list[range]:
+        """Cuts the store's chunks into runs of at most ``size_bytes`` each, but one chunk at least.
+
+        It depends on the export alone, so that the files' names can say how many there are.
+        """
+        spec = self.store.spec
+        step = max(1, size_bytes // (spec.chunk * len(self.views) * self.row_bytes))
+        return [range(c, min(c + step, spec.chunks)) for c in range(0, spec.chunks, step)]
+
+    def rows_of(self, chunks: range) -> int:
+        """How many rows those chunks have."""
+        spec = self.store.spec
+        return (spec.samples_of(chunks[-1]).stop - spec.samples_of(chunks[0]).start) * len(
+            self.views
+        )
+
+    def blocks(self, chunks: range) -> Iterator[Block]:
+        """The rows of some chunks in order, about ``BLOCK_BYTES`` at a time.
+
+        Every chunk is checked against its checksum.
+
+        Raises:
+            CorruptStoreError: a chunk is damaged.
+            ConfigError: a value is too large for the dtype.
+        """
+        for part in self.shards(BLOCK_BYTES):
+            inside = range(max(part.start, chunks.start), min(part.stop, chunks.stop))
+            if inside:
+                yield self._block(inside)
+                if self.progress is not None:
+                    self.progress(inside.stop, self.store.spec.chunks)
+
+    def _block(self, chunks: range) -> Block:
+        spec = self.store.spec
+        samples = np.arange(
+            spec.samples_of(chunks[0]).start, spec.samples_of(chunks[-1]).stop, dtype=np.int64
+        )
+        whole = slice(samples[0], samples[-1] + 1)
+        features = {name: self._rows(name, chunks, int(samples[0])) for name in self.dims}
+        labels = None if self.labels is None else self.labels[whole]
+        stems = [sample.stem for sample in self.store.samples[whole]]
+        return Block(samples, stems, self.views, features, self.bad[whole], labels)
+
+    def _rows(self, name: str, chunks: Iterable[int], first: int) -> npt.NDArray[Any]:
+        parts = [self.store.read_chunk(name, chunk)[:, self.views] for chunk in chunks]
+        rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        scale = self.scales[name]
+        if scale is not None:
+            scale.apply(rows)
+        dtype = self.request.dtype
+        narrowed, over = narrow(rows, dtype)
+        if over is not None:
+            sample, view, _ = over
+            stem = self.store.samples[first + sample].stem
+            raise ConfigError(
+                f"{name} of sample {stem!r}, view {self.views[view]}, "
+                f"holds {rows[over]:,.6g}, which is beyond {dtype}.\n"
+                "Export it with --dtype float32."
+            )
+        return narrowed
+
+
+def narrow(
+    rows: npt.NDArray[np.float32], dtype: str
+) -> tuple[npt.NDArray[Any], tuple[int, ...] | None]:
+    """Finite values rounded to ``dtype``, ties to even, bfloat16 as its bits in uint16.
+
+    With them the position of the first value that became infinite, or None.
+    """
+    short = torch.from_numpy(rows).to(getattr(torch, dtype))
+    infinite = short.isinf()
+    over = tuple(infinite.nonzero()[0].tolist()) if infinite.any() else None
+    values = short.view(torch.uint16) if dtype == "bfloat16" else short
+    return values.numpy(), over
+
+
+def plan(request: ExportRequest, progress: Progress | None = None) -> Export:
+    """Checks a request against its store.
+
+    Args:
+        request: what to export.
+        progress: what the blocks report to.
+
+    Raises:
+        InputError: the store is not complete, or split or labels do not fit it.
+        ConfigError: a view or feature that the store does not have, or ``train`` without a split.
+        CorruptStoreError: the store's records are damaged.
+    """
+    store = FeatureStore(request.store)
+    store.require_complete()
+    if request.out_dir.resolve().is_relative_to(request.store.resolve()):
+        raise ConfigError(
+            f"--out-dir {request.out_dir} is in the store. Choose a folder elsewhere."
+        )
+    names = _chosen_features(store, request.features)
+    views = _chosen_views(store, request.views)
+    train = None
+    if request.split_json is not None:
+        train = read_split(request.split_json, store.stems).train
+    bad = np.zeros(store.spec.samples, bool)
+    bad[[b.index for b in store.bad_inputs]] = True
+    return Export(
+        request=request,
+        store=store,
+        dims={name: store.spec.dims[name] for name in names},
+        views=views,
+        scales={name: scale_for(store, name, request.zscore, train) for name in names},
+        bad=bad,
+        labels=None if request.labels_dir is None else read_labels(request.labels_dir, store.stems),
+        progress=progress,
+    )
+
+
+def _chosen_features(store: FeatureStore, asked: tuple[str, ...] | None) -> tuple[str, ...]:
+    names = store.features if asked is None else asked
+    if not names or len(set(names)) != len(names):
+        raise ConfigError(f"--features names each feature once, found {', '.join(names)!r}.")
+    for name in names:
+        if name not in store.features:
+            held = ", ".join(store.features)
+            raise ConfigError(f"{store.path} holds {held}, but not {name!r}.")
+        if name in COLUMNS:
+            raise ConfigError(
+                f"The feature {name!r} has the name of a column that every export has.\n"
+                f"Leave it out with --features; the columns are {', '.join(COLUMNS)}."
+            )
+    return names
+
+
+def _chosen_views(store: FeatureStore, asked: tuple[int, ...] | None) -> npt.NDArray[np.int64]:
+    count = store.spec.views
+    views = sorted(set(range(count) if asked is None else asked))
+    if not views or not 0 <= views[0] <= views[-1] < count:
+        raise ConfigError(
+            f"{store.path} has views 0 to {count - 1}, --views asks for "
+            f"{views[-1] if views else 'none'}."
+        )
+    return np.array(views, np.int64)
+
+
+def parse_views(text: str) -> tuple[int, ...]:
+    """The numbers that ``0-9,20`` means; ranges hold both ends and may overlap.
+
+    Raises:
+        ConfigError: not of that form, or a range that runs backwards.
+    """
+    views: set[int] = set()
+    for part in text.split(","):
+        found = _RANGE.fullmatch(part.strip())
+        first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+        if last < first or last > 10_000_000:
+            raise ConfigError(f"--views is a list like 0-9,20, found {part.strip()!r} in {text!r}.")
+        views.update(range(first, last + 1))
+    return tuple(sorted(views))

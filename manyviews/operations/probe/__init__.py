@@ -1,0 +1,1 @@
+"""Linear probes of a store's features."""

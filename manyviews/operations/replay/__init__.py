@@ -1,0 +1,1 @@
+"""Any view of any sample, replayed."""

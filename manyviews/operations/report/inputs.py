@@ -1,0 +1,82 @@
+"""The bad samples, with what stands in for them or what their posters look like."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from featurestore.errors import BadSampleError
+from featurestore.records import BadInput
+from featurestore.storage.store import FeatureStore
+from featurestore.system.links import LEAVES, leads_outside
+from producers import decode
+from producers.sources import source
+
+LISTED = 500
+PICTURED = 100
+_SIDE = 96
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """One bad input for the page.
+
+    Attributes:
+        stem: its sample's stem.
+        bad: what is known of it.
+        picture: the ``data:`` address of a JPEG, or ``""``.
+        note: what the picture shows, or why there is none.
+    """
+
+    stem: str
+    bad: BadInput
+    picture: str
+    note: str
+
+
+def bad_rows(
+    store: FeatureStore, data_dir: Path | None, *, follow_links: bool = False
+) -> list[BadRow]:
+    """The first bad inputs of a store; pictures only where the data folder is given."""
+    if not store.bad_inputs:
+        return []
+    rows = []
+    for at, bad in enumerate(store.bad_inputs[:LISTED]):
+        picture, note = "", ""
+        if data_dir is not None and at < PICTURED:
+            picture, note = _picture(store, data_dir, bad, follow_links=follow_links)
+        rows.append(BadRow(store.samples[bad.index].stem, bad, picture, note))
+    return rows
+
+
+def _picture(
+    store: FeatureStore, data_dir: Path, bad: BadInput, *, follow_links: bool
+) -> tuple[str, str]:
+    """Of a bad image the placeholder that the models saw, else the poster."""
+    if bad.modality == "image":
+        return _data(Image.new("RGB", (_SIDE * 2 // 3, _SIDE))), "black placeholder"
+    chunk, position = divmod(bad.index, store.spec.chunk)
+    record = store.ledger[chunk].samples[position]
+    try:
+        path = source.image_path(data_dir, store.samples[bad.index])
+        if not follow_links and leads_outside(path, data_dir.resolve()):
+            return "", f"the poster is {LEAVES}"
+        data = source.read_capped(path, source.MAX_IMAGE_BYTES)
+        if hashlib.sha256(data).hexdigest() != record.image_sha256:
+            return "", "the poster has changed since the build"
+        poster = decode.image(data)
+    except BadSampleError as error:
+        return "", f"poster {error.reason}"
+    poster.thumbnail((_SIDE, _SIDE))
+    return _data(poster), "poster"
+
+
+def _data(image: Image.Image) -> str:
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode("ascii")

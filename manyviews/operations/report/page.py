@@ -1,0 +1,154 @@
+"""Put the report together: measure, draw, and write one file that needs nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import jinja2
+import numpy as np
+import numpy.typing as npt
+from markupsafe import Markup
+
+from featurestore.errors import InputError
+from featurestore.imdb.label_files import read_labels
+from featurestore.imdb.splits import read_split
+from featurestore.storage.store import FeatureStore
+from featurestore.system.durable import replace_file
+from featurestore.wording import amount
+from manyviews.operations.report import data_sections, plots, projection, sections
+from manyviews.operations.report.content import Section
+from manyviews.operations.report.features import FeatureFacts, measure
+from manyviews.operations.report.inputs import bad_rows
+from manyviews.operations.report.pairs import pairs
+from manyviews.operations.report.runs import throughput
+from manyviews.operations.report.sampling import Sampled, choose
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """What the page is made of.
+
+    Attributes:
+        store: the store.
+        data_dir: its posters, for pictures of bad samples; or None.
+        labels_dir: its labels, for genres; or None.
+        split_json: its split; or None.
+        follow_links: whether links in ``data_dir`` that lead out of it are read.
+    """
+
+    store: Path
+    data_dir: Path | None = None
+    labels_dir: Path | None = None
+    split_json: Path | None = None
+    follow_links: bool = False
+
+
+def write(sources: Sources, out: Path) -> dict[str, int]:
+    """Writes the page; the same store and labels give the same bytes.
+
+    Returns:
+        ``bytes`` of the page, ``samples`` of the store, and ``measured``, how many of them the
+        expensive parts saw.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+        InputError: there is no store, nothing in it yet, or labels or split are of other samples.
+        CorruptStoreError: a chunk that is read is damaged.
+        StorageError: the page could not be written.
+    """
+    if sources.data_dir is not None and not sources.data_dir.is_dir():
+        raise InputError(f"--data-dir {sources.data_dir} is no folder.")
+    store = FeatureStore(sources.store)
+    if not len(store.ledger):
+        raise InputError(
+            f"{store.path} holds nothing yet: no chunk is committed.\nTry again when one is."
+        )
+    plots.require()
+    sampled = choose(store)
+    data = page(store, sources, sampled).encode()
+    replace_file(out, data)
+    return {"bytes": len(data), "samples": len(store.records), "measured": len(sampled.samples)}
+
+
+def page(store: FeatureStore, sources: Sources, sampled: Sampled) -> str:
+    """The page as text."""
+    labels = None
+    if sources.labels_dir is not None:
+        labels = read_labels(sources.labels_dir, store.stems)
+    parts = _parts(store, sources.split_json)
+    body = [
+        sections.summary(store),
+        *_about_features(store, sampled, labels),
+        data_sections.genres(labels, parts),
+        *data_sections.split(store, parts),
+        data_sections.bad_samples(
+            store, bad_rows(store, sources.data_dir, follow_links=sources.follow_links)
+        ),
+        data_sections.speed(throughput(store.path)),
+    ]
+    return render(store.path.resolve().name, _measured(store, sampled), body)
+
+
+def render(name: str, scope: str, sections: Sequence[Section]) -> str:
+    """The page of these sections; every text is escaped, as names and paths are untrusted.
+
+    Args:
+        name: the store's.
+        scope: what was measured.
+        sections: in their order.
+    """
+    template = files(__package__).joinpath("page.html.jinja").read_text("utf-8")
+    environment = jinja2.Environment(
+        autoescape=True, finalize=_printable, undefined=jinja2.StrictUndefined
+    )
+    page = environment.from_string(template).render(name=name, scope=scope, sections=sections)
+    return f"{page}\n"
+
+
+def _printable(value: object) -> object:
+    """Spells out control characters, marks that turn the writing direction and lone surrogates."""
+    if isinstance(value, Markup):
+        return value
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(value))
+
+
+def _parts(store: FeatureStore, split_json: Path | None) -> dict[str, npt.NDArray[np.int64]]:
+    if split_json is None:
+        return {}
+    found = read_split(split_json, store.stems)
+    return {"train": found.train, "val": found.val, "test": found.test}
+
+
+def _about_features(
+    store: FeatureStore, sampled: Sampled, labels: npt.NDArray[np.float32] | None
+) -> list[Section]:
+    """The sections that read rows; none where every sample that would be read is bad."""
+    if not len(sampled.samples):
+        return []
+    measured: list[FeatureFacts] = [measure(store, name, sampled) for name in store.features]
+    groups = None if labels is None else projection.groups(labels[sampled.samples])
+    return [
+        sections.norms(measured),
+        sections.dimensions(measured),
+        sections.planes(measured, groups),
+        sections.spread(measured),
+        sections.matching(list(pairs(measured))),
+    ]
+
+
+def _measured(store: FeatureStore, sampled: Sampled) -> str:
+    """Which part of the store the page is about."""
+    done, seen = len(store.records), len(sampled.samples)
+    if len(sampled.chunks) == len(store.ledger):
+        scope = f"Measured on all {amount(seen, 'sample')} done"
+    else:
+        scope = (
+            f"Means, deviations, genres and bad samples are of {amount(done, 'committed sample')}. "
+            f"Norms, planes, spread and pairs are measured on {seen:,} of them, chunks spread "
+            f"evenly over the store: {len(sampled.chunks)}"
+        )
+    without = f", without {sampled.left_out:,} with bad inputs" if sampled.left_out else ""
+    return f"{scope}{without}."

@@ -1,0 +1,201 @@
+"""Text views to token ids, with the tokenizers library alone.
+
+Rows are encoded one by one: this is called in each of many producer processes, which set
+``TOKENIZERS_PARALLELISM=false`` so that the library does not start threads of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from producers.recipes import text_views
+from producers.recipes.cleaning import CLEANINGS, clean_words, cleaner
+from producers.recipes.text_views import MASK, TextViews
+from producers.recipes.word_ids import WordIds
+
+TokenArray = NDArray[np.int32]
+
+# What the check at start encodes in both ways: punctuation, digits, cases and other scripts.
+_PROBES = (
+    "A young wizard's quest -- it begins in 1984, doesn't it?  He said: \"No!\" (twice).",
+    " Ünlü naïve ΟΔΟΣ 東京 123-456 e.g. U.S.A.\n\n[MASK] [MASK]; the end",
+)
+_PROBE_VIEWS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class TextSpec:
+    """How one text backbone's tokenizer is called; read from its checkpoint.
+
+    Attributes:
+        tokenizer_json: the whole ``tokenizer.json``.
+        max_length: the most ids of a text, the special ones included; longer texts are cut.
+        pad_id: fills the rows behind a text's ids.
+        strip: remove white space around the text first, as sentence-transformers does.
+        lower: make the text lower case first.
+        clean: how open_clip cleans the text before all this, one of ``cleaning.CLEANINGS``; ``""``
+            for other libraries.
+    """
+
+    tokenizer_json: str
+    max_length: int
+    pad_id: int = 0
+    strip: bool = False
+    lower: bool = False
+    clean: str = ""
+
+    def __post_init__(self) -> None:
+        """Check what the tokenizer itself would accept and silently misunderstand."""
+        if self.max_length < 1:
+            raise ValueError(f"max_length must be at least 1, got {self.max_length}")
+        if self.clean and self.clean not in CLEANINGS:
+            raise ValueError(f"clean is one of {', '.join(CLEANINGS)}, got {self.clean!r}")
+
+
+class TokenEncoder:
+    """Encodes texts exactly as the checkpoint's own tokenizer does.
+
+    Attributes:
+        spec: what the encoder was made from.
+        by_words: whether ids of views can be put together from those of words, which is faster.
+    """
+
+    def __init__(self, spec: TextSpec) -> None:
+        self.spec = spec
+        self._clean = cleaner(spec.clean) if spec.clean else None
+        # Settings saved in the file are overruled: others may have been in force at the time.
+        self._tokenizer = Tokenizer.from_str(spec.tokenizer_json)
+        self._tokenizer.no_padding()
+        self._cut_texts()
+        self._before, self._after = self._special_ids()
+        self._room = spec.max_length - len(self._before) - len(self._after)
+        self.by_words = self._room > 0 and all(map(self._words_make_the_same, _PROBES))
+
+    def encode_views(self, views: TextViews, ids: TokenArray, lengths: TokenArray) -> int:
+        """Encode the views of one sample in place.
+
+        Args:
+            views: the views, without lone surrogates.
+            ids: int32 [views, max_length], overwritten; rows are filled up with ``pad_id``.
+            lengths: int32 [views], overwritten with the number of ids of each row.
+
+        Returns:
+            How many texts were cut.
+
+        Raises:
+            ValueError: an array is not of this shape and dtype.
+        """
+        if self.by_words and views.words and views.masked:
+            words = self._word_ids(views.words)
+            if words is not None and words.hold:
+                return self._put_together(views, words, ids, lengths)
+        return self.encode(views.texts(), ids, lengths)
+
+    def encode(self, texts: Sequence[str], ids: TokenArray, lengths: TokenArray) -> int:
+        """The same for any texts: V of them, without lone surrogates."""
+        _check(ids, (len(texts), self.spec.max_length), "ids")
+        _check(lengths, (len(texts),), "lengths")
+        encodings = self._tokenizer.encode_batch_fast(self._prepare(texts))
+        ids.fill(self.spec.pad_id)
+        cut = 0
+        for row, encoding in enumerate(encodings):
+            tokens = encoding.ids
+            ids[row, : len(tokens)] = tokens
+            lengths[row] = len(tokens)
+            cut += bool(encoding.overflowing)
+        return cut
+
+    def count(self, text: str) -> int:
+        """How many ids a text has before it is cut, special ones included."""
+        with self._uncut():
+            return len(self._tokenizer.encode_batch_fast(self._prepare([text]))[0].ids)
+
+    def _put_together(
+        self, views: TextViews, words: WordIds, ids: TokenArray, lengths: TokenArray
+    ) -> int:
+        """The views of one sample from the ids of its words; view 0 has white space of its own."""
+        first = len(views.clean)
+        _check(ids, (first + len(views.masked), self.spec.max_length), "ids")
+        cut = self.encode(views.clean, ids[:first], lengths[:first]) if first else 0
+        ids[first:] = self.spec.pad_id
+        ids[first:, : len(self._before)] = self._before
+        for row, masked in enumerate(views.masked, first):
+            tokens, more = words.view(masked, self._room)
+            end = len(self._before) + len(tokens)
+            ids[row, len(self._before) : end] = tokens
+            ids[row, end : end + len(self._after)] = self._after
+            lengths[row] = end + len(self._after)
+            cut += more
+        return cut
+
+    def _words_make_the_same(self, text: str) -> bool:
+        """Encodes some views in both ways."""
+        views = text_views.draw(text, base_seed=0, index=0, views=_PROBE_VIEWS)
+        words = self._word_ids(views.words)
+        if words is None:
+            return True  # such texts are always encoded as a whole
+        if not words.hold:
+            return False
+        made = [np.zeros((_PROBE_VIEWS, self.spec.max_length + 1), np.int32) for _ in range(2)]
+        found, expected = ((array[:, 1:], array[:, 0]) for array in made)
+        cut = self._put_together(views, words, *found), self.encode(views.texts(), *expected)
+        return cut[0] == cut[1] and np.array_equal(made[0], made[1])
+
+    def _word_ids(self, words: Sequence[str]) -> WordIds | None:
+        """The ids of a sample's words; None where its views must be cleaned as a whole."""
+        cleaned, mask = list(words), MASK
+        if self._clean is not None:
+            found = clean_words(words, self._clean)
+            if found is None:
+                return None
+            cleaned, mask = found, self._clean(MASK)
+        with self._uncut():
+            return WordIds(cleaned, self._encode_parts, mask)
+
+    def _special_ids(self) -> tuple[list[int], list[int]]:
+        """What stands before and after a text's own ids."""
+        with self._uncut():
+            encoding = self._tokenizer.encode("x")
+        special = encoding.special_tokens_mask
+        before = special.index(0) if 0 in special else len(special)
+        after = special[::-1].index(0) if 0 in special else 0
+        return encoding.ids[:before], encoding.ids[len(special) - after :]
+
+    def _encode_parts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of clean parts without the special ones. White space is left: it is in the view."""
+        if self.spec.lower:
+            texts = [text.lower() for text in texts]
+        made = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in made]
+
+    def _prepare(self, texts: Sequence[str]) -> list[str]:
+        """The texts as the tokenizer is to see them."""
+        prepared = list(texts) if self._clean is None else [self._clean(text) for text in texts]
+        if self.spec.strip:
+            prepared = [text.strip() for text in prepared]
+        return [text.lower() for text in prepared] if self.spec.lower else prepared
+
+    def _cut_texts(self) -> None:
+        self._tokenizer.enable_truncation(
+            self.spec.max_length, stride=0, strategy="longest_first", direction="right"
+        )
+
+    @contextmanager
+    def _uncut(self) -> Iterator[None]:
+        self._tokenizer.no_truncation()
+        try:
+            yield
+        finally:
+            self._cut_texts()
+
+
+def _check(array: TokenArray, shape: tuple[int, ...], name: str) -> None:
+    """Refuse an array of another shape or dtype: NumPy would broadcast or cast it."""
+    if array.shape != shape or array.dtype != np.int32:
+        raise ValueError(f"{name} must be int32 {shape}, got {array.dtype} {array.shape}")

@@ -1,0 +1,175 @@
+"""A feature's array that somebody rewrote with other codecs, through zarr-python."""
+
+import json
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import zarr
+from torch.utils.data import DataLoader
+from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, ZstdCodec
+
+from featurestore.errors import CorruptStoreError
+from featurestore.imdb.materialize import PREFIX, materialize
+from featurestore.storage.store import FeatureStore
+from featurestore.storage.writer import StoreWriter, take_lock
+from featurestore.training.dataset import FeatureDataset
+from featurestore.verify.store import verify
+from tests.featurestore.stores import DIMS
+
+WAYS = {
+    "zstd": {"compressors": [ZstdCodec(level=3)]},
+    "gzip": {"compressors": [GzipCodec()]},
+    "blosc": {"compressors": [BloscCodec(cname="zstd"), Crc32cCodec()]},
+    "big-endian": {"serializer": BytesCodec(endian="big"), "compressors": None},
+    "other chunks": {"chunks": (3, 2, 64), "compressors": [ZstdCodec()]},
+    "sharded": {"shards": (4, 4, 64), "chunks": (1, 4, 64), "compressors": [ZstdCodec()]},
+}
+
+
+def rewrite(store, name="clip_image", change=lambda values: values, **options):
+    """Replaces an array by one of the same values, as anyone would with zarr alone."""
+    values = change(zarr.open_array(store / name, mode="r")[:])
+    shutil.rmtree(store / name)
+    options = {"chunks": (4, *values.shape[1:])} | options
+    array = zarr.create_array(
+        store / name,
+        shape=values.shape,
+        dtype=values.dtype,
+        fill_value=float("nan"),
+        zarr_format=3,
+        **options,
+    )
+    array[:] = values
+
+
+@pytest.fixture
+def copy(world, tmp_path):
+    return shutil.copytree(world.store, tmp_path / "store")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_same_rows(world, copy, tmp_path, way):
+    rewrite(copy, **WAYS[way])
+    for views in ("clean", "all", "mean", "random", "pair"):
+        options = {"views": views, "bad_samples": "include", "checksum": True}
+        expected = world.open(views=views).batch([9, 0, 3, 9])
+        found = FeatureDataset(copy, **options).batch([9, 0, 3, 9])
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+    materialize(FeatureStore(copy), tmp_path / "out", zscore="train", split_json=world.split)
+    rows = np.load(tmp_path / "out" / f"{PREFIX}_clip_image.npy").reshape(11, 4, 64)
+    expected = world.open(views="all", zscore="train", split_json=world.split).batch(range(11))
+    assert rows.tobytes() == expected["clip_image"].numpy().tobytes()
+
+
+def test_pickles_and_loader_workers(world, copy):
+    rewrite(copy, **WAYS["zstd"])
+    dataset = FeatureDataset(copy, views="random", bad_samples="include")
+    assert len(pickle.dumps(dataset)) < 2000
+    dataset[0]  # zarr has threads now, and a fork must not wait for them
+    loader = DataLoader(dataset, batch_size=4, num_workers=2, multiprocessing_context="fork")
+    found = torch.cat([batch["clip_image"] for batch in loader])
+    assert torch.equal(found, world.open(views="random").batch(range(11))["clip_image"])
+
+
+def test_other_values_are_never_numbers(copy):
+    def narrower(values):
+        return values.astype(np.float16).astype(np.float32)
+
+    rewrite(copy, change=narrower, **WAYS["zstd"])
+    dataset = FeatureDataset(copy)
+    with pytest.raises(CorruptStoreError, match="not what was committed") as caught:
+        dataset[0]
+    assert (caught.value.file, caught.value.chunk) == ("clip_image", 0)
+    with pytest.raises(CorruptStoreError, match="not what was committed"):
+        FeatureDataset(copy, checksum=True)
+    assert FeatureDataset(copy, ["clip_text"], checksum=True)[0]["clip_text"].isfinite().all()
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("damage", ["flip", "half", "empty", "delete"])
+def test_a_damaged_file_is_never_a_number(world, copy, way, damage):
+    rewrite(copy, **WAYS[way])
+    files = sorted(p for p in (copy / "clip_image" / "c").rglob("*") if p.is_file())
+    path = files[len(files) // 2]
+    data = path.read_bytes()
+    flipped = bytearray(data)
+    flipped[len(data) // 2] ^= 16
+    if damage == "delete":
+        path.unlink()  # to zarr, a chunk of NaN
+    else:
+        path.write_bytes({"flip": flipped, "half": data[: len(data) // 2], "empty": b""}[damage])
+    dataset = FeatureDataset(copy, views="all", zscore="none", bad_samples="include")
+    refused = []
+    for sample in range(11):
+        try:
+            found = dataset[sample]["clip_image"].numpy()
+        except CorruptStoreError as e:
+            refused.append(e.file)
+        else:
+            np.testing.assert_array_equal(found, world.rows["clip_image"][sample])
+    assert set(refused) == {"clip_image"}
+    assert len(refused) < 11 or way == "other chunks"
+    with pytest.raises(CorruptStoreError):
+        FeatureDataset(copy, checksum=True)
+
+
+def test_a_shape_or_type_of_its_own_is_refused_at_opening(copy):
+    rewrite(copy, change=lambda values: values.astype(np.float64), **WAYS["zstd"])
+    with pytest.raises(CorruptStoreError, match="data_type"):
+        FeatureDataset(copy)
+    rewrite(copy, change=lambda values: values[:10].astype(np.float32), **WAYS["zstd"])
+    with pytest.raises(CorruptStoreError, match="shape"):
+        FeatureDataset(copy)
+
+
+def test_codecs_that_zarr_does_not_know(copy):
+    path = copy / "clip_image/zarr.json"
+    document = json.loads(path.read_bytes())
+    for codecs in ([{"name": "bytes"}, {"name": "mystery"}], [], "zstd", None, [3]):
+        path.write_text(json.dumps(document | {"codecs": codecs}))
+        with pytest.raises(CorruptStoreError, match="codecs is") as caught:
+            FeatureDataset(copy)
+        assert caught.value.file == "clip_image/zarr.json"
+
+
+def test_a_document_that_lies_about_our_files(world, copy):
+    path = copy / "clip_image/zarr.json"
+    document = json.loads(path.read_bytes())
+    little = {"name": "bytes", "configuration": {"endian": "little"}}
+    big = {"name": "bytes", "configuration": {"endian": "big"}}
+    for codecs in ([little], [big, {"name": "crc32c"}]):
+        path.write_text(json.dumps(document | {"codecs": codecs}))
+        with pytest.raises(CorruptStoreError, match="clip_image"):
+            FeatureDataset(copy)[0]
+
+
+def test_it_is_no_store_to_build_on_and_verify_says_so(copy):
+    rewrite(copy, **WAYS["zstd"])
+    assert "clip_image/zarr.json" in {finding.file for finding in verify(copy).findings}
+    with (
+        take_lock_of(copy) as lock,
+        pytest.raises(CorruptStoreError, match="not those of the build"),
+    ):
+        StoreWriter(copy, lock)
+
+
+class take_lock_of:
+    def __init__(self, path):
+        self.lock = take_lock(path)
+
+    def __enter__(self):
+        return self.lock
+
+    def __exit__(self, *exc):
+        self.lock.release()
+
+
+def test_both_features(world, copy):
+    for name in DIMS:
+        rewrite(copy, name, compressors=[ZstdCodec()])
+    found = FeatureDataset(copy, views="pair", seed=3, bad_samples="include").batch(range(11))
+    expected = world.open(views="pair", seed=3).batch(range(11))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)

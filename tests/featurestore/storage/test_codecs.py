@@ -1,0 +1,134 @@
+"""A store whose chunks are compressed: smaller, not mapped, and the same in all else."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import zarr
+from hypothesis import given
+from hypothesis import strategies as st
+
+from featurestore.errors import CorruptStoreError
+from featurestore.imdb.materialize import materialize
+from featurestore.storage.codecs import CODECS, compress, decompress
+from featurestore.storage.store import FeatureStore
+from featurestore.storage.writer import StoreWriter, take_lock
+from featurestore.training.dataset import FeatureDataset
+from featurestore.verify.repair import repair
+from featurestore.verify.store import verify
+from tests.featurestore.stores import DIMS, commit, make_records, make_store, tree
+from tests.featurestore.worlds import BAD, STEMS
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    path = tmp_path_factory.mktemp("archive") / "store"
+    return path, make_store(path, stems=STEMS, bad=BAD, codec="zstd")
+
+
+@pytest.fixture
+def copy(archive, tmp_path):
+    return shutil.copytree(archive[0], tmp_path / "store")
+
+
+@given(st.binary(min_size=1), st.sampled_from(CODECS))
+def test_what_goes_in_comes_out(data, codec):
+    body = compress(codec, memoryview(data))
+    assert bytes(decompress(codec, body, len(data))) == data
+    assert bytes(compress(codec, memoryview(data))) == bytes(body)
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[:-1], lambda b: b"", lambda b: b"abc", lambda b: b[2:]]
+)
+def test_what_cannot_be_decoded(damage):
+    body = compress("zstd", memoryview(bytes(1000)))
+    with pytest.raises(ValueError, match="zstd cannot decode"):
+        decompress("zstd", memoryview(damage(bytes(body))), 1000)
+    with pytest.raises(ValueError, match="1000 bytes, expected 1001"):
+        decompress("zstd", body, 1001)
+
+
+@pytest.mark.parametrize("name", DIMS)
+def test_zarr_reads_it(archive, name):
+    path, rows = archive
+    np.testing.assert_array_equal(zarr.open_group(path, mode="r")[name][:], rows[name])
+
+
+@pytest.mark.parametrize("views", ["clean", 2, "all", "mean", "random", "pair"])
+def test_the_same_rows_as_from_mapped_files(world, archive, views):
+    options = {"views": views, "seed": 3, "bad_samples": "include", "checksum": True}
+    found = FeatureDataset(archive[0], **options).batch([9, 0, 3, 9])
+    expected = world.open(views=views, seed=3).batch([9, 0, 3, 9])
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_the_same_materialized_files(archive, embeddings, tmp_path):
+    materialize(FeatureStore(archive[0]), tmp_path / "out")
+    assert tree(tmp_path / "out") == tree(embeddings)
+
+
+def test_moments_and_ledger_are_those_of_the_payload(world, archive):
+    store, plain = FeatureStore(archive[0]), FeatureStore(world.store)
+    assert (store.spec.codec, plain.spec.codec) == ("zstd", "none")
+    for one, other in zip(store.ledger.entries, plain.ledger.entries, strict=True):
+        assert {f: crc for f, (_, crc) in one.files.items()} == {
+            f: crc for f, (_, crc) in other.files.items()
+        }
+    assert verify(archive[0]).findings == []
+
+
+def test_smaller_where_there_is_something_to_save(tmp_path):
+    rows = make_store(tmp_path / "wide")
+    rounded = {n: (r.view(np.uint32) & 0xFFFF0000).view(np.float32) for n, r in rows.items()}
+    make_store(tmp_path / "narrow", rows=rounded, codec="zstd")
+    sizes = [
+        sum(f.stat().st_size for f in (tmp_path / name / "clip_text").glob("c.*"))
+        for name in ("wide", "narrow")
+    ]
+    assert sizes[1] < 0.6 * sizes[0]
+
+
+def test_a_growing_archive(archive, tmp_path):
+    rows = make_store(tmp_path / "s", stems=STEMS, chunks=[1], codec="zstd")
+    found = FeatureDataset(tmp_path / "s", views="all", zscore="none", partial=True)
+    assert found.indices.tolist() == [4, 5, 6, 7]
+    np.testing.assert_array_equal(found.batch(range(4))["clip_text"], rows["clip_text"][4:8])
+    with StoreWriter(tmp_path / "s", take_lock(tmp_path / "s")) as writer:
+        commit(writer, [0, 2], rows, make_records(writer.spec, BAD))
+        writer.finish()
+    # Chunk 1 was made without the bad sample's record; all files are the archive's.
+    one, other = tree(tmp_path / "s"), tree(archive[0])
+    assert [n for n in other if one.get(n) != other[n]] == ["records/ledger.jsonl"]
+
+
+@pytest.mark.parametrize("damage", ["flip", "first", "half", "longer", "empty", "delete", "other"])
+def test_damage_is_named_and_never_read(archive, copy, damage):
+    file = "clip_image/c.1.0.0"
+    path, data = copy / file, (copy / file).read_bytes()
+    if damage == "delete":
+        path.unlink()
+    elif damage == "other":  # sound, in the wrong place
+        shutil.copy(copy / "clip_image/c.0.0.0", path)
+    else:
+        at = 0 if damage == "first" else len(data) // 2
+        flipped = data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :]
+        half = data[: len(data) // 2]
+        cut = {"half": half, "longer": data + b"x", "empty": b""}
+        path.write_bytes(cut.get(damage, flipped))
+    found = verify(copy)
+    assert {(f.file, f.chunk) for f in found.findings} == {(file, 1)}
+    with pytest.raises(CorruptStoreError) as caught:
+        FeatureDataset(copy)[4]
+    assert (caught.value.file, caught.value.chunk) == (file, 1)
+    if damage not in ("flip", "first"):  # at opening, by the file's size
+        with pytest.raises(CorruptStoreError):
+            FeatureDataset(copy)
+    lock = take_lock(copy)
+    repair(copy, found)
+    lock.release()
+    with StoreWriter(copy, take_lock(copy)) as writer:
+        commit(writer, [1], archive[1], make_records(writer.spec, BAD))
+        writer.finish()
+    assert tree(copy) == tree(archive[0])

@@ -1,0 +1,503 @@
+import errno
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from featurestore.errors import (
+    CorruptStoreError,
+    StorageError,
+    StorageFullError,
+    StoreLockedError,
+)
+from featurestore.system import durable
+from featurestore.system.locks import FileLock, lock_holder
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+FAILURES = (*FULL, errno.EIO, errno.EROFS, errno.EACCES, errno.ENAMETOOLONG)
+
+
+def fail_at(monkeypatch, n: int, number: int) -> list[str]:
+    """Makes operation ``n`` and no other fail; returns the list of operations as they happen."""
+    seen: list[str] = []
+
+    def fail(operation, path, size):
+        seen.append(operation)
+        if len(seen) == n:
+            raise OSError(number, os.strerror(number))
+        return size
+
+    monkeypatch.setattr(durable, "hook", fail)
+    return seen
+
+
+def partials(folder: Path) -> list[str]:
+    return [p.name for p in folder.rglob("*.partial")]
+
+
+def until_it_passes(monkeypatch, number, prepare, action, check) -> int:
+    """Runs ``action`` with operation 1, 2, … failing until none is left; returns how many."""
+    n = 0
+    while True:
+        n += 1
+        monkeypatch.setattr(durable, "hook", durable._pass)
+        prepare()
+        seen = fail_at(monkeypatch, n, number)
+        error = None
+        try:
+            action()
+        except StorageError as e:
+            error = e
+        if error is None:
+            assert len(seen) < n
+            return n - 1
+        assert isinstance(error, StorageFullError) == (number in FULL)
+        assert isinstance(error.__cause__, OSError)
+        assert error.__cause__.errno == number
+        assert len(str(error).splitlines()) <= 4
+        check(seen[n - 1], error)
+
+
+# --- whole files ---
+
+
+@pytest.mark.parametrize("number", FAILURES)
+def test_replace_file_leaves_old_or_new(tmp_path, monkeypatch, number):
+    path = tmp_path / "file"
+
+    def check(operation, error):
+        assert not partials(tmp_path)
+        # Only the sync of the folder comes after the rename.
+        renamed = operation == "fsync" and error.path == tmp_path
+        assert path.read_bytes() == (b"new content" if renamed else b"old")
+        if operation == "write":
+            assert error.path == path
+            assert getattr(error, "bytes", 11) == 11
+
+    operations = until_it_passes(
+        monkeypatch,
+        number,
+        lambda: path.write_bytes(b"old"),
+        lambda: durable.replace_file(path, b"new content"),
+        check,
+    )
+    assert operations == 5  # open, write, fsync, rename, fsync of the folder
+    assert path.read_bytes() == b"new content"
+
+
+@pytest.mark.parametrize("number", FAILURES)
+def test_replace_files_renames_none_before_all_are_synced(tmp_path, monkeypatch, number):
+    paths = [tmp_path / "a/x", tmp_path / "b/y", tmp_path / "a/z"]
+
+    def prepare():
+        for path in paths:
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(b"old")
+
+    def check(operation, error):
+        assert not partials(tmp_path)
+        found = [path.read_bytes() for path in paths]
+        assert set(found) <= {b"old", b"new" + b"er"}
+        if operation in ("open", "write") or (operation == "fsync" and error.path.is_file()):
+            assert found == [b"old"] * 3
+
+    operations = until_it_passes(
+        monkeypatch,
+        number,
+        prepare,
+        lambda: durable.replace_files((p, [b"new", memoryview(b"er")]) for p in paths),
+        check,
+    )
+    assert operations == 3 * 4 + 3 + 2  # each folder is synced once
+    assert [path.read_bytes() for path in paths] == [b"newer"] * 3
+
+
+@pytest.mark.parametrize("number", FAILURES)
+def test_append_line_leaves_no_torn_line(tmp_path, monkeypatch, number):
+    path = tmp_path / "lines"
+    until_it_passes(
+        monkeypatch,
+        number,
+        lambda: path.write_bytes(b"one\n"),
+        lambda: durable.append_line(path, b"two"),
+        lambda operation, error: path.read_bytes() == b"one\n" or pytest.fail("torn"),
+    )
+    assert path.read_bytes() == b"one\ntwo\n"
+
+
+def test_a_failed_append_after_a_short_write_is_cut_off(tmp_path, monkeypatch):
+    path = tmp_path / "lines"
+    path.write_bytes(b"one\n")
+    sizes = []
+
+    def hook(operation, path, size):
+        if operation == "write":
+            sizes.append(size)
+            if len(sizes) == 2:
+                raise OSError(errno.ENOSPC, "full")
+            return 2
+        return size
+
+    monkeypatch.setattr(durable, "hook", hook)
+    with pytest.raises(StorageFullError) as caught:
+        durable.append_line(path, b"two")
+    assert sizes == [4, 2]
+    assert (caught.value.path, caught.value.bytes) == (path, 4)
+    assert path.read_bytes() == b"one\n"
+
+
+def test_append_needs_an_existing_file(tmp_path):
+    with pytest.raises(StorageError, match="No such file"):
+        durable.append_line(tmp_path / "none", b"x")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("most", [1, 3, 7])
+def test_short_writes_are_completed(tmp_path, monkeypatch, most):
+    writes = []
+
+    def hook(operation, path, size):
+        if operation == "write":
+            writes.append(size)
+        return min(size, most)
+
+    monkeypatch.setattr(durable, "hook", hook)
+    data = bytes(range(50))
+    durable.replace_file(tmp_path / "file", data)
+    durable.append_line(tmp_path / "file", b"line")
+    assert (tmp_path / "file").read_bytes() == data + b"line\n"
+    assert len(writes) == -(-50 // most) + -(-5 // most)
+
+
+def test_a_failed_fsync_is_not_tried_again(tmp_path, monkeypatch):
+    synced = []
+
+    def hook(operation, path, size):
+        if operation == "fsync":
+            synced.append(path)
+            raise OSError(errno.EIO, "Input/output error")
+        return size
+
+    monkeypatch.setattr(durable, "hook", hook)
+    with pytest.raises(StorageError, match="Input/output"):
+        durable.replace_file(tmp_path / "file", b"x")
+    assert len(synced) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_everything_is_synced_before_its_rename_and_the_folder_after(tmp_path, monkeypatch):
+    calls = []
+    real_fsync = os.fsync
+
+    def fsync(fd):
+        calls.append(("fsync", Path(f"/proc/self/fd/{fd}").readlink().name))
+        real_fsync(fd)
+
+    def hook(operation, path, size):
+        if operation == "rename":
+            calls.append(("rename", path.name))
+        return size
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(durable, "hook", hook)
+    (tmp_path / "folder").mkdir()
+    path = tmp_path / "folder/file"
+    durable.replace_file(path, b"x")
+    one = [("fsync", "file.partial"), ("rename", "file"), ("fsync", "folder")]
+    assert calls == one
+    calls.clear()
+    durable.append_line(path, b"y")
+    durable.truncate(path, 1)
+    assert calls == [("fsync", "file")] * 2
+    calls.clear()
+    durable.remove(path)
+    durable.make_folder(tmp_path / "folder/inner")
+    assert calls == [("fsync", "folder")] * 2
+
+
+def test_a_block_that_raises_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+
+    def interrupted():
+        with durable.open_replace(path) as file:
+            file.write(b"half")
+            assert (tmp_path / "file.partial").exists()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    assert path.read_bytes() == b"old"
+
+
+def test_streamed_parts_and_size(tmp_path):
+    with durable.open_replace(tmp_path / "file") as file:
+        for part in (b"ab", bytearray(b"cd"), memoryview(b"ef"), b""):
+            file.write(part)
+        assert file.size == 6
+        assert not (tmp_path / "file").exists()
+    assert (tmp_path / "file").read_bytes() == b"abcdef"
+
+
+def test_a_partial_of_a_killed_writer_is_written_over(tmp_path):
+    (tmp_path / "file.partial").write_bytes(b"a long rest of an earlier run")
+    durable.replace_file(tmp_path / "file", b"x")
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("file", b"x")]
+
+
+WRITER = """if True:
+    import sys, time
+    from pathlib import Path
+    from featurestore.system.durable import PartialFile
+    file = PartialFile(Path(sys.argv[1]))
+    file.write(b"the other's")
+    print("open", flush=True)
+    sys.stdin.readline()
+    file.sync()
+    file.rename()
+"""
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_file_has_one_writer(tmp_path, killed):
+    path = tmp_path / "file"
+    command = [sys.executable, "-c", WRITER, path]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"open\n"
+        with pytest.raises(StoreLockedError, match="file is being written by another process"):
+            durable.replace_file(path, b"ours")
+        if killed:
+            other.kill()
+        other.communicate(b"\n")
+    assert path.exists() is not killed
+    assert killed or path.read_bytes() == b"the other's"
+    durable.replace_file(path, b"ours")
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("file", b"ours")]
+
+
+def test_a_file_that_got_its_name_meanwhile_is_left_alone(tmp_path, monkeypatch):
+    """Between opening and locking the temporary name, its writer renames it."""
+    path, honest = tmp_path / "file", durable.fcntl.flock
+    first = durable.PartialFile(path)
+    first.write(b"first")
+
+    def late(fd, operation):
+        monkeypatch.setattr(durable.fcntl, "flock", honest)
+        first.rename()
+        honest(fd, operation)
+
+    monkeypatch.setattr(durable.fcntl, "flock", late)
+    with durable.open_replace(path) as second:
+        assert path.read_bytes() == b"first"
+        second.write(b"second")
+    assert path.read_bytes() == b"second"
+
+
+def test_nothing_stays_open(tmp_path, monkeypatch):
+    def held():
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    (tmp_path / "lines").write_bytes(b"")
+    before = held()
+    for n in range(1, 30):
+        fail_at(monkeypatch, n, errno.EIO)
+        for action in (
+            lambda: durable.replace_files([(tmp_path / "a", [b"x"]), (tmp_path / "b", [b"y"])]),
+            lambda: durable.append_line(tmp_path / "lines", b"x"),
+            lambda: durable.truncate(tmp_path / "lines", 0),
+        ):
+            try:
+                action()
+            except StorageError:
+                continue
+    assert held() == before
+
+
+# --- real failures ---
+
+
+def test_a_really_full_device(tmp_path):
+    (tmp_path / "lines").symlink_to("/dev/full")
+    with pytest.raises(StorageFullError, match=r"6 bytes to .*lines: no space left") as caught:
+        durable.append_line(tmp_path / "lines", b"12345")
+    assert caught.value.bytes == 6
+
+
+def test_a_real_file_size_limit(tmp_path):
+    # The kernel really writes short here, then fails; the limit binds only the child.
+    code = """if True:
+        import resource, signal, sys
+        from pathlib import Path
+        from featurestore import durable
+        from featurestore.errors import StorageError
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+        try:
+            durable.replace_file(Path(sys.argv[1]), bytes(1500))
+        except StorageError as e:
+            print(e.path.name, e.__cause__.errno)
+        Path(sys.argv[1]).with_name("small").write_bytes(b"kept")
+    """
+    (tmp_path / "file").write_bytes(b"old")
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "file"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["file", str(errno.EFBIG)]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "small"]
+    assert (tmp_path / "file").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("x" * 300, "too long"), ("missing/file", "No such file"), ("file/below", "Not a directory")],
+)
+def test_paths_that_cannot_be(tmp_path, name, reason):
+    (tmp_path / "file").write_bytes(b"x")
+    with pytest.raises(StorageError, match=f"(?i){reason}"):
+        durable.replace_file(tmp_path / name, b"x")
+
+
+# --- folders, removal, reading ---
+
+
+def test_make_folder(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(durable, "hook", lambda op, path, size: made.append((op, path.name)))
+    durable.make_folder(tmp_path / "a/b")
+    durable.make_folder(tmp_path / "a/b")
+    assert [name for op, name in made if op == "mkdir"] == ["a", "b"]
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StorageError, match="exists"):
+        durable.make_folder(tmp_path / "file")
+    with pytest.raises(StorageError):
+        durable.make_folder(tmp_path / "file/below")
+
+
+def test_remove_folder_follows_no_link(tmp_path):
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside/kept").write_bytes(b"x")
+    (tmp_path / "gone/deep/er").mkdir(parents=True)
+    (tmp_path / "gone/deep/file").write_bytes(b"x")
+    (tmp_path / "gone/link").symlink_to(tmp_path / "outside")
+    (tmp_path / "gone/dangling").symlink_to(tmp_path / "nowhere")
+    durable.remove_folder(tmp_path / "gone")
+    assert not (tmp_path / "gone").exists()
+    assert (tmp_path / "outside/kept").exists()
+
+
+def test_remove_of_nothing_is_nothing(tmp_path):
+    durable.remove(tmp_path / "none")
+    durable.remove(tmp_path / "no/folder")
+    with pytest.raises(StorageError):
+        durable.remove_folder(tmp_path / "none")
+
+
+def test_sweep_takes_only_partials(tmp_path):
+    for name in ("a.partial", "b.partial", "partial", "a.partial.txt"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "folder.partial").mkdir()
+    assert [p.name for p in durable.sweep_partials(tmp_path)] == ["a.partial", "b.partial"]
+    left = sorted(p.name for p in tmp_path.iterdir())
+    assert left == ["a.partial.txt", "folder.partial", "partial"]
+    assert durable.sweep_partials(tmp_path) == []
+
+
+def test_truncate(tmp_path):
+    (tmp_path / "file").write_bytes(b"abcdef")
+    durable.truncate(tmp_path / "file", 4)
+    assert (tmp_path / "file").read_bytes() == b"abcd"
+
+
+def test_read_bytes(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/file").write_bytes(b"x")
+    assert durable.read_bytes(tmp_path / "sub/file", tmp_path) == b"x"
+    with pytest.raises(CorruptStoreError, match="missing") as caught:
+        durable.read_bytes(tmp_path / "sub/none", tmp_path)
+    assert caught.value.file == "sub/none"
+    with pytest.raises(StorageError, match="Is a directory"):
+        durable.read_bytes(tmp_path / "sub", tmp_path)
+
+
+# --- the lock ---
+
+HOLDER = """if True:
+    import sys, time
+    from pathlib import Path
+    from featurestore.system.locks import FileLock
+    lock = FileLock(Path(sys.argv[1]), Path("the store"))
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that holds the lock at ``tmp_path / "lock"``."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, tmp_path / "lock"], stdout=subprocess.PIPE, text=True
+    )
+    with process:
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def test_a_second_process_is_told_who_holds_the_lock(tmp_path, holder):
+    with pytest.raises(StoreLockedError, match="the store is being written by") as caught:
+        FileLock(tmp_path / "lock", Path("the store"))
+    assert (caught.value.pid, caught.value.host) == (holder.pid, socket.gethostname())
+    assert lock_holder(tmp_path / "lock") == (holder.pid, socket.gethostname())
+
+
+def test_the_lock_dies_with_its_holder(tmp_path, holder):
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    assert lock_holder(tmp_path / "lock") is None
+    FileLock(tmp_path / "lock", tmp_path).release()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff", b'{"pid": '])
+def test_a_holder_that_left_no_name(tmp_path, holder, content):
+    (tmp_path / "lock").write_bytes(content)
+    with pytest.raises(StoreLockedError, match="another process") as caught:
+        FileLock(tmp_path / "lock", tmp_path)
+    assert (caught.value.pid, caught.value.host) == (None, None)
+    assert lock_holder(tmp_path / "lock") == (None, None)
+
+
+def test_the_lock_is_given_back_once(tmp_path):
+    lock = FileLock(tmp_path / "lock", tmp_path)
+    assert lock_holder(tmp_path / "lock") == (os.getpid(), socket.gethostname())
+    lock.release()
+    other = FileLock(tmp_path / "lock", tmp_path)
+    lock.release()  # must not close a descriptor that is another's by now
+    assert lock_holder(tmp_path / "lock") == (os.getpid(), socket.gethostname())
+    other.release()
+    assert lock_holder(tmp_path / "lock") is None
+    assert lock_holder(tmp_path / "none") is None
+
+
+def test_no_lock_without_its_folder(tmp_path):
+    with pytest.raises(StorageError, match="No such file"):
+        FileLock(tmp_path / "none/lock", tmp_path)
+
+
+def test_only_a_build_promises_that_nothing_is_lost(tmp_path, monkeypatch):
+    """An export's file has nothing to do with a store's chunks."""
+    for number in (errno.EACCES, errno.ENOSPC):
+        fail_at(monkeypatch, 1, number)
+        with pytest.raises(StorageError) as caught:
+            durable.replace_file(tmp_path / "export.npy", b"x")
+        assert "committed" not in str(caught.value)
+        assert "--resume" not in str(caught.value)
+        caught.value.add_promise()
+        assert "Nothing that was committed is lost. Run it again with --resume." in str(
+            caught.value
+        )
+        assert len(str(caught.value).splitlines()) <= 4

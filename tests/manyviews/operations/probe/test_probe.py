@@ -1,0 +1,217 @@
+"""The probe on a store whose features are known to hold, or not to hold, the labels."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import average_precision_score, f1_score
+
+from featurestore.errors import ConfigError, InputError
+from featurestore.imdb.materialize import materialize
+from featurestore.records import BadInput
+from featurestore.storage.store import FeatureStore
+from manyviews import main
+from manyviews.operations.probe import probe as module
+from manyviews.operations.probe.logistic import Part, fit_probe
+from manyviews.operations.probe.probe import ProbeTable, probe
+from manyviews.operations.probe.request import ProbeRequest
+from tests.featurestore.stores import make_store
+
+SAMPLES, VIEWS, CLASSES = 160, 8, 3
+BAD = {2: [BadInput(2, "image", "truncated", "")], 150: [BadInput(150, "text", "empty", "")] * 2}
+SHAPES = {"clear": 16, "noisy": 16}
+
+
+@pytest.fixture(scope="module")
+def request_of_probe(tmp_path_factory: pytest.TempPathFactory) -> ProbeRequest:
+    """A store with one feature that shows three classes, and one that hides them in noise."""
+    folder = tmp_path_factory.mktemp("probe")
+    rng = np.random.default_rng(0)
+    labels = np.zeros((SAMPLES, 23), np.float32)
+    labels[:, :CLASSES] = rng.random((SAMPLES, CLASSES)) < 0.4
+    rows = {}
+    for name, noise in (("clear", 0.2), ("noisy", 2.0)):
+        x = rng.normal(size=(SAMPLES, VIEWS, SHAPES[name])) * noise
+        x[..., :CLASSES] += labels[:, None, :CLASSES]
+        rows[name] = (x * 3 + 100).astype(np.float32)
+    stems = [f"{i:04d}" for i in range(SAMPLES)]
+    make_store(
+        folder / "store", stems=stems, rows=rows, dims=SHAPES, views=VIEWS, chunk=16, bad=BAD
+    )
+    (folder / "labels").mkdir()
+    np.save(folder / "labels/labels_all_23.npy", labels)
+    (folder / "labels/ids_all.txt").write_text("\n".join(stems))
+    split = {"train": stems[:80], "dev": stems[80:100], "test": stems[100:]}
+    (folder / "split.json").write_text(json.dumps(split))
+    return ProbeRequest(
+        store=folder / "store", labels_dir=folder / "labels", split_json=folder / "split.json"
+    )
+
+
+@pytest.fixture(scope="module")
+def table(request_of_probe: ProbeRequest) -> ProbeTable:
+    return probe(request_of_probe)
+
+
+def test_the_table(table: ProbeTable) -> None:
+    rows = [(r.features, r.dim, r.views) for r in table.rows]
+    together = ("clear", "noisy")
+    assert rows == [
+        *((("clear",), 16, 1), (("noisy",), 16, 1), (together, 32, 1)),
+        *((("clear",), 16, 8), (("noisy",), 16, 8), (together, 32, 8)),
+    ]
+    assert table.samples == {"train": 79, "dev": 20, "test": 59}
+    assert table.left_out == {"train": 1, "dev": 0, "test": 1}
+    assert table.classes == CLASSES
+
+
+def test_what_is_in_the_features_is_found(table: ProbeTable) -> None:
+    by = {
+        (r.features[0] if len(r.features) == 1 else "both", r.views): r.scores for r in table.rows
+    }
+    assert by["clear", 1].micro_f1 > 0.9
+    assert by["clear", 1].micro_f1 > by["noisy", 1].micro_f1 > table.chance.micro_f1
+    assert by["both", 1].mean_ap > by["noisy", 1].mean_ap > table.chance.mean_ap
+    # The noise differs from view to view, so their mean shows more.
+    assert by["noisy", 8].mean_ap > by["noisy", 1].mean_ap
+
+
+def test_every_number_again_by_hand(request_of_probe: ProbeRequest, table: ProbeTable) -> None:
+    """Reads the arrays with zarr, averages with NumPy and scores with scikit-learn."""
+    import zarr
+
+    row = next(r for r in table.rows if r.features == ("noisy",) and r.views == VIEWS)
+    group = zarr.open_group(request_of_probe.store, mode="r")
+    x = torch.from_numpy(np.asarray(group["noisy"][:]))
+    y = torch.from_numpy(np.load(request_of_probe.labels_dir / "labels_all_23.npy"))
+    train, test = np.setdiff1d(np.arange(80), [2]), np.setdiff1d(np.arange(100, 160), [150])
+    fitted = fit_probe(Part(x[train, 0], y[train]), Part(x[80:100, 0], y[80:100]))
+    assert fitted.weight_decay == row.weight_decay
+    views = [fitted.probability(x[test, v]).numpy() for v in range(VIEWS)]
+    mean, truth = np.mean(views, axis=0), y[test].numpy() > 0.5
+    predicted, known = mean > row.threshold, range(CLASSES)
+    found = asdict(row.scores)
+    for average in ("micro", "macro", "weighted", "samples"):
+        labels = None if average in ("micro", "samples") else known
+        expected = f1_score(truth, predicted, average=average, labels=labels, zero_division=0)
+        assert found[f"{average}_f1"] == pytest.approx(expected)
+    expected = average_precision_score(truth[:, known], mean[:, known], average="macro")
+    assert found["mean_ap"] == pytest.approx(expected)
+
+
+def test_the_same_again_in_other_blocks(
+    request_of_probe: ProbeRequest, table: ProbeTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert probe(request_of_probe) == table
+    monkeypatch.setattr(module, "BLOCK_BYTES", 1)  # one sample at a time
+    other = probe(request_of_probe)
+    for first, second in zip(table.rows, other.rows, strict=True):
+        assert asdict(first.scores) == pytest.approx(asdict(second.scores))
+
+
+def test_a_threshold_of_ones_own(request_of_probe: ProbeRequest, table: ProbeTable) -> None:
+    found = probe(replace(request_of_probe, threshold=0.5, features=("clear",)))
+    assert [(r.features, r.views, r.threshold) for r in found.rows] == [
+        (("clear",), 1, 0.5),
+        (("clear",), VIEWS, 0.5),
+    ]
+    assert found.rows[0].scores.mean_ap == table.rows[0].scores.mean_ap
+    with pytest.raises(ConfigError, match=r"between 0 and 1, found 1\.5"):
+        replace(request_of_probe, threshold=1.5)
+
+
+def test_memory_does_not_hold_all_views(
+    request_of_probe: ProbeRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+    read = module.FeatureDataset.batch
+
+    def batch(self: Any, items: Any) -> Any:
+        found = read(self, items)
+        sizes.append(sum(found[name].nbytes for name in self.features))
+        return found
+
+    monkeypatch.setattr(module.FeatureDataset, "batch", batch)
+    monkeypatch.setattr(module, "BLOCK_BYTES", 4096)
+    probe(request_of_probe)
+    assert max(sizes) <= 4096
+    assert len(sizes) > 20
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"features": ("other",)}, "but not 'other'"),
+        ({"features": ("clear", "clear")}, "each feature once"),
+        ({"device": "tpu"}, "is not a device"),
+    ],
+)
+def test_what_cannot_be_had(
+    request_of_probe: ProbeRequest, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        probe(replace(request_of_probe, **changes))
+
+
+@pytest.mark.parametrize("zscore", ["all", "none"])
+def test_materialized_files_give_the_same_table(
+    request_of_probe: ProbeRequest, table: ProbeTable, tmp_path: Path, zscore: str
+) -> None:
+    """However they are scaled: a probe standardises."""
+    materialize(FeatureStore(request_of_probe.store), tmp_path, zscore=zscore)
+    found = probe(replace(request_of_probe, store=tmp_path))
+    assert found.samples == table.samples
+    for row, expected in zip(found.rows, table.rows, strict=True):
+        assert row.features == expected.features
+        assert row.scores.mean_ap == pytest.approx(expected.scores.mean_ap, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        ({"dev": []}, "No sample .* is left for split 'val'"),
+        ({"test": ["0150"]}, "No sample .* is left for split 'test'"),
+        ({"test": ["9999"]}, "name no sample"),
+    ],
+)
+def test_splits_that_leave_nothing(
+    request_of_probe: ProbeRequest, tmp_path: Path, split: dict[str, Any], message: str
+) -> None:
+    whole = json.loads(request_of_probe.split_json.read_text())
+    (tmp_path / "split.json").write_text(json.dumps(whole | split))
+    with pytest.raises(InputError, match=message):
+        probe(replace(request_of_probe, split_json=tmp_path / "split.json"))
+
+
+def test_the_command(
+    request_of_probe: ProbeRequest, table: ProbeTable, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["probe", "--store", request_of_probe.store]
+    arguments += ["--labels-dir", request_of_probe.labels_dir, "--device", "cpu"]
+    arguments += ["--split-json", request_of_probe.split_json]
+
+    def run(*more: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            main.main([str(a) for a in (*arguments, *more)])
+        output, errors = capfd.readouterr()
+        assert (ended.value.code, errors) == (0, "")
+        return output
+
+    facts = json.loads(run("--json"))
+    assert facts.pop("threshold_from") == "dev"
+    assert facts == json.loads(json.dumps(asdict(table)))
+    text = run("--threshold", "0.5")
+    assert "79 train, 20 dev, 59 test samples; 2 with a bad input left out" in text
+    assert "3 of 23 classes occur in test; thresholds given" in text
+    lines = text.splitlines()
+    assert len({len(line) for line in lines[3:-1]}) == 1  # the columns stand in line
+    assert lines[-1].split()[0] == "chance"
+    for line, row in zip(lines[4:-1], table.rows, strict=True):
+        assert f"{row.scores.mean_ap:.3f}" in line
+        assert " 0.50 " in line

@@ -1,0 +1,55 @@
+"""Stores with made-up rows whose recorded hashes are those of a real data folder."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from consumers.plan import IMAGE_RECIPE, TEXT_RECIPE
+from featurestore.records import BadInput, Sample, SampleRecord
+from featurestore.storage.store import FeatureStore, StoreSpec
+from featurestore.storage.writer import create, take_lock
+from producers.sources import source
+from tests.featurestore.stores import make_fingerprint, make_rows
+
+VIEWS = 8
+CHUNK = 32
+DIMS = {"clip_image": 32, "clip_text": 32}
+
+
+def store_of(
+    path: Path,
+    folder: Path,
+    *,
+    chunks: Sequence[int] = (0, 1),
+    bad: dict[int, tuple[BadInput, ...]] | None = None,
+    read: Sequence[str] = ("image", "text"),
+    **fingerprint: str | int,
+) -> FeatureStore:
+    """A store of the folder with real hashes of what is ``read``, and made-up rows."""
+    samples = source.scan(folder).samples
+    spec = StoreSpec(len(samples), VIEWS, CHUNK, DIMS)
+    known = make_fingerprint(spec, [s.stem for s in samples])
+    known |= {"image_recipe": IMAGE_RECIPE, "text_recipe": TEXT_RECIPE, **fingerprint}
+    rows = make_rows(spec)
+    records = [
+        _record(folder, sample, (bad or {}).get(sample.index, ()), read) for sample in samples
+    ]
+    with create(path, spec, known, samples, take_lock(path)) as writer:
+        for chunk in chunks:
+            of = writer.spec.samples_of(chunk)
+            part = slice(of.start, of.stop)
+            writer.commit_chunk(chunk, {n: r[part] for n, r in rows.items()}, records[part], {})
+    return FeatureStore(path)
+
+
+def _record(
+    folder: Path, sample: Sample, bad: tuple[BadInput, ...], read: Sequence[str]
+) -> SampleRecord:
+    names = {"image": sample.image_name, "text": sample.text_name}
+    image, text = (
+        hashlib.sha256((folder / name).read_bytes()).hexdigest() if modality in read else ""
+        for modality, name in names.items()
+    )
+    return SampleRecord(sample.index, image, text, 1, bad)

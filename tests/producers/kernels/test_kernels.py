@@ -1,0 +1,189 @@
+"""The C kernels and the libraries' give the same values, and refuse what does not fit."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+import sysconfig
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from producers.kernels import draws, library
+from producers.kernels.exponential import (
+    LOG_RATIO,
+    RATIO_DRAWS,
+    WEIGHT_BITS,
+    exponential,
+    log_ratios,
+    weight_arguments,
+)
+from producers.kernels.implementations import has_compiled, implementation
+from producers.recipes.image_views import ImageSpec, augmented_views, clean_view
+from tests.conftest import ROOT
+from tests.producers.kernels.fuzz_kernels import load
+from tests.producers.reference import RATIOS, recipes_exp, require_torchvisions
+from tools import avx512
+
+needs_compiler = pytest.mark.skipif(not has_compiled(), reason="no compiler built the kernels")
+NIGHTLY = os.environ.get("MANYVIEWS_TEST_PROFILE") == "nightly"
+SHAPES = [(1, 1), (1, 40), (40, 1), (2, 300), (40, 60), (60, 40), (224, 224), (333, 517), (700, 31)]
+
+
+def noise(width: int, height: int, seed: int = 0) -> Image.Image:
+    values = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+@needs_compiler
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("size", [31, 224])
+def test_both_implementations_make_the_same_views(shape: tuple[int, int], size: int) -> None:
+    poster = noise(*shape)
+    made = []
+    for kernels in (implementation(compiled_code=True), library):
+        out = np.empty((9, size, size, 3), np.uint8)
+        augmented_views(
+            poster, size=size, base_seed=5, index=shape[0], views=10, out=out, kernels=kernels
+        )
+        clean = [clean_view(poster, ImageSpec(size, edge), kernels) for edge in (size, None)]
+        made.append((out, *clean))
+    for compiled, by_library in zip(*made, strict=True):
+        np.testing.assert_array_equal(compiled, by_library)
+
+
+@needs_compiler
+@pytest.mark.parametrize("lanes", [0, 32])
+def test_processors_with_narrower_vectors_make_the_same(tmp_path: Path, lanes: int) -> None:
+    if shutil.which("gcc") is None or not Path(sysconfig.get_path("include"), "Python.h").exists():
+        pytest.skip("gcc or Python's headers are not installed")
+    built = tmp_path / "compiled.so"
+    sources = sorted((ROOT / "producers/kernels").glob("*.c"))
+    flags = ["-std=c11", "-O1", "-fPIC", "-ffp-contract=off", "-DMANYVIEWS_ONE_VERSION"]
+    flags += [f"-DMANYVIEWS_LANES={lanes}", f"-I{sysconfig.get_path('include')}"]
+    subprocess.run(["gcc", "-shared", *flags, *sources, "-lm", "-o", built], check=True)
+    narrow, kernels = load(str(built)), implementation(compiled_code=True)
+    rng = np.random.default_rng(lanes)
+    for height, width in ((1, 1), (31, 33), (700, 64), (90, 1100), (1030, 97)):
+        poster = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        for box in ((0, 0, width, height), (width // 3, height // 2, (width + 1) // 2, 1)):
+            for side in (1, 31, 97, 224):
+                found, expected = np.zeros((2, 3, side, side), np.uint8)
+                narrow.resize(narrow.prepare(poster), box, 3, side % 2 == 0, found)
+                kernels.resize(kernels.prepare(poster), box, 3, side % 2 == 0, expected)
+                np.testing.assert_array_equal(found, expected)
+
+
+@needs_compiler
+@pytest.mark.parametrize("factor", [0.1, -0.1, 0.0371, 0.0, 0.5] if NIGHTLY else [0.0371])
+def test_every_colour_turns_as_pillow_turns_it(factor: float) -> None:
+    levels = np.arange(256, dtype=np.uint8)
+    colours = np.stack(np.meshgrid(levels, levels, levels)).reshape(3, 4096, 4096)
+    expected = colours.copy()
+    library.hue(expected, factor)
+    implementation(compiled_code=True).hue(colours, factor)
+    assert np.array_equal(colours, expected)
+
+
+DRAWN = np.arange(0, RATIO_DRAWS, 9973, dtype=np.uint32)
+BITS = np.arange(WEIGHT_BITS.start, WEIGHT_BITS.stop, 97, dtype=np.int64).astype(np.uint32)
+
+
+def test_the_table_gives_the_exponentials_of_avx512() -> None:
+    found = np.array([exponential().ratio(int(draw)) for draw in DRAWN], np.float32)
+    np.testing.assert_array_equal(found, avx512.exp(log_ratios(DRAWN)))
+    exponents = weight_arguments(BITS)
+    expected = avx512.exp(exponents)
+    np.testing.assert_array_equal(exponential().weights(exponents), expected)
+    # The correctly rounded one is another function.
+    assert (np.exp(exponents.astype(np.float64)).astype(np.float32) != expected).sum() > 1000
+
+
+@recipes_exp
+def test_torchs_own_exp_and_log_are_the_recipes_with_avx512() -> None:
+    assert torch.log(torch.tensor(RATIOS)).tolist() == [float(bound) for bound in LOG_RATIO]
+    for arguments in (log_ratios(DRAWN), weight_arguments(BITS)):
+        np.testing.assert_array_equal(
+            torch.exp(torch.from_numpy(arguments)).numpy(), avx512.exp(arguments)
+        )
+
+
+def test_the_bounds_of_the_ratio_are_correctly_rounded() -> None:
+    for bound, ratio in zip(LOG_RATIO, RATIOS, strict=True):
+        exact = Decimal(float(np.float32(ratio))).ln()
+        others = (np.nextafter(bound, np.float32(towards)) for towards in (-1, 1))
+        error = abs(Decimal(float(bound)) - exact)
+        assert all(error < abs(Decimal(float(other)) - exact) for other in others)
+
+
+def test_a_product_and_a_sum_are_rounded_once() -> None:
+    """Beside a tie of float32, where a first rounding to double would decide the second."""
+    rng = np.random.default_rng(0)
+    a, b = (rng.uniform(1, 2, 3000).astype(np.float32) for _ in range(2))
+    c = (2.0 ** rng.integers(-60, 60, 3000) * rng.choice((-1, 1), 3000)).astype(np.float32)
+    exact = [
+        Fraction(float(x)) * Fraction(float(y)) + Fraction(float(z))
+        for x, y, z in zip(a, b, c, strict=True)
+    ]
+    for found, true in zip(avx512._fma(a, b, c), exact, strict=True):
+        error = abs(Fraction(float(found)) - true)
+        for towards in (-np.inf, np.inf):
+            other = Fraction(float(np.nextafter(found, np.float32(towards))))
+            assert error <= abs(other - true)
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.5, 1.0, 1.9999])
+def test_blur_weights_are_torchvisions(sigma: float) -> None:
+    from featurestore.system.torchvision_ops import ensure_importable
+
+    ensure_importable()
+    from torchvision.transforms._functional_tensor import _get_gaussian_kernel1d
+
+    rng = random.Random(sigma)
+    drawn = [float(np.float32(rng.uniform(max(0.1, sigma - 0.4), sigma))) for _ in range(500)]
+
+    def torchvisions() -> np.ndarray:
+        kind = torch.float32, torch.device("cpu")
+        return np.stack([_get_gaussian_kernel1d(23, value, *kind).numpy() for value in drawn])
+
+    made = np.stack([draws.blur_weights(value, 23) for value in drawn])
+    require_torchvisions(f"weights {sigma}", made, [np.array(drawn)], torchvisions)
+
+
+@needs_compiler
+def test_buffers_that_do_not_fit_are_refused() -> None:
+    kernels = implementation(compiled_code=True)
+    planes = np.zeros((3, 8, 9), np.uint8)
+    pixels = np.zeros((5, 6, 3), np.uint8)
+    poster = kernels.prepare(pixels)
+    weights = np.full(3, 1 / 3, np.float32)
+    read_only = planes.copy()
+    read_only.flags.writeable = False
+    for call in (
+        lambda: kernels.gray(planes.astype(np.float32)),
+        lambda: kernels.gray(planes[:2]),
+        lambda: kernels.gray(planes[:, ::2]),
+        lambda: kernels.gray(read_only),
+        lambda: kernels.resize(poster, (0, 0, 7, 5), 3, False, planes),
+        lambda: kernels.resize(poster, (-1, 0, 5, 5), 3, False, planes),
+        lambda: kernels.resize(poster, (0, 0, 0, 5), 3, False, planes),
+        lambda: kernels.resize(poster, (0, 1, 5, 5), 3, False, planes),
+        lambda: kernels.resize(pixels, (0, 0, 5, 5), 3, False, planes),
+        lambda: kernels.resize(None, (0, 0, 5, 5), 3, False, planes),
+        lambda: kernels.prepare(pixels[..., :2]),
+        lambda: kernels.prepare(pixels[:0]),
+        lambda: kernels.prepare(pixels[:, ::2]),
+        lambda: kernels.blur(planes, weights.astype(np.float64)),
+        lambda: kernels.blur(planes, weights[:2]),
+        lambda: kernels.interleave(planes, np.zeros((8, 8, 3), np.uint8)),
+    ):
+        with pytest.raises((ValueError, TypeError, BufferError)):
+            call()
+    assert not planes.any()

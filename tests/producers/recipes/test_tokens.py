@@ -1,0 +1,304 @@
+"""Token ids against transformers' own tokenizer call, on tokenizers trained here."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+
+from featurestore.system.torchvision_ops import ensure_importable
+from producers.recipes import text_views
+from producers.recipes.tokens import TextSpec, TokenEncoder
+from producers.recipes.word_ids import WordIds
+
+CORPUS = [
+    "a young wizard finds a stone in the castle",
+    "two men meet in prison and plan to leave it",
+    "the ship leaves the harbour, and nobody asks why",
+    "she reads the letter; he plays Chopin until the morning",
+]
+TEXTS = [
+    "",
+    " ",
+    "the",
+    "  The CASTLE  ",
+    "a young wizard meets two men",
+    "unknown wörds ☃ 🧙‍♂️ zzz",
+    " ".join(CORPUS * 5),
+    "[MASK] in the [MASK] castle",
+    "a\x00b\nc\td",
+    "x" * 500,
+]
+
+
+def wordpiece() -> Tokenizer:
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer.train_from_iterator(
+        CORPUS,
+        trainers.WordPieceTrainer(vocab_size=200, special_tokens=special, show_progress=False),
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return tokenizer
+
+
+def unigram() -> Tokenizer:
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=120,
+        special_tokens=["<pad>", "</s>", "<unk>"],
+        unk_token="<unk>",
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    return tokenizer
+
+
+@pytest.fixture(scope="module", params=["wordpiece", "unigram"])
+def tokenizer(request) -> Tokenizer:
+    return {"wordpiece": wordpiece, "unigram": unigram}[request.param]()
+
+
+def encode(spec: TextSpec, texts: list[str]) -> tuple[np.ndarray, np.ndarray, int]:
+    ids = np.full((len(texts), spec.max_length), -7, np.int32)
+    lengths = np.full(len(texts), -7, np.int32)
+    cut = TokenEncoder(spec).encode(texts, ids, lengths)
+    return ids, lengths, cut
+
+
+def reference(tokenizer: Tokenizer, texts: list[str], max_length: int) -> list[list[int]]:
+    ensure_importable()
+    from transformers import PreTrainedTokenizerFast
+
+    pad = tokenizer.id_to_token(0)
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=pad)
+    return wrapped(texts, truncation=True, max_length=max_length)["input_ids"]
+
+
+@pytest.mark.parametrize("max_length", [3, 16, 128])
+def test_ids_equal_transformers(tokenizer, max_length):
+    texts = TEXTS + text_views.draw(" ".join(CORPUS), 123, 3, 70).texts()
+    expected = reference(tokenizer, texts, max_length)
+    untruncated = [len(tokens) for tokens in reference(tokenizer, texts, 100_000)]
+    ids, lengths, cut = encode(TextSpec(tokenizer.to_str(), max_length), texts)
+    assert lengths.tolist() == [len(tokens) for tokens in expected]
+    for row, tokens in zip(ids, expected, strict=True):
+        assert row.tolist() == tokens + [0] * (max_length - len(tokens))
+    assert cut == sum(count > max_length for count in untruncated) > 0
+
+
+def test_a_text_of_exactly_max_length_is_not_cut(tokenizer):
+    [tokens] = reference(tokenizer, ["the castle"], 100)
+    _, lengths, cut = encode(TextSpec(tokenizer.to_str(), len(tokens)), ["the castle"])
+    assert (lengths.tolist(), cut) == ([len(tokens)], 0)
+    _, lengths, cut = encode(TextSpec(tokenizer.to_str(), len(tokens) - 1), ["the castle"])
+    assert (lengths.tolist(), cut) == ([len(tokens) - 1], 1)
+
+
+def test_settings_saved_in_the_file_are_overruled(tokenizer):
+    plain = encode(TextSpec(tokenizer.to_str(), 32), TEXTS)
+    saved = Tokenizer.from_str(tokenizer.to_str())
+    saved.enable_truncation(4, direction="left")
+    saved.enable_padding(length=64)
+    for ours, expected in zip(encode(TextSpec(saved.to_str(), 32), TEXTS), plain, strict=True):
+        assert np.array_equal(ours, expected)
+
+
+def test_pad_id_fills_the_rest(tokenizer):
+    ids, lengths, _ = encode(TextSpec(tokenizer.to_str(), 32, pad_id=9), ["the castle"])
+    assert (ids[0, lengths[0] :] == 9).all()
+    assert lengths[0] < 32
+
+
+def test_strip_and_lower_are_applied_before_the_tokenizer():
+    tokenizer = unigram()
+    spec = TextSpec(tokenizer.to_str(), 64, strip=True, lower=True)
+    [expected] = reference(tokenizer, ["the castle"], 64)
+    ids, lengths, _ = encode(spec, ["\n The CASTLE  "])
+    assert ids[0, : lengths[0]].tolist() == expected
+    other, _, _ = encode(TextSpec(tokenizer.to_str(), 64), ["\n The CASTLE  "])
+    assert not np.array_equal(ids, other)
+
+
+def test_wrong_arrays_are_refused():
+    spec = TextSpec(wordpiece().to_str(), 8)
+    encoder = TokenEncoder(spec)
+    good_ids, good_lengths = np.zeros((2, 8), np.int32), np.zeros(2, np.int32)
+    for ids, lengths in [
+        (np.zeros((2, 9), np.int32), good_lengths),
+        (np.zeros((1, 8), np.int32), good_lengths),
+        (np.zeros((2, 8), np.int64), good_lengths),
+        (good_ids, np.zeros((2, 1), np.int32)),
+    ]:
+        with pytest.raises(ValueError, match="must be int32"):
+            encoder.encode(["a", "b"], ids, lengths)
+        with pytest.raises(ValueError, match="must be int32"):
+            encoder.encode_views(text_views.draw("a b", 1, 0, 2), ids, lengths)
+
+
+def test_max_length_is_checked():
+    with pytest.raises(ValueError, match="max_length must be at least 1, got 0"):
+        TextSpec("{}", 0)
+
+
+def byte_level() -> Tokenizer:
+    """As GPT-2 and RoBERTa: a space is part of the word behind it."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<pad>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 1))
+    return tokenizer
+
+
+def mask_that_takes_the_space() -> Tokenizer:
+    tokenizer = byte_level()
+    tokenizer.add_special_tokens([AddedToken("[MASK]", lstrip=True)])
+    return tokenizer
+
+
+def end_of_word() -> Tokenizer:
+    """As CLIP's own: lower case, split by an expression, words end with a mark."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", end_of_word_suffix="</w>"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    trainer = trainers.BpeTrainer(
+        vocab_size=200,
+        special_tokens=["<pad>", "<s>", "</s>", "<unk>"],
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    return tokenizer
+
+
+def words_run_together() -> Tokenizer:
+    """White space is dropped first, so that pieces reach from one word into the next."""
+    tokenizer = unigram()
+    tokenizer.normalizer = normalizers.Replace(" ", "")
+    return tokenizer
+
+
+def text_is_bounded() -> Tokenizer:
+    """Each text gets a mark of its own, and so would each word."""
+    tokenizer = wordpiece()
+    tokenizer.normalizer = normalizers.Prepend("the")
+    return tokenizer
+
+
+TOKENIZERS: dict[str, tuple[Callable[[], Tokenizer], bool]] = {
+    "wordpiece": (wordpiece, True),
+    "unigram": (unigram, True),
+    "byte level": (byte_level, True),
+    "mask that takes the space": (mask_that_takes_the_space, True),
+    "end of word": (end_of_word, True),
+    "words run together": (words_run_together, False),
+    "text is bounded": (text_is_bounded, False),
+}
+
+
+@pytest.fixture(scope="module", params=TOKENIZERS)
+def both_ways(request) -> Callable[..., bool]:
+    """Encodes views in both ways and compares; gives whether words can be put together."""
+    make, by_words = TOKENIZERS[request.param]
+    file = make().to_str()
+    encoders: dict[tuple[int, bool], TokenEncoder] = {}
+
+    def compare(text: str, max_length: int, lower: bool = False) -> None:
+        key = max_length, lower
+        if key not in encoders:
+            encoders[key] = TokenEncoder(TextSpec(file, max_length, strip=lower, lower=lower))
+        encoder = encoders[key]
+        assert encoder.by_words == by_words
+        views = text_views.draw(text, 123, 5, 9)
+        found, expected = (
+            (np.full((9, max_length), -7, np.int32), np.full(9, -7, np.int32)) for _ in range(2)
+        )
+        cut = encoder.encode_views(views, *found)
+        assert cut == encoder.encode(views.texts(), *expected)
+        assert np.array_equal(found[1], expected[1])
+        assert np.array_equal(found[0], expected[0])
+
+    return compare
+
+
+@pytest.mark.parametrize("max_length", [8, 64])
+@pytest.mark.parametrize(
+    "text", [*TEXTS, "The castle, the\u00a0STONE", "ΟΔΟΣ ΟΔΟΣ a\u0301 \u0301b"]
+)
+def test_views_are_encoded_as_their_texts_are(both_ways, text, max_length):
+    both_ways(text, max_length)
+    both_ways(text, max_length, lower=True)
+
+
+# Marks that join what is before them, spaces of all kinds, pieces of the special tokens.
+_HARD = "the castle[MASK]<pad>/s>#_▁Ġ'’-. \u0301\u0308\u200d\ufeff\u00ad\u2028\u3000\t\x1f\x00ﬁﷺΣς"
+_CHARACTERS = st.sampled_from(_HARD) | st.characters(codec="utf-8")
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(
+        st.text(st.sampled_from(_HARD) | st.characters(codec="utf-8"), max_size=9), max_size=9
+    ),
+    st.sampled_from([4, 12, 64]),
+    st.booleans(),
+)
+def test_any_text_is_encoded_as_it_would_be_alone(both_ways, words, max_length, lower):
+    both_ways(" ".join(words), max_length, lower)
+
+
+def pieces(tokenizer: Tokenizer) -> Callable[[list[str]], list[list[int]]]:
+    return lambda texts: [
+        e.ids for e in tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    ]
+
+
+@pytest.mark.parametrize("name", [name for name, (_, by_words) in TOKENIZERS.items() if by_words])
+def test_ordinary_texts_are_put_together_from_words(name):
+    make, _ = TOKENIZERS[name]
+    for text in [*CORPUS, "one", "x" * 500, "It's 1984 -- [MASK] isn't?"]:
+        assert WordIds(text.split(), pieces(make())).hold
+
+
+def test_a_text_that_the_check_at_start_could_not_foresee_is_told_apart():
+    """Only words that begin with k depend on the space before them."""
+    tokenizer = unigram()
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Replace(" k", "z")])
+    encoder = TokenEncoder(TextSpec(tokenizer.to_str(), 64))
+    assert encoder.by_words
+    views = text_views.draw("the castle of the king and his men", 123, 0, 30)
+    assert not WordIds(views.words, pieces(tokenizer)).hold
+    ids, lengths = np.zeros((30, 64), np.int32), np.zeros(30, np.int32)
+    encoder.encode_views(views, ids, lengths)
+    expected, _, _ = encode(encoder.spec, views.texts())
+    assert np.array_equal(ids, expected)
+
+
+def test_a_row_too_short_for_the_special_ids_is_left_to_the_tokenizer():
+    encoder = TokenEncoder(TextSpec(wordpiece().to_str(), 2))
+    assert not encoder.by_words
