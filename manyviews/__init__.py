@@ -1,4 +1,6 @@
-"""Frozen-backbone features with many views of every sample.
+"""Frozen-backbone features with many views of every sample: the public Python API.
+
+Everything in ``__all__`` is imported when it is first used: ``import manyviews`` loads no library.
 
 The packages ``featurestore``, ``producers`` and ``consumers`` are installed beside this one, under
 names that another project may use as well. Python imports the first of a name that it finds, so
@@ -8,9 +10,117 @@ this package checks, before anything of them is imported, that they are its own.
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from consumers.config import BuildConfig as BuildConfig
+    from featurestore.datamodule import make_datamodule as make_datamodule
+    from featurestore.errors import BackboneError as BackboneError
+    from featurestore.errors import BadInputsError as BadInputsError
+    from featurestore.errors import ConfigError as ConfigError
+    from featurestore.errors import CorruptStoreError as CorruptStoreError
+    from featurestore.errors import InputError as InputError
+    from featurestore.errors import InterruptedBuildError as InterruptedBuildError
+    from featurestore.errors import ManyViewsError as ManyViewsError
+    from featurestore.errors import ManyViewsWarning as ManyViewsWarning
+    from featurestore.errors import ProducerError as ProducerError
+    from featurestore.errors import StorageError as StorageError
+    from featurestore.errors import StorageFullError as StorageFullError
+    from featurestore.errors import StoreLockedError as StoreLockedError
+    from featurestore.errors import StoreMismatchError as StoreMismatchError
+    from featurestore.errors import UnsyncedFolderWarning as UnsyncedFolderWarning
+    from featurestore.sampling.samplers import FeatureBatchSampler as FeatureBatchSampler
+    from featurestore.sampling.sharding import Shard as Shard
+    from featurestore.sampling.sharding import Shuffle as Shuffle
+    from featurestore.storage.store import FeatureStore as FeatureStore
+    from featurestore.training.dataset import FeatureDataset as FeatureDataset
+    from featurestore.training.device import DeviceBatches as DeviceBatches
+    from manyviews.api import build as build
+    from manyviews.api import check as check
+    from manyviews.api import export as export
+    from manyviews.api import labels as labels
+    from manyviews.api import materialize as materialize
+    from manyviews.api import probe as probe
+    from manyviews.api import report as report
+    from manyviews.api import status as status
+    from manyviews.api import verify as verify
+
+__all__ = [
+    "BackboneError",
+    "BadInputsError",
+    "BuildConfig",
+    "ConfigError",
+    "CorruptStoreError",
+    "DeviceBatches",
+    "FeatureBatchSampler",
+    "FeatureDataset",
+    "FeatureStore",
+    "InputError",
+    "InterruptedBuildError",
+    "ManyViewsError",
+    "ManyViewsWarning",
+    "ProducerError",
+    "Shard",
+    "Shuffle",
+    "StorageError",
+    "StorageFullError",
+    "StoreLockedError",
+    "StoreMismatchError",
+    "UnsyncedFolderWarning",
+    "__version__",
+    "build",
+    "check",
+    "export",
+    "labels",
+    "make_datamodule",
+    "materialize",
+    "probe",
+    "report",
+    "status",
+    "verify",
+]
+
+_HOMES = {
+    **dict.fromkeys(
+        (
+            "BackboneError",
+            "BadInputsError",
+            "ConfigError",
+            "CorruptStoreError",
+            "InputError",
+            "InterruptedBuildError",
+            "ManyViewsError",
+            "ManyViewsWarning",
+            "ProducerError",
+            "StorageError",
+            "StorageFullError",
+            "StoreLockedError",
+            "StoreMismatchError",
+            "UnsyncedFolderWarning",
+        ),
+        "featurestore.errors",
+    ),
+    **dict.fromkeys(
+        (
+            *("build", "check", "export", "labels", "materialize"),
+            *("probe", "report", "status", "verify"),
+        ),
+        "manyviews.api",
+    ),
+    "BuildConfig": "consumers.config",
+    "DeviceBatches": "featurestore.training.device",
+    "FeatureBatchSampler": "featurestore.sampling.samplers",
+    "FeatureDataset": "featurestore.training.dataset",
+    "FeatureStore": "featurestore.storage.store",
+    "Shard": "featurestore.sampling.sharding",
+    "Shuffle": "featurestore.sampling.sharding",
+    "__version__": "featurestore",
+    "make_datamodule": "featurestore.datamodule",
+}
 
 _SIBLINGS = ("featurestore", "producers", "consumers")
 
@@ -54,3 +164,13 @@ def _places(name: str) -> list[Path]:
 
 
 _check_siblings()
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

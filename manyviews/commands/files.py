@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +23,7 @@ from manyviews.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from producers.sources.source import Scan
+    pass
 
 
 @click.command()
@@ -96,21 +95,22 @@ def labels(
     Example:
       python cli.py labels --data-dir imdb/dataset --out-dir labels
     """
-    from featurestore.imdb.embeddings_manifest import views_and_seed
-    from featurestore.imdb.labels import write_augmented_labels, write_labels
-    from producers.sources.source import scan
+    from manyviews.operations.labels import write_folder_labels
 
     if augment and embeddings_dir is None:
         raise ConfigError("--augment needs --embeddings-dir, the folder to write beside.")
     for option, value in (("embeddings-dir", embeddings_dir), ("views", views), ("seed", seed)):
         if value is not None and not augment:
             raise ConfigError(f"--{option} is for --augment, which was not asked for.")
-    if embeddings_dir is not None:
-        views, seed = views_and_seed(embeddings_dir, prefix, views, seed)
-    found = scan(data_dir, follow_links=follow_links)
-    report = write_labels([s.stem for s in found.samples], documents(found), out_dir)
-    if augment and embeddings_dir is not None:
-        write_augmented_labels(out_dir, embeddings_dir, views, prefix, seed)
+    report = write_folder_labels(
+        data_dir,
+        out_dir,
+        follow_links=follow_links,
+        embeddings_dir=embeddings_dir,
+        views=views,
+        seed=seed,
+        prefix=prefix,
+    )
     if as_json:
         facts = {
             "samples": report.samples,
@@ -124,17 +124,3 @@ def labels(
     say_list("samples without a known genre", [repr(s) for s in report.without_genre])
     say_list("synopses that could not be read", [repr(s) for s in report.unreadable])
     return 0
-
-
-def documents(found: Scan) -> Iterator[object]:
-    """Each sample's parsed synopsis, None where it cannot be read."""
-    from featurestore.errors import BadSampleError
-    from producers import decode
-    from producers.sources import source
-
-    for sample in found.samples:
-        try:
-            path = source.text_path(found.data_dir, sample)
-            yield decode.document(source.read_capped(path, source.MAX_TEXT_BYTES))
-        except BadSampleError:
-            yield None

@@ -1,0 +1,300 @@
+"""The commands as functions; ``import manyviews`` gives them.
+
+Each does what the command of its name does and returns what that prints. Libraries are imported
+when a function is called, so importing this module takes no time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from consumers.build import BuildReport, Observer
+    from consumers.config import BuildConfig
+    from featurestore.imdb.labels import LabelReport
+    from featurestore.imdb.materialize import Materialized
+    from featurestore.verify.findings import Verification
+    from manyviews.operations.check.check import CheckReport
+    from manyviews.operations.export.run import Exported
+    from manyviews.operations.probe.probe import ProbeTable
+    from manyviews.operations.watch.watch import Progress
+
+
+def build(config: BuildConfig, observers: Sequence[Observer] = ()) -> BuildReport:
+    """Creates the store that ``config`` asks for, or continues it.
+
+    Args:
+        config: the build.
+        observers: called with each event of the build, in order; they show progress.
+
+    Returns:
+        What was built: samples, chunks, bad inputs and seconds.
+
+    Raises:
+        ManyViewsError: one of its subclasses, see :mod:`featurestore.errors`; committed chunks stay
+            committed, and a build with ``resume=True`` continues from them.
+    """
+    from consumers.build import build as run
+
+    return run(config, observers)
+
+
+def check(
+    config: BuildConfig,
+    *,
+    split_json: Path | str | None = None,
+    full: bool = False,
+    calibrate: bool = True,
+    say: Callable[[str], None] = lambda _: None,
+) -> CheckReport:
+    """Reports what a build would meet: data, split, models, machine and time.
+
+    Args:
+        config: the build.
+        split_json: the split to check, or None.
+        full: read every input instead of a sample of 500.
+        calibrate: load the models and try the build on a few samples.
+        say: called with a line for each step.
+
+    Raises:
+        InputError: the data folder cannot be read, or holds no sample.
+        ConfigError: an option does not fit this machine.
+    """
+    from manyviews.operations.check.check import CheckRequest, run_check
+
+    split = _path(split_json)
+    request = CheckRequest(config=config, split_json=split, full=full, calibrate=calibrate)
+    return run_check(request, say)
+
+
+def labels(
+    data_dir: Path | str,
+    out_dir: Path | str,
+    *,
+    follow_links: bool = False,
+    embeddings_dir: Path | str | None = None,
+    views: int | None = None,
+    seed: int | None = None,
+    prefix: str = "mm_imdb1_globals_aug70",
+) -> LabelReport:
+    """Writes the label files of a data folder, and noisy labels of every view if asked for.
+
+    Args:
+        data_dir: folder of posters and synopses, whose genres are read.
+        out_dir: folder of the label files; created.
+        follow_links: use symbolic links that lead out of ``data_dir``.
+        embeddings_dir: where noisy labels are written, beside materialized embeddings; None for
+            clean labels only.
+        views: views of the noisy labels; None for those of the embeddings, or 70 before they exist.
+        seed: of the noise; None for that of the embeddings, or 123 before they exist.
+        prefix: what the names of the embeddings begin with.
+
+    Raises:
+        ConfigError: ``views`` or ``seed`` is not what the embeddings' manifest says.
+        InputError: the folder cannot be read, or no sample has a known genre.
+        StorageError: a file could not be written.
+    """
+    from manyviews.operations.labels import write_folder_labels
+
+    return write_folder_labels(
+        Path(data_dir),
+        Path(out_dir),
+        follow_links=follow_links,
+        embeddings_dir=_path(embeddings_dir),
+        views=views,
+        seed=seed,
+        prefix=prefix,
+    )
+
+
+def materialize(
+    store: Path | str,
+    out_dir: Path | str,
+    *,
+    prefix: str = "mm_imdb1_globals_aug70",
+    zscore: str = "all",
+    split_json: Path | str | None = None,
+) -> Materialized:
+    """Writes the published ``.npy``, stats, manifest and index files from a complete store.
+
+    Args:
+        store: folder of the store.
+        out_dir: folder of the files; created.
+        prefix: what their names begin with.
+        zscore: ``all``, ``train`` (needs ``split_json``) or ``none``.
+        split_json: the split file.
+
+    Raises:
+        InputError: the store is not complete, or the folder holds something else.
+        CorruptStoreError: a chunk is damaged.
+        StorageError: a file could not be written.
+    """
+    from featurestore.imdb.materialize import materialize as run
+    from featurestore.storage.store import FeatureStore
+
+    opened, split = FeatureStore(Path(store)), _path(split_json)
+    return run(opened, Path(out_dir), prefix=prefix, zscore=zscore, split_json=split)
+
+
+def export(
+    store: Path | str,
+    out_dir: Path | str,
+    format: str,  # the option's name
+    *,
+    views: Sequence[int] | None = None,
+    features: Sequence[str] | None = None,
+    dtype: str = "float32",
+    zscore: str = "all",
+    split_json: Path | str | None = None,
+    labels_dir: Path | str | None = None,
+) -> Exported:
+    """Exports a complete store for other programs.
+
+    Args:
+        store: folder of the store.
+        out_dir: the folder to create; it must not exist, or be empty.
+        format: ``parquet``, ``safetensors``, ``hf``, ``webdataset`` or ``npy``.
+        views: numbers of views; None for all.
+        features: names of features; None for all.
+        dtype: of the features: ``float32``, ``float16``, or ``bfloat16`` where the format has it.
+        zscore: ``all``, ``train`` (needs ``split_json``) or ``none``.
+        split_json: the split file.
+        labels_dir: label files to export beside the features, or None.
+
+    Raises:
+        ConfigError: the format's library is missing, or it has no such dtype.
+        InputError: the store is not complete, or ``out_dir`` is not empty.
+        CorruptStoreError: a chunk is damaged.
+        StorageError: a file could not be written.
+    """
+    from manyviews.operations.export.plan import ExportRequest
+    from manyviews.operations.export.run import export as run
+
+    return run(
+        ExportRequest(
+            store=Path(store),
+            out_dir=Path(out_dir),
+            format=format,
+            views=None if views is None else tuple(views),
+            features=None if features is None else tuple(features),
+            dtype=dtype,
+            zscore=zscore,
+            split_json=_path(split_json),
+            labels_dir=_path(labels_dir),
+        )
+    )
+
+
+def verify(
+    store: Path | str, *, progress: Callable[[int, int], None] | None = None
+) -> Verification:
+    """Checks every file of a store against its checksum, and the store's promises.
+
+    Args:
+        store: folder of the store.
+        progress: called with the number of chunks checked and of all chunks.
+
+    Returns:
+        The findings; none where nothing is damaged.
+
+    Raises:
+        InputError: there is no store.
+        StorageError: a file could not be read.
+    """
+    from featurestore.verify.store import verify as run
+
+    return run(Path(store), progress=progress)
+
+
+def report(
+    store: Path | str,
+    out: Path | str,
+    *,
+    data_dir: Path | str | None = None,
+    labels_dir: Path | str | None = None,
+    split_json: Path | str | None = None,
+    follow_links: bool = False,
+) -> dict[str, int]:
+    """Writes a page of HTML about a store: its features, inputs and builds.
+
+    Args:
+        store: folder of the store.
+        out: the file to write.
+        data_dir: its inputs, for pictures of bad samples; or None.
+        labels_dir: its labels, for genres; or None.
+        split_json: its split; or None.
+        follow_links: use symbolic links that lead out of ``data_dir``.
+
+    Returns:
+        ``bytes`` of the page, ``samples`` of the store, and how many were ``measured``.
+
+    Raises:
+        ConfigError: matplotlib or jinja2 is not installed.
+        InputError: there is no store, or nothing in it.
+        CorruptStoreError: a chunk is damaged.
+        StorageError: the page could not be written.
+    """
+    from manyviews.operations.report.page import Sources, write
+
+    paths = _path(data_dir), _path(labels_dir), _path(split_json)
+    return write(Sources(Path(store), *paths, follow_links=follow_links), Path(out))
+
+
+def probe(
+    store: Path | str,
+    labels_dir: Path | str,
+    split_json: Path | str,
+    *,
+    features: Sequence[str] | None = None,
+    threshold: float | None = None,
+    device: str = "cpu",
+) -> ProbeTable:
+    """Fits a linear probe to each feature and to all together, and scores it on the test split.
+
+    Args:
+        store: folder of a complete store.
+        labels_dir: a folder that :func:`labels` wrote.
+        split_json: the split file.
+        features: names of features; None for all.
+        threshold: above which a probability is a prediction; None chooses it on the dev split.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Raises:
+        ConfigError: the store has no such feature, or the machine no such device.
+        InputError: the store is not complete, or split or labels are of other samples.
+    """
+    from manyviews.operations.probe.probe import probe as run
+    from manyviews.operations.probe.request import ProbeRequest
+
+    chosen = None if features is None else tuple(features)
+    request = ProbeRequest(
+        store=Path(store),
+        labels_dir=Path(labels_dir),
+        split_json=Path(split_json),
+        features=chosen,
+        threshold=threshold,
+        device=device,
+    )
+    request.check()
+    return run(request)
+
+
+def status(store: Path | str) -> Progress:
+    """Reports how far a store is, how fast, and which process writes to it; reads only.
+
+    Args:
+        store: folder of the store.
+
+    Raises:
+        InputError: there is no store.
+        CorruptStoreError: its records are damaged.
+    """
+    from manyviews.operations.watch.watch import Looker
+
+    return Looker(Path(store)).look()
+
+
+def _path(path: Path | str | None) -> Path | None:
+    return None if path is None else Path(path)

@@ -1,0 +1,60 @@
+"""The published label files of a data folder, from its samples and their genres."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from featurestore.errors import BadSampleError
+from featurestore.imdb.embeddings_manifest import views_and_seed
+from featurestore.imdb.labels import LabelReport, write_augmented_labels, write_labels
+from featurestore.imdb.materialize import PREFIX
+from producers import decode
+from producers.sources import source
+from producers.sources.source import Scan, scan
+
+
+def write_folder_labels(
+    data_dir: Path,
+    out_dir: Path,
+    *,
+    follow_links: bool = False,
+    embeddings_dir: Path | None = None,
+    views: int | None = None,
+    seed: int | None = None,
+    prefix: str = PREFIX,
+) -> LabelReport:
+    """Writes the label files of a data folder, and noisy labels of every view if asked for.
+
+    Args:
+        data_dir: folder of posters and synopses, whose genres are read.
+        out_dir: folder of the label files; created.
+        follow_links: use symbolic links that lead out of ``data_dir``.
+        embeddings_dir: where noisy labels are written, beside materialized embeddings; None for
+            clean labels only.
+        views: views of the noisy labels; None for those of the embeddings, or 70 before they exist.
+        seed: of the noise; None for that of the embeddings, or 123 before they exist.
+        prefix: what the names of the embeddings begin with.
+
+    Raises:
+        ConfigError: ``views`` or ``seed`` is not what the embeddings' manifest says.
+        InputError: the folder cannot be read, or no sample has a known genre.
+        StorageError: a file could not be written.
+    """
+    if embeddings_dir is not None:
+        views, seed = views_and_seed(embeddings_dir, prefix, views, seed)
+    samples = scan(data_dir, follow_links=follow_links)
+    report = write_labels([s.stem for s in samples.samples], _documents(samples), out_dir)
+    if embeddings_dir is not None:
+        write_augmented_labels(out_dir, embeddings_dir, views, prefix, seed)
+    return report
+
+
+def _documents(samples: Scan) -> Iterator[object]:
+    """Each sample's parsed synopsis, None if it cannot be read."""
+    for sample in samples.samples:
+        try:
+            path = source.text_path(samples.data_dir, sample)
+            yield decode.document(source.read_capped(path, source.MAX_TEXT_BYTES))
+        except BadSampleError:
+            yield None
