@@ -224,7 +224,7 @@ HELD = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from featurestore import durable
+from featurestore.system import durable
 from consumers.build import build
 from tests.faults.fakes import config, loaded
 

@@ -333,7 +333,7 @@ def test_a_real_file_size_limit(tmp_path):
     code = """if True:
         import resource, signal, sys
         from pathlib import Path
-        from featurestore import durable
+        from featurestore.system import durable
         from featurestore.errors import StorageError
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))

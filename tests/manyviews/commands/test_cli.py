@@ -452,8 +452,9 @@ def test_closed_streams_are_no_failure(demo_store: Path, tmp_path: Path, closed:
 def test_no_file_becomes_a_closed_stream(demo_store: Path, tmp_path: Path) -> None:
     """What a library prints would be written into it."""
     script = (
-        "import os, cli\n"
-        "from featurestore import durable\n"
+        "import os\n"
+        "from featurestore.system import durable\n"
+        "from manyviews import main\n"
         "def meet(operation, path, size):\n"
         "    seen.append(os.readlink('/proc/self/fd/2'))\n"
         "    return size\n"

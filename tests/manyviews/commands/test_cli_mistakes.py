@@ -91,7 +91,7 @@ def test_a_mistake_is_refused_before_heavy_imports(folder: Path, arguments: str,
     code, printed, modules = answer(folder, arguments)
     assert code == 2
     assert part in printed
-    assert "manyviews.main" in modules
+    assert "manyviews" in modules
     assert not modules.intersection(UNWANTED)
 
 
@@ -99,7 +99,7 @@ def test_the_version_needs_no_library(folder: Path) -> None:
     code, printed, modules = answer(folder, "--version")
     assert code == 0
     assert "torch " in printed
-    assert "manyviews.main" in modules
+    assert "manyviews" in modules
     assert not modules.intersection(UNWANTED)
 
 

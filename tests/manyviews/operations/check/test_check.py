@@ -327,7 +327,7 @@ def test_a_killed_check_leaves_no_file_in_the_middle_of_a_write(
 
 KILL = """
 import os, signal
-from featurestore import durable
+from featurestore.system import durable
 
 
 def kill(operation, path, size):
