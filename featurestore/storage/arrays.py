@@ -252,9 +252,10 @@ def group_document(attributes: Mapping[str, Any]) -> bytes:
     """The ``zarr.json`` of a group, as zarr writes it."""
     import zarr
 
-    store = zarr.storage.MemoryStore()
+    documents: dict[str, Any] = {}
+    store = zarr.storage.MemoryStore(documents)
     zarr.create_group(store, zarr_format=3, attributes=dict(attributes))
-    return bytes(store._store_dict["zarr.json"].to_bytes())
+    return bytes(documents["zarr.json"].to_bytes())
 
 
 def array_document(spec: ArraySpec, dimension_names: tuple[str, ...]) -> bytes:
@@ -262,7 +263,8 @@ def array_document(spec: ArraySpec, dimension_names: tuple[str, ...]) -> bytes:
     import zarr
 
     serializer, *compressors = codec_documents(spec.codec)
-    store = zarr.storage.MemoryStore()
+    documents: dict[str, Any] = {}
+    store = zarr.storage.MemoryStore(documents)
     zarr.create_array(
         store,
         shape=spec.shape,
@@ -276,7 +278,7 @@ def array_document(spec: ArraySpec, dimension_names: tuple[str, ...]) -> bytes:
         dimension_names=dimension_names,
         zarr_format=3,
     )
-    return bytes(store._store_dict["zarr.json"].to_bytes())
+    return bytes(documents["zarr.json"].to_bytes())
 
 
 def check_array_document(root: Path, spec: ArraySpec) -> str:
