@@ -91,6 +91,8 @@ def run_command(arguments: list[str] | None) -> int:
         # The reader of our output is gone: so is the need to say anything.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except ModuleNotFoundError as e:
+        return fail(_missing_package(e), 2, debug=root.get("debug", False))
     except Exception as e:  # noqa: BLE001  the process border
         refused = explained(e)
         if isinstance(e, OSError) and _was_printing(e):
@@ -117,6 +119,20 @@ def _show_warning(
         say(f"Warning: {message}")
     else:
         say(warnings.formatwarning(message, category, filename, lineno, line).rstrip())
+
+
+def _missing_package(error: ModuleNotFoundError) -> str:
+    """Names the package that a partial installation lacks; one of ours missing is a defect."""
+    name = (error.name or "").partition(".")[0]
+    if name in ("", "consumers", "featurestore", "manyviews", "producers"):
+        return (
+            f"{type(error).__name__}: {error}\nThis is a defect; --debug shows where it happened."
+        )
+    package = {"PIL": "pillow", "sklearn": "scikit-learn"}.get(name, name)
+    return (
+        f"This command needs the package {package}, which is not installed.\n"
+        "Install manyviews with its dependencies, or this package alone."
+    )
 
 
 def _was_printing(e: OSError) -> bool:
