@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from consumers.build import BuildReport, Observer
+    from consumers.build import Observer
+    from consumers.main_loop import BuildReport
     from consumers.config import BuildConfig
     from featurestore.imdb.labels import LabelReport
     from featurestore.imdb.materialize import Materialized

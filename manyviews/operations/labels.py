@@ -11,7 +11,7 @@ from featurestore.imdb.labels import LabelReport, write_augmented_labels, write_
 from featurestore.imdb.materialize import PREFIX
 from producers import decode
 from producers.sources import source
-from producers.sources.source import Scan, scan
+from producers.sources.source import Scan
 
 
 def write_folder_labels(
@@ -43,7 +43,7 @@ def write_folder_labels(
     """
     if embeddings_dir is not None:
         views, seed = views_and_seed(embeddings_dir, prefix, views, seed)
-    samples = scan(data_dir, follow_links=follow_links)
+    samples = source.scan(data_dir, follow_links=follow_links)
     report = write_labels([s.stem for s in samples.samples], _documents(samples), out_dir)
     if embeddings_dir is not None:
         write_augmented_labels(out_dir, embeddings_dir, views, prefix, seed)

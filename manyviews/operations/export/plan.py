@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from featurestore.errors import ConfigError
 from featurestore.imdb.label_files import read_labels
@@ -134,7 +133,7 @@ class Export:
     def row_bytes(self) -> int:
         """Bytes of a row's values, without its stem."""
         labels = 0 if self.labels is None else self.labels.itemsize * self.labels.shape[1]
-        value_bytes: int = getattr(torch, self.request.dtype).itemsize
+        value_bytes = 4 if self.request.dtype == "float32" else 2
         return sum(self.dims.values()) * value_bytes + 8 + 4 + 1 + labels
 
     def shards(self, size_bytes: int) -> list[range]:
@@ -206,6 +205,8 @@ def narrow(
 
     With them the position of the first value that became infinite, or None.
     """
+    import torch  # takes seconds, and a mistake in the options is reported before
+
     short = torch.from_numpy(rows).to(getattr(torch, dtype))
     infinite = short.isinf()
     over = tuple(infinite.nonzero()[0].tolist()) if infinite.any() else None
