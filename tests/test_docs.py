@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from consumers.config import BuildConfig, read_toml
 from featurestore.storage.store import FeatureStore
 from manyviews import main
 from tests.conftest import ROOT
@@ -149,6 +150,14 @@ def test_what_the_readme_and_the_page_on_mm_imdb_say_to_type_works(
     training, importing = blocks(published, "python")
     for code in (training, importing):
         exec(compile(code, str(published), "exec"), {})  # the page's own code
+
+
+def test_the_options_in_a_file_are_accepted(tmp_path: Path) -> None:
+    (options,) = blocks(ROOT / "docs/mm-imdb.md", "toml")
+    (tmp_path / "build.toml").write_text(options)
+    config = BuildConfig(**read_toml(tmp_path / "build.toml"))
+    assert config.sample_timeout_s == 120
+    assert config.batch_sizes == {"blip2_text": 32}
 
 
 def commands_of(page: Path) -> list[str]:
