@@ -30,6 +30,7 @@ LINKED = [*PAGES, *sorted(ROOT.glob("[CS]*.md")), *sorted((ROOT / "docs").glob("
 # What the set-up itself runs in CI, on a fresh machine.
 SET_UP = ("make demo", "pip install")
 SAMPLES = 4
+PACKAGES = "(?:featurestore|producers|consumers|manyviews|tests|tools|benchmarks)"
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -56,6 +57,17 @@ def test_links_lead_somewhere(page: Path) -> None:
             slugs = {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in heads}
             explicit = set(re.findall(r'<a (?:id|name)="([^"]+)"', found.read_text("utf-8")))
             assert anchor[1:] in slugs | explicit, f"{page.name} links to {target}{anchor}"
+
+
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: page.name)
+def test_sources_that_are_named_exist(page: Path) -> None:
+    text = page.read_text("utf-8")
+    named = re.findall(rf"`({PACKAGES}/[\w./-]+)`", text)
+    named += [
+        f"{m.replace('.', '/')}.py" for m in re.findall(rf"python -m ({PACKAGES}[\w.]+)", text)
+    ]
+    missing = [name for name in named if "NAME" not in name and not (ROOT / name).exists()]
+    assert missing == []
 
 
 def test_the_picture_is_what_the_program_draws() -> None:
