@@ -58,9 +58,9 @@ layers: setup
 	$(BIN)/lint-imports
 
 # Every warning is an error: a link that leads nowhere, a page that is not listed, a docstring that
-# names a parameter that does not exist.
+# names a parameter that does not exist. (With --quiet, mkdocs would not count warnings.)
 docs: setup
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 pytest: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
