@@ -9,11 +9,12 @@ JOBS   ?= 2
 # Programs of benchmarks/, in the order in which they run.
 BENCHES := views text engine reads shuffle peers
 
-.PHONY: help setup demo test test-nightly lint types layers pytest bench bench-full clean
+.PHONY: help setup demo test test-nightly lint types layers docs pytest bench bench-full clean
 
 help:
 	@echo "make demo          the whole pipeline on a small data set, from nothing"
-	@echo "make test          lint, types, layers and tests, from nothing"
+	@echo "make test          lint, types, layers, docs and tests, from nothing"
+	@echo "make docs          the pages as a site, in build/site"
 	@echo "make test-nightly  the fault tests with many more rounds, half an hour on two cores"
 	@echo "make bench         speed against peers and limits, some minutes; bench-full: all rounds"
 	@echo "make clean         remove .venv and what demo and tests left"
@@ -25,6 +26,7 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml setup.py constraints.txt $(wildcard producers/kernels/*.[ch])
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "manyviews needs Python 3.11 or later: make PYTHON=python3.12 ..."; exit 1; }
+	@echo "Installing into $(VENV): 2 GB, which takes some minutes and prints nothing."
 	rm -f producers/kernels/compiled*.so
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
@@ -35,7 +37,7 @@ $(STAMP): pyproject.toml setup.py constraints.txt $(wildcard producers/kernels/*
 demo: setup
 	$(BIN)/python cli.py demo --out-dir demo
 
-test: lint types layers pytest
+test: lint types layers docs pytest
 
 lint: setup
 	$(BIN)/ruff check .
@@ -54,6 +56,11 @@ types: setup
 
 layers: setup
 	$(BIN)/lint-imports
+
+# Every warning is an error: a link that leads nowhere, a page that is not listed, a docstring that
+# names a parameter that does not exist. (With --quiet, mkdocs would not count warnings.)
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 pytest: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal

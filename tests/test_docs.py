@@ -14,10 +14,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from consumers.config import BuildConfig, read_toml
 from featurestore.storage.store import FeatureStore
 from manyviews import main
 from tests.conftest import ROOT
 from tests.manyviews.operations.stores import store_of
+from tools import pipeline_picture
 from tools.command_reference import page
 
 BLOCK = re.compile(r"^( *)```(bash|python|toml)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
@@ -28,6 +30,7 @@ LINKED = [*PAGES, *sorted(ROOT.glob("[CS]*.md")), *sorted((ROOT / "docs").glob("
 # What the set-up itself runs in CI, on a fresh machine.
 SET_UP = ("make demo", "pip install")
 SAMPLES = 4
+PACKAGES = "(?:featurestore|producers|consumers|manyviews|tests|tools|benchmarks)"
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -54,6 +57,51 @@ def test_links_lead_somewhere(page: Path) -> None:
             slugs = {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in heads}
             explicit = set(re.findall(r'<a (?:id|name)="([^"]+)"', found.read_text("utf-8")))
             assert anchor[1:] in slugs | explicit, f"{page.name} links to {target}{anchor}"
+
+
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: page.name)
+def test_sources_that_are_named_exist(page: Path) -> None:
+    text = page.read_text("utf-8")
+    named = re.findall(rf"`({PACKAGES}/[\w./-]+)`", text)
+    named += [
+        f"{m.replace('.', '/')}.py" for m in re.findall(rf"python -m ({PACKAGES}[\w.]+)", text)
+    ]
+    missing = [name for name in named if "NAME" not in name and not (ROOT / name).exists()]
+    assert missing == []
+
+
+def test_the_picture_is_what_the_program_draws() -> None:
+    picture = (ROOT / "docs/pipeline.svg").read_text("utf-8")
+    assert picture == pipeline_picture.picture(), pipeline_picture.__doc__
+
+
+def test_decisions_are_numbered_and_listed() -> None:
+    index = (ROOT / "docs/design.md").read_text("utf-8")
+    entry = re.compile(r"^(\d+)\. \[(.+)\]\((design/\w+\.md)#\S+\)$", re.MULTILINE)
+    listed = [(int(number), title, file) for number, title, file in entry.findall(index)]
+    assert [number for number, _, _ in listed] == list(range(1, len(listed) + 1))
+    record = re.compile(
+        r"^### (\d+)\. (.+)\n\n\*\*Problem\.\*\* (?s:.+?)\*\*Decision\.\*\* ", re.MULTILINE
+    )
+    written = [
+        (int(number), title, f"design/{file.name}")
+        for file in (ROOT / "docs/design").glob("*.md")
+        for number, title in record.findall(file.read_text("utf-8"))
+    ]
+    assert sorted(written) == listed
+    headings = [
+        heading
+        for file in (ROOT / "docs/design").glob("*.md")
+        for heading in re.findall(r"^### .*$", file.read_text("utf-8"), re.MULTILINE)
+    ]
+    assert len(headings) == len(listed)
+
+
+def test_every_page_is_in_the_site() -> None:
+    nav = (ROOT / "mkdocs.yml").read_text("utf-8").partition("\nnav:\n")[2]
+    listed = re.findall(r"^ *- (\S+\.md)$", nav, re.MULTILINE)
+    pages = [path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")]
+    assert sorted(listed) == sorted(["index.md", *pages])
 
 
 def test_the_readme_names_every_page() -> None:
@@ -98,15 +146,37 @@ def run(block: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     return done
 
 
-def test_what_the_readme_says_to_type_works(workplace: Path) -> None:
-    typed = [b for b in blocks(ROOT / "README.md", "bash") if not any(s in b for s in SET_UP)]
-    assert len(typed) >= 2
-    for block in typed:
+def test_what_the_readme_and_the_page_on_mm_imdb_say_to_type_works(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    readme, published = ROOT / "README.md", ROOT / "docs/mm-imdb.md"
+    for block in commands_of(readme):
         run(["bash", "-ec", block], workplace)
+    (code,) = blocks(readme, "python")
+    run([sys.executable, "-c", code], workplace)
+    # The page's commands find the store built, so that `build --resume` has nothing to do.
+    monkeypatch.chdir(workplace)
+    type_here("\n".join(commands_of(published)), capfd)
     assert (workplace / "embeddings/mm_imdb1_globals_aug70_manifest.json").exists()
-    assert (workplace / "labels/labels_all_23.npy").exists()
-    for code in blocks(ROOT / "README.md", "python"):
-        run([sys.executable, "-c", code], workplace)
+    assert (workplace / "embeddings/mm_imdb1_globals_aug70_labels.npy").exists()
+    training, importing = blocks(published, "python")
+    for code in (training, importing):
+        exec(compile(code, str(published), "exec"), {})  # the page's own code
+
+
+def test_the_options_in_a_file_are_accepted(tmp_path: Path) -> None:
+    (options,) = blocks(ROOT / "docs/mm-imdb.md", "toml")
+    (tmp_path / "build.toml").write_text(options)
+    config = BuildConfig(**read_toml(tmp_path / "build.toml"))
+    assert config.sample_timeout_s == 120
+    assert config.batch_sizes == {"blip2_text": 32}
+
+
+def commands_of(page: Path) -> list[str]:
+    """The commands of a page, without those that install."""
+    found = [b for b in blocks(page, "bash") if not any(words in b for words in SET_UP)]
+    assert found
+    return found
 
 
 @pytest.fixture
@@ -158,14 +228,14 @@ def test_what_the_page_on_additions_says_to_type_works(
     for file in list(data.glob(f"{three[-1]}.*")):
         file.rename(late / file.name)
     base = "python cli.py build --data-dir imdb/dataset --store features --features clip_image"
-    feature, views, samples, mended = blocks(ROOT / "docs/adding-later.md", "bash")
+    feature, views, samples, changed = blocks(ROOT / "docs/adding-later.md", "bash")
     type_here("\n".join([base, feature, views]), capfd)
     for file in late.iterdir():
         file.rename(data / file.name)
     type_here(samples, capfd)
     before = FeatureStore(workplace / "features")
-    (data / f"{three[-1]}.json").write_text('{"plot": "mended"}')
-    type_here(mended, capfd)
+    (data / f"{three[-1]}.json").write_text('{"plot": "fixed"}')
+    type_here(changed, capfd)
     after = FeatureStore(workplace / "features")
     assert after.records[:-1] == before.records[:-1]
     assert before.records[-1] != after.records[-1]

@@ -39,19 +39,16 @@ def test_every_row_is_there_once_with_a_test() -> None:
     assert all("::test_" in tests for _, tests in ROWS)
 
 
-def test_every_promise_of_the_readme_is_linked_to_its_section() -> None:
-    readme = (ROOT / "README.md").read_text("utf-8")
+def test_every_promise_has_its_mechanism_and_tests() -> None:
+    assert "](docs/reliability.md)" in (ROOT / "README.md").read_text("utf-8")
     assert [number for number, _ in PROMISES] == [f"P{i}" for i in range(1, 9)]
-    for i, (number, title) in enumerate(PROMISES, 1):
-        anchor = f"{number} {title}".lower().replace(" ", "-")
-        assert f"{i}. **[{title}](docs/reliability.md#{anchor}).**" in readme
     for part in re.split(r"^### P\d", DOCUMENT, flags=re.MULTILINE)[1:]:
         for word in ("- **Mechanism.**", "- **Tests.**", "- **Survived.**", "::test_"):
             assert word in part
 
 
-def test_every_error_that_a_user_meets_has_its_way_on() -> None:
-    section = DOCUMENT.partition("## How to go on")[2].partition("\n## ")[0]
+def test_every_error_that_a_user_meets_has_advice() -> None:
+    section = DOCUMENT.partition("## What to do after each error")[2].partition("\n## ")[0]
     for name, kind in vars(errors).items():
         if isinstance(kind, type) and issubclass(kind, errors.ManyViewsError):
             if name in ("ManyViewsError", "BadSampleError", "InterruptedBuildError"):
