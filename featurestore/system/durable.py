@@ -135,7 +135,7 @@ class PartialFile:
             try:
                 self._fd = self._open()
             except (FileNotFoundError, NotADirectoryError) as e:
-                reason = f"{e.strerror} ({target.parent} is no folder)"
+                reason = f"{e.strerror} ({target.parent} is not a folder)"
                 advice = "Create that folder, or choose another place."
                 raise StorageError(target, reason, advice) from e
 

@@ -436,7 +436,7 @@ def test_broken_embeddings_manifest(labels_dir: Path, tmp_path: Path, text):
 
 
 def test_augmented_labels_want_a_folder_and_a_view(labels_dir: Path, tmp_path: Path):
-    with pytest.raises(InputError, match="is no folder"):
+    with pytest.raises(InputError, match="is not a folder"):
         write_augmented_labels(labels_dir, tmp_path / "none", 2)
     with pytest.raises(ConfigError, match="at least 1, not 0"):
         write_augmented_labels(labels_dir, tmp_path, 0)

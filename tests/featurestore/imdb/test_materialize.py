@@ -323,7 +323,7 @@ def test_places_and_names_that_cannot_be(made, tmp_path):
     store, file = FeatureStore(made[0]), tmp_path / "file"
     file.touch()
     for out, prefix, message in (
-        (file, PREFIX, "is no folder"),
+        (file, PREFIX, "is not a folder"),
         (made[0] / "out", PREFIX, "is in the store"),
         (made[0], PREFIX, "is in the store"),
         (tmp_path / "out", "my_labels", "does not end in _labels"),
