@@ -460,7 +460,7 @@ def test_what_does_not_belong_together_is_refused(folders, tmp_path):
                 module(embeddings=embeddings, labels_dir=tmp_path / labels)
     with pytest.raises(InputError, match="both in train and in val"):
         module(data_root=tmp_path)
-    with pytest.raises(InputError, match="half written"):
+    with pytest.raises(InputError, match="incomplete"):
         module(embeddings=tmp_path)
     with pytest.raises(ConfigError, match="clip, blip2"):
         make_datamodule("vit", embeddings="x", data_root="x", labels_dir="x")
