@@ -263,7 +263,7 @@ def test_no_store_and_foreign_groups_are_not_opened(tmp_path):
     with pytest.raises(InputError, match="There is no feature store"):
         FeatureStore(tmp_path)
     zarr.create_group(tmp_path / "g", attributes={"title": "x"})
-    with pytest.raises(InputError, match="not one that manyviews made"):
+    with pytest.raises(InputError, match="manyviews did not create it"):
         FeatureStore(tmp_path / "g")
 
 

@@ -186,7 +186,7 @@ def test_what_is_missing(run: Run, place: Path) -> None:
         assert code == 2
         assert message.splitlines() == [
             "Error: There is no feature store at absent.",
-            "Expected a folder that `build --store` made.",
+            "Expected a folder that `build --store` created.",
         ]
     for command in ("labels", "views"):
         arguments = ["absent" if word == "data" else word for word in COMMANDS[command]]
