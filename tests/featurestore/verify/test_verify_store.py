@@ -58,7 +58,7 @@ def test_an_incomplete_store_is_not_damaged(tmp_path):
     make_store(tmp_path / "store", chunks=[0, 2])
     found = verify(tmp_path / "store")
     assert found.findings == []
-    assert found.notices == ["1 of 3 chunks to be made"]
+    assert found.notices == ["1 of 3 chunks to be built"]
 
 
 def committed_files(path):
@@ -89,10 +89,10 @@ def test_every_file_is_guarded(sound, tmp_path, damage):
         if damage is flip_middle and name.endswith("zarr.json"):
             continue  # white space has no meaning there; the next test alters each field
         if damage is cut and name == LEDGER:
-            # Not to be told from a build that was killed: what is lost is to be made again.
+            # Looks like a killed build: the lost chunks must be rebuilt.
             assert found.notices[:2] == [
-                "the ledger ends in a torn line, which a build cuts off",
-                "2 of 3 chunks to be made",
+                "the ledger ends in a torn line, which a build removes",
+                "2 of 3 chunks to be built",
             ]
             continue
         assert any(f.file == name for f in found.findings), name
@@ -192,7 +192,7 @@ def test_rows_that_are_not_finite_and_rows_behind_the_end_are_found(copy):
     overwrite_chunk(copy, "clip_text", 2, lambda rows: rows.__setitem__(-1, 0.0))
     found = [(f.file, f.chunk, f.problem) for f in verify(copy).findings]
     assert ("clip_image/c.0.0.0", 0, "rows that are not finite were committed") in found
-    assert ("clip_text/c.2.0.0", 2, "there are rows behind the last sample") in found
+    assert ("clip_text/c.2.0.0", 2, "there are rows after the last sample") in found
 
 
 def test_leftovers_are_noticed_and_no_damage(copy):
