@@ -607,5 +607,5 @@ def test_a_seed_that_a_flip_changed_is_not_used(labels_dir: Path, tmp_path: Path
     path.write_text(json.dumps(record))
     write_augmented_labels(labels_dir, tmp_path)
     path.write_text(json.dumps(record).replace("123", "122"))
-    with pytest.raises(InputError, match=r"checksum does not fit(?s:.*)materialize"):
+    with pytest.raises(InputError, match=r"checksum does not match(?s:.*)materialize"):
         write_augmented_labels(labels_dir, tmp_path)

@@ -308,7 +308,7 @@ def test_labels_whose_manifest_is_damaged_are_not_written_beside(made, tmp_path)
     path.write_text(json.dumps(facts))
     materialize(FeatureStore(made[0]), tmp_path)
     path.write_text(json.dumps(facts).replace("44", "45"))
-    with pytest.raises(InputError, match=r"its checksum does not fit(?s:.*)labels --augment"):
+    with pytest.raises(InputError, match=r"its checksum does not match(?s:.*)labels --augment"):
         materialize(FeatureStore(made[0]), tmp_path)
 
 

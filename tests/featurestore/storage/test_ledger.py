@@ -147,7 +147,7 @@ def test_damage_to_a_committed_line_is_not_written_again_as_sound(tmp_path):
         ledger.commit(entry(chunk))
     damaged = path.read_bytes().replace(b"aaaa", b"aaab", 1)
     path.write_bytes(damaged)
-    with pytest.raises(CorruptStoreError, match="sample 2: its checksum does not fit"):
+    with pytest.raises(CorruptStoreError, match="sample 2: its checksum does not match"):
         ledger.sort()
     assert path.read_bytes() == damaged
 

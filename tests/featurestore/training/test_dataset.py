@@ -376,7 +376,7 @@ def test_a_pickle_of_another_store_is_refused(tmp_path):
     data = pickle.dumps(FeatureDataset(tmp_path / "s"))
     shutil.rmtree(tmp_path / "s")
     make_store(tmp_path / "s", views=8)
-    with pytest.raises(InputError, match="not what it was"):
+    with pytest.raises(InputError, match="has changed since"):
         pickle.loads(data)
 
 
@@ -587,7 +587,7 @@ def test_a_flip_in_augmented_labels_is_found_with_checksum(world, labels):
         world.open(**asked)
     manifest = labels / f"{PREFIX}_labels_manifest.json"
     manifest.write_text(manifest.read_text().replace('"seed": 123', '"seed": 122'))
-    with pytest.raises(InputError, match="checksum does not fit"):
+    with pytest.raises(InputError, match="checksum does not match"):
         world.open(labels="augmented", labels_dir=labels)
 
 
