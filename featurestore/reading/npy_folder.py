@@ -36,7 +36,7 @@ def find_prefix(folder: Path) -> str | None:
         if not p.name.endswith(_LABELS_MANIFEST)
     )
     if len(prefixes) > 1:
-        raise InputError(f"{folder} holds files of several runs: pass prefix=, one of {prefixes!r}.")
+        raise InputError(f"{folder} holds files of several runs: set prefix= to one of {prefixes}.")
     return prefixes[0] if prefixes else None
 
 

@@ -309,7 +309,7 @@ def test_an_epoch_of_all_views_takes_no_memory(tmp_path):
     assert most - before < bound < seen / 3
 
 
-def test_labels_are_asked_for_only_where_they_are_wanted(folders, monkeypatch, tmp_path):
+def test_labels_are_required_only_if_requested(folders, monkeypatch, tmp_path):
     monkeypatch.setenv("MMIMDB1_DIR", str(folders))
     monkeypatch.delenv("IMDB1_LABELS_DIR_23", raising=False)
     # As the published scripts left it: in blocks, view by view.
@@ -375,7 +375,7 @@ def test_lightning_sets_the_epoch_of_our_batch_sampler(folders):
 
 
 @pytest.mark.filterwarnings("ignore")  # Lightning's, of a machine with so few cores
-def test_a_trainer_goes_on_in_the_middle_of_an_epoch(folders, tmp_path):
+def test_a_trainer_resumes_in_the_middle_of_an_epoch(folders, tmp_path):
     from lightning.pytorch import LightningModule, Trainer
     from lightning.pytorch.callbacks import ModelCheckpoint
 

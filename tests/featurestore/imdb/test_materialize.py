@@ -227,7 +227,7 @@ def test_a_full_disk_is_noticed_before_anything_is_replaced(made, tmp_path, monk
     assert contents(tmp_path) == before
 
 
-def test_room_that_a_killed_run_took_is_room(made, tmp_path, monkeypatch):
+def test_leftovers_of_a_killed_run_count_as_free_space(made, tmp_path, monkeypatch):
     left = tmp_path / f"{PREFIX}_blip2_text.npy.partial"
     left.write_bytes(bytes(40_000))
     monkeypatch.setattr("featurestore.imdb.materialize.free_bytes", lambda _: 1000)
@@ -255,7 +255,7 @@ def test_a_second_run_into_a_folder_is_refused(made, tmp_path, monkeypatch, at):
 
 
 @pytest.mark.parametrize("name", ["blip2_text.npy", "blip2_image.stats.npz", "mine.npy"])
-def test_nothing_is_written_beside_files_of_features_that_the_store_has_not(made, tmp_path, name):
+def test_nothing_is_written_beside_files_of_other_features(made, tmp_path, name):
     """They would be taken for rows of this store; and they may be the only ones of theirs."""
     out = tmp_path / "out"
     if name == "mine.npy":  # only its manifest tells that it is one
@@ -274,7 +274,7 @@ def test_nothing_is_written_beside_files_of_features_that_the_store_has_not(made
     materialize(FeatureStore(made[0]), out)
 
 
-def test_labels_of_another_seed_are_not_written_beside(made, tmp_path):
+def test_embeddings_are_not_written_beside_labels_of_another_seed(made, tmp_path):
     path = tmp_path / f"{PREFIX}_labels_manifest.json"
     told = {"total_rows": 44, "views_per_sample": 4, "seed": 5}
     path.write_text(json.dumps(told))
@@ -301,7 +301,7 @@ def test_labels_of_the_published_scripts_have_the_papers_seed(made, tmp_path):
     materialize(FeatureStore(made[0]), tmp_path)
 
 
-def test_labels_whose_manifest_is_damaged_are_not_written_beside(made, tmp_path):
+def test_embeddings_are_not_written_beside_a_damaged_labels_manifest(made, tmp_path):
     facts = {"total_rows": 44, "views_per_sample": 4, "seed": 123, "sha256": {}}
     facts["crc32c"] = record_crc32c(facts)
     path = tmp_path / f"{PREFIX}_labels_manifest.json"
@@ -319,7 +319,7 @@ def test_rows_of_an_interrupted_run_are_seen_without_its_manifest(made, tmp_path
         materialize(FeatureStore(made[0]), tmp_path)
 
 
-def test_places_and_names_that_cannot_be(made, tmp_path):
+def test_invalid_folders_and_prefixes_are_refused(made, tmp_path):
     store, file = FeatureStore(made[0]), tmp_path / "file"
     file.touch()
     for out, prefix, message in (
@@ -333,7 +333,7 @@ def test_places_and_names_that_cannot_be(made, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_augmented_labels_of_other_rows_are_not_written_beside(made, tmp_path):
+def test_embeddings_are_not_written_beside_labels_of_other_rows(made, tmp_path):
     store = FeatureStore(made[0])
     rows = store.spec.samples * store.spec.views
     path = tmp_path / f"{PREFIX}_labels_manifest.json"

@@ -122,7 +122,7 @@ def test_indexing_is_a_tensors_and_reads_the_rows_it_names(rows, wanted, read, i
 
 
 @pytest.mark.parametrize("item", ["N", "-N - 1", "[0, 32]", "(32, 0)", "0.5", "(0, 64)", "'a'"])
-def test_what_a_tensor_has_no_row_for_is_refused(rows, item):
+def test_invalid_indices_are_refused(rows, item):
     with pytest.raises(IndexError):
         rows[eval(item)]
 
@@ -173,7 +173,7 @@ CALLS = (
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_everything_else_of_a_tensor_is_there(rows, wanted, call):
+def test_other_tensor_attributes_read_all_rows(rows, wanted, call):
     names = globals()
     expected = eval(call, names | {"x": wanted})
     found = eval(call, names | {"x": rows})

@@ -160,7 +160,7 @@ def test_home_folders_are_found_in_variables_and_arguments(folders, monkeypatch)
         make_datamodule_clip_aug70()
 
 
-def test_datasets_are_made_by_the_paths_of_published_files(surroundings, folders):
+def test_datasets_are_created_from_the_paths_of_published_files(surroundings, folders):
     folder = Path(ours.variable("OTHER_BACKBONES_DIR_IMDB1_AUG70"))
     paths = [folder / f"{PREFIX}_blip2_{kind}.npy" for kind in ("image", "text")]
     options = {"include_labels": True, "view_mode": "view_k", "view_k": 2}

@@ -73,7 +73,7 @@ def test_a_row_is_where_the_paper_puts_it(path, spec):
     np.testing.assert_array_equal(rows[0], expected[0, 0])
 
 
-def test_only_the_chunks_asked_for(tmp_path):
+def test_only_the_requested_chunks_are_mapped(tmp_path):
     rows = make_store(tmp_path / "s", chunks=[0, 2])["clip_image"]
     spec = FeatureStore(tmp_path / "s").spec.feature("clip_image")
     flat = map_flat(tmp_path / "s", spec, [2, 0])
@@ -216,7 +216,7 @@ def test_rows_of_distant_chunks_are_where_they_belong(wide):
         rows.take(np.array([20]), "all")
 
 
-def test_rows_are_asked_for_before_they_are_read(wide):
+def test_rows_are_prefetched_before_they_are_read(wide):
     spec = FeatureStore(wide).spec.feature("clip_image")
     mapped = map_chunks(wide, spec, range(3), "random")
     for chunk in range(3):
@@ -239,7 +239,7 @@ def in_memory(address: int) -> bool:
     return bool(found.value & 1)
 
 
-def test_a_batch_is_asked_for_only_while_the_disk_is_waited_for(wide, monkeypatch):
+def test_batches_are_prefetched_only_while_the_disk_is_slow(wide, monkeypatch):
     faults, asked = iter(range(0)), []
     monkeypatch.setattr(blocks, "_major_faults", lambda: next(faults))
     monkeypatch.setattr(blocks, "will_need", lambda *_: asked.append(True))
@@ -341,7 +341,7 @@ def test_files_are_cached_until_they_are_dropped(tmp_path):
     assert is_cached([tmp_path / "not there"])  # whoever opens it gets the error
 
 
-def test_having_looked_does_not_change_what_is_seen(tmp_path):
+def test_a_query_does_not_change_its_result(tmp_path):
     file = tmp_path / "large"
     file.write_bytes(os.urandom(64 << 20))
     drop([file])

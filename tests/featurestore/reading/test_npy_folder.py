@@ -208,7 +208,7 @@ def test_labels_of_other_samples(copy, tmp_path):
         FeatureDataset(copy, labels_dir=tmp_path / "labels")
 
 
-def test_nothing_is_there(tmp_path):
+def test_an_empty_folder_is_no_source(tmp_path):
     for path in (tmp_path, tmp_path / "none"):
         with pytest.raises(InputError, match="no feature store"):
             FeatureDataset(path)

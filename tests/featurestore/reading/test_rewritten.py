@@ -116,7 +116,7 @@ def test_a_damaged_file_is_never_a_number(world, copy, way, damage):
         FeatureDataset(copy, checksum=True)
 
 
-def test_a_shape_or_type_of_its_own_is_refused_at_opening(copy):
+def test_another_shape_or_type_is_refused_at_opening(copy):
     rewrite(copy, change=lambda values: values.astype(np.float64), **WAYS["zstd"])
     with pytest.raises(CorruptStoreError, match="data_type"):
         FeatureDataset(copy)
@@ -135,7 +135,7 @@ def test_codecs_that_zarr_does_not_know(copy):
         assert caught.value.file == "clip_image/zarr.json"
 
 
-def test_a_document_that_lies_about_our_files(world, copy):
+def test_a_document_with_wrong_codecs_for_our_files(world, copy):
     path = copy / "clip_image/zarr.json"
     document = json.loads(path.read_bytes())
     little = {"name": "bytes", "configuration": {"endian": "little"}}
@@ -146,7 +146,7 @@ def test_a_document_that_lies_about_our_files(world, copy):
             FeatureDataset(copy)[0]
 
 
-def test_it_is_no_store_to_build_on_and_verify_says_so(copy):
+def test_a_build_refuses_a_rewritten_store_and_verify_reports_it(copy):
     rewrite(copy, **WAYS["zstd"])
     assert "clip_image/zarr.json" in {finding.file for finding in verify(copy).findings}
     with (

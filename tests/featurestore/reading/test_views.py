@@ -86,7 +86,7 @@ def test_what_is_the_same_for_all(views, chosen):
 
 
 @pytest.mark.parametrize("views", [4, -1, "k", "3", None, True, 1.0, "Clean", ""])
-def test_what_names_no_policy(views):
+def test_invalid_views_are_refused(views):
     with pytest.raises(ConfigError, match="view"):
         view_policy(views, 4)
 

@@ -97,7 +97,7 @@ def test_an_iterator_takes_the_next_epoch_however_the_last_one_was_left(dataset)
     assert (sampler.state_dict()["epoch"], sampler.state_dict()["batch"]) == (4, 1)
 
 
-def test_iterators_that_never_begin_change_nothing(dataset):
+def test_iterators_that_never_start_change_nothing(dataset):
     sampler = FeatureBatchSampler(dataset, SIZE)
     first, second, third = iter(sampler), iter(sampler), iter(sampler)
     iter(sampler)
@@ -120,7 +120,7 @@ def test_set_epoch_chooses_the_next_iterators_epoch_and_no_later_one(dataset):
     assert epochs_of(list(early), list(sampler)) == [5, 6]
 
 
-def test_set_epoch_in_an_epoch_that_has_begun(dataset):
+def test_set_epoch_in_an_epoch_that_has_started(dataset):
     """Workers have read ahead when Lightning sets the epoch that they are reading."""
     sampler = FeatureBatchSampler(dataset, SIZE)
     walk = iter(sampler)

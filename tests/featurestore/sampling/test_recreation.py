@@ -61,7 +61,7 @@ def test_predictions_come_in_order(dataset, settings):
     assert [item for batch in sampler for item in batch] == list(range(SAMPLES))
 
 
-def test_the_place_is_taken_over(dataset):
+def test_the_position_is_copied(dataset):
     first = FeatureBatchSampler(dataset, 5)
     list(first)
     next(iter(first))

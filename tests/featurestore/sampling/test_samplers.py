@@ -63,7 +63,7 @@ def philox(key, counter):
 
 
 @pytest.mark.parametrize(("number", "purpose"), [(0, "items"), (3, "other views")])
-def test_draws_are_philox_and_fixed_for_ever(number, purpose):
+def test_draws_are_philox_and_never_change(number, purpose):
     # NumPy counts up before it draws, so the first block is number 1.
     wanted = [n for block in (1, 2, 3) for n in philox((2**64 - 5, 7), (block, 0, 0, number))]
     assert ordering.draws(-5, 7, purpose, 12).tolist() == wanted
@@ -189,12 +189,12 @@ def test_windows_are_shared_without_loss_and_near_the_disk(dataset, shuffle):
 
 
 @pytest.mark.parametrize("arguments", [(2, 2), (-1, 2), (0, 0), (0, 1, "some")])
-def test_shards_that_mean_nothing_are_refused(arguments):
+def test_invalid_shards_are_refused(arguments):
     with pytest.raises(ConfigError):
         Shard(*arguments)
 
 
-def test_what_cannot_be_done_is_refused_with_a_way_out(dataset):
+def test_impossible_settings_are_refused_with_advice(dataset):
     for keywords in ({"batch_size": 0}, {"batch_size": 30, "drop_last": True}):
         with pytest.raises(ConfigError):
             FeatureBatchSampler(Items(20), **keywords)
@@ -236,7 +236,7 @@ def make_loader(store, workers, shuffle=SHUFFLES[2]):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_stateful_loader_goes_on_after_every_step(store, workers):
+def test_a_stateful_loader_resumes_after_every_step(store, workers):
     """Whole tails, random views included, in the second epoch and into the third."""
     loader = make_loader(store, workers)
     for _ in loader:
@@ -260,7 +260,7 @@ def test_a_stateful_loader_goes_on_after_every_step(store, workers):
 
 
 @pytest.mark.parametrize("shuffle", SHUFFLES)
-def test_a_sampler_alone_goes_on_after_every_step(dataset, shuffle):
+def test_a_sampler_alone_resumes_after_every_step(dataset, shuffle):
     sampler = FeatureBatchSampler(dataset, 10, shuffle=shuffle)
     states, batches = [sampler.state_dict()], []
     for batch in sampler:
@@ -335,7 +335,7 @@ def test_a_state_of_other_samples_is_refused(dataset, store, tmp_path):
 
 
 @pytest.mark.parametrize("damage", [{"batch": 12}, {"batch": -1}, {"epoch": "1"}, {"version": 2}])
-def test_a_state_that_is_none_is_refused(dataset, damage):
+def test_an_invalid_state_is_refused(dataset, damage):
     sampler = FeatureBatchSampler(dataset, 10)
     with pytest.raises(ConfigError):
         sampler.load_state_dict(sampler.state_dict() | damage)
@@ -346,7 +346,7 @@ def test_a_state_that_is_none_is_refused(dataset, damage):
 # Reading ahead ----------------------------------------------------------------------------------
 
 
-def test_chunks_are_asked_for_before_their_window_and_once(dataset, monkeypatch):
+def test_chunks_are_requested_before_their_window_and_once(dataset, monkeypatch):
     from featurestore.reading import readahead
 
     asked = []

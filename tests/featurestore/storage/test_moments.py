@@ -77,7 +77,7 @@ def test_nothing_to_merge():
         merge([Moments(0, np.zeros(2), np.zeros(2))])
 
 
-def test_the_rows_are_left_alone():
+def test_the_rows_are_not_changed():
     rows = np.ones((3, 2), np.float32)
     rows.flags.writeable = False
     moments_of(rows)

@@ -168,7 +168,7 @@ def test_names_are_values_never_paths(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["with space", "東京", "line\nfeed", "caf\udce9", "-x"])
-def test_any_path_will_do(tmp_path, name):
+def test_any_path_is_valid(tmp_path, name):
     rows = make_store(tmp_path / name / "s", chunks=[0])
     np.testing.assert_array_equal(
         FeatureStore(tmp_path / name / "s").read_chunk("clip_text", 0), rows["clip_text"][:4]
@@ -241,7 +241,7 @@ def test_state_store(golden):
 
 
 @pytest.mark.parametrize("kind", ["file", "dangling", "foreign", "zarr", "lock-beside-work"])
-def test_state_foreign(tmp_path, kind):
+def test_state_of_unknown_files(tmp_path, kind):
     path = tmp_path / "s"
     if kind == "file":
         path.write_text("thesis")
@@ -259,7 +259,7 @@ def test_state_foreign(tmp_path, kind):
         state_of(path)
 
 
-def test_no_store_and_foreign_groups_are_not_opened(tmp_path):
+def test_no_store_and_unknown_groups_are_not_opened(tmp_path):
     with pytest.raises(InputError, match="There is no feature store"):
         FeatureStore(tmp_path)
     zarr.create_group(tmp_path / "g", attributes={"title": "x"})
@@ -530,7 +530,7 @@ def test_a_damaged_record(damaged, change):
         _ = FeatureStore(damaged).samples
 
 
-def test_features_that_are_no_longer_made_are_still_erased(tmp_path):
+def test_features_that_are_no_longer_built_are_still_erased(tmp_path):
     """Older stores may have them: what is left of one would be taken for a stranger's."""
     path = tmp_path / "s"
     make_store(path, dims={"view": 64, "bad": 64})
@@ -542,7 +542,7 @@ def test_features_that_are_no_longer_made_are_still_erased(tmp_path):
     assert not (path / "bad").exists()
 
 
-def test_a_place_that_nobody_can_look_at_is_not_called_no_store(tmp_path):
+def test_an_inaccessible_path_is_not_called_no_store(tmp_path):
     place = tmp_path / ("long" * 100)
     with pytest.raises(StorageError, match="too long"):
         is_store(place)

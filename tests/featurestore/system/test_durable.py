@@ -280,7 +280,7 @@ def test_a_file_has_one_writer(tmp_path, killed):
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("file", b"ours")]
 
 
-def test_a_file_that_got_its_name_meanwhile_is_left_alone(tmp_path, monkeypatch):
+def test_a_file_renamed_meanwhile_is_not_overwritten(tmp_path, monkeypatch):
     """Between opening and locking the temporary name, its writer renames it."""
     path, honest = tmp_path / "file", durable.fcntl.flock
     first = durable.PartialFile(path)
@@ -356,7 +356,7 @@ def test_a_real_file_size_limit(tmp_path):
     ("name", "reason"),
     [("x" * 300, "too long"), ("missing/file", "No such file"), ("file/below", "Not a directory")],
 )
-def test_paths_that_cannot_be(tmp_path, name, reason):
+def test_invalid_paths_are_refused(tmp_path, name, reason):
     (tmp_path / "file").write_bytes(b"x")
     with pytest.raises(StorageError, match=f"(?i){reason}"):
         durable.replace_file(tmp_path / name, b"x")
@@ -390,7 +390,7 @@ def test_remove_folder_follows_no_link(tmp_path):
     assert (tmp_path / "outside/kept").exists()
 
 
-def test_remove_of_nothing_is_nothing(tmp_path):
+def test_removing_a_missing_file_does_nothing(tmp_path):
     durable.remove(tmp_path / "none")
     durable.remove(tmp_path / "no/folder")
     with pytest.raises(StorageError):
@@ -448,7 +448,7 @@ def holder(tmp_path):
         process.kill()
 
 
-def test_a_second_process_is_told_who_holds_the_lock(tmp_path, holder):
+def test_the_error_names_the_process_that_holds_the_lock(tmp_path, holder):
     with pytest.raises(StoreLockedError, match="the store is being written by") as caught:
         FileLock(tmp_path / "lock", Path("the store"))
     assert (caught.value.pid, caught.value.host) == (holder.pid, socket.gethostname())
@@ -471,7 +471,7 @@ def test_a_holder_that_left_no_name(tmp_path, holder, content):
     assert lock_holder(tmp_path / "lock") == (None, None)
 
 
-def test_the_lock_is_given_back_once(tmp_path):
+def test_the_lock_is_released_once(tmp_path):
     lock = FileLock(tmp_path / "lock", tmp_path)
     assert lock_holder(tmp_path / "lock") == (os.getpid(), socket.gethostname())
     lock.release()

@@ -11,7 +11,7 @@ from featurestore.errors import StoreLockedError
 from featurestore.system.locks import FileLock
 
 
-def test_a_lock_is_not_given_back_while_somebody_writes_under_it(tmp_path: Path) -> None:
+def test_a_lock_is_not_released_while_a_chunk_is_written(tmp_path: Path) -> None:
     """An interrupted build gives it back from another thread than the one that writes a chunk."""
     path = tmp_path / "lock"
     lock = FileLock(path, tmp_path)

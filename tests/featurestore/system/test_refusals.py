@@ -121,7 +121,7 @@ def test_no_memory_and_no_space() -> None:
     assert found.bytes == 12345
 
 
-def test_an_error_of_the_machine_is_found_behind_what_a_library_made_of_it() -> None:
+def test_a_system_error_is_found_inside_a_librarys_error() -> None:
     def chained(cause: BaseException) -> ValueError:
         try:
             raise ValueError("cannot decode") from cause
@@ -145,7 +145,7 @@ def test_an_error_of_the_machine_is_found_behind_what_a_library_made_of_it() -> 
     assert explained(ValueError()) is None
 
 
-def test_whether_a_file_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_and_folder_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_bytes(b"")
     assert (is_file(tmp_path / "file"), is_folder(tmp_path / "file")) == (True, False)
     assert (is_file(tmp_path), is_folder(tmp_path)) == (False, True)
@@ -249,7 +249,7 @@ def test_rewritten_arrays(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found.read_chunk(name, 1)
 
 
-def test_what_a_compressed_chunk_finds_no_memory_for(
+def test_a_compressed_chunk_without_enough_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from numcodecs import zstd

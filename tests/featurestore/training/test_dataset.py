@@ -175,7 +175,7 @@ def test_a_batch_is_the_list_of_its_items(world):
     assert [len(batch) for batch in kept] == [3, 3, 3, 2]
 
 
-def test_a_batch_that_nobody_collates_is_pinned_whole(world, monkeypatch):
+def test_a_batch_without_collation_is_pinned_whole(world, monkeypatch):
     pinned = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self) or self + 0)
     items = world.open().__getitems__([2, 5])
@@ -244,7 +244,7 @@ def test_an_epoch_reaches_persistent_workers(world, start, views):
     assert not torch.equal(seen[1], seen[2])
 
 
-def test_a_copy_has_an_epoch_of_its_own(world):
+def test_a_copy_has_a_separate_epoch(world):
     dataset = world.open(views="random")
     dataset.set_epoch(3)
     for other in (copy.deepcopy(dataset), pickle.loads(pickle.dumps(dataset))):
@@ -282,7 +282,7 @@ def test_a_worker_has_the_samples_of_its_dataset_whatever_becomes_of_the_split(t
     assert torch.equal(worker.batch([6])["clip_image"], dataset.batch([6])["clip_image"])
 
 
-def test_a_pickle_of_a_store_whose_chunks_were_made_again_is_refused(tmp_path):
+def test_a_pickle_of_a_store_whose_chunks_were_rebuilt_is_refused(tmp_path):
     rows = make_store(tmp_path / "s")
     data = pickle.dumps(FeatureDataset(tmp_path / "s", ["clip_text"]))
     remake(tmp_path / "s", 1, rows)
@@ -356,7 +356,7 @@ def test_rows_of_two_states_are_never_opened_together(tmp_path, monkeypatch, par
         assert torch.equal(dataset[0][name], torch.from_numpy(other[name][0, 0]))
 
 
-def test_a_store_that_grows_while_it_is_opened_is_no_other(tmp_path, monkeypatch):
+def test_a_store_that_grows_while_it_is_opened_is_accepted(tmp_path, monkeypatch):
     rows = make_store(tmp_path / "s", chunks=[0])
     honest = sources.store_rows
 
@@ -432,13 +432,13 @@ def outcome(action):
 
 
 @pytest.mark.parametrize("items", [[0.5], ["1"], [True, False], [[1, 2]], 3, np.array([1.0])])
-def test_what_is_no_list_of_integers(world, items):
+def test_items_must_be_a_list_of_integers(world, items):
     with pytest.raises(TypeError, match="integers"):
         world.open().batch(items)
 
 
 @pytest.mark.parametrize("item", [1.0, "1", None, [1]])
-def test_what_is_no_integer(world, item):
+def test_an_item_must_be_an_integer(world, item):
     with pytest.raises(TypeError):
         world.open()[item]
 
@@ -564,7 +564,7 @@ def test_labels_that_changed_since_they_were_augmented_are_refused(
     FeatureDataset(source, labels="augmented", **given)
 
 
-def test_another_data_sets_labels_of_the_same_name_are_not_meant(world, tmp_path, monkeypatch):
+def test_labels_of_another_data_set_at_the_same_path_are_not_used(world, tmp_path, monkeypatch):
     folder = world.materialize(tmp_path / "embeddings")
     shutil.copytree(world.root / "labels", tmp_path / "labels")
     monkeypatch.chdir(tmp_path)
@@ -642,7 +642,7 @@ def test_a_growing_store_is_read_as_far_as_it_is_committed(world, tmp_path):
         raw._rows["clip_text"].take(np.array([4]), 0)
 
 
-def test_what_was_opened_while_it_grew_stays_what_it_was(tmp_path):
+def test_a_dataset_of_a_growing_store_does_not_change(tmp_path):
     rows = make_store(tmp_path / "s", chunks=[0])
     dataset = FeatureDataset(tmp_path / "s", partial=True)
     before = dataset.batch(range(4))
@@ -772,7 +772,7 @@ def test_no_complete_store(tmp_path):
         FeatureDataset(tmp_path / "s")
 
 
-def test_nothing_left(world, tmp_path):
+def test_a_split_without_samples_is_refused(world, tmp_path):
     split = tmp_path / "split.json"
     split.write_text(json.dumps({"train": [STEMS[3]], "dev": [], "test": []}))
     for part in ("train", "val"):

@@ -71,7 +71,7 @@ def test_batches_are_the_samplers(open_dataset):
             assert equal(batch, reference.batch(items))
 
 
-def test_it_goes_on_after_the_batch_in_use_and_not_the_one_ahead(open_dataset):
+def test_it_resumes_after_the_batch_in_use_and_not_the_one_ahead(open_dataset):
     def made():
         dataset = open_dataset("random")
         return DeviceBatches(dataset, FeatureBatchSampler(dataset, 8, shuffle=Shuffle(4)), "cpu")

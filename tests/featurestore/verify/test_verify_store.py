@@ -270,7 +270,7 @@ def test_a_line_of_another_form_is_a_finding(copy, key, value):
     assert any("line 3" in f.problem for f in verify(copy).findings)
 
 
-def test_posters_that_nobody_looked_at_need_no_reason(tmp_path):
+def test_posters_that_were_not_read_need_no_reason(tmp_path):
     path = tmp_path / "store"
     make_store(path)
     for number in range(3):
@@ -292,7 +292,7 @@ def extended(sound, copy):
     return copy, folder
 
 
-def test_a_damaged_addition_is_named_and_mended(sound, extended):
+def test_a_damaged_extension_is_named_and_repaired(sound, extended):
     path, folder = extended
     flip(folder / "blip2_text" / "c.0.0.0", 100)
     found = verify(path)
@@ -309,7 +309,7 @@ def test_a_damaged_addition_is_named_and_mended(sound, extended):
     assert tree(path) == tree(sound[0])
 
 
-def test_an_addition_that_cannot_be_mended_is_dropped(sound, extended):
+def test_an_irreparable_extension_is_dropped(sound, extended):
     path, folder = extended
     flip(folder / "records" / "samples.jsonl", 3)
     found = verify(path)
@@ -321,7 +321,7 @@ def test_an_addition_that_cannot_be_mended_is_dropped(sound, extended):
     assert tree(path) == tree(sound[0])
 
 
-def test_between_the_renames_of_an_addition_nothing_is_said_to_be_lost(extended):
+def test_an_unfinished_merge_is_not_reported_as_loss(extended):
     path, folder = extended
     (folder / "final").mkdir()
     (path / "zarr.json").rename(folder / "final" / "zarr.json")
@@ -334,7 +334,7 @@ def test_between_the_renames_of_an_addition_nothing_is_said_to_be_lost(extended)
     assert tree(path) == before
 
 
-def test_a_store_that_is_replaced_meanwhile_is_looked_at_again(copy, tmp_path):
+def test_a_store_that_is_replaced_meanwhile_is_checked_again(copy, tmp_path):
     """As by an addition that is put in place: the first chunks are of one store."""
     other, looks = tmp_path / "other", []
     make_store(other, seed=3, dims={"clip_image": 64, "clip_text": 128, "blip2_text": 64})
@@ -351,7 +351,7 @@ def test_a_store_that_is_replaced_meanwhile_is_looked_at_again(copy, tmp_path):
     assert found.files == 3 * 2 * 3
 
 
-def test_chunks_that_are_made_again_meanwhile_are_no_damage(tmp_path):
+def test_chunks_rebuilt_meanwhile_are_no_damage(tmp_path):
     rows, looks = make_store(tmp_path / "s"), []
 
     def replace(done, _total):
@@ -364,7 +364,7 @@ def test_chunks_that_are_made_again_meanwhile_are_no_damage(tmp_path):
     assert found.findings == []
 
 
-def test_damage_of_a_store_that_grows_is_looked_for_once(tmp_path):
+def test_a_growing_store_with_damage_is_checked_once(tmp_path):
     rows, looks = make_store(tmp_path / "s", chunks=[0, 1]), []
     flip(tmp_path / "s/clip_text/c.0.0.0", 100)
 
