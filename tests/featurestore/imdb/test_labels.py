@@ -26,8 +26,7 @@ from featurestore.imdb.labels import (
 from featurestore.imdb.labels_manifest import verify_augmented
 from featurestore.records import view_seed
 from featurestore.system import durable
-
-from .stores import killed_at
+from tests.featurestore.stores import killed_at
 
 P = "mm_imdb1_globals_aug70"
 # Copied from the published list, not from the code.

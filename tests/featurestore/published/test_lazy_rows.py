@@ -14,8 +14,7 @@ from featurestore.errors import ConfigError, CorruptStoreError, InputError
 from featurestore.imdb.materialize import materialize
 from featurestore.published.domains import DomainDataset, DomainRows
 from featurestore.storage.store import FeatureStore
-
-from .stores import make_store
+from tests.featurestore.stores import make_store
 
 STEMS = [f"{i:07d}" for i in range(14)]
 SPLIT = {"train": STEMS[:8], "dev": [], "test": STEMS[11:]}

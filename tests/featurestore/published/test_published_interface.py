@@ -23,8 +23,7 @@ from featurestore.errors import ConfigError, InputError
 from featurestore.imdb.labels import write_labels
 from featurestore.imdb.materialize import PREFIX, materialize
 from featurestore.storage.store import FeatureStore
-
-from .stores import make_store
+from tests.featurestore.stores import make_store
 
 DIMS = {"clip_image": 64, "clip_text": 128, "blip2_image": 192, "blip2_text": 64}
 STEMS = [f"{i:07d}" for i in range(14)]

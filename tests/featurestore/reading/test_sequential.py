@@ -11,8 +11,7 @@ from featurestore.reading import sequential
 from featurestore.reading.rows import store_rows
 from featurestore.reading.scaling import scale_for
 from featurestore.storage.store import FeatureStore
-
-from .stores import make_store
+from tests.featurestore.stores import make_store
 
 SAMPLES = 37
 

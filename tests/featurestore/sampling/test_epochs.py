@@ -8,8 +8,7 @@ from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from featurestore import DeviceBatches, FeatureBatchSampler, FeatureDataset, Shuffle
-
-from .stores import make_store
+from tests.featurestore.stores import make_store
 
 SAMPLES, SIZE, STEPS = 37, 8, 5
 

@@ -8,8 +8,7 @@ from torch.utils.data import DistributedSampler, RandomSampler, SequentialSample
 
 from featurestore import FeatureBatchSampler, FeatureDataset, Shard, Shuffle
 from featurestore.errors import ConfigError
-
-from .stores import make_store
+from tests.featurestore.stores import make_store
 
 SAMPLES = 47
 SETTINGS = [

@@ -13,8 +13,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from featurestore import FeatureBatchSampler, FeatureDataset, Shard, Shuffle
 from featurestore.errors import ConfigError
 from featurestore.sampling import ordering
-
-from .stores import make_store
+from tests.featurestore.stores import make_store
 
 SAMPLES, CHUNK = 101, 4
 SHUFFLES = [None, Shuffle(seed=1), Shuffle(seed=1, window=3), Shuffle(1, 3, readahead=True)]

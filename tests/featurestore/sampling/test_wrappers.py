@@ -15,8 +15,7 @@ from featurestore import (
     Shuffle,
 )
 from featurestore.errors import ConfigError
-
-from .stores import make_store
+from tests.featurestore.stores import make_store
 
 SAMPLES, CHUNK, SIZE = 61, 4, 8
 

@@ -10,8 +10,7 @@ from featurestore import (
     Residency,
     ResidentFeatures,
 )
-
-from .stores import make_store
+from tests.featurestore.stores import make_store
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 

@@ -21,8 +21,7 @@ from featurestore import (
 from featurestore.errors import ConfigError
 from featurestore.imdb.labels import write_labels
 from featurestore.training import device, resident
-
-from .stores import make_store
+from tests.featurestore.stores import make_store
 
 SAMPLES, VIEWS = 37, 4
 

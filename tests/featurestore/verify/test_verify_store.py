@@ -14,8 +14,7 @@ from featurestore.storage.store import FeatureStore
 from featurestore.storage.writer import StoreWriter
 from featurestore.verify.repair import repair
 from featurestore.verify.store import verify
-
-from .stores import commit, make_records, make_store, remake, tree
+from tests.featurestore.stores import commit, make_records, make_store, remake, tree
 
 LEDGER = "records/ledger.jsonl"
 
