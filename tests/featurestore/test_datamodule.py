@@ -166,7 +166,7 @@ def constant(tmp_path_factory):
 
 
 def test_a_dimension_without_deviation_is_divided_by_a_millionth(constant):
-    """And small deviations by themselves: nothing is added to them."""
+    """Small deviations divide unchanged: nothing is added to them."""
     root, rows = constant
     module = make_datamodule(
         "clip", embeddings=root / "embeddings", data_root=root, normalize="train_split"
@@ -219,7 +219,7 @@ def test_loaders_give_aligned_batches(make, folders, workers):
         for i in range(sizes[-1]):
             nearest = np.abs(wanted[C] - rows[C][i].numpy()).max(axis=1).argmin()
             seen.append(int(nearest))
-            for name in (I, C, I0, C0, L):  # one sample's, whatever the order
+            for name in (I, C, I0, C0, L):  # rows of one sample, in any order
                 torch.testing.assert_close(
                     rows[name][i], torch.from_numpy(wanted[name][nearest].copy())
                 )
@@ -275,7 +275,7 @@ def test_nothing_is_copied_for_all_views(tmp_path, folders):
 
 
 def anonymous_bytes():
-    """Memory of this process that is not a mapped file, which the kernel could not take back."""
+    """Memory of this process without mapped files, which the kernel could reclaim."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:")) * 1024
 
@@ -284,7 +284,7 @@ def test_an_epoch_of_all_views_takes_no_memory(tmp_path):
     count, views, bound = 512, 8, 24_000_000
     stems = [f"{i:05d}" for i in range(count)]
     dims = {"blip2_image": 768, "blip2_text": 2048}
-    # Each sample has its own number; one block of memory stands behind all of them.
+    # Each sample has another number, but all share one block of memory.
     rows = {
         n: np.broadcast_to(np.arange(count, dtype=np.float32)[:, None, None], (count, views, d))
         for n, d in dims.items()
@@ -312,7 +312,7 @@ def test_an_epoch_of_all_views_takes_no_memory(tmp_path):
 def test_labels_are_required_only_if_requested(folders, monkeypatch, tmp_path):
     monkeypatch.setenv("MMIMDB1_DIR", str(folders))
     monkeypatch.delenv("IMDB1_LABELS_DIR_23", raising=False)
-    # As the published scripts left it: in blocks, view by view.
+    # In the order of the published scripts: in blocks, view by view.
     (tmp_path / "published").mkdir()
     for file in (folders / "embeddings").iterdir():
         (tmp_path / "published" / file.name).write_bytes(file.read_bytes())
@@ -342,7 +342,7 @@ def test_labels_are_required_only_if_requested(folders, monkeypatch, tmp_path):
 
 
 def test_published_files_of_other_samples_are_refused(folders, tmp_path):
-    """Their manifest holds no hash; their index tells."""
+    """Their manifest holds no hash, but their index names the samples."""
     published = tmp_path / "published"
     shutil.copytree(folders / "embeddings", published)
     manifest = published / f"{PREFIX}_manifest.json"
@@ -374,7 +374,7 @@ def test_lightning_sets_the_epoch_of_our_batch_sampler(folders):
     assert (sampler.epoch, dataset.epoch) == (7, 7)
 
 
-@pytest.mark.filterwarnings("ignore")  # Lightning's, of a machine with so few cores
+@pytest.mark.filterwarnings("ignore")  # Lightning warns of few cores
 def test_a_trainer_resumes_in_the_middle_of_an_epoch(folders, tmp_path):
     from lightning.pytorch import LightningModule, Trainer
     from lightning.pytorch.callbacks import ModelCheckpoint

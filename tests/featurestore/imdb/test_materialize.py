@@ -88,7 +88,7 @@ def test_train_moments_come_from_the_split_only(made, tmp_path):
 
 def test_train_moments_leave_placeholders_out_as_training_does(made, tmp_path):
     path, rows = made
-    train = [0, 3, 4, 7, 10]  # 3 has no poster, 7 no synopsis: training leaves both samples out
+    train = [0, 3, 4, 7, 10]  # 3 has no poster, 7 no synopsis: training excludes both
     split = split_file(tmp_path, train=[STEMS[i] for i in train], test=[STEMS[2]])
     materialize(FeatureStore(path), tmp_path / "out", zscore="train", split_json=split)
     assert_rows(tmp_path / "out", rows, [0, 4, 10])
@@ -256,9 +256,9 @@ def test_a_second_run_into_a_folder_is_refused(made, tmp_path, monkeypatch, at):
 
 @pytest.mark.parametrize("name", ["blip2_text.npy", "blip2_image.stats.npz", "mine.npy"])
 def test_nothing_is_written_beside_files_of_other_features(made, tmp_path, name):
-    """They would be taken for rows of this store; and they may be the only ones of theirs."""
+    """Readers would attribute them to this store; and they may be the only copy."""
     out = tmp_path / "out"
-    if name == "mine.npy":  # only its manifest tells that it is one
+    if name == "mine.npy":  # recognized only by its manifest
         make_store(tmp_path / "other", dims={"mine": 64})
         materialize(FeatureStore(tmp_path / "other"), out)
     else:
@@ -276,16 +276,16 @@ def test_nothing_is_written_beside_files_of_other_features(made, tmp_path, name)
 
 def test_embeddings_are_not_written_beside_labels_of_another_seed(made, tmp_path):
     path = tmp_path / f"{PREFIX}_labels_manifest.json"
-    told = {"total_rows": 44, "views_per_sample": 4, "seed": 5}
-    path.write_text(json.dumps(told))
+    stated = {"total_rows": 44, "views_per_sample": 4, "seed": 5}
+    path.write_text(json.dumps(stated))
     with pytest.raises(InputError, match="is of another seed: 5; the store's is 123"):
         materialize(FeatureStore(made[0]), tmp_path)
-    path.write_text(json.dumps({**told, "seed": 123}))
+    path.write_text(json.dumps({**stated, "seed": 123}))
     materialize(FeatureStore(made[0]), tmp_path)
 
 
 def test_labels_of_the_published_scripts_have_the_papers_seed(made, tmp_path):
-    """Their manifest does not say it: it is a constant of theirs."""
+    """Their manifest does not record the seed, which is a constant of the scripts."""
     spec = FeatureStore(made[0]).spec
     other = tmp_path / "store"
     make_store(other)
@@ -373,7 +373,7 @@ def test_a_failure_anywhere_leaves_no_manifest_and_a_rerun_completes(made, tmp_p
     n = 0
     while True:
         n += 1
-        materialize(store, out)  # an earlier run with other numbers
+        materialize(store, out)  # an earlier run with another scale
         earlier, count = contents(out), 0
 
         def fail(operation, path, size, at=n):
@@ -388,7 +388,7 @@ def test_a_failure_anywhere_leaves_no_manifest_and_a_rerun_completes(made, tmp_p
             materialize(store, out, zscore="none")
         except StorageError:
             found = contents(out)
-            # Until its manifest is removed the earlier run is whole; after the last, this one is.
+            # The earlier run is complete until its manifest is removed; this one is, at its end.
             assert f"{PREFIX}_manifest.json" not in found or found in (earlier, golden)
             assert not list(out.glob("*.partial"))
         else:
@@ -428,5 +428,5 @@ def test_memory_does_not_grow_with_the_samples(tmp_path):
         materialize(store, tmp_path / f"out{samples}")
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    # 960 more samples are 3.9 MB of rows; what is known of each sample may take 1 kB.
+    # 960 more samples are 3.9 MB of rows; the records may take 1 kB per sample.
     assert peaks[1] - peaks[0] < 1_000_000

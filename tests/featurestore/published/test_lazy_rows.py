@@ -1,4 +1,4 @@
-"""Rows of a domain are the tensor of the same rows; only what is needed of them is read."""
+"""Lazy rows of a domain equal the tensor of the same rows, and read only what is needed."""
 
 import copy
 import json
@@ -199,7 +199,7 @@ def test_a_tensor_dataset_of_rows_reads_what_its_batches_need(module, wanted, re
     assert sum(read) == 2 * 5
     assert torch.equal(image, wanted[:5])
     assert text.shape == (5, 128)
-    held = TensorDataset(data[IMAGE].contiguous())  # in memory, as the published evaluation does it
+    held = TensorDataset(data[IMAGE].contiguous())  # in memory, as in the published evaluation
     assert torch.equal(held.tensors[0], wanted)
 
 
@@ -230,7 +230,7 @@ def test_nothing_changes_rows_in_place(rows, wanted):
     with pytest.raises(TypeError):
         rows[0] = 1
     name = rows
-    name += 1  # another object, as for any number
+    name += 1  # creates a new object, as for any number
     assert torch.equal(name, wanted + 1)
     assert torch.equal(rows.tensor(), wanted)
 

@@ -1,4 +1,4 @@
-"""What scripts for the published datamodule name: keywords, variables, classes and attributes."""
+"""The names that scripts for the published datamodule use: keywords, variables, attributes."""
 
 import itertools
 import json
@@ -42,7 +42,7 @@ I, C, I0, C0, L = (  # noqa: E741  the names of formats.md
     "caption_embeddings_clean",
     "labels",
 )
-# In the order in which the published code makes them.
+# In the order of the published code.
 TRAIN_KEYS = [
     *({I}, {C}, {I, C}, {I0}, {C0}, {I, I0}, {C, C0}, {I, C, I0, C0}),
     *({L}, {I, C, L}, {I, C, I0, C0, L}),
@@ -252,7 +252,7 @@ def test_samples_of_a_small_split_are_all_it_has(surroundings):
 
 
 class InMemory(Dataset):
-    """One set of domains as the published code holds it: tensors."""
+    """One set of domains as tensors, as in the published code."""
 
     def __init__(self, domain_data):
         self.domain_data = domain_data
@@ -313,9 +313,9 @@ def test_published_files_of_another_name_are_read(surroundings, tmp_path):
     assert_equal_groups(make_datasets(*paths)[0], make_datamodule_clip_aug70().train_datasets)
 
 
-@pytest.mark.filterwarnings("ignore")  # Lightning's, of a machine with so few cores
+@pytest.mark.filterwarnings("ignore")  # Lightning warns of few cores
 def test_a_small_set_is_validated_when_steps_are_counted(surroundings):
-    """What docs/training.md says: after every epoch otherwise, and never a part of a batch."""
+    """As docs/training.md says: otherwise after every epoch, and never with a partial batch."""
     from lightning.pytorch import LightningModule, Trainer
 
     class Model(LightningModule):

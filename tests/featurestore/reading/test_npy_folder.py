@@ -82,11 +82,11 @@ def test_another_zscore_than_the_files_have(world, tmp_path, written):
         with pytest.raises(ConfigError, match=f"--zscore {written}") as caught:
             FeatureDataset(folder, zscore=zscore, split_json=world.split)
         assert len(str(caught.value).splitlines()) <= 4
-    assert len(FeatureDataset(folder, zscore=written)) == 9  # what was done needs no split
+    assert len(FeatureDataset(folder, zscore=written)) == 9  # the scale of the files needs no split
 
 
 def test_files_of_the_published_scripts(world, copy):
-    """Their manifest has the first keys only, and the rows of their index come in another order."""
+    """Their manifest lacks the additional keys, and their index has another order."""
 
     def published(manifest):
         for key in list(manifest)[list(manifest).index("index_csv") + 1 :]:
@@ -100,7 +100,7 @@ def test_files_of_the_published_scripts(world, copy):
     with path.open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([head, *rows])
     dataset = FeatureDataset(copy, split="train", split_json=world.split)
-    assert dataset.indices.tolist() == SPLIT["train"]  # it names no placeholders
+    assert dataset.indices.tolist() == SPLIT["train"]  # the manifest names no placeholders
     assert dataset.stems == [STEMS[i] for i in SPLIT["train"]]
     expected = world.open(split="train", split_json=world.split).batch(range(4))
     assert torch.equal(dataset.batch(range(4))["clip_text"], expected["clip_text"])
@@ -108,12 +108,12 @@ def test_files_of_the_published_scripts(world, copy):
         FeatureDataset(copy, checksum=True)
 
 
-def test_augmented_labels_lie_beside_the_files(world, copy):
+def test_augmented_labels_are_in_the_same_folder(world, copy):
     write_augmented_labels(world.root / "labels", copy, 4)
     every = np.load(copy / f"{PREFIX}_labels.npy").reshape(11, 4, 23)
     found = FeatureDataset(copy, views="all", labels="augmented").batch(range(9))["labels"]
     np.testing.assert_array_equal(found.numpy(), every[GOOD])
-    (copy / f"{PREFIX}_labels_manifest.json").unlink()  # half written
+    (copy / f"{PREFIX}_labels_manifest.json").unlink()  # an unfinished run
     made = FeatureDataset(copy, views="all", labels="augmented", labels_dir=world.root / "labels")
     np.testing.assert_array_equal(made.batch(range(9))["labels"].numpy(), every[GOOD])
 

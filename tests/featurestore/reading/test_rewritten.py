@@ -1,4 +1,4 @@
-"""A feature's array that somebody rewrote with other codecs, through zarr-python."""
+"""A feature's array that was rewritten with other codecs, through zarr-python."""
 
 import json
 import pickle
@@ -30,7 +30,7 @@ WAYS = {
 
 
 def rewrite(store, name="clip_image", change=lambda values: values, **options):
-    """Replaces an array by one of the same values, as anyone would with zarr alone."""
+    """Replaces an array by one of the same values, written with zarr alone."""
     values = change(zarr.open_array(store / name, mode="r")[:])
     shutil.rmtree(store / name)
     options = {"chunks": (4, *values.shape[1:])} | options
@@ -98,7 +98,7 @@ def test_a_damaged_file_is_never_a_number(world, copy, way, damage):
     flipped = bytearray(data)
     flipped[len(data) // 2] ^= 16
     if damage == "delete":
-        path.unlink()  # to zarr, a chunk of NaN
+        path.unlink()  # zarr reads a missing chunk as NaN
     else:
         path.write_bytes({"flip": flipped, "half": data[: len(data) // 2], "empty": b""}[damage])
     dataset = FeatureDataset(copy, views="all", zscore="none", bad_samples="include")

@@ -1,4 +1,4 @@
-"""Consecutive samples that come from the disk: the same rows, read another way."""
+"""Consecutive samples read from files equal the rows of the mapping."""
 
 import os
 
@@ -24,7 +24,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def reads(monkeypatch):
-    """What is read from files: the first sample and how many."""
+    """The reads from files: the first sample and the number of samples of each."""
     seen, real = [], sequential.FilesInOrder.read
 
     def read(self, first, out):

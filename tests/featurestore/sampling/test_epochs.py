@@ -1,4 +1,4 @@
-"""Which epoch an iterator takes: that of a state, that of set_epoch, or the next."""
+"""The epoch of an iterator: that of a state, that of set_epoch, or the next."""
 
 import itertools
 
@@ -60,11 +60,11 @@ def read(batches):
     return torch.cat([batch["clip_image"] for batch in batches])
 
 
-# Walks over the sampler itself ------------------------------------------------------------------
+# Iterating the sampler itself -------------------------------------------------------------------
 
 
 def epochs_of(*walks):
-    """The epoch of each list of batches, found by its order."""
+    """The epoch of each list of batches, recognized by its order."""
     orders = []
     for epoch in range(12):
         sampler = FeatureBatchSampler(range(SAMPLES), SIZE)
@@ -85,7 +85,7 @@ def test_an_iterator_takes_the_next_epoch_however_the_last_one_was_left(dataset)
     assert (sampler.epoch, dataset.epoch) == (1, 0)  # workers may still be reading for epoch 0
     counted = [batch for batch, _ in zip(sampler, range(STEPS), strict=False)]
     it = iter(sampler)
-    exactly = [next(it) for _ in range(STEPS)]  # nobody asks for a sixth batch
+    exactly = [next(it) for _ in range(STEPS)]  # a sixth batch is never requested
     sliced = list(itertools.islice(sampler, 2))
     broken = []
     for batch in sampler:
@@ -110,7 +110,7 @@ def test_set_epoch_chooses_the_next_iterators_epoch_and_no_later_one(dataset):
     assert (sampler.epoch, dataset.epoch) == (7, 7)
     assert epochs_of(list(sampler), list(sampler)) == [7, 8]
     sampler.set_epoch(2)
-    for _ in range(3):  # the same again, whenever it is asked for
+    for _ in range(3):  # the same epoch each time
         walk = itertools.islice(sampler, 2)
         assert epochs_of(list(walk)) == [2]
         sampler.set_epoch(2)
@@ -176,7 +176,7 @@ def test_each_way_to_leave_an_epoch_gives_other_rows_next(dataset, reference, ki
     [(_, loader)] = loaders(dataset, [kind])
     for epoch in range(2):
         it = iter(loader)
-        rows = read([next(it) for _ in range(len(loader))])  # nobody asks for one more
+        rows = read([next(it) for _ in range(len(loader))])  # no further batch is requested
         assert torch.equal(rows, reference(epoch))
     assert torch.equal(read(itertools.islice(loader, 2)), reference(2, stop=2))
     for batch in loader:

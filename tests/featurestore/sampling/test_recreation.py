@@ -1,4 +1,4 @@
-"""A batch sampler that is created again from a sampler and two settings, as Lightning does it."""
+"""A batch sampler that is recreated from a sampler and two settings, as by Lightning."""
 
 import json
 import pickle

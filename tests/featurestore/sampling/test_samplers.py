@@ -34,7 +34,7 @@ def dataset(store):
 
 
 class Items:
-    """A dataset as far as most samplers care."""
+    """A dataset with only a length, which is enough for most samplers."""
 
     def __init__(self, count):
         self.count = count
@@ -47,11 +47,11 @@ def flat(batches):
     return [item for batch in batches for item in batch]
 
 
-# What is drawn ----------------------------------------------------------------------------------
+# Random orders ----------------------------------------------------------------------------------
 
 
 def philox(key, counter):
-    """Philox4x64-10 as its paper has it: four 64-bit numbers."""
+    """Philox4x64-10 as in its paper: four 64-bit numbers."""
     low, (x, y) = 2**64 - 1, key
     a, b, c, d = counter
     for _ in range(10):
@@ -112,7 +112,7 @@ def test_a_window_reads_its_chunks_alone_and_mixes_them(dataset):
     assert not np.array_equal(sampler.order(), order)
 
 
-# Who gets what ----------------------------------------------------------------------------------
+# Shards -----------------------------------------------------------------------------------------
 
 
 @settings(deadline=None, max_examples=200)
@@ -167,7 +167,7 @@ def test_ranks_share_an_epoch(count, ranks, size, even, shuffled, drop_last):
             assert sampler.weight(step) == pytest.approx(len(epoch[step]) * ranks / whole)
 
 
-def test_a_rank_with_one_item_less_still_makes_as_many_batches():
+def test_a_rank_with_one_item_less_has_as_many_batches():
     sizes = []
     for rank in range(2):
         sampler = FeatureBatchSampler(Items(23), 11, shard=Shard(rank, 2))
@@ -184,7 +184,7 @@ def test_windows_are_shared_without_loss_and_near_the_disk(dataset, shuffle):
     assert sorted(flat(epochs)) == list(range(SAMPLES))
     if shuffle is not None and shuffle.window:
         chunks = [set(dataset.indices[epoch] // CHUNK) for epoch in epochs]
-        assert all(len(c) <= 26 // 3 + 2 for c in chunks)  # of 26; the rest is the others'
+        assert all(len(c) <= 26 // 3 + 2 for c in chunks)  # of 26; the rest belongs to other ranks
 
 
 @pytest.mark.parametrize("arguments", [(2, 2), (-1, 2), (0, 0), (0, 1, "some")])
@@ -225,7 +225,7 @@ def test_a_plain_loader_reads_an_epoch(dataset, workers):
     assert torch.equal(rows, dataset.batch(found)["clip_image"])
 
 
-# Going on in the middle -------------------------------------------------------------------------
+# Resuming in an epoch ---------------------------------------------------------------------------
 
 
 def make_loader(store, workers, shuffle=SHUFFLES[2]):
@@ -236,7 +236,7 @@ def make_loader(store, workers, shuffle=SHUFFLES[2]):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_stateful_loader_resumes_after_every_step(store, workers):
-    """Whole tails, random views included, in the second epoch and into the third."""
+    """The rest of the second epoch and the third, random views included."""
     loader = make_loader(store, workers)
     for _ in loader:
         pass
@@ -268,12 +268,12 @@ def test_a_sampler_alone_resumes_after_every_step(dataset, shuffle):
     for step, state in enumerate(states):
         resumed = FeatureBatchSampler(dataset, 10, shuffle=shuffle)
         resumed.load_state_dict(state)
-        iter(resumed)  # loaders make one that they never start
+        iter(resumed)  # loaders create one that they never start
         assert list(resumed) == batches[step:]
         assert resumed.epoch == 1
 
 
-def test_the_state_of_one_rank_does_for_all(dataset):
+def test_the_state_of_one_rank_is_enough_for_all(dataset):
     ranks = [FeatureBatchSampler(dataset, 10, shard=Shard(rank, 2)) for rank in range(2)]
     walks = [iter(rank) for rank in ranks]
     for walk in walks:
@@ -362,7 +362,7 @@ def test_chunks_are_requested_before_their_window_and_once(dataset, monkeypatch)
     asked.clear()
     sampler.load_state_dict(sampler.state_dict() | {"epoch": 0, "batch": 10})
     list(sampler)
-    assert 0 < len(asked) < 8  # those that are done are left out
+    assert 0 < len(asked) < 8  # chunks that are done are skipped
 
 
 def test_shuffle_is_no_boolean(dataset):

@@ -40,7 +40,7 @@ PICKED = list(range(0, SAMPLES, 2))
 
 
 class Doubled(Dataset):
-    """A wrapper as people write them."""
+    """A typical custom wrapper."""
 
     def __init__(self, dataset):
         self.dataset = dataset

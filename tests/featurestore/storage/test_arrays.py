@@ -27,7 +27,7 @@ def write(root, spec=SPEC, values=VALUES) -> None:
 
 
 def crc32c_by_bits(data: bytes) -> int:
-    """CRC-32C written from RFC 3720's polynomial, bit by bit."""
+    """CRC-32C computed bit by bit from the polynomial of RFC 3720."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc ^= byte
@@ -99,7 +99,7 @@ def test_read_chunk_drops_the_filling_and_cannot_be_written(tmp_path):
 
 def test_every_flipped_byte_is_found(tmp_path):
     write(tmp_path)
-    path = tmp_path / SPEC.file(2)  # the filling counts as well
+    path = tmp_path / SPEC.file(2)  # the checksum includes the padding
     data = bytearray(path.read_bytes())
     for offset in range(len(data)):
         data[offset] ^= 1 << offset % 8

@@ -1,4 +1,4 @@
-"""A store whose chunks are compressed: smaller, not mapped, and the same in all else."""
+"""A store with compressed chunks: smaller and not mapped, but otherwise equal."""
 
 import shutil
 
@@ -98,7 +98,7 @@ def test_a_growing_archive(archive, tmp_path):
     with StoreWriter(tmp_path / "s", take_lock(tmp_path / "s")) as writer:
         commit(writer, [0, 2], rows, make_records(writer.spec, BAD))
         writer.finish()
-    # Chunk 1 was made without the bad sample's record; all files are the archive's.
+    # Chunk 1 was built without the bad sample's record; all files are the archive's.
     one, other = tree(tmp_path / "s"), tree(archive[0])
     assert [n for n in other if one.get(n) != other[n]] == ["records/ledger.jsonl"]
 

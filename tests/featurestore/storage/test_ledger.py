@@ -11,7 +11,7 @@ from featurestore.storage.ledger import ChunkEntry, Ledger, format_entry, parse_
 
 CHUNKS, ROWS = 4, 2
 
-# Every string that a file name or its decoding may give: undecodable bytes are low surrogates.
+# Every string that decoding a file name may give: undecodable bytes are low surrogates.
 strings = st.text(
     st.one_of(
         st.characters(exclude_categories=["Cs"]),
@@ -170,7 +170,7 @@ def test_a_last_line_torn_at_any_length_is_dropped(tmp_path):
 
 @pytest.mark.parametrize("behind", [b"\x0b", b" ", b"\0", b"\x8a", b"\x0b{", b"\0" * 9])
 def test_more_than_a_whole_line_is_no_torn_one(tmp_path, behind):
-    """An append that was cut off stops in its line: here its line feed became something else."""
+    """A torn append ends within its line, so here the line feed was damaged."""
     write(tmp_path, lines(0, 1) + lines(2)[:-1] + behind)
     with pytest.raises(CorruptStoreError, match="line 3 is whole, but no line feed ends it"):
         read(tmp_path)

@@ -14,7 +14,7 @@ rows_of = hnp.arrays(
 
 
 def assert_same(found: Moments, rows: np.ndarray) -> None:
-    """Compares with NumPy's own mean and deviation in extended precision."""
+    """Compares with NumPy's mean and deviation in extended precision."""
     wide = rows.astype(np.longdouble)
     largest = max(float(np.abs(wide).max()), 1e-300)
     assert found.count == len(rows)
@@ -51,7 +51,7 @@ def test_a_small_spread_far_from_zero():
     expected = rows.astype(np.longdouble).std(0)
     np.testing.assert_allclose(found.sigma, expected, rtol=1e-6)
     naive = np.sqrt(np.abs((rows**2).mean(0) - rows.mean(0) ** 2))
-    assert (np.abs(naive / expected - 1) > 0.1).all()  # the case is as hard as it claims to be
+    assert (np.abs(naive / expected - 1) > 0.1).all()  # confirms that the case is hard
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, -1e-30, 1e8, 3.0e38, np.float32(1) / 3])

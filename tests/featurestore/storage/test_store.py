@@ -58,7 +58,7 @@ def edit_root(path, change) -> None:
 
 @pytest.fixture(scope="module")
 def golden(tmp_path_factory):
-    """An undisturbed store and its rows; not to be changed."""
+    """A complete store and its rows, which tests must not change."""
     path = tmp_path_factory.mktemp("golden") / "store"
     return path, make_store(path, bad=BAD)
 
@@ -228,7 +228,7 @@ def test_what_does_not_fit_the_store_is_refused_before_any_write(tmp_path, case)
         assert tree(tmp_path / "s") == before
 
 
-# --- what is at a path ---
+# --- the state of a path ---
 
 
 def test_state_absent_and_empty(tmp_path):
@@ -240,14 +240,14 @@ def test_state_store(golden):
     assert state_of(golden[0]) == "store"
 
 
-@pytest.mark.parametrize("kind", ["file", "dangling", "foreign", "zarr", "lock-beside-work"])
+@pytest.mark.parametrize("kind", ["file", "dangling", "unknown", "zarr", "lock-beside-work"])
 def test_state_of_unknown_files(tmp_path, kind):
     path = tmp_path / "s"
     if kind == "file":
         path.write_text("thesis")
     elif kind == "dangling":
         path.symlink_to(tmp_path / "nowhere")
-    elif kind == "foreign":
+    elif kind == "unknown":
         path.mkdir()
         (path / "thesis.tex").write_text("x")
     elif kind == "zarr":  # another program's group must not be taken for a store to overwrite
@@ -276,7 +276,7 @@ def test_erase_leaves_an_unfinished_store_with_its_lock(tmp_path):
     lock = take_lock(tmp_path / "s")
     (tmp_path / "s/records/runs/log").write_text("kept")
     erase(tmp_path / "s")
-    # What the store did not make is not the store's to delete.
+    # Files that the store did not create must not be deleted.
     assert tree(tmp_path / "s") == {".DS_Store": b"x", "link/": b"", "records/": b""}
     assert (tmp_path / "s/records/runs/log").read_text() == "kept"
     assert (tmp_path / "outside/kept").exists()
@@ -531,7 +531,7 @@ def test_a_damaged_record(damaged, change):
 
 
 def test_features_that_are_no_longer_built_are_still_erased(tmp_path):
-    """Older stores may have them: what is left of one would be taken for a stranger's."""
+    """Older stores may have them: their remains would otherwise count as unknown files."""
     path = tmp_path / "s"
     make_store(path, dims={"view": 64, "bad": 64})
     lock = take_lock(path)

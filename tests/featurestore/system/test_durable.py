@@ -438,7 +438,7 @@ HOLDER = """if True:
 
 @pytest.fixture
 def holder(tmp_path):
-    """Another process that holds the lock at ``tmp_path / "lock"``."""
+    """Starts a process that holds the lock at ``tmp_path / "lock"``."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDER, tmp_path / "lock"], stdout=subprocess.PIPE, text=True
     )
@@ -476,7 +476,7 @@ def test_the_lock_is_released_once(tmp_path):
     assert lock_holder(tmp_path / "lock") == (os.getpid(), socket.gethostname())
     lock.release()
     other = FileLock(tmp_path / "lock", tmp_path)
-    lock.release()  # must not close a descriptor that is another's by now
+    lock.release()  # must not close a descriptor that was reused
     assert lock_holder(tmp_path / "lock") == (os.getpid(), socket.gethostname())
     other.release()
     assert lock_holder(tmp_path / "lock") is None
@@ -489,7 +489,7 @@ def test_no_lock_without_its_folder(tmp_path):
 
 
 def test_only_a_build_promises_that_nothing_is_lost(tmp_path, monkeypatch):
-    """An export's file has nothing to do with a store's chunks."""
+    """The file of an export is not part of a store."""
     for number in (errno.EACCES, errno.ENOSPC):
         fail_at(monkeypatch, 1, number)
         with pytest.raises(StorageError) as caught:

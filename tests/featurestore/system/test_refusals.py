@@ -1,4 +1,4 @@
-"""What the system refuses is never damage: real limits in processes of their own, and each error.
+"""Refusals by the system are never damage: real limits in separate processes, and each error.
 
 Every child here opens a sound store under a limit that is too low for it. It must say what is
 lacking, and leave every byte of the store as it was.
@@ -93,7 +93,7 @@ MACHINE = (
 )
 
 
-# The errors -----------------------------------------------------------------------------------
+# The errors -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", MACHINE)
@@ -155,7 +155,7 @@ def test_file_and_folder_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         is_file(tmp_path / "file")
 
 
-# Readers and verify ---------------------------------------------------------------------------
+# Readers and verify -----------------------------------------------------------------------------
 
 READERS: dict[str, Callable[[Path], object]] = {
     "open": FeatureStore,
@@ -166,7 +166,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "state": state_of,
     "verify": verify,
 }
-# What each of them must open or ask for.
+# The files that each reader must open.
 TOUCHED: dict[str, tuple[str, ...]] = {
     "zarr.json": ("open", "read_chunk", "moments", "dataset", "writer", "verify"),
     "records/ledger.jsonl": ("open", "read_chunk", "moments", "dataset", "writer", "verify"),
@@ -226,7 +226,7 @@ def test_a_missing_file_is_damage_still(store: Path) -> None:
 
 
 def test_rewritten_arrays(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What zarr could not open is no damage either, nor what it found no memory for."""
+    """Arrays that zarr cannot open, or has no memory for, are not damaged."""
     name = "clip_image"
     rows = zarr.open_array(store / name, mode="r")[:]
     spec = zarr.open_array(store / name, mode="r")
@@ -284,7 +284,7 @@ def test_mapping_that_the_kernel_refuses(store: Path, monkeypatch: pytest.Monkey
     FeatureDataset(store, zscore="none")
 
 
-# Materialized files and inputs ----------------------------------------------------------------
+# Materialized files and inputs ------------------------------------------------------------------
 
 
 def test_materialized_files(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,7 +304,7 @@ def test_materialized_files(store: Path, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_inputs(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An input that cannot be read has not changed, as far as anybody knows."""
+    """An unreadable input is not reported as changed."""
     data = tmp_path / "data"
     data.mkdir()
     for sample in FeatureStore(store).samples:
@@ -317,7 +317,7 @@ def test_inputs(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert caught.value.path.name == name
 
 
-# Real limits ----------------------------------------------------------------------------------
+# Real limits ------------------------------------------------------------------------------------
 
 CHILD = """
 import os, resource, sys
@@ -359,7 +359,7 @@ resource.setrlimit(resource.RLIMIT_AS, (used + (6 << 20), -1))
     ids=["files", "memory"],
 )
 def test_a_real_limit(tmp_path: Path, limit: str, read: str, mapped: str) -> None:
-    """A dataset and ``verify --repair`` say what is lacking, and nothing is dropped."""
+    """A dataset and ``verify --repair`` report the lacking resource, and nothing is dropped."""
     store = tmp_path / "store"
     # A chunk of 16 MiB, which does not fit under the limit.
     make_store(store, samples=1024, views=64, chunk=1024, dims={"clip_image": 64})

@@ -1,4 +1,4 @@
-"""Memory of results is used again, and never while anybody can still see it."""
+"""Memory of results is reused, but never while an array still refers to it."""
 
 import gc
 import os

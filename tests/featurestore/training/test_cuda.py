@@ -1,4 +1,4 @@
-"""Batches on a real GPU, where there is one."""
+"""Batches on a real GPU; skipped without one."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def folder(tmp_path_factory):
 
 
 def busy(milliseconds):
-    """Work that keeps the current stream from the next piece for a while."""
+    """Work that occupies the current stream for a while."""
     torch.cuda._sleep(int(1e6 * milliseconds))
 
 

@@ -84,7 +84,7 @@ def test_rows_are_those_of_the_files_to_the_last_bit(world, tmp_path, zscore):
 def test_train_zscore_uses_only_the_rows_that_are_trained_on(world, name, bad_samples):
     """Not those of sample 3, whose poster is a placeholder: training leaves out its text too.
 
-    One scale for all parts, whatever each of them keeps.
+    All parts share one scale, independent of the samples that each keeps.
     """
     trained = FeatureDataset(world.store, split="train", split_json=world.split).indices
     assert trained.tolist() == [0, 5, 9]
@@ -169,7 +169,7 @@ def test_a_batch_is_the_list_of_its_items(world):
     whole, apart = default_collate(items), default_collate(list(items))
     assert list(whole) == list(apart) == ["clip_image", "clip_text", "index"]
     assert all(torch.equal(whole[name], apart[name]) for name in whole)
-    # Not taken apart: that would be ten times the work of reading.
+    # The batch is not split into items, which would take ten times the work of reading.
     assert whole["clip_text"] is items.stacked["clip_text"]
     kept = DataLoader(dataset, batch_size=3, collate_fn=lambda batch: [dict(i) for i in batch])
     assert [len(batch) for batch in kept] == [3, 3, 3, 2]
@@ -271,7 +271,7 @@ def written_split(path, **parts):
     return path
 
 
-def test_a_worker_has_the_samples_of_its_dataset_whatever_becomes_of_the_split(tmp_path):
+def test_a_worker_keeps_the_samples_of_its_dataset_if_the_split_changes(tmp_path):
     make_store(tmp_path / "s", bad={2: [BadInput(2, "image", "truncated", "")]})
     split = written_split(tmp_path / "split.json", train=range(8), dev=[8], test=[9, 10])
     dataset = FeatureDataset(tmp_path / "s", split="train", split_json=split, zscore="train")
@@ -337,7 +337,7 @@ def test_a_pickle_of_another_version_is_refused(tmp_path):
 
 @pytest.mark.parametrize("partial", [False, True])
 def test_rows_of_two_states_are_never_opened_together(tmp_path, monkeypatch, partial):
-    """Between the first feature and the second a chunk is made again."""
+    """A chunk is rebuilt between the opening of the first feature and the second."""
     rows = make_store(tmp_path / "s")
     other = {name: values + 1 for name, values in rows.items()}
     honest = sources.store_rows
@@ -444,7 +444,7 @@ def test_an_item_must_be_an_integer(world, item):
 
 
 def test_a_pickle_brings_the_scale_of_the_training_split(world, monkeypatch):
-    """Else every spawned worker would read the whole split again."""
+    """Otherwise every spawned worker would read the whole split again."""
     split = {"zscore": "train", "split": "test", "split_json": world.split}
     dataset = world.open(**split)
     data = pickle.dumps(dataset)
@@ -545,7 +545,7 @@ def test_augmented_labels_of_another_seed_are_refused(world, labels):
 def test_labels_that_changed_since_they_were_augmented_are_refused(
     world, labels, tmp_path, monkeypatch, place
 ):
-    """Wherever the clean labels are known to be: named, beside the others, or as once typed."""
+    """The clean labels are in ``labels_dir``, in the same folder, or where the manifest says."""
     monkeypatch.chdir(tmp_path)
     folder = labels if place == "beside" else world.materialize(tmp_path / "embeddings")
     write_augmented_labels(Path("labels"), folder, 4)

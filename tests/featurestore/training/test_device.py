@@ -1,7 +1,7 @@
 """Batches on a device: in step with the sampler, and resident ones equal to what the store gives.
 
 CUDA itself is not here. What its lane does with buffers, streams and events is run with a stand-in
-for torch.cuda that keeps the order of what it was told, and copies late, as a GPU may.
+for torch.cuda that keeps the order of its commands, and copies late, as a GPU may.
 """
 
 import types
@@ -105,7 +105,7 @@ def test_devices_that_are_not_there(open_dataset, name):
 
 
 class FakeGpu:
-    """A GPU that does a stream's work only when somebody waits for it."""
+    """A fake GPU that does a stream's work only when the host waits for it."""
 
     def __init__(self, monkeypatch):
         self.log, self.queue, self.current = [], [], "compute"
@@ -252,14 +252,14 @@ def test_what_is_read_in_inference_mode_can_be_trained_from(open_dataset):
         torch.testing.assert_close(weight.grad, rows.sum(0))
 
 
-def test_the_epoch_reaches_what_is_read_whatever_the_sampler_is_of(open_dataset):
+def test_the_epoch_reaches_the_source_if_the_sampler_has_another_dataset(open_dataset):
     source, other = open_dataset("random"), open_dataset("random")
     loader = DeviceBatches(source, FeatureBatchSampler(other, 8), "cpu")
     reference = open_dataset("random")
     for epoch in range(3):
         reference.set_epoch(epoch)
         for batch in loader:
-            # Nobody else's samples: each is found by its index.
+            # The rows belong to the samples that the index names.
             assert equal(batch, reference.batch(batch["index"].numpy()))
     loader.set_epoch(7)
     assert source.epoch == other.epoch == 7
@@ -307,7 +307,7 @@ def test_what_is_kept_twice_or_read_ahead_is_refused(open_dataset):
 
 
 def views_of(dataset, found, items):
-    """Which view each row is, int64 like the rows without D; the same for every feature."""
+    """The view of each row, int64 like the rows without D; the same for every feature."""
     wanted = dataset.batch(items)
     number = None
     for name in dataset.features:

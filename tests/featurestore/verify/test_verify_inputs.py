@@ -1,4 +1,4 @@
-"""``verify --verify-inputs``: every file that is not what the store was made from, by name."""
+"""``verify --verify-inputs`` names every file that has changed since the store was built."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Change = Callable[[Path], object]
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A data folder with a synopsis that is no JSON and an odd name, and a store of texts."""
+    """A data folder with a synopsis that is not JSON and an odd name, and a store of texts."""
     folder = tmp_path_factory.mktemp("inputs")
     data = make_data(folder / "data")
     (data / "0000003.json").write_text("{")
@@ -42,7 +42,7 @@ def compare(store: Path, data: Path) -> InputVerification:
 
 
 def test_nothing_changed(made: tuple[Path, Path], data: Path) -> None:
-    """No poster was looked at, and a synopsis that is no JSON is known all the same."""
+    """No poster was read, and a synopsis that is not JSON has a digest nevertheless."""
     found = compare(made[1], data)
     assert (found.compared, found.unknown, found.changed) == (SAMPLES + 1, SAMPLES + 1, [])
 
@@ -83,14 +83,14 @@ def test_each_change_is_named(
         change(data / name)
     found = compare(made[1], data)
     assert [name for name, _ in found.changed] == names
-    assert all(told.startswith(problem) for _, told in found.changed)
+    assert all(reported.startswith(problem) for _, reported in found.changed)
     assert found.compared == SAMPLES + 1
 
 
 def test_only_committed_samples_are_compared(
     made: tuple[Path, Path], data: Path, tmp_path: Path
 ) -> None:
-    """Of the others nothing is known: the last chunk alone is there, which is not full."""
+    """Only the last chunk, which is not full, is committed; other samples have no digests."""
     store = tmp_path / "store"
     shutil.copytree(made[1], store)
     ledger = store / "records/ledger.jsonl"

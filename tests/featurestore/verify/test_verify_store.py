@@ -136,7 +136,7 @@ def test_each_byte_of_a_ledger_line_counts(sound, tmp_path):
 
 
 def sign(line):
-    """The line with a checksum that fits, as a clever vandal would write it."""
+    """The changed line with a matching checksum."""
     body = json.loads(line)
     body.pop("crc32c")
     text = json.dumps(body)[:-1].encode()
@@ -169,7 +169,7 @@ def test_a_chunk_named_twice_is_found(copy):
 
 
 def overwrite_chunk(path, name, chunk, change):
-    """Replaces rows and all their checksums: only the moments can tell."""
+    """Replaces rows and all their checksums, so that only the moments differ."""
     file = f"{name}/c.{chunk}.0.0"
     rows = np.frombuffer((path / file).read_bytes()[:-4], "<f4").copy()
     change(rows)
@@ -277,12 +277,12 @@ def test_posters_that_were_not_read_need_no_reason(tmp_path):
     assert verify(path).findings == []
 
 
-# A store that is added to -----------------------------------------------------------------------
+# Extensions -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def extended(sound, copy):
-    """The store with an addition that is half made: another feature, one of three chunks."""
+    """The store with an unfinished extension: another feature, one of three chunks."""
     folder = copy / "records" / "extension"
     make_store(folder, dims={"blip2_text": 128}, chunks=[0])
     found = verify(copy)
@@ -334,7 +334,7 @@ def test_an_unfinished_merge_is_not_reported_as_loss(extended):
 
 
 def test_a_store_that_is_replaced_meanwhile_is_checked_again(copy, tmp_path):
-    """As by an addition that is put in place: the first chunks are of one store."""
+    """As in the merge of an extension: the check sees chunks of two stores."""
     other, looks = tmp_path / "other", []
     make_store(other, seed=3, dims={"clip_image": 64, "clip_text": 128, "blip2_text": 64})
 
