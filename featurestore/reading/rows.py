@@ -18,7 +18,7 @@ from featurestore.reading.npy import map_npy
 from featurestore.reading.npy_folder import NpyFolder
 from featurestore.reading.sequential import FilesInOrder
 from featurestore.reading.views import View
-from featurestore.storage.codecs import FOREIGN
+from featurestore.storage.codecs import REWRITTEN
 from featurestore.storage.moments import Scale
 from featurestore.storage.store import FeatureStore
 from featurestore.system.durable import size_of
@@ -114,7 +114,7 @@ def store_rows(
     spec, array = store.spec, store.array(feature)
     n, v, d = array.shape
     source: Blocks
-    if array.codec != FOREIGN:  # the files of a rewritten array have other lengths
+    if array.codec != REWRITTEN:  # the files of a rewritten array have other lengths
         _require_lengths(store, feature, chunks)
     if array.is_mappable:
         files = [f"{store.path}/{array.file(chunk)}" for chunk in chunks]

@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featurestore.errors import CorruptStoreError, ManyViewsError
-from featurestore.storage.codecs import FOREIGN, NONE, codec_documents, compress, decompress
+from featurestore.storage.codecs import NONE, REWRITTEN, codec_documents, compress, decompress
 from featurestore.system.durable import PARTIAL, read_bytes
 from featurestore.system.refusals import is_folder, machine_error, refusal, status_of
 from featurestore.wording import first_line
@@ -65,7 +65,7 @@ class ArraySpec:
         shape: the array's shape.
         rows: the number of rows of the first axis in a chunk.
         dtype: the data type, ``<f4`` or ``<f8``; the fill value is NaN.
-        codec: ``none``, ``zstd``, or ``foreign`` for an array that was rewritten.
+        codec: ``none``, ``zstd``, or ``rewritten`` for an array that was rewritten.
     """
 
     name: str
@@ -177,8 +177,8 @@ def read_chunk(
         CorruptStoreError: the file is missing, has another size or fails its checksum.
         StorageError: the file cannot be read, or there is not enough memory.
     """
-    if spec.codec == FOREIGN:
-        return _read_foreign(root, spec, chunk, committed)
+    if spec.codec == REWRITTEN:
+        return _read_rewritten(root, spec, chunk, committed)
     file = spec.file(chunk)
     try:
         data = memoryview(read_bytes(root / file, root))
@@ -207,7 +207,7 @@ def read_chunk(
     return flat.view(spec.dtype).reshape(spec.chunk_shape)[:rows]
 
 
-def _read_foreign(
+def _read_rewritten(
     root: Path, spec: ArraySpec, chunk: int, committed: int | None
 ) -> npt.NDArray[Any]:
     """Reads a chunk through zarr and compares its rows with the committed checksum.
@@ -216,7 +216,7 @@ def _read_foreign(
     """
     rows = slice(chunk * spec.rows, min(spec.shape[0], (chunk + 1) * spec.rows))
     try:
-        block = np.asarray(_open_foreign(root, spec)[rows], spec.dtype)
+        block = np.asarray(_open_rewritten(root, spec)[rows], spec.dtype)
     except _UNREADABLE as e:
         raise _unreadable(root, spec.name, f"zarr cannot read it: {first_line(e)}", e, chunk) from e
     if committed not in (None, encode(spec, block).crc):
@@ -225,7 +225,7 @@ def _read_foreign(
     return block
 
 
-def _open_foreign(root: Path, spec: ArraySpec) -> Any:
+def _open_rewritten(root: Path, spec: ArraySpec) -> Any:
     """Opens the array with zarr-python; the caller has checked its shape and dtype."""
     import zarr
 
@@ -282,7 +282,7 @@ def check_array_document(root: Path, spec: ArraySpec) -> str:
     """Checks that the array's ``zarr.json`` matches the store's own record.
 
     Returns:
-        The expected codec; or ``foreign`` if only the codecs and the layout of chunks differ, and
+        The expected codec; or ``rewritten`` if only the codecs and the layout of chunks differ, and
         zarr can read them.
 
     Raises:
@@ -311,11 +311,11 @@ def check_array_document(root: Path, spec: ArraySpec) -> str:
     if not rewritten:
         return spec.codec
     try:
-        _open_foreign(root, spec)
+        _open_rewritten(root, spec)
     except _UNREADABLE as e:
         codecs = repr(document.get("codecs"))[:200]
         raise _unreadable(root, file, f"codecs is {codecs}, and zarr: {first_line(e)}", e) from e
-    return FOREIGN
+    return REWRITTEN
 
 
 def parse_document(root: Path, file: str, limit_bytes: int = 64 << 20) -> dict[str, Any]:

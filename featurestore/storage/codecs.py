@@ -12,7 +12,7 @@ from typing import Any
 NONE, ZSTD = "none", "zstd"
 CODECS = (NONE, ZSTD)
 # Not an option of a build: the codec of an array that was rewritten by another program.
-FOREIGN = "foreign"
+REWRITTEN = "rewritten"
 
 # Higher levels save 4 to 8 % on features that were rounded to bfloat16 and take two to four times
 # as long; they save nothing on float32 features.

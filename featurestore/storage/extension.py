@@ -129,18 +129,18 @@ def _with_dims(spec: StoreSpec, dims: Mapping[str, int]) -> StoreSpec:
     return replace(spec, dims=dict(dims))
 
 
-def _merged(base: ChunkEntry, made: ChunkEntry) -> ChunkEntry:
+def _merged(base: ChunkEntry, added: ChunkEntry) -> ChunkEntry:
     """One ledger entry for a chunk whose features come from two builds."""
-    samples = [_merged_record(*pair) for pair in zip(base.samples, made.samples, strict=True)]
-    files = {**base.files, **made.files}
-    return ChunkEntry(base.chunk, files, samples, {**base.changed, **made.changed})
+    samples = [_merged_record(*pair) for pair in zip(base.samples, added.samples, strict=True)]
+    files = {**base.files, **added.files}
+    return ChunkEntry(base.chunk, files, samples, {**base.changed, **added.changed})
 
 
-def _merged_record(base: SampleRecord, made: SampleRecord) -> SampleRecord:
-    """Combines two records of a sample; each lacks the image's facts without an image feature."""
-    bad = {b.modality: b for b in (*made.bad, *base.bad)}
+def _merged_record(base: SampleRecord, added: SampleRecord) -> SampleRecord:
+    """Combines two records of a sample; a build without image features has no image digest."""
+    bad = {b.modality: b for b in (*added.bad, *base.bad)}
     return replace(
         base,
-        image_sha256=base.image_sha256 or made.image_sha256,
+        image_sha256=base.image_sha256 or added.image_sha256,
         bad=tuple(bad[m] for m in ("image", "text") if m in bad),
     )

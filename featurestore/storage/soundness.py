@@ -7,7 +7,7 @@ from pathlib import Path
 
 from featurestore.errors import CorruptStoreError
 from featurestore.storage import arrays
-from featurestore.storage.codecs import FOREIGN
+from featurestore.storage.codecs import REWRITTEN
 from featurestore.storage.space import nearest_existing
 from featurestore.storage.store import RECORDS, FeatureStore
 from featurestore.system import durable
@@ -34,7 +34,7 @@ def require_sound(store: FeatureStore) -> None:
             (store.array(name).name, store.array(name).codec),
             (store.spec.moments(name).name, codec),
         ):
-            if actual == FOREIGN:
+            if actual == REWRITTEN:
                 advice = "Restore the array, or build again into another --store."
                 problem = "its codecs are not those of the build"
                 raise CorruptStoreError(f"{array}/zarr.json", problem, advice=advice)

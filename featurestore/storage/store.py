@@ -207,7 +207,7 @@ class FeatureStore:
         return int(self.fingerprint["seed"])
 
     def array(self, feature: str) -> ArraySpec:
-        """The array of a feature on disk; its ``codec`` is ``foreign`` if it was rewritten."""
+        """The array of a feature on disk; its ``codec`` is ``rewritten`` if it was rewritten."""
         return replace(self.spec.feature(feature), codec=self._codecs[feature])
 
     @cached_property

@@ -183,9 +183,9 @@ def _own_name() -> bytes:
 
 def _read_holder(fd: int) -> Holder:
     try:
-        found: Any = json.loads(os.pread(fd, 4096, 0))
+        content: Any = json.loads(os.pread(fd, 4096, 0))
     except (OSError, ValueError):
-        found = {}
-    if not isinstance(found, dict):
+        content = {}
+    if not isinstance(content, dict):
         return Holder(None, None)
-    return Holder(found.get("pid"), found.get("host"))
+    return Holder(content.get("pid"), content.get("host"))

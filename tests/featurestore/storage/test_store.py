@@ -285,7 +285,7 @@ def test_erase_leaves_an_unfinished_store_with_its_lock(tmp_path):
     lock.release()
 
 
-FOREIGN = {
+UNKNOWN_CONTENTS = {
     "another file": lambda folder: (folder / "notes.txt").write_text("x"),
     "beside an array": lambda folder: [
         (folder / name).write_text("x") for name in ("zarr.json", "c.0.0.0", "thesis.tex")
@@ -296,12 +296,12 @@ FOREIGN = {
 }
 
 
-@pytest.mark.parametrize("content", FOREIGN)
+@pytest.mark.parametrize("content", UNKNOWN_CONTENTS)
 def test_a_folder_with_a_features_name_is_the_stores_only_by_its_content(tmp_path, content):
     path = tmp_path / "s"
     make_store(path, dims={"dino": 64})
     (path / "thesis").mkdir()
-    FOREIGN[content](path / "thesis")
+    UNKNOWN_CONTENTS[content](path / "thesis")
     before = {name: data for name, data in tree(path).items() if name.startswith("thesis")}
     lock = take_lock(path)
     erase(path)

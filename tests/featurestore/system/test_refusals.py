@@ -234,14 +234,14 @@ def test_rewritten_arrays(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         store / name, data=rows, chunks=spec.chunks, fill_value=float("nan"), overwrite=True
     )
     found = FeatureStore(store)
-    assert found.array(name).codec == "foreign"
+    assert found.array(name).codec == "rewritten"
     with monkeypatch.context() as patch:
         refuse(patch, "c/1/0/0", errno.EMFILE)
         with pytest.raises(StorageError, match="Too many open files"):
             found.read_chunk(name, 1)
     for error in (MemoryError(), RuntimeError("can't start new thread")):
         with monkeypatch.context() as patch:
-            patch.setattr(arrays, "_open_foreign", lambda *_, e=error: (_ for _ in ()).throw(e))
+            patch.setattr(arrays, "_open_rewritten", lambda *_, e=error: (_ for _ in ()).throw(e))
             with pytest.raises(StorageError):
                 found.read_chunk(name, 1)
             with pytest.raises(StorageError):
