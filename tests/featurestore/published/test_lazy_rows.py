@@ -113,10 +113,10 @@ ITEMS = {
 @pytest.mark.parametrize("item", ITEMS)
 def test_indexing_is_a_tensors_and_reads_the_rows_it_names(rows, wanted, read, item):
     key = eval(item)
-    found = rows[key]
-    assert type(found) is torch.Tensor
-    assert found.shape == wanted[key].shape
-    assert torch.equal(found, wanted[key])
+    actual = rows[key]
+    assert type(actual) is torch.Tensor
+    assert actual.shape == wanted[key].shape
+    assert torch.equal(actual, wanted[key])
     assert sum(read) == ITEMS[item]
 
 
@@ -175,10 +175,10 @@ CALLS = (
 def test_other_tensor_attributes_read_all_rows(rows, wanted, call):
     names = globals()
     expected = eval(call, names | {"x": wanted})
-    found = eval(call, names | {"x": rows})
-    assert type(found) is torch.Tensor
-    assert found.dtype == expected.dtype
-    assert torch.equal(found, expected)
+    actual = eval(call, names | {"x": rows})
+    assert type(actual) is torch.Tensor
+    assert actual.dtype == expected.dtype
+    assert torch.equal(actual, expected)
 
 
 @pytest.mark.parametrize(
@@ -186,8 +186,8 @@ def test_other_tensor_attributes_read_all_rows(rows, wanted, call):
 )
 def test_numpy_takes_rows_as_an_array(rows, wanted, call):
     array = wanted.numpy()
-    found = eval(call, {"np": np, "x": rows, "y": array})
-    np.testing.assert_array_equal(found, eval(call, {"np": np, "x": array, "y": array}))
+    actual = eval(call, {"np": np, "x": rows, "y": array})
+    np.testing.assert_array_equal(actual, eval(call, {"np": np, "x": array, "y": array}))
 
 
 def test_a_tensor_dataset_of_rows_reads_what_its_batches_need(module, wanted, read):
@@ -205,8 +205,8 @@ def test_a_tensor_dataset_of_rows_reads_what_its_batches_need(module, wanted, re
 
 def test_iteration_reads_in_blocks(rows, wanted, read, monkeypatch):
     monkeypatch.setattr("featurestore.published.lazy_rows.BLOCK", 10)
-    for found, expected in zip(rows, wanted, strict=True):
-        assert torch.equal(found, expected)
+    for actual, expected in zip(rows, wanted, strict=True):
+        assert torch.equal(actual, expected)
     assert read == [10, 10, 10, 2]
     assert torch.equal(rows.tensor(), wanted)  # a last block of another size
 
@@ -254,9 +254,9 @@ def test_errors_are_those_that_happened(rows, monkeypatch):
             lambda: torch.cat([rows]),
             lambda: rows[0],
         ):
-            with pytest.raises(type(error)) as found:
+            with pytest.raises(type(error)) as caught:
                 use()
-            assert found.value is error
+            assert caught.value is error
 
 
 def test_what_does_not_fit_is_refused_before_it_is_read(rows, read, monkeypatch):

@@ -233,10 +233,10 @@ def test_rows_are_prefetched_before_they_are_read(wide):
 
 
 def in_memory(address: int) -> bool:
-    found = ctypes.c_uint8()
-    pages = (ctypes.c_void_p(address), ctypes.c_size_t(mmap.PAGESIZE), ctypes.byref(found))
+    status = ctypes.c_uint8()
+    pages = (ctypes.c_void_p(address), ctypes.c_size_t(mmap.PAGESIZE), ctypes.byref(status))
     assert reader._libc.mincore(*pages) == 0
-    return bool(found.value & 1)
+    return bool(status.value & 1)
 
 
 def test_batches_are_prefetched_only_while_the_disk_is_slow(wide, monkeypatch):

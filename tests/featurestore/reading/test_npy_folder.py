@@ -43,10 +43,10 @@ def test_the_same_as_from_the_store(world, tmp_path, views, zscore):
     for epoch in (0, 3):
         one.set_epoch(epoch)
         other.set_epoch(epoch)
-        expected, found = one.batch(range(len(one))), other.batch(range(len(other)))
-        assert list(found) == list(expected)
+        expected, actual = one.batch(range(len(one))), other.batch(range(len(other)))
+        assert list(actual) == list(expected)
         for name, value in expected.items():
-            assert found[name].numpy().tobytes() == value.numpy().tobytes()
+            assert actual[name].numpy().tobytes() == value.numpy().tobytes()
 
 
 def test_placeholders_are_left_out(embeddings):
@@ -70,9 +70,9 @@ def test_pickles_and_loader_workers(embeddings, start):
     data = pickle.dumps(dataset)
     assert len(data) < 2000
     loader = DataLoader(dataset, batch_size=4, num_workers=2, multiprocessing_context=start)
-    found = torch.cat([batch["clip_text"] for batch in loader])
+    actual = torch.cat([batch["clip_text"] for batch in loader])
     expected = pickle.loads(data).batch(range(9))["clip_text"]
-    assert torch.equal(found, expected)
+    assert torch.equal(actual, expected)
 
 
 @pytest.mark.parametrize("written", ["all", "train", "none"])
@@ -111,11 +111,11 @@ def test_files_of_the_published_scripts(world, copy):
 def test_augmented_labels_are_in_the_same_folder(world, copy):
     write_augmented_labels(world.root / "labels", copy, 4)
     every = np.load(copy / f"{PREFIX}_labels.npy").reshape(11, 4, 23)
-    found = FeatureDataset(copy, views="all", labels="augmented").batch(range(9))["labels"]
-    np.testing.assert_array_equal(found.numpy(), every[GOOD])
+    actual = FeatureDataset(copy, views="all", labels="augmented").batch(range(9))["labels"]
+    np.testing.assert_array_equal(actual.numpy(), every[GOOD])
     (copy / f"{PREFIX}_labels_manifest.json").unlink()  # an unfinished run
-    made = FeatureDataset(copy, views="all", labels="augmented", labels_dir=world.root / "labels")
-    np.testing.assert_array_equal(made.batch(range(9))["labels"].numpy(), every[GOOD])
+    own = FeatureDataset(copy, views="all", labels="augmented", labels_dir=world.root / "labels")
+    np.testing.assert_array_equal(own.batch(range(9))["labels"].numpy(), every[GOOD])
 
 
 def test_several_sets_of_files(world, copy):

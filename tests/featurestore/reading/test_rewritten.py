@@ -56,8 +56,8 @@ def test_the_same_rows(world, copy, tmp_path, way):
     for views in ("clean", "all", "mean", "random", "pair"):
         options = {"views": views, "bad_samples": "include", "checksum": True}
         expected = world.open(views=views).batch([9, 0, 3, 9])
-        found = FeatureDataset(copy, **options).batch([9, 0, 3, 9])
-        assert all(torch.equal(found[name], expected[name]) for name in expected)
+        actual = FeatureDataset(copy, **options).batch([9, 0, 3, 9])
+        assert all(torch.equal(actual[name], expected[name]) for name in expected)
     materialize(FeatureStore(copy), tmp_path / "out", zscore="train", split_json=world.split)
     rows = np.load(tmp_path / "out" / f"{PREFIX}_clip_image.npy").reshape(11, 4, 64)
     expected = world.open(views="all", zscore="train", split_json=world.split).batch(range(11))
@@ -70,8 +70,8 @@ def test_pickles_and_loader_workers(world, copy):
     assert len(pickle.dumps(dataset)) < 2000
     dataset[0]  # zarr has threads now, and a fork must not wait for them
     loader = DataLoader(dataset, batch_size=4, num_workers=2, multiprocessing_context="fork")
-    found = torch.cat([batch["clip_image"] for batch in loader])
-    assert torch.equal(found, world.open(views="random").batch(range(11))["clip_image"])
+    actual = torch.cat([batch["clip_image"] for batch in loader])
+    assert torch.equal(actual, world.open(views="random").batch(range(11))["clip_image"])
 
 
 def test_other_values_are_never_numbers(copy):
@@ -105,11 +105,11 @@ def test_a_damaged_file_is_never_a_number(world, copy, way, damage):
     refused = []
     for sample in range(11):
         try:
-            found = dataset[sample]["clip_image"].numpy()
+            actual = dataset[sample]["clip_image"].numpy()
         except CorruptStoreError as e:
             refused.append(e.file)
         else:
-            np.testing.assert_array_equal(found, world.rows["clip_image"][sample])
+            np.testing.assert_array_equal(actual, world.rows["clip_image"][sample])
     assert set(refused) == {"clip_image"}
     assert len(refused) < 11 or way == "other chunks"
     with pytest.raises(CorruptStoreError):
@@ -170,6 +170,6 @@ class take_lock_of:
 def test_both_features(world, copy):
     for name in DIMS:
         rewrite(copy, name, compressors=[ZstdCodec()])
-    found = FeatureDataset(copy, views="pair", seed=3, bad_samples="include").batch(range(11))
+    actual = FeatureDataset(copy, views="pair", seed=3, bad_samples="include").batch(range(11))
     expected = world.open(views="pair", seed=3).batch(range(11))
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)

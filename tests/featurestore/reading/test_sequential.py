@@ -44,10 +44,10 @@ def test_the_rows_are_those_of_the_mapping(folder, reads, zscore, first, last):
     rows = store_rows(store, "clip_image", scale, advice="random")
     mapped = store_rows(store, "clip_image", scale, advice="none")
     samples = np.arange(first, last)
-    found = rows.take(samples, "all")
-    np.testing.assert_array_equal(found, mapped.take(samples, "all"))
+    actual = rows.take(samples, "all")
+    np.testing.assert_array_equal(actual, mapped.take(samples, "all"))
     assert reads == [(first, last - first, True)]
-    assert found.flags.writeable
+    assert actual.flags.writeable
     np.testing.assert_array_equal(rows.take(samples, "mean"), mapped.take(samples, "mean"))
 
 

@@ -43,7 +43,7 @@ def reference(store):
 
 
 def loaders(dataset, kinds=("plain", "stateful", "device", "workers")):
-    made = {
+    factories = {
         "plain": lambda: DataLoader(dataset, batch_sampler=FeatureBatchSampler(dataset, SIZE)),
         "stateful": lambda: StatefulDataLoader(
             dataset, batch_sampler=FeatureBatchSampler(dataset, SIZE)
@@ -53,7 +53,7 @@ def loaders(dataset, kinds=("plain", "stateful", "device", "workers")):
             dataset, batch_sampler=FeatureBatchSampler(dataset, SIZE), num_workers=1
         ),
     }
-    return [(kind, made[kind]()) for kind in kinds]
+    return [(kind, factories[kind]()) for kind in kinds]
 
 
 def read(batches):
@@ -70,13 +70,13 @@ def epochs_of(*walks):
         sampler = FeatureBatchSampler(range(SAMPLES), SIZE)
         sampler.set_epoch(epoch)
         orders.append(sampler.order().tolist())
-    found = []
+    epochs = []
     for walk in walks:
         items = [item for batch in walk for item in batch]
         matches = [e for e, order in enumerate(orders) if order[: len(items)] == items]
         assert len(matches) == 1, items
-        found += matches
-    return found
+        epochs += matches
+    return epochs
 
 
 def test_an_iterator_takes_the_next_epoch_however_the_last_one_was_left(dataset):

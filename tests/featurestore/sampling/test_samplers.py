@@ -71,13 +71,13 @@ def test_draws_are_philox_and_never_change(number, purpose):
 
 
 def test_draws_differ_by_seed_epoch_and_purpose_and_a_longer_one_begins_with_a_shorter():
-    made = [
+    drawn = [
         ordering.draws(seed, epoch, purpose, 8).tobytes()
         for seed in (0, 1, -1, 2**63)
         for epoch in (0, 1)
         for purpose in ("items", "chunks", "views", "other views")
     ]
-    assert len(set(made)) == len(made)
+    assert len(set(drawn)) == len(drawn)
     assert np.array_equal(ordering.draws(5, 2, "items", 100)[:7], ordering.draws(5, 2, "items", 7))
 
 
@@ -220,9 +220,9 @@ def test_a_plain_loader_reads_an_epoch(dataset, workers):
     loader = DataLoader(dataset, batch_sampler=sampler, num_workers=workers)
     assert len(loader) == 11
     rows = torch.cat([batch["clip_image"] for batch in loader])
-    found = flat(FeatureBatchSampler(dataset, 10, shuffle=Shuffle(window=4)))
+    actual = flat(FeatureBatchSampler(dataset, 10, shuffle=Shuffle(window=4)))
     dataset.set_epoch(0)
-    assert torch.equal(rows, dataset.batch(found)["clip_image"])
+    assert torch.equal(rows, dataset.batch(actual)["clip_image"])
 
 
 # Resuming in an epoch ---------------------------------------------------------------------------
@@ -253,9 +253,9 @@ def test_a_stateful_loader_resumes_after_every_step(store, workers):
         resumed.load_state_dict(json.loads(json.dumps(state)))
         tail = list(resumed)
         assert len(tail) == len(wanted)
-        for found, row in zip(tail, wanted, strict=True):
-            assert torch.equal(found["index"], row["index"])
-            assert torch.equal(found["clip_image"], row["clip_image"])
+        for actual, row in zip(tail, wanted, strict=True):
+            assert torch.equal(actual["index"], row["index"])
+            assert torch.equal(actual["clip_image"], row["clip_image"])
 
 
 @pytest.mark.parametrize("shuffle", SHUFFLES)

@@ -49,8 +49,8 @@ class Doubled(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, item):
-        found = self.dataset[item]
-        return {**found, "clip_image": found["clip_image"] * 2}
+        inner = self.dataset[item]
+        return {**inner, "clip_image": inner["clip_image"] * 2}
 
 
 def wrapped(opened, kind):

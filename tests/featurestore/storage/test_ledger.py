@@ -69,11 +69,11 @@ def test_an_entry_is_read_back(details, hashes, words, files, changed, chunk):
         )
         for i in range(3)
     ]
-    made = ChunkEntry(chunk, files, samples, changed)
-    line = format_entry(made)
+    entry = ChunkEntry(chunk, files, samples, changed)
+    line = format_entry(entry)
     assert b"\n" not in line
     assert line.isascii()
-    assert parse_entry(line, 3) == made
+    assert parse_entry(line, 3) == entry
     assert json.loads(line)["chunk"] == chunk
 
 
@@ -94,13 +94,13 @@ def test_a_ledger_grows_and_is_read_again(tmp_path):
     for chunk in (2, 0, 3):
         ledger.commit(entry(chunk))
     assert path.read_bytes() == lines(2, 0, 3)
-    for found in (ledger, read(tmp_path)):
-        assert [e.chunk for e in found.entries] == [0, 2, 3]
-        assert found.missing == [1]
-        assert 2 in found
-        assert 1 not in found
-        assert found[3] == entry(3)
-        assert not found.complete
+    for opened in (ledger, read(tmp_path)):
+        assert [e.chunk for e in opened.entries] == [0, 2, 3]
+        assert opened.missing == [1]
+        assert 2 in opened
+        assert 1 not in opened
+        assert opened[3] == entry(3)
+        assert not opened.complete
     ledger.commit(entry(1))
     assert ledger.complete
     assert read(tmp_path).complete

@@ -74,17 +74,17 @@ def damaged(golden, tmp_path):
 
 def test_everything_is_read_back(golden):
     path, rows = golden
-    found = FeatureStore(path)
-    assert found.complete
-    assert found.spec == SPEC
-    assert found.features == ("clip_image", "clip_text")
-    assert found.fingerprint == make_fingerprint(SPEC, STEMS)
-    assert list(found.samples) == make_samples(STEMS)
-    assert found.records == make_records(SPEC, BAD)
-    assert found.bad_inputs == [*BAD[2], *BAD[9]]
+    opened = FeatureStore(path)
+    assert opened.complete
+    assert opened.spec == SPEC
+    assert opened.features == ("clip_image", "clip_text")
+    assert opened.fingerprint == make_fingerprint(SPEC, STEMS)
+    assert list(opened.samples) == make_samples(STEMS)
+    assert opened.records == make_records(SPEC, BAD)
+    assert opened.bad_inputs == [*BAD[2], *BAD[9]]
     for name in DIMS:
         np.testing.assert_array_equal(zarr_rows(path, name), rows[name])
-        read = np.concatenate([found.read_chunk(name, chunk) for chunk in range(3)])
+        read = np.concatenate([opened.read_chunk(name, chunk) for chunk in range(3)])
         np.testing.assert_array_equal(read, rows[name])
 
 
@@ -104,11 +104,11 @@ def test_moments_are_those_of_all_rows(golden):
 def test_moments_of_a_chunk_are_those_of_its_rows(tmp_path):
     rows = make_store(tmp_path / "s", chunks=[0, 2])
     store = FeatureStore(tmp_path / "s")
-    found = store.chunk_moments("clip_text", 2)
+    moments = store.chunk_moments("clip_text", 2)
     flat = rows["clip_text"][8:].reshape(-1, DIMS["clip_text"]).astype(np.float64)
-    assert found.count == len(flat)
-    np.testing.assert_allclose(found.mean, flat.mean(0), rtol=1e-12, atol=1e-13)
-    np.testing.assert_allclose(found.sigma, flat.std(0), rtol=1e-12)
+    assert moments.count == len(flat)
+    np.testing.assert_allclose(moments.mean, flat.mean(0), rtol=1e-12, atol=1e-13)
+    np.testing.assert_allclose(moments.sigma, flat.std(0), rtol=1e-12)
     with pytest.raises(CorruptStoreError, match="not committed"):
         store.chunk_moments("clip_text", 1)
 
@@ -148,15 +148,15 @@ def test_a_chunk_of_fill_values_and_of_zeros_is_there(tmp_path):
 
 def test_an_uncommitted_chunk_is_not_read(tmp_path):
     make_store(tmp_path / "s", chunks=[0, 2])
-    found = FeatureStore(tmp_path / "s")
-    assert found.ledger.missing == [1]
+    opened = FeatureStore(tmp_path / "s")
+    assert opened.ledger.missing == [1]
     with pytest.raises(CorruptStoreError, match="not committed") as caught:
-        found.read_chunk("clip_text", 1)
+        opened.read_chunk("clip_text", 1)
     assert (caught.value.file, caught.value.chunk) == ("clip_text/c.1.0.0", 1)
     with pytest.raises(InputError, match="2 of 3 chunks"):
-        found.moments("clip_text")
+        opened.moments("clip_text")
     with pytest.raises(InputError, match="2 of 3 chunks"):
-        found.require_complete()
+        opened.require_complete()
 
 
 def test_names_are_values_never_paths(tmp_path):

@@ -100,10 +100,10 @@ def test_replace_files_renames_none_before_all_are_synced(tmp_path, monkeypatch,
 
     def check(operation, error):
         assert not partials(tmp_path)
-        found = [path.read_bytes() for path in paths]
-        assert set(found) <= {b"old", b"new" + b"er"}
+        contents = [path.read_bytes() for path in paths]
+        assert set(contents) <= {b"old", b"new" + b"er"}
         if operation in ("open", "write") or (operation == "fsync" and error.path.is_file()):
-            assert found == [b"old"] * 3
+            assert contents == [b"old"] * 3
 
     operations = until_it_passes(
         monkeypatch,
@@ -366,11 +366,11 @@ def test_invalid_paths_are_refused(tmp_path, name, reason):
 
 
 def test_make_folder(tmp_path, monkeypatch):
-    made = []
-    monkeypatch.setattr(durable, "hook", lambda op, path, size: made.append((op, path.name)))
+    operations = []
+    monkeypatch.setattr(durable, "hook", lambda op, path, size: operations.append((op, path.name)))
     durable.make_folder(tmp_path / "a/b")
     durable.make_folder(tmp_path / "a/b")
-    assert [name for op, name in made if op == "mkdir"] == ["a", "b"]
+    assert [name for op, name in operations if op == "mkdir"] == ["a", "b"]
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StorageError, match="exists"):
         durable.make_folder(tmp_path / "file")

@@ -98,27 +98,27 @@ MACHINE = (
 
 @pytest.mark.parametrize("number", MACHINE)
 def test_each_error_has_advice_and_names_the_file(number: int) -> None:
-    found = refusal(Path("/a/file"), OSError(number, os.strerror(number)))
-    assert type(found) is StorageError
-    first, advice = str(found).split("\n")
+    error = refusal(Path("/a/file"), OSError(number, os.strerror(number)))
+    assert type(error) is StorageError
+    first, advice = str(error).split("\n")
     assert first == f"Could not use /a/file: {os.strerror(number)}."
     assert len(advice) > 20
-    assert "damage" not in str(found)
-    assert "repair" not in str(found)
+    assert "damage" not in str(error)
+    assert "repair" not in str(error)
 
 
 def test_too_many_files_says_how_many_and_how_to_have_more() -> None:
-    found = str(refusal(Path("x"), OSError(errno.EMFILE, "Too many open files")))
+    error = str(refusal(Path("x"), OSError(errno.EMFILE, "Too many open files")))
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    assert f"may open {soft:,} files" in found
-    assert "ulimit -n" in found
+    assert f"may open {soft:,} files" in error
+    assert "ulimit -n" in error
 
 
 def test_no_memory_and_no_space() -> None:
     assert "not enough memory" in str(refusal(Path("x"), MemoryError()))
-    found = refusal(Path("x"), OSError(errno.ENOSPC, "No space"), 12345)
-    assert isinstance(found, StorageFullError)
-    assert found.bytes == 12345
+    error = refusal(Path("x"), OSError(errno.ENOSPC, "No space"), 12345)
+    assert isinstance(error, StorageFullError)
+    assert error.bytes == 12345
 
 
 def test_a_system_error_is_found_inside_a_librarys_error() -> None:
@@ -233,20 +233,20 @@ def test_rewritten_arrays(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     zarr.create_array(
         store / name, data=rows, chunks=spec.chunks, fill_value=float("nan"), overwrite=True
     )
-    found = FeatureStore(store)
-    assert found.array(name).codec == "rewritten"
+    opened = FeatureStore(store)
+    assert opened.array(name).codec == "rewritten"
     with monkeypatch.context() as patch:
         refuse(patch, "c/1/0/0", errno.EMFILE)
         with pytest.raises(StorageError, match="Too many open files"):
-            found.read_chunk(name, 1)
+            opened.read_chunk(name, 1)
     for error in (MemoryError(), RuntimeError("can't start new thread")):
         with monkeypatch.context() as patch:
             patch.setattr(arrays, "_open_rewritten", lambda *_, e=error: (_ for _ in ()).throw(e))
             with pytest.raises(StorageError):
-                found.read_chunk(name, 1)
+                opened.read_chunk(name, 1)
             with pytest.raises(StorageError):
                 FeatureStore(store)
-    found.read_chunk(name, 1)
+    opened.read_chunk(name, 1)
 
 
 def test_a_compressed_chunk_without_enough_memory(

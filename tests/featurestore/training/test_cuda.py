@@ -55,14 +55,14 @@ def test_a_batch_may_be_used_on_another_stream(folder):
     ]
     loader = DeviceBatches(resident, FeatureBatchSampler(resident, 16), "cuda")
     streams = [torch.cuda.Stream() for _ in range(3)]
-    walk, found = iter(loader), []
+    walk, actual = iter(loader), []
     for number in range(len(loader)):
         with torch.cuda.stream(streams[number % 3]):
             batch = next(walk)
-            found.append({name: rows + 0 for name, rows in batch.items()})
+            actual.append({name: rows + 0 for name, rows in batch.items()})
             busy(2)
     torch.cuda.synchronize()
-    for batch, wanted in zip(found, expected, strict=True):
+    for batch, wanted in zip(actual, expected, strict=True):
         assert all(torch.equal(batch[name].cpu(), rows) for name, rows in wanted.items())
 
 

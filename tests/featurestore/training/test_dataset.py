@@ -33,9 +33,9 @@ _PAIRS = [(a, b) for a in range(4) for b in range(4) if a != b]
 DRAWN = [(drawn_number(5, 2, i) % 4, _PAIRS[drawn_number(5, 2, i) % 12]) for i in range(11)]
 
 
-def close(found: torch.Tensor, expected: np.ndarray) -> None:
-    assert found.dtype == torch.float32
-    np.testing.assert_allclose(found.numpy(), expected, rtol=2e-6, atol=2e-6)
+def close(actual: torch.Tensor, expected: np.ndarray) -> None:
+    assert actual.dtype == torch.float32
+    np.testing.assert_allclose(actual.numpy(), expected, rtol=2e-6, atol=2e-6)
 
 
 @pytest.mark.parametrize(
@@ -116,9 +116,9 @@ def test_bad_samples_are_left_out_by_default(world):
 def test_labels(world):
     dataset = world.open(labels_dir=world.root / "labels", split="train", split_json=world.split)
     expected = np.load(world.root / "labels/labels_all_23.npy")[SPLIT["train"]]
-    found = dataset.batch(range(4))["labels"]
-    assert found.dtype == torch.float32
-    np.testing.assert_array_equal(found.numpy(), expected)
+    actual = dataset.batch(range(4))["labels"]
+    assert actual.dtype == torch.float32
+    np.testing.assert_array_equal(actual.numpy(), expected)
     assert dataset[1]["labels"].tolist() == expected[1].tolist()
     assert expected.sum() == 5
     assert "labels" not in world.open()[0]
@@ -179,10 +179,10 @@ def test_a_batch_without_collation_is_pinned_whole(world, monkeypatch):
     pinned = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self) or self + 0)
     items = world.open().__getitems__([2, 5])
-    found = pin_memory(items)
+    actual = pin_memory(items)
     assert len(pinned) == 3
-    assert [item["index"].item() for item in found] == [2, 5]
-    assert torch.equal(found.stacked["clip_text"], items.stacked["clip_text"])
+    assert [item["index"].item() for item in actual] == [2, 5]
+    assert torch.equal(actual.stacked["clip_text"], items.stacked["clip_text"])
 
 
 def test_tensors_are_copies(world):
@@ -208,9 +208,9 @@ def test_loader_workers_read_the_same(world):
     dataset.set_epoch(3)
     expected = list(DataLoader(dataset, batch_size=4, num_workers=0))
     loader = DataLoader(dataset, batch_size=4, num_workers=8, multiprocessing_context="fork")
-    found = list(loader)
-    assert [len(b["index"]) for b in found] == [4, 4, 3]
-    for one, other in zip(found, expected, strict=True):
+    actual = list(loader)
+    assert [len(b["index"]) for b in actual] == [4, 4, 3]
+    for one, other in zip(actual, expected, strict=True):
         assert all(torch.equal(one[name], other[name]) for name in expected[0])
 
 
@@ -459,14 +459,14 @@ def test_a_pickle_brings_the_scale_of_the_training_split(world, monkeypatch):
 # --- labels of views ---
 
 
-@pytest.mark.parametrize("made", [False, True])
+@pytest.mark.parametrize("written", [False, True])
 @pytest.mark.parametrize("views", ["clean", 2, "all", "mean", "random", "pair"])
-def test_augmented_labels_fit_the_views(world, tmp_path, views, made):
+def test_augmented_labels_fit_the_views(world, tmp_path, views, written):
     folder = tmp_path / "labels"
     shutil.copytree(world.root / "labels", folder)
     write_augmented_labels(folder, tmp_path, 4)
     every = np.load(tmp_path / f"{PREFIX}_labels.npy").reshape(11, 4, 23)
-    if made:  # else computed, from the store's seed
+    if written:  # else computed, from the store's seed
         write_augmented_labels(folder, folder, 4)
     dataset = world.open(views=views, labels="augmented", labels_dir=folder, seed=5)
     dataset.set_epoch(2)
@@ -478,12 +478,12 @@ def test_augmented_labels_fit_the_views(world, tmp_path, views, made):
         "random": np.array([every[i, v] for i, (v, _) in enumerate(DRAWN)]),
         "pair": np.array([[every[i, a], every[i, b]] for i, (_, (a, b)) in enumerate(DRAWN)]),
     }[views]
-    for _ in range(2):  # the second time from what was made the first time
-        found = dataset.batch(range(11))["labels"]
-        assert found.dtype == torch.float32
-        np.testing.assert_allclose(found.numpy(), expected, rtol=1e-6, atol=1e-7)
-        np.testing.assert_array_equal(dataset[4]["labels"].numpy(), found[4].numpy())
-        found.fill_(9)  # a copy
+    for _ in range(2):  # the second time from the memory of the first
+        actual = dataset.batch(range(11))["labels"]
+        assert actual.dtype == torch.float32
+        np.testing.assert_allclose(actual.numpy(), expected, rtol=1e-6, atol=1e-7)
+        np.testing.assert_array_equal(dataset[4]["labels"].numpy(), actual[4].numpy())
+        actual.fill_(9)  # a copy
 
 
 def test_base_labels_do_not_depend_on_the_views(world):
@@ -720,8 +720,8 @@ def test_random_views_are_uniform_and_independent(many):
     draws = {
         (seed, epoch): drawn(many, seed=seed, epoch=epoch) for seed in range(3) for epoch in (0, 1)
     }
-    for found in draws.values():
-        counts = np.bincount(found, minlength=8)
+    for actual in draws.values():
+        counts = np.bincount(actual, minlength=8)
         assert len(counts) == 8
         assert ((counts - 250) ** 2 / 250).sum() < 24.3  # chi², 7 degrees: one in a thousand
     keys = list(draws)

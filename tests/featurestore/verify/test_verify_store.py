@@ -48,16 +48,16 @@ def flip(path, at):
 
 
 def test_a_sound_store_has_no_findings(sound):
-    found = verify(sound[0])
-    assert (found.findings, found.notices) == ([], [])
-    assert (found.chunks, sorted(found.committed), found.files) == (3, [0, 1, 2], 12)
+    report = verify(sound[0])
+    assert (report.findings, report.notices) == ([], [])
+    assert (report.chunks, sorted(report.committed), report.files) == (3, [0, 1, 2], 12)
 
 
 def test_an_incomplete_store_is_not_damaged(tmp_path):
     make_store(tmp_path / "store", chunks=[0, 2])
-    found = verify(tmp_path / "store")
-    assert found.findings == []
-    assert found.notices == ["1 of 3 chunks to be built"]
+    report = verify(tmp_path / "store")
+    assert report.findings == []
+    assert report.notices == ["1 of 3 chunks to be built"]
 
 
 def committed_files(path):
@@ -84,17 +84,17 @@ def test_every_file_is_guarded(sound, tmp_path, damage):
         path = tmp_path / name.replace("/", "-")
         shutil.copytree(sound[0], path)
         damage(path / name)
-        found = verify(path)
+        report = verify(path)
         if damage is flip_middle and name.endswith("zarr.json"):
             continue  # white space has no meaning there; the next test alters each field
         if damage is cut and name == LEDGER:
             # Looks like a killed build: the lost chunks must be rebuilt.
-            assert found.notices[:2] == [
+            assert report.notices[:2] == [
                 "the ledger ends in a torn line, which a build removes",
                 "2 of 3 chunks to be built",
             ]
             continue
-        assert any(f.file == name for f in found.findings), name
+        assert any(f.file == name for f in report.findings), name
 
 
 ARRAY_FIELDS = {
@@ -129,10 +129,10 @@ def test_each_byte_of_a_ledger_line_counts(sound, tmp_path):
         damaged = bytearray(whole)
         damaged[at] ^= 0x01
         (path / LEDGER).write_bytes(damaged)
-        found = verify(path)
-        assert [f.file for f in found.findings] == [LEDGER], at
-        assert "line 1" in found.findings[0].problem
-        assert sorted(found.committed) == [1, 2]
+        report = verify(path)
+        assert [f.file for f in report.findings] == [LEDGER], at
+        assert "line 1" in report.findings[0].problem
+        assert sorted(report.committed) == [1, 2]
 
 
 def sign(line):
@@ -189,9 +189,9 @@ def test_rows_that_do_not_fit_their_moments_are_found(copy):
 def test_rows_that_are_not_finite_and_rows_behind_the_end_are_found(copy):
     overwrite_chunk(copy, "clip_image", 0, lambda rows: rows.__setitem__(3, np.nan))
     overwrite_chunk(copy, "clip_text", 2, lambda rows: rows.__setitem__(-1, 0.0))
-    found = [(f.file, f.chunk, f.problem) for f in verify(copy).findings]
-    assert ("clip_image/c.0.0.0", 0, "rows that are not finite were committed") in found
-    assert ("clip_text/c.2.0.0", 2, "there are rows after the last sample") in found
+    findings = [(f.file, f.chunk, f.problem) for f in verify(copy).findings]
+    assert ("clip_image/c.0.0.0", 0, "rows that are not finite were committed") in findings
+    assert ("clip_text/c.2.0.0", 2, "there are rows after the last sample") in findings
 
 
 def test_leftovers_are_noticed_and_no_damage(copy):
@@ -199,10 +199,10 @@ def test_leftovers_are_noticed_and_no_damage(copy):
     (copy / ".DS_Store").write_bytes(b"x")
     with (copy / LEDGER).open("ab") as file:
         file.write(b'{"chunk": 0, "fil')
-    found = verify(copy)
-    assert found.findings == []
-    assert any("torn line" in n for n in found.notices)
-    assert sum("was not committed" in n for n in found.notices) == 2
+    report = verify(copy)
+    assert report.findings == []
+    assert any("torn line" in n for n in report.notices)
+    assert sum("was not committed" in n for n in report.notices) == 2
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove", "ledger"])
@@ -285,21 +285,21 @@ def extended(sound, copy):
     """The store with an unfinished extension: another feature, one of three chunks."""
     folder = copy / "records" / "extension"
     make_store(folder, dims={"blip2_text": 128}, chunks=[0])
-    found = verify(copy)
-    assert found.findings == []
-    assert sorted(found.extension.committed) == [0]
+    report = verify(copy)
+    assert report.findings == []
+    assert sorted(report.extension.committed) == [0]
     return copy, folder
 
 
 def test_a_damaged_extension_is_named_and_repaired(sound, extended):
     path, folder = extended
     flip(folder / "blip2_text" / "c.0.0.0", 100)
-    found = verify(path)
-    [finding] = found.findings
+    report = verify(path)
+    [finding] = report.findings
     assert finding.file == "records/extension/blip2_text/c.0.0.0"
-    assert found.damaged_chunks == []
+    assert report.damaged_chunks == []
     lock = stores.take_lock(path)
-    assert repair(path, found) == []
+    assert repair(path, report) == []
     lock.release()
     assert verify(path).findings == []
     assert FeatureStore(folder).ledger.missing == [0, 1, 2]
@@ -311,10 +311,10 @@ def test_a_damaged_extension_is_named_and_repaired(sound, extended):
 def test_an_irreparable_extension_is_dropped(sound, extended):
     path, folder = extended
     flip(folder / "records" / "samples.jsonl", 3)
-    found = verify(path)
-    assert [f.file for f in found.findings] == ["records/extension/records/samples.jsonl"]
+    report = verify(path)
+    assert [f.file for f in report.findings] == ["records/extension/records/samples.jsonl"]
     lock = stores.take_lock(path)
-    assert repair(path, found) == []
+    assert repair(path, report) == []
     lock.release()
     assert not folder.exists()
     assert tree(path) == tree(sound[0])
@@ -325,11 +325,11 @@ def test_an_unfinished_merge_is_not_reported_as_loss(extended):
     (folder / "final").mkdir()
     (path / "zarr.json").rename(folder / "final" / "zarr.json")
     before = tree(path)
-    found = verify(path)
-    assert [(f.file, f.chunk) for f in found.findings] == [("zarr.json", None)]
-    assert "build --resume finishes it" in found.findings[0].problem
+    report = verify(path)
+    assert [(f.file, f.chunk) for f in report.findings] == [("zarr.json", None)]
+    assert "build --resume finishes it" in report.findings[0].problem
     with pytest.raises(CorruptStoreError, match=r"Nothing is lost: .build --resume. finishes it"):
-        repair(path, found)
+        repair(path, report)
     assert tree(path) == before
 
 
@@ -344,10 +344,10 @@ def test_a_store_that_is_replaced_meanwhile_is_checked_again(copy, tmp_path):
             shutil.rmtree(copy)
             shutil.copytree(other, copy)
 
-    found = verify(copy, progress=replace)
+    report = verify(copy, progress=replace)
     assert looks == [1, 2, 3, 1, 2, 3]
-    assert (found.findings, found.notices) == ([], [])
-    assert found.files == 3 * 2 * 3
+    assert (report.findings, report.notices) == ([], [])
+    assert report.files == 3 * 2 * 3
 
 
 def test_chunks_rebuilt_meanwhile_are_no_damage(tmp_path):
@@ -358,9 +358,9 @@ def test_chunks_rebuilt_meanwhile_are_no_damage(tmp_path):
         if len(looks) == 1:
             remake(tmp_path / "s", 2, {name: values + 1 for name, values in rows.items()})
 
-    found = verify(tmp_path / "s", progress=replace)
+    report = verify(tmp_path / "s", progress=replace)
     assert looks == [1, 2, 3, 1, 2, 3]
-    assert found.findings == []
+    assert report.findings == []
 
 
 def test_a_growing_store_with_damage_is_checked_once(tmp_path):
@@ -373,6 +373,6 @@ def test_a_growing_store_with_damage_is_checked_once(tmp_path):
             with StoreWriter(tmp_path / "s", stores.take_lock(tmp_path / "s")) as writer:
                 commit(writer, [2], rows, make_records(writer.spec))
 
-    found = verify(tmp_path / "s", progress=grow)
+    report = verify(tmp_path / "s", progress=grow)
     assert looks == [1, 2]
-    assert [f.file for f in found.findings] == ["clip_text/c.0.0.0"]
+    assert [f.file for f in report.findings] == ["clip_text/c.0.0.0"]
