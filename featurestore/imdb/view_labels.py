@@ -34,11 +34,7 @@ class Labels(Protocol):
     """Labels of a batch."""
 
     def take(self, samples: npt.NDArray[np.int64], view: View) -> npt.NDArray[np.float32]:
-        """The labels of ``samples``, int64 ``[B]``, for the rows that ``FeatureRows.take`` reads.
-
-        Returns:
-            float32 with 23 in place of the features' last axis.
-        """
+        """Labels of ``samples``, int64 ``[B]``, for the rows that ``FeatureRows.take`` reads."""
 
     def check(self) -> None:
         """Reads all labels once and compares them with the recorded digest.

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-# The largest threshold above which glibc's malloc keeps no memory (DEFAULT_MMAP_THRESHOLD_MAX).
+# glibc's malloc never keeps freed blocks of this size (DEFAULT_MMAP_THRESHOLD_MAX).
 _LEAST_BYTES = 32 << 20
 # Total memory kept for the next batches.
 _KEPT_BYTES = 256 << 20

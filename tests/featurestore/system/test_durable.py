@@ -333,8 +333,8 @@ def test_a_real_file_size_limit(tmp_path):
     code = """if True:
         import resource, signal, sys
         from pathlib import Path
-        from featurestore import durable
         from featurestore.errors import StorageError
+        from featurestore.system import durable
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
         try:
