@@ -288,9 +288,9 @@ def test_a_pickle_of_a_store_whose_chunks_were_rebuilt_is_refused(tmp_path):
     remake(tmp_path / "s", 1, rows)
     pickle.loads(data)  # the same rows
     remake(tmp_path / "s", 1, {**rows, "clip_image": rows["clip_image"] + 1})
-    pickle.loads(data)  # others, of a feature that it has not
+    pickle.loads(data)  # other rows, but of a feature that it does not read
     remake(tmp_path / "s", 1, {name: values + 1 for name, values in rows.items()})
-    with pytest.raises(InputError, match="not what they were"):
+    with pytest.raises(InputError, match="have changed since"):
         pickle.loads(data)
 
 
@@ -302,7 +302,7 @@ def test_a_pickle_of_files_that_were_written_again_is_refused(tmp_path):
     pickle.loads(data)
     make_store(tmp_path / "other", seed=5)
     materialize(FeatureStore(tmp_path / "other"), tmp_path / "out")
-    with pytest.raises(InputError, match="not what they were"):
+    with pytest.raises(InputError, match="have changed since"):
         pickle.loads(data)
 
 
@@ -322,7 +322,7 @@ def test_a_pickle_of_published_files_that_were_written_again_is_refused(tmp_path
     content[-1] ^= 1
     rows.write_bytes(content)
     os.utime(rows, ns=(1, 1))
-    with pytest.raises(InputError, match="not what they were"):
+    with pytest.raises(InputError, match="have changed since"):
         pickle.loads(data)
 
 
