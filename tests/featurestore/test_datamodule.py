@@ -347,7 +347,7 @@ def test_published_files_of_other_samples_are_refused(folders, tmp_path):
     shutil.copytree(folders / "embeddings", published)
     manifest = published / f"{PREFIX}_manifest.json"
     facts = json.loads(manifest.read_bytes())
-    for key in ("stems_sha256", "crc32c"):
+    for key in ("stems_sha256", "sha256", "crc32c"):
         del facts[key]
     manifest.write_text(json.dumps(facts))
     given = {"data_root": folders, "labels_dir": folders / "labels", "include_labels": True}
