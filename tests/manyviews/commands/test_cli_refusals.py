@@ -204,7 +204,7 @@ def test_what_is_missing(run: Run, place: Path) -> None:
         code, message = run(*augment, folder)
         assert code == 2
         assert (
-            f"{folder}, where augmented labels are to lie beside the embeddings, is no" in message
+            f"{folder}, the folder for augmented labels and embeddings, is not a folder" in message
         )
         assert "--embeddings-dir" in message
     assert not (place / "out").exists()
