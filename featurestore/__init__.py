@@ -1,4 +1,4 @@
-"""The feature store: layout, commits, moments, lazy training reads, and the paper's files."""
+"""The feature store: file layout, commits, moments, lazy reads for training, the paper's files."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
 """The published training code's datamodule, from a store or from materialized files.
 
-It keeps the interface of ``dataset_1x_aug70.py``: the factories, their keywords, the variables that
-name folders, ``GWDataModule``, and loaders that give aligned dictionaries per set of domains. What
-it does not keep are the copies: every domain is a lazy view of mapped rows, the clean mirrors
-included, so that memory stays flat even for all 70 views of BLIP-2.
+It has the interface of ``dataset_1x_aug70.py``: the factories, their keywords, the environment
+variables that name folders, ``GWDataModule``, and loaders that yield aligned dictionaries per set
+of domains. Unlike the published code, it copies no rows: every domain, the clean ones included, is
+a lazy view of mapped rows, so that memory use stays constant even for all 70 views of BLIP-2.
 
-Loaders need Lightning (``pip install "manyviews[lightning]"``); datasets do not.
+The loaders need Lightning (``pip install "manyviews[lightning]"``); the datasets do not.
 """
 
 from __future__ import annotations
@@ -74,12 +74,12 @@ def __getattr__(name: str) -> Any:
 
 
 def make_datamodule_clip_aug70(**keywords: Any) -> GroupLoaders:
-    """The published factory for CLIP; see :func:`make_datamodule` for the keywords."""
+    """Creates a datamodule of CLIP features; see :func:`make_datamodule` for the keywords."""
     return make_datamodule("clip", **keywords)
 
 
 def make_datamodule_blip2_aug70(**keywords: Any) -> GroupLoaders:
-    """The published factory for BLIP-2; see :func:`make_datamodule` for the keywords."""
+    """Creates a datamodule of BLIP-2 features; see :func:`make_datamodule` for the keywords."""
     return make_datamodule("blip2", **keywords)
 
 
@@ -100,29 +100,30 @@ def make_datamodule(
     view_k: int = 0,
     **without_effect: Any,
 ) -> GroupLoaders:
-    """Makes a datamodule over image and text features.
+    """Creates a datamodule of image and text features.
 
     Args:
-        family: ``clip`` or ``blip2``; None where paths name the features, as in
+        family: ``clip`` or ``blip2``; None if paths name the features, as in
             :func:`make_datasets`.
-        embeddings: a store, or a folder that ``materialize`` wrote. A store is z-scored by all
-            rows, as the materialized files are by default. By default the folder that
-            ``OTHER_BACKBONES_DIR_IMDB1_AUG70`` names.
-        data_root: the folder that holds ``split.json``; by default that of ``MMIMDB1_DIR``.
-        labels_dir: a folder that ``labels`` wrote, whose list of stems must be that of the rows;
-            needed for ``include_labels`` alone, and then by default that of
+        embeddings: a store, or a folder that ``materialize`` wrote. The z-score of a store uses all
+            rows, as that of the materialized files does by default. The default is the folder that
+            the environment variable ``OTHER_BACKBONES_DIR_IMDB1_AUG70`` names.
+        data_root: the folder that holds ``split.json``; by default the value of ``MMIMDB1_DIR``.
+        labels_dir: a folder that ``labels`` wrote, whose list of stems must equal that of the
+            features; only ``include_labels`` needs it. The default is then the value of
             ``IMDB1_LABELS_DIR_23``.
         image_latents_path: see :func:`make_datasets`; without a family only.
         caption_embeddings_path: as ``image_latents_path``.
         batch_size: rows per batch; the last one of an epoch may be smaller.
         num_workers: of each loader; 0 is faster here, as rows come from mapped memory.
-        pin_memory: page-locked batches, where there is a GPU.
-        include_labels: adds the domain ``labels``, float32 ``[23]``.
-        normalize: ``train_split`` scales each domain but the labels by its training rows: less
-            their mean, divided by their sample deviation (as ``torch.std``; 1e-6 where it is 0).
+        pin_memory: whether batches are in page-locked memory if there is a GPU.
+        include_labels: whether to add the domain ``labels``, float32 ``[23]``.
+        normalize: ``none`` or ``train_split``. The latter subtracts the mean of the training rows
+            from each domain but the labels, and divides by their sample standard deviation (as
+            ``torch.std``; 1e-6 where it is 0).
         view_mode: ``clean``, ``view_k``, ``mean`` (one row a sample) or ``all`` (V rows a sample,
             sample-major).
-        view_k: the view of ``view_k``.
+        view_k: the number of the view for ``view_mode="view_k"``.
         without_effect: further keywords of the published factories, see
             :class:`featurestore.published.arguments.WithoutEffect`.
 
@@ -130,9 +131,9 @@ def make_datamodule(
         A ``GWDataModule``.
 
     Raises:
-        TypeError: a keyword that the published factories do not have either.
-        ConfigError: a value means nothing, would have an effect that there is not, or names no
-            folder while the variable is not set.
+        TypeError: the published factories do not have the keyword either.
+        ConfigError: a value is invalid or has an effect that is not implemented, or neither a
+            keyword nor its environment variable names a folder.
         InputError: embeddings, labels and split do not belong together, or one is missing.
     """
     unused = WithoutEffect.of(without_effect)
@@ -165,24 +166,26 @@ def make_datasets(
     view_k: int = 0,
     **without_effect: Any,
 ) -> tuple[Groups, Groups, Groups]:
-    """The published factory of datasets, without a datamodule around them.
+    """Creates the datasets of the published code, without a datamodule.
 
     Args:
         image_latents_path: ``FOLDER/mm_imdb1_globals_aug70_clip_image.npy``, where FOLDER holds
-            materialized files, or is a store that has the feature of this name. By default what
-            ``MMIMDB_IMAGE_LATENTS`` names, else CLIP's in ``OTHER_BACKBONES_DIR_IMDB1_AUG70``.
+            materialized files, or is a store that has the feature of this name. The default is the
+            value of ``MMIMDB_IMAGE_LATENTS``, else the file of CLIP in the folder
+            ``OTHER_BACKBONES_DIR_IMDB1_AUG70``.
         caption_embeddings_path: the same for texts, with ``MMIMDB_TEXT_EMBEDS``.
-        include_labels: see :func:`make_datamodule`, as for the other keywords.
+        include_labels: see :func:`make_datamodule`, also for the keywords below.
         normalize: ``none`` or ``train_split``.
         view_mode: ``clean``, ``view_k``, ``mean`` or ``all``.
-        view_k: the view of ``view_k``.
+        view_k: the number of the view for ``view_mode="view_k"``.
         without_effect: see :func:`make_datamodule`.
 
     Returns:
-        For training, validation and test, per frozenset of domain names its dataset.
+        The training, validation and test datasets, each a dictionary from a frozenset of domain
+        names to its dataset.
 
     Raises:
-        TypeError: a keyword that the published factories do not have either.
+        TypeError: the published factories do not have the keyword either.
         ConfigError: as :func:`make_datamodule`.
         InputError: as :func:`make_datamodule`.
     """
@@ -204,7 +207,7 @@ def _labels_folder(
     if include_labels:
         needed = ": include_labels needs labels_dir, a folder that `labels` wrote"
         return variable(LABELS_VARIABLE, needed)
-    # Its list of stems is used where it is there, but nothing was asked of it.
+    # Without labels, the folder's list of stems is used if it exists, but is not required.
     if from_variables and os.environ.get(LABELS_VARIABLE, "").strip():
         folder = variable(LABELS_VARIABLE)
         return folder if folder.is_dir() else None

@@ -1,21 +1,21 @@
-"""The error tree: every failure that a user can meet, each with what a handler needs to know.
+"""The error tree: every failure that a user can meet, with the attributes that a handler needs.
 
 A message says what happened, what was expected and found, and what to do next, in at most four
 lines. The command line prints the message alone; ``--debug`` adds the traceback.
 
     ManyViewsError
-    ├── ConfigError            an option, a model or the machine does not fit
-    ├── InputError             the data folder, a split file or a label file does not fit
-    ├── BadSampleError         one poster or synopsis cannot be used; the build goes on
-    ├── BadInputsError         some cannot be used, and the build was told to stop at that
+    ├── ConfigError            an option is invalid, or a model or the machine is unsuitable
+    ├── InputError             a data folder, split file or label file is missing or invalid
+    ├── BadSampleError         one poster or synopsis is unusable; the build continues
+    ├── BadInputsError         some are unusable, and the build was asked to fail in that case
     ├── ProducerError          a producer process died or could not start
     ├── BackboneError          a backbone failed, or returned something that is not a feature
     ├── StoreLockedError       another process is writing to this store
-    ├── StoreMismatchError     --resume with something that would change the numbers
-    ├── CorruptStoreError      a file of the store is not what was committed
+    ├── StoreMismatchError     --resume with a setting that would change the features
+    ├── CorruptStoreError      the content of a file of the store differs from what was committed
     ├── StorageError           the system refused an operation on a file
     │   └── StorageFullError   no space left, or a quota reached
-    └── InterruptedBuildError  a signal ended the build; --resume goes on
+    └── InterruptedBuildError  a signal ended the build; --resume continues it
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ class ManyViewsError(Exception):
     """Root of all errors that manyviews raises on purpose.
 
     Attributes:
-        exit_code: what the command line exits with: 1 failed, 2 usage or configuration.
+        exit_code: exit status of the command line: 1 for failures, 2 for usage or configuration.
     """
 
     exit_code = 1
 
 
 class ConfigError(ManyViewsError, ValueError):
-    """An option, a model checkpoint or this machine does not fit what was asked for."""
+    """An option, a model checkpoint or this machine does not fit the request."""
 
     exit_code = 2
 
@@ -49,8 +49,8 @@ class BadSampleError(ManyViewsError):
     """One poster or synopsis cannot be used.
 
     Attributes:
-        reason: a stable word for counting, for example ``truncated`` or ``too-large``.
-        detail: one line for a person.
+        reason: a stable keyword for counting, for example ``truncated`` or ``too-large``.
+        detail: a one-line explanation for a person.
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:
@@ -60,16 +60,16 @@ class BadSampleError(ManyViewsError):
 
 
 class BadInputsError(ManyViewsError):
-    """Inputs cannot be used, and the build was told to stop at that."""
+    """Some inputs cannot be used, and the build was asked to fail in that case."""
 
 
 class ProducerError(ManyViewsError):
-    """A producer process could not start, or kept dying.
+    """A producer process could not start, or died repeatedly.
 
     Attributes:
-        pid: the process, or None where it never started.
-        signal: the signal or exit status that ended it, as a word, or None.
-        stem: the sample it was working on, or None.
+        pid: the process id, or None if the process never started.
+        signal: the name of the signal or exit status that ended the process, or None.
+        stem: the stem of the sample that the process was working on, or None.
     """
 
     def __init__(
@@ -94,8 +94,8 @@ class StoreLockedError(ManyViewsError):
     """Another process is writing to a store, or the same file.
 
     Attributes:
-        pid: the holder's process id, or None where unknown.
-        host: the holder's host name, or None where unknown.
+        pid: the process id of the lock's holder, or None if unknown.
+        host: the host name of the lock's holder, or None if unknown.
     """
 
     def __init__(self, path: Path, pid: int | None, host: str | None, advice: str = "") -> None:
@@ -107,12 +107,12 @@ class StoreLockedError(ManyViewsError):
 
 
 class StoreMismatchError(ManyViewsError):
-    """A build would change numbers that the store already holds.
+    """A build would compute other features than those that the store already holds.
 
     Attributes:
-        field: the fingerprint's field that differs.
-        stored: its value in the store.
-        new: its value in this run.
+        field: the name of the fingerprint field that differs.
+        stored: the field's value in the store.
+        new: the field's value in this run.
     """
 
     exit_code = 2
@@ -127,12 +127,12 @@ class StoreMismatchError(ManyViewsError):
 
 
 class CorruptStoreError(ManyViewsError):
-    """A file of the store is missing or is not what was committed.
+    """A file of the store is missing, or its content differs from what was committed.
 
     Attributes:
-        file: the damaged file, relative to the store.
-        chunk: the chunk it belongs to, or None.
-        problem: what is wrong with it.
+        file: the damaged file's path, relative to the store.
+        chunk: the number of the chunk that the file belongs to, or None.
+        problem: a description of the damage.
     """
 
     def __init__(
@@ -151,10 +151,10 @@ class CorruptStoreError(ManyViewsError):
 class StorageError(ManyViewsError):
     """The system refused an operation on a file: no permission, no memory, an input/output error.
 
-    It says nothing about the content of the file: that is ``CorruptStoreError``.
+    The content of the file may be intact; damaged content is a ``CorruptStoreError``.
 
     Attributes:
-        path: the file or folder.
+        path: the path of the file or folder.
     """
 
     def __init__(self, path: Path, reason: str, advice: str = "") -> None:
@@ -162,7 +162,7 @@ class StorageError(ManyViewsError):
         super().__init__(f"Could not use {path}: {reason}.{advice and chr(10)}{advice}")
 
     def add_promise(self) -> None:
-        """Adds what is true of a build that it ended, and of nothing else."""
+        """Adds the promise that holds only for a build that this error ended: nothing is lost."""
         self.args = (f"{self}\nNothing that was committed is lost. Run it again with --resume.",)
 
 
@@ -170,8 +170,8 @@ class StorageFullError(StorageError):
     """The file system has no space left for a write.
 
     Attributes:
-        path: the file that could not be written.
-        bytes: the size of the write.
+        path: the path of the file that could not be written.
+        bytes: the size of the write in bytes.
     """
 
     def __init__(self, path: Path, bytes: int, reason: str, advice: str = "") -> None:
@@ -195,8 +195,8 @@ class InterruptedBuildError(ManyViewsError):
 
 
 class ManyViewsWarning(UserWarning):
-    """Root of all warnings that manyviews gives; the command line prints their message alone."""
+    """Root of all warnings that manyviews issues; the command line prints their message alone."""
 
 
 class UnsyncedFolderWarning(ManyViewsWarning):
-    """The file system cannot sync folders: what was renamed last may be lost in a power cut."""
+    """The file system cannot sync folders: a power cut may undo the latest renames."""

@@ -14,17 +14,17 @@ Salt = Literal["image", "text", "labels"]
 FEATURES: tuple[str, ...] = ("clip_image", "clip_text", "blip2_image", "blip2_text")
 PAPER_VIEWS = 70
 
-# Short enough for a file's name behind any prefix.
+# Short enough to be part of a file name with any prefix.
 _FEATURE_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 # A store's folder, the option value that means both BLIP-2 features, and the labels' file name.
 RESERVED_NAMES = ("records", "blip2", "labels")
-# What stands beside features in an item of a data set or a row of an export. Stores may hold such
-# features, but none is made any more.
+# Keys other than features in an item of a data set or a row of an export. Existing stores may hold
+# features of these names; new ones are refused.
 TAKEN_NAMES = ("index", "stem", "view", "bad")
 
 
 def is_feature_name(name: str) -> bool:
-    """Whether a feature may have this name; the paper's four have such names."""
+    """Whether a feature may have this name; the four features of the paper satisfy the rule."""
     return bool(_FEATURE_NAME.fullmatch(name)) and name not in RESERVED_NAMES
 
 
@@ -45,19 +45,19 @@ class Sample:
     text_name: str
 
     def values(self) -> tuple[int, str, str, str]:
-        """The four attributes in order, for a message to a process: ``Sample(*values)`` again."""
+        """The four attributes in order, to send to a process: ``Sample(*values)`` restores them."""
         return self.index, self.stem, self.image_name, self.text_name
 
 
 @dataclass(frozen=True, slots=True)
 class BadInput:
-    """A poster or synopsis that a placeholder stands in for.
+    """An unusable poster or synopsis that a placeholder replaces.
 
     Attributes:
         index: the sample's index.
-        modality: ``image`` (a black image stands in) or ``text`` (the empty text stands in).
-        reason: a stable word, for example ``truncated``, ``not-an-image``, ``too-large``.
-        detail: one line for a person, at most 200 characters.
+        modality: ``image`` (replaced by a black image) or ``text`` (replaced by the empty text).
+        reason: a stable keyword, for example ``truncated``, ``not-an-image``, ``too-large``.
+        detail: a one-line explanation for a person, at most 200 characters.
     """
 
     index: int
@@ -68,14 +68,14 @@ class BadInput:
 
 @dataclass(frozen=True, slots=True)
 class SampleRecord:
-    """What became known of a sample when it was read.
+    """The facts that were recorded when a sample was read.
 
     Attributes:
         index: the sample's index.
-        image_sha256: hex digest of the poster's bytes, or ``""`` where they could not be read.
-        text_sha256: hex digest of the synopsis' bytes, or ``""`` where they could not be read.
-        words: number of white-space words of the synopsis: ``len(text.split())``.
-        bad: the inputs of this sample that a placeholder stands in for.
+        image_sha256: hex digest of the poster's bytes, or ``""`` if they could not be read.
+        text_sha256: hex digest of the synopsis' bytes, or ``""`` if they could not be read.
+        words: number of words of the synopsis, split at white space: ``len(text.split())``.
+        bad: the inputs of this sample that a placeholder replaces.
     """
 
     index: int
@@ -86,20 +86,20 @@ class SampleRecord:
 
 
 def stems_sha256(stems: Iterable[str]) -> str:
-    """Hex SHA-256 of a stem list: the stems' bytes joined by NUL, which no file name holds."""
+    """Hex SHA-256 of a list of stems, joined by NUL bytes, which no file name contains."""
     return hashlib.sha256(
         b"\0".join(s.encode("utf-8", "surrogateescape") for s in stems)
     ).hexdigest()
 
 
 def view_seed(base: int, index: int, view: int, salt: Salt) -> int:
-    """The published recipe's seed of one view.
+    """The seed of one view, computed as in the published recipe.
 
     Args:
         base: the run's seed; 123 in the paper.
         index: the sample's position in the sorted list of stems.
-        view: the view's number; view 0 is clean and draws nothing.
-        salt: what is drawn, so that a sample's image, text and label noise are independent.
+        view: the view's number; view 0 is clean and uses no random numbers.
+        salt: the kind of data, so that a sample's image, text and label noise are independent.
 
     Returns:
         An integer in [0, 2**32).

@@ -1,4 +1,4 @@
-"""The samples of a data set, packed: of everything a build knows, this grows with the data set."""
+"""A compact list of the samples of a data set, whose memory grows with the data set."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from featurestore.records import Sample
 
 
 class SampleList(Sequence[Sample]):
-    """Samples in order, ``samples[i].index == i``, each made when it is asked for.
+    """Samples in order, ``samples[i].index == i``; each ``Sample`` is created when it is accessed.
 
-    Held are the lines of the store's sample list, a JSON array of three names each: 50 bytes for a
-    sample, whose objects would take 280.
+    The list keeps the lines of the store's sample list, each a JSON array of three names: about 50
+    bytes per sample, where ``Sample`` objects would take 280.
 
     Attributes:
-        lines: the lines, each with its line feed.
+        lines: the bytes of all lines, each with its line feed.
     """
 
     def __init__(self, lines: bytes) -> None:

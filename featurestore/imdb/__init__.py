@@ -1,1 +1,1 @@
-"""MM-IMDb and its published files: genres, labels, splits, materialized features."""
+"""The MM-IMDb data set and its published files: genres, labels, splits, materialized features."""

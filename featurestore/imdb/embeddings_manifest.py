@@ -1,4 +1,4 @@
-"""What the manifest of materialized embeddings says to labels that are written beside them."""
+"""Reads the manifest of materialized embeddings for labels that are written to the same folder."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ PAPER_SEED = 123
 def views_and_seed(
     embeddings_dir: Path, prefix: str, views: int | None = None, seed: int | None = None
 ) -> tuple[int, int]:
-    """The views of a sample and the seed that augmented labels beside embeddings are made with.
+    """The number of views per sample and the seed for augmented labels in an embeddings folder.
 
     Args:
-        embeddings_dir: an existing folder; what its ``P_manifest.json`` states is taken.
-        prefix: P.
-        views: what the user said, or None.
-        seed: the same.
+        embeddings_dir: an existing folder; the values of its ``P_manifest.json`` are used.
+        prefix: P, the beginning of the embeddings' file names.
+        views: the number of views that the user gave, or None.
+        seed: the seed that the user gave, or None.
 
     Raises:
-        ConfigError: the user said another value than the manifest, or fewer views than 1.
+        ConfigError: the user gave another value than the manifest, or fewer views than 1.
         InputError: the folder is missing, or the manifest cannot be read.
     """
     manifest = _manifest(embeddings_dir, prefix)
-    found = []
+    values = []
     for option, key, given, paper in (
         ("views", "views_per_sample", views, PAPER_VIEWS),
         ("seed", "seed", seed, PAPER_SEED),
@@ -44,10 +44,10 @@ def views_and_seed(
                 f"--{option} {given} was given, and {_manifest_path(embeddings_dir, prefix)} says "
                 f"{stated}.\nLeave --{option} out: it is read from there."
             )
-        found.append(next(value for value in (given, stated, paper) if value is not None))
-    if found[0] < 1:
-        raise ConfigError(f"The number of views must be at least 1, not {found[0]}.")
-    return found[0], found[1]
+        values.append(next(value for value in (given, stated, paper) if value is not None))
+    if values[0] < 1:
+        raise ConfigError(f"The number of views must be at least 1, not {values[0]}.")
+    return values[0], values[1]
 
 
 def _manifest_path(folder: Path, prefix: str) -> Path:
@@ -55,17 +55,17 @@ def _manifest_path(folder: Path, prefix: str) -> Path:
 
 
 def _manifest(folder: Path, prefix: str) -> dict[str, Any]:
-    """What the embeddings' manifest says; nothing where they are not there yet."""
+    """The content of the embeddings' manifest; empty if there is no manifest yet."""
     if not folder.is_dir():
         raise InputError(
-            f"{folder}, where augmented labels are to lie beside the embeddings, is no folder.\n"
+            f"{folder}, the folder for augmented labels and embeddings, is not a folder.\n"
             "Name the folder that `materialize` wrote with --embeddings-dir, or create it."
         )
     path = _manifest_path(folder, prefix)
     try:
         return read_record(path)
     except FileNotFoundError:
-        return {}  # labels may be made before the embeddings are
+        return {}  # labels may be written before the embeddings are
     except (OSError, ValueError) as e:
         raise InputError(
             f"{path} is not what was written: {str(e)[:200]}\nRun `materialize` again."
@@ -73,7 +73,7 @@ def _manifest(folder: Path, prefix: str) -> dict[str, Any]:
 
 
 def require_same_samples(folder: Path, prefix: str, stems: Sequence[str]) -> None:
-    """Refuses labels of other samples than the embeddings that they are to lie beside.
+    """Refuses labels of other samples than those of the embeddings in the same folder.
 
     Raises:
         InputError: the manifest names another number of samples, or other stems.

@@ -1,4 +1,4 @@
-"""The 23 genres of the paper, and how a synopsis' document names them."""
+"""The 23 genres of the paper, and their names in the JSON document of a synopsis."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _NAME_SHOWN = 80
 
 
 def genres_vector(document: object) -> tuple[NDArray[np.float32], list[str]]:
-    """Reads one synopsis' genres by the published rules.
+    """Reads the genres of one synopsis by the published rules.
 
     Args:
-        document: the parsed JSON; anything but an object has no genres.
+        document: the parsed JSON; a value that is not an object has no genres.
 
     Returns:
         The multi-hot row, float32 [23], and the genres outside the 23: lower case, printable, at
@@ -50,5 +50,5 @@ def _genre_list(document: object) -> list[Any]:
 
 
 def _printable(name: str) -> str:
-    # Unknown genres end up on terminals; control characters and lone surrogates must not.
+    # Unknown genres are printed on terminals: escape control characters and lone surrogates.
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)

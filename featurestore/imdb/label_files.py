@@ -1,7 +1,7 @@
-"""Reads the clean label files back, and makes sure that they are of the samples in question.
+"""Reads the clean label files and checks that they belong to the expected samples.
 
-Beside them lies a record of their digests, which every reader compares; the published scripts wrote
-none, and there nothing is compared.
+A record in the same folder holds their digests, which every reader compares. Label files of the
+published scripts have no such record and are not compared.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from featurestore.wording import amount
 LABELS_FILE = "labels_all_23.npy"
 IDS_FILE = "ids_all.txt"
 CLASS_NAMES_FILE = "class_names_23.json"
-# Not ``*_manifest.json``: labels may lie beside embeddings, whose manifests are found by that.
+# Not ``*_manifest.json``: a folder's materialized embeddings are found by that pattern.
 RECORD_FILE = "labels_all_23.digests.json"
 
-REDO = "Make the labels from the same data folder as the embeddings: manyviews labels"
+REDO = "Write the labels from the same data folder as the embeddings: manyviews labels"
 
 
 def label_record(samples: int, contents: Mapping[str, Sequence[bytes]]) -> bytes:
-    """The record of label files that are about to be written.
+    """The record of digests for label files that are about to be written.
 
     Args:
-        samples: rows of labels.
-        contents: the parts of each file, by its name.
+        samples: the number of rows of labels.
+        contents: the parts of each file's content, by file name.
     """
     record: dict[str, object] = {
         "samples": samples,
@@ -49,11 +49,11 @@ def label_record(samples: int, contents: Mapping[str, Sequence[bytes]]) -> bytes
 
 
 def _digests(labels_dir: Path) -> Mapping[str, str]:
-    """The recorded digest of each label file; empty where the published scripts wrote them.
+    """The recorded digest of each label file; empty for files of the published scripts.
 
     Raises:
-        InputError: the record is not what was written.
-        StorageError: it cannot be read.
+        InputError: the record is damaged.
+        StorageError: the record cannot be read.
     """
     path = labels_dir / RECORD_FILE
     try:
@@ -67,34 +67,34 @@ def _digests(labels_dir: Path) -> Mapping[str, str]:
 
 
 def _require_recorded(labels_dir: Path, name: str) -> None:
-    """Refuses a label file that is not what was written; one that nobody recorded may be anything.
+    """Refuses a label file whose content differs from the record; accepts any without a record.
 
     Raises:
-        InputError: its digest is not that of the record.
+        InputError: the file's digest differs from that of the record.
     """
     digests = _digests(labels_dir)
     if not digests:
         return
-    found = file_sha256(labels_dir / name)
-    if found != digests.get(name):
+    digest = file_sha256(labels_dir / name)
+    if digest != digests.get(name):
         raise InputError(
             f"{labels_dir / name} is not what `labels` wrote: expected SHA-256 "
-            f"{str(digests.get(name))[:16]}…, found {found[:16]}….\n{REDO}\n"
-            f"Where it was changed on purpose, remove {labels_dir / RECORD_FILE}."
+            f"{str(digests.get(name))[:16]}…, found {digest[:16]}….\n{REDO}\n"
+            f"If it was changed on purpose, remove {labels_dir / RECORD_FILE}."
         )
 
 
 def verify_labels(
     labels_dir: Path, *, checked: Callable[[str], None] = lambda _: None
 ) -> list[Finding]:
-    """Checks clean label files against their record; nothing is found where there is no record.
+    """Compares clean label files with their record; returns no findings if there is no record.
 
     Args:
         labels_dir: the folder.
         checked: called with the name of each file that is checked.
 
     Raises:
-        StorageError: a file cannot be read, so nobody can tell.
+        StorageError: a file cannot be read.
     """
     try:
         digests = dict(read_record(labels_dir / RECORD_FILE)["sha256"])
@@ -111,8 +111,8 @@ def read_labels(labels_dir: Path, stems: Sequence[str]) -> NDArray[np.float32]:
     """Loads the clean labels of exactly these samples.
 
     Args:
-        labels_dir: holds ``labels_all_23.npy`` and ``ids_all.txt``.
-        stems: the stems that the rows must stand for, in order.
+        labels_dir: the folder that holds ``labels_all_23.npy`` and ``ids_all.txt``.
+        stems: the expected stem of each row, in order.
 
     Returns:
         float32 [N, 23].
@@ -120,17 +120,17 @@ def read_labels(labels_dir: Path, stems: Sequence[str]) -> NDArray[np.float32]:
     Raises:
         InputError: a file is missing or damaged, or belongs to other samples or another order.
     """
-    found = read_ids(labels_dir)
-    if found != list(stems):
-        raise InputError(f"{labels_dir / IDS_FILE} {_first_difference(found, stems)}.\n{REDO}")
-    return load_labels(labels_dir, len(found))
+    ids = read_ids(labels_dir)
+    if ids != list(stems):
+        raise InputError(f"{labels_dir / IDS_FILE} {_first_difference(ids, stems)}.\n{REDO}")
+    return load_labels(labels_dir, len(ids))
 
 
 def read_ids(labels_dir: Path) -> list[str]:
-    """The stems of ``ids_all.txt``; bytes that are not UTF-8 as surrogate escapes.
+    """The stems in ``ids_all.txt``; bytes that are not UTF-8 become surrogate escapes.
 
     Raises:
-        InputError: the file cannot be read, or is not what was written.
+        InputError: the file is missing, or its content differs from what was written.
     """
     path = labels_dir / IDS_FILE
     try:
@@ -143,11 +143,11 @@ def read_ids(labels_dir: Path) -> list[str]:
     return text.removesuffix("\n").split("\n")
 
 
-def _first_difference(found: Sequence[str], wanted: Sequence[str]) -> str:
-    for row, (have, want) in enumerate(zip(found, wanted, strict=False)):
+def _first_difference(stems: Sequence[str], wanted: Sequence[str]) -> str:
+    for row, (have, want) in enumerate(zip(stems, wanted, strict=False)):
         if have != want:
             return f"is for other samples: row {row} is {have[:80]!r}, expected {want[:80]!r}"
-    return f"lists {amount(len(found), 'sample')}, expected {len(wanted):,}"
+    return f"lists {amount(len(stems), 'sample')}, expected {len(wanted):,}"
 
 
 def load_labels(labels_dir: Path, rows: int) -> NDArray[np.float32]:
@@ -157,7 +157,7 @@ def load_labels(labels_dir: Path, rows: int) -> NDArray[np.float32]:
         float32 [rows, 23].
 
     Raises:
-        InputError: it is missing or damaged, or of another shape, dtype or order of classes.
+        InputError: the file is missing or damaged, or has another shape, dtype or class order.
     """
     path = labels_dir / LABELS_FILE
     mapped = map_npy(path)
@@ -176,10 +176,10 @@ def load_labels(labels_dir: Path, rows: int) -> NDArray[np.float32]:
 
 
 def _require_classes(labels_dir: Path) -> None:
-    """Refuses labels whose list of classes, where there is one, is another than the paper's.
+    """Refuses labels whose list of classes, if the folder has one, differs from the paper's.
 
     Raises:
-        InputError: it is another one, so that columns mean other genres, or it cannot be read.
+        InputError: the list differs, so that columns mean other genres, or it cannot be read.
     """
     path = labels_dir / CLASS_NAMES_FILE
     try:
@@ -196,15 +196,15 @@ def _require_classes(labels_dir: Path) -> None:
 
 
 def require_width(path: Path, shape: tuple[int, ...]) -> None:
-    """Refuses labels of other classes than the paper's: writing them again would not change that.
+    """Refuses labels of other classes than the paper's, with advice for custom classes.
 
     Raises:
-        InputError: there are not 23 columns.
+        InputError: the number of columns is not 23.
     """
     if len(shape) == 2 and shape[1] != len(CLASS_NAMES):
         raise InputError(
-            f"{path} holds labels of {shape[1]} classes; read are those of the paper's "
-            f"{len(CLASS_NAMES)} genres,\nwhich `labels` writes, and of no others.\n"
+            f"{path} holds labels of {shape[1]} classes; supported are only those of the paper's "
+            f"{len(CLASS_NAMES)} genres,\nwhich `labels` writes.\n"
             "Name the folder that it wrote. To train with other classes, leave labels_dir out: "
             "`index` of a batch gives the rows of your own array."
         )

@@ -1,7 +1,7 @@
-"""The label files of the published pipeline: 23 genres per sample, clean and with noise per view.
+"""Writes the label files of the published pipeline: 23 genres per sample, clean and with noise.
 
-Parsed documents come in as arguments: reading untrusted JSON belongs to the producers, which the
-feature store does not know.
+The caller passes parsed documents: the producers parse untrusted JSON, and the feature store does
+not import them.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ _NOISE_CLIP = 0.2
 
 @dataclass(frozen=True, slots=True)
 class LabelReport:
-    """What was found while labels were made.
+    """A summary of the labels that were written.
 
     Attributes:
-        samples: how many rows were written.
+        samples: the number of rows written.
         unknown_genres: genres outside the 23, printable, with their counts; most frequent first.
         without_genre: stems whose document names none of the 23; their rows are zero.
-        unreadable: stems whose document could not be read or is no object; their rows are zero.
+        unreadable: stems whose document was unreadable or not an object; their rows are zero.
     """
 
     samples: int
@@ -72,7 +72,7 @@ class LabelReport:
 def augmented_labels(
     labels: NDArray[np.float32], views: int, base_seed: int = 123
 ) -> Iterator[NDArray[np.float32]]:
-    """Adds the published noise: view 0 exact, the others clipped to ±0.2 and then to [0, 1].
+    """Adds the published noise, clipped to ±0.2, to all views but view 0; clips to [0, 1].
 
     Args:
         labels: float32 [N, 23].
@@ -89,7 +89,7 @@ def augmented_labels(
 def augmented_label(
     row: NDArray[np.float32], index: int, view: int, base_seed: int = 123
 ) -> NDArray[np.float32]:
-    """One sample's labels with the published noise of one view, float32 [23]; view 0 is exact.
+    """One sample's labels with the published noise of one view, float32 [23]; none for view 0.
 
     Args:
         row: float32 [23], the sample's clean labels.
@@ -110,12 +110,12 @@ def write_labels(stems: Sequence[str], documents: Iterable[object], out_dir: Pat
 
     Args:
         stems: all stems, in sample order; undecodable bytes as surrogate escapes.
-        documents: each sample's parsed JSON in the same order, None where it could not be read.
-        out_dir: made if it is not there.
+        documents: each sample's parsed JSON in the same order, None if it could not be read.
+        out_dir: the output folder; created if it is missing.
 
     Raises:
-        InputError: there are no samples, no document names one of the 23 genres, or a stem holds a
-            line break, which the list of stems, one to a line, cannot tell from two stems.
+        InputError: there are no samples, no document names one of the 23 genres, or a stem contains
+            a line break, which the list with one stem per line cannot represent.
         StorageError: a file could not be written; none was replaced.
     """
     ids = _ids_bytes(stems)
@@ -167,14 +167,14 @@ def _write_label_files(out_dir: Path, labels: NDArray[np.float32], ids: bytes) -
     make_folder(out_dir)
     old_ids = out_dir / IDS_FILE
     if old_ids.is_file() and old_ids.read_bytes() != ids:
-        # Without this a crash between the renames could pair new stems with old labels.
+        # Otherwise a crash between the renames could pair new stems with old labels.
         remove(old_ids)
     contents = {
         CLASS_NAMES_FILE: [json.dumps(CLASS_NAMES, indent=2).encode()],
         LABELS_FILE: [npy_header(labels.shape), labels.astype("<f4", copy=False).tobytes()],
         IDS_FILE: [ids],
     }
-    # Last: until it is there, an older one fits none of the files that were changed.
+    # The record is renamed last: until then, an older record does not match the changed files.
     contents[RECORD_FILE] = [label_record(len(labels), contents)]
     replace_files([(out_dir / name, parts) for name, parts in contents.items()])
 
@@ -186,24 +186,24 @@ def write_augmented_labels(
     prefix: str = "mm_imdb1_globals_aug70",
     seed: int | None = None,
 ) -> None:
-    """Writes ``P_labels.npy``, float32 (N * V, 23), and its manifest beside the embeddings.
+    """Writes ``P_labels.npy``, float32 (N * V, 23), and its manifest to the embeddings' folder.
 
     Memory does not grow with the number of views; the manifest is written last.
 
     Args:
-        labels_dir: holds ``labels_all_23.npy`` and ``ids_all.txt``.
-        embeddings_dir: an existing folder; its ``P_manifest.json``, if there, must fit.
+        labels_dir: the folder that holds ``labels_all_23.npy`` and ``ids_all.txt``.
+        embeddings_dir: an existing folder; its ``P_manifest.json``, if present, must match.
         views: V, the number of views of a sample, at least 1; None for that of the embeddings, or
-            the paper's 70 where there is no manifest yet.
-        prefix: P, what the embeddings' file names start with.
+            the paper's 70 if there is no manifest yet.
+        prefix: P, the beginning of the embeddings' file names.
         seed: the run's seed; None for that of the embeddings, or the paper's 123.
 
     Raises:
-        ConfigError: ``views`` is less than 1, or ``views`` or ``seed`` is not the embeddings'.
+        ConfigError: ``views`` is less than 1, or ``views`` or ``seed`` differs from the embeddings.
         InputError: the labels are missing or damaged, the folder is missing, or its embeddings
             are of other samples.
         StorageError: a file could not be written.
-        StoreLockedError: another process is writing them.
+        StoreLockedError: another process is writing the same labels.
     """
     views, seed = views_and_seed(embeddings_dir, prefix, views, seed)
     stems = read_ids(labels_dir)
@@ -224,15 +224,15 @@ def write_augmented_labels(
         "source_labels_npy": str(labels_dir / LABELS_FILE),
         "source_ids_txt": str(labels_dir / IDS_FILE),
         "normalized": False,
-        # The published scripts' end here.
+        # The fields of the published scripts end here.
         "seed": seed,
         "stems_sha256": stems_sha256(stems),
         "source_sha256": sources,
     }
     manifest, rows = manifest_path(embeddings_dir, prefix), embeddings_dir / f"{prefix}_labels.npy"
-    # Locked while the rows are written: of two runs into a folder the second is refused.
+    # The manifest is locked while the rows are written, so that a second run is refused.
     with open_replace(manifest) as last:
-        remove(manifest)  # an older one would vouch for rows that are being replaced
+        remove(manifest)  # an older manifest describes rows that are being replaced
         with open_replace(rows) as partial:
             file = HashingFile(partial)
             file.write(npy_header((total, len(CLASS_NAMES))))

@@ -1,9 +1,9 @@
-"""What augmented labels were made from, and whether that is what is there now.
+"""The manifest of augmented labels, compared with the labels and embeddings that exist now.
 
-``P_labels_manifest.json`` has the published keys and behind them ours: the seed, the hash of the
-samples, the SHA-256 of the labels that the noise was added to, and that of the rows themselves.
-Manifests of the published scripts have none of these: their seed is the paper's, and nothing says
-which labels they were made from.
+``P_labels_manifest.json`` has the published keys, followed by additional ones: the seed, the hash
+of the samples, the SHA-256 of the labels that the noise was added to, and that of the noisy rows.
+Manifests of the published scripts lack these: their seed is the paper's, and they do not record
+the labels that the noise was added to.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ REDO = "Write them again: manyviews labels --augment --embeddings-dir"
 
 
 def manifest_path(folder: Path, prefix: str) -> Path:
-    """Where the manifest of augmented labels is."""
+    """The path of the manifest of augmented labels."""
     return folder / f"{prefix}_labels_manifest.json"
 
 
 def read_labels_manifest(folder: Path, prefix: str) -> dict[str, Any] | None:
-    """The manifest of augmented labels; None where there is none.
+    """The manifest of augmented labels; None if there is none.
 
     Raises:
-        InputError: it is not what was written, or no manifest of labels.
-        StorageError: it cannot be read.
+        InputError: the file is damaged, or is not a manifest of labels.
+        StorageError: the file cannot be read.
     """
     path = manifest_path(folder, prefix)
     try:
@@ -57,18 +57,18 @@ def seed_of(facts: Mapping[str, Any]) -> object:
 def require_same_base(
     folder: Path, facts: Mapping[str, Any], labels_dir: Path | None, stems_sha256: str
 ) -> None:
-    """Refuses augmented labels whose clean labels are others now.
+    """Refuses augmented labels if the clean labels have changed since.
 
     Args:
-        folder: where the augmented labels are.
+        folder: the folder of the augmented labels.
         facts: their manifest.
-        labels_dir: the clean labels that go with them, or None: those beside the augmented ones,
-            else those that the manifest names, if they are still there and of the same samples.
-        stems_sha256: of the samples.
+        labels_dir: the folder of the clean labels; None uses those in ``folder``, else those that
+            the manifest names, if they still exist and are of the same samples.
+        stems_sha256: the hash of the samples' stems.
 
     Raises:
-        InputError: the clean labels have another content than those that noise was added to.
-        StorageError: they cannot be read.
+        InputError: the clean labels differ from those that noise was added to.
+        StorageError: the clean labels cannot be read.
     """
     sources = facts.get("source_sha256")
     if not isinstance(sources, dict):
@@ -76,11 +76,11 @@ def require_same_base(
     base = _base_folder(folder, facts, labels_dir, stems_sha256)
     if base is None:
         return
-    found, made_from = file_sha256(base / LABELS_FILE), sources.get(LABELS_FILE)
-    if found != made_from:
+    digest, recorded = file_sha256(base / LABELS_FILE), sources.get(LABELS_FILE)
+    if digest != recorded:
         raise InputError(
             f"The augmented labels in {folder} were made from other labels than those of "
-            f"{base / LABELS_FILE}:\n  made from SHA-256 {made_from}\n  found now      {found}\n"
+            f"{base / LABELS_FILE}:\n  made from SHA-256 {recorded}\n  found now      {digest}\n"
             f"{REDO} {folder}"
         )
 
@@ -88,15 +88,15 @@ def require_same_base(
 def verify_augmented(
     folder: Path, prefix: str, *, checked: Callable[[str], None] = lambda _: None
 ) -> list[Finding]:
-    """Checks augmented labels against their manifest; nothing is found where there is none.
+    """Compares augmented labels with their manifest; returns no findings if there is no manifest.
 
     Args:
-        folder: where they are; embeddings and clean labels beside them are compared as well.
-        prefix: what the files' names begin with.
+        folder: their folder; its embeddings and clean labels are compared as well.
+        prefix: the beginning of the files' names.
         checked: called with the name of each file that is checked.
 
     Raises:
-        StorageError: a file cannot be read, so nobody can tell.
+        StorageError: a file cannot be read.
     """
     path = manifest_path(folder, prefix)
     try:
@@ -119,11 +119,11 @@ def verify_augmented(
 
 
 def _embeddings_problems(folder: Path, prefix: str, facts: Mapping[str, Any]) -> Iterator[Finding]:
-    """Where the embeddings that the labels lie beside are of other rows."""
+    """Differences between the manifests of the labels and of the embeddings in the same folder."""
     try:
         embeddings = read_record(folder / f"{prefix}_manifest.json")
     except (OSError, ValueError):
-        return  # whoever checks the embeddings reports that
+        return  # the check of the embeddings reports that
     for key in ("views_per_sample", "seed", "stems_sha256"):
         if key in embeddings and embeddings[key] != facts.get(key):
             problem = f"its {key} is {facts.get(key)}, and that of the embeddings {embeddings[key]}"
@@ -136,7 +136,8 @@ def _base_folder(
     for place in (labels_dir, folder):
         if place is not None and (place / LABELS_FILE).is_file():
             return place
-    # As it was typed: where this is run in another folder, it may name another data set's.
+    # The manifest holds the path as the user typed it: relative to another working folder, it may
+    # name the labels of another data set.
     named = Path(str(facts.get("source_labels_npy", ""))).parent
     ids = facts["source_sha256"].get(IDS_FILE)
     if (named / LABELS_FILE).is_file() and (named / IDS_FILE).is_file():

@@ -1,7 +1,7 @@
 """Write the paper's files from a complete store; memory does not grow with the number of samples.
 
-The manifest goes first and comes last: an existing one is removed before anything is replaced, so a
-folder without a manifest is one that a run did not finish, and no other sign is needed.
+An existing manifest is removed before anything is replaced, and the new one is written last: a
+folder without a manifest is the unfinished output of a run, and no other marker is needed.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from featurestore.verify.findings import Finding
 
 PREFIX = "mm_imdb1_globals_aug70"
 _INDEX_HEADER = ("aug_idx", "orig_idx", "view", "stem", "image_name", "text_len")
-# What must be quoted (RFC 4180, 2.6). Older csv modules leave a lone carriage return bare.
+# Characters that require quotes (RFC 4180, 2.6). Older csv modules do not quote a carriage return.
 _SPECIAL = re.compile('[,"\r\n]')
-# What the paper's manifest calls the model of each feature.
+# The key of each feature's model in the paper's manifest.
 _MODEL_KEYS = {
     "clip_image": "clip_image",
     "clip_text": "clip_text",
@@ -45,11 +45,11 @@ _MODEL_KEYS = {
 
 @dataclass(frozen=True, slots=True)
 class Materialized:
-    """What a run wrote.
+    """The files that a run wrote.
 
     Attributes:
-        out_dir: the folder.
-        files: per file name its size in bytes, in the order of writing.
+        out_dir: the output folder.
+        files: size in bytes by file name, in the order of writing.
     """
 
     out_dir: Path
@@ -68,18 +68,18 @@ def materialize(
 
     Args:
         store: a complete store.
-        out_dir: created if it is missing; files of an earlier run are replaced.
-        prefix: begins every file's name.
+        out_dir: the output folder; created if it is missing; files of an earlier run are replaced.
+        prefix: the beginning of every file's name.
         zscore: ``all``, ``train`` or ``none``, see ``scaling.scale_for``.
-        split_json: the split, for ``train``.
+        split_json: the split file, needed for ``train``.
 
     Raises:
-        InputError: the store is not complete, the split does not fit it, there is no room, or the
-            folder holds augmented labels of other samples or views, or other features.
-        ConfigError: ``train`` without a split, a prefix that cannot begin these files' names, or
-            ``out_dir`` is no folder or in the store.
-        CorruptStoreError: a chunk is damaged; the manifest is not written then.
-        StorageError: a write failed; the manifest is not written then.
+        InputError: the store is not complete, the split does not fit it, there is no free space, or
+            the folder holds augmented labels of other samples or views, or other features.
+        ConfigError: ``train`` without a split, an invalid prefix, or ``out_dir`` is not a folder or
+            is inside the store.
+        CorruptStoreError: a chunk is damaged; no manifest is written then.
+        StorageError: a write failed; no manifest is written then.
         StoreLockedError: another process is materializing into the folder.
     """
     store.require_complete()
@@ -91,7 +91,7 @@ def materialize(
     _check_space(store, out_dir, prefix)
     durable.make_folder(out_dir)
     manifest = out_dir / f"{prefix}_manifest.json"
-    # Under construction from here on, and locked: of two runs into a folder the second is refused.
+    # The manifest is locked from here on, so that a second run into the folder is refused.
     with durable.open_replace(manifest) as file:
         facts = _write_files(store, scales, out_dir, prefix)
         document = _manifest(store, prefix, zscore, facts)
@@ -114,14 +114,14 @@ def _write_files(
         if scale is not None:
             facts[f"{prefix}_{name}.stats.npz"] = _write_stats(name, scale, out_dir, prefix)
         else:
-            # Those of an earlier run with a z-score would speak of other rows.
+            # The file of an earlier run with a z-score would describe other rows.
             durable.remove(out_dir / f"{prefix}_{name}.stats.npz")
     facts[f"{prefix}_aug_index.csv"] = _write_index(store, out_dir, prefix)
     return facts
 
 
 def _leftovers(store: FeatureStore, out_dir: Path, prefix: str) -> list[Path]:
-    """What a killed run left of rows under temporary names, of this store's features or others."""
+    """Temporary files of rows that a killed run left, of this store's or the paper's features."""
     names = sorted({*FEATURES, *store.features})
     paths = [out_dir / f"{prefix}_{name}.npy{durable.PARTIAL}" for name in names]
     return [path for path in paths if path.is_file()]
@@ -130,18 +130,18 @@ def _leftovers(store: FeatureStore, out_dir: Path, prefix: str) -> list[Path]:
 def verify_materialized(
     out_dir: Path, prefix: str = PREFIX, *, checked: Callable[[str], None] = lambda _: None
 ) -> list[Finding]:
-    """Checks materialized files against their manifest, and the manifest against its checksum.
+    """Compares materialized files with their manifest, and the manifest with its checksum.
 
     Args:
         out_dir: the folder.
-        prefix: what the files' names begin with.
+        prefix: the beginning of the files' names.
         checked: called with the name of each file that is checked.
 
     Returns:
-        One finding per file that is missing or not what was written.
+        One finding per file that is missing or differs from what was written.
 
     Raises:
-        StorageError: a file cannot be read, so nobody can tell.
+        StorageError: a file cannot be read.
     """
     name = f"{prefix}_manifest.json"
     checked(name)
@@ -156,16 +156,16 @@ def verify_materialized(
 def _check_arguments(store: FeatureStore, out_dir: Path, prefix: str) -> None:
     if not prefix or "/" in prefix or prefix.startswith("."):
         raise ConfigError(f"--prefix is the beginning of a file name, found {prefix!r}.")
-    if prefix.endswith("_labels"):  # its manifest would have the name of the labels'
+    if prefix.endswith("_labels"):  # its manifest would have the name of the labels' manifest
         raise ConfigError(f"--prefix does not end in _labels, found {prefix!r}.")
     if out_dir.exists() and not out_dir.is_dir():
-        raise ConfigError(f"--out-dir {out_dir} is no folder. Choose another one.")
+        raise ConfigError(f"--out-dir {out_dir} is not a folder. Choose another one.")
     if out_dir.resolve().is_relative_to(store.path.resolve()):
         raise ConfigError(f"--out-dir {out_dir} is in the store. Choose a folder elsewhere.")
 
 
 def _check_features(store: FeatureStore, out_dir: Path, prefix: str) -> None:
-    """Refuses to write beside rows of other features: they would be taken for this store's."""
+    """Refuses a folder with rows of other features, which readers would attribute to this store."""
     names = [path.name for path in out_dir.iterdir()] if out_dir.is_dir() else []
     parts = [
         n.removeprefix(f"{prefix}_").partition(".") for n in names if n.startswith(f"{prefix}_")
@@ -180,14 +180,14 @@ def _check_features(store: FeatureStore, out_dir: Path, prefix: str) -> None:
 
 
 def _check_labels(store: FeatureStore, out_dir: Path, prefix: str) -> None:
-    """Refuses to write beside augmented labels of other rows: nothing would tell them apart."""
+    """Refuses a folder with augmented labels of other rows, which readers would combine."""
     path, labels = manifest_path(out_dir, prefix), read_labels_manifest(out_dir, prefix)
     if labels is None:
         return
     rows, views = labels["total_rows"], labels["views_per_sample"]
-    told = {"seed": seed_of(labels)}
+    stated = {"seed": seed_of(labels)}
     if "stems_sha256" in labels:  # the published scripts wrote none
-        told["stems_sha256"] = labels["stems_sha256"]
+        stated["stems_sha256"] = labels["stems_sha256"]
     expected = store.spec.samples * store.spec.views, store.spec.views
     if (rows, views) != expected:
         raise InputError(
@@ -195,7 +195,7 @@ def _check_labels(store: FeatureStore, out_dir: Path, prefix: str) -> None:
             f"with {expected[1]} views.\n"
             "Choose another --out-dir, or remove those labels and write them again."
         )
-    for key, value in told.items():
+    for key, value in stated.items():
         if value != store.fingerprint.get(key, value):
             raise InputError(
                 f"{path} is of another {key}: {value!r:.100}; the store's is "
@@ -205,7 +205,7 @@ def _check_labels(store: FeatureStore, out_dir: Path, prefix: str) -> None:
 
 
 def _check_space(store: FeatureStore, out_dir: Path, prefix: str) -> None:
-    """Refuses before anything is removed. An old file goes only when its successor is written."""
+    """Raises InputError if space is missing; an old file is deleted once its successor exists."""
     rows = store.spec.samples * store.spec.views
     needed = peak = 0
     for name, dim in store.spec.dims.items():
@@ -252,7 +252,7 @@ def _write_index(store: FeatureStore, out_dir: Path, prefix: str) -> FileFacts:
     with durable.open_replace(out_dir / f"{prefix}_aug_index.csv") as partial:
         file = HashingFile(partial)
         for block in _index_blocks(store):
-            # Names that are not UTF-8 keep their bytes, as in ids_all.txt.
+            # The bytes of names that are not UTF-8 are preserved, as in ids_all.txt.
             file.write(block.encode("utf-8", "surrogateescape"))
     return file.facts
 
@@ -274,7 +274,7 @@ def _quoted(value: str) -> str:
 def _manifest(
     store: FeatureStore, prefix: str, zscore: str, facts: dict[str, FileFacts]
 ) -> dict[str, Any]:
-    """The paper's keys in the paper's order, then ours."""
+    """The manifest: the paper's keys in the paper's order, then additional ones."""
     spec, known = store.spec, store.fingerprint
     samples = store.samples
     return {

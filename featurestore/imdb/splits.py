@@ -1,4 +1,4 @@
-"""Reads ``split.json``: which samples are for training, validation and test."""
+"""Reads ``split.json``, which assigns samples to training, validation and test."""
 
 from __future__ import annotations
 
@@ -35,42 +35,42 @@ class Split:
 
 
 def read_split(split_json: Path | str, stems: Sequence[str]) -> Split:
-    """Reads a split file against the stems it speaks about.
+    """Reads a split file and replaces its stems by sample indices.
 
     Its keys are ``train``, ``dev`` (or ``val``) and ``test``, each a list of stems. A string that
-    is a stem means that stem; other strings, and integers, are zero-padded to the longest stem's
-    length, as files that went through a number column have lost their zeros. A stem may be in no
-    part, but not in two.
+    equals a stem means that stem; other strings, and integers, are zero-padded to the length of the
+    longest stem, because stems that were stored as numbers have lost their leading zeros. A stem
+    may be in no part, but not in two.
 
     Args:
         split_json: the file.
         stems: all stems, in sample order.
 
     Raises:
-        InputError: the file is missing, not JSON, lacks a part, names a stem that ``stems`` does
-            not hold, or puts one into two parts.
+        InputError: the file is missing, is not JSON, lacks a part, names a stem that is not in
+            ``stems``, or puts one into two parts.
     """
     path = Path(split_json)
-    found = compare_split(path, stems)
-    for key, entries in found.unknown.items():
+    comparison = compare_split(path, stems)
+    for key, entries in comparison.unknown.items():
         if entries:
             raise InputError(
-                f"{path}: {len(entries):,} of {found.entries[key]:,} entries of {key} name no "
+                f"{path}: {len(entries):,} of {comparison.entries[key]:,} entries of {key} name no "
                 f"sample: {_some(entries)}.\n"
                 "Is this the split of another data set, or are files missing?"
             )
-    _refuse_overlap(path, found, stems)
-    return Split(**{name: np.array(sorted(p), np.int64) for name, p in found.parts.items()})
+    _refuse_overlap(path, comparison, stems)
+    return Split(**{name: np.array(sorted(p), np.int64) for name, p in comparison.parts.items()})
 
 
 @dataclass(frozen=True, slots=True)
 class SplitComparison:
-    """A split file next to the stems it speaks about, whatever is wrong with it.
+    """A split file compared with the stems of a data set, errors included.
 
     Attributes:
-        parts: the indices of ``train``, ``val`` and ``test``.
-        entries: how many entries each of the file's keys has.
-        unknown: the entries of each of the file's keys that name no sample.
+        parts: sample indices by part: ``train``, ``val`` and ``test``.
+        entries: number of entries by key of the file.
+        unknown: the entries that name no sample, by key of the file.
     """
 
     parts: Mapping[str, set[int]]
@@ -78,7 +78,7 @@ class SplitComparison:
     unknown: Mapping[str, list[object]]
 
     def overlap(self) -> Iterator[tuple[str, str, list[int]]]:
-        """Two parts, and the sorted indices that are in both, for each pair that has some."""
+        """Yields each pair of parts that share samples, with the sorted indices of these."""
         for first, second in (("train", "val"), ("train", "test"), ("val", "test")):
             shared = sorted(self.parts[first] & self.parts[second])
             if shared:
@@ -86,7 +86,7 @@ class SplitComparison:
 
 
 def compare_split(path: Path, stems: Sequence[str]) -> SplitComparison:
-    """Reads a split file without refusing what it names; see :func:`read_split` for its form.
+    """Reads a split file, accepting unknown and repeated stems; see :func:`read_split`.
 
     Raises:
         InputError: the file is missing, not JSON, or lacks a part.
@@ -100,16 +100,16 @@ def compare_split(path: Path, stems: Sequence[str]) -> SplitComparison:
     unknown: dict[str, list[object]] = {}
     for name, key in (("train", "train"), ("val", val_key), ("test", "test")):
         entries = _entries(path, document, key)
-        found = [_position(entry, positions, width) for entry in entries]
-        parts[name] = {index for index in found if index is not None}
+        indices = [_position(entry, positions, width) for entry in entries]
+        parts[name] = {index for index in indices if index is not None}
         counts[key] = len(entries)
-        unknown[key] = [e for e, index in zip(entries, found, strict=True) if index is None]
+        unknown[key] = [e for e, index in zip(entries, indices, strict=True) if index is None]
     return SplitComparison(parts, counts, unknown)
 
 
 def _read_document(path: Path) -> dict[str, Any]:
     try:
-        # Given bytes, json reads UTF-8 with or without a byte order mark.
+        # From bytes, json decodes UTF-8 with or without a byte order mark.
         document = json.loads(path.read_bytes())
     except OSError as e:
         raise InputError(f"Could not read {path}: {e.strerror or e}\n{_EXPECTED}") from e
@@ -126,8 +126,8 @@ def _read_document(path: Path) -> dict[str, Any]:
 def _entries(path: Path, document: Mapping[str, Any], key: str) -> list[Any]:
     if key not in document:
         wanted = "dev (or val)" if key == "val" else key
-        found = ", ".join(map(reprlib.repr, list(document)[:_SHOWN])) or "none"
-        raise InputError(f"{path} has no key {wanted}; its keys are: {found}.")
+        keys = ", ".join(map(reprlib.repr, list(document)[:_SHOWN])) or "none"
+        raise InputError(f"{path} has no key {wanted}; its keys are: {keys}.")
     entries = document[key]
     if not isinstance(entries, list):
         raise InputError(
@@ -144,8 +144,8 @@ def _position(entry: object, positions: Mapping[str, int], width: int) -> int | 
     return None
 
 
-def _refuse_overlap(path: Path, found: SplitComparison, stems: Sequence[str]) -> None:
-    for first, second, shared in found.overlap():
+def _refuse_overlap(path: Path, comparison: SplitComparison, stems: Sequence[str]) -> None:
+    for first, second, shared in comparison.overlap():
         verb = "is" if len(shared) == 1 else "are"
         raise InputError(
             f"{path}: {amount(len(shared), 'sample')} {verb} both in {first} and in {second}: "

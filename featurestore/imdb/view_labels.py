@@ -1,4 +1,4 @@
-"""Labels for the chosen views: a sample's own, or with the noise of each view."""
+"""Labels for the views of a batch: those of the sample, or with the noise of each view."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ class Labels(Protocol):
     """Labels of a batch."""
 
     def take(self, samples: npt.NDArray[np.int64], view: View) -> npt.NDArray[np.float32]:
-        """The labels of ``samples``, int64 ``[B]``, for what ``FeatureRows.take`` reads there."""
+        """Labels of ``samples``, int64 ``[B]``, for the rows that ``FeatureRows.take`` reads."""
 
     def check(self) -> None:
-        """Reads all of them once, and compares them with what was written.
+        """Reads all labels once and compares them with the recorded digest.
 
         Raises:
-            InputError: they are not what was written, or no digest was.
-            StorageError: they cannot be read.
+            InputError: the labels differ from what was written, or no digest was recorded.
+            StorageError: the labels cannot be read.
         """
 
 
 class BaseLabels:
-    """One row of labels for a sample, whatever its view."""
+    """One row of labels for each sample, the same for all its views."""
 
     def __init__(self, rows: npt.NDArray[np.float32]) -> None:
         """Takes float32 ``[N, 23]``."""
@@ -57,13 +57,13 @@ class BaseLabels:
         return self._rows[samples]
 
     def check(self) -> None:
-        """They are in memory, and were compared when they were read."""
+        """Does nothing: the labels are in memory, and were compared when they were read."""
 
 
 class AugmentedLabels:
-    """A row of noisy labels for each view of a sample, read from a file or made when first asked.
+    """A row of noisy labels for each view of a sample, read from a file or computed on first use.
 
-    Making one takes some 20 µs, and each is made once in a process.
+    Computing a row takes about 20 µs, and each row is computed once per process.
     """
 
     def __init__(
@@ -73,13 +73,13 @@ class AugmentedLabels:
         seed: int = 0,
         written: tuple[Path, str | None] | None = None,
     ) -> None:
-        """Takes all rows, or the clean ones and room for all.
+        """Takes all rows, or the clean rows and an empty array for all.
 
         Args:
             rows: float32 ``[N, V, 23]``.
-            base: float32 ``[N, 23]`` where ``rows`` is to be filled from them, or None.
-            seed: of the noise.
-            written: the file that ``rows`` is mapped from, and its hex SHA-256, if that is known.
+            base: clean labels, float32 ``[N, 23]``, from which to fill ``rows``, or None.
+            seed: the seed of the noise.
+            written: the file that ``rows`` is mapped from, and its hex SHA-256 or None.
         """
         self._rows, self._base, self._seed, self._written = rows, base, seed, written
         self._made = np.zeros(rows.shape[:2], bool) if base is not None else None
@@ -89,33 +89,33 @@ class AugmentedLabels:
 
         Returns:
             float32 ``[B, 23]``; ``[B, 2, 23]`` for two views each, ``[B, V, 23]`` for ``all``; for
-            ``mean`` the mean over all views, as of the features.
+            ``mean`` the mean over all views, as for the features.
         """
         which = np.arange(self._rows.shape[1]) if isinstance(view, str) else np.asarray(view)
         rows = samples[:, None] if isinstance(view, str) or which.ndim == 2 else samples
         self._make(*np.broadcast_arrays(rows, which))
-        found: npt.NDArray[np.float32] = self._rows[rows, which]
+        labels: npt.NDArray[np.float32] = self._rows[rows, which]
         if isinstance(view, str) and view == "mean":
-            found = found.mean(axis=1, dtype=np.float32)
-        return found
+            labels = labels.mean(axis=1, dtype=np.float32)
+        return labels
 
     def check(self) -> None:
-        """Compares the file, where there is one, with its digest.
+        """Compares the file, if the labels were read from one, with its digest.
 
         Raises:
-            InputError: it is not what was written, or no digest was.
-            StorageError: it cannot be read.
+            InputError: the file differs from what was written, or no digest was recorded.
+            StorageError: the file cannot be read.
         """
         if self._written is None:
             return
         path, digest = self._written
         if digest is None:
             raise InputError(f"The manifest of {path} holds no digest to compare with.")
-        found = file_sha256(path)
-        if found != digest:
+        actual = file_sha256(path)
+        if actual != digest:
             raise InputError(
                 f"{path} is not what was written: expected SHA-256 {digest[:16]}…, found "
-                f"{found[:16]}….\n{REDO_AUGMENTED} {path.parent}"
+                f"{actual[:16]}….\n{REDO_AUGMENTED} {path.parent}"
             )
 
     def _make(self, rows: npt.NDArray[np.int64], which: npt.NDArray[np.int64]) -> None:
@@ -131,16 +131,16 @@ def open_labels(kind: str, labels_dir: Path | None, source: FeatureSource) -> La
     """The labels of a data set.
 
     Args:
-        kind: ``base``; or ``augmented``, from the file that is beside materialized features or in
-            ``labels_dir``, else made from the base labels with the seed of the views.
-        labels_dir: what the ``labels`` command wrote, or None.
-        source: the samples.
+        kind: ``base``; or ``augmented``, from the file in the folder of materialized features or in
+            ``labels_dir``, else computed from the base labels with the seed of the views.
+        labels_dir: the folder that the ``labels`` command wrote, or None.
+        source: the store or folder of features that the labels must match.
 
     Returns:
-        None for base labels without a folder.
+        The labels; None for base labels without a folder.
 
     Raises:
-        ConfigError: there is no such kind, or nothing to take augmented labels from.
+        ConfigError: the kind is unknown, or there is no source of augmented labels.
         InputError: labels are missing, damaged, or of other samples or views.
     """
     if kind not in KINDS:
@@ -159,7 +159,7 @@ def open_labels(kind: str, labels_dir: Path | None, source: FeatureSource) -> La
     base = read_labels(labels_dir, source.stems)
     if kind == "base":
         return BaseLabels(base)
-    # Not zeros: memory that is not touched is not taken.
+    # Not zeros: pages that are never written take no memory.
     room = np.empty((len(base), source.spec.views, base.shape[1]), np.float32)
     return AugmentedLabels(room, base, source.seed)
 
@@ -168,11 +168,11 @@ def _prefix(source: FeatureSource) -> str:
     return source.prefix if isinstance(source, NpyFolder) else PREFIX
 
 
-def _require_same_samples(folder: Path, told: str | None, source: FeatureSource) -> None:
-    """Compares the labels' hash of stems; without one, as published, the list beside them."""
-    if told is None and (folder / IDS_FILE).is_file():
-        told = stems_sha256(read_ids(folder))
-    if told not in (None, source.stems_sha256 or stems_sha256(source.stems)):
+def _require_same_samples(folder: Path, stated: str | None, source: FeatureSource) -> None:
+    """Compares the labels' hash of stems; without one, as published, the list in ``folder``."""
+    if stated is None and (folder / IDS_FILE).is_file():
+        stated = stems_sha256(read_ids(folder))
+    if stated not in (None, source.stems_sha256 or stems_sha256(source.stems)):
         raise InputError(
             f"The augmented labels in {folder} are of other samples than {source.path}, or in "
             f"another order.\n{REDO}, with --augment"
@@ -182,7 +182,7 @@ def _require_same_samples(folder: Path, told: str | None, source: FeatureSource)
 def _open_augmented(
     folder: Path, labels_dir: Path | None, source: FeatureSource
 ) -> AugmentedLabels:
-    """Maps ``P_labels.npy``, if its manifest speaks of these rows, their seed and their labels."""
+    """Maps ``P_labels.npy`` if its manifest matches the features' rows, seed and clean labels."""
     prefix = _prefix(source)
     facts, spec = read_labels_manifest(folder, prefix) or {}, source.spec
     _require_same_samples(folder, facts.get("stems_sha256"), source)
@@ -194,14 +194,14 @@ def _open_augmented(
         )
     require_same_base(folder, facts, labels_dir, source.stems_sha256 or stems_sha256(source.stems))
     path = folder / f"{prefix}_labels.npy"
-    told = facts.get("original_rows"), facts.get("views_per_sample")
+    stated = facts.get("original_rows"), facts.get("views_per_sample")
     mapped = map_npy(path)
     require_width(path, mapped.shape)
     wanted = (spec.samples * spec.views, len(CLASS_NAMES))
-    if told != (spec.samples, spec.views) or mapped.shape != wanted or mapped.dtype != np.float32:
+    if stated != (spec.samples, spec.views) or mapped.shape != wanted or mapped.dtype != np.float32:
         raise InputError(
-            f"{path} holds {mapped.dtype} {mapped.shape} of {told[0]} samples x {told[1]} views;\n"
-            f"expected float32 {wanted} of {spec.samples} x {spec.views}.\n"
+            f"{path} holds {mapped.dtype} {mapped.shape} of {stated[0]} samples x {stated[1]} "
+            f"views;\nexpected float32 {wanted} of {spec.samples} x {spec.views}.\n"
             f"{REDO_AUGMENTED} {folder}"
         )
     rows = np.asarray(mapped).reshape(spec.samples, spec.views, len(CLASS_NAMES))

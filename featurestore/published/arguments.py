@@ -1,4 +1,4 @@
-"""What the published factories take: the variables that name folders, and keywords without effect.
+"""Arguments of the published factories: variables that name folders, keywords without effect.
 
 The published code is ``dataset_1x_aug70.py`` of ``RolandBERTINJOHANNET/GW_Attention_IMDB`` and of
 ``RolandBERTINJOHANNET/attention_imdb_benchmark``.
@@ -31,12 +31,12 @@ _MANIFEST = "_manifest.json"
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """Where the features of both domains are.
+    """The location of the features of both domains.
 
     Attributes:
         folder: a store, or a folder of materialized files.
-        names: per domain the name of its feature.
-        prefix: what the names of materialized files begin with.
+        names: the name of the feature by domain.
+        prefix: the beginning of the names of materialized files.
     """
 
     folder: Path
@@ -45,10 +45,10 @@ class Features:
 
 
 def family_features(family: str, embeddings: Path | str | None) -> Features:
-    """The features of one family; ``embeddings`` from the variable where it is None.
+    """The features of one family; None for ``embeddings`` uses the environment variable.
 
     Raises:
-        ConfigError: no such family, or the variable is not set.
+        ConfigError: the family is unknown, or the variable is not set.
     """
     if family not in FAMILIES:
         hint = " Pass batch_size by name." if isinstance(family, int) else ""
@@ -59,14 +59,14 @@ def family_features(family: str, embeddings: Path | str | None) -> Features:
 
 
 def file_features(image: Path | str | None, text: Path | str | None) -> Features:
-    """The features of two published files, by their names; the folder may be a store.
+    """The features that the names of two published files refer to; the folder may be a store.
 
     Args:
-        image: ``FOLDER/PREFIX_clip_image.npy``; None takes the published variable, or CLIP's.
+        image: ``FOLDER/PREFIX_clip_image.npy``; None uses the published variable, or CLIP.
         text: the same for texts.
 
     Raises:
-        ConfigError: a name that is not of this form, or files of two folders or prefixes.
+        ConfigError: a name is not of this form, or the folders or prefixes differ.
     """
     named = {}
     for domain, path, name, feature in (
@@ -101,7 +101,7 @@ def variable(name: str, needed_by: str = "") -> Path:
     """The folder that an environment variable names.
 
     Raises:
-        ConfigError: it is not set.
+        ConfigError: the variable is not set.
     """
     value = os.environ.get(name, "").strip()
     if not value:
@@ -113,7 +113,7 @@ def expanded(path: Path | str) -> Path:
     """The path with ``~`` replaced by the home folder.
 
     Raises:
-        ConfigError: there is no such home.
+        ConfigError: the home folder is unknown.
     """
     try:
         return Path(path).expanduser()
@@ -123,13 +123,13 @@ def expanded(path: Path | str) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class WithoutEffect:
-    """Keywords of the published factories that change nothing here, with any value that is taken.
+    """Keywords of the published factories that have no effect here, with accepted values.
 
     Attributes:
-        val_ratio: the split file decides; without effect in the published code too.
+        val_ratio: any value; the split file decides, as in the published code.
         seed: as ``val_ratio``.
-        manifest_path: a manifest with the samples and views that the features have, or None.
-        extra_image_latents: rows to append; none can be.
+        manifest_path: a manifest with the features' numbers of samples and views, or None.
+        extra_image_latents: rows to append; only None or an empty value is accepted.
         extra_caption_embeddings: as ``extra_image_latents``.
         extra_train: as ``extra_image_latents``.
         extra_val: as ``extra_image_latents``.
@@ -147,11 +147,11 @@ class WithoutEffect:
 
     @classmethod
     def of(cls, keywords: dict[str, Any]) -> WithoutEffect:
-        """Checks what can be checked before anything is opened.
+        """Collects the keywords and checks what can be checked before a file is opened.
 
         Raises:
-            TypeError: a keyword that the published factories do not have either.
-            ConfigError: a value that would have an effect.
+            TypeError: the published factories do not have a keyword either.
+            ConfigError: a value would have an effect.
         """
         unknown = sorted(set(keywords) - set(cls.__slots__))
         if unknown:
@@ -168,8 +168,8 @@ class WithoutEffect:
         """Refuses a manifest of other rows.
 
         Raises:
-            ConfigError: its file is not named as manifests are.
-            InputError: it cannot be read, or is of other numbers of samples or views.
+            ConfigError: the file does not have the name of a manifest.
+            InputError: the manifest cannot be read, or states other numbers of samples or views.
         """
         if self.manifest_path is None:
             return

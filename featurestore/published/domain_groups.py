@@ -1,4 +1,4 @@
-"""The published domains of each split, and the sets of them that datasets are made for."""
+"""The published domains of each split, and the sets of domains that form datasets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ IMAGE, TEXT = "image_latents", "caption_embeddings"
 IMAGE_CLEAN, TEXT_CLEAN = "image_latents_clean", "caption_embeddings_clean"
 LABELS = "labels"
 
-# In the published order: with it, loaders draw the same numbers from torch's generator.
+# In the published order, so that loaders draw the same numbers from torch's generator.
 _PAIRED = ((IMAGE, TEXT), (IMAGE_CLEAN,), (TEXT_CLEAN,), (IMAGE, IMAGE_CLEAN), (TEXT, TEXT_CLEAN))
 _ALL = (IMAGE, TEXT, IMAGE_CLEAN, TEXT_CLEAN)
 _TRAIN_ONLY = ((IMAGE,), (TEXT,))
@@ -31,7 +31,7 @@ Groups = dict[Domains, DomainDataset]
 
 @dataclass(frozen=True, slots=True)
 class ViewOptions:
-    """Which views are used, and how they are scaled; see ``datamodule.make_datamodule``."""
+    """The choice of views and of their scaling; see ``datamodule.make_datamodule``."""
 
     include_labels: bool
     normalize: str
@@ -39,7 +39,7 @@ class ViewOptions:
     view_k: int
 
     def check(self, views: int) -> None:
-        """Raises ConfigError for a value that means nothing."""
+        """Raises ConfigError for an invalid value."""
         if self.normalize not in ("none", "train_split"):
             raise ConfigError(f"normalize is none or train_split, found {self.normalize!r}.")
         if self.view_mode not in _VIEW_MODES:
@@ -56,18 +56,18 @@ class ViewOptions:
 
     @property
     def sparse(self) -> bool:
-        """Whether one view of each sample is read."""
+        """Whether only one view of each sample is read."""
         return isinstance(self.mode, int)
 
 
 @dataclass(frozen=True, slots=True)
 class DomainGroups:
-    """Makes the datasets of each split.
+    """Creates the datasets of each split.
 
     Attributes:
-        rows: of the image and of the text domain.
-        labels: float32 ``[N, 23]``, or None.
-        options: which views, and how they are scaled.
+        rows: the features' rows by domain, for the image and the text domain.
+        labels: clean labels, float32 ``[N, 23]``, or None.
+        options: the choice of views and of their scaling.
     """
 
     rows: Mapping[str, FeatureRows]
@@ -78,8 +78,8 @@ class DomainGroups:
         """Training, validation and test datasets; single augmented domains in training alone.
 
         Raises:
-            ConfigError: an option means nothing.
-            InputError: there are too few training rows to scale by.
+            ConfigError: an option is invalid.
+            InputError: there are too few training rows for ``normalize="train_split"``.
         """
         self.options.check(self.rows[IMAGE].views)
         scales = self._scales(split)

@@ -1,4 +1,4 @@
-"""Lazy rows of one split: what the published training code finds in ``domain_data``."""
+"""Lazy rows of one split, which the published training code reads from ``domain_data``."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from featurestore.training.collate import Batch
 
 
 class DomainRows(LazyRows):
-    """One domain of one split, as a ``float32 [n, D]`` tensor that is read when it is used.
+    """One domain of one split, like a ``float32 [n, D]`` tensor that is read when it is used.
 
-    See :class:`LazyRows` for what of a tensor it has, and what of it reads all rows into memory.
+    See :class:`LazyRows` for the supported interface, and for the uses that read all rows.
     """
 
     def __init__(
@@ -31,14 +31,14 @@ class DomainRows(LazyRows):
         scale: Scale | None = None,
         repeats: int = 1,
     ) -> None:
-        """Makes a view of ``rows``.
+        """Selects the rows of some samples.
 
         Args:
             rows: a feature's rows, or float32 ``[N, D]`` with one row for each sample (labels).
             samples: int64 indices of the split's samples.
             mode: a view's number, ``mean``, or ``all``: V rows for each sample, sample-major.
-            scale: applied to what is read, or None.
-            repeats: how often a sample's row stands in a row, to line up with ``all``.
+            scale: the scale applied to rows after reading, or None.
+            repeats: the number of consecutive copies of a sample's row, to align it with ``all``.
         """
         self._rows, self._samples, self._scale = rows, samples, scale
         self._mode = mode
@@ -58,7 +58,7 @@ class DomainRows(LazyRows):
         return torch.from_numpy(out if self._scale is None else self._scale.apply(out))
 
     def moments(self) -> Moments:
-        """Moments over all rows, block by block."""
+        """The moments of all rows, computed block by block."""
         return merge(moments_of(self.take(positions).numpy()) for positions in self.blocks())
 
 
@@ -66,14 +66,14 @@ class DomainDataset(Dataset[dict[str, torch.Tensor]]):
     """Aligned rows of several domains.
 
     Attributes:
-        domain_data: per name its rows, :class:`DomainRows` or a tensor.
+        domain_data: rows by domain name, :class:`DomainRows` or tensors ``[n, D]``.
     """
 
     def __init__(self, domain_data: Mapping[str, LazyRows | torch.Tensor]) -> None:
-        """Takes domains of one length.
+        """Takes domains of equal length.
 
         Raises:
-            InputError: there is none, or their lengths differ.
+            InputError: there are no domains, or their lengths differ.
         """
         self.domain_data = dict(domain_data)
         lengths = {name: len(rows) for name, rows in self.domain_data.items()}
@@ -88,8 +88,8 @@ class DomainDataset(Dataset[dict[str, torch.Tensor]]):
         return {name: rows[item] for name, rows in self.domain_data.items()}
 
     def __getitems__(self, items: list[int]) -> Sequence[Any]:
-        """A whole batch, read at once; torch's own collation gives float32 ``[B, D]`` of each."""
+        """Reads a whole batch at once; torch's collation gives float32 ``[B, D]`` per domain."""
         if type(self).__getitem__ is not DomainDataset.__getitem__:
-            return [self[item] for item in items]  # what a subclass makes of each
+            return [self[item] for item in items]  # a subclass changes each item
         positions = torch.tensor(items, dtype=torch.int64)
         return Batch({name: rows[positions] for name, rows in self.domain_data.items()})

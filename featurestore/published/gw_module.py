@@ -22,12 +22,12 @@ class GroupLoaders:
     ``GWDataModule`` is this class and, where Lightning is installed, a ``LightningDataModule``.
 
     Attributes:
-        train_datasets: per frozenset of domain names its dataset.
-        val_datasets: the same for validation.
-        test_datasets: the same for the test; empty where there are none.
+        train_datasets: training datasets by frozenset of domain names.
+        val_datasets: validation datasets, likewise.
+        test_datasets: test datasets, likewise; may be empty.
         batch_size: rows per batch; the last one of an epoch may be smaller.
-        num_workers: worker processes of each loader.
-        pin_memory: whether batches are page-locked, where there is a GPU.
+        num_workers: number of worker processes of each loader.
+        pin_memory: whether batches are in page-locked memory if there is a GPU.
     """
 
     def __init__(
@@ -42,9 +42,9 @@ class GroupLoaders:
         """Takes the datasets; see the attributes.
 
         Raises:
-            ConfigError: batches of no row.
+            ConfigError: the batch size is less than 1.
         """
-        super().__init__()  # Lightning's, where this is one of its datamodules
+        super().__init__()  # Lightning's constructor, if this is a LightningDataModule
         if batch_size < 1:
             raise ConfigError(f"batch_size is at least 1, found {batch_size}.")
         self.val_datasets = val_datasets
@@ -57,14 +57,14 @@ class GroupLoaders:
     def setup_dataloaders(
         self, datasets: Datasets, *, shuffle: bool
     ) -> dict[Domains, DataLoader[Any]]:
-        """One loader for each dataset, in their order."""
+        """One loader for each dataset, in the same order."""
         return {
             domains: DataLoader(
                 dataset,
                 batch_size=self.batch_size,
                 shuffle=shuffle,
                 num_workers=self.num_workers,
-                # Without a GPU there is nothing to pin for, and torch warns of it.
+                # Without a GPU, pinning has no use, and torch warns about it.
                 pin_memory=self.pin_memory and torch.cuda.is_available(),
             )
             for domains, dataset in datasets.items()
@@ -91,13 +91,14 @@ class GroupLoaders:
 
         Args:
             split: ``train``, ``val`` or ``test``.
-            amount: rows; of a smaller split all, as the published code has it.
+            amount: the number of rows; a smaller split gives all its rows, as in the published
+                code.
 
         Returns:
-            Per frozenset of names, per name float32 ``[amount, D]``.
+            By frozenset of domain names, a dictionary from name to float32 ``[amount, D]``.
 
         Raises:
-            ConfigError: no such split, or no rows asked for.
+            ConfigError: the split is unknown, or ``amount`` is less than 1.
         """
         named = {"train": self.train_datasets, "val": self.val_datasets, "test": self.test_datasets}
         if split not in named:
@@ -118,7 +119,7 @@ def _first(dataset: Any, amount: int) -> dict[str, torch.Tensor]:
 
 @functools.cache
 def gw_data_module() -> type[GroupLoaders]:
-    """The class ``GWDataModule``: imports Lightning, which takes seconds, at the first call."""
+    """The class ``GWDataModule``; the first call imports Lightning, which takes seconds."""
     lightning = lightning_module()
     bases = (GroupLoaders,) if lightning is None else (GroupLoaders, lightning.LightningDataModule)
     place = {"__module__": "featurestore.datamodule", "__doc__": GroupLoaders.__doc__}

@@ -1,4 +1,4 @@
-"""Rows that are read when they are asked for, with the interface of a ``float32 [n, D]`` tensor."""
+"""Rows that are read when they are used, with the interface of a ``float32 [n, D]`` tensor."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import torch
 from featurestore.errors import ConfigError
 from featurestore.system.limits import available_bytes
 
-# Rows read at once where all of them are wanted: a few MB, whatever their number.
+# Rows per read when all rows are read: a few MB, independent of the number of rows.
 BLOCK = 4096
 
-# Below this, whether a tensor fits is not worth the question.
+# Tensors below this size are created without checking the available memory.
 _SMALL_BYTES = 64 << 20
-# What follows from shape and dtype alone; torch answers it for a tensor without memory.
+# Attributes that depend on shape and dtype alone; a tensor without memory provides them.
 _FACTS = frozenset(
     {
         *("dim", "element_size", "is_complex", "is_contiguous", "is_floating_point", "is_leaf"),
@@ -27,7 +27,7 @@ _FACTS = frozenset(
         *("requires_grad", "size", "storage_offset", "stride"),
     }
 )
-# Found on the object itself; a tensor's must not replace them where they are not set yet.
+# Attributes of the object itself, which a tensor's must not replace before they are set.
 _OWN = frozenset({"shape", "dtype", "device"})
 _OPERATORS = (
     *("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul"),
@@ -37,26 +37,26 @@ _OPERATORS = (
 
 
 class LazyRows(ABC):
-    """A base for rows on disk that code written for tensors can use.
+    """A base class for rows on disk that code written for tensors can use.
 
-    Three kinds of use, by what they read:
+    Three kinds of use read different amounts:
 
-    - nothing: ``shape``, ``dtype``, ``device``, ``ndim``, ``size()``, ``numel()``, ``len`` and the
-      other facts of a tensor;
-    - only the rows in question: indexing of every kind that names rows (``x[3]``, ``x[5:9]``,
+    - no rows: ``shape``, ``dtype``, ``device``, ``ndim``, ``size()``, ``numel()``, ``len`` and the
+      other properties that depend on shape and dtype alone;
+    - only the selected rows: every kind of indexing that selects rows (``x[3]``, ``x[5:9]``,
       ``x[:8, :3]``, ``x[0, 0]``, lists, arrays, masks), ``index_select(0, ...)``, iteration, and
-      with them ``TensorDataset`` and ``DataLoader``;
-    - **all of them, into memory, each time**: every other attribute of a tensor (``to``, ``float``,
+      therefore ``TensorDataset`` and ``DataLoader``;
+    - **all rows, into memory, each time**: every other attribute of a tensor (``to``, ``float``,
       ``numpy``, ``contiguous``, ``clone``, ``mean``, ``x[None]`` ...), arithmetic, and functions of
       torch and NumPy (``torch.cat``, ``torch.as_tensor``, ``numpy.asarray``), see :meth:`tensor`.
 
-    The rows cannot be changed: there are no methods that work in place. They are no instance of
-    ``torch.Tensor`` either; :meth:`tensor` gives one.
+    The rows are read-only: there are no in-place methods. The object is not an instance of
+    ``torch.Tensor``; :meth:`tensor` returns one.
 
     Attributes:
-        shape: ``torch.Size((n, D))``.
-        dtype: ``torch.float32``.
-        device: the CPU, where rows are read to.
+        shape: the shape, ``torch.Size((n, D))``.
+        dtype: the data type, ``torch.float32``.
+        device: the device of the rows after reading, the CPU.
     """
 
     shape: torch.Size
@@ -69,20 +69,20 @@ class LazyRows(ABC):
         """float32 ``[k, D]``, a copy of the rows at ``positions`` (``[k]``, from 0)."""
 
     def tensor(self) -> torch.Tensor:
-        """All rows as one tensor, ``n * D * 4`` bytes of memory.
+        """All rows as one tensor of ``n * D * 4`` bytes.
 
-        Clean views of one MM-IMDb feature take 0.1 GB or less; all 70 views of ``blip2_text``,
-        14.9 GB. What does not fit is refused before it is read.
+        The clean views of one MM-IMDb feature take 0.1 GB or less; all 70 views of ``blip2_text``
+        take 14.9 GB. A tensor that does not fit into memory is refused before rows are read.
 
         Raises:
-            ConfigError: it takes more memory than there is.
+            ConfigError: the tensor takes more memory than is available.
         """
         wanted = self.shape.numel() * self.dtype.itemsize
         if wanted > _SMALL_BYTES and wanted > (free := available_bytes()):
             raise ConfigError(
                 f"A tensor of all rows takes {wanted:,} bytes, and {free:,} are available.\n"
-                "Index the rows, or give them to a TensorDataset as they are: both read what a "
-                "batch needs."
+                "Index the rows, or pass them to a TensorDataset unchanged: both read only rows "
+                "of a batch."
             )
         out = torch.empty(self.shape, dtype=self.dtype)
         for positions in self.blocks():
@@ -90,12 +90,12 @@ class LazyRows(ABC):
         return out
 
     def blocks(self) -> Iterator[npt.NDArray[np.int64]]:
-        """The positions of all rows in order, some at a time."""
+        """Yields the positions of all rows in order, ``BLOCK`` at a time."""
         for start in range(0, len(self), BLOCK):
             yield np.arange(start, min(start + BLOCK, len(self)))
 
     def index_select(self, dim: int, index: torch.Tensor) -> torch.Tensor:
-        """As a tensor's; reads all rows for the columns (``dim=1``) only."""
+        """As ``torch.Tensor.index_select``; only ``dim=1`` reads all rows."""
         return self[index] if dim in (0, -2) else self.tensor().index_select(dim, index)
 
     def __len__(self) -> int:
@@ -106,7 +106,7 @@ class LazyRows(ABC):
             yield from self.take(positions)
 
     def __getitem__(self, item: Any) -> torch.Tensor:
-        """As a tensor's, reading the rows that ``item`` names."""
+        """As a tensor's indexing; reads only the rows that ``item`` selects."""
         key, columns = (item[0], item[1:]) if isinstance(item, tuple) and item else (item, ())
         rows = _named_rows(key, len(self))
         if rows is None:
@@ -115,9 +115,9 @@ class LazyRows(ABC):
         return self.take(positions)[(within, *columns)]
 
     def __getattr__(self, name: str) -> Any:
-        """An attribute of tensors: a fact, or something of :meth:`tensor`, which is read then.
+        """An attribute of ``torch.Tensor``; all rows are read if it needs their values.
 
-        Methods read when they are called, not when they are looked up.
+        Methods read rows when they are called, not when they are looked up.
         """
         if name.startswith("_") or name in _OWN or not hasattr(torch.Tensor, name):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
@@ -161,7 +161,7 @@ class LazyRows(ABC):
 
 
 def _call(rows: LazyRows, name: str, *args: Any, **kwargs: Any) -> Any:
-    """A method of tensors, on the rows read as one."""
+    """Calls a method of ``torch.Tensor`` on all rows."""
     return getattr(rows.tensor(), name)(*args, **kwargs)
 
 
@@ -171,7 +171,7 @@ def _changes_its_argument(func: Any) -> bool:
 
 
 def _with_rows_read(value: Any, read: Callable[[LazyRows], Any]) -> Any:
-    """Arguments with everything lazy in them read, in lists, tuples and dictionaries too."""
+    """Replaces every ``LazyRows`` in arguments, lists, tuples and dictionaries by its rows."""
     if isinstance(value, LazyRows):
         return read(value)
     if type(value) in (list, tuple):
@@ -182,12 +182,12 @@ def _with_rows_read(value: Any, read: Callable[[LazyRows], Any]) -> Any:
 
 
 def _named_rows(key: Any, rows: int) -> tuple[npt.NDArray[np.int64], Any] | None:
-    """The rows that the first part of an index names, and the index of the same among them.
+    """The rows that the first part of an index selects, and the index that selects them from these.
 
-    None where all rows are needed, or where torch has to decide what it means.
+    None if all rows are needed, or if only torch can interpret the index.
 
     Raises:
-        IndexError: a row that there is not, or something that names no row.
+        IndexError: a row is out of range, or the index does not select rows.
     """
     if key is None or key is Ellipsis or isinstance(key, bool | np.bool_):
         return None
@@ -195,23 +195,23 @@ def _named_rows(key: Any, rows: int) -> tuple[npt.NDArray[np.int64], Any] | None
         return None
     if isinstance(key, slice):
         return np.arange(*key.indices(rows)), slice(None)
-    found = np.asarray(key.detach().cpu() if isinstance(key, torch.Tensor) else key)
-    if found.dtype == np.uint8:  # to torch a mask
+    numbers = np.asarray(key.detach().cpu() if isinstance(key, torch.Tensor) else key)
+    if numbers.dtype == np.uint8:  # torch interprets it as a mask
         return None
-    if found.dtype == bool:
-        if found.shape != (rows,):
+    if numbers.dtype == bool:
+        if numbers.shape != (rows,):
             return None
-        found = np.flatnonzero(found)
-    if found.size == 0:
-        found = found.astype(np.int64)
-    if found.dtype.kind not in "iu":
-        raise IndexError(f"rows are named by numbers, slices and masks, found {found.dtype}")
-    outside = (found < -rows) | (found >= rows)
+        numbers = np.flatnonzero(numbers)
+    if numbers.size == 0:
+        numbers = numbers.astype(np.int64)
+    if numbers.dtype.kind not in "iu":
+        raise IndexError(f"rows are named by numbers, slices and masks, found {numbers.dtype}")
+    outside = (numbers < -rows) | (numbers >= rows)
     if outside.any():
-        raise IndexError(f"row {found[outside].flat[0]} is out of range for {rows} rows")
-    positions = np.where(found < 0, found + rows, found).astype(np.int64).reshape(-1)
-    within = torch.arange(positions.size).reshape(found.shape)
-    return positions, within if found.ndim else 0
+        raise IndexError(f"row {numbers[outside].flat[0]} is out of range for {rows} rows")
+    positions = np.where(numbers < 0, numbers + rows, numbers).astype(np.int64).reshape(-1)
+    within = torch.arange(positions.size).reshape(numbers.shape)
+    return positions, within if numbers.ndim else 0
 
 
 def _operator(name: str) -> Callable[..., Any]:
@@ -222,6 +222,6 @@ def _operator(name: str) -> Callable[..., Any]:
     return apply
 
 
-# Set, not defined: Python looks operators up on the class and never asks __getattr__.
+# Set on the class, because Python does not look up operators through __getattr__.
 for _name in _OPERATORS:
     setattr(LazyRows, f"__{_name}__", _operator(f"__{_name}__"))

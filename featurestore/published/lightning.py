@@ -1,7 +1,7 @@
-"""Lightning, where it is installed: the one place that imports it.
+"""Imports Lightning if it is installed; the only module that does.
 
-Lightning imports torchvision. Importing this module first, as the datamodule does, makes that work
-beside a CPU build of torch too, also where a script imports Lightning itself.
+Lightning imports torchvision. Importing this module first, as the datamodule does, makes that
+import work with a CPU build of torch too, also in a script that imports Lightning itself.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ ensure_importable()
 
 
 def lightning_module() -> Any:
-    """Lightning under either of its names, or None."""
+    """Lightning, under either of its package names; None if it is not installed."""
     for name in ("lightning.pytorch", "pytorch_lightning"):
         try:
             return import_module(name)
@@ -26,10 +26,10 @@ def lightning_module() -> Any:
 
 
 def combined_loader() -> Any:
-    """Its class ``CombinedLoader``.
+    """Lightning's class ``CombinedLoader``.
 
     Raises:
-        ConfigError: it is not installed.
+        ConfigError: Lightning is not installed.
     """
     lightning = lightning_module()
     if lightning is None:

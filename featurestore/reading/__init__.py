@@ -1,1 +1,1 @@
-"""Rows of features, read from mapped files at random or in order."""
+"""Reads rows of features from mapped files, in random order or sequentially."""

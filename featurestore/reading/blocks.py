@@ -17,8 +17,8 @@ from featurestore.storage.moments import Scale
 from featurestore.system import results
 from featurestore.system.limits import available_bytes
 
-_SHARE = 8  # of the memory that can be had, what one feature's decoded chunks may take
-# Batches that are asked for in advance after one that had to wait for the disk: at first, at most.
+_SHARE = 8  # one feature's decoded chunks may take this fraction (1/8) of the available memory
+# Number of batches to prefetch after one that had to wait for the disk: at first, and at most.
 _FEWEST, _MOST = 4, 256
 
 
@@ -26,7 +26,7 @@ class Blocks(Protocol):
     """The blocks ``float32 [V, D]`` of samples, from which batches are taken.
 
     Attributes:
-        shape: (N, V, D).
+        shape: the numbers of samples, views and dimensions: (N, V, D).
     """
 
     shape: tuple[int, int, int]
@@ -37,19 +37,19 @@ class Blocks(Protocol):
         view: int | npt.NDArray[np.int64] | None,
         scale: Scale | None = None,
     ) -> npt.NDArray[np.float32]:
-        """Reads samples, int64 ``[B]``; the result is a copy.
+        """Reads the views of some samples; the result is a copy.
 
         Args:
-            samples: their numbers.
-            view: a number, int64 ``[B]`` or ``[B, 2]``, or None for all views.
-            scale: applied to the result, or None.
+            samples: int64 ``[B]``, the samples' numbers.
+            view: a view's number, int64 ``[B]`` or ``[B, 2]`` numbers, or None for all views.
+            scale: the scale to apply to the result, or None.
 
         Returns:
             float32 ``[B, D]``, ``[B, 2, D]`` or ``[B, V, D]``.
 
         Raises:
             IndexError: a sample or view does not exist.
-            CorruptStoreError: a chunk that is decoded is not what was committed.
+            CorruptStoreError: a decoded chunk differs from what was committed.
         """
         ...
 
@@ -65,25 +65,26 @@ class MappedBlocks:
         from_disk: bool = False,
         files: FilesInOrder | None = None,
     ) -> None:
-        """Reads nothing yet.
+        """Prepares reading; reads no rows.
 
         Args:
-            blocks: float32 ``[chunks, K, V, D]``, each chunk contiguous and whole rows apart.
-            samples: N, of which the last chunk may hold fewer than K.
-            from_disk: whether rows are to be fetched as they are asked for, and may have to come
-                from the disk.
-            files: where consecutive samples are read from then; None for the mapping.
+            blocks: float32 ``[chunks, K, V, D]``; each chunk is contiguous, and the distance
+                between chunks is a whole number of rows.
+            samples: N; the last chunk may hold fewer than K samples.
+            from_disk: whether rows are fetched on access and may come from the disk.
+            files: with ``from_disk``, the files from which consecutive samples are read; None reads
+                them from the mapping.
         """
         chunks, self._rows, views, dim = blocks.shape
         self.shape = (samples, views, dim)
         row_bytes = dim * blocks.itemsize
         apart = blocks.strides[0] // row_bytes if chunks > 1 else self._rows * views
-        # Row (chunk, k, v) is row chunk * apart + k * V + v; nothing is mapped between chunks.
+        # Row (chunk, k, v) is flat row chunk * apart + k * V + v; gaps between chunks are unmapped.
         count = (chunks - 1) * apart + self._rows * views
         strides = (row_bytes, blocks.itemsize)
         as_strided = np.lib.stride_tricks.as_strided
         self._flat = as_strided(blocks, (count, dim), strides)
-        # The V rows from each row on, of which only those of whole samples are looked at.
+        # Entry i holds the V rows from row i on; only entries at the start of a sample are used.
         self._runs = as_strided(blocks, (count - views + 1, views, dim), (row_bytes, *strides))
         self._gap = apart - self._rows * views
         self._files = files if from_disk else None
@@ -117,12 +118,12 @@ class MappedBlocks:
 
     def _gather(self, rows: npt.NDArray[np.intp], scale: Scale | None) -> npt.NDArray[np.float32]:
         out = results.empty((*rows.shape, self.shape[2]))
-        # Every row is there, so nothing is clipped; it spares NumPy a copy in between.
+        # All rows exist, so nothing is clipped; the mode spares NumPy an intermediate copy.
         self._flat.take(rows, axis=0, out=out, mode="clip")
         return out if scale is None else scale.apply(out)
 
     def _whole(self, rows: npt.NDArray[np.intp], scale: Scale | None) -> npt.NDArray[np.float32]:
-        """All views: one long copy for each sample is faster than one for each row."""
+        """Copies all views: one long copy per sample is faster than one per row."""
         shape = (len(rows), *self.shape[1:])
         if scale is None and not results.is_large(shape):
             return self._runs[rows]
@@ -130,7 +131,7 @@ class MappedBlocks:
         for to, row in zip(out, rows.tolist(), strict=True):
             if scale is None:
                 to[:] = self._runs[row]
-            else:  # what was just copied is divided while it is in the cache
+            else:  # scales one sample at a time, while it is in the processor's cache
                 scale.apply_to(self._runs[row], to)
         return out
 
@@ -140,11 +141,11 @@ def _in_order(samples: npt.NDArray[np.int64]) -> bool:
 
 
 class _Disk:
-    """Whether a batch is worth asking for in advance: a context manager around its reading.
+    """Decides whether to prefetch a batch; a context manager around the reading of the batch.
 
-    Asking takes about as long as reading rows that are in memory, and saves most of the time where
-    they are not: the disk then gets all requests at once instead of one after the other. A batch
-    that was not asked for shows by its page faults whether it should have been.
+    A prefetch takes about as long as reading rows that are in memory, and saves most of the time
+    if they are not: the disk then gets all requests at once instead of one after the other. The
+    page faults of a batch without prefetch show whether the next ones need it.
     """
 
     def __init__(self) -> None:
@@ -166,21 +167,21 @@ class _Disk:
 
 
 def _major_faults() -> int:
-    """Pages for which this thread had to wait for a disk."""
+    """Number of pages for which this thread had to wait for a disk."""
     return resource.getrusage(resource.RUSAGE_THREAD).ru_majflt
 
 
 def default_cache_bytes() -> int:
-    """Memory for the decoded chunks of one feature."""
+    """Default size in bytes of the cache for the decoded chunks of one feature."""
     return available_bytes() // _SHARE
 
 
 class ChunkedBlocks:
-    """The blocks ``float32 [V, D]`` of samples, for reading a batch at a time.
+    """The blocks ``float32 [V, D]`` of samples in chunks that must be decoded.
 
-    A batch decodes each chunk that it touches once, whatever the order of its samples. Random
-    samples of a store that does not fit into the cache decode one chunk each: such a store is for
-    keeping, and for training in the order of its chunks.
+    A batch decodes each of its chunks once, in any order of its samples. If the store does not fit
+    into the cache, each random sample decodes a whole chunk: such a store suits archiving, and
+    training in the order of its chunks.
     """
 
     def __init__(
@@ -190,18 +191,18 @@ class ChunkedBlocks:
         rows: int,
         cache_bytes: int,
     ) -> None:
-        """Reads nothing yet.
+        """Prepares reading; reads no rows.
 
         Args:
-            read: gives chunk n, checked, float32 ``[<= rows, V, D]``.
-            shape: (N, V, D).
-            rows: samples of a chunk.
-            cache_bytes: memory for decoded chunks; one is kept in any case.
+            read: a function that returns chunk n, checked, float32 ``[<= rows, V, D]``.
+            shape: the numbers of samples, views and dimensions: (N, V, D).
+            rows: samples per chunk.
+            cache_bytes: memory for decoded chunks; at least one chunk is kept.
         """
         self.shape = shape
         self._rows = rows
         kept = max(1, cache_bytes // (4 * rows * shape[1] * shape[2]))
-        # Nothing is locked while a chunk is read, so that a fork never inherits a held lock.
+        # lru_cache holds no lock while a chunk is read, so that a fork never inherits a held lock.
         self._read = functools.lru_cache(kept)(read)
 
     def take(

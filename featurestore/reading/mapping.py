@@ -2,15 +2,15 @@
 
 One range of addresses is reserved and each chunk's payload is mapped into it, at equal distances,
 so that all rows of a feature are rows of one NumPy array and a batch is a single ``take``. No file
-descriptor stays open (``numpy.memmap`` holds one per file and stops at the process's limit, 1,024
+descriptor stays open (``numpy.memmap`` keeps one per file and fails at the process's limit, 1,024
 on most systems).
 
-Each chunk begins at a multiple of 2 MiB where that at most doubles the range of addresses: there
-the kernel can map a cached file in pages of that size, which is what makes random rows of one large
-``.npy`` quick. Nothing is mapped between chunks, and no memory is used for it.
+Each chunk begins at a multiple of 2 MiB if that at most doubles the range of addresses: the kernel
+can then map a cached file in pages of that size, which makes random access to rows fast. The gaps
+between chunks are not mapped and use no memory.
 
-How the kernel is to fetch the files is said once, when they are mapped. Its own read-ahead drags in
-the neighbours of every row, which random rows have no use for.
+The kernel gets advice on how to fetch the files once, when they are mapped. Its default read-ahead
+also fetches the neighbours of every row, which random access does not need.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 _HUGE_PAGE = 2 << 20
-_PLACES = 64  # that are looked at to tell whether files are in the page cache
-_places = random.Random()  # of its own: a program may have seeded the module's
+_PLACES = 64  # number of positions to probe for whether files are in the page cache
+_places = random.Random()  # a separate generator: a program may have seeded the module's
 
 _MADV_POPULATE_READ = 22  # Linux 5.14; the mmap module does not name it
 _MADV = {
@@ -69,17 +69,17 @@ _MADV = {
 
 
 def choose_advice(files: Sequence[Path | str], size_bytes: int, *, sparse: bool = False) -> Advice:
-    """How files are to be fetched, from where they are and the memory that can be had.
+    """Chooses advice for the kernel by the available memory and the state of the page cache.
 
-    What is in the page cache is mapped at opening (``populate``), so that no batch waits for a page
-    fault afterwards; between half and nine tenths of the memory in the background (``willneed``).
-    Everything else is fetched page by page as it is asked for (``random``): what lies on the disk,
-    so that the first batch does not wait for the last row; what is larger than memory; and what
-    only one row in many is ever read of.
+    Files in the page cache are mapped completely at opening (``populate``), so that no batch waits
+    for a page fault; if they take between half and nine tenths of the available memory, in the
+    background (``willneed``). In all other cases pages are fetched on access (``random``): files on
+    the disk, so that the first batch does not wait for the last row; files larger than memory; and
+    files of which only a small part of the rows is read.
 
     Args:
-        files: all that will be mapped.
-        size_bytes: of them together.
+        files: all files that will be mapped.
+        size_bytes: total size of the files in bytes.
         sparse: whether only one view of each sample will be read.
     """
     free = available_bytes()
@@ -89,17 +89,17 @@ def choose_advice(files: Sequence[Path | str], size_bytes: int, *, sparse: bool 
 
 
 def is_cached(files: Sequence[Path | str]) -> bool:
-    """Whether nine tenths of some places in the files, evenly spread, are in the page cache.
+    """Whether nine tenths of evenly spread positions in the files are in the page cache.
 
-    True also where the file system does not tell. The places are others each time, because looking
-    at one makes the kernel fetch it.
+    Also True if the file system does not support the query. The positions differ between calls,
+    because a query makes the kernel fetch the page.
     """
     some = files[:: max(1, len(files) // _PLACES)]
     each = max(1, _PLACES // max(1, len(some)))
     allowed = len(some) * each // 10
     for file in some:
-        allowed -= sum(not there for there in _places_cached(file, each))
-        if allowed < 0:  # the others would not change it, and looking takes time
+        allowed -= sum(not cached for cached in _places_cached(file, each))
+        if allowed < 0:  # the remaining files cannot change the result
             return False
     return True
 
@@ -108,7 +108,7 @@ def _places_cached(path: Path | str, count: int) -> Iterator[bool]:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
-        return  # who maps it gets the error
+        return  # mapping the file raises the error
     try:
         size = os.fstat(fd).st_size
         for number in range(count):
@@ -130,10 +130,10 @@ def advise(array: npt.NDArray[Any], advice: Advice, path: Path) -> None:
     Args:
         array: a mapping, or a part of one.
         advice: one of ``ADVICE``, but not ``auto``.
-        path: the file, for the message.
+        path: the file, for the error message.
 
     Raises:
-        StorageError: ``populate`` met a page that cannot be read from the disk.
+        StorageError: ``populate`` cannot read a page from the disk.
     """
     address = int(array.__array_interface__["data"][0])
     start = address - address % mmap.PAGESIZE
@@ -144,8 +144,8 @@ def _madvise(address: int, size: int, advice: str, path: Path | str) -> None:
     if advice not in _MADV or size == 0:
         return
     if advice == "populate":
-        # What is not in the page cache yet is then read into it in huge pages: sooner, and later
-        # rows are found through fewer page-table entries. Refused by a kernel that has none.
+        # The kernel then reads missing pages into the page cache as huge pages, which is faster and
+        # needs fewer page-table entries. A kernel without huge pages refuses this.
         _libc.madvise(address, size, mmap.MADV_HUGEPAGE)
     if _libc.madvise(address, size, _MADV[advice]) == 0:
         return
@@ -155,18 +155,18 @@ def _madvise(address: int, size: int, advice: str, path: Path | str) -> None:
     elif advice == "populate" and number in (errno.EFAULT, errno.EIO):
         # A batch that touched this page would end the process with SIGBUS.
         raise StorageError(Path(path), "a part of it cannot be read from the disk")
-    # All else is advice that was not taken: without memory to spare, for example.
+    # Other errors only mean that the kernel ignored the advice, for example for lack of memory.
 
 
 def will_need(flat: npt.NDArray[Any], rows: npt.NDArray[np.integer], count: int) -> None:
-    """Asks the kernel to read rows in the background: for all of them at once.
+    """Asks the kernel to read rows in the background, all at once.
 
-    Whoever touches mapped rows one after the other waits for each of them.
+    Without this, accessing mapped rows one after the other waits for each of them.
 
     Args:
         flat: ``[n, D]``, a mapping.
         rows: ``[B]``, the first row of each run.
-        count: rows in a run.
+        count: the number of rows in a run.
     """
     address, row_bytes = int(flat.__array_interface__["data"][0]), flat.strides[0]
     first = address + rows.astype(np.int64) * row_bytes
@@ -177,19 +177,19 @@ def will_need(flat: npt.NDArray[Any], rows: npt.NDArray[np.integer], count: int)
 
 
 def _mmap(address: int | None, size: int, protection: int, flags: int, fd: int) -> int:
-    found = _libc.mmap(address, size, protection, flags, fd, 0)
-    if found is None or found == _MAP_FAILED:
+    mapped = _libc.mmap(address, size, protection, flags, fd, 0)
+    if mapped is None or mapped == _MAP_FAILED:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
-    return int(found)
+    return int(mapped)
 
 
 def distance(spec: ArraySpec) -> int:
-    """Bytes from the beginning of a chunk to that of the next: whole rows and whole huge pages."""
+    """Bytes between the beginnings of consecutive chunks: a multiple of rows and of huge pages."""
     row_bytes = spec.chunk_bytes // math.prod(spec.chunk_shape[:-1])
     step = math.lcm(_HUGE_PAGE, row_bytes)
-    found = -(-spec.chunk_bytes // step) * step
-    return found if found <= 2 * spec.chunk_bytes else spec.chunk_bytes
+    aligned = -(-spec.chunk_bytes // step) * step
+    return aligned if aligned <= 2 * spec.chunk_bytes else spec.chunk_bytes
 
 
 def map_chunks(
@@ -198,22 +198,21 @@ def map_chunks(
     """Maps the given chunks of one array into a single array.
 
     Args:
-        root: the store.
+        root: the folder of the store.
         spec: the array.
-        chunks: the committed chunks. Rows of all others must never be touched: nothing is mapped
-            there, and reading them ends the process.
-        advice: how the kernel is to fetch them, one of ``ADVICE``, but not ``auto``.
+        chunks: the committed chunks. Rows of other chunks must never be accessed: they are not
+            mapped, and reading them ends the process.
+        advice: how the kernel fetches the files, one of ``ADVICE``, but not ``auto``.
 
     Returns:
-        ``dtype [chunks, rows per chunk, ...]``, read-only; a chunk is contiguous, and
-        :func:`distance` tells how far the next one is. The mapping lives as long as any view of it
-        does.
+        ``dtype [chunks, rows per chunk, ...]``, read-only; each chunk is contiguous, and
+        :func:`distance` returns the bytes between chunks. The mapping exists as long as any view of
+        it does.
 
     Raises:
-        CorruptStoreError: a chunk's file is missing or not of its size.
-        StorageError: a file cannot be opened or mapped; with ``populate``, also where it cannot be
-            read.
-        ConfigError: this machine's pages are larger than the chunks are aligned for.
+        CorruptStoreError: a chunk's file is missing or has another size.
+        StorageError: a file cannot be opened or mapped or, with ``populate``, cannot be read.
+        ConfigError: this machine's memory pages are larger than the alignment of the chunks.
     """
     if spec.chunk_bytes % mmap.PAGESIZE:
         raise ConfigError(
@@ -225,7 +224,7 @@ def map_chunks(
     with named_errors(root / spec.name):
         buffer, base = _reserve(spec.chunks * apart)
     for chunk in chunks:
-        # A string: joining paths takes a third of the time that opening a store does.
+        # A string, because joining paths would take a third of the time of opening a store.
         path, address = f"{root}/{spec.file(chunk)}", base + chunk * apart
         _map_chunk(path, spec, chunk, address)
         _madvise(address, spec.chunk_bytes, advice, path)
@@ -238,16 +237,16 @@ def map_chunks(
 
 
 def _reserve(size: int) -> tuple[Any, int]:
-    """A range of addresses from a huge page's beginning on: what keeps it, and the first one."""
+    """Reserves addresses from a multiple of the huge page size on; returns owner and address."""
     whole = size + _HUGE_PAGE
-    found = _mmap(None, whole, _PROT_NONE, _MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE, -1)
-    base = -(-found // _HUGE_PAGE) * _HUGE_PAGE
-    # A subclass, because plain ctypes arrays take no weak reference.
+    start = _mmap(None, whole, _PROT_NONE, _MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE, -1)
+    base = -(-start // _HUGE_PAGE) * _HUGE_PAGE
+    # A subclass, because plain ctypes arrays do not support weak references.
     buffer_type: Any = type("MappedChunks", (ctypes.c_uint8 * size,), {})
     buffer = buffer_type.from_address(base)
-    # NumPy's array keeps the buffer alive, the buffer's end unmaps. Not at exit: other threads may
-    # still be reading then, and the kernel unmaps anyway.
-    weakref.finalize(buffer, _libc.munmap, found, whole).atexit = False
+    # NumPy's array keeps the buffer alive, and the buffer's finalizer unmaps the range. It does not
+    # run at exit: other threads may still be reading, and the kernel unmaps anyway.
+    weakref.finalize(buffer, _libc.munmap, start, whole).atexit = False
     return buffer, base
 
 
@@ -259,13 +258,13 @@ def _map_chunk(path: str, spec: ArraySpec, chunk: int, address: int) -> None:
             raise not_there(spec.file(chunk), e, chunk) from None
         raise refusal(Path(path), e) from e
     try:
-        found, expected = os.fstat(fd).st_size, spec.chunk_bytes + CHECKSUM_BYTES
-        if found != expected:  # reading past the end of a shorter file would be a SIGBUS
+        size, expected = os.fstat(fd).st_size, spec.chunk_bytes + CHECKSUM_BYTES
+        if size != expected:  # reading past the end of a shorter file would raise SIGBUS
             raise CorruptStoreError(
-                spec.file(chunk), f"{found} bytes, expected {expected}", chunk=chunk
+                spec.file(chunk), f"{size} bytes, expected {expected}", chunk=chunk
             )
         _mmap(address, spec.chunk_bytes, _PROT_READ, _MAP_SHARED | _MAP_FIXED, fd)
-    except OSError as e:  # ENODEV where its file system cannot map files
+    except OSError as e:  # ENODEV if the file system cannot map files
         raise refusal(Path(path), e) from e
     finally:
         os.close(fd)

@@ -1,4 +1,4 @@
-"""``.npy`` files as the project writes and reads them: version 1.0, C order."""
+"""Writes the headers of ``.npy`` files (version 1.0, C order) and maps the files for reading."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from featurestore.errors import InputError
 from featurestore.system.refusals import is_absent, refusal
 from featurestore.wording import first_line
 
-# What NumPy lets through for a file that is not npy, or whose header is damaged: it parses the
-# header as a Python literal, and a memory map checks the size. The parser's MemoryError is one of
-# a header that nests too deeply: the header is short, and a map that finds no memory says ENOMEM.
+# Exceptions of NumPy for a file that is not npy, or whose header is damaged: NumPy parses the
+# header as a Python literal, and the memory map checks the size. A MemoryError means that the short
+# header is nested too deeply for the parser; a map without memory raises ENOMEM instead.
 _NOT_NPY = (OSError, ValueError, TypeError, SyntaxError, OverflowError, RecursionError, MemoryError)
 
 
 def npy_header(shape: tuple[int, ...], descr: str = "<f4") -> bytes:
-    """The bytes ``np.save`` writes before the values, for files that are streamed after it.
+    """The bytes that ``np.save`` writes before the values, for files whose values are streamed.
 
     Args:
-        shape: the whole array's shape, known before its values are.
-        descr: the dtype as the format spells it, with its byte order.
+        shape: the shape of the whole array.
+        descr: the dtype in the notation of the format, with its byte order.
 
     Raises:
         ValueError: the header does not fit version 1.0 (65,535 bytes).
@@ -40,16 +40,16 @@ def npy_header(shape: tuple[int, ...], descr: str = "<f4") -> bytes:
 def map_npy(path: Path) -> NDArray[Any]:
     """Maps an ``.npy`` file read-only, without reading its values.
 
-    A header that promises more than the file holds is found here and allocates nothing; pickled
-    objects are refused.
+    A header that states a larger array than the file holds is refused without allocating memory;
+    pickled objects are refused too.
 
     Raises:
-        InputError: the file is missing, or not one whole ``.npy`` file.
-        StorageError: it cannot be opened or mapped.
+        InputError: the file is missing, or is not one complete ``.npy`` file.
+        StorageError: the file cannot be opened or mapped.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # a header that had to be guessed at is a damaged one
+            warnings.simplefilter("error")  # NumPy warns if it has to guess at a damaged header
             mapped = np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError:
         raise InputError(f"{path} does not exist.") from None
@@ -57,7 +57,7 @@ def map_npy(path: Path) -> NDArray[Any]:
         if isinstance(e, OSError) and e.errno is not None and not is_absent(e):
             raise refusal(path, e) from e
         raise InputError(f"{path} is not a complete .npy file: {first_line(e)}") from e
-    behind = path.stat().st_size - mapped.offset - mapped.nbytes
-    if behind:
-        raise InputError(f"{path} is not one .npy file: {behind:,} bytes follow its values.")
+    trailing = path.stat().st_size - mapped.offset - mapped.nbytes
+    if trailing:
+        raise InputError(f"{path} is not one .npy file: {trailing:,} bytes follow its values.")
     return mapped

@@ -1,4 +1,4 @@
-"""A folder of materialized files, looked at as a store is."""
+"""A folder of materialized files, with the interface of a store."""
 
 from __future__ import annotations
 
@@ -19,39 +19,39 @@ from featurestore.wording import amount
 
 _MANIFEST = "_manifest.json"
 _LABELS_MANIFEST = "_labels_manifest.json"
-# Files have no chunks; this many samples are as good a unit of reading as any.
+# Materialized files have no chunks; this is the number of samples that are read as a unit.
 _CHUNK = 64
 _PAPER_SEED = 123
 
 
 def find_prefix(folder: Path) -> str | None:
-    """What the names of the folder's materialized files begin with; None where there are none.
+    """The beginning of the names of the folder's materialized files; None if there are none.
 
     Raises:
-        InputError: there are several sets of files.
+        InputError: the folder holds several sets of files.
     """
-    found = sorted(
+    prefixes = sorted(
         p.name.removesuffix(_MANIFEST)
         for p in folder.glob(f"*{_MANIFEST}")
         if not p.name.endswith(_LABELS_MANIFEST)
     )
-    if len(found) > 1:
-        raise InputError(f"{folder} holds files of several runs: say which with prefix={found!r}.")
-    return found[0] if found else None
+    if len(prefixes) > 1:
+        raise InputError(f"{folder} holds files of several runs: set prefix= to one of {prefixes}.")
+    return prefixes[0] if prefixes else None
 
 
 def read_manifest(folder: Path, prefix: str) -> dict[str, Any]:
-    """The manifest of materialized files, which is written when all of them are there.
+    """The manifest of materialized files, which is written after all of them.
 
     Raises:
-        InputError: it is missing, or not what was written.
+        InputError: the manifest is missing or damaged.
     """
     path = folder / f"{prefix}{_MANIFEST}"
     try:
         manifest = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise InputError(
-            f"{folder} holds no {path.name}, so its files may be half written.\n"
+            f"{folder} holds no {path.name}, so its files may be incomplete.\n"
             "Run `materialize` again; the manifest is written last."
         ) from None
     except (OSError, ValueError, RecursionError) as e:
@@ -59,26 +59,27 @@ def read_manifest(folder: Path, prefix: str) -> dict[str, Any]:
     if not isinstance(manifest, dict) or not {"original_rows", "views_per_sample"} <= set(manifest):
         raise InputError(f"{path} is not a manifest of materialized files.")
     if not fits_checksum(manifest):
-        raise InputError(f"{path} does not fit its checksum.\nRun `materialize` again.")
+        raise InputError(f"{path} does not match its checksum.\nRun `materialize` again.")
     return manifest
 
 
 class NpyFolder:
-    """Materialized files opened for reading, by the names that a store has for the same things.
+    """Materialized files opened for reading, with the attribute names of a ``FeatureStore``.
 
     Attributes:
         path: the folder.
-        prefix: what its files' names begin with.
-        spec: samples, views and dimensions, from the manifest.
-        zscore: how the rows were scaled, ``all``, ``train`` or ``none``.
-        seed: of the views and of the labels' noise.
+        prefix: the beginning of its files' names.
+        spec: the numbers of samples, views and dimensions, from the manifest.
+        zscore: the scaling of the rows: ``all``, ``train`` or ``none``.
+        seed: the seed of the views and of the labels' noise.
+        bad_inputs: the inputs that a placeholder replaces, from the manifest.
     """
 
     def __init__(self, path: Path | str, prefix: str) -> None:
         """Reads the manifest.
 
         Raises:
-            InputError: it is missing, or not what was written.
+            InputError: the manifest is missing or damaged.
         """
         self.path, self.prefix = Path(path), prefix
         self._manifest = read_manifest(self.path, prefix)
@@ -89,7 +90,7 @@ class NpyFolder:
                 _CHUNK,
                 dict(self._manifest.get("dims", {})),
             )
-            # The published scripts know one way, and write nothing of it.
+            # The published scripts always scale by all rows, and do not record it.
             self.zscore = str(self._manifest.get("zscore", "all"))
             self.seed = int(self._manifest.get("seed", _PAPER_SEED))
             self.bad_inputs = [
@@ -109,48 +110,48 @@ class NpyFolder:
 
     @property
     def content_crc32c(self) -> str:
-        """Of the manifest, which holds the digests of all files; else of their sizes and times."""
-        told: dict[str, Any] = dict(self._manifest)
-        if "sha256" not in told:  # those of the published scripts
+        """CRC-32C of the manifest with all files' digests, or with their sizes and times."""
+        record: dict[str, Any] = dict(self._manifest)
+        if "sha256" not in record:  # a manifest of the published scripts
             status = [(self.path / f"{self.prefix}_{name}.npy").stat() for name in self.features]
-            told["files"] = [[each.st_size, each.st_mtime_ns] for each in status]
-        return record_crc32c(told)
+            record["files"] = [[each.st_size, each.st_mtime_ns] for each in status]
+        return record_crc32c(record)
 
     @cached_property
     def stems_sha256(self) -> str | None:
-        """Of the stems in order: as the manifest says, else of those that the index names.
+        """Hash of the stems in order: from the manifest, else of the stems in the index.
 
-        None where there is no index either.
+        None if there is no index either.
 
         Raises:
-            InputError: the index is not of these files.
+            InputError: the index does not belong to these files.
         """
-        told: str | None = self._manifest.get("stems_sha256")
-        if told is None and (self.path / f"{self.prefix}_aug_index.csv").is_file():
-            # Manifests of the published scripts carry no hash, but their index names every sample.
-            told = stems_sha256(self.stems)
-        return told
+        digest: str | None = self._manifest.get("stems_sha256")
+        if digest is None and (self.path / f"{self.prefix}_aug_index.csv").is_file():
+            # Manifests of the published scripts hold no hash, but their index names every sample.
+            digest = stems_sha256(self.stems)
+        return digest
 
     @cached_property
     def stems(self) -> list[str]:
         """The samples' stems in order, from the index of rows.
 
         Raises:
-            InputError: the index is missing, or is not of these files.
+            InputError: the index is missing, or does not belong to these files.
         """
         path = self.path / f"{self.prefix}_aug_index.csv"
-        found = indexed_stems(path)
-        if len(found) != self.spec.samples:
-            raise InputError(f"{path} names {len(found)} of {amount(self.spec.samples, 'sample')}.")
-        if self._manifest.get("stems_sha256") not in (None, stems_sha256(found)):
+        stems = indexed_stems(path)
+        if len(stems) != self.spec.samples:
+            raise InputError(f"{path} names {len(stems)} of {amount(self.spec.samples, 'sample')}.")
+        if self._manifest.get("stems_sha256") not in (None, stems_sha256(stems)):
             raise InputError(f"{path} names other samples than the manifest was written for.")
-        return found
+        return stems
 
     def check(self, features: Iterable[str]) -> None:
         """Compares the features' files with the digests in the manifest.
 
         Raises:
-            InputError: a file is not what was written, or no digests were.
+            InputError: a file differs from what was written, or the manifest holds no digests.
         """
         digests = self._manifest.get("sha256")
         if not isinstance(digests, dict):
@@ -159,24 +160,24 @@ class NpyFolder:
             path = self.path / f"{self.prefix}_{name}.npy"
             try:
                 with path.open("rb") as file:
-                    found = hashlib.file_digest(file, "sha256").hexdigest()
+                    digest = hashlib.file_digest(file, "sha256").hexdigest()
             except OSError as e:
                 if is_absent(e):
                     raise InputError(f"Could not read {path}: {e.strerror or e}") from e
                 raise refusal(path, e) from e
-            if found != digests.get(path.name):
+            if digest != digests.get(path.name):
                 raise InputError(f"{path} is not what was written.\nRun `materialize` again.")
 
 
 def stems_of(embeddings: Path, prefix: str) -> list[str]:
-    """The stems of a store, or of materialized files by their index.
+    """The stems of a store, or of materialized files from their index.
 
     Args:
         embeddings: a store, or a folder that ``materialize`` or the published scripts wrote.
-        prefix: what the names of materialized files begin with.
+        prefix: the beginning of the names of materialized files.
 
     Raises:
-        InputError: there is neither, or the index is damaged.
+        InputError: the folder is neither, or the index is damaged.
     """
     if is_store(embeddings):
         return FeatureStore(embeddings).stems
@@ -192,21 +193,21 @@ def stems_of(embeddings: Path, prefix: str) -> list[str]:
 def indexed_stems(path: Path) -> list[str]:
     """The stems that the index of materialized rows names, in the order of the samples.
 
-    Lines of view 0 are read; the published scripts wrote them in no order to rely on.
+    Only the lines of view 0 are used; the published scripts wrote lines in no reliable order.
 
     Raises:
-        InputError: there is none, it cannot be read, or it is damaged.
+        InputError: the index is missing, unreadable or damaged.
     """
-    found: dict[int, str] = {}
+    stems: dict[int, str] = {}
     try:
         with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
             for line in csv.DictReader(file):
                 if line["view"] == "0":
-                    found[int(line["orig_idx"])] = line["stem"]
+                    stems[int(line["orig_idx"])] = line["stem"]
     except OSError as e:
         raise InputError(f"Could not read {path}: {e.strerror or e}") from e
     except (ValueError, KeyError, TypeError, csv.Error) as e:
         raise InputError(f"{path} is not an index of materialized files: {str(e)[:200]}") from e
-    if not found or sorted(found) != list(range(len(found))):
+    if not stems or sorted(stems) != list(range(len(stems))):
         raise InputError(f"{path} does not name every sample; run `materialize` again.")
-    return [found[index] for index in range(len(found))]
+    return [stems[index] for index in range(len(stems))]

@@ -1,4 +1,4 @@
-"""Asks the kernel for chunks before a shuffle's window comes to them."""
+"""Asks the kernel to read chunks before a shuffle's window reaches them."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from featurestore.errors import ConfigError
 
 
 class Readahead:
-    """Keeps one window of chunks ahead of who reads, a few files at a time.
+    """Requests chunks one window ahead of the reader, a few files at a time.
 
-    Chunks are read whole and in the background. That is much faster than the single pages that a
-    batch would wait for where most of a chunk is used, or where the disk takes its time to seek.
+    The kernel reads whole chunks in the background. That is much faster than reading single pages
+    for each batch if most of a chunk is used, or if the disk is slow to seek.
     """
 
     def __init__(self, dataset: Any, chunk_of: npt.NDArray[np.int64], window: int) -> None:
         """Prepares an epoch.
 
         Args:
-            dataset: a ``FeatureDataset``, whose features' chunk files are asked for.
+            dataset: a ``FeatureDataset``; the chunk files of its features are requested.
             chunk_of: int64 ``[m]``, the chunk of each item in the order of the epoch.
-            window: how many chunks the shuffle reads from at a time.
+            window: the number of chunks that the shuffle reads from at a time.
 
         Raises:
-            ConfigError: the dataset has no chunk files: it is of materialized ones, or resident.
+            ConfigError: the dataset has no chunk files: its files are materialized, or it is
+                resident.
         """
         if not getattr(dataset, "reads_chunks", False):
             raise ConfigError(
@@ -36,7 +37,7 @@ class Readahead:
                 "readahead=False."
             )
         _, first = np.unique(chunk_of, return_index=True)
-        self._first = np.sort(first)  # where each chunk is read from first
+        self._first = np.sort(first)  # the position of the first item of each chunk
         self._chunks = chunk_of[self._first]
         self._window, self._items, self._asked = window, len(chunk_of), 0
         store = dataset.store
@@ -46,8 +47,8 @@ class Readahead:
                 raise ConfigError(f"{root} holds no chunks to read ahead; set readahead=False.")
 
     def reach(self, position: int) -> None:
-        """Asks for what is needed until a window after ``position``, and was not asked for."""
-        # Chunks that are done, if each were as large; a window's are all asked for when it begins.
+        """Requests the chunks up to one window after ``position``, each only once."""
+        # An estimate, as if all chunks had equally many items; a window is requested as a whole.
         done = -(-position * len(self._chunks) // self._items)
         for chunk in self._chunks[self._asked : done + self._window]:
             for root, array in self._arrays:
@@ -55,16 +56,16 @@ class Readahead:
         self._asked = max(self._asked, done + self._window)
 
     def skip(self, position: int) -> None:
-        """Leaves out chunks that only items before ``position`` are of."""
-        begun = int(np.searchsorted(self._first, position, side="right"))
-        self._asked = max(0, begun - self._window)
+        """Skips chunks whose items all come before ``position``."""
+        started = int(np.searchsorted(self._first, position, side="right"))
+        self._asked = max(0, started - self._window)
 
 
 def _will_need(path: Path) -> None:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
-        return  # only advice; whoever reads the chunk gets the error
+        return  # this is only advice; reading the chunk raises the error
     try:
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_WILLNEED)
     finally:

@@ -1,4 +1,4 @@
-"""All rows of one feature as they are trained from, out of a store or out of materialized files."""
+"""All rows of one feature, read for training from a store or from materialized files."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from featurestore.reading.npy import map_npy
 from featurestore.reading.npy_folder import NpyFolder
 from featurestore.reading.sequential import FilesInOrder
 from featurestore.reading.views import View
-from featurestore.storage.codecs import FOREIGN
+from featurestore.storage.codecs import REWRITTEN
 from featurestore.storage.moments import Scale
 from featurestore.storage.store import FeatureStore
 from featurestore.system.durable import size_of
 
-# Samples whose views are in memory at once where only their mean is wanted: a few MB.
+# Number of samples to read at once for the mean of all views: a few MB.
 _MEAN_BLOCK = 32
 
 
@@ -32,13 +32,13 @@ class FeatureRows:
     """The rows of a feature, mapped from disk and scaled when they are read.
 
     Attributes:
-        source: mapped files, or decoded chunks where the array cannot be mapped.
-        samples: N.
-        views: V.
-        dim: D.
-        scale: applied to what is read, or None.
-        reopen: a function and its arguments that give these rows again, in another process.
-        present: bool ``[N]``, the samples that are there; None where all are.
+        source: the mapped files, or decoded chunks if the array cannot be mapped.
+        samples: the number of samples, N.
+        views: the number of views per sample, V.
+        dim: the number of dimensions, D.
+        scale: the scale applied to rows after reading, or None.
+        reopen: a function and its arguments that reopen these rows in another process.
+        present: whether each sample is committed, bool ``[N]``; None if all are.
     """
 
     source: Blocks
@@ -50,24 +50,24 @@ class FeatureRows:
     present: npt.NDArray[np.bool_] | None = None
 
     def __reduce__(self) -> tuple[Callable[..., FeatureRows], tuple[Any, ...]]:
-        # A pickle must carry where the rows are, not gigabytes of them.
+        # A pickle must hold the location of the rows, not gigabytes of rows.
         return self.reopen
 
     def take(self, samples: npt.NDArray[np.int64], view: View) -> npt.NDArray[np.float32]:
-        """Reads rows; the result is a copy of its own.
+        """Reads rows; the result is a copy.
 
         Args:
             samples: int64 ``[B]``, from 0.
-            view: a view's number for all, int64 ``[B]`` or ``[B, 2]`` numbers, ``all``, or ``mean``
-                over all views, taken after scaling.
+            view: one view's number for all samples, int64 ``[B]`` or ``[B, 2]`` numbers, ``all``,
+                or ``mean``, the mean over all views after scaling.
 
         Returns:
             float32 ``[B, D]``; ``[B, 2, D]`` for two views each, ``[B, V, D]`` for ``all``.
 
         Raises:
-            IndexError: a sample or a view that there is not.
-            InputError: a sample that was not committed when a growing store was opened.
-            CorruptStoreError: a chunk that had to be decoded is damaged.
+            IndexError: a sample or a view does not exist.
+            InputError: a sample was not committed when a growing store was opened.
+            CorruptStoreError: a decoded chunk is damaged.
         """
         if self.present is not None and not self.present[samples].all():
             raise InputError("These samples were not committed yet when the store was opened.")
@@ -93,15 +93,15 @@ def store_rows(
     """The rows of one feature of a store.
 
     Args:
-        store: a complete store, or any with ``chunks``.
+        store: a complete store; with ``chunks``, it may be incomplete.
         feature: one of its features.
-        scale: applied to what is read, or None.
-        advice: how the kernel is to fetch the files, see ``reader.choose_advice``.
+        scale: the scale to apply to rows after reading, or None.
+        advice: how the kernel fetches the files, see ``mapping.choose_advice``.
         chunks: the committed chunks to read; all of a complete store by default.
 
     Raises:
         InputError: the store is not complete.
-        CorruptStoreError: a chunk's file is missing or not of its size.
+        CorruptStoreError: a chunk's file is missing or has another size.
         StorageError: a file cannot be read.
     """
     reopen = (_reopen_store_rows, (store.path, feature, scale, advice, chunks))
@@ -114,7 +114,7 @@ def store_rows(
     spec, array = store.spec, store.array(feature)
     n, v, d = array.shape
     source: Blocks
-    if array.codec != FOREIGN:  # whose files are not those that were committed
+    if array.codec != REWRITTEN:  # the files of a rewritten array have other lengths
         _require_lengths(store, feature, chunks)
     if array.is_mappable:
         files = [f"{store.path}/{array.file(chunk)}" for chunk in chunks]
@@ -132,14 +132,14 @@ def store_rows(
 
 
 def _require_lengths(store: FeatureStore, feature: str, chunks: Sequence[int]) -> None:
-    """Raises CorruptStoreError where files are not as long as the ledger says."""
+    """Raises CorruptStoreError if the length of a file differs from the ledger."""
     array = store.array(feature)
     for chunk in chunks:
         file = array.file(chunk)
         committed, _ = store.ledger[chunk].files.get(file, (None, 0))
-        found = array.file_bytes if array.is_mappable else size_of(store.path, file, chunk)
-        if found != committed:
-            problem = f"{found} bytes, and {committed} were committed"
+        size = array.file_bytes if array.is_mappable else size_of(store.path, file, chunk)
+        if size != committed:
+            problem = f"{size} bytes, and {committed} were committed"
             raise CorruptStoreError(file, problem, chunk=chunk)
 
 
@@ -150,10 +150,10 @@ def _reopen_store_rows(
 
 
 def npy_rows(folder: Path, prefix: str, feature: str, *, advice: Advice = "auto") -> FeatureRows:
-    """The rows of one materialized feature, as they are: the z-score is in the file.
+    """The rows of one materialized feature, unscaled: the file already holds scaled rows.
 
     Raises:
-        InputError: file or manifest is missing, or they do not fit each other.
+        InputError: the file or the manifest is missing, or they do not match.
         StorageError: the file cannot be read.
     """
     spec = NpyFolder(folder, prefix).spec
@@ -161,14 +161,14 @@ def npy_rows(folder: Path, prefix: str, feature: str, *, advice: Advice = "auto"
     flat = map_npy(path)
     if flat.ndim != 2 or flat.dtype != np.float32 or len(flat) != spec.samples * spec.views:
         raise InputError(
-            f"{path} holds {flat.dtype} {flat.shape}; its manifest speaks of {spec.samples} "
-            f"samples with {spec.views} views.\nRun `materialize` again."
+            f"{path} holds {flat.dtype} {flat.shape}; its manifest states {spec.samples} samples "
+            f"with {spec.views} views.\nRun `materialize` again."
         )
     if advice == "auto":
         advice = choose_advice([path], flat.nbytes)
     advise(flat, advice, path)
     reopen = (partial(npy_rows, advice=advice), (folder, prefix, feature))
-    # Not as a memmap: its own indexing would make memmaps of the copies.
+    # A plain array, because indexing a memmap returns copies as memmaps.
     blocks = np.asarray(flat).reshape(1, spec.samples, spec.views, flat.shape[1])
     source = MappedBlocks(blocks, spec.samples, from_disk=advice == "random")
     return FeatureRows(source, spec.samples, spec.views, flat.shape[1], None, reopen)

@@ -1,4 +1,4 @@
-"""Which z-score a reader asks for, and from which rows it comes."""
+"""Computes the z-score that a reader requests, from all rows or from the training rows."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ def scale_for(
     """The scale of one feature.
 
     Args:
-        store: a complete store, or any with ``chunks``.
+        store: a complete store; with ``chunks``, it may be incomplete.
         feature: one of its features.
-        zscore: ``all`` takes every row (the paper's way), placeholders too; ``train`` only those
-            that are trained on, so that neither test data nor placeholders reach the scale;
-            ``none`` is no scale.
+        zscore: ``all`` uses every row, placeholders included, as in the paper; ``train`` only rows
+            of training samples, so that neither test data nor placeholders affect the scale;
+            ``none`` does not scale.
         train: int64 indices of the training samples, needed for ``train``.
-        chunks: the committed chunks to take it from; all of a complete store by default.
+        chunks: the committed chunks to use; all of a complete store by default.
 
     Returns:
         The scale, or None for ``none``.
 
     Raises:
-        ConfigError: ``zscore`` is none of the three, or ``train`` is asked for without a split.
+        ConfigError: ``zscore`` is none of the three, or ``train`` is requested without a split.
         InputError: the store is not complete, or the training split is empty or all placeholders.
     """
     if zscore not in ZSCORES:
@@ -58,15 +58,15 @@ def train_moments(
 ) -> Moments:
     """Moments over all views of the given samples, merged in the order of the chunks.
 
-    A sample with a placeholder, of whatever modality, is left out, as training leaves it out by
-    default. That does not depend on what a reader keeps: all parts of a split, and materialized
-    files, share one scale.
+    A sample with a placeholder, in either modality, is excluded, as training excludes it by
+    default. The scale does not depend on the samples that a reader keeps: all parts of a split, and
+    materialized files, share one scale.
 
     Args:
-        store: a complete store, or any with ``chunks``.
+        store: a complete store; with ``chunks``, it may be incomplete.
         feature: one of its features.
         train: int64 indices of the samples.
-        chunks: the committed chunks to look at; all of a complete store by default.
+        chunks: the committed chunks to use; all of a complete store by default.
 
     Raises:
         InputError: the store is not complete, or there are no samples without a placeholder.

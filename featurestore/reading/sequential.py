@@ -1,7 +1,7 @@
-"""Consecutive samples read from their files, where a pass in order has to come from the disk.
+"""Reads consecutive samples from their files, for sequential passes from the disk.
 
-The page faults of a mapping fetch pages one after the other. Reading a file has the kernel fetch it
-in large pieces, and ahead of whoever reads it.
+The page faults of a mapping fetch pages one after the other. When a file is read instead, the
+kernel fetches it in large pieces and reads ahead.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ import numpy.typing as npt
 
 from featurestore.system.refusals import is_absent, refusal
 
-# After a read of so few bytes, the kernel reads ahead in growing pieces while the rest is copied;
-# it would fetch all of a single large read before it returned anything.
+# Size of the first read in bytes. After a small read, the kernel reads ahead in growing pieces
+# while the rest is copied; a single large read would return only after fetching everything.
 _FIRST_BYTES = 4096
 
 
 class FilesInOrder:
-    """The chunk files of a feature; none is kept open."""
+    """The chunk files of a feature; no file is kept open."""
 
     def __init__(self, files: Sequence[str], rows: int) -> None:
-        """Remembers which files these are.
+        """Records the inode of each file, to detect its replacement.
 
         Args:
-            files: of the chunks, in order; they are mapped, so their sizes are known to be right.
-            rows: samples of a chunk.
+            files: the files of the chunks, in order; their sizes must have been checked.
+            rows: samples per chunk.
 
         Raises:
-            StorageError: a file is not there any more, or nobody can tell.
+            StorageError: a file was deleted, or its status cannot be read.
         """
         self._rows = rows
         try:
@@ -40,14 +40,14 @@ class FilesInOrder:
             raise refusal(Path(str(e.filename)), e) from e
 
     def read(self, first: int, out: npt.NDArray[np.float32]) -> bool:
-        """Reads the samples from ``first`` on.
+        """Reads consecutive samples.
 
         Args:
-            first: a sample's number.
-            out: float32 ``[B, V, D]``, filled.
+            first: the number of the first sample.
+            out: the array to fill, float32 ``[B, V, D]``.
 
         Returns:
-            False where a file was replaced since: what is mapped is still the one that was opened.
+            False if a file was replaced since; the mapping still shows the file that was opened.
 
         Raises:
             StorageError: a file cannot be read.
@@ -78,7 +78,7 @@ class FilesInOrder:
 
 
 def _read(fd: int, at: int, memory: memoryview) -> bool:
-    """Fills ``memory`` from a file's byte ``at`` on; False where the file ends before."""
+    """Fills ``memory`` from a file, beginning at byte ``at``; False if the file is too short."""
     done = os.preadv(fd, [memory[:_FIRST_BYTES]], at)
     while 0 < done < len(memory):
         more = os.preadv(fd, [memory[done:]], at + done)

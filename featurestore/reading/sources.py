@@ -1,4 +1,4 @@
-"""Where a dataset's rows come from: a store, or a folder of materialized files."""
+"""Opens the source of a dataset's rows: a store, or a folder of materialized files."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ FeatureSource = FeatureStore | NpyFolder
 
 
 def open_source(path: Path | str, prefix: str | None = None) -> FeatureSource:
-    """Opens what is at ``path``.
+    """Opens the store or the materialized files at ``path``.
 
     Args:
         path: a store, or a folder that ``materialize`` wrote.
-        prefix: what the names of materialized files begin with; found out where there is one set.
+        prefix: the beginning of the names of materialized files; only needed with several sets.
 
     Raises:
-        InputError: there is neither, or it is not complete.
+        InputError: the folder is neither, or its files are incomplete.
         CorruptStoreError: the store is damaged.
-        StorageError: it cannot be read.
+        StorageError: a file cannot be read.
     """
     path = Path(path)
     if is_store(path):
@@ -39,10 +39,10 @@ def open_source(path: Path | str, prefix: str | None = None) -> FeatureSource:
 
 
 def chosen_chunks(source: FeatureSource, *, partial: bool) -> tuple[int, ...] | None:
-    """The chunks that a growing store is read from; None for all of a complete one.
+    """The chunks to read of a growing store; None for all chunks of a complete one.
 
     Raises:
-        InputError: the store is not complete, and ``partial`` is not wanted or nothing is there.
+        InputError: the store is incomplete, and ``partial`` is False or no chunk is committed.
     """
     if isinstance(source, NpyFolder):
         return None
@@ -66,17 +66,17 @@ def open_rows(
     """The rows of several features, scaled.
 
     Args:
-        source: where they are.
-        features: which ones.
+        source: the store or folder.
+        features: the features' names.
         zscore: ``all``, ``train`` or ``none``, see ``scaling.scale_for``.
         train: int64 indices of the training samples, needed for ``train``.
-        advice: one of ``reader.ADVICE``, for all files together.
-        chunks: see :func:`chosen_chunks`.
-        scales: of a store's features, where they are known already.
+        advice: one of ``mapping.ADVICE``, for all files together.
+        chunks: the committed chunks to read, see :func:`chosen_chunks`.
+        scales: scales by feature of a store, if they are already known.
 
     Raises:
-        ConfigError: an argument is none of those above, or the files are scaled in another way.
-        InputError: the store is not complete, or a file does not fit its manifest.
+        ConfigError: an argument is invalid, or the files are scaled in another way.
+        InputError: the store is not complete, or a file does not match its manifest.
         CorruptStoreError: the store is damaged.
         StorageError: a file cannot be read.
     """
@@ -88,8 +88,8 @@ def open_rows(
         if zscore != source.zscore:
             raise ConfigError(
                 f"The files in {source.path} were written with --zscore {source.zscore}, and "
-                f"zscore={zscore!r} was asked for.\n"
-                f"Say zscore={source.zscore!r}, or read the store they were made from."
+                f"zscore={zscore!r} was requested.\n"
+                f"Use zscore={source.zscore!r}, or read the store that they were written from."
             )
         folder, prefix = source.path, source.prefix
         return {name: npy_rows(folder, prefix, name, advice=advice) for name in features}
@@ -109,7 +109,7 @@ def resolve_advice(
     *,
     sparse: bool,
 ) -> Advice:
-    """What ``auto`` means for these features together; see ``reader.choose_advice``."""
+    """Resolves ``auto`` for these features together; see ``mapping.choose_advice``."""
     if advice != "auto":
         return advice
     spec = source.spec
@@ -126,29 +126,29 @@ def resolve_advice(
 def content_crc32c(
     source: FeatureSource, features: Iterable[str], chunks: Sequence[int] | None
 ) -> str:
-    """What tells the rows of these features from others: a checksum of all their checksums.
+    """A checksum of all recorded checksums of these features, to detect replaced rows.
 
     Args:
-        source: where the rows are.
-        features: which ones.
-        chunks: see :func:`chosen_chunks`.
+        source: the store or folder.
+        features: the features' names.
+        chunks: the committed chunks to read, see :func:`chosen_chunks`.
     """
     if isinstance(source, NpyFolder):
         return source.content_crc32c
     arrays = [source.array(name) for name in features]
     present = range(source.spec.chunks) if chunks is None else chunks
     files = {c: source.ledger[c].files if c in source.ledger else {} for c in present}
-    told = [[*files[c].get(array.file(c), ())] for array in arrays for c in present]
-    return record_crc32c({"files": told})
+    recorded = [[*files[c].get(array.file(c), ())] for array in arrays for c in present]
+    return record_crc32c({"files": recorded})
 
 
 def require_unchanged(
     source: FeatureSource, features: Sequence[str], chunks: Sequence[int] | None
 ) -> None:
-    """Sees to it that rows which were opened one after the other are those of one store.
+    """Checks that no chunk was replaced while the features were opened one after the other.
 
     Raises:
-        InputError: chunks were replaced meanwhile, as ``build --remake-changed`` does.
+        InputError: chunks were replaced meanwhile, for example by ``build --remake-changed``.
     """
     if isinstance(source, FeatureStore) and source.ledger.is_current:
         return
@@ -166,11 +166,11 @@ def check_content(
     features: Iterable[str],
     chunks: Sequence[int] | None,
 ) -> None:
-    """Reads the features once, and compares them with what was written.
+    """Reads the features once and compares them with their recorded checksums.
 
     Raises:
-        CorruptStoreError: a chunk is not what was committed.
-        InputError: a file is not what its manifest says.
+        CorruptStoreError: a chunk differs from what was committed.
+        InputError: a file does not match its manifest.
     """
     if isinstance(source, NpyFolder):
         source.check(features)

@@ -1,7 +1,7 @@
-"""Which of a sample's views a batch holds.
+"""Chooses the views of each sample in a batch.
 
-What is drawn belongs to (seed, epoch, sample) alone: the same in any order, in any batch, in any
-number of worker processes, and in a run that was resumed.
+Random choices depend on (seed, epoch, sample) alone: they are the same in any order, in any batch,
+in any number of worker processes, and in a resumed run.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import numpy.typing as npt
 from featurestore.errors import ConfigError
 
 Views = int | str
-# What rows are asked for: one number for all, int64 [B] or [B, 2] numbers, ``all`` or ``mean``.
+# The views to read: one number for all samples, int64 [B] or [B, 2] numbers, ``all`` or ``mean``.
 View = int | str | npt.NDArray[np.int64]
 
 NAMES = ("clean", "all", "mean", "random", "pair")
 _DRAWN = ("random", "pair")
 
-# Set by SplitMix64; see mix.
+# Constants of SplitMix64; see ``mix``.
 _WORD = 2**64
 _GOLDEN = 0x9E3779B97F4A7C15
 _ROUNDS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
@@ -30,13 +30,13 @@ _LAST_SHIFT = 31
 
 @dataclass(frozen=True, slots=True)
 class ViewPolicy:
-    """One way of choosing views.
+    """A rule for choosing views.
 
     Attributes:
-        views: a view's number, ``all``, ``mean`` (over all of them), ``random`` (one, all equally
+        views: a view's number, ``all``, ``mean`` (over all views), ``random`` (one, all equally
             likely) or ``pair`` (two different ones, all ordered pairs equally likely).
-        count: V, the views that every sample has.
-        seed: of what is drawn.
+        count: the number of views of every sample, V.
+        seed: the seed of ``random`` and ``pair``.
     """
 
     views: Views
@@ -45,20 +45,20 @@ class ViewPolicy:
 
     @property
     def is_drawn(self) -> bool:
-        """Whether an epoch changes what it gives."""
+        """Whether the choice is random and differs between epochs."""
         return self.views in _DRAWN
 
     @property
     def is_one(self) -> bool:
-        """Whether it reads the same one view of every sample."""
+        """Whether the same single view is read of every sample."""
         return isinstance(self.views, int)
 
     def choose(self, samples: npt.NDArray[np.int64], epoch: int) -> View:
         """The views of ``samples``, int64 ``[B]``.
 
         Returns:
-            A number, ``all`` or ``mean`` where that is the same for every sample; else int64
-            ``[B]`` for ``random`` and ``[B, 2]`` for ``pair``.
+            A number, ``all`` or ``mean`` if the choice is the same for every sample; int64 ``[B]``
+            for ``random`` and ``[B, 2]`` for ``pair``.
         """
         if self.views == "random":
             draws = mix(self.seed, epoch, samples)
@@ -68,7 +68,7 @@ class ViewPolicy:
         return self.views
 
     def _pairs(self, draws: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
-        """Numbers the V * (V - 1) ordered pairs and takes one; the second view skips the first."""
+        """Numbers the V * (V - 1) ordered pairs and picks one; the second view skips the first."""
         numbers = (draws % np.uint64(self.count * (self.count - 1))).astype(np.int64)
         first, second = np.divmod(numbers, self.count - 1)
         second += second >= first
@@ -80,11 +80,11 @@ def view_policy(views: object, count: int, seed: int = 0) -> ViewPolicy:
 
     Args:
         views: ``clean`` (view 0), a view's number, ``all``, ``mean``, ``random`` or ``pair``.
-        count: V.
-        seed: of ``random`` and ``pair``, any integer.
+        count: the number of views of every sample, V.
+        seed: the seed of ``random`` and ``pair``, any integer.
 
     Raises:
-        ConfigError: it is none of these, or there is no such view.
+        ConfigError: ``views`` is invalid, or there is no view of this number.
     """
     if isinstance(views, str) and views in NAMES:
         if views == "pair" and count < 2:
@@ -102,11 +102,11 @@ def mix(seed: int, epoch: int, samples: npt.NDArray[np.int64]) -> npt.NDArray[np
 
     Source: Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators" (2014).
     """
-    # The seed is mixed before the epoch is added: (1, 0) must not draw what (0, 1) draws.
+    # The seed is mixed before the epoch is added: (1, 0) and (0, 1) must give different numbers.
     key = _scramble(_scramble(index(seed) % _WORD) ^ (index(epoch) % _WORD))
     state = samples.astype(np.uint64)
     state ^= np.uint64(key)
-    state += np.uint64(_GOLDEN)  # arrays wrap around, which is meant
+    state += np.uint64(_GOLDEN)  # the overflow is intended
     for shift, factor in _ROUNDS:
         state ^= state >> np.uint64(shift)
         state *= np.uint64(factor)
@@ -115,7 +115,7 @@ def mix(seed: int, epoch: int, samples: npt.NDArray[np.int64]) -> npt.NDArray[np
 
 
 def _scramble(state: int) -> int:
-    """One step of it, for one number: much faster than an array of one."""
+    """One step of SplitMix64 for a Python integer: much faster than an array of one element."""
     state = (state + _GOLDEN) % _WORD
     for shift, factor in _ROUNDS:
         state = (state ^ (state >> shift)) * factor % _WORD

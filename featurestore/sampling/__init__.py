@@ -1,1 +1,1 @@
-"""Which items make which batch: shuffled, shared among processes, resumable."""
+"""Groups items into batches: shuffled, shared among processes, resumable."""

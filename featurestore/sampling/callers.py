@@ -1,9 +1,9 @@
-"""Which training library's loop is asking for batches.
+"""Detects which training library's loop is reading batches.
 
-Accelerate and Lightning change what batches are used for without a call to sampler or dataset: one
-shares them among processes and counts epochs, the other wants the same batches in every epoch. Only
-the functions that are being called know, so the call stack is searched for them, where the library
-has been imported.
+Accelerate and Lightning change the use of batches without a call to the sampler or the dataset:
+Accelerate shares batches among processes and counts epochs, Lightning may need the same batches in
+every epoch. Only the functions on the call stack hold this information, so the stack is searched
+for them if the library has been imported.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _LIGHTNING = ("lightning.pytorch", "pytorch_lightning")
 
 
 def _objects(*packages: str) -> Iterator[Any]:
-    """What the methods of ``packages`` that are being called are methods of, innermost first."""
+    """The objects whose methods in ``packages`` are on the call stack, innermost first."""
     if not any(package in sys.modules for package in packages):
         return
     frame = sys._getframe(1)
@@ -30,7 +30,7 @@ def _objects(*packages: str) -> Iterator[Any]:
 
 
 def sharing_wrapper() -> str | None:
-    """The class of Accelerate that shares the batches among several processes, if one does."""
+    """The name of Accelerate's class that shares the batches among processes, or None."""
     for owner in _objects("accelerate.data_loader"):
         kind = type(owner).__name__
         processes = 1
@@ -44,9 +44,9 @@ def sharing_wrapper() -> str | None:
 
 
 def counted_epoch() -> int | None:
-    """The epoch that a loader of Accelerate counts, of the loader that is reading; None elsewhere.
+    """The epoch counted by Accelerate's loader if it is reading; None otherwise.
 
-    It sets a dataset's epoch in one process and forgets to in several.
+    Accelerate sets a dataset's epoch with one process, but not with several.
     """
     for owner in _objects("accelerate.data_loader"):
         if type(owner).__name__ in ("DataLoaderShard", "DataLoaderDispatcher"):

@@ -1,4 +1,4 @@
-"""Which epoch an iterator of batches takes, and how far it has come."""
+"""Tracks the epoch and the progress of a sampler's iterators."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Epochs:
-    """What a sampler remembers between its iterators.
+    """The state that a sampler keeps between its iterators.
 
     Attributes:
-        epoch: of the batch handed out last, or of the next one where none of its epoch was.
-        done: batches of it that were handed out.
-        next_epoch: what the next iterator to begin takes.
-        next_batch: the batch with which it begins.
-        loaded: whether a state decided on these two.
+        epoch: the epoch of the batch returned last, or of the next batch at the start of an epoch.
+        done: the number of batches of this epoch that were returned.
+        next_epoch: the epoch of the next iterator.
+        next_batch: the batch at which the next iterator begins.
+        loaded: whether ``next_epoch`` and ``next_batch`` come from a loaded state.
     """
 
     epoch: int = 0
@@ -24,42 +24,42 @@ class Epochs:
     loaded: bool = False
 
     def show_next(self) -> None:
-        """Reports the next iterator's place, though that has not begun yet."""
+        """Makes ``epoch`` and ``done`` report the position of the next iterator."""
         self.epoch, self.done = self.next_epoch, self.next_batch
 
     def begin(self, *, repeat: bool) -> tuple[int, int]:
         """Starts an iterator.
 
         Args:
-            repeat: whether the one after it takes the same epoch.
+            repeat: whether the following iterator repeats the same epoch.
 
         Returns:
-            Its epoch and the batch with which it begins.
+            The iterator's epoch and the batch at which it begins.
         """
-        begun = self.next_epoch, self.next_batch
+        start = self.next_epoch, self.next_batch
         self.next_epoch, self.next_batch = self.next_epoch + (not repeat), 0
         self.loaded = False
-        return begun
+        return start
 
     def step(self, epoch: int, done: int) -> None:
-        """An iterator hands out a batch; of several, the one used last is reported."""
+        """Records that an iterator returns a batch; with several, the one used last counts."""
         self.epoch, self.done = epoch, done
 
     def end(self, epoch: int, *, repeat: bool) -> None:
-        """An iterator has handed out all batches of ``epoch``."""
+        """Records that an iterator has returned all batches of ``epoch``."""
         self.show_next()
         if self.epoch == epoch and not repeat:
-            # It was chosen when this iterator had begun: by Lightning, where workers read ahead.
+            # Lightning chose this epoch after the iterator had started, as workers read ahead.
             self.epoch, self.done = epoch + 1, 0
 
     def choose(self, epoch: int) -> None:
-        """Has the next iterator take ``epoch``; a loaded place in the same epoch stays."""
+        """Sets the epoch of the next iterator; keeps a loaded position in the same epoch."""
         if not (self.loaded and epoch == self.next_epoch):
             self.next_epoch, self.next_batch, self.loaded = epoch, 0, False
         if epoch != self.epoch:
             self.show_next()
 
     def load(self, epoch: int, batch: int) -> None:
-        """Has the next iterator continue where a state was saved."""
+        """Makes the next iterator continue at a saved position."""
         self.next_epoch, self.next_batch, self.loaded = epoch, batch, True
         self.show_next()

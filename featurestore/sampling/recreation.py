@@ -1,7 +1,8 @@
-"""Batch samplers that Lightning creates again: ``type(ours)(sampler, batch_size=…, drop_last=…)``.
+"""Supports Lightning, which recreates samplers: ``type(s)(sampler, batch_size=…, drop_last=…)``.
 
-The sampler that it passes says how the work is shared, but is of the bare dataset. What the first
-batch sampler was set to can be found by its batch size alone, so that remembers whose it is.
+The sampler that Lightning passes defines how the work is shared, but lacks the settings of the
+first batch sampler. Of that one, Lightning passes only the batch size, which therefore refers to
+its sampler.
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ _PREDICTING = "UnrepeatedDistributedSampler"
 
 
 class BatchSize(int):
-    """A batch size that knows whose it is.
+    """A batch size that refers to its sampler.
 
     Attributes:
-        sampler: the sampler that has it.
+        sampler: the batch sampler that has this batch size.
     """
 
     sampler: FeatureBatchSampler
 
     def __new__(cls, size: int, sampler: FeatureBatchSampler) -> BatchSize:
-        """The number ``size``, of ``sampler``."""
+        """Creates the number ``size`` with a reference to ``sampler``."""
         owned = super().__new__(cls, size)
         owned.sampler = sampler
         return owned
@@ -41,41 +42,41 @@ class BatchSize(int):
 
 
 def taken_over(asked: Sampler[Any], batch_size: int) -> FeatureBatchSampler:
-    """The batch sampler whose settings are to be taken over, because a sampler was passed.
+    """The batch sampler whose settings a recreated one copies, found through the batch size.
 
     Raises:
-        ConfigError: the batch size does not say which.
+        ConfigError: the batch size does not refer to a sampler.
     """
     for size in (batch_size, getattr(asked, "batch_size", None)):
         if isinstance(size, BatchSize):
             return size.sampler
     raise ConfigError(
-        f"A FeatureBatchSampler is of a dataset, found a {type(asked).__name__}.\n"
-        "Pass the dataset, and shard=Shard.current() where there are several processes. If a "
-        "training library\ncreates it again, have that leave samplers alone (in Lightning "
+        f"A FeatureBatchSampler takes a dataset, found a {type(asked).__name__}.\n"
+        "Pass the dataset, and shard=Shard.current() if there are several processes. If a "
+        "training library\nrecreates samplers, turn that off (in Lightning with "
         "Trainer(use_distributed_sampler=False))."
     )
 
 
 def order_for(asked: Sampler[Any], before: Shuffle | None) -> Shuffle | None:
-    """How items are shuffled: as before, but predictions come in the dataset's order."""
+    """The shuffle of a recreated sampler: unchanged, but None for predictions."""
     predicting = any(kind.__name__ == _PREDICTING for kind in type(asked).__mro__)
     return None if predicting or isinstance(asked, SequentialSampler) else before
 
 
 def part_for(asked: Sampler[Any], before: Shard) -> Shard:
-    """The part that a ``DistributedSampler`` asks for, without loss; else the part as before.
+    """The shard of a recreated sampler: that of a ``DistributedSampler``, else unchanged.
 
     Raises:
-        ConfigError: it asks for a part of a part.
+        ConfigError: the ``DistributedSampler`` would divide a shard again.
     """
     if not isinstance(asked, DistributedSampler):
         return before
     part = replace(before, rank=asked.rank, world_size=asked.num_replicas, chosen=True)
     if before.world_size > 1 and part != before:
         raise ConfigError(
-            f"This sampler gives part {before.rank} of {before.world_size} and is asked for part "
-            f"{part.rank} of {part.world_size}.\n"
+            f"This sampler reads shard {before.rank} of {before.world_size}, but shard "
+            f"{part.rank} of {part.world_size} was requested.\n"
             "Leave shard out, and Lightning shares the items; or keep it, with "
             "Trainer(use_distributed_sampler=False)."
         )

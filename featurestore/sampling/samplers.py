@@ -1,10 +1,10 @@
-"""Which items make which batch: shuffled near the disk, shared among processes, resumable.
+"""A batch sampler with shuffling by chunks, shards for several processes, and resumable epochs.
 
     batches = FeatureBatchSampler(train, 512, shuffle=Shuffle(seed=0, window=64))
     loader = DataLoader(train, batch_sampler=batches)
 
-An epoch's batches are a pure function of (seed, epoch, rank). A state is therefore two numbers, and
-going on in the middle of an epoch costs no more than starting one.
+An epoch's batches are a pure function of (seed, epoch, rank). Two numbers are therefore enough to
+save the state, and resuming in the middle of an epoch takes no longer than starting one.
 """
 
 from __future__ import annotations
@@ -39,27 +39,28 @@ _STATE_VERSION = 1
 class FeatureBatchSampler(Sampler[list[int]]):
     """Batches of items for ``DataLoader(dataset, batch_sampler=...)``.
 
-    All ranks make the same number of batches, so that no collective operation of DDP waits for a
-    rank that has finished. With ``even="keep"`` the last ones may differ by an item;
+    All ranks get the same number of batches, so that no collective operation of DDP waits for a
+    rank that has finished. With ``even="keep"`` the sizes of the last batches may differ by one;
     :meth:`weight` makes DDP's average of the gradients exact again.
 
-    **Epochs.** An iterator begins with its first batch, and then takes, in this order: what
-    :meth:`load_state_dict` loaded, once; the epoch that :meth:`set_epoch` chose since an iterator
-    began last; the epoch after the one that began last; epoch 0. So an epoch that was left early
-    is not repeated, and an iterator that was created and never used changes nothing. The epoch is
-    passed to every ``set_epoch`` beneath ``dataset``, also through ``Subset`` and
-    ``ConcatDataset``, so that random views are redrawn. Iterators of different epochs may be used
-    in turn where ``num_workers=0``: the dataset is set to an iterator's epoch before each batch.
+    **Epochs.** The epoch of an iterator is fixed when its first batch is requested. It is, in order
+    of precedence: the epoch that :meth:`load_state_dict` loaded, once; the epoch that
+    :meth:`set_epoch` chose since the previous iterator started; the epoch after that of the
+    previous iterator; epoch 0. So an epoch that was left early is not repeated, and an iterator
+    that is created but never used has no effect. The epoch is passed to every ``set_epoch`` beneath
+    ``dataset``, also through ``Subset`` and ``ConcatDataset``, so that random views change. With
+    ``num_workers=0``, iterators of different epochs may be used in turn: the dataset is set to an
+    iterator's epoch before each batch.
 
-    **Other people's loops.** Lightning, which creates batch samplers again from a sampler of its
-    own, gets one with the same settings and this process's part. Several processes refuse a
-    sampler that nobody gave a shard, and Accelerate is refused one that has a shard already.
-    While a Lightning ``Trainer`` overfits, every epoch is the first.
+    **Training libraries.** When Lightning recreates the batch sampler, the new one has the same
+    settings and this process's shard. Several processes refuse a sampler without a chosen shard,
+    and a sampler with a shard refuses to be shared out again by Accelerate. While a Lightning
+    ``Trainer`` overfits, every epoch is the first.
 
     Attributes:
-        shuffle: how; None for the dataset's own order.
-        shard: which part of it.
-        drop_last: whether the batch that is not full is left out, on every rank.
+        shuffle: the shuffle of the items; None for the dataset's order.
+        shard: the part of the epoch that this process reads.
+        drop_last: whether a last batch that is not full is left out, on every rank.
     """
 
     def __init__(
@@ -71,21 +72,21 @@ class FeatureBatchSampler(Sampler[list[int]]):
         shard: Shard = Shard(chosen=False),  # noqa: B008
         drop_last: bool = False,
     ) -> None:
-        """Makes the batches of ``dataset``.
+        """Prepares the batches of ``dataset``.
 
         Args:
-            dataset: a ``FeatureDataset``, torch's ``Subset`` or ``ConcatDataset`` of them, or
-                anything with a length where no window is asked for. Lightning passes a sampler
-                and the :attr:`batch_size` of the sampler whose settings are to be taken over.
-            batch_size: items in a batch of one rank.
-            shuffle: how an epoch is shuffled; None for the dataset's order.
-            shard: which part of it is this process's; ``Shard.current()`` asks torch.distributed.
-                Without it everything is, which several processes refuse.
-            drop_last: whether the batch that is not full is left out.
+            dataset: a ``FeatureDataset``, torch's ``Subset`` or ``ConcatDataset`` of them, or,
+                without a window, any object with a length. Lightning passes a sampler and the
+                :attr:`batch_size` of the sampler whose settings to copy.
+            batch_size: items per batch of one rank.
+            shuffle: the shuffle of an epoch; None for the dataset's order.
+            shard: the part of an epoch for this process; ``Shard.current()`` gets it from
+                torch.distributed. The default is the whole epoch, which several processes refuse.
+            drop_last: whether a last batch that is not full is left out.
 
         Raises:
-            ConfigError: a rank would have no batch, or one without an item; there is a window
-                but the dataset knows no chunks; or a sampler is passed whose settings are unknown.
+            ConfigError: a rank would have no batch, or a batch without items; there is a window
+                but the dataset has no chunks; or the settings of a passed sampler are unknown.
         """
         self._epochs = Epochs()
         if isinstance(dataset, Sampler):
@@ -104,7 +105,7 @@ class FeatureBatchSampler(Sampler[list[int]]):
         self._count = len(dataset)
         self._chunk_of = chunks_of(dataset) if shuffle and shuffle.window else None
         self._steps = self._checked_steps()
-        self._of = self._identity()  # once: a state may be asked for at every step
+        self._of = self._identity()  # computed once: state_dict may be called at every step
         self._holders = epoch_holders(dataset)
 
     @property
@@ -130,34 +131,34 @@ class FeatureBatchSampler(Sampler[list[int]]):
 
     @property
     def items(self) -> int:
-        """Items of this rank in an epoch, those that ``drop_last`` leaves out not counted."""
+        """Items of this rank in an epoch, without those that ``drop_last`` leaves out."""
         return self._stop(self._steps - 1, self.shard.rank)
 
     @property
     def epoch(self) -> int:
-        """The epoch of the batch handed out last, or of the next one where none of it was."""
+        """The epoch of the batch returned last, or of the next batch at the start of an epoch."""
         return self._epochs.epoch
 
     @property
     def sampler(self) -> FeatureBatchSampler:
-        """Itself: Lightning calls ``set_epoch`` of a batch sampler's sampler."""
+        """This object: Lightning calls ``set_epoch`` of a batch sampler's sampler."""
         return self
 
     @property
     def batch_sampler(self) -> FeatureBatchSampler:
-        """Itself: Transformers' Trainer calls ``set_epoch`` of what a batch sampler wraps."""
+        """This object: Transformers' Trainer calls ``set_epoch`` of the wrapped batch sampler."""
         return self
 
     def _stop(self, step: int, rank: int) -> int:
-        """Where a batch of a rank ends, in the rank's items."""
+        """The end position of a batch among the items of a rank."""
         stop = (step + 1) * self._size
         if self.drop_last:
             return stop
-        # Each batch to come keeps at least one item: the rank with one less might have run out.
+        # Leaves at least one item for each later batch, also on a rank with one item less.
         return min(stop, len(self.shard.part(self._count, rank)) - (self._steps - 1 - step))
 
     def size(self, step: int, rank: int | None = None) -> int:
-        """Items of a batch, of this rank by default.
+        """Number of items in a batch, of this rank by default.
 
         Raises:
             IndexError: an epoch has no such step.
@@ -168,16 +169,16 @@ class FeatureBatchSampler(Sampler[list[int]]):
         return self._stop(step, rank) - (self._stop(step - 1, rank) if step else 0)
 
     def weight(self, step: int) -> float:
-        """What to multiply this rank's mean loss with: its items over the mean of all ranks'.
+        """The factor for this rank's mean loss: its batch size over the mean of all ranks'.
 
-        DDP takes the mean of the ranks' gradients as if their batches were of one size. With this
-        it is the gradient of the mean over all items. 1.0 but for an epoch's last steps.
+        DDP averages the ranks' gradients as if their batches had equal sizes. With this factor, the
+        average is the gradient of the mean over all items; 1.0 except in an epoch's last steps.
         """
         ranks = range(self.shard.world_size)
         return self.size(step) * len(ranks) / sum(self.size(step, rank) for rank in ranks)
 
     def order(self) -> Integers:
-        """This rank's items of the current epoch, int64 ``[m]``, in the order they are used."""
+        """This rank's items of the current epoch in the order of their use, int64 ``[m]``."""
         return self._order(self.epoch)
 
     def _order(self, epoch: int) -> Integers:
@@ -195,10 +196,10 @@ class FeatureBatchSampler(Sampler[list[int]]):
         return ordering.shuffle_windows(mine, chunk_of, shuffle.window, shuffle.seed, epoch)
 
     def __iter__(self) -> Iterator[list[int]]:
-        """An iterator, which begins with its first batch; see the class."""
+        """An iterator over the batches of an epoch; the class explains which epoch."""
         self._require_one_part()
         self._epochs.show_next()
-        # Here and not only in the generator, which starts late: workers copy the dataset before.
+        # Also set here, because workers copy the dataset before the generator starts.
         self._set_epoch_beneath()
         return self._walk()
 
@@ -208,8 +209,8 @@ class FeatureBatchSampler(Sampler[list[int]]):
             self.shard.require_choice()
         elif self.shard.world_size > 1:
             raise ConfigError(
-                f"Accelerate ({wrapper}) shares out batches that are already one of "
-                f"{self.shard.world_size} parts: items would be left out.\n"
+                f"Accelerate ({wrapper}) would divide batches that are already one of "
+                f"{self.shard.world_size} shards: items would be left out.\n"
                 "Leave shard out and let Accelerate share, or keep it and do not pass this loader "
                 "to prepare()."
             )
@@ -220,12 +221,12 @@ class FeatureBatchSampler(Sampler[list[int]]):
         ahead = self._readahead(order, self._stop(start - 1, self.shard.rank) if start else 0)
         for step in range(start, self._steps):
             self._epochs.step(epoch, step + 1)
-            self._set_epoch_beneath()  # another iterator may have set its own
+            self._set_epoch_beneath()  # another iterator may have set another epoch
             stop = self._stop(step, self.shard.rank)
             if ahead is not None:
                 ahead.reach(stop)
             yield order[stop - self.size(step) : stop].tolist()
-        # The dataset gets the next epoch later: workers may still be reading for this one.
+        # The dataset gets the next epoch later: workers may still be reading this one.
         self._epochs.end(epoch, repeat=is_overfitting())
 
     def _readahead(self, order: Integers, position: int) -> Readahead | None:
@@ -237,7 +238,7 @@ class FeatureBatchSampler(Sampler[list[int]]):
         return ahead
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch of the next iterator; what was loaded of the same epoch stays."""
+        """Sets the epoch of the next iterator; keeps a loaded position in the same epoch."""
         if not is_overfitting():
             self._epochs.choose(epoch)
             self._set_epoch_beneath()
@@ -247,25 +248,25 @@ class FeatureBatchSampler(Sampler[list[int]]):
             holder.set_epoch(self._epochs.epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the epoch stands, and what it is an epoch of: numbers, strings and None only.
+        """The position in the epoch and the settings: only numbers, strings and None.
 
-        All ranks are at the same place, so one rank's state does for all.
+        All ranks are at the same position, so one rank's state is enough for all.
         """
         return {**self._of, "epoch": self._epochs.epoch, "batch": self._epochs.done}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The next iterator continues where :meth:`state_dict` was asked.
+        """Makes the next iterator continue at the position that :meth:`state_dict` saved.
 
         Raises:
-            ConfigError: the state is of other items, or was made with other arguments, and would
-                repeat some items and leave others out.
+            ConfigError: the state belongs to other items or settings, so that some items would be
+                repeated and others left out.
         """
         for name, now in self._of.items():
             if state.get(name) != now:
                 raise ConfigError(
                     f"The sampler's state is of another {name.replace('_', ' ')}.\n"
                     f"  stored: {state.get(name)}\n  now:    {now}\n"
-                    "Go on with the same, or start an epoch without the state."
+                    "Continue with the stored one, or start an epoch without the state."
                 )
         epoch, batch = state.get("epoch"), state.get("batch")
         if not isinstance(epoch, int) or not isinstance(batch, int) or not 0 <= batch <= len(self):
@@ -274,15 +275,15 @@ class FeatureBatchSampler(Sampler[list[int]]):
         self._set_epoch_beneath()
 
     def _place_for(self, shard: Shard) -> Epochs:
-        """Where the next iterator begins, for a sampler of these items with another ``shard``.
+        """The position for a recreated sampler of the same items with another ``shard``.
 
         Raises:
-            ConfigError: it is in the middle of an epoch that was shared otherwise.
+            ConfigError: the position is in the middle of an epoch with another shard.
         """
         if self._epochs.next_batch and shard != self.shard:
             raise ConfigError(
-                f"A state was loaded for one of {self.shard.world_size} parts, and one of "
-                f"{shard.world_size} is asked for.\n"
+                f"A state was loaded for one of {self.shard.world_size} shards, but one of "
+                f"{shard.world_size} was requested.\n"
                 "Load it into a sampler that has shard=Shard.current()."
             )
         return replace(self._epochs)

@@ -1,4 +1,4 @@
-"""How an epoch is shuffled, and which part of it a process gets."""
+"""Settings for the shuffle of an epoch and for the part of it that a process reads."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ _EVEN = ("keep", "pad", "drop")
 
 @dataclass(frozen=True, slots=True)
 class Shuffle:
-    """How an epoch is shuffled.
+    """The shuffle of an epoch.
 
     Attributes:
-        seed: of all epochs; each has an order of its own.
-        window: None for one shuffle of everything. A number of chunks for stores larger than
-            memory: chunks come in random order and items are shuffled within so many of them, so
-            that while a batch is read, no more than these chunks are.
-        readahead: whether chunks of the next window are read from the disk meanwhile, as a whole.
-            For ``views="all"`` and for slow disks; a fast one finds single views quicker alone.
+        seed: the seed for all epochs; each epoch has another order.
+        window: None shuffles all items together. For stores larger than memory, a number of chunks:
+            chunks come in random order, and items are shuffled within this many chunks, so that
+            batches read from no more than these at a time.
+        readahead: whether whole chunks of the next window are read from the disk in the background.
+            Useful for ``views="all"`` and for slow disks; slower for single views on a fast disk.
 
     Raises:
-        ConfigError: the window holds no chunk, or there is none to read ahead for.
+        ConfigError: the window is less than 1, or ``readahead`` is set without a window.
     """
 
     seed: int = 0
@@ -33,28 +33,28 @@ class Shuffle:
 
     def __post_init__(self) -> None:
         if self.readahead and self.window is None:
-            raise ConfigError("Reading ahead needs a window: it is of the window's chunks.")
+            raise ConfigError("Reading ahead needs a window, whose chunks it reads.")
         if self.window is not None and self.window < 1:
             raise ConfigError(f"A window of a shuffle is 1 chunk or more, found {self.window}.")
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """Which part of every epoch this process trains on.
+    """The part of every epoch that this process trains on.
 
     Attributes:
-        rank: this process, from 0.
-        world_size: how many there are.
-        even: what happens to the ``n % world_size`` items that do not go round. ``keep``: nothing
-            is dropped or repeated; some ranks get one item more, and the same number of batches.
-            ``pad``: some items are repeated, so that all get as many. ``drop``: they are left out,
-            others each epoch where items are shuffled.
-        chosen: whether somebody decided on it: False for what a sampler has by default, and for
-            what :meth:`current` gives where there is no process group. Several processes refuse
-            such a part, because each of them would read everything.
+        rank: the number of this process, from 0.
+        world_size: the number of processes.
+        even: the treatment of the ``n % world_size`` remaining items. ``keep``: no item is dropped
+            or repeated; some ranks get one item more, but the same number of batches. ``pad``: some
+            items are repeated, so that all ranks get equally many. ``drop``: the remaining items
+            are left out, different ones in each epoch if items are shuffled.
+        chosen: whether the user chose this shard: False for a sampler's default, and for the result
+            of :meth:`current` without a process group. Several processes refuse a shard that was
+            not chosen, because each of them would read everything.
 
     Raises:
-        ConfigError: there is no such rank, or ``even`` is none of these.
+        ConfigError: the rank or ``even`` is invalid.
     """
 
     rank: int = 0
@@ -70,17 +70,17 @@ class Shard:
 
     @classmethod
     def current(cls, even: str = "keep") -> Shard:
-        """This process's part of the default process group; everything where there is none."""
+        """This process's shard in the default process group; everything without a group."""
         distributed = torch.distributed
         if not (distributed.is_available() and distributed.is_initialized()):
             return cls(even=even, chosen=False)
         return cls(distributed.get_rank(), distributed.get_world_size(), even)
 
     def require_choice(self) -> None:
-        """Refuses a part that nobody chose where the default process group has several processes.
+        """Refuses a default shard if the default process group has several processes.
 
         Raises:
-            ConfigError: it is one.
+            ConfigError: the shard was not chosen, and there are several processes.
         """
         processes = Shard.current().world_size
         if not self.chosen and processes > 1:
@@ -92,7 +92,7 @@ class Shard:
             )
 
     def dealt(self, count: int) -> int:
-        """How many items all ranks get together, of ``count``."""
+        """The total number of items that all ranks get, of ``count``."""
         if self.even == "keep":
             return count
         each = count // self.world_size if self.even == "drop" else -(-count // self.world_size)
@@ -101,7 +101,7 @@ class Shard:
     def part(self, count: int, rank: int | None = None) -> range:
         """Positions of a rank's items in the epoch's order; this rank's by default.
 
-        Positions from ``count`` on, which ``pad`` makes, stand for the order's begin again.
+        With ``pad``, positions from ``count`` on refer to the beginning of the order again.
         """
         rank = self.rank if rank is None else rank
         each, more = divmod(self.dealt(count), self.world_size)

@@ -1,6 +1,7 @@
-"""What lies beneath torch's wrappers of datasets: ``Subset``, ``random_split``, ``ConcatDataset``.
+"""Looks through torch's wrappers of datasets: ``Subset``, ``random_split``, ``ConcatDataset``.
 
-They pass items on and nothing else. The epoch, the samples and the chunks have to be looked for.
+These wrappers only pass on items. The functions here find the epoch, the samples and the chunks of
+the wrapped datasets.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from featurestore.sampling.ordering import Integers
 
 
 def epoch_holders(dataset: Any) -> list[Any]:
-    """The datasets whose ``set_epoch`` decides what ``dataset`` gives, each once.
+    """The datasets whose ``set_epoch`` affects the items of ``dataset``, each once.
 
-    A wrapper with a ``set_epoch`` is responsible for what it wraps. Others are searched by the
-    names that torch gives to what is wrapped, ``dataset`` and ``datasets``.
+    A wrapper with a ``set_epoch`` is responsible for the datasets that it wraps. Other wrappers are
+    searched through torch's names for wrapped datasets, ``dataset`` and ``datasets``.
     """
-    found = {id(holder): holder for holder in _holders(dataset)}
-    return list(found.values())
+    holders = {id(holder): holder for holder in _holders(dataset)}
+    return list(holders.values())
 
 
 def _holders(dataset: Any) -> Iterator[Any]:
@@ -41,7 +42,7 @@ def _holders(dataset: Any) -> Iterator[Any]:
 
 
 def samples_of(dataset: Any) -> Integers | None:
-    """The store's sample behind each item, int64 ``[len]``; None where nothing says so."""
+    """The sample in the store of each item, int64 ``[len]``; None if that is unknown."""
     if isinstance(dataset, Subset):
         inner, chosen = samples_of(dataset.dataset), np.asarray(dataset.indices, np.int64)
         return chosen if inner is None else inner[chosen]
@@ -57,7 +58,7 @@ def chunks_of(dataset: Any) -> Integers:
     """The chunk of each item, int64 ``[len]``; chunks of different stores have different numbers.
 
     Raises:
-        ConfigError: no ``FeatureDataset`` is beneath, so there are no chunks.
+        ConfigError: no ``FeatureDataset`` is wrapped, so there are no chunks.
     """
     if isinstance(dataset, Subset):
         return chunks_of(dataset.dataset)[np.asarray(dataset.indices, np.int64)]
@@ -78,7 +79,7 @@ def chunks_of(dataset: Any) -> Integers:
 
 
 def chunk_size(dataset: Any) -> int | str:
-    """Samples of a chunk; where stores are joined, those of each."""
+    """Samples per chunk; for several stores, a list of numbers as text."""
     if isinstance(dataset, Subset):
         return chunk_size(dataset.dataset)
     if isinstance(dataset, ConcatDataset):
@@ -87,10 +88,10 @@ def chunk_size(dataset: Any) -> int | str:
 
 
 def only_store(dataset: Any) -> Any:
-    """The dataset whose chunk numbers :func:`chunks_of` gives: beneath subsets, if there are any.
+    """The dataset whose chunk numbers :func:`chunks_of` returns, looking through subsets.
 
     Raises:
-        ConfigError: there are several, and a chunk's number does not say whose it is.
+        ConfigError: there are several datasets, so that chunk numbers are ambiguous.
     """
     if isinstance(dataset, Subset):
         return only_store(dataset.dataset)
@@ -103,7 +104,7 @@ def only_store(dataset: Any) -> Any:
 
 
 def read_batch(dataset: Any, items: Sequence[int]) -> dict[str, torch.Tensor]:
-    """Several items of a dataset, wrapped or not, as one dictionary of stacked tensors."""
+    """Reads several items of a dataset, wrapped or not, as one dictionary of stacked tensors."""
     if callable(getattr(dataset, "batch", None)):
         read: dict[str, torch.Tensor] = dataset.batch(items)
         return read

@@ -1,1 +1,1 @@
-"""What lies on disk: arrays, codecs, the ledger, and a store that is created, read and extended."""
+"""Stores on disk: arrays, codecs, the ledger, and how to create, read and extend a store."""

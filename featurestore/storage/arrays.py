@@ -1,14 +1,13 @@
-"""Arrays on disk: Zarr v3 metadata and the one-file-per-chunk payload that any reader can map.
+"""Arrays on disk: Zarr v3 metadata, and one file per chunk whose payload can be memory-mapped.
 
 A chunk file is the raw little-endian payload followed by its CRC-32C (RFC 3720) in four
-little-endian bytes: what the codecs ``[bytes, crc32c]`` produce, so zarr-python, zarrs and
-tensorstore read it, and a page-aligned payload can be memory-mapped as it lies. zarr itself writes
-the metadata documents; the chunk files are written through ``durable``, because zarr-python's own
-store never syncs.
+little-endian bytes. The codecs ``[bytes, crc32c]`` produce this format, so zarr-python, zarrs and
+tensorstore can read it, and the page-aligned payload can be memory-mapped directly. zarr writes the
+metadata documents; ``durable`` writes the chunk files, because zarr-python's store never syncs.
 
-An array that somebody rewrote with other codecs, through any Zarr library, is read through zarr.
-Its files are not those that were committed, but its rows must be: the ledger's CRC-32C is that of
-the raw payload, and every chunk is held against it when it is read.
+An array that was rewritten with other codecs, by any Zarr library, is read through zarr. Its files
+differ from those that were committed, but its rows must be equal: the ledger holds the CRC-32C of
+the raw payload, and every chunk is compared with it when it is read.
 """
 
 from __future__ import annotations
@@ -28,18 +27,18 @@ import numpy as np
 import numpy.typing as npt
 
 from featurestore.errors import CorruptStoreError, ManyViewsError
-from featurestore.storage.codecs import FOREIGN, NONE, codec_documents, compress, decompress
+from featurestore.storage.codecs import NONE, REWRITTEN, codec_documents, compress, decompress
 from featurestore.system.durable import PARTIAL, read_bytes
 from featurestore.system.refusals import is_folder, machine_error, refusal, status_of
 from featurestore.wording import first_line
 
 PAGE_BYTES = 4096
 CHECKSUM_BYTES = 4
-# What an array's folder holds, by name: its document and its chunks.
+# Names of the files in an array's folder: its metadata document and its chunks.
 _ARRAY_FILE = re.compile(r"zarr\.json|c(\.[0-9]+)+")
 
-# What zarr and its codecs raise for documents and chunks that they cannot make sense of; some of it
-# they also raise where the machine refuses them something, see ``_unreadable``.
+# Exceptions of zarr and its codecs for invalid documents and chunks. A refusal by the operating
+# system raises some of them too, see ``_unreadable``.
 _UNREADABLE = (
     OSError,
     ValueError,
@@ -62,11 +61,11 @@ class ArraySpec:
     """One array, chunked along its first axis only.
 
     Attributes:
-        name: its folder, relative to the store.
+        name: the array's folder, relative to the store.
         shape: the array's shape.
-        rows: rows of the first axis in a chunk.
-        dtype: ``<f4`` or ``<f8``; the fill value is NaN.
-        codec: ``none``, ``zstd``, or ``foreign`` for an array that somebody rewrote.
+        rows: the number of rows of the first axis in a chunk.
+        dtype: the data type, ``<f4`` or ``<f8``; the fill value is NaN.
+        codec: ``none``, ``zstd``, or ``rewritten`` for an array that was rewritten.
     """
 
     name: str
@@ -77,22 +76,22 @@ class ArraySpec:
 
     @property
     def chunk_shape(self) -> tuple[int, ...]:
-        """Shape of every chunk; the last one is filled up with NaN."""
+        """Shape of every chunk; the last one is padded with NaN."""
         return (self.rows, *self.shape[1:])
 
     @property
     def chunk_bytes(self) -> int:
-        """Size of a chunk's payload; its file is four bytes longer."""
+        """Size of a chunk's payload in bytes; an uncompressed file is four bytes longer."""
         return math.prod(self.chunk_shape) * np.dtype(self.dtype).itemsize
 
     @property
     def file_bytes(self) -> int:
-        """Size of a chunk's file, where it is not compressed."""
+        """Size of an uncompressed chunk file in bytes."""
         return self.chunk_bytes + CHECKSUM_BYTES
 
     @property
     def is_mappable(self) -> bool:
-        """Whether chunk files hold the payload as it is."""
+        """Whether chunk files hold the payload uncompressed, so that they can be mapped."""
         return self.codec == NONE
 
     @property
@@ -101,14 +100,14 @@ class ArraySpec:
         return -(-self.shape[0] // self.rows)
 
     def file(self, chunk: int) -> str:
-        """The chunk's file, relative to the store: one flat folder, no folder per chunk."""
+        """The path of a chunk's file, relative to the store; all chunks are in one folder."""
         return "/".join((self.name, ".".join(["c", str(chunk), *("0" for _ in self.shape[1:])])))
 
 
 def holds_only_an_array(folder: Path) -> bool:
-    """Whether a folder is an array's by its content: the document, chunks, unfinished ones of both.
+    """Whether a folder holds nothing but an array's document and chunks, finished or not.
 
-    An empty one was becoming or ceasing to be one when a writer was killed.
+    Also True for an empty folder, which a killed writer may have created or emptied.
     """
     if folder.is_symlink() or not is_folder(folder):
         return False
@@ -122,12 +121,12 @@ def holds_only_an_array(folder: Path) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class EncodedChunk:
-    """A chunk as it goes to disk.
+    """An encoded chunk, ready to be written.
 
     Attributes:
-        body: the payload, as its codec stores it.
-        crc: CRC-32C of the payload itself, whatever the codec.
-        body_crc: CRC-32C of the body; where nothing is compressed, the same.
+        body: the encoded payload.
+        crc: CRC-32C of the payload before encoding.
+        body_crc: CRC-32C of the body; equal to ``crc`` without compression.
     """
 
     body: memoryview
@@ -136,22 +135,22 @@ class EncodedChunk:
 
     @property
     def size(self) -> int:
-        """Bytes of the file."""
+        """Size of the file in bytes."""
         return len(self.body) + CHECKSUM_BYTES
 
     def parts(self) -> Iterator[bytes | memoryview]:
-        """The file's content, in order."""
+        """Yields the parts of the file's content in order."""
         yield self.body
         yield self.body_crc.to_bytes(CHECKSUM_BYTES, "little")
 
 
 def crc32c(data: bytes | memoryview) -> int:
-    """CRC-32C (Castagnoli) of ``data``, as iSCSI (RFC 3720) defines it."""
+    """CRC-32C (Castagnoli) of ``data``, as defined for iSCSI (RFC 3720)."""
     return int(google_crc32c.value(data if isinstance(data, bytes) else bytes(data)))
 
 
 def encode(spec: ArraySpec, block: npt.NDArray[Any]) -> EncodedChunk:
-    """Encodes ``block`` ``[n <= rows, ...]`` as one chunk; the rows it lacks become NaN."""
+    """Encodes ``block`` ``[n <= rows, ...]`` as one chunk; missing rows are filled with NaN."""
     full = np.full(spec.chunk_shape, np.nan, dtype=spec.dtype)
     full[: len(block)] = block
     flat = full.reshape(-1).view(np.uint8)
@@ -166,20 +165,20 @@ def read_chunk(
     """Reads one chunk and checks it.
 
     Args:
-        root: the store.
+        root: the folder of the store.
         spec: the array.
-        chunk: its number.
-        committed: the CRC-32C that it was committed with; tells a sound file in the wrong place.
+        chunk: the chunk's number.
+        committed: the CRC-32C in the ledger; detects an intact file in the wrong place.
 
     Returns:
-        ``dtype [n, ...]``, read-only; the last chunk without its filling.
+        ``dtype [n, ...]``, read-only; the last chunk without its padding.
 
     Raises:
-        CorruptStoreError: missing, of another size, or its checksum does not fit.
-        StorageError: it cannot be read, or there is no memory for it.
+        CorruptStoreError: the file is missing, has another size or fails its checksum.
+        StorageError: the file cannot be read, or there is not enough memory.
     """
-    if spec.codec == FOREIGN:
-        return _read_foreign(root, spec, chunk, committed)
+    if spec.codec == REWRITTEN:
+        return _read_rewritten(root, spec, chunk, committed)
     file = spec.file(chunk)
     try:
         data = memoryview(read_bytes(root / file, root))
@@ -191,7 +190,7 @@ def read_chunk(
     body = np.frombuffer(data[:-CHECKSUM_BYTES], np.uint8)
     crc = google_crc32c.value(body)
     if crc != int.from_bytes(data[-CHECKSUM_BYTES:], "little"):
-        raise CorruptStoreError(file, "its checksum does not fit its content", chunk=chunk)
+        raise CorruptStoreError(file, "its checksum does not match its content", chunk=chunk)
     flat = body
     if not spec.is_mappable:
         try:
@@ -208,16 +207,16 @@ def read_chunk(
     return flat.view(spec.dtype).reshape(spec.chunk_shape)[:rows]
 
 
-def _read_foreign(
+def _read_rewritten(
     root: Path, spec: ArraySpec, chunk: int, committed: int | None
 ) -> npt.NDArray[Any]:
-    """Reads a chunk through zarr and holds its rows against what was committed.
+    """Reads a chunk through zarr and compares its rows with the committed checksum.
 
-    To zarr a chunk that is missing is one of NaN; here it does not fit its checksum.
+    zarr reads a missing chunk as NaN, which does not match the checksum.
     """
     rows = slice(chunk * spec.rows, min(spec.shape[0], (chunk + 1) * spec.rows))
     try:
-        block = np.asarray(_open_foreign(root, spec)[rows], spec.dtype)
+        block = np.asarray(_open_rewritten(root, spec)[rows], spec.dtype)
     except _UNREADABLE as e:
         raise _unreadable(root, spec.name, f"zarr cannot read it: {first_line(e)}", e, chunk) from e
     if committed not in (None, encode(spec, block).crc):
@@ -226,8 +225,8 @@ def _read_foreign(
     return block
 
 
-def _open_foreign(root: Path, spec: ArraySpec) -> Any:
-    """The array as zarr-python sees it; its shape and dtype are checked already."""
+def _open_rewritten(root: Path, spec: ArraySpec) -> Any:
+    """Opens the array with zarr-python; the caller has checked its shape and dtype."""
     import zarr
 
     return zarr.open_array(root / spec.name, mode="r", zarr_format=3)
@@ -236,7 +235,7 @@ def _open_foreign(root: Path, spec: ArraySpec) -> Any:
 def _unreadable(
     root: Path, file: str, problem: str, error: BaseException, chunk: int | None = None
 ) -> ManyViewsError:
-    """The error for what zarr cannot read: damage, unless it was the machine that refused it."""
+    """The error for a failure of zarr: a StorageError if the system refused access, else damage."""
     refused = machine_error(error)
     if refused is not None:
         return refusal(root / file, refused)
@@ -244,7 +243,7 @@ def _unreadable(
 
 
 def aligned_rows(row_bytes: int) -> int:
-    """Smallest number of rows that fills whole pages: chunks must be a multiple of it."""
+    """Smallest number of rows that fills whole pages; chunks must be a multiple of it."""
     return PAGE_BYTES // math.gcd(row_bytes, PAGE_BYTES)
 
 
@@ -282,17 +281,17 @@ def array_document(spec: ArraySpec, dimension_names: tuple[str, ...]) -> bytes:
 
 
 def check_array_document(root: Path, spec: ArraySpec) -> str:
-    """Checks that the array's ``zarr.json`` says what the store's own record says.
+    """Checks that the array's ``zarr.json`` matches the store's own record.
 
     Returns:
-        The codec that it should have; or ``foreign`` where only the codecs, and what they make of
-        chunks, are others that zarr can read.
+        The expected codec; or ``rewritten`` if only the codecs and the layout of chunks differ, and
+        zarr can read them.
 
     Raises:
-        CorruptStoreError: missing, not JSON, or of another array.
+        CorruptStoreError: the document is missing, is not JSON, or describes another array.
     """
     file = f"{spec.name}/zarr.json"
-    found = parse_document(root, file)
+    document = parse_document(root, file)
     expected: dict[str, Any] = {
         "zarr_format": 3,
         "node_type": "array",
@@ -307,34 +306,34 @@ def check_array_document(root: Path, spec: ArraySpec) -> str:
         },
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
     }
-    foreign = found.get("codecs") != codec_documents(spec.codec)
-    for key, value in (expected if foreign else expected | layout).items():
-        if found.get(key) != value:
-            raise CorruptStoreError(file, f"{key} is {found.get(key)!r}, expected {value!r}")
-    if not foreign:
+    rewritten = document.get("codecs") != codec_documents(spec.codec)
+    for key, value in (expected if rewritten else expected | layout).items():
+        if document.get(key) != value:
+            raise CorruptStoreError(file, f"{key} is {document.get(key)!r}, expected {value!r}")
+    if not rewritten:
         return spec.codec
     try:
-        _open_foreign(root, spec)
+        _open_rewritten(root, spec)
     except _UNREADABLE as e:
-        codecs = repr(found.get("codecs"))[:200]
+        codecs = repr(document.get("codecs"))[:200]
         raise _unreadable(root, file, f"codecs is {codecs}, and zarr: {first_line(e)}", e) from e
-    return FOREIGN
+    return REWRITTEN
 
 
 def parse_document(root: Path, file: str, limit_bytes: int = 64 << 20) -> dict[str, Any]:
     """Reads a JSON object of the store.
 
     Raises:
-        CorruptStoreError: missing, larger than ``limit_bytes``, or not a JSON object.
+        CorruptStoreError: the file is missing, larger than ``limit_bytes``, or not a JSON object.
     """
     path = root / file
     status = status_of(path)
     if status is not None and status.st_size > limit_bytes:
         raise CorruptStoreError(file, f"{status.st_size} bytes, at most {limit_bytes} expected")
     try:
-        found = json.loads(read_bytes(path, root))
+        value = json.loads(read_bytes(path, root))
     except (ValueError, RecursionError) as e:
         raise CorruptStoreError(file, f"not JSON: {e}") from None
-    if not isinstance(found, dict):
-        raise CorruptStoreError(file, f"a JSON object was expected, found {type(found).__name__}")
-    return found
+    if not isinstance(value, dict):
+        raise CorruptStoreError(file, f"a JSON object was expected, found {type(value).__name__}")
+    return value

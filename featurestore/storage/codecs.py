@@ -1,8 +1,8 @@
-"""What chunk files hold: the payload as it is, or compressed for an archive.
+"""The content of chunk files: the payload, uncompressed or compressed for an archive.
 
-Compressed chunks cannot be mapped: they are read whole, decoded and checked. One level, one library
-and no threads, so that the same payload is the same file wherever that library's version is the
-same; a compressed store's fingerprint names it.
+Compressed chunks cannot be mapped: they are read completely, decoded and checked. Compression uses
+one level, one library and no threads, so that equal payloads give equal files with equal versions
+of the library; the fingerprint of a compressed store names the version.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import Any
 
 NONE, ZSTD = "none", "zstd"
 CODECS = (NONE, ZSTD)
-# Not asked for, but found: an array that somebody rewrote.
-FOREIGN = "foreign"
+# Not an option of a build: the codec of an array that was rewritten by another program.
+REWRITTEN = "rewritten"
 
-# Higher levels gain 4 to 8 % on features that were rounded to bfloat16 and take two to four times
-# as long; on float32 ones they gain nothing.
+# Higher levels save 4 to 8 % on features that were rounded to bfloat16 and take two to four times
+# as long; they save nothing on float32 features.
 _ZSTD_LEVEL = 1
 _MAGIC = bytes.fromhex("28b52ffd")
 _SHORTEST_HEADER = 5
@@ -29,7 +29,7 @@ def codec_documents(codec: str) -> list[dict[str, Any]]:
 
 
 def compress(codec: str, payload: memoryview) -> memoryview:
-    """The payload as it goes into the file, before its checksum."""
+    """The encoded payload, without the checksum that follows it in the file."""
     if codec == NONE:
         return payload
     from numcodecs import zstd
@@ -38,17 +38,17 @@ def compress(codec: str, payload: memoryview) -> memoryview:
 
 
 def decompress(codec: str, body: memoryview, size_bytes: int) -> memoryview:
-    """The payload of ``size_bytes`` bytes again.
+    """Decodes a payload of ``size_bytes`` bytes.
 
     Raises:
-        ValueError: it does not decode to as many bytes.
-        MemoryError: there is no memory for them.
+        ValueError: the body does not decode to this number of bytes.
+        MemoryError: there is not enough memory.
     """
     if codec == NONE:
         return body
     from numcodecs import zstd
 
-    # The library allocates what the frame promises, so that is looked at first.
+    # The library allocates the size that the frame states, so that is checked first.
     stated = frame_bytes(body)
     if stated is None:
         raise ValueError("zstd cannot decode it: it is no frame that states its size")
@@ -64,9 +64,9 @@ def decompress(codec: str, body: memoryview, size_bytes: int) -> memoryview:
 
 
 def frame_bytes(body: bytes | memoryview) -> int | None:
-    """The content size that a Zstandard frame states (RFC 8878, 3.1.1.1); None where it has none.
+    """The content size stated by a Zstandard frame (RFC 8878, 3.1.1.1); None without a size.
 
-    Frames that are written at once, as ours are, always state it.
+    Frames that are compressed in one call, as here, always state their size.
     """
     if len(body) <= _SHORTEST_HEADER or bytes(body[:4]) != _MAGIC:
         return None

@@ -1,4 +1,4 @@
-"""Files beside a record of their SHA-256: whether each is still what was written."""
+"""Records of the SHA-256 of files, to detect changes since they were written."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from featurestore.system.refusals import is_absent, refusal
 
 
 class FileFacts(NamedTuple):
-    """Size and SHA-256, in hex, of a file that was written."""
+    """The size in bytes and the hex SHA-256 of a file that was written."""
 
     bytes: int
     sha256: str
 
 
 class HashingFile:
-    """Passes writes on and digests them, so that no file is read again for its record."""
+    """Passes on writes and hashes them, so that no file has to be read again for its record."""
 
     def __init__(self, file: PartialFile) -> None:
         self._file = file
@@ -39,7 +39,7 @@ class HashingFile:
 
     @property
     def facts(self) -> FileFacts:
-        """Size and digest of what was written until now."""
+        """Size and digest of the bytes written so far."""
         return FileFacts(self.size, self._digest.hexdigest())
 
 
@@ -47,8 +47,8 @@ def file_sha256(path: Path) -> str:
     """Hex SHA-256 of a file's content.
 
     Raises:
-        FileNotFoundError, NotADirectoryError, IsADirectoryError: there is no such file.
-        StorageError: it cannot be read, so nobody can tell.
+        FileNotFoundError, NotADirectoryError, IsADirectoryError: the file does not exist.
+        StorageError: the file cannot be read.
     """
     try:
         with path.open("rb") as file:
@@ -59,25 +59,25 @@ def file_sha256(path: Path) -> str:
 
 
 def require_content(path: Path, error: Exception) -> None:
-    """Raises StorageError where a file could not be read, which says nothing about its content."""
+    """Raises StorageError for an error that does not mean that the file is absent or damaged."""
     if isinstance(error, OSError) and not is_absent(error):
         raise refusal(path, error) from error
 
 
 def fits_checksum(record: Mapping[str, Any]) -> bool:
-    """Whether a record is what was written; one of the published scripts, without digests, is."""
+    """Whether a record matches its checksum; always True for records of the published scripts."""
     if "crc32c" not in record and "sha256" not in record:
         return True
     return bool(record.get("crc32c") == record_crc32c(record))
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """A record as it was written; one of the published scripts has neither digests nor checksum.
+    """Reads a record and checks it; those of the published scripts have no checksum.
 
     Raises:
-        ValueError: it is not what was written.
-        FileNotFoundError, NotADirectoryError, IsADirectoryError: there is none.
-        StorageError: it cannot be read, so nobody can tell.
+        ValueError: the record is damaged.
+        FileNotFoundError, NotADirectoryError, IsADirectoryError: the file does not exist.
+        StorageError: the file cannot be read.
     """
     try:
         record = json.loads(path.read_bytes())
@@ -90,7 +90,7 @@ def read_record(path: Path) -> dict[str, Any]:
     if not isinstance(record, dict):
         problem = f"it must hold an object; found a {type(record).__name__}"
     elif not fits_checksum(record):
-        problem = "its checksum does not fit its content"
+        problem = "its checksum does not match its content"
     if problem:
         raise ValueError(problem)
     return dict(record)

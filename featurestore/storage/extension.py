@@ -1,11 +1,11 @@
-"""A store that grows: what is added is made beside it and put in place when it is complete.
+"""Extends a store: the addition is built in a separate store and merged when it is complete.
 
-    STORE/records/extension/          a store of its own, made and resumed like any other
-    STORE/records/extension/final/    what the store's record, samples and ledger will be
+    STORE/records/extension/          a separate store, built and resumed like any other
+    STORE/records/extension/final/    the future record, sample list and ledger of the store
 
-Until ``final/zarr.json`` is there nothing of the store has changed. From then on the extension is
-put in place, by renames only, and a killed one is put in place by the next build. In between the
-store has no ``zarr.json``: it is whole, before or after, or it is not there.
+The store does not change until ``final/zarr.json`` exists. From then on the extension is merged, by
+renames only; if that is interrupted, the next build finishes it. During the merge the store has no
+``zarr.json``, so that readers see the old store, the new store, or no store at all.
 """
 
 from __future__ import annotations
@@ -36,26 +36,26 @@ _FILES = (SAMPLES, Ledger.FILE)
 
 
 def is_pending(path: Path) -> bool:
-    """Whether a complete extension of the store at ``path`` waits to be put in place."""
+    """Whether a complete extension of the store at ``path`` waits to be merged."""
     return is_store(path / FINAL)
 
 
 def is_unfinished(path: Path) -> bool:
-    """Whether an extension of the store at ``path`` was begun."""
+    """Whether an extension of the store at ``path`` was started but is not complete."""
     return not is_pending(path) and is_store(path / EXTENSION)
 
 
 def finish(base: FeatureStore, made: FeatureStore, fingerprint: Fingerprint) -> None:
-    """Makes ``made``, a complete extension of ``base``, part of it. Needs the store's lock.
+    """Merges ``made``, a complete extension of ``base``, into it. Needs the store's lock.
 
     Args:
         base: the store.
         made: its extension, which holds either other features of the same samples, or the same
             features of more views or samples.
-        fingerprint: the whole store's.
+        fingerprint: the fingerprint of the merged store.
 
     Raises:
-        StorageError: a write failed; the next build goes on.
+        StorageError: a write failed; the next build continues the merge.
     """
     path = base.path
     durable.make_folder(path / FINAL)
@@ -72,7 +72,7 @@ def finish(base: FeatureStore, made: FeatureStore, fingerprint: Fingerprint) -> 
 
 
 def put_in_place(path: Path) -> None:
-    """Puts a complete extension in place; goes on where an earlier try was killed."""
+    """Merges a complete extension by renames; continues a merge that was interrupted."""
     durable.remove(path / "zarr.json")
     durable.remove(path / EXTENSION / "zarr.json")
     final = path / FINAL
@@ -89,16 +89,16 @@ def put_in_place(path: Path) -> None:
 
 
 def sweep(path: Path) -> None:
-    """Removes what is left of an extension that was put in place, or hardly begun."""
+    """Removes the remains of an extension that was merged, or that has no ``zarr.json`` yet."""
     if is_folder(path / EXTENSION) and not is_pending(path) and not is_unfinished(path):
         durable.remove_folder(path / EXTENSION)
 
 
 def require_same_inputs(base: FeatureStore, record: SampleRecord) -> None:
-    """Raises StoreMismatchError unless a sample was read as it was for the store.
+    """Raises StoreMismatchError if an input of a sample has changed since the store was built.
 
-    Inputs of a modality that the store or the extension does not look at say nothing, nor does a
-    sample that the store does not have.
+    Inputs that the store or the extension does not read, and samples that the store does not have,
+    are not compared.
     """
     if record.index >= base.spec.samples:
         return
@@ -107,14 +107,14 @@ def require_same_inputs(base: FeatureStore, record: SampleRecord) -> None:
         (before.image_sha256, record.image_sha256),
         (before.text_sha256, record.text_sha256),
     )
-    for known, found in pairs:
-        if known and found and known != found:
+    for known, new in pairs:
+        if known and new and known != new:
             raise StoreMismatchError(
                 base.path,
                 f"content of {base.samples[record.index].stem!r}",
                 known,
-                found,
-                "Restore it, and go on with --resume; or build again into another --store.",
+                new,
+                "Restore it and continue with --resume, or build again into another --store.",
             )
 
 
@@ -129,18 +129,18 @@ def _with_dims(spec: StoreSpec, dims: Mapping[str, int]) -> StoreSpec:
     return replace(spec, dims=dict(dims))
 
 
-def _merged(base: ChunkEntry, made: ChunkEntry) -> ChunkEntry:
-    """One line for a chunk whose features were made in two builds."""
-    samples = [_merged_record(*pair) for pair in zip(base.samples, made.samples, strict=True)]
-    files = {**base.files, **made.files}
-    return ChunkEntry(base.chunk, files, samples, {**base.changed, **made.changed})
+def _merged(base: ChunkEntry, added: ChunkEntry) -> ChunkEntry:
+    """One ledger entry for a chunk whose features come from two builds."""
+    samples = [_merged_record(*pair) for pair in zip(base.samples, added.samples, strict=True)]
+    files = {**base.files, **added.files}
+    return ChunkEntry(base.chunk, files, samples, {**base.changed, **added.changed})
 
 
-def _merged_record(base: SampleRecord, made: SampleRecord) -> SampleRecord:
-    """What both know of a sample: images are looked at only where an image feature is made."""
-    bad = {b.modality: b for b in (*made.bad, *base.bad)}
+def _merged_record(base: SampleRecord, added: SampleRecord) -> SampleRecord:
+    """Combines two records of a sample; a build without image features has no image digest."""
+    bad = {b.modality: b for b in (*added.bad, *base.bad)}
     return replace(
         base,
-        image_sha256=base.image_sha256 or made.image_sha256,
+        image_sha256=base.image_sha256 or added.image_sha256,
         bad=tuple(bad[m] for m in ("image", "text") if m in bad),
     )

@@ -1,4 +1,4 @@
-"""The fingerprint of a store: everything that changes its numbers, compared when it is resumed."""
+"""The fingerprint of a store: all settings that affect its features, compared by --resume."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from featurestore.storage.codecs import NONE
 Fingerprint = dict[str, str | int]
 
 VERSION = "version."
-# Recorded but not compared: a folder's name says nothing about the weights in it, their hash does.
+# Recorded but not compared: the hash of the weights identifies a model, not its folder's name.
 _INFORMATIVE = (".model",)
 _OPTIONS = ("views", "seed", "chunk", "codec", "features")
-# What a store was made with that does not say so.
+# Values of fields that a fingerprint leaves out.
 _UNSAID = {"codec": NONE}
 
 
 def _advice(name: str, stored: object) -> str:
-    """How to go on with the stored value of a fingerprint field."""
+    """Advice on how to continue with the stored value of a fingerprint field."""
     feature, _, part = name.rpartition(".")
     if name in _OPTIONS:
         option = f"--{name} {stored}"
@@ -33,7 +33,7 @@ def _advice(name: str, stored: object) -> str:
         option = f"{part} = {json.dumps(stored)} in [backbones.{feature}]"
     else:
         return "Build into another --store, or start again with --overwrite."
-    return f"Go on with {option}, or build into another --store."
+    return f"Continue with {option}, or build into another --store."
 
 
 def compare_fingerprints(
@@ -42,11 +42,11 @@ def compare_fingerprints(
     """Compares the store's fingerprint with this run's.
 
     Returns:
-        The fields that differ and were allowed to, as ``stored -> new``: library versions and the
-        device kind, and only with ``allow_version_change``.
+        The differing fields, as ``stored -> new``: only library versions and the device kind, and
+        only with ``allow_version_change``.
 
     Raises:
-        StoreMismatchError: any other field differs, or these without the permission.
+        StoreMismatchError: another field differs, or ``allow_version_change`` is False.
     """
     changed: dict[str, str] = {}
     for name in sorted(stored.keys() | new.keys()):

@@ -1,14 +1,14 @@
-"""The ledger: one line per committed chunk, and nothing exists before its line does.
+"""The ledger, with one line per committed chunk; a chunk exists only once its line is written.
 
-Each line is a JSON object that ends with the CRC-32C of what stands before it:
+Each line is a JSON object that ends with the CRC-32C of all preceding bytes of the line:
 
     {"chunk": 3, "files": {"clip_image/c.3.0.0": [4587524, "0f3a99c1"], ...},
      "samples": [[image sha256, text sha256, words], ...], "bad": [[index, modality, reason,
      detail], ...], "crc32c": "5d2e71b0"}
 
-A last line without its line feed is a torn append and is dropped; a line that does not fit its
-checksum anywhere else is damage. An append that was torn stops somewhere in its line: where more
-follows a whole line, what follows was its line feed, and that is damage too.
+A last line without a line feed is a torn append and is dropped; any other line that does not match
+its checksum is damage. A torn append never extends beyond the end of its line: if other bytes
+follow a complete last line, its line feed was damaged.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class ChunkEntry:
     """One committed chunk.
 
     Attributes:
-        chunk: its number.
-        files: per file of the chunk its length in bytes and its payload's CRC-32C.
-        samples: what became known of each of its samples, in order.
-        changed: fingerprint fields that differed from the store's when it was made, and were
-            allowed to; empty for almost every chunk.
+        chunk: the chunk's number.
+        files: the length in bytes and the payload's CRC-32C, by file of the chunk.
+        samples: the records of the chunk's samples, in order.
+        changed: fingerprint fields that differed from the store's when the chunk was built, with
+            ``--allow-version-change``; usually empty.
     """
 
     chunk: int
@@ -46,17 +46,17 @@ class ChunkEntry:
 
     @property
     def bad(self) -> Sequence[BadInput]:
-        """The inputs of its samples that placeholders stand in for, in order."""
+        """The inputs of its samples that placeholders replace, in order."""
         if isinstance(self.samples, _StoredRecords):
             return self.samples.bad
         return [bad for sample in self.samples for bad in sample.bad]
 
 
 class _StoredRecords(Sequence[SampleRecord]):
-    """The samples of a line, which are most of it: decoded when they are asked for.
+    """The samples of a line, which are most of its text, decoded on first access.
 
-    Whoever opens a store to train from it never does, nor does a build for what it has committed:
-    it does not even keep their text, but knows how to read it.
+    Training never needs them, nor does a build after a commit: for chunks that it committed itself,
+    it does not even keep the text, but reads it from the file when needed.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ def format_entry(entry: ChunkEntry) -> bytes:
 
 
 def parse_entry(line: bytes, rows: int) -> ChunkEntry:
-    """Reads one line back, of a store with ``rows`` samples in a chunk.
+    """Parses one line of the ledger of a store with ``rows`` samples per chunk.
 
     Raises:
         ValueError: the line is damaged.
@@ -120,31 +120,31 @@ def parse_entry(line: bytes, rows: int) -> ChunkEntry:
 
 
 def _checked(line: bytes) -> tuple[bytes, bytes, bytes]:
-    """What stands before a line's samples, they themselves, and what stands behind them.
+    """Splits a line, after checking it, into the text before, of and after its samples.
 
-    No string can hold what is looked for: its quotes would be escaped.
+    No JSON string can contain the separators, because its quotes would be escaped.
     """
     text, separator, tail = line.rpartition(b', "crc32c": "')
     if not separator or tail != b'%08x"}' % crc32c(text):
-        raise ValueError("its checksum does not fit its content")
-    before, found, rest = text.partition(b', "samples": ')
-    samples, found_too, after = rest.partition(b', "bad": ')
-    if not (found and found_too):
+        raise ValueError("its checksum does not match its content")
+    before, samples_key, rest = text.partition(b', "samples": ')
+    samples, bad_key, after = rest.partition(b', "bad": ')
+    if not (samples_key and bad_key):
         raise ValueError("it has no samples")
     return before, samples, b', "bad": ' + after
 
 
-# The end of a whole line. No string can hold it: its quotes would be escaped.
+# The end of a complete line. No JSON string can contain it, because its quotes would be escaped.
 _LINE_END = re.compile(rb', "crc32c": "[0-9a-f]{8}"\}')
 
 
 def _is_torn(tail: bytes) -> bool:
-    """Whether what stands behind the last line feed can be an append that was cut off."""
+    """Whether the bytes after the last line feed can be an interrupted append."""
     end = _LINE_END.search(tail)
     return end is None or end.end() == len(tail)
 
 
-# What reading a line of another kind may raise.
+# Exceptions that parsing a line of another format may raise.
 _BAD_LINE = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
@@ -160,7 +160,7 @@ class Ledger:
         """Reads the ledger of the store at ``root`` with ``chunks`` chunks of ``rows`` samples.
 
         Raises:
-            CorruptStoreError: the file is missing, or a line is bad that is no torn last one.
+            CorruptStoreError: the file is missing, or a line other than a torn last one is damaged.
         """
         self._root = root
         self._chunks = chunks
@@ -184,7 +184,7 @@ class Ledger:
             raise CorruptStoreError(self.FILE, problem)
 
     def _stamp_now(self) -> tuple[int, ...]:
-        """What differs once the file has been written to; nothing where it cannot be asked."""
+        """Inode, size and time of the file, which a write changes; empty if they are unknown."""
         try:
             status = (self._root / self.FILE).stat()
         except OSError:
@@ -193,7 +193,7 @@ class Ledger:
 
     @property
     def is_current(self) -> bool:
-        """Whether the file is still what was read."""
+        """Whether the file is unchanged since it was read."""
         return self._stamp == self._stamp_now()
 
     def _read_line(self, number: int, line: bytes) -> None:
@@ -227,17 +227,17 @@ class Ledger:
 
     @property
     def entries(self) -> list[ChunkEntry]:
-        """The committed chunks in the order of their numbers."""
+        """The entries of the committed chunks, in the order of the chunks' numbers."""
         return [self._entries[c] for c in sorted(self._entries)]
 
     @property
     def committed(self) -> list[int]:
-        """The chunks that are committed, in order."""
+        """The numbers of the committed chunks, in order."""
         return sorted(self._entries)
 
     @property
     def missing(self) -> list[int]:
-        """The chunks that are not committed, in order."""
+        """The numbers of the chunks that are not committed, in order."""
         return [c for c in range(self._chunks) if c not in self._entries]
 
     @property
@@ -246,18 +246,18 @@ class Ledger:
         return len(self._entries) == self._chunks
 
     def recover(self) -> int:
-        """Cuts a torn last line off; returns its bytes, 0 for none. Needs the store's lock."""
+        """Removes a torn last line; returns its size in bytes. Needs the store's lock."""
         torn, self.torn_bytes = self.torn_bytes, 0
         if torn:
             durable.truncate(self._root / self.FILE, self._end)
         return torn
 
     def commit(self, entry: ChunkEntry) -> None:
-        """Appends ``entry``: once this returns, the chunk exists for ever.
+        """Appends ``entry``; once this returns, the chunk is committed durably.
 
         Raises:
-            StorageError: the append failed, or an earlier one did: its torn line may still be
-                there, and only a new start cuts it off.
+            StorageError: the append failed, or an earlier one did, whose torn line only the next
+                build removes.
         """
         path = self._root / self.FILE
         if self._failed:
@@ -266,23 +266,23 @@ class Ledger:
         self._failed = True
         durable.append_line(path, line)
         self._failed = False
-        # Whoever commits holds the lock, so that the line stays where it is.
+        # The caller holds the lock, so that the line keeps its position.
         read = partial(self._samples_at, self._end, len(line))
         samples = _StoredRecords(read, entry.chunk * self._rows, entry.bad)
         self._end += len(line) + 1
         self._add(replace(entry, samples=samples))
 
     def _samples_at(self, start: int, size: int) -> bytes:
-        """The samples of the line of ``size`` bytes at ``start``."""
+        """The text of the samples in the line of ``size`` bytes at ``start``."""
         line = durable.read_bytes(self._root / self.FILE, self._root, start, size)
         return _checked(line)[1]
 
     def drop(self, chunks: Collection[int]) -> None:
-        """Takes chunks out: they do not exist any more. Needs the store's lock."""
+        """Removes the lines of some chunks, which are then uncommitted. Needs the store's lock."""
         self._write([entry for entry in self.entries if entry.chunk not in chunks])
 
     def sort(self) -> None:
-        """Brings the lines into the order of their chunks, as an undisturbed build writes them."""
+        """Sorts the lines by chunk number, the order that an uninterrupted build writes."""
         if self._in_order:
             return
         self._write(self.entries)

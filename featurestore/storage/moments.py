@@ -1,9 +1,9 @@
 """Mergeable mean and sum of squared deviations, in float64.
 
-``E[x²] - mean²`` loses every digit where the spread is small against the mean and invents a
-deviation for constant dimensions; so each chunk is passed over twice, and chunks are merged by
-Chan, Golub and LeVeque's pairwise update ("Updating Formulae and a Pairwise Algorithm for Computing
-Sample Variances", 1979), always in the order of the chunks: the result is one, to the last bit.
+``E[x²] - mean²`` loses all precision if the spread is small compared with the mean, and gives a
+nonzero deviation for constant dimensions. So each chunk is processed in two passes, and chunks are
+merged by the pairwise update of Chan, Golub and LeVeque ("Updating Formulae and a Pairwise
+Algorithm for Computing Sample Variances", 1979), always in order: the result is always bit-equal.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-# The paper's, added to every deviation; and what the datamodule's scale divides by where there is
-# none.
+# The paper adds this to every deviation; the published datamodule's scale replaces zeros by it.
 EPSILON = np.float32(1e-6)
 
 
@@ -24,9 +23,9 @@ class Moments:
     """Moments of ``count`` rows.
 
     Attributes:
-        count: number of rows.
-        mean: float64 ``[D]``.
-        m2: float64 ``[D]``, sum of squared deviations from the mean.
+        count: the number of rows.
+        mean: the mean, float64 ``[D]``.
+        m2: the sum of squared deviations from the mean, float64 ``[D]``.
     """
 
     count: int
@@ -40,7 +39,7 @@ class Moments:
 
     @property
     def sample_sigma(self) -> npt.NDArray[np.float64]:
-        """Sample standard deviation (ddof 1, as ``torch.std``), float64 ``[D]``; of 2 rows on."""
+        """Sample standard deviation (ddof 1, as ``torch.std``), float64 ``[D]``; needs 2 rows."""
         return np.sqrt(self.m2 / (self.count - 1))
 
 
@@ -49,9 +48,9 @@ class Scale:
     """The z-score of one feature: ``(x - mu) / (sigma + epsilon)``, in float32 throughout.
 
     Attributes:
-        mu: float32 ``[D]``.
-        sigma: float32 ``[D]``, without the epsilon.
-        epsilon: the paper's 1e-6, or 0 where ``sigma`` is 0 nowhere.
+        mu: the mean, float32 ``[D]``.
+        sigma: the standard deviation without the epsilon, float32 ``[D]``.
+        epsilon: the number added to ``sigma``: the paper's 1e-6, or 0 if no ``sigma`` is 0.
     """
 
     mu: npt.NDArray[np.float32]
@@ -70,11 +69,11 @@ class Scale:
 
 
 def moments_of(rows: npt.NDArray[np.float32]) -> Moments:
-    """Moments of ``float32 [n, D]``, two passes."""
+    """Moments of ``float32 [n, D]``, computed in two passes."""
     wide = rows.astype(np.float64)
     mean = wide.mean(axis=0)
     wide -= mean
-    # The second sum is 0 in exact arithmetic; subtracting it takes out the mean's own rounding.
+    # The sum is 0 in exact arithmetic; subtracting its square corrects the rounding of the mean.
     residue = wide.sum(axis=0)
     m2 = np.einsum("nd,nd->d", wide, wide) - residue * residue / len(rows)
     return Moments(len(rows), mean, np.maximum(m2, 0.0))
@@ -84,7 +83,7 @@ def merge(parts: Iterable[Moments]) -> Moments:
     """Merges moments in the order given.
 
     Raises:
-        ValueError: there is nothing to merge, so mean and deviation are undefined.
+        ValueError: there are no rows, so that mean and deviation are undefined.
     """
     total: Moments | None = None
     for part in parts:
@@ -103,12 +102,12 @@ def _merge_two(a: Moments, b: Moments) -> Moments:
 
 
 def scale_of(moments: Moments) -> Scale:
-    """The paper's z-score from these moments."""
+    """The paper's z-score computed from these moments."""
     return Scale(moments.mean.astype(np.float32), moments.sigma.astype(np.float32))
 
 
 def sample_scale_of(moments: Moments) -> Scale:
-    """The published datamodule's: sample deviations, a zero replaced by 1e-6, nothing added."""
+    """The published datamodule's z-score: sample deviations, zeros replaced by 1e-6, no epsilon."""
     sigma = moments.sample_sigma.astype(np.float32)
     sigma[sigma == 0] = EPSILON
     return Scale(moments.mean.astype(np.float32), sigma, np.float32(0))

@@ -1,4 +1,4 @@
-"""Bytes on disk: what a store takes, what of it is missing, and what the file system has free."""
+"""Disk space: the size of a store, the bytes still to be written, and the free bytes."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from featurestore.storage.store import StoreSpec, is_store
 from featurestore.system.durable import PARTIAL
 from featurestore.system.refusals import is_absent, refusal, status_of
 
-# Per sample two digests and a count in the ledger, two sizes and times in the cache of inputs.
+# Bytes per sample: two digests and a count in the ledger, two sizes and times in the input cache.
 _SAMPLE_RECORD_BYTES = 2 * 68 + 8 + 70
 
 
 def free_bytes(path: Path) -> int | None:
     """Free bytes of the file system that holds ``path`` or its nearest existing parent.
 
-    None where it does not say: some network and FUSE file systems report no size at all.
+    None if the file system reports no size, as some network and FUSE file systems do.
 
     Raises:
-        StorageError: nobody can tell.
+        StorageError: the system refused the query.
     """
     try:
-        found = os.statvfs(nearest_existing(path))
+        status = os.statvfs(nearest_existing(path))
     except OSError as e:
         if e.errno == errno.ENOSYS:
             return None
         raise refusal(path, e) from e
-    return found.f_bavail * found.f_frsize if found.f_blocks else None
+    return status.f_bavail * status.f_frsize if status.f_blocks else None
 
 
 def nearest_existing(path: Path) -> Path:
@@ -45,9 +45,9 @@ def nearest_existing(path: Path) -> Path:
 
 
 def store_bytes(spec: StoreSpec, samples: Sequence[Sample]) -> int:
-    """Bytes of a complete store's files: exact for the arrays, an estimate for the records.
+    """Size of a complete store in bytes: exact for the arrays, an estimate for the records.
 
-    Compressed chunks are counted as if they were not.
+    Compressed chunks are counted with their uncompressed size.
     """
     arrays = sum(array.chunks * array.file_bytes for array in _arrays(spec))
     return arrays + _records_bytes(spec, range(spec.chunks)) + _document_bytes(spec, samples)
@@ -56,14 +56,14 @@ def store_bytes(spec: StoreSpec, samples: Sequence[Sample]) -> int:
 def missing_bytes(
     spec: StoreSpec, samples: Sequence[Sample], root: Path, done: Container[int]
 ) -> int:
-    """Bytes that completing a store writes beyond what lies there already.
+    """Additional bytes on disk that completing a store takes.
 
     Args:
         spec: the store's shape.
         samples: its samples.
         root: its folder, which need not exist.
-        done: the chunks that are committed. Files of others, as a killed build leaves them, are
-            written over: only what they are shorter by is missing.
+        done: the committed chunks. Files of other chunks, left by a killed build, are overwritten,
+            so that their current size is subtracted.
     """
     missing = [chunk for chunk in range(spec.chunks) if chunk not in done]
     if not missing:
@@ -72,24 +72,24 @@ def missing_bytes(
     if not is_store(root):
         needed += _document_bytes(spec, samples)
     for array in _arrays(spec):
-        lying = _sizes(root / array.name)
+        existing = _sizes(root / array.name)
         for chunk in missing:
             name = array.file(chunk).rpartition("/")[2]
-            held = lying.get(name, 0) + lying.get(name + PARTIAL, 0)
+            held = existing.get(name, 0) + existing.get(name + PARTIAL, 0)
             needed += max(0, array.file_bytes - held)
     return needed
 
 
 def require_space(store: Path, needed: int, freed: int = 0) -> None:
-    """Refuses a build that the file system has no room for, before anything is written.
+    """Refuses a build that does not fit on the file system, before anything is written.
 
     Args:
-        store: where it would be.
-        needed: bytes that it writes.
-        freed: bytes that it deletes before.
+        store: the path of the store.
+        needed: the number of bytes that the build writes.
+        freed: the number of bytes that the build deletes first.
 
     Raises:
-        StorageFullError: there are fewer.
+        StorageFullError: the file system has fewer free bytes.
     """
     free = free_bytes(store)
     if free is None or needed <= free + freed:
@@ -104,7 +104,7 @@ def require_space(store: Path, needed: int, freed: int = 0) -> None:
 
 
 def folder_bytes(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder; links are not followed."""
+    """Size in bytes of a file, or of all files in a folder; links are not followed."""
     if path.is_symlink() or not path.is_dir():
         return path.lstat().st_size
     return sum(folder_bytes(Path(entry.path)) for entry in os.scandir(path))
@@ -124,7 +124,7 @@ def _document_bytes(spec: StoreSpec, samples: Sequence[Sample]) -> int:
 
 
 def _sizes(folder: Path) -> dict[str, int]:
-    """Size of each file in a folder, by name; nothing for one that is not there."""
+    """Size in bytes of each file in a folder, by name; empty if the folder does not exist."""
     try:
         with os.scandir(folder) as entries:
             return {entry.name: entry.stat(follow_symlinks=False).st_size for entry in entries}

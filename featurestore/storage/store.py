@@ -1,15 +1,15 @@
-"""The shape of a store, and a store opened for reading; ``writer`` makes and resumes one.
+"""The shape of a store, and a store opened for reading; ``writer`` creates and resumes stores.
 
     STORE/zarr.json                      a Zarr v3 group; its attributes describe the store
     STORE/<feature>/                     one array per feature, float32 [N, V, D]
     STORE/records/samples.jsonl          the samples, in order
     STORE/records/ledger.jsonl           the committed chunks
     STORE/records/moments/<feature>/     float64 [chunks, 2, D]: mean and m2 of each chunk's rows
-    STORE/records/extension/             what is being added, until it is complete
-    STORE/records/runs/                  logs and the lock: all that may differ between equal builds
+    STORE/records/extension/             an addition under construction
+    STORE/records/runs/                  logs and the lock, which may differ between equal builds
 
-The root's ``zarr.json`` is written last: without it a store does not exist yet, and a creation that
-was killed is made again.
+The root's ``zarr.json`` is written last: without it the store does not exist yet, and an
+interrupted creation starts again.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ class StoreSpec:
     """The shape of a store.
 
     Attributes:
-        samples: N.
-        views: V, the clean one included.
-        chunk: K, samples per chunk.
-        dims: D per feature, in the order they are made.
-        codec: of the features' chunks, ``none`` or ``zstd``.
+        samples: the number of samples, N.
+        views: the number of views per sample, V, the clean one included.
+        chunk: the number of samples per chunk, K.
+        dims: the number of dimensions, D, by feature, in the order of the build.
+        codec: the codec of the features' chunks, ``none`` or ``zstd``.
     """
 
     samples: int
@@ -88,15 +88,15 @@ def _page_step(views: int, dims: Mapping[str, int]) -> int:
 
 
 def chunk_fits(chunk: int, views: int, dims: Mapping[str, int]) -> bool:
-    """Whether chunks of so many samples fill whole pages of memory."""
+    """Whether chunks of this many samples fill whole pages of memory."""
     return chunk % _page_step(views, dims) == 0
 
 
 def choose_chunk(asked: int, views: int, dims: Mapping[str, int]) -> int:
-    """Samples per chunk: as asked for, or 64, or the smallest that fills whole pages.
+    """Samples per chunk: ``asked``, or for 0 at least 64 and enough to fill whole pages.
 
     Raises:
-        ConfigError: what was asked for would not fill whole pages, so it could not be mapped.
+        ConfigError: chunks of ``asked`` samples do not fill whole pages, so they cannot be mapped.
     """
     step = _page_step(views, dims)
     if asked == 0:
@@ -123,7 +123,7 @@ def root_document(spec: StoreSpec, fingerprint: Fingerprint, listing: bytes) -> 
 
 
 def record_crc32c(record: Mapping[str, Any]) -> str:
-    """CRC-32C of the store's own record, without this entry, as canonical JSON."""
+    """CRC-32C of a record without its key ``crc32c``, as canonical JSON."""
     rest = {key: value for key, value in record.items() if key != "crc32c"}
     return f"{arrays.crc32c(json.dumps(rest, sort_keys=True).encode('ascii')):08x}"
 
@@ -132,14 +132,14 @@ def _parse_shape(shape: Mapping[str, Any]) -> StoreSpec:
     spec = StoreSpec(**shape)
     numbers = (spec.samples, spec.views, spec.chunk, *spec.dims.values())
     if not spec.dims or not all(type(number) is int and number > 0 for number in numbers):
-        raise ValueError(f"no shape of a store: {dict(shape)}")
+        raise ValueError(f"not the shape of a store: {dict(shape)}")
     if spec.codec not in CODECS:
         raise ValueError(f"codec {spec.codec!r}, known are {', '.join(CODECS)}")
     return spec
 
 
 def is_store(path: Path) -> bool:
-    """Whether there is a store at ``path``; raises StorageError where nobody can tell."""
+    """Whether ``path`` is a store; raises StorageError if that cannot be determined."""
     return is_file(path / "zarr.json")
 
 
@@ -147,10 +147,10 @@ class FeatureStore:
     """A store opened for reading; safe while a build is writing to it.
 
     Attributes:
-        path: its folder.
-        spec: its shape.
-        fingerprint: everything that changes its numbers.
-        ledger: the committed chunks as they were when the store was opened.
+        path: the store's folder.
+        spec: the store's shape.
+        fingerprint: all settings that affect the features.
+        ledger: the committed chunks at the time when the store was opened.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -158,25 +158,25 @@ class FeatureStore:
 
         Raises:
             InputError: there is no store.
-            StoreMismatchError: it was written by another schema version.
+            StoreMismatchError: the store was written with another schema version.
             CorruptStoreError: its records are damaged.
-            StorageError: they cannot be read.
+            StorageError: its records cannot be read.
         """
         self.path = Path(path)
         if not is_store(self.path):
             if is_folder(self.path / EXTENSION / "final"):
                 raise InputError(
-                    f"{self.path} was extended, and that is not finished.\n"
+                    f"{self.path} has an extension whose merge is not finished.\n"
                     "Finish it with `build --resume`; nothing is lost."
                 )
             raise InputError(
                 f"There is no feature store at {self.path}.\n"
-                "Expected a folder that `build --store` made."
+                "Expected a folder that `build --store` created."
             )
-        found = arrays.parse_document(self.path, "zarr.json").get("attributes", {})
-        record = found.get("manyviews") if isinstance(found, dict) else None
+        attributes = arrays.parse_document(self.path, "zarr.json").get("attributes", {})
+        record = attributes.get("manyviews") if isinstance(attributes, dict) else None
         if not isinstance(record, dict):
-            raise InputError(f"{self.path} is a Zarr group, but not one that manyviews made.")
+            raise InputError(f"{self.path} is a Zarr group, but manyviews did not create it.")
         if record.get("schema") != SCHEMA:
             advice = "Read it with the version that wrote it, or build it again."
             raise StoreMismatchError(self.path, "schema", record.get("schema"), SCHEMA, advice)
@@ -198,16 +198,16 @@ class FeatureStore:
 
     @property
     def features(self) -> tuple[str, ...]:
-        """The features it holds."""
+        """The names of the store's features."""
         return tuple(self.spec.dims)
 
     @property
     def seed(self) -> int:
-        """The base seed of its views."""
+        """The base seed of the views."""
         return int(self.fingerprint["seed"])
 
     def array(self, feature: str) -> ArraySpec:
-        """The array of a feature as it lies on the disk, by ``codec`` perhaps rewritten."""
+        """The array of a feature on disk; its ``codec`` is ``rewritten`` if it was rewritten."""
         return replace(self.spec.feature(feature), codec=self._codecs[feature])
 
     @cached_property
@@ -219,19 +219,19 @@ class FeatureStore:
         """
         data = durable.read_bytes(self.path / SAMPLES, self.path)
         if hashlib.sha256(data).hexdigest() != self._samples_sha256:
-            raise CorruptStoreError(SAMPLES, "its checksum does not fit its content")
+            raise CorruptStoreError(SAMPLES, "its checksum does not match its content")
         samples = SampleList(data)
         try:
             stems = stems_sha256(sample.stem for sample in samples)
         except (AttributeError, TypeError, ValueError) as e:
-            raise CorruptStoreError(SAMPLES, f"it is no list of samples: {e}") from None
+            raise CorruptStoreError(SAMPLES, f"it is not a list of samples: {e}") from None
         if stems != self.fingerprint.get("stems_sha256"):
             raise CorruptStoreError(SAMPLES, "its stems are not those the store was built from")
         return samples
 
     @property
     def stems_sha256(self) -> str:
-        """Hash of the samples' stems in order, which is known without reading them."""
+        """Hash of the samples' stems in order, known without reading the samples."""
         return str(self.fingerprint["stems_sha256"])
 
     @property
@@ -245,27 +245,27 @@ class FeatureStore:
         return self.ledger.complete
 
     def committed(self, chunks: Sequence[int]) -> npt.NDArray[np.bool_]:
-        """Which samples are of the given chunks, bool ``[N]``.
+        """Whether each sample belongs to one of the given chunks, bool ``[N]``.
 
         Raises:
             InputError: a chunk is not committed.
         """
-        found = np.zeros(self.spec.samples, bool)
+        chosen = np.zeros(self.spec.samples, bool)
         for chunk in chunks:
             if chunk not in self.ledger:
                 raise InputError(f"Chunk {chunk} of {self.path} is not committed (any more).")
             samples = self.spec.samples_of(chunk)
-            found[samples.start : samples.stop] = True
-        return found
+            chosen[samples.start : samples.stop] = True
+        return chosen
 
     @property
     def bad_inputs(self) -> list[BadInput]:
-        """The inputs that placeholders stand in for, in the order of the samples."""
+        """The inputs that placeholders replace, in the order of the samples."""
         return [bad for entry in self.ledger.entries for bad in entry.bad]
 
     @property
     def records(self) -> list[SampleRecord]:
-        """What became known of each committed sample, in order."""
+        """The records of the committed samples, in order."""
         return [s for e in self.ledger.entries for s in e.samples]
 
     def read_chunk(self, feature: str, chunk: int) -> npt.NDArray[np.float32]:
@@ -275,7 +275,7 @@ class FeatureStore:
             float32 ``[n, V, D]``.
 
         Raises:
-            CorruptStoreError: not committed, missing or damaged.
+            CorruptStoreError: the chunk is not committed, missing or damaged.
         """
         spec = self.array(feature)
         if chunk not in self.ledger:
@@ -283,20 +283,20 @@ class FeatureStore:
         return self._read(spec, chunk)
 
     def _read(self, spec: arrays.ArraySpec, chunk: int) -> npt.NDArray[Any]:
-        """Reads a committed chunk of an array, and checks it against the ledger's line."""
+        """Reads a committed chunk of an array and compares it with the ledger's checksum."""
         file = spec.file(chunk)
-        _, crc = self.ledger[chunk].files.get(file, (0, -1))  # -1 fits no content
+        _, crc = self.ledger[chunk].files.get(file, (0, -1))  # no content has the checksum -1
         return arrays.read_chunk(self.path, spec, chunk, crc)
 
     def moments(self, feature: str, chunks: Sequence[int] | None = None) -> Moments:
         """Moments over all rows of a feature, merged in the order of the chunks.
 
         Args:
-            feature: its name.
-            chunks: the committed chunks to take them over; all of a complete store by default.
+            feature: the feature's name.
+            chunks: the committed chunks to include; all of a complete store by default.
 
         Raises:
-            InputError: the store is not complete, so they would be moments of something else.
+            InputError: the store is not complete, and ``chunks`` is None.
             CorruptStoreError: a chunk's moments are missing or damaged.
         """
         if chunks is None:
@@ -305,10 +305,10 @@ class FeatureStore:
         return merge(self.chunk_moments(feature, chunk) for chunk in chunks)
 
     def chunk_moments(self, feature: str, chunk: int) -> Moments:
-        """Moments over a committed chunk's rows of a feature.
+        """Moments over the rows of a feature in a committed chunk.
 
         Raises:
-            CorruptStoreError: not committed, missing or damaged.
+            CorruptStoreError: the chunk is not committed, or its moments are missing or damaged.
         """
         spec = self.spec.moments(feature)
         if chunk not in self.ledger:
@@ -317,7 +317,7 @@ class FeatureStore:
         return Moments(len(self.spec.samples_of(chunk)) * self.spec.views, mean, m2)
 
     def require_complete(self) -> None:
-        """Raises InputError where chunks are missing."""
+        """Raises InputError if chunks are missing."""
         if not self.complete:
             done, chunks = len(self.ledger), self.spec.chunks
             raise InputError(

@@ -1,7 +1,7 @@
-"""A store without a name, for the trial of a build: nothing of it outlives its process.
+"""A store of unnamed files, for the trial of a build: it leaves nothing behind on disk.
 
-Chunks are encoded, written and synced as those of any store, into files that have no name and are
-gone once they are durable. Nothing can be read back.
+Chunks are encoded, written and synced like those of any store, but to unnamed files that are
+deleted once they are durable. Nothing can be read from this store.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from featurestore.system import durable
 
 
 class _UnnamedLedger(Ledger):
-    """Committed chunks, kept in memory."""
+    """A ledger whose entries are kept in memory."""
 
     def __init__(self, folder: Path, chunks: int) -> None:
         self._root = folder
@@ -28,7 +28,7 @@ class _UnnamedLedger(Ledger):
         self._in_order = True
 
     def commit(self, entry: ChunkEntry) -> None:
-        """Writes the entry's line, and keeps the entry.
+        """Writes the entry's line to an unnamed file and keeps the entry in memory.
 
         Raises:
             StorageError: the line could not be written.
@@ -37,28 +37,28 @@ class _UnnamedLedger(Ledger):
         self._add(entry)
 
     def sort(self) -> None:
-        """Does nothing: there is no file whose lines have an order."""
+        """Does nothing: there is no file with lines to sort."""
 
 
 class UnnamedStore(StoreWriter):
-    """A store that a build can write to, on the file system of a folder."""
+    """A store for writing only, on the file system of a given folder."""
 
     def __init__(
         self, folder: Path, spec: StoreSpec, fingerprint: Fingerprint, samples: SampleList
     ) -> None:
-        """Creates nothing: ``folder`` is where its files will have been."""
+        """Creates no files; ``folder`` determines the file system of the unnamed files."""
         self.path = folder
         self.spec = spec
         self.fingerprint = fingerprint
-        self.__dict__["samples"] = samples  # cached there once they are read
+        self.__dict__["samples"] = samples  # the cache of the property ``samples``
         self.ledger = _UnnamedLedger(folder, spec.chunks)
         self.notices = []
 
     def _locked(self) -> AbstractContextManager[None]:
-        return nullcontext()  # nobody else can have it
+        return nullcontext()  # no other process can open this store
 
     def _write(self, files: Mapping[str, Iterable[bytes | memoryview]]) -> None:
         durable.write_unnamed(self.path, files.values())
 
     def close(self) -> None:
-        """Does nothing: nobody else can have it."""
+        """Does nothing: the store has no lock."""

@@ -1,7 +1,7 @@
-"""Create, resume and erase a store; what is done and what remains.
+"""Create, resume and erase a store, and commit chunks to it.
 
-A creation writes the root's ``zarr.json`` last, and a deletion removes it first: without it a store
-does not exist.
+A creation writes the root's ``zarr.json`` last, and a deletion removes it first: without it, the
+store does not exist.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from featurestore.system.refusals import (
     status_of,
 )
 
-# What a store is made of, besides ``records`` itself, the runs in it, and features' arrays.
+# Entries that belong to a store, besides ``records`` itself, its runs, and other features' arrays.
 _ROOT_ENTRIES = {"zarr.json", *FEATURES}
 _RECORDS_ENTRIES = {
     "zarr.json",
@@ -53,7 +53,7 @@ _WAIT = "Wait for it to finish or stop it; an interrupted build is continued wit
 
 
 class StoreWriter(FeatureStore):
-    """A store opened for writing: holds its lock until it is closed. A context manager."""
+    """A store opened for writing, which holds its lock until it is closed; a context manager."""
 
     def __init__(self, path: Path, lock: FileLock) -> None:
         super().__init__(path)
@@ -63,9 +63,10 @@ class StoreWriter(FeatureStore):
 
     @classmethod
     def of(cls, store: FeatureStore, lock: FileLock) -> StoreWriter:
-        """Opens for writing what was opened, and found sound, under this lock.
+        """Makes an opened store writable; the caller holds ``lock``.
 
-        Nothing is read or checked again: the caller called :func:`require_sound`.
+        Nothing is read or checked again: the caller has called :func:`require_sound` under the
+        lock.
         """
         writer = cls.__new__(cls)
         writer.__dict__.update(store.__dict__)
@@ -74,7 +75,7 @@ class StoreWriter(FeatureStore):
         return writer
 
     def _recover(self) -> list[str]:
-        """Removes what a killed writer left; returns what there is to say about it."""
+        """Removes the remains of a killed writer; returns notices about them."""
         swept = []
         extension.sweep(self.path)
         for folder in (*array_names(self), f"{RECORDS}/moments", RECORDS, ""):
@@ -96,14 +97,14 @@ class StoreWriter(FeatureStore):
         """Writes one chunk of every feature; durable and complete once this returns.
 
         Args:
-            chunk: its number.
-            rows: per feature float32 ``[n, V, D]``.
-            samples: the chunk's n samples, in order.
-            changed: fingerprint fields that were allowed to differ.
+            chunk: the chunk's number.
+            rows: float32 ``[n, V, D]`` by feature.
+            samples: the records of the chunk's n samples, in order.
+            changed: fingerprint fields that were allowed to differ, as ``stored -> new``.
 
         Raises:
             ValueError: shapes or samples do not fit the store.
-            StorageError: a write failed; the chunk does not exist then.
+            StorageError: a write failed; the chunk is then not committed.
         """
         files = self._encoded(chunk, rows, samples)
         entry = {file: (encoded.size, encoded.crc) for file, encoded in files.items()}
@@ -112,7 +113,7 @@ class StoreWriter(FeatureStore):
             self.ledger.commit(ChunkEntry(chunk, entry, samples, changed))
 
     def _locked(self) -> AbstractContextManager[None]:
-        """Keeps the store's lock while a chunk is written, whatever ends the build meanwhile."""
+        """Keeps the store's lock until a chunk is written, even if the build ends meanwhile."""
         return self._lock.kept()
 
     def _encoded(
@@ -121,7 +122,7 @@ class StoreWriter(FeatureStore):
         rows: Mapping[str, npt.NDArray[np.float32]],
         samples: Sequence[SampleRecord],
     ) -> dict[str, arrays.EncodedChunk]:
-        """A chunk's files by name; raises ValueError where shapes or samples do not fit."""
+        """A chunk's files by name; raises ValueError if shapes or samples do not fit."""
         files: dict[str, arrays.EncodedChunk] = {}
         expected = self.spec.samples_of(chunk)
         if [s.index for s in samples] != list(expected):
@@ -130,10 +131,10 @@ class StoreWriter(FeatureStore):
             feature, moments = self.spec.feature(name), self.spec.moments(name)
             if rows[name].shape != (len(expected), *feature.shape[1:]):
                 raise ValueError(f"{name}: {rows[name].shape} does not fit chunk {chunk}")
-            found = moments_of(rows[name].reshape(-1, feature.shape[2]))
+            computed = moments_of(rows[name].reshape(-1, feature.shape[2]))
             for spec, block in (
                 (feature, rows[name]),
-                (moments, np.stack([found.mean, found.m2])[None]),
+                (moments, np.stack([computed.mean, computed.m2])[None]),
             ):
                 files[spec.file(chunk)] = arrays.encode(spec, block)
         return files
@@ -143,12 +144,12 @@ class StoreWriter(FeatureStore):
         durable.replace_files((self.path / file, parts) for file, parts in files.items())
 
     def finish(self) -> None:
-        """Brings the ledger into its final order once every chunk is committed."""
+        """Sorts the ledger if every chunk is committed."""
         if self.complete:
             self.ledger.sort()
 
     def close(self) -> None:
-        """Gives the lock back."""
+        """Releases the lock."""
         self._lock.release()
 
     def __enter__(self) -> StoreWriter:
@@ -159,7 +160,7 @@ class StoreWriter(FeatureStore):
 
 
 def take_lock(path: Path) -> FileLock:
-    """Locks the store at ``path``, whose ``records/runs`` folder is created if it is missing.
+    """Locks the store at ``path``; creates its folder ``records/runs`` if it is missing.
 
     Raises:
         StoreLockedError: another process is writing to it.
@@ -169,11 +170,11 @@ def take_lock(path: Path) -> FileLock:
 
 
 def state_of(path: Path) -> str:
-    """What is at ``path``: ``absent``, ``store``, or ``unfinished`` (a creation that was killed).
+    """The state of ``path``: ``absent``, ``store``, or ``unfinished`` (an interrupted creation).
 
     Raises:
-        InputError: something else that must not be written into.
-        StorageError: nobody can tell.
+        InputError: ``path`` is something else, which must not be written to.
+        StorageError: the system refused access.
     """
     if status_of(path) is None and not path.is_symlink():
         return "absent"
@@ -187,20 +188,20 @@ def state_of(path: Path) -> str:
         return "store"
     if extension.is_pending(path):
         return "store"
-    foreign = {e for e in entries - {RECORDS} if not e.startswith(".") and not _is_own(path / e)}
-    if not foreign and _is_started(path):
+    unknown = {e for e in entries - {RECORDS} if not e.startswith(".") and not _is_own(path / e)}
+    if not unknown and _is_started(path):
         return "unfinished"
     raise InputError(
-        f"{path} is not empty and is not a feature store: it holds {min(foreign or entries)!r}.\n"
+        f"{path} is not empty and is not a feature store: it holds {min(unknown or entries)!r}.\n"
         "Choose another --store."
     )
 
 
 def _is_own(entry: Path) -> bool:
-    """Whether something in a store's folder was made by a writer.
+    """Whether an entry of a store's folder was created by a writer.
 
-    The name tells it of the paper's features. Others may have any name, and after a creation or
-    deletion that was killed no record says which: there the content tells.
+    The paper's features are recognized by name. Other features may have any name, and no record
+    lists them after an interrupted creation or deletion: they are recognized by content.
     """
     name = entry.name.removesuffix(durable.PARTIAL)
     return name in _ROOT_ENTRIES or (
@@ -209,11 +210,11 @@ def _is_own(entry: Path) -> bool:
 
 
 def _is_started(path: Path) -> bool:
-    """Whether a writer has locked ``path``, or was killed while it made the lock's folder."""
+    """Whether a writer has locked ``path``, or was killed while it created the lock's folder."""
     if is_file(path / LOCK):
         return True
-    made = {str(p.relative_to(path)) for p in path.rglob("*")}
-    return made <= {RECORDS, RUNS}
+    created = {str(p.relative_to(path)) for p in path.rglob("*")}
+    return created <= {RECORDS, RUNS}
 
 
 def create(
@@ -223,10 +224,10 @@ def create(
     samples: Sequence[Sample],
     lock: FileLock,
 ) -> StoreWriter:
-    """Creates an empty store at ``path``, in place of whatever of an earlier one is there.
+    """Creates an empty store at ``path``, replacing an earlier store or its remains.
 
-    An earlier creation or deletion that was killed may have been of other features or samples;
-    its files are erased first, or they would stay in the new store for ever.
+    An interrupted creation or deletion may have left files of other features or samples; they are
+    erased first, or they would stay in the new store.
     """
     erase(path)
     for name in spec.dims:
@@ -247,11 +248,11 @@ def create(
 
 
 def erase(path: Path) -> None:
-    """Deletes the store at ``path`` but for its logs and lock, which the caller holds.
+    """Deletes the store at ``path``, except for its logs and its lock, which the caller holds.
 
-    The root's ``zarr.json`` goes first (and that of an extension, which would be put in place
-    instead): a deletion that is killed leaves no store behind. Files
-    that are not the store's are left alone.
+    The root's ``zarr.json`` is removed first, after that of a complete extension, which would
+    otherwise be merged: an interrupted deletion leaves no store behind. Files that do not belong to
+    the store are not deleted.
     """
     if extension.is_pending(path):
         durable.remove(path / extension.FINAL / "zarr.json")
@@ -264,12 +265,12 @@ def erase(path: Path) -> None:
 
 
 def erasable_bytes(path: Path) -> int:
-    """Bytes that :func:`erase` would free."""
+    """The number of bytes that :func:`erase` would free."""
     return sum(map(folder_bytes, _own_entries(path)))
 
 
 def _own_entries(path: Path) -> list[Path]:
-    """What a writer made at ``path``, but for logs and lock."""
+    """The entries that a writer created at ``path``, except for logs and lock."""
     own = [entry for entry in path.iterdir() if _is_own(entry)]
     if is_folder(path / RECORDS):
         own += [

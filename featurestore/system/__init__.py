@@ -1,1 +1,1 @@
-"""What the operating system gives: durable files, locks, memory and its limits."""
+"""Access to the operating system: durable files, locks, memory and its limits."""

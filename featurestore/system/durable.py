@@ -1,8 +1,8 @@
 """Every write, fsync and rename of the project.
 
-A file appears under its name whole or not at all, and once a call has returned it survives a
-power cut: the bytes go to ``<name>.partial`` beside the target (a rename across file systems is
-not atomic), are synced, renamed, and the folder is synced.
+A file appears under its name completely or not at all, and survives a power cut once the call has
+returned: the bytes are written to ``<name>.partial`` in the same folder (a rename across file
+systems is not atomic) and synced, the file is renamed, and the folder is synced.
 
 A failed fsync is never retried: the kernel may have dropped the dirty pages and marked them clean,
 so a second call would report success for data that is lost.
@@ -30,17 +30,17 @@ from featurestore.errors import (
 from featurestore.system.refusals import is_absent, is_folder, named_errors, refusal
 
 PARTIAL = ".partial"
-# What ``open`` is asked for; the umask takes away from it.
+# The mode that ``open`` gets; the umask removes permissions from it.
 FILE_MODE = 0o666
-# ``flock`` is not there: the kernel, the file system or its lock server has none.
+# Errors of ``flock`` where the kernel, the file system or its lock server does not support locks.
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
-# How often a file is opened anew that was renamed or removed before it could be locked.
+# How often to reopen a file that was renamed or removed before it could be locked.
 _TRIES = 1000
-# The file system has no sync of folders. EINVAL is the kernel's own answer where a file system does
-# not implement it (CIFS before Linux 4.17, some FUSE and cluster file systems); FUSE programs also
-# say ENOTSUP, which Linux spells EOPNOTSUPP. A failed sync is EIO, ENOSPC or EDQUOT, never these.
-# EBADF, which other systems have for it, is a defect on Linux.
+# Errors of ``fsync`` where the file system cannot sync folders. The kernel returns EINVAL if a file
+# system does not implement it (CIFS before Linux 4.17, some FUSE and cluster file systems); FUSE
+# programs also return ENOTSUP, which equals EOPNOTSUPP on Linux. A failed sync returns EIO, ENOSPC
+# or EDQUOT, never these. EBADF, which other systems return here, would be a defect on Linux.
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
@@ -48,13 +48,13 @@ def _pass(operation: str, path: Path, size: int) -> int:  # noqa: ARG001
     return size
 
 
-# Called before each operation with its name, its path and the bytes it concerns. What it returns
-# bounds a write, as a signal or a full disk may. Only the fault tests replace it.
+# Called before each operation with its name, its path and its size in bytes. The result limits the
+# size of a write, as a signal or a full disk may. Only the fault tests replace this function.
 hook: Callable[[str, Path, int], int] = _pass
 
 
 def _write_all(fd: int, data: memoryview, path: Path) -> None:
-    # A single write may take fewer bytes than it was given: near a full disk, at a file-size limit.
+    # A single call may write fewer bytes than requested: near a full disk, at a file-size limit.
     while data:
         allowed = hook("write", path, len(data))
         data = data[os.write(fd, data[:allowed]) :]
@@ -66,10 +66,10 @@ def _fsync(fd: int, path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes the names in ``folder`` durable: creations, renames and removals.
+    """Makes creations, renames and removals in ``folder`` durable.
 
-    Where the file system has no sync of folders, its server decides when names are durable: there
-    is nothing to wait for. An ``UnsyncedFolderWarning`` says so, once in a process.
+    If the file system cannot sync folders, its server decides when they become durable, and this
+    function cannot wait for that: it issues an ``UnsyncedFolderWarning``, once per process.
     """
     with named_errors(folder):
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -93,13 +93,13 @@ def _warn_unsynced(folder: Path, error: OSError) -> None:
     _warned = True
     message = (
         f"The file system of {folder} cannot sync folders ({error.strerror}), so a power cut may "
-        "lose the files that were renamed last. `verify` finds what is lost."
+        "lose the files that were renamed last. `verify` lists lost files."
     )
     warnings.warn(message, UnsyncedFolderWarning, stacklevel=3)
 
 
 def make_folder(folder: Path) -> None:
-    """Creates ``folder`` and the parents it lacks, durably; one that exists is left alone."""
+    """Creates ``folder`` and its missing parents, durably; an existing folder is left unchanged."""
     if is_folder(folder):
         return
     make_folder(folder.parent)
@@ -116,10 +116,10 @@ def make_folder(folder: Path) -> None:
 
 
 class PartialFile:
-    """A file under construction: ``write`` appends; its name is ``<target>.partial``.
+    """A file under construction, named ``<target>.partial``; ``write`` appends to it.
 
-    It is locked until it has its name: two processes that write the same target would else write
-    into one another's file.
+    The file is locked until it is renamed to its target: without the lock, two processes that write
+    the same target would write into one another's file.
 
     Raises:
         StoreLockedError: another process is writing the same target.
@@ -135,12 +135,12 @@ class PartialFile:
             try:
                 self._fd = self._open()
             except (FileNotFoundError, NotADirectoryError) as e:
-                reason = f"{e.strerror} ({target.parent} is no folder)"
+                reason = f"{e.strerror} ({target.parent} is not a folder)"
                 advice = "Create that folder, or choose another place."
                 raise StorageError(target, reason, advice) from e
 
     def _open(self) -> int:
-        """The file, empty and locked."""
+        """Opens the file, locks it and empties it; returns its descriptor."""
         for _ in range(_TRIES):
             fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
             try:
@@ -154,7 +154,7 @@ class PartialFile:
             except BaseException:
                 os.close(fd)
                 raise
-            os.close(fd)  # who had it has given it its name since, or removed it
+            os.close(fd)  # the process that held the lock has since renamed or removed the file
         raise StorageError(self.path, "it is replaced again and again")
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
@@ -170,22 +170,22 @@ class PartialFile:
         self.size += len(view)
 
     def sync(self) -> None:
-        """Syncs; the file still has its temporary name."""
+        """Syncs the file under its temporary name."""
         with named_errors(self.target, self.size):
             _fsync(self._fd, self.path)
 
     def rename(self) -> None:
-        """Gives the file its name and closes it; durable once the folder is synced."""
+        """Renames the file to its target and closes it; durable once the folder is synced."""
         with named_errors(self.target):
             hook("rename", self.target, 0)
             self.path.replace(self.target)
             self._close()
 
     def discard(self) -> None:
-        """Removes what is there and closes; never raises, as another error is on its way."""
+        """Removes and closes an unfinished file; never raises, so that the first error survives."""
         if self._fd < 0:
-            return  # it has its name
-        with suppress(OSError):  # the next start sweeps it
+            return  # it was renamed to its target
+        with suppress(OSError):  # the next build removes it
             self.path.unlink(missing_ok=True)
         with suppress(OSError):
             self._close()
@@ -197,7 +197,7 @@ class PartialFile:
 
 
 def lock_where_possible(fd: int) -> None:
-    """Locks a file without waiting; where the file system has no locks, nothing is locked."""
+    """Locks a file without waiting; does nothing if the file system has no locks."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as e:
@@ -206,7 +206,7 @@ def lock_where_possible(fd: int) -> None:
 
 
 def _is_still(path: Path, fd: int) -> bool:
-    """Whether ``path`` names the file that ``fd`` is open for."""
+    """Whether ``path`` still names the file that the descriptor ``fd`` refers to."""
     try:
         return os.path.samestat(os.fstat(fd), path.stat())
     except FileNotFoundError:
@@ -215,7 +215,7 @@ def _is_still(path: Path, fd: int) -> bool:
 
 @contextmanager
 def open_replace(path: Path) -> Iterator[PartialFile]:
-    """Streams a new ``path``: complete and durable after the block, untouched if it raises.
+    """Writes ``path`` in a ``with`` block: durable afterwards, unchanged if the block raises.
 
     Raises:
         StorageFullError: no space or quota left.
@@ -234,16 +234,16 @@ def open_replace(path: Path) -> Iterator[PartialFile]:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Writes ``path`` whole and durably, replacing what was there."""
+    """Writes ``path`` atomically and durably, replacing an existing file."""
     with open_replace(path) as file:
         file.write(data)
 
 
 def replace_files(contents: Iterable[tuple[Path, Iterable[bytes | memoryview]]]) -> None:
-    """Writes several files, each whole; durable together when the call returns.
+    """Writes several files, each atomically; all are durable when the call returns.
 
-    All are synced under temporary names before the first is renamed, so that a full disk leaves
-    none of them behind, and each folder is synced once.
+    All files are synced under temporary names before the first is renamed, so that a full disk
+    leaves none of them behind. Each folder is synced once.
     """
     files: list[PartialFile] = []
     try:
@@ -265,9 +265,9 @@ def replace_files(contents: Iterable[tuple[Path, Iterable[bytes | memoryview]]])
 def write_unnamed(folder: Path, contents: Iterable[Iterable[bytes | memoryview]]) -> None:
     """Writes several files as :func:`replace_files` does, but without names.
 
-    They are gone when this returns, and also if this process is killed meanwhile: it is for
-    measuring what writing takes. Where the file system has no files without a name, each has one
-    for an instant.
+    The files are deleted when this returns, and also if the process is killed: the function serves
+    to measure the time of writing. If the file system does not support unnamed files, each has a
+    name for an instant.
 
     Raises:
         StorageFullError: no space or quota left.
@@ -290,8 +290,8 @@ def write_unnamed(folder: Path, contents: Iterable[Iterable[bytes | memoryview]]
 def append_line(path: Path, line: bytes) -> None:
     """Appends ``line`` and a line feed to ``path``, durably.
 
-    A failed append is cut off again where the disk lets us, so that no torn line stays behind;
-    where it does not, readers drop a last line without its line feed.
+    A failed append is truncated again if the disk allows it, so that no torn line remains;
+    otherwise readers ignore a last line without a line feed.
     """
     data = line + b"\n"
     with named_errors(path, len(data)):
@@ -312,11 +312,11 @@ def _truncate_quietly(fd: int, end: int) -> None:
     try:
         os.ftruncate(fd, end)
     except OSError:
-        return  # the error that brought us here is the one to report
+        return  # the caller raises the original error
 
 
 def truncate(path: Path, size: int) -> None:
-    """Cuts ``path`` to ``size`` bytes, durably."""
+    """Truncates ``path`` to ``size`` bytes, durably."""
     with named_errors(path):
         hook("truncate", path, size)
         fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
@@ -328,10 +328,10 @@ def truncate(path: Path, size: int) -> None:
 
 
 def move(source: Path, target: Path) -> None:
-    """Gives a file or folder another name on the same file system, durably.
+    """Renames a file or folder within one file system, durably.
 
-    The new name is made safe first: a file system that keeps the two changes apart may lose the old
-    one before, or have both for a moment, and never neither.
+    The target's folder is synced first: after a power cut, a file system that records the two
+    changes separately may show both names for the file, but never neither.
     """
     with named_errors(target):
         hook("rename", target, 0)
@@ -341,7 +341,7 @@ def move(source: Path, target: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Removes ``path`` durably; one that is not there is left alone."""
+    """Removes ``path`` durably; does nothing if it does not exist."""
     with named_errors(path):
         hook("unlink", path, 0)
         path.unlink(missing_ok=True)
@@ -364,9 +364,9 @@ def remove_folder(folder: Path) -> None:
 
 
 def sweep_partials(folder: Path) -> list[Path]:
-    """Removes what an earlier, killed writer left in ``folder`` under a temporary name.
+    """Removes the temporary files that a killed writer left in ``folder``.
 
-    Only safe under the store's lock. Returns what was removed.
+    Only safe under the store's lock. Returns the paths of the removed files.
     """
     left = sorted(p for p in folder.iterdir() if p.name.endswith(PARTIAL) and p.is_file())
     for path in left:
@@ -379,11 +379,11 @@ def sweep_partials(folder: Path) -> list[Path]:
 
 
 def read_bytes(path: Path, root: Path, start: int = 0, size: int = -1) -> bytes:
-    """Reads a file of the store at ``root``, or ``size`` bytes of it from ``start`` on.
+    """Reads a file of the store at ``root``, or ``size`` bytes of it, beginning at ``start``.
 
     Raises:
-        CorruptStoreError: it is missing.
-        StorageError: it cannot be read or is a folder, which says nothing about its content.
+        CorruptStoreError: the file is missing.
+        StorageError: the file cannot be read, or a folder has its name.
     """
     try:
         with named_errors(path), path.open("rb") as file:
@@ -397,11 +397,11 @@ def read_bytes(path: Path, root: Path, start: int = 0, size: int = -1) -> bytes:
 
 
 def size_of(root: Path, file: str, chunk: int) -> int:
-    """Bytes of a file of a chunk of the store at ``root``.
+    """Size in bytes of a chunk's file in the store at ``root``.
 
     Raises:
-        CorruptStoreError: it is missing.
-        StorageError: nobody can tell.
+        CorruptStoreError: the file is missing.
+        StorageError: the file's size cannot be read.
     """
     try:
         return os.stat(f"{root}/{file}").st_size  # noqa: PTH116  a Path for each takes longer
@@ -412,7 +412,7 @@ def size_of(root: Path, file: str, chunk: int) -> int:
 
 
 def not_there(file: str, error: OSError, chunk: int | None = None) -> CorruptStoreError:
-    """The error for a file of the store that is missing, or that is no file."""
+    """The error for a file of the store that is missing or is not a file."""
     missing = error.errno == errno.ENOENT
     problem = "the file is missing" if missing else f"no file: {error.strerror}"
     return CorruptStoreError(file, problem, chunk=chunk)

@@ -1,7 +1,7 @@
-"""Memory, CPUs and processes that this process may use, of the machine and by its control groups.
+"""Memory, CPUs and processes that this process may use, limited by the machine and control groups.
 
-A limit binds all groups below it, and schedulers set theirs above the group that a process is in:
-each group up to the root counts. Both versions of control groups may be mounted at once.
+A limit applies to all groups below it, and schedulers set limits above the group that a process
+belongs to: each group up to the root counts. Both versions of control groups may be mounted.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 _PROC = Path("/proc/self")
-# Spaces and backslashes of a name.
+# Escaped spaces and backslashes in a name.
 _OCTAL = re.compile(r"\\([0-7]{3})")
-# What a group's memory files are called: its limit, what it uses, and which part of that are
-# cached files, which give way to whoever needs the memory.
+# Names of a group's memory limit, of its memory use, and of the statistic that counts cached files,
+# which the kernel drops when memory is needed.
 _MEMORY = {
     1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     2: ("memory.max", "memory.current", "inactive_file"),
@@ -25,16 +25,16 @@ _MEMORY = {
 
 
 def usable_cpus(proc: Path = _PROC) -> int:
-    """CPUs that this process may use: by its affinity, and by the quotas of its groups, rounded up.
+    """CPUs that this process may use by its affinity and by the quotas of its groups, rounded up.
 
-    A quota of 2.5 CPUs keeps three threads busy most of the time, and two never use all of it.
+    Three threads use a quota of 2.5 CPUs completely; two would not.
     """
     quotas = [quota for each in _groups("cpu", proc) if (quota := _cpu_quota(*each)) is not None]
     return min([len(os.sched_getaffinity(0)), *(max(1, math.ceil(quota)) for quota in quotas)])
 
 
 def memory_room(proc: Path = _PROC) -> int | None:
-    """Bytes that can still be had under the tightest limit, or None where there is none."""
+    """Bytes of memory available under the tightest limit, or None without a limit."""
     rooms = []
     for version, folder in _groups("memory", proc):
         limit, used, cached = _MEMORY[version]
@@ -45,7 +45,7 @@ def memory_room(proc: Path = _PROC) -> int | None:
 
 
 def process_room(proc: Path = _PROC) -> int | None:
-    """Processes and threads that can still be started, or None where nothing limits them."""
+    """Processes and threads that can still be started, or None without a limit."""
     rooms = [_room(folder, "pids.max", "pids.current") for _, folder in _groups("pids", proc)]
     return min((room for room in rooms if room is not None), default=None)
 
@@ -64,7 +64,7 @@ def _groups(controller: str, proc: Path) -> Iterator[tuple[int, Path]]:
             names = (n for n in paths if (controller in n.split(",") if version == 1 else not n))
             for name in names:
                 folder = PurePosixPath("/")
-                # In a container the mount may begin below the real root, or be all there is to see.
+                # In a container, the mount may begin below the root of the control groups.
                 if PurePosixPath(paths[name]).is_relative_to(root):
                     folder /= PurePosixPath(paths[name]).relative_to(root)
                 for each in (folder, *folder.parents):
@@ -72,10 +72,10 @@ def _groups(controller: str, proc: Path) -> Iterator[tuple[int, Path]]:
 
 
 def _mount(line: str, controller: str) -> tuple[int, str, str]:
-    """Version of control groups, root and mount point of a line of mountinfo, see proc(5).
+    """Version of control groups, root and mount point in a line of mountinfo, see proc(5).
 
     Raises:
-        ValueError: none of them is mounted there, or none with this controller.
+        ValueError: the line mounts no control groups, or none with this controller.
     """
     where, _, what = line.partition(" - ")
     kind, _, options = what.split(" ", 2)
@@ -86,7 +86,7 @@ def _mount(line: str, controller: str) -> tuple[int, str, str]:
 
 
 def _room(folder: Path, limit: str, used: str) -> int | None:
-    """What is left under the limit, or None where there is none."""
+    """The remainder under a limit, or None without a limit."""
     try:
         most = (folder / limit).read_text("ascii").strip()
         return None if most == "max" else int(most) - int((folder / used).read_text("ascii"))
@@ -95,7 +95,7 @@ def _room(folder: Path, limit: str, used: str) -> int | None:
 
 
 def _cpu_quota(version: int, folder: Path) -> float | None:
-    """CPUs that the group may use on average, or None where nothing limits them."""
+    """CPUs that the group may use on average, or None without a limit."""
     try:
         if version == 2:
             quota, period = (folder / "cpu.max").read_text("ascii").split()
@@ -104,7 +104,7 @@ def _cpu_quota(version: int, folder: Path) -> float | None:
                 (folder / f"cpu.cfs_{name}_us").read_text("ascii").strip()
                 for name in ("quota", "period")
             )
-        # Without a limit it is "max" in version 2, and -1 in version 1.
+        # No limit is written as "max" in version 2, and as -1 in version 1.
         return None if quota in ("max", "-1") else int(quota) / int(period)
     except (ArithmeticError, OSError, ValueError):  # the root has no such files
         return None
@@ -119,7 +119,7 @@ def _statistics(folder: Path) -> dict[str, int]:
 
 
 def available_bytes() -> int:
-    """Bytes of memory that can still be had: of the machine, and of this process's cgroups."""
+    """Bytes of memory available on this machine and under the limits of this process's groups."""
     room = memory_room()
     return _meminfo_available() if room is None else min(_meminfo_available(), room)
 

@@ -1,4 +1,4 @@
-"""Symbolic links that lead out of a data folder: followed only where the user asked for it."""
+"""Symbolic links that lead out of a data folder; they are followed only on request."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ LEAVES = f"a link that leaves the folder, which {FOLLOW} follows"
 
 
 def leads_outside(path: Path, folder: Path) -> bool:
-    """Whether ``path`` is a symbolic link to something outside ``folder``, itself without links.
+    """Whether ``path`` is a symbolic link to a target outside ``folder``.
 
-    One that leads nowhere does not leave the folder.
+    ``folder`` must be a resolved path, without links. A broken link does not leave the folder.
     """
     if not path.is_symlink():
         return False

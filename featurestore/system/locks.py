@@ -1,8 +1,8 @@
-"""The store's lock, and who holds it: held, free, or nobody can tell.
+"""The store's lock and its holder; on some file systems, the holder is unknown.
 
-``flock`` belongs to the kernel and dies with its holder, kill -9 included. Some file systems have
-none. There a build is refused, because nothing else keeps two of them apart; reading a store needs
-no lock.
+The kernel keeps ``flock`` locks and releases them when the holder dies, even by kill -9. On file
+systems without locks a build is refused, because nothing else prevents two builds from writing the
+same store; reading a store needs no lock.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from featurestore.system import durable
 from featurestore.system.durable import FILE_MODE, NO_LOCKS
 from featurestore.system.refusals import is_absent, named_errors, refusal, status_of
 
-# How long to wait for those who only look at who holds a lock.
+# Attempts and pause in seconds, because ``lock_holder`` takes the lock for an instant.
 _LOOKS, _LOOK_S = 5, 0.01
 _HELD = (errno.EWOULDBLOCK, errno.EACCES)
 _ELSEWHERE = (
@@ -38,8 +38,8 @@ class Holder(NamedTuple):
     """The process that holds a lock.
 
     Attributes:
-        pid: its process id, or None where it left none.
-        host: its host name, or None where it left none.
+        pid: process id, or None if the lock file does not contain it.
+        host: host name, or None if the lock file does not contain it.
     """
 
     pid: int | None
@@ -52,14 +52,14 @@ class Unknown(Enum):
     HOLDER = "unknown"
 
 
-# Whether anybody holds a lock cannot be found out.
+# The result of ``lock_holder`` if it cannot find out whether a process holds the lock.
 UNKNOWN: Final = Unknown.HOLDER
 
 
 class FileLock:
-    """An exclusive advisory lock that dies with its holder, kill -9 included (``flock``).
+    """An exclusive advisory lock (``flock``), released when its holder dies, even by kill -9.
 
-    The file's content names the holder for messages only; the lock itself is the kernel's.
+    The file's content names the holder for messages only; the kernel keeps the lock itself.
     """
 
     def __init__(
@@ -68,14 +68,14 @@ class FileLock:
         """Takes the lock at ``path`` for ``subject``, without waiting.
 
         Args:
-            path: the file that is locked; created if it is missing.
-            subject: what the lock is for, for messages.
-            required: whether it is an error that the file system has no locks.
-            advice: what to do where another process holds it.
+            path: the file to lock; created if it is missing.
+            subject: the locked file or store, for messages.
+            required: whether to raise an error if the file system has no locks.
+            advice: the advice of the error message if another process holds the lock.
 
         Raises:
-            StoreLockedError: another process holds it.
-            StorageError: it cannot be opened, or the file system has no locks.
+            StoreLockedError: another process holds the lock.
+            StorageError: the file cannot be opened, or the file system has no locks.
         """
         self._keeping = threading.Lock()
         with named_errors(path):
@@ -96,7 +96,8 @@ class FileLock:
                 os.ftruncate(self._fd, 0)
                 os.pwrite(self._fd, _own_name(), 0)
             if is_new:
-                # By it the next start tells a creation that was cut short from a foreign folder.
+                # The lock file tells the next build that this is an interrupted creation of a
+                # store, and not an unknown folder.
                 durable.sync_folder(path.parent)
         except BaseException:
             self.release()
@@ -104,12 +105,12 @@ class FileLock:
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Keeps the lock in the block, whoever releases it meanwhile."""
+        """Delays ``release`` by other threads until the end of the block."""
         with self._keeping:
             yield
 
     def release(self) -> None:
-        """Gives the lock back, once nothing keeps it; calling it again does nothing."""
+        """Releases the lock after all ``kept`` blocks; calling it again does nothing."""
         with self._keeping:
             if self._fd >= 0:
                 os.close(self._fd)
@@ -120,14 +121,14 @@ def require_locks(folder: Path) -> None:
     """Refuses a folder whose file system has no locks, before anything is created in it.
 
     Raises:
-        StorageError: it has none.
+        StorageError: the file system has no locks.
     """
     with named_errors(folder):
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError as e:
-        # Folders cannot be locked everywhere; the file itself has the last word.
+        # Some file systems lock files but not folders; ``FileLock`` decides for the file itself.
         if e.errno in NO_LOCKS:
             raise _without_locks(folder, e) from e
     finally:
@@ -135,7 +136,7 @@ def require_locks(folder: Path) -> None:
 
 
 def lock_holder(path: Path) -> Holder | Unknown | None:
-    """Who holds the lock at ``path``; None where nobody does, ``UNKNOWN`` where nobody can tell."""
+    """The holder of the lock at ``path``, None if it is free, ``UNKNOWN`` if that is unknown."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as e:
@@ -154,10 +155,10 @@ def lock_holder(path: Path) -> Holder | Unknown | None:
 
 
 def _take(fd: int) -> None:
-    """Takes a lock at once, or after the instant in which :func:`lock_holder` looks at it.
+    """Takes a lock, waiting only for the instant in which :func:`lock_holder` may hold it.
 
     Raises:
-        OSError: somebody holds it, or there are no locks.
+        OSError: another process holds the lock, or the file system has no locks.
     """
     for _ in range(_LOOKS):
         try:
@@ -182,9 +183,9 @@ def _own_name() -> bytes:
 
 def _read_holder(fd: int) -> Holder:
     try:
-        found: Any = json.loads(os.pread(fd, 4096, 0))
+        content: Any = json.loads(os.pread(fd, 4096, 0))
     except (OSError, ValueError):
-        found = {}
-    if not isinstance(found, dict):
+        content = {}
+    if not isinstance(content, dict):
         return Holder(None, None)
-    return Holder(found.get("pid"), found.get("host"))
+    return Holder(content.get("pid"), content.get("host"))

@@ -1,8 +1,8 @@
-"""What the system refuses: which of its errors say something about content, and what helps.
+"""Errors of the operating system: which ones indicate damage, and what a user can do about them.
 
-A file that is missing, or that is a folder, is not what was committed: that is damage. Every other
-error (no descriptor left, no memory, no permission, a disk or a server that does not answer) says
-nothing about the content. It is a ``StorageError``, and nothing is ever dropped because of it.
+A missing file, or a folder in place of a file, is damage to the store. Every other error (no free
+descriptor, no memory, no permission, a disk or a server that does not answer) says nothing about
+the content of a file. It becomes a ``StorageError``, and nothing is ever dropped because of it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from featurestore.errors import StorageError, StorageFullError
 
-# The name leads to no file, whoever asks and however often.
+# Errors that mean that no file has this name, for every user and at every attempt.
 _ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
 _FULL = {errno.ENOSPC: "no space left", errno.EDQUOT: "the disk quota is reached"}
 
@@ -46,22 +46,22 @@ _ADVICE = {
     errno.EHOSTDOWN: _MOUNT,
     errno.ENODEV: _MOUNT,
 }
-# What CPython says where the system starts no thread; it has no error number.
+# CPython's message if the system cannot start a thread; the error has no number.
 _NO_THREAD = "can't start new thread"
 
 
 def is_absent(error: OSError) -> bool:
-    """Whether an error means that there is no such file."""
+    """Whether an error means that the file does not exist."""
     return error.errno in _ABSENT
 
 
 def refusal(path: Path, error: OSError | MemoryError, size_bytes: int = 0) -> StorageError:
-    """The project's error for what the system refused to do with ``path``.
+    """The project's error for an operation on ``path`` that the system refused.
 
     Args:
         path: the file or folder.
-        error: what was raised.
-        size_bytes: the size of the write, where it was one.
+        error: the exception that was raised.
+        size_bytes: the size of the write in bytes, if the operation was a write.
     """
     if isinstance(error, MemoryError):
         return StorageError(path, "there is not enough memory", _MEMORY)
@@ -79,7 +79,7 @@ def refusal(path: Path, error: OSError | MemoryError, size_bytes: int = 0) -> St
 
 
 def explained(error: BaseException) -> StorageError | None:
-    """The project's error for one that nothing turned into it; None where it says nothing known."""
+    """The project's error for an unconverted system error; None if the error is not a known one."""
     if isinstance(error, MemoryError):
         return refusal(Path("this machine"), error)
     if isinstance(error, OSError) and error.errno in {*_ADVICE, *_FULL, errno.EMFILE}:
@@ -89,7 +89,7 @@ def explained(error: BaseException) -> StorageError | None:
 
 @contextmanager
 def named_errors(path: Path, size_bytes: int = 0) -> Iterator[None]:
-    """Turns what the system refuses into the project's error, with the path it happened on."""
+    """Converts system errors in the block into the project's errors, which name ``path``."""
     try:
         yield
     except (OSError, MemoryError) as e:
@@ -97,14 +97,14 @@ def named_errors(path: Path, size_bytes: int = 0) -> Iterator[None]:
 
 
 def machine_error(error: BaseException | None) -> OSError | MemoryError | None:
-    """What the system refused, where that is why a library failed; None where content is.
+    """The system error that made a library fail; None if the content of a file was the cause.
 
-    Libraries wrap errors: those that an error was raised from, or while handling, are asked too.
+    Libraries wrap errors, so the causes and contexts of ``error`` are examined too.
     """
     while error is not None:
         if isinstance(error, MemoryError):
             return error
-        # Those without a number are a library's own, and speak of content (gzip.BadGzipFile).
+        # Libraries raise OSError without a number for bad content (gzip.BadGzipFile).
         if isinstance(error, OSError) and error.errno is not None and not is_absent(error):
             return error
         if isinstance(error, RuntimeError) and _NO_THREAD in str(error):
@@ -114,11 +114,11 @@ def machine_error(error: BaseException | None) -> OSError | MemoryError | None:
 
 
 def status_of(path: Path) -> os.stat_result | None:
-    """The status of what ``path`` leads to; None where it leads nowhere.
+    """The status of the file that ``path`` leads to; None if there is none.
 
     Raises:
-        StorageError: nobody can tell. (``Path.exists`` and its like say False then, or raise
-            ``OSError``, as the version of Python has it.)
+        StorageError: the system refused the query. (``Path.exists`` and similar methods then return
+            False or raise ``OSError``, depending on the version of Python.)
     """
     try:
         return path.stat()
@@ -129,19 +129,19 @@ def status_of(path: Path) -> os.stat_result | None:
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is a regular file; raises StorageError where nobody can tell."""
-    found = status_of(path)
-    return found is not None and stat.S_ISREG(found.st_mode)
+    """Whether ``path`` is a regular file; raises StorageError if that cannot be determined."""
+    status = status_of(path)
+    return status is not None and stat.S_ISREG(status.st_mode)
 
 
 def is_folder(path: Path) -> bool:
-    """Whether there is a folder; raises StorageError where nobody can tell."""
-    found = status_of(path)
-    return found is not None and stat.S_ISDIR(found.st_mode)
+    """Whether ``path`` is a folder; raises StorageError if that cannot be determined."""
+    status = status_of(path)
+    return status is not None and stat.S_ISDIR(status.st_mode)
 
 
 def require_writable(folder: Path) -> None:
-    """Raises StorageError where this user, or nobody, may create files in ``folder``."""
+    """Raises StorageError if this user may not create files in ``folder``."""
     if os.access(folder, os.W_OK | os.X_OK):
         return
     with named_errors(folder):

@@ -1,8 +1,8 @@
-"""Memory for large results, used again once nobody has them any more.
+"""Memory for large results, which is reused once no array refers to it any more.
 
-A batch of all views is tens of megabytes. The allocator takes as much from the kernel each time,
-which fills it with zeros, page by page, as it is written to: that takes as long as the copy itself.
-Smaller ones it keeps itself, and there is nothing to be gained.
+A batch of all views is tens of megabytes. The allocator requests such memory from the kernel each
+time, and the kernel fills every page with zeros at the first write, which takes as long as the copy
+itself. The allocator reuses the memory of smaller results itself.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-# Where glibc's malloc stops to keep memory, at the most (DEFAULT_MMAP_THRESHOLD_MAX).
+# glibc's malloc never keeps freed blocks of this size (DEFAULT_MMAP_THRESHOLD_MAX).
 _LEAST_BYTES = 32 << 20
-# Kept for the next batches, in all.
+# Total memory kept for the next batches.
 _KEPT_BYTES = 256 << 20
 
-# The oldest first. Without a lock: memory comes back in whatever thread, and at any instruction,
-# where the last reference is dropped. Each call on a list is whole.
+# Free memory, the oldest first. No lock is used, because memory is returned in any thread and at
+# any instruction that drops the last reference. Each operation on a list is atomic.
 _free: list[mmap.mmap] = []
 
 
 def empty(shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    """An array of float32 whose values are anything, as ``numpy.empty``."""
+    """An array of float32 with arbitrary values, as ``numpy.empty`` returns it."""
     if not is_large(shape):
         return np.empty(shape, np.float32)
     size = _bytes_of(shape)
     memory = _kept(size) or _fresh(size)
     holder = _holder(size).from_buffer(memory)
-    # Every view of the array, and every tensor made of it, keeps the holder. A view's base is not
-    # the array that it was taken from, so the array's own end would be too early.
+    # Every view of the array, and every tensor that shares its memory, refers to the holder. They
+    # do not refer to the array itself, so a finalizer of the array would run too early.
     weakref.finalize(holder, _give_back, memory).atexit = False
     return np.frombuffer(holder, np.float32).reshape(shape)
 
@@ -53,7 +53,7 @@ def _bytes_of(shape: tuple[int, ...]) -> int:
 def _kept(size: int) -> mmap.mmap | None:
     for memory in reversed(_free.copy()):
         if len(memory) == size:
-            with suppress(ValueError):  # another thread was quicker
+            with suppress(ValueError):  # another thread took it first
                 _free.remove(memory)
                 return memory
     return None
@@ -69,7 +69,7 @@ def _fresh(size: int) -> mmap.mmap:
 
 @functools.lru_cache(maxsize=64)
 def _holder(size: int) -> Any:
-    # A subclass, because plain ctypes arrays take no weak reference.
+    # A subclass, because plain ctypes arrays do not support weak references.
     return type("Result", (ctypes.c_uint8 * size,), {})
 
 

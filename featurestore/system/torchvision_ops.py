@@ -1,6 +1,6 @@
 """Make torchvision importable where its compiled extension does not load.
 
-PyPI's torchvision wheel is built for CUDA. Beside a CPU build of torch its extension finds no CUDA
+PyPI's torchvision wheel is built for CUDA. With a CPU build of torch, its extension finds no CUDA
 library, and ``import torchvision`` then fails with ``operator torchvision::nms does not exist``:
 its Python half attaches code to two operators that only the extension declares. Declaring them is
 enough; nothing in this project calls them.
@@ -26,8 +26,8 @@ _declared: torch.library.Library | None = None
 def ensure_importable() -> None:
     """Declare torchvision's operators if its extension cannot; then ``import torchvision`` works.
 
-    Call it before the first import of torchvision or of anything that imports it, transformers
-    above all. Does nothing where the extension loads, where torchvision is imported already or is
+    Call it before the first import of torchvision or of a package that imports it, such as
+    transformers. It does nothing if the extension loads, if torchvision is already imported or is
     not installed, and on every call but the first.
     """
     global _declared
@@ -46,7 +46,7 @@ def ensure_importable() -> None:
 
 
 def _extension_path() -> str | None:
-    """Where torchvision's extension lies: ``""`` if it has none, None without torchvision."""
+    """Path of torchvision's extension: ``""`` if it has none, None without torchvision."""
     package = importlib.util.find_spec("torchvision")
     if package is None or not package.submodule_search_locations:
         return None
@@ -59,7 +59,7 @@ def _extension_path() -> str | None:
 
 
 def _loads(path: str) -> bool:
-    """Whether the extension at ``path`` loads; it stays loaded, as torchvision would have it."""
+    """Whether the extension at ``path`` loads; it stays loaded, as torchvision expects."""
     import torch
 
     try:

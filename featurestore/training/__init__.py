@@ -1,1 +1,1 @@
-"""The dataset, its batches, and the device that they are computed on."""
+"""The dataset for training, its batches, and their transfer to a device."""

@@ -1,8 +1,8 @@
-"""Batches that a ``DataLoader`` does not take apart to put them together again.
+"""Batches that a ``DataLoader`` does not split into items and stack again.
 
-It asks a dataset for a list of items and stacks them: for 512 items of two tensors that is 1,024
-small tensors made and copied, ten times the work of the read itself. A ``Batch`` looks like that
-list, and torch's own collation hands its stacked tensors on as they are.
+A ``DataLoader`` reads a list of items from a dataset and stacks them: for 512 items of two tensors
+it creates and copies 1,024 small tensors, ten times the work of reading. A ``Batch`` has the
+interface of that list, and torch's collation returns its stacked tensors unchanged.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from torch.utils.data._utils.collate import collate, default_collate_fn_map
 
 
 class Item(dict[str, torch.Tensor]):
-    """One item of a batch: a dictionary that collation knows by its type."""
+    """One item of a batch: a dictionary that collation recognizes by its type."""
 
 
 class Batch(Sequence[Item]):
-    """The items of a batch, made when they are looked at.
+    """The items of a batch, created when they are accessed.
 
     Attributes:
-        stacked: per name a tensor ``[B, ...]``.
+        stacked: tensors ``[B, ...]`` by name.
     """
 
     def __init__(self, stacked: Mapping[str, torch.Tensor]) -> None:
-        """Takes tensors of one length."""
+        """Takes tensors of equal length."""
         self.stacked = dict(stacked)
 
     def __len__(self) -> int:
@@ -44,18 +44,18 @@ class Batch(Sequence[Item]):
         return Item((name, tensor[item]) for name, tensor in self.stacked.items())
 
     def pin_memory(self) -> Batch:
-        """The same in page-locked memory; what a loader calls where it is not to collate."""
+        """The same batch in page-locked memory; called by a loader that does not collate."""
         return Batch({name: tensor.pin_memory() for name, tensor in self.stacked.items()})
 
 
 def _collate(batch: Sequence[Item], *, collate_fn_map: Any = None) -> dict[str, torch.Tensor]:
     if isinstance(batch, Batch):
         return batch.stacked
-    found: dict[str, torch.Tensor] = collate(
+    stacked: dict[str, torch.Tensor] = collate(
         [dict(item) for item in batch], collate_fn_map=collate_fn_map
     )
-    return found
+    return stacked
 
 
-# The place that torch documents for types of one's own.
+# The registry that torch documents for the collation of custom types.
 default_collate_fn_map[Item] = _collate

@@ -1,8 +1,8 @@
 """Lazy random access to a store, or to materialized files, while training.
 
-Rows come straight from memory-mapped files, a batch at a time: with ``num_workers=0`` a
-``DataLoader`` reads at memory speed, and worker processes only make it slower. They work all the
-same, under fork and spawn: a dataset is pickled as its arguments and maps the files again.
+Rows come directly from memory-mapped files, a batch at a time: with ``num_workers=0`` a
+``DataLoader`` reads at memory speed, and worker processes only slow it down. Workers are supported
+nevertheless, with fork and spawn: a dataset is pickled as its arguments and maps the files again.
 """
 
 from __future__ import annotations
@@ -47,16 +47,16 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
     """Samples as tensors.
 
     An item is a dictionary: each feature as ``[D]`` (``[V, D]`` for ``views="all"``, ``[2, D]`` for
-    ``"pair"``), ``index`` (int64, the sample's row in the store), and ``labels`` where they are
-    asked for: float32 ``[23]``, or with ``labels="augmented"`` shaped as the features are, with 23
-    in the place of D.
+    ``"pair"``), ``index`` (int64, the sample's row in the store), and ``labels`` if requested:
+    float32 ``[23]``, or with ``labels="augmented"`` in the shape of the features, with 23 instead
+    of D.
 
     Attributes:
-        store: the store, or a ``NpyFolder`` with the same names.
-        features: the features that an item holds.
-        indices: int64 ``[len]``, the store's sample behind each item.
+        store: the store, or an ``NpyFolder`` with the same attribute names.
+        features: names of the features in an item.
+        indices: the sample in the store of each item, int64 ``[len]``.
         views: the view policy: a number (0 for ``clean``) or its name.
-        reads_chunks: True: its chunks are files, which a sampler may read ahead.
+        reads_chunks: True, because a sampler may read the chunk files ahead.
     """
 
     reads_chunks = True
@@ -85,38 +85,36 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
         """Opens a store, or a folder of materialized files.
 
         Args:
-            store: its folder.
-            features: which features; all of them by default.
-            views: ``clean`` (view 0), a view's number, ``all``, ``mean`` (over all views), or what
-                is drawn from (seed, epoch, sample) alone, so the same whatever the order and the
-                number of workers: ``random``, one view, or ``pair``, two different ones, all
-                ordered pairs equally likely. See :meth:`set_epoch`.
+            store: the folder of the store or of the materialized files.
+            features: names of the features to read; all of them by default.
+            views: ``clean`` (view 0), a view's number, ``all``, ``mean`` (over all views),
+                ``random`` (one view) or ``pair`` (two different ones, all ordered pairs equally
+                likely). The random choices depend on (seed, epoch, sample) alone, not on the order
+                or the number of workers. See :meth:`set_epoch`.
             split: ``train``, ``val`` or ``test``; every sample by default.
             split_json: the split file, needed for ``split`` and for ``zscore="train"``.
             labels_dir: a folder that the ``labels`` command wrote.
-            labels: ``base``, a sample's own; or ``augmented``, with the published noise of each
-                view that is read (for ``mean``, their mean): from the file that ``labels
-                --augment`` wrote into ``labels_dir`` or beside materialized files, else made from
-                those of ``labels_dir``.
-            zscore: ``all``, ``train`` or ``none``, see ``scaling.scale_for``; of materialized files
-                what is in them already.
-            bad_samples: ``exclude`` leaves samples with a placeholder out, ``include`` keeps them;
-                ``zscore="train"`` is always taken without them.
-            seed: of what is drawn.
-            dtype: of the features, ``torch.float32`` or ``torch.bfloat16``.
-            partial: accept a store that is not complete: the samples of the chunks that were
-                committed when it was opened, a z-score from these alone, and so other numbers than
-                the complete store will give.
-            prefix: what the names of materialized files begin with, where there are several sets.
-            advice: how the kernel is to fetch the files: ``auto`` chooses by their size, the memory
-                there is and the policy, see ``reader.choose_advice``; or one of its answers.
-            checksum: read the features once and compare them with what was committed, or with the
-                digests in the manifest. Rows are mapped, so without it only the files' sizes are
-                looked at, and a damaged disk gives damaged numbers.
+            labels: ``base``, the clean labels of a sample; or ``augmented``, with the published
+                noise of each view that is read (for ``mean``, their mean): from the file that
+                ``labels --augment`` wrote to ``labels_dir`` or to the folder of materialized files,
+                else computed from those of ``labels_dir``.
+            zscore: ``all``, ``train`` or ``none``, see ``scaling.scale_for``; for materialized
+                files, the scaling that they already have.
+            bad_samples: ``exclude`` omits samples with a placeholder, ``include`` keeps them;
+                ``zscore="train"`` never uses them.
+            seed: the seed of ``random`` and ``pair``.
+            dtype: the features' data type, ``torch.float32`` or ``torch.bfloat16``.
+            partial: accept an incomplete store: read the samples of the chunks committed so far,
+                with a z-score from these alone, which differs from that of the complete store.
+            prefix: the beginning of the names of materialized files; only needed with several sets.
+            advice: how the kernel fetches the files: ``auto`` chooses by their size, the available
+                memory and the views, see ``mapping.choose_advice``; or one of its results.
+            checksum: read the features once and compare them with the recorded checksums. Without
+                this, only the files' sizes are checked, and a damaged disk may give wrong features.
 
         Raises:
-            InputError: there is nothing complete, or split or labels do not fit it.
-            ConfigError: an argument is none of those above.
+            InputError: the store or files are incomplete, or split or labels do not fit.
+            ConfigError: an argument is invalid.
             CorruptStoreError: the store is damaged.
             StorageError: a file cannot be read.
         """
@@ -149,7 +147,7 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
         chunks: tuple[int, ...] | None,
         opened: _Opened | None,
     ) -> None:
-        """Opens what the arguments say; in a worker, as it was ``opened`` before."""
+        """Opens the source with the stored arguments; in a worker, uses the state ``opened``."""
         a = self._arguments
         if a["dtype"] not in _DTYPES:
             raise ConfigError(f"dtype is torch.float32 or torch.bfloat16, found {a['dtype']!r}.")
@@ -171,7 +169,7 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
         self._labels = open_labels(a["labels"], folder, source)
 
     def _chosen(self, split: Split | None) -> npt.NDArray[np.int64]:
-        """The samples of the split that are there and may be used."""
+        """The samples of the split that are committed and not excluded."""
         source, a = self.store, self._arguments
         indices = _chosen_samples(source, a["split"], split, a["bad_samples"])
         if self._chunks is not None and isinstance(source, FeatureStore):
@@ -181,7 +179,7 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
         return indices
 
     def __getstate__(self) -> dict[str, Any]:
-        # Samples are not chosen again: the split's file may be another by then.
+        # The chosen samples are stored, because the split file may have changed by then.
         opened = _Opened(
             self.store.spec,
             content_crc32c(self.store, self.features, self._chunks),
@@ -196,7 +194,7 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
         }
 
     def _costly_scales(self) -> dict[str, Scale | None] | None:
-        """Those of the training split: they take a pass over it, which workers need not repeat."""
+        """The scales for ``zscore="train"``, so that workers need not compute them again."""
         if self._arguments["zscore"] != "train":
             return None
         return {name: rows.scale for name, rows in self._rows.items()}
@@ -206,45 +204,45 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
         source = open_source(self._arguments["store"], self._arguments["prefix"])
         opened: _Opened | None = state.get("opened")
         if opened is None:
-            raise InputError("This dataset was pickled by another version.\nMake it again.")
+            raise InputError("This dataset was pickled by another version.\nCreate it again.")
         if source.spec != opened.spec:
             raise InputError(
-                f"{source.path} is not what it was when the dataset was made: {source.spec}.\n"
-                "Make the dataset again."
+                f"{source.path} has changed since the dataset was created: {source.spec}.\n"
+                "Create the dataset again."
             )
         self._open(source, state["chunks"], opened)
         if content_crc32c(source, self.features, self._chunks) != opened.content_crc32c:
             raise InputError(
-                f"Rows of {source.path} are not what they were when the dataset was made.\n"
-                "Make the dataset again."
+                f"Rows of {source.path} have changed since the dataset was created.\n"
+                "Create the dataset again."
             )
 
     @property
     def epoch(self) -> int:
-        """The epoch that was set, 0 at first."""
+        """The epoch that was set; 0 initially."""
         return self._epoch.value
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the draw of ``random`` and ``pair``; call it before each epoch.
+        """Sets the epoch for ``random`` and ``pair``; call it before each epoch.
 
-        It reaches the workers of a loader, also persistent ones; those that run ahead must have
-        nothing left to read, so not while an epoch is going on.
+        The number reaches the workers of a loader, also persistent ones. Do not call this during an
+        epoch, because workers read ahead.
         """
         self._epoch.value, self._epoch_was_set = epoch, True
 
     def _drawn_epoch(self) -> int:
-        """The epoch that was set; where none was, what Accelerate's loader counts, if one reads."""
+        """The epoch that was set, else the one that a reading Accelerate loader counts."""
         if self._epoch_was_set or not self._policy.is_drawn:
             return self.epoch
         counted = counted_epoch()
         return self.epoch if counted is None else counted
 
     def state_dict(self) -> dict[str, int]:
-        """The epoch; torchdata's ``StatefulDataLoader`` brings it to its workers."""
+        """The epoch; torchdata's ``StatefulDataLoader`` passes it to its workers."""
         return {"epoch": self.epoch}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Takes the epoch over."""
+        """Sets the epoch that a state holds."""
         self.set_epoch(state["epoch"])
 
     @property
@@ -278,18 +276,18 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
         return {name: value[0] for name, value in batch.items()}
 
     def __getitems__(self, items: Sequence[int]) -> Batch:
-        """Several items with one read per feature; what ``DataLoader`` calls."""
+        """Several items with one read per feature; called by ``DataLoader``."""
         return Batch(self.batch(items))
 
     def batch(self, items: Sequence[int] | npt.NDArray[np.integer]) -> dict[str, torch.Tensor]:
         """Several items as one dictionary of stacked tensors: the fastest way to read.
 
         Args:
-            items: ``[B]`` integers, in any order and any number of times.
+            items: ``[B]`` integers in any order; repetitions are allowed.
 
         Raises:
-            IndexError: one is out of range.
-            TypeError: they are no list of integers.
+            IndexError: an item is out of range.
+            TypeError: ``items`` is not a list of integers.
         """
         numbers = np.asarray(items)
         if numbers.dtype.kind not in "iu" and numbers.size:
@@ -312,13 +310,13 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
 
 @dataclass(frozen=True, slots=True)
 class _Opened:
-    """What a dataset is in every process that has it, whatever becomes of its files.
+    """The state of a dataset that is pickled for other processes, and checked there.
 
     Attributes:
         spec: the store's shape.
-        content_crc32c: of the rows.
-        indices: int64 ``[len]``, the samples.
-        scales: see ``FeatureDataset._costly_scales``.
+        content_crc32c: the checksum of the rows' recorded checksums.
+        indices: the chosen samples, int64 ``[len]``.
+        scales: the scales by feature, see ``FeatureDataset._costly_scales``.
     """
 
     spec: StoreSpec

@@ -1,10 +1,10 @@
-"""Batches on the device they are computed with, one ahead of the computation.
+"""Copies batches to the device that uses them, one batch ahead of the computation.
 
     for batch in DeviceBatches(train, FeatureBatchSampler(train, 512), "cuda"):
         ...
 
-On a GPU a batch goes through a page-locked buffer and over a stream of its own, while the batch
-before it is computed. On a CPU the interface is the same and nothing is copied.
+On a GPU, a batch is copied through a page-locked buffer on a separate stream during the computation
+of the previous batch. On a CPU the interface is the same, and nothing is copied.
 """
 
 from __future__ import annotations
@@ -24,60 +24,61 @@ Batch = dict[str, torch.Tensor]
 
 
 class Source(Protocol):
-    """What batches are read from: anything that can be indexed, and torch's wrappers of it.
+    """A source of batches: any object that can be indexed, or torch's wrappers of one.
 
-    A ``batch(items)`` reads several at once, as ``FeatureDataset`` and ``ResidentFeatures`` do.
+    If it has a method ``batch(items)``, as ``FeatureDataset`` and ``ResidentFeatures`` have, that
+    reads several items at once.
     """
 
     def __len__(self) -> int:
-        """Items that there are."""
+        """The number of items."""
 
 
 def usable_device(device: torch.device | str) -> torch.device:
-    """The device, with its index; ``cuda`` alone is the current one.
+    """The device, with its index; ``cuda`` without an index is the current CUDA device.
 
     Raises:
-        ConfigError: it is neither a CPU nor a CUDA device of this machine.
+        ConfigError: the device is neither a CPU nor a CUDA device of this machine.
     """
     try:
-        found = torch.device(device)
+        asked = torch.device(device)
     except RuntimeError as e:
         raise ConfigError(f"No device: {first_line(e)}") from e
-    if found.type == "cpu":
+    if asked.type == "cpu":
         return torch.device("cpu")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if found.type != "cuda" or (found.index or 0) >= count:
+    if asked.type != "cuda" or (asked.index or 0) >= count:
         raise ConfigError(
             f"Features go to a CPU or to one of the {count} CUDA devices that this torch "
-            f"({torch.__version__}) finds, not to {found}."
+            f"({torch.__version__}) finds, not to {asked}."
         )
-    return torch.device("cuda", torch.cuda.current_device() if found.index is None else found.index)
+    return torch.device("cuda", torch.cuda.current_device() if asked.index is None else asked.index)
 
 
 class DeviceBatches:
     """The batches of an epoch as dictionaries of tensors on a device; iterate it once per epoch.
 
-    There are no workers: reading a batch is a copy out of mapped memory. The batch after the one
-    in use has been read and is on its way before the one in use is handed out.
+    There are no workers: reading a batch is a copy from mapped memory. Before a batch is returned,
+    the next one has been read and its copy to the device has started.
 
     Attributes:
-        sampler: chooses the items; Lightning finds its ``set_epoch`` here.
-        device: where the tensors are.
+        sampler: the sampler that chooses the items; Lightning calls its ``set_epoch``.
+        device: the device of the tensors.
     """
 
     def __init__(
         self, source: Source, sampler: FeatureBatchSampler, device: torch.device | str = "cuda"
     ) -> None:
-        """Makes batches of ``source``.
+        """Prepares batches of ``source``.
 
         Args:
-            source: a ``FeatureDataset``; or ``ResidentFeatures`` of the same device; or torch's
+            source: a ``FeatureDataset``; or ``ResidentFeatures`` on the same device; or torch's
                 ``Subset`` or ``ConcatDataset`` of them.
-            sampler: which items.
+            sampler: the sampler that chooses the items.
             device: ``cpu``, ``cuda`` or ``cuda:1``.
 
         Raises:
-            ConfigError: there is no such device.
+            ConfigError: the device does not exist.
         """
         self.sampler, self.device = sampler, usable_device(device)
         self._source, self._holders = source, epoch_holders(source)
@@ -90,11 +91,11 @@ class DeviceBatches:
 
     @property
     def batch_sampler(self) -> FeatureBatchSampler:
-        """The sampler: Lightning looks for one where it finds a ``sampler``."""
+        """The sampler: Lightning reads this attribute of loaders that have a ``sampler``."""
         return self.sampler
 
     def __iter__(self) -> Iterator[Batch]:
-        """An iterator; which epoch it takes is the sampler's, see there."""
+        """An iterator over the batches of the epoch that the sampler chooses."""
         walk = iter(self.sampler)
         self._state = None
         return self._walk(walk)
@@ -102,8 +103,8 @@ class DeviceBatches:
     def _walk(self, walk: Iterator[list[int]]) -> Iterator[Batch]:
         ahead: tuple[_Sent, dict[str, Any]] | None = None
         for items in walk:
-            self._set_epoch_beneath()  # the sampler may be of another dataset
-            # The sampler is a batch further than who trains; this is where the latter will be.
+            self._set_epoch_beneath()  # the sampler may belong to another dataset
+            # The sampler is one batch ahead of the training; the state is kept with its batch.
             following = self._send(items), self.sampler.state_dict()
             if ahead is not None:
                 yield self._hand_out(*ahead)
@@ -117,7 +118,7 @@ class DeviceBatches:
             holder.set_epoch(self.sampler.epoch)
 
     def _send(self, items: list[int]) -> _Sent:
-        # What is read ahead may be used after inference mode, and buffers are filled again then.
+        # A batch read in inference mode may be used, and its buffers refilled, after that mode.
         with torch.inference_mode(False):
             batch = read_batch(self._source, items)
             return _Sent(batch, None) if self._lane is None else self._lane.send(batch)
@@ -127,19 +128,19 @@ class DeviceBatches:
         return sent.batch if self._lane is None else self._lane.ready(sent)
 
     def set_epoch(self, epoch: int) -> None:
-        """Makes this the current epoch of sampler and source."""
+        """Sets the epoch of the sampler and of the source."""
         self.sampler.set_epoch(epoch)
         self._set_epoch_beneath()
 
     def state_dict(self) -> dict[str, Any]:
-        """The sampler's state after the batch handed out last, whatever has been read ahead."""
+        """The sampler's state after the batch returned last, without the batch read ahead."""
         return self.sampler.state_dict() if self._state is None else self._state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The next epoch to be iterated continues where :meth:`state_dict` was asked.
+        """Makes the next iterator continue at the position that :meth:`state_dict` saved.
 
         Raises:
-            ConfigError: the state does not fit the sampler.
+            ConfigError: the state does not match the sampler.
         """
         self.sampler.load_state_dict(state)
         self._state = None
@@ -147,11 +148,11 @@ class DeviceBatches:
 
 @dataclass(frozen=True, slots=True)
 class _Sent:
-    """A batch on its way.
+    """A batch whose copy to the device has started.
 
     Attributes:
-        batch: its tensors on the device, not to be read before ``copied``.
-        copied: comes once they are there; None on a CPU.
+        batch: tensors on the device by name, not to be read before ``copied``.
+        copied: the event that marks the end of the copy; None on a CPU.
     """
 
     batch: Batch
@@ -159,7 +160,7 @@ class _Sent:
 
 
 class _Lane:
-    """Two sets of page-locked buffers, used in turn, and the stream on which they are copied."""
+    """Two sets of page-locked buffers, used in turn, and the stream that copies them."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -169,15 +170,15 @@ class _Lane:
         self._turn = 0
 
     def send(self, batch: Batch) -> _Sent:
-        """Starts to copy a batch; what is on the device already stays as it is."""
+        """Starts to copy a batch; a batch that is already on the device is not copied."""
         if all(tensor.device == self._device for tensor in batch.values()):
             return _Sent(batch, self._event(torch.cuda.current_stream(self._device)))
         turn, self._turn = self._turn, 1 - self._turn
         before = self._copied[turn]
         if before is not None:
-            before.synchronize()  # until then the device reads it
-        # Memory of the new tensors comes from the copier's pool: the allocator gives nothing to it
-        # that another stream may still be using.
+            before.synchronize()  # the device may still be reading the buffers
+        # The new tensors' memory comes from the pool of the copying stream: the allocator does not
+        # put memory there that another stream may still be using.
         with torch.cuda.stream(self._copier):
             sent = {
                 name: _filled(self._buffers[turn], name, rows).to(self._device, non_blocking=True)
@@ -187,24 +188,24 @@ class _Lane:
         return _Sent(sent, copied)
 
     def _event(self, stream: torch.cuda.Stream) -> torch.cuda.Event:
-        """What comes when all that a stream was given so far is done."""
+        """An event that marks the end of all work submitted to a stream so far."""
         event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         event.record(stream)
         return event
 
     def ready(self, sent: _Sent) -> Batch:
-        """The batch, for work that the device's current stream is given from now on."""
+        """The batch, ready for work submitted to the device's current stream from now on."""
         if sent.copied is not None:
             compute = torch.cuda.current_stream(self._device)
             compute.wait_event(sent.copied)
             for tensor in sent.batch.values():
-                # Once dropped, its memory is the copier's again only after this stream's work.
+                # Delays the reuse of the tensor's memory until this stream's work is done.
                 tensor.record_stream(compute)
         return sent.batch
 
 
 def _filled(buffers: Batch, name: str, rows: torch.Tensor) -> torch.Tensor:
-    """A page-locked copy of ``rows``, in the buffer of that name, which grows where it must."""
+    """A page-locked copy of ``rows`` in the buffer called ``name``, which grows if necessary."""
     buffer = buffers.get(name)
     if buffer is None or buffer.dtype != rows.dtype or buffer.numel() < rows.numel():
         buffer = buffers[name] = torch.empty(rows.numel(), dtype=rows.dtype, pin_memory=True)

@@ -1,8 +1,8 @@
-"""An epoch's number that reaches the worker processes of a loader that keeps them.
+"""An epoch number that reaches the persistent worker processes of a loader.
 
-A ``DataLoader`` with ``persistent_workers`` copies its dataset once: what is set in the trainer's
-copy afterwards is not seen. So the number lies in memory that all copies share, whether a worker
-was forked or spawned.
+A ``DataLoader`` with ``persistent_workers`` copies its dataset only once: the workers do not see
+later changes to the trainer's copy. The number is therefore in memory that all copies share, with
+forked and with spawned workers.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ _WRAP = 2**64
 class SharedEpoch:
     """One integer, modulo 2**64, in memory shared with the workers.
 
-    It holds one descriptor. A pickle that goes anywhere but into a worker carries the number alone.
+    It keeps one file descriptor open. A pickle shares the memory with a worker that is being
+    started; any other pickle holds only the number.
     """
 
     def __init__(self, value: int = 0) -> None:
-        """Takes eight bytes of shared memory.
+        """Allocates eight bytes of shared memory.
 
         Raises:
-            ConfigError: there are none.
+            ConfigError: shared memory is not available.
         """
         cell = torch.zeros(1, dtype=torch.int64)
         try:
@@ -42,7 +43,7 @@ class SharedEpoch:
         self.value = value
 
     def _hold(self, cell: torch.Tensor) -> None:
-        # Every batch asks for the number, and NumPy gives it in a sixth of the time.
+        # Every batch reads the number, which takes a sixth of the time through NumPy.
         self._cell, self._seen = cell, cell.numpy()
 
     @property
@@ -56,7 +57,7 @@ class SharedEpoch:
         self._seen[0] = wrapped - _WRAP if wrapped >= _WRAP // 2 else wrapped
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # torch passes a tensor's memory on to a process that is being started, and nowhere else.
+        # torch can only share a tensor's memory with a process that is being started.
         if get_spawning_popen() is None:
             return SharedEpoch, (self.value,)
         return _adopt, (self._cell,)
@@ -69,10 +70,10 @@ def _adopt(cell: torch.Tensor) -> SharedEpoch:
 
 
 class LocalEpoch:
-    """A number that no worker looks at, where nothing is drawn.
+    """An epoch number without shared memory, for views that do not depend on the epoch.
 
     Attributes:
-        value: the number.
+        value: the epoch number.
     """
 
     def __init__(self, value: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""All features of a dataset in a device's memory, where they fit: training without any reading."""
+"""Keeps all features of a dataset in a device's memory, so that training reads no files."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ from featurestore.training.device import Batch, usable_device
 
 _DRAWS = (None, "random", "pair")
 _FIXED_VIEWS = ("all", "mean")
-# Read at a time while loading, so that the host needs no second copy.
+# Bytes per read while loading, so that the host needs no second copy of everything.
 _BLOCK_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Residency:
-    """What is kept, and what a batch takes of it.
+    """Options: which views to keep on the device, and which of them a batch uses.
 
     Attributes:
-        views: which of all views are kept, for a dataset with ``views="all"``; None for each.
-        draw: None for items as the dataset has them. Of a dataset with ``views="all"``,
-            ``random``: one view per sample and epoch; ``pair``: two different ones. Both depend on
-            (seed, epoch, sample) alone; they are not the draws of ``FeatureDataset``.
-        seed: of the draws.
-        dtype: features are kept in, by default the dataset's; bfloat16 takes half the memory.
-        spare_bytes: left free for the model.
+        views: numbers of the views to keep, for a dataset with ``views="all"``; None keeps all.
+        draw: None returns items as the dataset does. For a dataset with ``views="all"``,
+            ``random`` chooses one view per sample and epoch, and ``pair`` two different ones. Both
+            depend on (seed, epoch, sample) alone, but differ from those of ``FeatureDataset``.
+        seed: the seed of the random choices.
+        dtype: the features' data type on the device, by default the dataset's; bfloat16 takes half
+            the memory.
+        spare_bytes: memory to leave free for the model, in bytes.
     """
 
     views: Sequence[int] | None = None
@@ -42,14 +43,14 @@ class Residency:
 
 
 class ResidentFeatures:
-    """A dataset's items on a device, scaled once; a batch is a gather there.
+    """A dataset's items on a device, scaled once; reading a batch is a gather on the device.
 
-    Has what ``FeatureBatchSampler`` and ``DeviceBatches`` ask of a dataset.
+    The class has the interface that ``FeatureBatchSampler`` and ``DeviceBatches`` need.
 
     Attributes:
-        device: where it is.
-        indices: int64 ``[len]`` on the host, the store's sample behind each item.
-        nbytes: memory that it takes there.
+        device: the device of the tensors.
+        indices: the sample in the store of each item, int64 ``[len]``, on the host.
+        nbytes: memory used on the device, in bytes.
     """
 
     def __init__(
@@ -61,13 +62,13 @@ class ResidentFeatures:
         """Copies a dataset's items, a block at a time.
 
         Args:
-            dataset: its views are fixed ones: ``clean``, a number, ``all`` or ``mean``.
+            dataset: a dataset with fixed views: ``clean``, a number, ``all`` or ``mean``.
             device: ``cpu``, ``cuda`` or ``cuda:1``.
-            keep: what of it, and how.
+            keep: options: which views to keep, and how.
 
         Raises:
-            ConfigError: it does not fit, with the bytes wanted and free; there is no such device;
-                or dataset and ``keep`` do not go together.
+            ConfigError: the items do not fit into memory, the device does not exist, or ``keep``
+                does not fit the dataset.
         """
         self.device, self.indices, self.store = (
             usable_device(device),
@@ -77,7 +78,7 @@ class ResidentFeatures:
         self._keep = keep
         first = dataset.batch([0])
         self._features = frozenset(dataset.features)
-        # Those with an axis of views: features, and the labels of each view.
+        # Tensors with an axis of views: features, and augmented labels.
         self._viewed = frozenset(
             name for name, rows in first.items() if dataset.views == "all" and rows.ndim == 3
         )
@@ -92,7 +93,7 @@ class ResidentFeatures:
             for name, rows in dataset.batch(range(start, stop)).items():
                 self._tensors[name][start:stop].copy_(self._kept(name, rows))
         if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)  # whatever stream batches will be gathered on
+            torch.cuda.synchronize(self.device)  # batches may be gathered on any stream
         self._drawn: torch.Tensor | None = None
         self._epoch: int | None = None
         self._streams: set[int] = set()
@@ -105,11 +106,11 @@ class ResidentFeatures:
         if isinstance(dataset.views, str) and dataset.views not in _FIXED_VIEWS:
             raise ConfigError(
                 f"A dataset with views={dataset.views!r} has other rows each epoch.\n"
-                "Make it with views='all', and choose the draw here."
+                "Create it with views='all', and choose the draw here."
             )
         if dataset.views != "all":
             if keep.draw is not None or keep.views is not None:
-                raise ConfigError("Draws and views are of a dataset with views='all'.")
+                raise ConfigError("The options draw and views need a dataset with views='all'.")
             return
         count = dataset.store.spec.views
         kept = range(count) if keep.views is None else keep.views
@@ -119,7 +120,7 @@ class ResidentFeatures:
             raise ConfigError(f"views are different ones, two for a pair, found {list(kept)}.")
 
     def _kept(self, name: str, rows: torch.Tensor) -> torch.Tensor:
-        """What is kept of some items' rows, on the host."""
+        """The part of some items' rows to keep, on the host."""
         if name in self._viewed and self._keep.views is not None:
             rows = rows[:, list(self._keep.views)]
         if name in self._features and self._keep.dtype is not None:
@@ -144,7 +145,7 @@ class ResidentFeatures:
             }
         except (
             torch.OutOfMemoryError
-        ) as e:  # another process was quicker, or free memory is in bits
+        ) as e:  # another process took the memory, or free memory is fragmented
             raise ConfigError(
                 f"{self.device} could not give {self.nbytes:,} bytes in one piece per feature, "
                 f"though {_free_bytes(self.device):,} are free."
@@ -154,7 +155,7 @@ class ResidentFeatures:
         return len(self.indices)
 
     def set_epoch(self, epoch: int) -> None:
-        """Draws the views of an epoch, once for all items."""
+        """Chooses the views of an epoch, once for all items."""
         if self._keep.draw is None or epoch == self._epoch:
             return
         self._epoch = epoch
@@ -168,7 +169,7 @@ class ResidentFeatures:
         self._drawn = torch.from_numpy(drawn).to(self.device)
 
     def _draw(self, purpose: Purpose, epoch: int, count: int) -> np.ndarray:
-        # By sample and not by item: a sample's draw is the same in every split.
+        # Indexed by sample and not by item: a sample's view is the same in every split.
         drawn = draws(self._keep.seed, epoch, purpose, int(self.indices.max()) + 1)
         return (drawn[self.indices] % np.uint64(count)).astype(np.int64)
 
@@ -176,11 +177,11 @@ class ResidentFeatures:
         """Several items as one dictionary of stacked tensors on the device.
 
         Args:
-            items: numbers, or int64 ``[B]`` on the device, which is not checked then.
+            items: numbers, or int64 ``[B]`` on the device, which are not checked.
 
         Returns:
-            What the dataset's ``batch`` gives; with a draw, features are ``[B, D]`` for ``random``
-            and ``[B, 2, D]`` for ``pair``, and so are the labels of each view.
+            The tensors of the dataset's ``batch``; with a draw, features are ``[B, D]`` for
+            ``random`` and ``[B, 2, D]`` for ``pair``, and augmented labels accordingly.
 
         Raises:
             IndexError: an item is out of range.
@@ -195,12 +196,12 @@ class ResidentFeatures:
         return {name: self._take(name, rows, where) for name, rows in self._tensors.items()}
 
     def _record(self, stream: torch.cuda.Stream) -> None:
-        """Keeps the memory of what ``stream`` is to read from others until it has read it."""
+        """Delays the reuse of the tensors' memory until ``stream`` has read them."""
         if stream.cuda_stream not in self._streams:
             self._streams.add(stream.cuda_stream)
             for rows in self._tensors.values():
                 rows.record_stream(stream)
-        if self._drawn is not None:  # an epoch replaces it
+        if self._drawn is not None:  # each epoch replaces this tensor
             self._drawn.record_stream(stream)
 
     def _take(self, name: str, rows: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
@@ -214,5 +215,5 @@ def _free_bytes(device: torch.device) -> int:
     if device.type == "cpu":
         return available_bytes()
     free, _ = torch.cuda.mem_get_info(device)
-    # What torch holds but does not use is given to tensors before the driver is asked for more.
+    # Memory that torch has reserved but does not use is available to tensors too.
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

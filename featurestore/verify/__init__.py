@@ -1,1 +1,1 @@
-"""Findings about a store, made without trusting the code that wrote it."""
+"""Checks a store independently of the code that wrote it."""

@@ -1,4 +1,4 @@
-"""Files compared with the SHA-256 that was recorded when they were written."""
+"""Compares files with the SHA-256 that was recorded when they were written."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from featurestore.verify.findings import Finding
 def compare_files(
     folder: Path, expected: Mapping[str, str], checked: Callable[[str], None]
 ) -> list[Finding]:
-    """Compares files with the SHA-256 that was recorded of each.
+    """Compares files with their recorded SHA-256.
 
     Args:
-        folder: where they are.
+        folder: the folder of the files.
         expected: hex digest by file name.
         checked: called with the name of each file that is checked.
 
     Returns:
-        One finding per file that is missing or not what was written.
+        One finding per file that is missing or differs from what was written.
 
     Raises:
-        StorageError: a file cannot be read, so nobody can tell.
+        StorageError: a file cannot be read.
     """
     findings = []
     for file, digest in expected.items():
         checked(file)
         try:
-            found = file_sha256(folder / file)
+            actual = file_sha256(folder / file)
         except OSError as e:
             findings.append(Finding(file, None, e.strerror or str(e)))
             continue
-        if found != digest:
+        if actual != digest:
             findings.append(Finding(file, None, "its content is not what was written"))
     return findings

@@ -1,4 +1,4 @@
-"""The files of a store as ``verify`` reads them: what is damage, and what could not be read."""
+"""Reads the files of a store for ``verify``, separating damage from files that are unreadable."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from featurestore.system.refusals import is_absent, refusal
 from featurestore.verify.findings import Finding, Verification
 
 _LARGEST_DOCUMENT_BYTES = 64 << 20
-# Names of files that a message lists.
+# The largest number of file names in a message.
 _LISTED = 3
 _NO_DAMAGE = "This is not damage, and nothing was changed."
 
 
 class StoreFiles:
-    """The files of one store; what is damaged goes into ``report``.
+    """The files of one store; damage is added to ``report``.
 
     Attributes:
-        known: the files that belong to the store, by name.
-        at: the file that was read last.
+        known: names of the files that belong to the store.
+        at: the path of the file that was read last.
     """
 
     def __init__(self, root: Path, report: Verification) -> None:
@@ -37,9 +37,9 @@ class StoreFiles:
         self._report.findings.append(Finding(file, chunk, problem))
 
     def read(self, file: str, chunk: int | None = None) -> bytes | None:
-        """A file's content; None where there is none.
+        """A file's content; None if it could not be read.
 
-        A file that is not there is damage. One that cannot be read is none: it is kept for
+        A missing file is damage. An unreadable one is not; its error is kept for
         :meth:`require_all_read`.
         """
         self.at = path = self._root / file
@@ -53,7 +53,7 @@ class StoreFiles:
             return None
 
     def object(self, file: str) -> dict[str, Any]:
-        """A JSON object of the store; empty, with a finding, where it is none."""
+        """A JSON object of the store; empty, with a finding, if the file is not one."""
         self.known.add(file)
         if self._size(file) > _LARGEST_DOCUMENT_BYTES:
             self.find(file, "too large for a Zarr document")
@@ -75,15 +75,15 @@ class StoreFiles:
         try:
             return (self._root / file).stat().st_size
         except OSError:
-            return 0  # whoever reads it finds out why
+            return 0  # reading the file reports the error
 
     def unlisted(self, error: OSError) -> None:
-        """Takes note of a folder that cannot be listed."""
+        """Records the error of a folder that cannot be listed."""
         if not is_absent(error):
             self._unread[str(Path(error.filename).relative_to(self._root))] = error
 
     def require_all_read(self) -> None:
-        """Raises StorageError where files could not be read."""
+        """Raises StorageError if files could not be read."""
         if not self._unread:
             return
         names = list(self._unread)
@@ -92,7 +92,7 @@ class StoreFiles:
         error = refusal(self._root / names[0], first)
         last = _NO_DAMAGE
         if first.errno == errno.EIO and "/c." in names[0]:
-            last += " Should it stay so, remove the file: `verify --repair` then drops its chunk."
+            last += " If this persists, remove the file: `verify --repair` then drops its chunk."
         error.args = (
             f"{self._root} could not be checked, because {len(names)} of its files cannot be read: "
             f"{listed}.\n{error}\n{last}",
@@ -100,16 +100,17 @@ class StoreFiles:
         raise error
 
     def without_memory(self, error: MemoryError) -> StorageError:
-        """The error for a check that there is no memory for."""
-        found = refusal(self.at, error)
-        found.args = (f"{self._root} could not be checked.\n{found}\n{_NO_DAMAGE}",)
-        return found
+        """The error for a check that ran out of memory."""
+        refused = refusal(self.at, error)
+        refused.args = (f"{self._root} could not be checked.\n{refused}\n{_NO_DAMAGE}",)
+        return refused
 
 
 def decoded(body: bytes, size_bytes: int) -> bytes:
-    """What a Zstandard frame of so many bytes holds; empty, which fits no checksum, if it is none.
+    """The content of a Zstandard frame; empty, which matches no checksum, if it is damaged.
 
-    One that states another size is not decoded: the library would allocate that.
+    A frame that states another size than ``size_bytes`` is not decoded, because the library would
+    allocate that size.
     """
     from numcodecs import zstd
 

@@ -1,4 +1,4 @@
-"""What ``verify`` found."""
+"""The results of ``verify``."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is not as promised.
+    """One damaged file or chunk.
 
     Attributes:
-        file: relative to the store.
-        chunk: the chunk that it spoils, or None where it is not one chunk's.
-        problem: one line.
+        file: the file's path, relative to the store.
+        chunk: the number of the damaged chunk, or None if the damage is not in one chunk.
+        problem: a one-line description of the damage.
     """
 
     file: str
@@ -26,17 +26,17 @@ class Finding:
 
 @dataclass(slots=True)
 class Verification:
-    """What a check found.
+    """The result of a check of a store.
 
     Attributes:
-        findings: everything that is damaged, in the order of the check.
-        notices: leftovers that are never read, and chunks that are not made yet.
-        chunks: chunks of a complete store; 0 where the store's own record is unreadable.
-        rows: samples per chunk, of which the last one may have fewer.
-        committed: the chunks that sound lines of the ledger name, with these lines.
-        files: number of chunk files whose content was read.
-        extension: the same for an addition that is not finished, or None; ``findings`` holds what
-            is wrong with it as well, by its name in the store.
+        findings: all damage, in the order of the check.
+        notices: remarks about files that are never read, and about chunks that are not built yet.
+        chunks: the number of chunks of the complete store; 0 if the store's record is unreadable.
+        rows: the number of samples per chunk; the last chunk may have fewer.
+        committed: intact lines of the ledger by chunk number.
+        files: the number of chunk files whose content was read.
+        extension: the result for an unfinished extension, or None; ``findings`` holds its damage
+            too, with file names relative to the store.
     """
 
     findings: list[Finding] = field(default_factory=list)
@@ -49,10 +49,10 @@ class Verification:
 
     @property
     def damaged_chunks(self) -> list[int]:
-        """The committed chunks to make again."""
+        """The numbers of the committed chunks that must be rebuilt."""
         return sorted({f.chunk for f in self.findings if f.chunk is not None})
 
     @property
     def missing(self) -> list[int]:
-        """The chunks that no sound line of the ledger names."""
+        """The numbers of the chunks without an intact line in the ledger."""
         return sorted(set(range(self.chunks)) - set(self.committed))

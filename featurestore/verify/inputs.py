@@ -1,7 +1,7 @@
-"""Hold the inputs in a data folder against what a store was made from, byte by byte.
+"""Compare the inputs in a data folder with those that a store was built from, byte by byte.
 
-Like ``verify``, nothing here asks the code that decides on ``--resume``: the files are read and
-hashed again, whatever their sizes and times say.
+Like ``verify``, this does not use the code that decides on ``--resume``: all files are read and
+hashed again, even if their sizes and times are unchanged.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _SAMPLES = "records/samples.jsonl"
 
 @dataclass(slots=True)
 class InputVerification:
-    """What a comparison of inputs found.
+    """The result of a comparison of inputs.
 
     Attributes:
-        compared: inputs that were read and compared.
-        unknown: inputs whose content the store does not know, as it could not be read then, or is
-            of a modality that no feature is made of.
-        changed: (file name, what is wrong) of each input that is not what was read, in the order of
+        compared: the number of inputs that were read and compared.
+        unknown: the number of inputs without a recorded digest, because they could not be read or
+            no feature uses their modality.
+        changed: (file name, problem) of each input that differs from what was read, in the order of
             the samples.
     """
 
@@ -52,31 +52,31 @@ def verify_inputs(
     """Compares every input of a committed sample with the file of its name in ``data_dir``.
 
     Args:
-        root: the store.
+        root: the folder of the store.
         data_dir: the data folder.
-        store: what ``verify`` found: the committed chunks, with the ledger's lines.
-        follow_links: compare also what links to outside the folder lead to; else such a link has
-            taken the place of what was read.
-        progress: told of (chunks compared, chunks committed) after each chunk.
+        store: the result of ``verify``, with the ledger's lines of the committed chunks.
+        follow_links: whether to follow links that lead out of the folder; otherwise such a link
+            counts as a changed input.
+        progress: called with (chunks compared, chunks committed) after each chunk.
 
     Raises:
-        InputError: there is no such folder.
-        CorruptStoreError: the store's list of samples is damaged, so no name is known.
-        StorageError: the list or an input cannot be read, so nobody can tell whether it changed.
+        InputError: the data folder does not exist.
+        CorruptStoreError: the store's list of samples is damaged, so that file names are unknown.
+        StorageError: the list or an input cannot be read.
     """
     if not data_dir.is_dir():
         raise InputError(f"The data folder {data_dir} does not exist.")
     names = _names(root)
     inside = None if follow_links else data_dir.resolve()
-    found = InputVerification()
+    result = InputVerification()
     for done, chunk in enumerate(sorted(store.committed), 1):
         body = read_line(store.committed[chunk])
         for pair, digests in zip(names[chunk * store.rows :], body["samples"], strict=False):
             for name, digest in zip(pair, digests, strict=False):
-                _compare(data_dir, name, digest, found, inside)
+                _compare(data_dir, name, digest, result, inside)
         if progress is not None:
             progress(done, len(store.committed))
-    return found
+    return result
 
 
 def _names(root: Path) -> list[tuple[str, str]]:
@@ -93,31 +93,31 @@ def _names(root: Path) -> list[tuple[str, str]]:
 
 
 def _compare(
-    data_dir: Path, name: str, digest: str, found: InputVerification, inside: Path | None
+    data_dir: Path, name: str, digest: str, result: InputVerification, inside: Path | None
 ) -> None:
-    """Compares one input; a link must not lead out of the folder ``inside``, where there is one."""
+    """Compares one input; unless ``inside`` is None, a link must not lead out of that folder."""
     if not digest:
-        found.unknown += 1
+        result.unknown += 1
         return
-    found.compared += 1
+    result.compared += 1
     path = os.path.join(os.fsencode(data_dir), name.encode("utf-8", "surrogateescape"))  # noqa: PTH118  bytes
     if inside is not None and leads_outside(Path(os.fsdecode(path)), inside):
-        found.changed.append((name, LEAVES))
+        result.changed.append((name, LEAVES))
         return
     try:
         now = _sha256(path)
     except OSError as e:
-        if not is_absent(e):  # nobody can tell whether it changed
+        if not is_absent(e):  # the file may be unchanged
             raise refusal(Path(os.fsdecode(path)), e) from e
-        found.changed.append((name, e.strerror or str(e)))
+        result.changed.append((name, e.strerror or str(e)))
         return
     if now != digest:
         problem = "not a file any more" if not now else f"SHA-256 {now}, and {digest} was read"
-        found.changed.append((name, problem))
+        result.changed.append((name, problem))
 
 
 def _sha256(path: bytes) -> str:
-    """Hex SHA-256 of a regular file; empty for anything else, which is not waited for."""
+    """Hex SHA-256 of a regular file; empty for a pipe, device or folder, without waiting."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):

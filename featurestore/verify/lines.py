@@ -1,4 +1,4 @@
-"""What a line of the ledger says, read without the code that wrote it; for ``verify`` alone."""
+"""Parses lines of the ledger for ``verify``, independently of the code that writes them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 import google_crc32c
 
 _LINE_END = b', "crc32c": "'
-# Of a whole line; no string can hold it, as its quotes would be escaped.
+# A complete line. No JSON string can contain its end, because the quotes would be escaped.
 _WHOLE = re.compile(rb'.*?, "crc32c": "[0-9a-f]{8}"\}', re.DOTALL)
 _DIGEST = re.compile(r"(?:[0-9a-f]{64})?")
 _MODALITIES = ("image", "text")
 
 
 def read_line(line: bytes) -> dict[str, Any]:
-    """The line as an object; empty where it is not what was written, or not of its form."""
+    """The line as an object; empty if its checksum does not match or its form is invalid."""
     text, mark, tail = line.rpartition(_LINE_END)
     if not mark or tail != b'%08x"}' % google_crc32c.value(text):
         return {}
@@ -33,24 +33,24 @@ def read_line(line: bytes) -> dict[str, Any]:
 
 
 def unended_line(tail: bytes) -> bytes:
-    """The whole line that a file without a last line feed ends in, where something follows it.
+    """The complete line at the start of ``tail``, the bytes after the file's last line feed.
 
-    Empty where ``tail`` is what a killed build leaves of a line: its beginning, or all of it. More
-    than that is never appended, so the line feed is one no longer.
+    Empty if ``tail`` is the beginning of a line or exactly one line, as a killed build leaves it.
+    Otherwise the line feed after the line was damaged.
     """
-    found = _WHOLE.match(tail)
-    return b"" if found is None or found.end() == len(tail) else found.group()
+    line = _WHOLE.match(tail)
+    return b"" if line is None or line.end() == len(tail) else line.group()
 
 
 def sample_problems(body: dict[str, Any], first: int) -> Iterator[str]:
-    """What a line says of its samples that cannot be so.
+    """Contradictions in what a line records about its samples.
 
-    Every input was read, and then its content is known, or it is listed with a reason: nothing is
-    lost. Posters are not looked at where no feature is made of them, and then of none.
+    Every input either has a digest or is listed as bad with a reason. If no feature uses images,
+    no poster of the chunk has a digest.
 
     Args:
-        body: the line.
-        first: index of the chunk's first sample.
+        body: the line as an object.
+        first: the index of the chunk's first sample.
     """
     bad = body["bad"]
     listed = [(index, modality) for index, modality, _, _ in bad]

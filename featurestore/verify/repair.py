@@ -1,4 +1,4 @@
-"""Drop what is damaged, so that ``build --resume`` makes exactly that again."""
+"""Drop damaged chunks from the ledger, so that ``build --resume`` rebuilds exactly these."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from featurestore.storage.store import EXTENSION
 from featurestore.system import durable
 from featurestore.verify.findings import Verification
 
-# Damage to anything else is damage to what the store says of itself: nothing to repair it from.
+# Files outside chunks that a repair can rewrite; other metadata cannot be restored.
 _DROPPED = (Ledger.FILE,)
 
 
 def repair(root: Path, found: Verification) -> list[int]:
-    """Takes the damaged chunks out of the ledger. Needs the store's lock.
+    """Removes the damaged chunks from the ledger. Needs the store's lock.
 
-    The ledger is written anew from its sound lines; the damaged files stay where they are until
-    they are replaced. An addition that is not finished is mended like the store, or where that
-    cannot be done, dropped: it can be made again.
+    The ledger is rewritten from its intact lines; the damaged files stay until they are replaced.
+    An unfinished extension is repaired like the store, or deleted if it cannot be repaired, because
+    it can be built again.
 
     Returns:
-        The chunks that are not committed any more or never were.
+        The numbers of the chunks that are not committed after the repair.
 
     Raises:
-        CorruptStoreError: the damage is not in chunks or the ledger, so dropping chunks is no cure.
+        CorruptStoreError: metadata is damaged, so that dropping chunks does not help.
     """
     _require_repairable(root, found)
     damaged = set(found.damaged_chunks)
     if any(not finding.file.startswith(EXTENSION) for finding in found.findings):
-        sound = [found.committed[c] for c in sorted(found.committed) if c not in damaged]
-        durable.replace_file(root / Ledger.FILE, b"".join(line + b"\n" for line in sound))
+        intact = [found.committed[c] for c in sorted(found.committed) if c not in damaged]
+        durable.replace_file(root / Ledger.FILE, b"".join(line + b"\n" for line in intact))
     if found.extension is not None and found.extension.findings:
         try:
             repair(root / EXTENSION, found.extension)

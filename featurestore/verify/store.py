@@ -1,8 +1,8 @@
-"""Check the promises of a store, independently of the code that makes them.
+"""Check the promises of a store, independently of the code that writes it.
 
-Nothing here asks ``Ledger``, ``FeatureStore`` or ``arrays`` what is true: the files are read again
-with the standard library, NumPy and a CRC-32C, from what ``docs/store.md`` says they are. A defect
-in the writing code is to be found here, not repeated.
+This module does not use ``Ledger``, ``FeatureStore`` or ``arrays``: it reads the files as specified
+in ``docs/store.md``, with the standard library, NumPy and a CRC-32C, so that it detects defects of
+the writing code instead of repeating them.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _LEDGER = "records/ledger.jsonl"
 _SAMPLES = "records/samples.jsonl"
 _GROUPS = ("zarr.json", "records/zarr.json", "records/moments/zarr.json")
 _EXTENSION = "records/extension"
-# A store that is extended or replaced meanwhile is looked at again, so often.
+# The number of attempts if the store is extended or replaced during a check.
 _LOOKS = 5
-# Keys of a Zarr document that say nothing where they are empty.
+# Keys of a Zarr document that have no effect if they are empty.
 _SILENT = ("storage_transformers", "consolidated_metadata")
 
 
@@ -39,21 +39,21 @@ def verify(root: Path, *, progress: Callable[[int, int], None] | None = None) ->
     """Checks everything that the store at ``root`` promises.
 
     Args:
-        root: the store.
-        progress: told of (chunks checked, chunks committed) after each chunk.
+        root: the folder of the store.
+        progress: called with (chunks checked, chunks committed) after each chunk.
 
     Returns:
-        What was found. Damage is a finding, never an exception.
+        The result of the check. Damage is a finding, never an exception.
 
     Raises:
-        StorageError: files could not be read, or there was no memory to check them. It says nothing
-            about the rest of the store: nothing must be dropped because of it.
+        StorageError: files could not be read, or there was not enough memory. This is not damage,
+            and nothing must be dropped because of it.
     """
     for _ in range(_LOOKS):
         before = _identity(root)
         report = _look(root, progress)
-        # What is found while an addition is put in place, or chunks are made again, is of two
-        # stores. A build that only goes on adds lines to the ledger.
+        # Findings made during the merge of an extension, or while chunks are rebuilt, mix two
+        # states of the store. A build that only continues just appends lines to the ledger.
         if not report.findings:
             break
         after = _identity(root)
@@ -63,14 +63,14 @@ def verify(root: Path, *, progress: Callable[[int, int], None] | None = None) ->
 
 
 def _identity(root: Path) -> tuple[bytes, bytes]:
-    """The store's own document and its ledger, as far as they can be read."""
-    found = []
+    """The content of the store's root document and of its ledger; empty if unreadable."""
+    contents = []
     for name in ("zarr.json", _LEDGER):
         try:
-            found.append((root / name).read_bytes())
-        except OSError:  # whoever checks it reports that
-            found.append(b"")
-    return found[0], found[1]
+            contents.append((root / name).read_bytes())
+        except OSError:  # the check reports this
+            contents.append(b"")
+    return contents[0], contents[1]
 
 
 def _look(root: Path, progress: Callable[[int, int], None] | None) -> Verification:
@@ -90,7 +90,7 @@ def _look(root: Path, progress: Callable[[int, int], None] | None) -> Verificati
 
 
 class _Check:
-    """One check of one store; everything found goes into ``report``.
+    """One check of one store; all results are added to ``report``.
 
     Attributes:
         files: the store's files.
@@ -108,12 +108,10 @@ class _Check:
         self._root_document: dict[str, Any] = {}
 
     def read_root(self) -> bool:
-        """Reads what the store says of itself; False where it cannot be understood."""
+        """Reads the store's own record; False if it is damaged."""
         pending = self._root / _EXTENSION / "final/zarr.json"
         if status_of(self._root / "zarr.json") is None and status_of(pending) is not None:
-            self.files.find(
-                "zarr.json", "an addition is being put in place; build --resume finishes it"
-            )
+            self.files.find("zarr.json", "an extension is being merged; build --resume finishes it")
             return False
         document = self._root_document = self.files.object("zarr.json")
         if not document:
@@ -125,7 +123,7 @@ class _Check:
             rest = {key: value for key, value in record.items() if key != "crc32c"}
             crc = google_crc32c.value(json.dumps(rest, sort_keys=True).encode("ascii"))
             if record["crc32c"] != f"{crc:08x}":
-                raise ValueError("they do not fit their checksum")
+                raise ValueError("they do not match their checksum")
             shape, fingerprint = record["shape"], record["fingerprint"]
             self._n, self._v, self._k = shape["samples"], shape["views"], shape["chunk"]
             self._dims = dict(shape["dims"])
@@ -154,10 +152,10 @@ class _Check:
             yield f"records/moments/{name}", [self._report.chunks, 2, dim], 1, "float64"
 
     def documents(self) -> None:
-        """The Zarr documents: what another library reads the arrays by."""
+        """Checks the Zarr documents, which other libraries use to read the arrays."""
         for file in _GROUPS:
             document = self._root_document if file == "zarr.json" else self.files.object(file)
-            # What the root's attributes hold is checked by ``read_root``.
+            # The content of the root's attributes is checked by ``read_root``.
             attributes = document.get("attributes") if file == "zarr.json" else {}
             self._compare(file, document, {"node_type": "group", "attributes": attributes})
         for name, shape, rows, dtype in self._arrays():
@@ -182,23 +180,23 @@ class _Check:
             self._compare(file, self.files.object(file), expected)
 
     def _compression(self, dtype: str) -> list[dict[str, Any]]:
-        """Moments are never compressed."""
+        """The compression codecs of an array; moments are never compressed."""
         if self._codec == "none" or dtype == "float64":
             return []
         return [{"name": "zstd", "configuration": {"level": 1, "checksum": False}}]
 
     def _compare(self, file: str, document: dict[str, Any], expected: dict[str, Any]) -> None:
-        """Holds a Zarr document against what it must say; other keys may only say nothing."""
+        """Compares a Zarr document with its expected content; other keys must have no effect."""
         if not document:
-            return  # not readable, and that is a finding already
+            return  # unreadable, which is already a finding
         expected = {"zarr_format": 3, **expected}
         for key in sorted(document.keys() | expected.keys()):
-            found, value = document.get(key), expected.get(key)
-            if found != value and (key in expected or found or key not in _SILENT):
-                self.files.find(file, f"{key} is {found!r}, expected {value!r}")
+            actual, value = document.get(key), expected.get(key)
+            if actual != value and (key in expected or actual or key not in _SILENT):
+                self.files.find(file, f"{key} is {actual!r}, expected {value!r}")
 
     def samples(self) -> None:
-        """The list of samples against its hash."""
+        """Compares the list of samples with its hashes."""
         data = self.files.read(_SAMPLES)
         if data is None:
             return
@@ -211,12 +209,12 @@ class _Check:
         if len(stems) != self._n:
             self.files.find(_SAMPLES, f"{amount(len(stems), 'sample')}, expected {self._n:,}")
         elif hashlib.sha256(data).hexdigest() != self._samples_sha256:
-            self.files.find(_SAMPLES, "its checksum does not fit its content")
+            self.files.find(_SAMPLES, "its checksum does not match its content")
         elif hashlib.sha256(joined).hexdigest() != self._stems_sha256:
             self.files.find(_SAMPLES, "its stems are not those that the store was built from")
 
     def chunks(self, progress: Callable[[int, int], None] | None) -> None:
-        """Every line of the ledger, and every file that it names."""
+        """Checks every line of the ledger, and every file that it names."""
         bodies = list(self._ledger_lines())
         for done, body in enumerate(bodies, 1):
             self._chunk(body)
@@ -225,7 +223,7 @@ class _Check:
         missing = self._report.chunks - len(self._report.committed)
         if missing:
             self._report.notices.append(
-                f"{missing:,} of {amount(self._report.chunks, 'chunk')} to be made"
+                f"{missing:,} of {amount(self._report.chunks, 'chunk')} to be built"
             )
 
     def _ledger_lines(self) -> Iterator[dict[str, Any]]:
@@ -238,7 +236,7 @@ class _Check:
             self.files.find(_LEDGER, f"line {len(lines) + 1} is whole, but no line feed ends it")
             lines.append(whole)  # a repair writes it again
         elif tail:
-            self._report.notices.append("the ledger ends in a torn line, which a build cuts off")
+            self._report.notices.append("the ledger ends in a torn line, which a build removes")
         for number, line in enumerate(lines, 1):
             body = read_line(line)
             chunk = body.get("chunk")
@@ -268,12 +266,12 @@ class _Check:
             feature, moments = f"{name}/c.{chunk}.0.0", f"records/moments/{name}/c.{chunk}.0.0"
             files |= {feature, moments}
             rows = self._payload(feature, body, "<f4", self._k * self._v * dim)
-            found = self._payload(moments, body, "<f8", 2 * dim)
-            if rows is not None and found is not None:
+            stored = self._payload(moments, body, "<f8", 2 * dim)
+            if rows is not None and stored is not None:
                 used = rows.reshape(-1, dim)[: samples * self._v]
                 if not np.isnan(rows.reshape(-1, dim)[samples * self._v :]).all():
-                    self.files.find(feature, "there are rows behind the last sample", chunk)
-                self._moments(feature, moments, chunk, used, found.reshape(2, dim))
+                    self.files.find(feature, "there are rows after the last sample", chunk)
+                self._moments(feature, moments, chunk, used, stored.reshape(2, dim))
         self.files.known |= files
         if set(body["files"]) != files:
             self.files.find(_LEDGER, "the line names other files than the chunk has", chunk)
@@ -311,7 +309,7 @@ class _Check:
         moments: str,
         chunk: int,
         rows: npt.NDArray[np.float32],
-        found: npt.NDArray[np.float64],
+        stored: npt.NDArray[np.float64],
     ) -> None:
         if not np.isfinite(rows).all():
             self.files.find(feature, "rows that are not finite were committed", chunk)
@@ -319,25 +317,25 @@ class _Check:
         wide = rows.astype(np.float64)
         mean, deviation = wide.mean(axis=0), wide.std(axis=0)
         scale = np.abs(mean) + deviation + np.finfo(np.float64).tiny
-        near = np.abs(found[0] - mean) <= 1e-9 * scale
-        near &= np.abs(np.sqrt(found[1] / len(rows)) - deviation) <= 1e-7 * scale
+        near = np.abs(stored[0] - mean) <= 1e-9 * scale
+        near &= np.abs(np.sqrt(stored[1] / len(rows)) - deviation) <= 1e-7 * scale
         if not near.all():  # NaN is not near
             bad = int((~near).sum())
             self.files.find(moments, f"{bad} of {near.size} dimensions do not fit the rows", chunk)
 
     def extension(self) -> None:
-        """An addition that is not finished is a store of its own, beside this one."""
+        """Checks an unfinished extension, which is a separate store inside this one."""
         folder = self._root / _EXTENSION
         if not is_folder(folder):
             return
-        self._report.notices.append("an extension is not finished; build --resume goes on")
+        self._report.notices.append("an extension is not finished; build --resume continues it")
         if status_of(folder / "zarr.json") is not None:
-            self._report.extension = found = _look(folder, None)
-            for finding in found.findings:
+            self._report.extension = extension = _look(folder, None)
+            for finding in extension.findings:
                 self.files.find(f"{_EXTENSION}/{finding.file}", finding.problem)
 
     def strays(self) -> None:
-        """Files that nobody committed: never read, and so only noticed."""
+        """Adds notices for uncommitted files, which are never read and so are not damage."""
         for folder, _, names in os.walk(self._root, onerror=self.files.unlisted):
             relative = Path(folder).relative_to(self._root)
             if relative.parts[:2] in (("records", "runs"), ("records", "extension")):

@@ -127,7 +127,7 @@ def test_a_line_that_a_kill_cut_is_no_damage(copy: Path, cut: int) -> None:
     (copy / LEDGER).write_bytes(whole[:-cut])
     found = verify(copy)
     assert found.findings == []
-    assert "the ledger ends in a torn line, which a build cuts off" in found.notices
+    assert "the ledger ends in a torn line, which a build removes" in found.notices
     assert FeatureStore(copy).ledger.missing == [1]
 
 

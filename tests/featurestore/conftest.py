@@ -5,11 +5,11 @@ from tests.featurestore.worlds import World
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
-    """A store with rows, split and labels; read only."""
+    """A store with rows, split and labels, which tests must not change."""
     return World(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="session")
 def embeddings(world, tmp_path_factory):
-    """Its materialized files, scaled by all rows; read only."""
+    """The store's materialized files, scaled by all rows, which tests must not change."""
     return world.materialize(tmp_path_factory.mktemp("embeddings"))

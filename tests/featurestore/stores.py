@@ -95,7 +95,7 @@ def make_store(
     rows: Mapping[str, np.ndarray] | None = None,
     codec: str = "none",
 ) -> dict[str, np.ndarray]:
-    """Makes a store with the given chunks, all by default; returns its rows, float32 [N, V, D]."""
+    """Creates a store with the given chunks, by default all; returns rows, float32 [N, V, D]."""
     stems = [f"{i:07d}" for i in range(samples)] if stems is None else stems
     spec = StoreSpec(len(stems), views, choose_chunk(chunk, views, dims), dict(dims), codec)
     made = make_rows(spec, seed) if rows is None else dict(rows)
@@ -109,7 +109,7 @@ def make_store(
 
 
 def remake(path: Path, chunk: int, rows: Mapping[str, np.ndarray]) -> None:
-    """Makes a chunk of a complete store again, as ``build --remake-changed`` does."""
+    """Rebuilds a chunk of a complete store, as ``build --remake-changed`` does."""
     with StoreWriter(path, take_lock(path)) as writer:
         writer.ledger.drop([chunk])
         commit(writer, [chunk], rows, make_records(writer.spec))
@@ -117,7 +117,7 @@ def remake(path: Path, chunk: int, rows: Mapping[str, np.ndarray]) -> None:
 
 
 def tree(root: Path) -> dict[str, bytes]:
-    """Every file of a store but its logs and lock; folders as names with a slash."""
+    """Every file of a store except its logs and lock; names of folders end in a slash."""
     return {
         str(p.relative_to(root)) + "/" * p.is_dir(): b"" if p.is_dir() else p.read_bytes()
         for p in sorted(root.rglob("*"))
@@ -139,20 +139,20 @@ def killed_at(n: int, action: Callable[[], object]) -> bool:
         nonlocal count
         count += 1
         if count == n and operation == "write" and size > 1:
-            return size // 2  # the rest of it is the next operation
+            return size // 2  # the rest is written by the next operation
         if count > n or (count == n and operation != "write"):
             os._exit(KILLED)
         return size
 
     with warnings.catch_warnings():
-        # Later Pythons warn of forks beside threads; the child starts none and takes no lock.
+        # Newer Pythons warn about forks with threads; the child starts none and takes no lock.
         warnings.simplefilter("ignore", DeprecationWarning)
         pid = os.fork()
     if pid == 0:
         status = 1
         try:
             durable.hook = die
-            os.fsync = os.fstat  # what a process wrote outlives it without
+            os.fsync = os.fstat  # written data survives a process without a sync
             action()
             status = 0
         finally:

@@ -68,21 +68,21 @@ def make(request, folders):
 
 def reference(folders, family, part, mode, k=0):
     """Every domain of a part, from the published files, all in memory."""
-    found = {}
+    actual = {}
     for kind, name, clean in (("image", I, I0), ("text", C, C0)):
         rows = np.load(folders / "embeddings" / f"{PREFIX}_{family}_{kind}.npy")
         cube = rows.reshape(len(STEMS), VIEWS, -1)[list(PARTS[part])]  # [n, V, D]
-        found[name] = {
+        actual[name] = {
             "clean": cube[:, 0],
             "view_k": cube[:, k],
             "mean": cube.mean(axis=1),
             "all": cube.reshape(-1, cube.shape[2]),
         }[mode]
         each = VIEWS if mode == "all" else 1
-        found[clean] = cube[:, 0].repeat(each, axis=0)
+        actual[clean] = cube[:, 0].repeat(each, axis=0)
     labels = np.load(folders / "labels" / "labels_all_23.npy")[list(PARTS[part])]
-    found[L] = labels.repeat(VIEWS if mode == "all" else 1, axis=0)
-    return found
+    actual[L] = labels.repeat(VIEWS if mode == "all" else 1, axis=0)
+    return actual
 
 
 def datasets_of(module):
@@ -91,12 +91,12 @@ def datasets_of(module):
 
 def test_keys(make):
     for labelled in (False, True):
-        found = datasets_of(make(include_labels=labelled))
+        actual = datasets_of(make(include_labels=labelled))
         more = LABELLED if labelled else []
-        assert set(found["train"]) == {frozenset(k) for k in [{I}, {C}, *PAIRED, *more]}
+        assert set(actual["train"]) == {frozenset(k) for k in [{I}, {C}, *PAIRED, *more]}
         for part in ("val", "test"):
-            assert set(found[part]) == {frozenset(k) for k in [*PAIRED, *more]}
-        for datasets in found.values():
+            assert set(actual[part]) == {frozenset(k) for k in [*PAIRED, *more]}
+        for datasets in actual.values():
             assert all(set(d.domain_data) == key for key, d in datasets.items())
 
 
@@ -137,15 +137,15 @@ def test_train_split_scales_each_domain_by_its_training_rows_but_not_labels(
     train = reference(folders, family, "train", mode, 2)
     for part, datasets in datasets_of(module).items():
         wanted = reference(folders, family, part, mode, 2)
-        found = datasets[frozenset({I, C, I0, C0, L})].domain_data
+        actual = datasets[frozenset({I, C, I0, C0, L})].domain_data
         for name in (I, C, I0, C0):
             wide = torch.from_numpy(train[name].astype(np.float64))
             scaled = (wanted[name] - wide.mean(0).numpy()) / wide.std(0).numpy()
             # float32 rounds the mean and the difference: three roundings of the larger of both.
             bound = 3 * 2**-24 * (np.abs(wanted[name]) + wide.mean(0).abs().numpy())
-            error = np.abs(np.asarray(found[name]) - scaled)
+            error = np.abs(np.asarray(actual[name]) - scaled)
             assert (error <= bound / wide.std(0).numpy() + 1e-6 * np.abs(scaled)).all()
-        assert np.array_equal(np.asarray(found[L]), wanted[L])
+        assert np.array_equal(np.asarray(actual[L]), wanted[L])
 
 
 @pytest.fixture(scope="module")
@@ -166,22 +166,22 @@ def constant(tmp_path_factory):
 
 
 def test_a_dimension_without_deviation_is_divided_by_a_millionth(constant):
-    """And small deviations by themselves: nothing is added to them."""
+    """Small deviations divide unchanged: nothing is added to them."""
     root, rows = constant
     module = make_datamodule(
         "clip", embeddings=root / "embeddings", data_root=root, normalize="train_split"
     )
     for part, datasets in datasets_of(module).items():
-        found = np.asarray(datasets[frozenset({I, C})].domain_data[I])
+        actual = np.asarray(datasets[frozenset({I, C})].domain_data[I])
         raw = torch.from_numpy(rows["clip_image"][:, 0].astype(np.float64))
         mean, deviation = raw[:8].mean(0), raw[:8].std(0)
         assert deviation[0] == 0
         deviation[0] = 1e-6
         wanted = ((raw - mean) / deviation)[list(PARTS[part])].numpy()
         bound = 1.5 * 2**-22 / deviation.numpy()  # the mean and a difference of float32 near 3
-        assert (np.abs(found - wanted) <= bound + 1e-6 * np.abs(wanted)).all()
-        assert np.isfinite(found).all()
-        assert (found[:, 0] == 0).sum() == len(found) - (part == "test")
+        assert (np.abs(actual - wanted) <= bound + 1e-6 * np.abs(wanted)).all()
+        assert np.isfinite(actual).all()
+        assert (actual[:, 0] == 0).sum() == len(actual) - (part == "test")
 
 
 def test_one_training_row_has_no_deviation(constant, tmp_path):
@@ -195,10 +195,10 @@ def test_one_training_row_has_no_deviation(constant, tmp_path):
 
 def test_get_samples(make, folders):
     module = make(include_labels=True)
-    found = module.get_samples("val", 2)
-    assert set(found) == set(module.val_datasets)
+    actual = module.get_samples("val", 2)
+    assert set(actual) == set(module.val_datasets)
     wanted = reference(folders, "clip", "val", "clean")
-    rows = found[frozenset({I, C, L})]
+    rows = actual[frozenset({I, C, L})]
     assert {n: tuple(v.shape) for n, v in rows.items()} == {I: (2, 64), C: (2, 128), L: (2, 23)}
     np.testing.assert_allclose(rows[C].numpy(), wanted[C][:2], rtol=1e-5, atol=1e-6)
     for arguments in (("dev", 1), ("val", 0), ("val", -1)):
@@ -219,7 +219,7 @@ def test_loaders_give_aligned_batches(make, folders, workers):
         for i in range(sizes[-1]):
             nearest = np.abs(wanted[C] - rows[C][i].numpy()).max(axis=1).argmin()
             seen.append(int(nearest))
-            for name in (I, C, I0, C0, L):  # one sample's, whatever the order
+            for name in (I, C, I0, C0, L):  # rows of one sample, in any order
                 torch.testing.assert_close(
                     rows[name][i], torch.from_numpy(wanted[name][nearest].copy())
                 )
@@ -231,8 +231,8 @@ def test_loaders_give_aligned_batches(make, folders, workers):
 def test_validation_is_in_order(make, folders):
     module = make(batch_size=2)
     wanted = reference(folders, "clip", "val", "clean")
-    found = [batch[frozenset({I0})][I0] for batch, _, _ in module.val_dataloader()]
-    np.testing.assert_allclose(torch.cat(found).numpy(), wanted[I0], rtol=1e-5, atol=1e-6)
+    actual = [batch[frozenset({I0})][I0] for batch, _, _ in module.val_dataloader()]
+    np.testing.assert_allclose(torch.cat(actual).numpy(), wanted[I0], rtol=1e-5, atol=1e-6)
     assert len(list(module.test_dataloader())) == 2
 
 
@@ -275,7 +275,7 @@ def test_nothing_is_copied_for_all_views(tmp_path, folders):
 
 
 def anonymous_bytes():
-    """Memory of this process that is not a mapped file, which the kernel could not take back."""
+    """Memory of this process without mapped files, which the kernel could reclaim."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:")) * 1024
 
@@ -284,7 +284,7 @@ def test_an_epoch_of_all_views_takes_no_memory(tmp_path):
     count, views, bound = 512, 8, 24_000_000
     stems = [f"{i:05d}" for i in range(count)]
     dims = {"blip2_image": 768, "blip2_text": 2048}
-    # Each sample has its own number; one block of memory stands behind all of them.
+    # Each sample has another number, but all share one block of memory.
     rows = {
         n: np.broadcast_to(np.arange(count, dtype=np.float32)[:, None, None], (count, views, d))
         for n, d in dims.items()
@@ -309,10 +309,10 @@ def test_an_epoch_of_all_views_takes_no_memory(tmp_path):
     assert most - before < bound < seen / 3
 
 
-def test_labels_are_asked_for_only_where_they_are_wanted(folders, monkeypatch, tmp_path):
+def test_labels_are_required_only_if_requested(folders, monkeypatch, tmp_path):
     monkeypatch.setenv("MMIMDB1_DIR", str(folders))
     monkeypatch.delenv("IMDB1_LABELS_DIR_23", raising=False)
-    # As the published scripts left it: in blocks, view by view.
+    # In the order of the published scripts: in blocks, view by view.
     (tmp_path / "published").mkdir()
     for file in (folders / "embeddings").iterdir():
         (tmp_path / "published" / file.name).write_bytes(file.read_bytes())
@@ -324,8 +324,8 @@ def test_labels_are_asked_for_only_where_they_are_wanted(folders, monkeypatch, t
         monkeypatch.setenv("OTHER_BACKBONES_DIR_IMDB1_AUG70", str(embeddings))
         rows = make_datamodule_clip_aug70(view_mode="all").val_datasets[frozenset({I0})]
         wanted = reference(folders, "clip", "val", "all")[I0]
-        found = np.asarray(rows.domain_data[I0])
-        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+        actual = np.asarray(rows.domain_data[I0])
+        np.testing.assert_allclose(actual, wanted, rtol=1e-5, atol=1e-6)
         with pytest.raises(ConfigError, match="IMDB1_LABELS_DIR_23 is not set"):
             make_datamodule_clip_aug70(include_labels=True)
     index.write_text("\n".join([head, *lines[:3], *lines[4:]]) + "\n")
@@ -342,12 +342,12 @@ def test_labels_are_asked_for_only_where_they_are_wanted(folders, monkeypatch, t
 
 
 def test_published_files_of_other_samples_are_refused(folders, tmp_path):
-    """Their manifest holds no hash; their index tells."""
+    """Their manifest holds no hash, but their index names the samples."""
     published = tmp_path / "published"
     shutil.copytree(folders / "embeddings", published)
     manifest = published / f"{PREFIX}_manifest.json"
     facts = json.loads(manifest.read_bytes())
-    for key in ("stems_sha256", "crc32c", "sha256"):
+    for key in ("stems_sha256", "sha256", "crc32c"):
         del facts[key]
     manifest.write_text(json.dumps(facts))
     given = {"data_root": folders, "labels_dir": folders / "labels", "include_labels": True}
@@ -374,8 +374,8 @@ def test_lightning_sets_the_epoch_of_our_batch_sampler(folders):
     assert (sampler.epoch, dataset.epoch) == (7, 7)
 
 
-@pytest.mark.filterwarnings("ignore")  # Lightning's, of a machine with so few cores
-def test_a_trainer_goes_on_in_the_middle_of_an_epoch(folders, tmp_path):
+@pytest.mark.filterwarnings("ignore")  # Lightning warns of few cores
+def test_a_trainer_resumes_in_the_middle_of_an_epoch(folders, tmp_path):
     from lightning.pytorch import LightningModule, Trainer
     from lightning.pytorch.callbacks import ModelCheckpoint
 
@@ -410,10 +410,10 @@ def test_a_trainer_goes_on_in_the_middle_of_an_epoch(folders, tmp_path):
     for step in (1, 4, 7):  # the first batch, the end of an epoch, the middle of one
         tail = fit(ckpt_path=tmp_path / f"step={step}.ckpt")
         assert len(tail) == 12 - step
-        for found, wanted in zip(tail, whole[step:], strict=True):
-            assert found[:2] == wanted[:2]
-            assert torch.equal(found[2], wanted[2])
-            assert torch.equal(found[3], wanted[3])
+        for actual, wanted in zip(tail, whole[step:], strict=True):
+            assert actual[:2] == wanted[:2]
+            assert torch.equal(actual[2], wanted[2])
+            assert torch.equal(actual[3], wanted[3])
 
 
 def test_factories_read_the_published_variables(folders, monkeypatch):
@@ -460,7 +460,7 @@ def test_what_does_not_belong_together_is_refused(folders, tmp_path):
                 module(embeddings=embeddings, labels_dir=tmp_path / labels)
     with pytest.raises(InputError, match="both in train and in val"):
         module(data_root=tmp_path)
-    with pytest.raises(InputError, match="half written"):
+    with pytest.raises(InputError, match="incomplete"):
         module(embeddings=tmp_path)
     with pytest.raises(ConfigError, match="clip, blip2"):
         make_datamodule("vit", embeddings="x", data_root="x", labels_dir="x")

@@ -1,4 +1,4 @@
-"""A small store with everything that is read beside it."""
+"""A small store with its split and labels, shared by many tests."""
 
 import json
 from pathlib import Path
@@ -38,7 +38,7 @@ class World:
         return FeatureDataset(self.store, **{"bad_samples": "include"} | arguments)
 
     def scaled(self, name, chosen=slice(None)):
-        """The z-score written out with NumPy's own moments."""
+        """The z-score computed from NumPy's moments."""
         rows = self.rows[name]
         wide = rows[chosen].reshape(-1, rows.shape[2]).astype(np.float64)
         mu, sigma = wide.mean(0).astype(np.float32), wide.std(0).astype(np.float32)

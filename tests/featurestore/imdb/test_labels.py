@@ -26,8 +26,7 @@ from featurestore.imdb.labels import (
 from featurestore.imdb.labels_manifest import verify_augmented
 from featurestore.records import view_seed
 from featurestore.system import durable
-
-from .stores import killed_at
+from tests.featurestore.stores import killed_at
 
 P = "mm_imdb1_globals_aug70"
 # Copied from the published list, not from the code.
@@ -48,7 +47,7 @@ def named(document: object) -> list[str]:
 
 
 def numpy_noise(labels: np.ndarray, views: int, base: int) -> np.ndarray:
-    """The published rule, written apart from the code: float32 [N * V, 23]."""
+    """The published rule, implemented independently of the code: float32 [N * V, 23]."""
     rows = []
     for i, label in enumerate(labels):
         rows.append(label)
@@ -131,7 +130,7 @@ def test_noise_is_numpys_own(base):
 
 
 def test_noise_known_answer():
-    # Drawn once from NumPy by hand: seed 3883996548, sample 0, view 1, a zero row and a one row.
+    # Computed once with NumPy: seed 3883996548, sample 0, view 1, a zero row and a one row.
     noise = np.random.default_rng(3883996548).normal(0, 0.1, 23).astype(np.float32).clip(-0.2, 0.2)
     zero, one = (next(augmented_labels(np.full((1, 23), x, np.float32), 2)) for x in (0, 1))
     assert np.array_equal(zero[1], np.where(noise > 0, noise, 0))
@@ -187,7 +186,7 @@ def test_report(tmp_path: Path):
 
 
 def test_a_data_set_without_a_known_genre_is_refused(tmp_path: Path):
-    """Every label would be zero, and nobody would notice before a training that learns nothing."""
+    """Every label would be zero, which only a failed training would reveal."""
     documents = [{"genres": ["News", "Adult"]}, {"genre": "Drama"}, None, {"Genres": ["news"]}]
     with pytest.raises(InputError) as caught:
         write_labels(["a", "b", "c", "d"], documents, tmp_path / "out")
@@ -244,7 +243,7 @@ def test_read_back(labels_dir: Path):
     assert [named(d) for d in DOCUMENTS] == [
         [NAMES[i] for i in np.flatnonzero(row)] for row in labels
     ]
-    labels[0, 0] = 1  # an array of its own, not a view of the file
+    labels[0, 0] = 1  # a copy, not a view of the file
 
 
 @pytest.mark.parametrize(
@@ -405,14 +404,14 @@ def test_the_papers_views_and_seed_before_there_are_embeddings(labels_dir: Path,
 
 
 @pytest.mark.parametrize("value", ["70", 2.0, True, [2]])
-def test_a_manifest_of_no_number_of_views(labels_dir: Path, tmp_path: Path, value: object):
+def test_a_manifest_without_a_number_of_views(labels_dir: Path, tmp_path: Path, value: object):
     embeddings(tmp_path, views_per_sample=value)
     with pytest.raises(InputError, match="views_per_sample must be a number"):
         write_augmented_labels(labels_dir, tmp_path)
 
 
 def test_labels_of_other_classes_get_advice_that_helps(labels_dir: Path):
-    """They would have as many columns again, however often `labels` is run."""
+    """Running `labels` again would not change the number of columns."""
     np.save(labels_dir / "labels_all_23.npy", np.zeros((3, 20), np.float32))
     with pytest.raises(InputError) as caught:
         read_labels(labels_dir, STEMS)
@@ -435,8 +434,8 @@ def test_broken_embeddings_manifest(labels_dir: Path, tmp_path: Path, text):
         write_augmented_labels(labels_dir, tmp_path, 2)
 
 
-def test_augmented_labels_want_a_folder_and_a_view(labels_dir: Path, tmp_path: Path):
-    with pytest.raises(InputError, match="is no folder"):
+def test_augmented_labels_need_a_folder_and_a_view(labels_dir: Path, tmp_path: Path):
+    with pytest.raises(InputError, match="is not a folder"):
         write_augmented_labels(labels_dir, tmp_path / "none", 2)
     with pytest.raises(ConfigError, match="at least 1, not 0"):
         write_augmented_labels(labels_dir, tmp_path, 0)
@@ -468,7 +467,7 @@ def test_memory_does_not_grow_with_views(labels_dir: Path, tmp_path: Path):
     assert peak < written / 2
 
 
-# --- what was written, and what is there now ---
+# --- changes since the labels were written ---
 
 
 def flip(path: Path, at: int = -1, change: int = 1) -> None:
@@ -522,13 +521,13 @@ def test_labels_of_the_published_scripts_have_no_record(labels_dir: Path, tmp_pa
 
 
 def test_classes_in_another_order_are_refused(labels_dir: Path):
-    """Each column would be taken for another genre."""
+    """Each column would be read as another genre."""
     (labels_dir / RECORD).unlink()
     path = labels_dir / "class_names_23.json"
     path.write_text(json.dumps([*NAMES[1:], NAMES[0]]))
     with pytest.raises(InputError, match="in another order"):
         read_labels(labels_dir, STEMS)
-    path.unlink()  # nobody needs it
+    path.unlink()  # the file is optional
     assert read_labels(labels_dir, STEMS).shape == (3, 23)
 
 
@@ -548,7 +547,7 @@ def test_a_full_disk_leaves_the_old_labels(labels_dir: Path, monkeypatch):
 
 
 def test_a_kill_between_the_renames_is_seen(labels_dir: Path):
-    """The record is renamed last: until then the older one fits none of the new files."""
+    """The record is renamed last: until then the older one matches none of the new files."""
     for n in itertools.count(1):
         write_labels(STEMS, DOCUMENTS, labels_dir)
         old = (labels_dir / "labels_all_23.npy").read_bytes()
@@ -583,7 +582,7 @@ def test_a_flip_of_any_byte_of_augmented_labels_is_named(
     assert verify_augmented(tmp_path, P) == []
 
 
-def test_augmented_labels_that_do_not_fit_what_is_beside_them_are_named(
+def test_augmented_labels_of_other_files_in_their_folder_are_named(
     labels_dir: Path, tmp_path: Path
 ):
     write_augmented_labels(labels_dir, labels_dir, 2)
@@ -600,12 +599,12 @@ def test_augmented_labels_that_do_not_fit_what_is_beside_them_are_named(
 
 
 def test_a_seed_that_a_flip_changed_is_not_used(labels_dir: Path, tmp_path: Path):
-    """The noise would be of another seed than the views beside it."""
+    """The noise would have another seed than the views in the same folder."""
     record = {"original_rows": 3, "views_per_sample": 2, "seed": 123, "sha256": {}}
     record["crc32c"] = f"{crc32c(json.dumps(record, sort_keys=True).encode()):08x}"
     path = tmp_path / f"{P}_manifest.json"
     path.write_text(json.dumps(record))
     write_augmented_labels(labels_dir, tmp_path)
     path.write_text(json.dumps(record).replace("123", "122"))
-    with pytest.raises(InputError, match=r"checksum does not fit(?s:.*)materialize"):
+    with pytest.raises(InputError, match=r"checksum does not match(?s:.*)materialize"):
         write_augmented_labels(labels_dir, tmp_path)

@@ -28,7 +28,7 @@ BAD = {3: [BadInput(3, "image", "truncated", "")], 7: [BadInput(7, "text", "not-
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def built(tmp_path_factory):
     path = tmp_path_factory.mktemp("materialize") / "store"
     return path, make_store(path, stems=STEMS, bad=BAD)
 
@@ -54,23 +54,23 @@ def expected_rows(rows, chosen=slice(None)):
 def assert_rows(folder, rows, chosen=slice(None)):
     for name in DIMS:
         expected, mu, sigma = expected_rows(rows[name], chosen)
-        found = np.load(folder / f"{PREFIX}_{name}.npy")
+        actual = np.load(folder / f"{PREFIX}_{name}.npy")
         stats = np.load(folder / f"{PREFIX}_{name}.stats.npz")
         assert stats.files == ["mu", "sigma"]
         for stat, wanted in (("mu", mu), ("sigma", sigma)):
             assert stats[stat].dtype == np.float32
             # Summing in another order may move the last float64 bit, thus one float32 rounding.
             np.testing.assert_array_max_ulp(stats[stat], wanted, maxulp=1)
-        np.testing.assert_allclose(found, expected, rtol=2e-6, atol=2e-6)
+        np.testing.assert_allclose(actual, expected, rtol=2e-6, atol=2e-6)
         exact = (rows[name].reshape(expected.shape) - stats["mu"]) / (
             stats["sigma"] + np.float32(1e-6)
         )
         assert exact.dtype == np.float32
-        assert found.tobytes() == exact.tobytes()
+        assert actual.tobytes() == exact.tobytes()
 
 
-def test_rows_and_stats_over_everything(made, tmp_path):
-    path, rows = made
+def test_rows_and_stats_over_everything(built, tmp_path):
+    path, rows = built
     result = materialize(FeatureStore(path), tmp_path / "out")
     assert_rows(tmp_path / "out", rows)
     assert result.out_dir == tmp_path / "out"
@@ -78,34 +78,34 @@ def test_rows_and_stats_over_everything(made, tmp_path):
     assert list(result.files)[-1] == f"{PREFIX}_manifest.json"
 
 
-def test_train_moments_come_from_the_split_only(made, tmp_path):
-    path, rows = made
+def test_train_moments_come_from_the_split_only(built, tmp_path):
+    path, rows = built
     train = [0, 1, 4, 5, 10]
     split = split_file(tmp_path, train=[STEMS[i] for i in train], test=[STEMS[2]])
     materialize(FeatureStore(path), tmp_path / "out", zscore="train", split_json=split)
     assert_rows(tmp_path / "out", rows, train)
 
 
-def test_train_moments_leave_placeholders_out_as_training_does(made, tmp_path):
-    path, rows = made
-    train = [0, 3, 4, 7, 10]  # 3 has no poster, 7 no synopsis: training leaves both samples out
+def test_train_moments_leave_placeholders_out_as_training_does(built, tmp_path):
+    path, rows = built
+    train = [0, 3, 4, 7, 10]  # 3 has no poster, 7 no synopsis: training excludes both
     split = split_file(tmp_path, train=[STEMS[i] for i in train], test=[STEMS[2]])
     materialize(FeatureStore(path), tmp_path / "out", zscore="train", split_json=split)
     assert_rows(tmp_path / "out", rows, [0, 4, 10])
 
 
-def test_without_zscore_rows_are_the_stores_and_old_stats_go(made, tmp_path):
-    path, rows = made
+def test_without_zscore_rows_are_the_stores_and_old_stats_go(built, tmp_path):
+    path, rows = built
     materialize(FeatureStore(path), tmp_path)
     materialize(FeatureStore(path), tmp_path, zscore="none")
     for name, dim in DIMS.items():
-        found = np.load(tmp_path / f"{PREFIX}_{name}.npy")
-        assert found.tobytes() == rows[name].reshape(-1, dim).tobytes()
+        actual = np.load(tmp_path / f"{PREFIX}_{name}.npy")
+        assert actual.tobytes() == rows[name].reshape(-1, dim).tobytes()
     assert not list(tmp_path.glob("*.npz"))
 
 
-def test_the_file_is_numpys_own_byte_for_byte(made, tmp_path):
-    path, rows = made
+def test_the_file_is_numpys_own_byte_for_byte(built, tmp_path):
+    path, rows = built
     materialize(FeatureStore(path), tmp_path, zscore="none", prefix="p")
     for name, dim in DIMS.items():
         saved = io.BytesIO()
@@ -113,8 +113,8 @@ def test_the_file_is_numpys_own_byte_for_byte(made, tmp_path):
         assert (tmp_path / f"p_{name}.npy").read_bytes() == saved.getvalue()
 
 
-def test_the_index_is_exact(made, tmp_path):
-    materialize(FeatureStore(made[0]), tmp_path)
+def test_the_index_is_exact(built, tmp_path):
+    materialize(FeatureStore(built[0]), tmp_path)
     data = (tmp_path / f"{PREFIX}_aug_index.csv").read_bytes()
     start = (
         b"aug_idx,orig_idx,view,stem,image_name,text_len\n"
@@ -129,24 +129,24 @@ def test_the_index_is_exact(made, tmp_path):
     assert b'\n20,5,0,"cr\rx","cr\rx.jpg",15\n' in data
     assert data.endswith(b"\n43,10,3,,.jpg,30\n")
     text = data.decode("utf-8", "surrogateescape")
-    found = list(csv.reader(io.StringIO(text, newline="")))[1:]
-    assert found == [
+    lines = list(csv.reader(io.StringIO(text, newline="")))[1:]
+    assert lines == [
         [str(4 * i + v), str(i), str(v), stem, f"{stem}.jpg", str(3 * i)]
         for i, stem in enumerate(STEMS)
         for v in range(4)
     ]
 
 
-def test_the_manifest(made, tmp_path):
-    store = FeatureStore(made[0])
+def test_the_manifest(built, tmp_path):
+    store = FeatureStore(built[0])
     materialize(store, tmp_path)
     data = (tmp_path / f"{PREFIX}_manifest.json").read_bytes()
-    found = json.loads(data)
-    assert data == json.dumps(found, indent=2).encode()
+    manifest = json.loads(data)
+    assert data == json.dumps(manifest, indent=2).encode()
     published = ["total_rows", "original_rows", "views_per_sample", "dims", "models", "dtype"]
     published += ["device", "simclr", "text_mask_prob", "index_csv"]
-    assert list(found)[:10] == published
-    assert [found[key] for key in published] == [
+    assert list(manifest)[:10] == published
+    assert [manifest[key] for key in published] == [
         44,
         11,
         4,
@@ -158,29 +158,29 @@ def test_the_manifest(made, tmp_path):
         0.15,
         f"{PREFIX}_aug_index.csv",
     ]
-    assert (found["zscore"], found["seed"]) == ("all", 123)
-    assert found["versions"] == {"torch": "2.13.0", "pillow": "12.0.0"}
-    assert found["stems_sha256"] == store.fingerprint["stems_sha256"]
-    assert found["placeholders"] == [
+    assert (manifest["zscore"], manifest["seed"]) == ("all", 123)
+    assert manifest["versions"] == {"torch": "2.13.0", "pillow": "12.0.0"}
+    assert manifest["stems_sha256"] == store.fingerprint["stems_sha256"]
+    assert manifest["placeholders"] == [
         {"orig_idx": 3, "stem": "caf\udce9", "input": "image", "reason": "truncated"},
         {"orig_idx": 7, "stem": "é", "input": "text", "reason": "not-json"},
     ]
     others = {n: d for n, d in contents(tmp_path).items() if not n.endswith("manifest.json")}
-    assert found["sha256"] == {n: hashlib.sha256(d).hexdigest() for n, d in others.items()}
+    assert manifest["sha256"] == {n: hashlib.sha256(d).hexdigest() for n, d in others.items()}
 
 
 def test_blip2_is_one_model_and_dims_keep_their_order(tmp_path):
     make_store(tmp_path / "s", dims={"blip2_text": 64, "blip2_image": 64, "clip_text": 64})
     materialize(FeatureStore(tmp_path / "s"), tmp_path / "out")
-    found = json.loads((tmp_path / "out" / f"{PREFIX}_manifest.json").read_bytes())
-    assert list(found["dims"]) == ["blip2_text", "blip2_image", "clip_text"]
-    assert set(found["models"]) == {"blip2", "clip_text"}
+    manifest = json.loads((tmp_path / "out" / f"{PREFIX}_manifest.json").read_bytes())
+    assert list(manifest["dims"]) == ["blip2_text", "blip2_image", "clip_text"]
+    assert set(manifest["models"]) == {"blip2", "clip_text"}
 
 
 @pytest.mark.parametrize("zscore", ["all", "none"])
-def test_two_runs_are_byte_identical(made, tmp_path, zscore):
+def test_two_runs_are_byte_identical(built, tmp_path, zscore):
     for out in ("a", "b", "b"):
-        materialize(FeatureStore(made[0]), tmp_path / out, zscore=zscore)
+        materialize(FeatureStore(built[0]), tmp_path / out, zscore=zscore)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
@@ -203,8 +203,8 @@ def test_an_incomplete_store_is_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_wrong_arguments(made, tmp_path):
-    store = FeatureStore(made[0])
+def test_wrong_arguments(built, tmp_path):
+    store = FeatureStore(built[0])
     for prefix in ("", "a/b", "../x", ".hidden"):
         with pytest.raises(ConfigError, match="--prefix"):
             materialize(store, tmp_path / "out", prefix=prefix)
@@ -218,26 +218,26 @@ def test_wrong_arguments(made, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_full_disk_is_noticed_before_anything_is_replaced(made, tmp_path, monkeypatch):
-    materialize(FeatureStore(made[0]), tmp_path)
+def test_a_full_disk_is_noticed_before_anything_is_replaced(built, tmp_path, monkeypatch):
+    materialize(FeatureStore(built[0]), tmp_path)
     before = contents(tmp_path)
     monkeypatch.setattr("featurestore.imdb.materialize.free_bytes", lambda _: 1000)
     with pytest.raises(InputError, match=r"needs 22,400 bytes.*1,000 free"):
-        materialize(FeatureStore(made[0]), tmp_path)
+        materialize(FeatureStore(built[0]), tmp_path)
     assert contents(tmp_path) == before
 
 
-def test_room_that_a_killed_run_took_is_room(made, tmp_path, monkeypatch):
+def test_leftovers_of_a_killed_run_count_as_free_space(built, tmp_path, monkeypatch):
     left = tmp_path / f"{PREFIX}_blip2_text.npy.partial"
     left.write_bytes(bytes(40_000))
     monkeypatch.setattr("featurestore.imdb.materialize.free_bytes", lambda _: 1000)
-    materialize(FeatureStore(made[0]), tmp_path)
+    materialize(FeatureStore(built[0]), tmp_path)
     assert not list(tmp_path.glob("*.partial"))
 
 
 @pytest.mark.parametrize("at", range(3, 25, 3))
-def test_a_second_run_into_a_folder_is_refused(made, tmp_path, monkeypatch, at):
-    store, count = FeatureStore(made[0]), 0
+def test_a_second_run_into_a_folder_is_refused(built, tmp_path, monkeypatch, at):
+    store, count = FeatureStore(built[0]), 0
     materialize(store, tmp_path / "golden", zscore="none")
 
     def meet(operation, path, size):
@@ -255,38 +255,38 @@ def test_a_second_run_into_a_folder_is_refused(made, tmp_path, monkeypatch, at):
 
 
 @pytest.mark.parametrize("name", ["blip2_text.npy", "blip2_image.stats.npz", "mine.npy"])
-def test_nothing_is_written_beside_files_of_features_that_the_store_has_not(made, tmp_path, name):
-    """They would be taken for rows of this store; and they may be the only ones of theirs."""
+def test_nothing_is_written_beside_files_of_other_features(built, tmp_path, name):
+    """Readers would attribute them to this store; and they may be the only copy."""
     out = tmp_path / "out"
-    if name == "mine.npy":  # only its manifest tells that it is one
+    if name == "mine.npy":  # recognized only by its manifest
         make_store(tmp_path / "other", dims={"mine": 64})
         materialize(FeatureStore(tmp_path / "other"), out)
     else:
-        materialize(FeatureStore(made[0]), out)
+        materialize(FeatureStore(built[0]), out)
         (out / f"{PREFIX}_{name}").write_bytes(b"of another store")
     (out / "other_blip2_text.npy").write_bytes(b"of another prefix")
     before = contents(out)
     with pytest.raises(InputError, match=rf"holds files of {name.partition('.')[0]}, which"):
-        materialize(FeatureStore(made[0]), out)
+        materialize(FeatureStore(built[0]), out)
     assert contents(out) == before
     (out / f"{PREFIX}_{name}").unlink()
     (out / f"{PREFIX}_mine.stats.npz").unlink(missing_ok=True)
-    materialize(FeatureStore(made[0]), out)
+    materialize(FeatureStore(built[0]), out)
 
 
-def test_labels_of_another_seed_are_not_written_beside(made, tmp_path):
+def test_embeddings_are_not_written_beside_labels_of_another_seed(built, tmp_path):
     path = tmp_path / f"{PREFIX}_labels_manifest.json"
-    told = {"total_rows": 44, "views_per_sample": 4, "seed": 5}
-    path.write_text(json.dumps(told))
+    stated = {"total_rows": 44, "views_per_sample": 4, "seed": 5}
+    path.write_text(json.dumps(stated))
     with pytest.raises(InputError, match="is of another seed: 5; the store's is 123"):
-        materialize(FeatureStore(made[0]), tmp_path)
-    path.write_text(json.dumps({**told, "seed": 123}))
-    materialize(FeatureStore(made[0]), tmp_path)
+        materialize(FeatureStore(built[0]), tmp_path)
+    path.write_text(json.dumps({**stated, "seed": 123}))
+    materialize(FeatureStore(built[0]), tmp_path)
 
 
-def test_labels_of_the_published_scripts_have_the_papers_seed(made, tmp_path):
-    """Their manifest does not say it: it is a constant of theirs."""
-    spec = FeatureStore(made[0]).spec
+def test_labels_of_the_published_scripts_have_the_papers_seed(built, tmp_path):
+    """Their manifest does not record the seed, which is a constant of the scripts."""
+    spec = FeatureStore(built[0]).spec
     other = tmp_path / "store"
     make_store(other)
     document = json.loads((other / "zarr.json").read_bytes())
@@ -298,34 +298,34 @@ def test_labels_of_the_published_scripts_have_the_papers_seed(made, tmp_path):
     (tmp_path / f"{PREFIX}_labels_manifest.json").write_text(json.dumps(facts))
     with pytest.raises(InputError, match="is of another seed: 123; the store's is 7"):
         materialize(FeatureStore(other), tmp_path)
-    materialize(FeatureStore(made[0]), tmp_path)
+    materialize(FeatureStore(built[0]), tmp_path)
 
 
-def test_labels_whose_manifest_is_damaged_are_not_written_beside(made, tmp_path):
+def test_embeddings_are_not_written_beside_a_damaged_labels_manifest(built, tmp_path):
     facts = {"total_rows": 44, "views_per_sample": 4, "seed": 123, "sha256": {}}
     facts["crc32c"] = record_crc32c(facts)
     path = tmp_path / f"{PREFIX}_labels_manifest.json"
     path.write_text(json.dumps(facts))
-    materialize(FeatureStore(made[0]), tmp_path)
+    materialize(FeatureStore(built[0]), tmp_path)
     path.write_text(json.dumps(facts).replace("44", "45"))
-    with pytest.raises(InputError, match=r"its checksum does not fit(?s:.*)labels --augment"):
-        materialize(FeatureStore(made[0]), tmp_path)
+    with pytest.raises(InputError, match=r"its checksum does not match(?s:.*)labels --augment"):
+        materialize(FeatureStore(built[0]), tmp_path)
 
 
-def test_rows_of_an_interrupted_run_are_seen_without_its_manifest(made, tmp_path):
+def test_rows_of_an_interrupted_run_are_seen_without_its_manifest(built, tmp_path):
     (tmp_path / f"{PREFIX}_mine.npy").write_bytes(b"half of it")
     (tmp_path / f"{PREFIX}_labels.npy").write_bytes(b"no feature")
     with pytest.raises(InputError, match="holds files of mine, which"):
-        materialize(FeatureStore(made[0]), tmp_path)
+        materialize(FeatureStore(built[0]), tmp_path)
 
 
-def test_places_and_names_that_cannot_be(made, tmp_path):
-    store, file = FeatureStore(made[0]), tmp_path / "file"
+def test_invalid_folders_and_prefixes_are_refused(built, tmp_path):
+    store, file = FeatureStore(built[0]), tmp_path / "file"
     file.touch()
     for out, prefix, message in (
-        (file, PREFIX, "is no folder"),
-        (made[0] / "out", PREFIX, "is in the store"),
-        (made[0], PREFIX, "is in the store"),
+        (file, PREFIX, "is not a folder"),
+        (built[0] / "out", PREFIX, "is in the store"),
+        (built[0], PREFIX, "is in the store"),
         (tmp_path / "out", "my_labels", "does not end in _labels"),
     ):
         with pytest.raises(ConfigError, match=message):
@@ -333,8 +333,8 @@ def test_places_and_names_that_cannot_be(made, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_augmented_labels_of_other_rows_are_not_written_beside(made, tmp_path):
-    store = FeatureStore(made[0])
+def test_embeddings_are_not_written_beside_labels_of_other_rows(built, tmp_path):
+    store = FeatureStore(built[0])
     rows = store.spec.samples * store.spec.views
     path = tmp_path / f"{PREFIX}_labels_manifest.json"
     path.write_text(json.dumps({"total_rows": rows, "views_per_sample": store.spec.views}))
@@ -352,8 +352,8 @@ def test_augmented_labels_of_other_rows_are_not_written_beside(made, tmp_path):
         assert contents(tmp_path) == before
 
 
-def test_a_damaged_chunk_leaves_no_manifest(made, tmp_path):
-    path = shutil.copytree(made[0], tmp_path / "s")
+def test_a_damaged_chunk_leaves_no_manifest(built, tmp_path):
+    path = shutil.copytree(built[0], tmp_path / "s")
     materialize(FeatureStore(path), tmp_path / "out")
     data = bytearray((path / "clip_text/c.1.0.0").read_bytes())
     data[77] ^= 4
@@ -365,15 +365,15 @@ def test_a_damaged_chunk_leaves_no_manifest(made, tmp_path):
 
 
 @pytest.mark.usefixtures("unsynced")
-def test_a_failure_anywhere_leaves_no_manifest_and_a_rerun_completes(made, tmp_path, monkeypatch):
-    store = FeatureStore(made[0])
+def test_a_failure_anywhere_leaves_no_manifest_and_a_rerun_completes(built, tmp_path, monkeypatch):
+    store = FeatureStore(built[0])
     materialize(store, tmp_path / "golden", zscore="none")
     golden = contents(tmp_path / "golden")
     out = tmp_path / "out"
     n = 0
     while True:
         n += 1
-        materialize(store, out)  # an earlier run with other numbers
+        materialize(store, out)  # an earlier run with another scale
         earlier, count = contents(out), 0
 
         def fail(operation, path, size, at=n):
@@ -387,9 +387,9 @@ def test_a_failure_anywhere_leaves_no_manifest_and_a_rerun_completes(made, tmp_p
         try:
             materialize(store, out, zscore="none")
         except StorageError:
-            found = contents(out)
-            # Until its manifest is removed the earlier run is whole; after the last, this one is.
-            assert f"{PREFIX}_manifest.json" not in found or found in (earlier, golden)
+            files = contents(out)
+            # The earlier run is complete until its manifest is removed; this one is, at its end.
+            assert f"{PREFIX}_manifest.json" not in files or files in (earlier, golden)
             assert not list(out.glob("*.partial"))
         else:
             break
@@ -401,16 +401,16 @@ def test_a_failure_anywhere_leaves_no_manifest_and_a_rerun_completes(made, tmp_p
 
 
 @pytest.mark.usefixtures("unsynced")
-def test_a_kill_anywhere_leaves_no_manifest_and_a_rerun_completes(made, tmp_path):
-    store = FeatureStore(made[0])
+def test_a_kill_anywhere_leaves_no_manifest_and_a_rerun_completes(built, tmp_path):
+    store = FeatureStore(built[0])
     golden, out = tmp_path / "golden", tmp_path / "out"
     materialize(store, golden, zscore="none")
     n = 1
     materialize(store, out)
     earlier = contents(out)
     while killed_at(n, lambda: materialize(store, out, zscore="none")):
-        found = {k: v for k, v in contents(out).items() if not k.endswith(".partial")}
-        assert f"{PREFIX}_manifest.json" not in found or found in (earlier, contents(golden))
+        files = {k: v for k, v in contents(out).items() if not k.endswith(".partial")}
+        assert f"{PREFIX}_manifest.json" not in files or files in (earlier, contents(golden))
         materialize(store, out)
         assert contents(out) == earlier
         n += 1
@@ -428,5 +428,5 @@ def test_memory_does_not_grow_with_the_samples(tmp_path):
         materialize(store, tmp_path / f"out{samples}")
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    # 960 more samples are 3.9 MB of rows; what is known of each sample may take 1 kB.
+    # 960 more samples are 3.9 MB of rows; the records may take 1 kB per sample.
     assert peaks[1] - peaks[0] < 1_000_000

@@ -42,7 +42,7 @@ def test_a_string_that_is_a_stem_means_that_stem(tmp_path):
     assert read(tmp_path, stems, train=[10]) == ([0], [], [])
 
 
-def test_val_stands_in_for_dev_and_dev_wins(tmp_path):
+def test_val_replaces_dev_and_dev_takes_precedence(tmp_path):
     only_val = {"train": [], "val": ["9999999"], "test": []}
     assert read_split(write(tmp_path, only_val), STEMS).val.tolist() == [4]
     assert read(tmp_path, val=["9999999"], dev=["1234567"])[1] == [3]

@@ -1,4 +1,4 @@
-"""Rows of a domain are the tensor of the same rows; only what is needed of them is read."""
+"""Lazy rows of a domain equal the tensor of the same rows, and read only what is needed."""
 
 import copy
 import json
@@ -14,8 +14,7 @@ from featurestore.errors import ConfigError, CorruptStoreError, InputError
 from featurestore.imdb.materialize import materialize
 from featurestore.published.domains import DomainDataset, DomainRows
 from featurestore.storage.store import FeatureStore
-
-from .stores import make_store
+from tests.featurestore.stores import make_store
 
 STEMS = [f"{i:07d}" for i in range(14)]
 SPLIT = {"train": STEMS[:8], "dev": [], "test": STEMS[11:]}
@@ -114,15 +113,15 @@ ITEMS = {
 @pytest.mark.parametrize("item", ITEMS)
 def test_indexing_is_a_tensors_and_reads_the_rows_it_names(rows, wanted, read, item):
     key = eval(item)
-    found = rows[key]
-    assert type(found) is torch.Tensor
-    assert found.shape == wanted[key].shape
-    assert torch.equal(found, wanted[key])
+    actual = rows[key]
+    assert type(actual) is torch.Tensor
+    assert actual.shape == wanted[key].shape
+    assert torch.equal(actual, wanted[key])
     assert sum(read) == ITEMS[item]
 
 
 @pytest.mark.parametrize("item", ["N", "-N - 1", "[0, 32]", "(32, 0)", "0.5", "(0, 64)", "'a'"])
-def test_what_a_tensor_has_no_row_for_is_refused(rows, item):
+def test_invalid_indices_are_refused(rows, item):
     with pytest.raises(IndexError):
         rows[eval(item)]
 
@@ -173,13 +172,13 @@ CALLS = (
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_everything_else_of_a_tensor_is_there(rows, wanted, call):
+def test_other_tensor_attributes_read_all_rows(rows, wanted, call):
     names = globals()
     expected = eval(call, names | {"x": wanted})
-    found = eval(call, names | {"x": rows})
-    assert type(found) is torch.Tensor
-    assert found.dtype == expected.dtype
-    assert torch.equal(found, expected)
+    actual = eval(call, names | {"x": rows})
+    assert type(actual) is torch.Tensor
+    assert actual.dtype == expected.dtype
+    assert torch.equal(actual, expected)
 
 
 @pytest.mark.parametrize(
@@ -187,8 +186,8 @@ def test_everything_else_of_a_tensor_is_there(rows, wanted, call):
 )
 def test_numpy_takes_rows_as_an_array(rows, wanted, call):
     array = wanted.numpy()
-    found = eval(call, {"np": np, "x": rows, "y": array})
-    np.testing.assert_array_equal(found, eval(call, {"np": np, "x": array, "y": array}))
+    actual = eval(call, {"np": np, "x": rows, "y": array})
+    np.testing.assert_array_equal(actual, eval(call, {"np": np, "x": array, "y": array}))
 
 
 def test_a_tensor_dataset_of_rows_reads_what_its_batches_need(module, wanted, read):
@@ -200,14 +199,14 @@ def test_a_tensor_dataset_of_rows_reads_what_its_batches_need(module, wanted, re
     assert sum(read) == 2 * 5
     assert torch.equal(image, wanted[:5])
     assert text.shape == (5, 128)
-    held = TensorDataset(data[IMAGE].contiguous())  # in memory, as the published evaluation does it
+    held = TensorDataset(data[IMAGE].contiguous())  # in memory, as in the published evaluation
     assert torch.equal(held.tensors[0], wanted)
 
 
 def test_iteration_reads_in_blocks(rows, wanted, read, monkeypatch):
     monkeypatch.setattr("featurestore.published.lazy_rows.BLOCK", 10)
-    for found, expected in zip(rows, wanted, strict=True):
-        assert torch.equal(found, expected)
+    for actual, expected in zip(rows, wanted, strict=True):
+        assert torch.equal(actual, expected)
     assert read == [10, 10, 10, 2]
     assert torch.equal(rows.tensor(), wanted)  # a last block of another size
 
@@ -231,7 +230,7 @@ def test_nothing_changes_rows_in_place(rows, wanted):
     with pytest.raises(TypeError):
         rows[0] = 1
     name = rows
-    name += 1  # another object, as for any number
+    name += 1  # creates a new object, as for any number
     assert torch.equal(name, wanted + 1)
     assert torch.equal(rows.tensor(), wanted)
 
@@ -255,9 +254,9 @@ def test_errors_are_those_that_happened(rows, monkeypatch):
             lambda: torch.cat([rows]),
             lambda: rows[0],
         ):
-            with pytest.raises(type(error)) as found:
+            with pytest.raises(type(error)) as caught:
                 use()
-            assert found.value is error
+            assert caught.value is error
 
 
 def test_what_does_not_fit_is_refused_before_it_is_read(rows, read, monkeypatch):

@@ -1,4 +1,4 @@
-"""What scripts for the published datamodule name: keywords, variables, classes and attributes."""
+"""The names that scripts for the published datamodule use: keywords, variables, attributes."""
 
 import itertools
 import json
@@ -23,8 +23,7 @@ from featurestore.errors import ConfigError, InputError
 from featurestore.imdb.labels import write_labels
 from featurestore.imdb.materialize import PREFIX, materialize
 from featurestore.storage.store import FeatureStore
-
-from .stores import make_store
+from tests.featurestore.stores import make_store
 
 DIMS = {"clip_image": 64, "clip_text": 128, "blip2_image": 192, "blip2_text": 64}
 STEMS = [f"{i:07d}" for i in range(14)]
@@ -43,7 +42,7 @@ I, C, I0, C0, L = (  # noqa: E741  the names of formats.md
     "caption_embeddings_clean",
     "labels",
 )
-# In the order in which the published code makes them.
+# In the order of the published code.
 TRAIN_KEYS = [
     *({I}, {C}, {I, C}, {I0}, {C0}, {I, I0}, {C, C0}, {I, C, I0, C0}),
     *({L}, {I, C, L}, {I, C, I0, C0, L}),
@@ -80,10 +79,10 @@ def all_rows(groups):
     }
 
 
-def assert_equal_groups(found, wanted):
-    found, wanted = all_rows(found), all_rows(wanted)
-    assert list(found) == list(wanted)
-    assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+def assert_equal_groups(actual, wanted):
+    actual, wanted = all_rows(actual), all_rows(wanted)
+    assert list(actual) == list(wanted)
+    assert all(torch.equal(actual[key], wanted[key]) for key in wanted)
 
 
 HARMLESS = [
@@ -149,8 +148,8 @@ def test_home_folders_are_found_in_variables_and_arguments(folders, monkeypatch)
         labels_dir=folders / "labels",
         include_labels=True,
     )
-    found = make_datamodule_clip_aug70(include_labels=True)
-    assert_equal_groups(found.test_datasets, wanted.test_datasets)
+    actual = make_datamodule_clip_aug70(include_labels=True)
+    assert_equal_groups(actual.test_datasets, wanted.test_datasets)
     given = make_datamodule("clip", embeddings="~/embeddings", data_root="~", labels_dir="~/labels")
     assert I in given.train_datasets[frozenset({I, C})].domain_data
     monkeypatch.setenv("MMIMDB_IMAGE_LATENTS", f"~/embeddings/{PREFIX}_blip2_image.npy")
@@ -160,16 +159,16 @@ def test_home_folders_are_found_in_variables_and_arguments(folders, monkeypatch)
         make_datamodule_clip_aug70()
 
 
-def test_datasets_are_made_by_the_paths_of_published_files(surroundings, folders):
+def test_datasets_are_created_from_the_paths_of_published_files(surroundings, folders):
     folder = Path(ours.variable("OTHER_BACKBONES_DIR_IMDB1_AUG70"))
     paths = [folder / f"{PREFIX}_blip2_{kind}.npy" for kind in ("image", "text")]
     options = {"include_labels": True, "view_mode": "view_k", "view_k": 2}
-    found = make_datasets(*map(str, paths), **options)
+    actual = make_datasets(*map(str, paths), **options)
     module = make_datamodule_blip2_aug70(**options)
-    for part, wanted in zip(found, (module.train_datasets, module.val_datasets), strict=False):
+    for part, wanted in zip(actual, (module.train_datasets, module.val_datasets), strict=False):
         assert_equal_groups(part, wanted)
-    assert [len(part) for part in found] == [11, 9, 9]
-    assert list(found[0]) == [frozenset(key) for key in TRAIN_KEYS]
+    assert [len(part) for part in actual] == [11, 9, 9]
+    assert list(actual[0]) == [frozenset(key) for key in TRAIN_KEYS]
     by_paths = make_datamodule(image_latents_path=paths[0], caption_embeddings_path=paths[1])
     assert by_paths.train_datasets[frozenset({I})].domain_data[I].shape[1] == DIMS["blip2_image"]
     one = make_datasets(caption_embeddings_path=paths[1])[0][frozenset({I, C})].domain_data
@@ -248,12 +247,12 @@ def test_a_module_travels_to_other_processes(surroundings):
 def test_samples_of_a_small_split_are_all_it_has(surroundings):
     module = make_datamodule_clip_aug70(batch_size=2)
     for amount, rows in ((2, 2), (3, 3), (32, 3)):
-        found = module.get_samples("val", amount)
-        assert {value.shape[0] for group in found.values() for value in group.values()} == {rows}
+        actual = module.get_samples("val", amount)
+        assert {value.shape[0] for group in actual.values() for value in group.values()} == {rows}
 
 
 class InMemory(Dataset):
-    """One set of domains as the published code holds it: tensors."""
+    """One set of domains as tensors, as in the published code."""
 
     def __init__(self, domain_data):
         self.domain_data = domain_data
@@ -267,15 +266,15 @@ class InMemory(Dataset):
 
 def in_memory_train(folders):
     """All views of the training samples, from the published files, in the published order."""
-    found = {}
+    actual = {}
     for kind, name, clean in (("image", I, I0), ("text", C, C0)):
         rows = torch.from_numpy(np.load(folders / "embeddings" / f"{PREFIX}_clip_{kind}.npy"))
         cube = rows.reshape(len(STEMS), VIEWS, -1)[list(PARTS["train"])]
-        found[name] = cube.flatten(0, 1)
-        found[clean] = cube[:, 0].repeat_interleave(VIEWS, dim=0)
+        actual[name] = cube.flatten(0, 1)
+        actual[clean] = cube[:, 0].repeat_interleave(VIEWS, dim=0)
     labels = torch.from_numpy(np.load(folders / "labels" / "labels_all_23.npy"))
-    found[L] = labels[list(PARTS["train"])].repeat_interleave(VIEWS, dim=0)
-    return {frozenset(key): InMemory({name: found[name] for name in key}) for key in TRAIN_KEYS}
+    actual[L] = labels[list(PARTS["train"])].repeat_interleave(VIEWS, dim=0)
+    return {frozenset(key): InMemory({name: actual[name] for name in key}) for key in TRAIN_KEYS}
 
 
 def test_every_batch_of_every_step_is_the_published_one_to_the_last_bit(surroundings):
@@ -303,8 +302,8 @@ def test_the_mean_over_views_is_the_published_one_but_for_rounding(surroundings)
         rows = np.load(surroundings / "embeddings" / f"{PREFIX}_clip_{kind}.npy")
         cube = torch.from_numpy(rows).view(len(STEMS), VIEWS, -1)
         wanted = cube.index_select(0, torch.tensor(list(PARTS["train"]))).mean(dim=1)
-        found = module.train_datasets[frozenset({I, C})].domain_data[name].contiguous()
-        torch.testing.assert_close(found, wanted, rtol=0, atol=8e-6)
+        actual = module.train_datasets[frozenset({I, C})].domain_data[name].contiguous()
+        torch.testing.assert_close(actual, wanted, rtol=0, atol=8e-6)
 
 
 def test_published_files_of_another_name_are_read(surroundings, tmp_path):
@@ -314,9 +313,9 @@ def test_published_files_of_another_name_are_read(surroundings, tmp_path):
     assert_equal_groups(make_datasets(*paths)[0], make_datamodule_clip_aug70().train_datasets)
 
 
-@pytest.mark.filterwarnings("ignore")  # Lightning's, of a machine with so few cores
+@pytest.mark.filterwarnings("ignore")  # Lightning warns of few cores
 def test_a_small_set_is_validated_when_steps_are_counted(surroundings):
-    """What docs/training.md says: after every epoch otherwise, and never a part of a batch."""
+    """As docs/training.md says: otherwise after every epoch, and never with a partial batch."""
     from lightning.pytorch import LightningModule, Trainer
 
     class Model(LightningModule):

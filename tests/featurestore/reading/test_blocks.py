@@ -22,13 +22,13 @@ def test_equal_to_an_array(samples, random, cache_bytes):
     picks = np.array(samples, np.int64)
     one = np.array([random.randrange(3) for _ in samples], np.int64)
     two = np.array([[random.randrange(3) for _ in range(2)] for _ in samples], np.int64)
-    found = blocks(cache_bytes, [])
-    np.testing.assert_array_equal(found.take(picks, None), VALUES[picks])
-    np.testing.assert_array_equal(found.take(picks, 2), VALUES[picks, 2])
-    np.testing.assert_array_equal(found.take(picks, np.int64(1)), VALUES[picks, 1])
-    np.testing.assert_array_equal(found.take(picks, one), VALUES[picks, one])
+    source = blocks(cache_bytes, [])
+    np.testing.assert_array_equal(source.take(picks, None), VALUES[picks])
+    np.testing.assert_array_equal(source.take(picks, 2), VALUES[picks, 2])
+    np.testing.assert_array_equal(source.take(picks, np.int64(1)), VALUES[picks, 1])
+    np.testing.assert_array_equal(source.take(picks, one), VALUES[picks, one])
     np.testing.assert_array_equal(
-        found.take(picks, two.reshape(-1, 2)), VALUES[picks[:, None], two.reshape(-1, 2)]
+        source.take(picks, two.reshape(-1, 2)), VALUES[picks[:, None], two.reshape(-1, 2)]
     )
 
 
@@ -36,17 +36,17 @@ def test_a_batch_reads_each_chunk_once_and_the_last_ones_are_kept():
     chunk_bytes = 4 * 3 * 4 * 4
     for cache_bytes, again in ((0, [0, 1, 2]), (2 * chunk_bytes, [0, 1, 2]), (3 * chunk_bytes, [])):
         read: list[int] = []
-        found = blocks(cache_bytes, read)
-        found.take(np.array([10, 0, 5, 1, 9, 4]), None)
+        source = blocks(cache_bytes, read)
+        source.take(np.array([10, 0, 5, 1, 9, 4]), None)
         assert read == [0, 1, 2]
-        found.take(np.array([8, 7, 3]), 0)
+        source.take(np.array([8, 7, 3]), 0)
         assert read[3:] == again
 
 
 def test_what_is_read_is_a_copy():
-    found = blocks(10**6, [])
-    found.take(np.array([1, 2]), None)[:] = 7
-    np.testing.assert_array_equal(found.take(np.array([1, 2]), None), VALUES[1:3])
+    source = blocks(10**6, [])
+    source.take(np.array([1, 2]), None)[:] = 7
+    np.testing.assert_array_equal(source.take(np.array([1, 2]), None), VALUES[1:3])
 
 
 @pytest.mark.parametrize("sample", [-1, 11])

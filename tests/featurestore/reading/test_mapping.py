@@ -41,7 +41,7 @@ def spec(path):
 
 
 def map_flat(root: Path, spec: ArraySpec, chunks, advice="none"):
-    """``[chunks * rows, V, D]``: chunks this small lie side by side."""
+    """``[chunks * rows, V, D]``: chunks of this size are contiguous."""
     mapped = map_chunks(root, spec, chunks, advice)
     assert mapped.flags.c_contiguous
     return mapped.reshape(-1, *spec.shape[1:])
@@ -60,7 +60,7 @@ def test_equal_to_zarr(path, name):
     flat = map_flat(path, FeatureStore(path).spec.feature(name), range(3))
     assert (flat.shape, flat.dtype) == ((12, 4, DIMS[name]), np.float32)
     np.testing.assert_array_equal(flat[:11], zarr.open_group(path, mode="r")[name][:])
-    assert np.isnan(flat[11]).all()  # the last chunk's filling
+    assert np.isnan(flat[11]).all()  # the padding of the last chunk
 
 
 def test_a_row_is_where_the_paper_puts_it(path, spec):
@@ -73,7 +73,7 @@ def test_a_row_is_where_the_paper_puts_it(path, spec):
     np.testing.assert_array_equal(rows[0], expected[0, 0])
 
 
-def test_only_the_chunks_asked_for(tmp_path):
+def test_only_the_requested_chunks_are_mapped(tmp_path):
     rows = make_store(tmp_path / "s", chunks=[0, 2])["clip_image"]
     spec = FeatureStore(tmp_path / "s").spec.feature("clip_image")
     flat = map_flat(tmp_path / "s", spec, [2, 0])
@@ -94,7 +94,7 @@ def test_read_only(path, spec):
 
 
 def test_no_descriptor_is_held(tmp_path):
-    # More chunks than the descriptors left: numpy.memmap, one per chunk, would fail here.
+    # There are more chunks than free descriptors: one numpy.memmap per chunk would fail.
     make_store(tmp_path / "s", samples=40, views=1, chunk=1, dims={"clip_image": 1024})
     spec = FeatureStore(tmp_path / "s").spec.feature("clip_image")
     before = open_files()
@@ -216,7 +216,7 @@ def test_rows_of_distant_chunks_are_where_they_belong(wide):
         rows.take(np.array([20]), "all")
 
 
-def test_rows_are_asked_for_before_they_are_read(wide):
+def test_rows_are_prefetched_before_they_are_read(wide):
     spec = FeatureStore(wide).spec.feature("clip_image")
     mapped = map_chunks(wide, spec, range(3), "random")
     for chunk in range(3):
@@ -233,13 +233,13 @@ def test_rows_are_asked_for_before_they_are_read(wide):
 
 
 def in_memory(address: int) -> bool:
-    found = ctypes.c_uint8()
-    pages = (ctypes.c_void_p(address), ctypes.c_size_t(mmap.PAGESIZE), ctypes.byref(found))
+    status = ctypes.c_uint8()
+    pages = (ctypes.c_void_p(address), ctypes.c_size_t(mmap.PAGESIZE), ctypes.byref(status))
     assert reader._libc.mincore(*pages) == 0
-    return bool(found.value & 1)
+    return bool(status.value & 1)
 
 
-def test_a_batch_is_asked_for_only_while_the_disk_is_waited_for(wide, monkeypatch):
+def test_batches_are_prefetched_only_while_the_disk_is_slow(wide, monkeypatch):
     faults, asked = iter(range(0)), []
     monkeypatch.setattr(blocks, "_major_faults", lambda: next(faults))
     monkeypatch.setattr(blocks, "will_need", lambda *_: asked.append(True))
@@ -253,11 +253,11 @@ def test_a_batch_is_asked_for_only_while_the_disk_is_waited_for(wide, monkeypatc
             rows.take(np.arange(5), 0)
         return len(asked)
 
-    assert batches(4, 0) == 4  # when it was opened nobody knows
+    assert batches(4, 0) == 4  # the state of the disk is unknown at first
     assert batches(50, 0) == 0  # everything is in memory
-    assert batches(1, 1) == 0  # this one waits
+    assert batches(1, 1) == 0  # this batch waits for the disk
     assert batches(4, 1) == 4
-    assert batches(1, 1) == 0  # a look whether it is still so
+    assert batches(1, 1) == 0  # one batch without prefetch, to probe the disk
     assert batches(8, 1) == 8
     assert batches(50, 0) == 0
     in_ram = store_rows(FeatureStore(wide), "clip_image", None, advice="populate")
@@ -289,7 +289,7 @@ def test_advice_changes_no_row(tmp_path, advice):
     spec = FeatureStore(tmp_path / "s").spec.feature("clip_image")
     flat = map_flat(tmp_path / "s", spec, range(3), advice)
     resident, flags = mapping(tmp_path)
-    # Read before anybody asked, or read without the neighbours, or as the kernel likes.
+    # Read at opening, read without the neighbours, or read as the kernel chooses.
     assert resident == (12 if advice == "populate" else 0)
     assert ["rr" in of for of in flags] == [advice == "random"] * 3
     np.testing.assert_array_equal(flat[:11], rows)
@@ -333,20 +333,20 @@ def test_files_are_cached_until_they_are_dropped(tmp_path):
     maps = [np.memmap(file, np.uint8, "r") for file in files]
     starts = [each.__array_interface__["data"][0] for each in maps]
     dropped = [not in_memory(start + at) for start in starts for at in range(0, 1 << 20, 4096)]
-    # What the kernel says of every page; some file systems have no disk to drop to.
+    # The kernel reports every page; some file systems cannot drop pages.
     assert is_cached(files) is (sum(dropped) < 0.1 * len(dropped))
     for each in maps:
         each.max()
     assert is_cached(files)
-    assert is_cached([tmp_path / "not there"])  # whoever opens it gets the error
+    assert is_cached([tmp_path / "not there"])  # opening it raises the error
 
 
-def test_having_looked_does_not_change_what_is_seen(tmp_path):
+def test_a_query_does_not_change_its_result(tmp_path):
     file = tmp_path / "large"
     file.write_bytes(os.urandom(64 << 20))
     drop([file])
-    before = is_cached([file])  # true only where there is no disk to drop to
-    time.sleep(0.5)  # what looking has the kernel fetch would be there by then
+    before = is_cached([file])  # true only on a file system without a disk
+    time.sleep(0.5)  # the kernel would have fetched the page by then
     assert [is_cached([file]) for _ in range(5)] == [before] * 5
 
 
@@ -356,7 +356,7 @@ def test_a_part_that_cannot_be_read_is_an_error_before_it_is_a_signal(tmp_path):
     flat = map_flat(tmp_path / "s", spec, range(3))
     path = tmp_path / "s" / spec.file(1)
     with path.open("r+b") as file:
-        file.truncate(0)  # what nobody may do; a bad sector shows itself in the same way
+        file.truncate(0)  # forbidden to users; a bad sector has the same effect
     with pytest.raises(StorageError, match=r"c\.1\.0\.0.*cannot be read"):
         advise(flat[4:8], "populate", path)
     advise(flat[4:8], "willneed", path)

@@ -43,10 +43,10 @@ def test_the_same_as_from_the_store(world, tmp_path, views, zscore):
     for epoch in (0, 3):
         one.set_epoch(epoch)
         other.set_epoch(epoch)
-        expected, found = one.batch(range(len(one))), other.batch(range(len(other)))
-        assert list(found) == list(expected)
+        expected, actual = one.batch(range(len(one))), other.batch(range(len(other)))
+        assert list(actual) == list(expected)
         for name, value in expected.items():
-            assert found[name].numpy().tobytes() == value.numpy().tobytes()
+            assert actual[name].numpy().tobytes() == value.numpy().tobytes()
 
 
 def test_placeholders_are_left_out(embeddings):
@@ -70,9 +70,9 @@ def test_pickles_and_loader_workers(embeddings, start):
     data = pickle.dumps(dataset)
     assert len(data) < 2000
     loader = DataLoader(dataset, batch_size=4, num_workers=2, multiprocessing_context=start)
-    found = torch.cat([batch["clip_text"] for batch in loader])
+    actual = torch.cat([batch["clip_text"] for batch in loader])
     expected = pickle.loads(data).batch(range(9))["clip_text"]
-    assert torch.equal(found, expected)
+    assert torch.equal(actual, expected)
 
 
 @pytest.mark.parametrize("written", ["all", "train", "none"])
@@ -82,11 +82,11 @@ def test_another_zscore_than_the_files_have(world, tmp_path, written):
         with pytest.raises(ConfigError, match=f"--zscore {written}") as caught:
             FeatureDataset(folder, zscore=zscore, split_json=world.split)
         assert len(str(caught.value).splitlines()) <= 4
-    assert len(FeatureDataset(folder, zscore=written)) == 9  # what was done needs no split
+    assert len(FeatureDataset(folder, zscore=written)) == 9  # the scale of the files needs no split
 
 
 def test_files_of_the_published_scripts(world, copy):
-    """Their manifest has the first keys only, and the rows of their index come in another order."""
+    """Their manifest lacks the additional keys, and their index has another order."""
 
     def published(manifest):
         for key in list(manifest)[list(manifest).index("index_csv") + 1 :]:
@@ -100,7 +100,7 @@ def test_files_of_the_published_scripts(world, copy):
     with path.open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([head, *rows])
     dataset = FeatureDataset(copy, split="train", split_json=world.split)
-    assert dataset.indices.tolist() == SPLIT["train"]  # it names no placeholders
+    assert dataset.indices.tolist() == SPLIT["train"]  # the manifest names no placeholders
     assert dataset.stems == [STEMS[i] for i in SPLIT["train"]]
     expected = world.open(split="train", split_json=world.split).batch(range(4))
     assert torch.equal(dataset.batch(range(4))["clip_text"], expected["clip_text"])
@@ -108,14 +108,14 @@ def test_files_of_the_published_scripts(world, copy):
         FeatureDataset(copy, checksum=True)
 
 
-def test_augmented_labels_lie_beside_the_files(world, copy):
+def test_augmented_labels_are_in_the_same_folder(world, copy):
     write_augmented_labels(world.root / "labels", copy, 4)
     every = np.load(copy / f"{PREFIX}_labels.npy").reshape(11, 4, 23)
-    found = FeatureDataset(copy, views="all", labels="augmented").batch(range(9))["labels"]
-    np.testing.assert_array_equal(found.numpy(), every[GOOD])
-    (copy / f"{PREFIX}_labels_manifest.json").unlink()  # half written
-    made = FeatureDataset(copy, views="all", labels="augmented", labels_dir=world.root / "labels")
-    np.testing.assert_array_equal(made.batch(range(9))["labels"].numpy(), every[GOOD])
+    actual = FeatureDataset(copy, views="all", labels="augmented").batch(range(9))["labels"]
+    np.testing.assert_array_equal(actual.numpy(), every[GOOD])
+    (copy / f"{PREFIX}_labels_manifest.json").unlink()  # an unfinished run
+    own = FeatureDataset(copy, views="all", labels="augmented", labels_dir=world.root / "labels")
+    np.testing.assert_array_equal(own.batch(range(9))["labels"].numpy(), every[GOOD])
 
 
 def test_several_sets_of_files(world, copy):
@@ -208,7 +208,7 @@ def test_labels_of_other_samples(copy, tmp_path):
         FeatureDataset(copy, labels_dir=tmp_path / "labels")
 
 
-def test_nothing_is_there(tmp_path):
+def test_an_empty_folder_is_no_source(tmp_path):
     for path in (tmp_path, tmp_path / "none"):
         with pytest.raises(InputError, match="no feature store"):
             FeatureDataset(path)

@@ -1,4 +1,4 @@
-"""A feature's array that somebody rewrote with other codecs, through zarr-python."""
+"""A feature's array that was rewritten with other codecs, through zarr-python."""
 
 import json
 import pickle
@@ -30,7 +30,7 @@ WAYS = {
 
 
 def rewrite(store, name="clip_image", change=lambda values: values, **options):
-    """Replaces an array by one of the same values, as anyone would with zarr alone."""
+    """Replaces an array by one of the same values, written with zarr alone."""
     values = change(zarr.open_array(store / name, mode="r")[:])
     shutil.rmtree(store / name)
     options = {"chunks": (4, *values.shape[1:])} | options
@@ -56,8 +56,8 @@ def test_the_same_rows(world, copy, tmp_path, way):
     for views in ("clean", "all", "mean", "random", "pair"):
         options = {"views": views, "bad_samples": "include", "checksum": True}
         expected = world.open(views=views).batch([9, 0, 3, 9])
-        found = FeatureDataset(copy, **options).batch([9, 0, 3, 9])
-        assert all(torch.equal(found[name], expected[name]) for name in expected)
+        actual = FeatureDataset(copy, **options).batch([9, 0, 3, 9])
+        assert all(torch.equal(actual[name], expected[name]) for name in expected)
     materialize(FeatureStore(copy), tmp_path / "out", zscore="train", split_json=world.split)
     rows = np.load(tmp_path / "out" / f"{PREFIX}_clip_image.npy").reshape(11, 4, 64)
     expected = world.open(views="all", zscore="train", split_json=world.split).batch(range(11))
@@ -70,8 +70,8 @@ def test_pickles_and_loader_workers(world, copy):
     assert len(pickle.dumps(dataset)) < 2000
     dataset[0]  # zarr has threads now, and a fork must not wait for them
     loader = DataLoader(dataset, batch_size=4, num_workers=2, multiprocessing_context="fork")
-    found = torch.cat([batch["clip_image"] for batch in loader])
-    assert torch.equal(found, world.open(views="random").batch(range(11))["clip_image"])
+    actual = torch.cat([batch["clip_image"] for batch in loader])
+    assert torch.equal(actual, world.open(views="random").batch(range(11))["clip_image"])
 
 
 def test_other_values_are_never_numbers(copy):
@@ -98,25 +98,25 @@ def test_a_damaged_file_is_never_a_number(world, copy, way, damage):
     flipped = bytearray(data)
     flipped[len(data) // 2] ^= 16
     if damage == "delete":
-        path.unlink()  # to zarr, a chunk of NaN
+        path.unlink()  # zarr reads a missing chunk as NaN
     else:
         path.write_bytes({"flip": flipped, "half": data[: len(data) // 2], "empty": b""}[damage])
     dataset = FeatureDataset(copy, views="all", zscore="none", bad_samples="include")
     refused = []
     for sample in range(11):
         try:
-            found = dataset[sample]["clip_image"].numpy()
+            actual = dataset[sample]["clip_image"].numpy()
         except CorruptStoreError as e:
             refused.append(e.file)
         else:
-            np.testing.assert_array_equal(found, world.rows["clip_image"][sample])
+            np.testing.assert_array_equal(actual, world.rows["clip_image"][sample])
     assert set(refused) == {"clip_image"}
     assert len(refused) < 11 or way == "other chunks"
     with pytest.raises(CorruptStoreError):
         FeatureDataset(copy, checksum=True)
 
 
-def test_a_shape_or_type_of_its_own_is_refused_at_opening(copy):
+def test_another_shape_or_type_is_refused_at_opening(copy):
     rewrite(copy, change=lambda values: values.astype(np.float64), **WAYS["zstd"])
     with pytest.raises(CorruptStoreError, match="data_type"):
         FeatureDataset(copy)
@@ -135,7 +135,7 @@ def test_codecs_that_zarr_does_not_know(copy):
         assert caught.value.file == "clip_image/zarr.json"
 
 
-def test_a_document_that_lies_about_our_files(world, copy):
+def test_a_document_with_wrong_codecs_for_our_files(world, copy):
     path = copy / "clip_image/zarr.json"
     document = json.loads(path.read_bytes())
     little = {"name": "bytes", "configuration": {"endian": "little"}}
@@ -146,7 +146,7 @@ def test_a_document_that_lies_about_our_files(world, copy):
             FeatureDataset(copy)[0]
 
 
-def test_it_is_no_store_to_build_on_and_verify_says_so(copy):
+def test_a_build_refuses_a_rewritten_store_and_verify_reports_it(copy):
     rewrite(copy, **WAYS["zstd"])
     assert "clip_image/zarr.json" in {finding.file for finding in verify(copy).findings}
     with (
@@ -170,6 +170,6 @@ class take_lock_of:
 def test_both_features(world, copy):
     for name in DIMS:
         rewrite(copy, name, compressors=[ZstdCodec()])
-    found = FeatureDataset(copy, views="pair", seed=3, bad_samples="include").batch(range(11))
+    actual = FeatureDataset(copy, views="pair", seed=3, bad_samples="include").batch(range(11))
     expected = world.open(views="pair", seed=3).batch(range(11))
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)

@@ -1,4 +1,4 @@
-"""Consecutive samples that come from the disk: the same rows, read another way."""
+"""Consecutive samples read from files equal the rows of the mapping."""
 
 import os
 
@@ -11,8 +11,7 @@ from featurestore.reading import sequential
 from featurestore.reading.rows import store_rows
 from featurestore.reading.scaling import scale_for
 from featurestore.storage.store import FeatureStore
-
-from .stores import make_store
+from tests.featurestore.stores import make_store
 
 SAMPLES = 37
 
@@ -25,7 +24,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def reads(monkeypatch):
-    """What is read from files: the first sample and how many."""
+    """The reads from files: the first sample and the number of samples of each."""
     seen, real = [], sequential.FilesInOrder.read
 
     def read(self, first, out):
@@ -45,10 +44,10 @@ def test_the_rows_are_those_of_the_mapping(folder, reads, zscore, first, last):
     rows = store_rows(store, "clip_image", scale, advice="random")
     mapped = store_rows(store, "clip_image", scale, advice="none")
     samples = np.arange(first, last)
-    found = rows.take(samples, "all")
-    np.testing.assert_array_equal(found, mapped.take(samples, "all"))
+    actual = rows.take(samples, "all")
+    np.testing.assert_array_equal(actual, mapped.take(samples, "all"))
     assert reads == [(first, last - first, True)]
-    assert found.flags.writeable
+    assert actual.flags.writeable
     np.testing.assert_array_equal(rows.take(samples, "mean"), mapped.take(samples, "mean"))
 
 

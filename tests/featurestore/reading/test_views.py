@@ -26,43 +26,43 @@ def drawn(seed: int, epoch: int, sample: int) -> int:
 def test_the_published_generator():
     # Vigna's splitmix64.c with the state 1234567: its first outputs, as many libraries test them.
     golden = 0x9E3779B97F4A7C15
-    found = [splitmix(1234567 + k * golden) for k in range(2)]
-    assert found == [6457827717110365317, 3203168211198807973]
+    actual = [splitmix(1234567 + k * golden) for k in range(2)]
+    assert actual == [6457827717110365317, 3203168211198807973]
 
 
 @given(ANY, ANY, st.lists(st.integers(0, 2**62), min_size=1, max_size=5))
 def test_draws_equal_plain_integers(seed, epoch, samples):
-    found = mix(seed, epoch, np.array(samples, np.int64))
-    assert found.tolist() == [drawn(seed, epoch, sample) for sample in samples]
+    actual = mix(seed, epoch, np.array(samples, np.int64))
+    assert actual.tolist() == [drawn(seed, epoch, sample) for sample in samples]
 
 
 @given(ANY, ANY, st.integers(1, 70), st.lists(st.integers(0, 30_000), min_size=1, max_size=5))
 def test_random_is_a_plain_remainder(seed, epoch, count, samples):
-    found = view_policy("random", count, seed).choose(np.array(samples, np.int64), epoch)
-    assert found.tolist() == [drawn(seed, epoch, sample) % count for sample in samples]
+    actual = view_policy("random", count, seed).choose(np.array(samples, np.int64), epoch)
+    assert actual.tolist() == [drawn(seed, epoch, sample) % count for sample in samples]
 
 
 @given(ANY, ANY, st.integers(2, 70), st.lists(st.integers(0, 30_000), min_size=1, max_size=5))
 def test_a_pair_is_one_of_all_ordered_pairs(seed, epoch, count, samples):
-    found = view_policy("pair", count, seed).choose(np.array(samples, np.int64), epoch)
+    actual = view_policy("pair", count, seed).choose(np.array(samples, np.int64), epoch)
     pairs = [(a, b) for a in range(count) for b in range(count) if a != b]
-    assert found.dtype == np.int64
+    assert actual.dtype == np.int64
     numbers = [drawn(seed, epoch, sample) % len(pairs) for sample in samples]
-    assert list(map(tuple, found.tolist())) == [pairs[number] for number in numbers]
+    assert list(map(tuple, actual.tolist())) == [pairs[number] for number in numbers]
 
 
 def test_all_ordered_pairs_are_equally_likely():
     for seed in (0, 7):
-        found = view_policy("pair", 5, seed).choose(SAMPLES, 3)
-        counts = np.bincount(found[:, 0] * 5 + found[:, 1], minlength=25).reshape(5, 5)
+        actual = view_policy("pair", 5, seed).choose(SAMPLES, 3)
+        counts = np.bincount(actual[:, 0] * 5 + actual[:, 1], minlength=25).reshape(5, 5)
         assert (np.diag(counts) == 0).all()
         others = counts[~np.eye(5, dtype=bool)]
         assert ((others - 1000) ** 2 / 1000).sum() < 43.8  # chi², 19 degrees: one in a thousand
 
 
 def test_two_views_are_each_others_mirror():
-    found = view_policy("pair", 2).choose(SAMPLES, 0)
-    assert (found.sum(axis=1) == 1).all()
+    actual = view_policy("pair", 2).choose(SAMPLES, 0)
+    assert (actual.sum(axis=1) == 1).all()
 
 
 def test_what_is_drawn_belongs_to_the_sample():
@@ -86,7 +86,7 @@ def test_what_is_the_same_for_all(views, chosen):
 
 
 @pytest.mark.parametrize("views", [4, -1, "k", "3", None, True, 1.0, "Clean", ""])
-def test_what_names_no_policy(views):
+def test_invalid_views_are_refused(views):
     with pytest.raises(ConfigError, match="view"):
         view_policy(views, 4)
 

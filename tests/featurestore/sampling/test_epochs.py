@@ -1,4 +1,4 @@
-"""Which epoch an iterator takes: that of a state, that of set_epoch, or the next."""
+"""The epoch of an iterator: that of a state, that of set_epoch, or the next."""
 
 import itertools
 
@@ -8,8 +8,7 @@ from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from featurestore import DeviceBatches, FeatureBatchSampler, FeatureDataset, Shuffle
-
-from .stores import make_store
+from tests.featurestore.stores import make_store
 
 SAMPLES, SIZE, STEPS = 37, 8, 5
 
@@ -44,7 +43,7 @@ def reference(store):
 
 
 def loaders(dataset, kinds=("plain", "stateful", "device", "workers")):
-    made = {
+    factories = {
         "plain": lambda: DataLoader(dataset, batch_sampler=FeatureBatchSampler(dataset, SIZE)),
         "stateful": lambda: StatefulDataLoader(
             dataset, batch_sampler=FeatureBatchSampler(dataset, SIZE)
@@ -54,30 +53,30 @@ def loaders(dataset, kinds=("plain", "stateful", "device", "workers")):
             dataset, batch_sampler=FeatureBatchSampler(dataset, SIZE), num_workers=1
         ),
     }
-    return [(kind, made[kind]()) for kind in kinds]
+    return [(kind, factories[kind]()) for kind in kinds]
 
 
 def read(batches):
     return torch.cat([batch["clip_image"] for batch in batches])
 
 
-# Walks over the sampler itself ------------------------------------------------------------------
+# Iterating the sampler itself -------------------------------------------------------------------
 
 
 def epochs_of(*walks):
-    """The epoch of each list of batches, found by its order."""
+    """The epoch of each list of batches, recognized by its order."""
     orders = []
     for epoch in range(12):
         sampler = FeatureBatchSampler(range(SAMPLES), SIZE)
         sampler.set_epoch(epoch)
         orders.append(sampler.order().tolist())
-    found = []
+    epochs = []
     for walk in walks:
         items = [item for batch in walk for item in batch]
         matches = [e for e, order in enumerate(orders) if order[: len(items)] == items]
         assert len(matches) == 1, items
-        found += matches
-    return found
+        epochs += matches
+    return epochs
 
 
 def test_an_iterator_takes_the_next_epoch_however_the_last_one_was_left(dataset):
@@ -86,7 +85,7 @@ def test_an_iterator_takes_the_next_epoch_however_the_last_one_was_left(dataset)
     assert (sampler.epoch, dataset.epoch) == (1, 0)  # workers may still be reading for epoch 0
     counted = [batch for batch, _ in zip(sampler, range(STEPS), strict=False)]
     it = iter(sampler)
-    exactly = [next(it) for _ in range(STEPS)]  # nobody asks for a sixth batch
+    exactly = [next(it) for _ in range(STEPS)]  # a sixth batch is never requested
     sliced = list(itertools.islice(sampler, 2))
     broken = []
     for batch in sampler:
@@ -97,7 +96,7 @@ def test_an_iterator_takes_the_next_epoch_however_the_last_one_was_left(dataset)
     assert (sampler.state_dict()["epoch"], sampler.state_dict()["batch"]) == (4, 1)
 
 
-def test_iterators_that_never_begin_change_nothing(dataset):
+def test_iterators_that_never_start_change_nothing(dataset):
     sampler = FeatureBatchSampler(dataset, SIZE)
     first, second, third = iter(sampler), iter(sampler), iter(sampler)
     iter(sampler)
@@ -111,7 +110,7 @@ def test_set_epoch_chooses_the_next_iterators_epoch_and_no_later_one(dataset):
     assert (sampler.epoch, dataset.epoch) == (7, 7)
     assert epochs_of(list(sampler), list(sampler)) == [7, 8]
     sampler.set_epoch(2)
-    for _ in range(3):  # the same again, whenever it is asked for
+    for _ in range(3):  # the same epoch each time
         walk = itertools.islice(sampler, 2)
         assert epochs_of(list(walk)) == [2]
         sampler.set_epoch(2)
@@ -120,7 +119,7 @@ def test_set_epoch_chooses_the_next_iterators_epoch_and_no_later_one(dataset):
     assert epochs_of(list(early), list(sampler)) == [5, 6]
 
 
-def test_set_epoch_in_an_epoch_that_has_begun(dataset):
+def test_set_epoch_in_an_epoch_that_has_started(dataset):
     """Workers have read ahead when Lightning sets the epoch that they are reading."""
     sampler = FeatureBatchSampler(dataset, SIZE)
     walk = iter(sampler)
@@ -177,7 +176,7 @@ def test_each_way_to_leave_an_epoch_gives_other_rows_next(dataset, reference, ki
     [(_, loader)] = loaders(dataset, [kind])
     for epoch in range(2):
         it = iter(loader)
-        rows = read([next(it) for _ in range(len(loader))])  # nobody asks for one more
+        rows = read([next(it) for _ in range(len(loader))])  # no further batch is requested
         assert torch.equal(rows, reference(epoch))
     assert torch.equal(read(itertools.islice(loader, 2)), reference(2, stop=2))
     for batch in loader:

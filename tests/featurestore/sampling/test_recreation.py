@@ -1,4 +1,4 @@
-"""A batch sampler that is created again from a sampler and two settings, as Lightning does it."""
+"""A batch sampler that is recreated from a sampler and two settings, as by Lightning."""
 
 import json
 import pickle
@@ -8,8 +8,7 @@ from torch.utils.data import DistributedSampler, RandomSampler, SequentialSample
 
 from featurestore import FeatureBatchSampler, FeatureDataset, Shard, Shuffle
 from featurestore.errors import ConfigError
-
-from .stores import make_store
+from tests.featurestore.stores import make_store
 
 SAMPLES = 47
 SETTINGS = [
@@ -61,7 +60,7 @@ def test_predictions_come_in_order(dataset, settings):
     assert [item for batch in sampler for item in batch] == list(range(SAMPLES))
 
 
-def test_the_place_is_taken_over(dataset):
+def test_the_position_is_copied(dataset):
     first = FeatureBatchSampler(dataset, 5)
     list(first)
     next(iter(first))
@@ -72,7 +71,7 @@ def test_the_place_is_taken_over(dataset):
     assert rest == list(loaded)
     assert len(rest) == 9
     loaded.load_state_dict(state)
-    with pytest.raises(ConfigError, match="one of 1 parts, and one of 2"):
+    with pytest.raises(ConfigError, match="one of 1 shards, but one of 2"):
         again(loaded, DistributedSampler(dataset, 2, 0))
     part = FeatureBatchSampler(dataset, 5, shard=Shard(1, 2))
     walk = iter(part)
@@ -88,7 +87,7 @@ def test_what_cannot_survive_is_an_error(dataset):
             FeatureBatchSampler(asked, batch_size=5, drop_last=False)
     part = FeatureBatchSampler(dataset, 5, shard=Shard(0, 2))
     for asked in (DistributedSampler(dataset, 2, 1), DistributedSampler(dataset, 4, 0)):
-        with pytest.raises(ConfigError, match="gives part 0 of 2 and is asked for part"):
+        with pytest.raises(ConfigError, match="reads shard 0 of 2, but shard"):
             again(part, asked)
 
 

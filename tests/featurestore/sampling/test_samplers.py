@@ -13,8 +13,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from featurestore import FeatureBatchSampler, FeatureDataset, Shard, Shuffle
 from featurestore.errors import ConfigError
 from featurestore.sampling import ordering
-
-from .stores import make_store
+from tests.featurestore.stores import make_store
 
 SAMPLES, CHUNK = 101, 4
 SHUFFLES = [None, Shuffle(seed=1), Shuffle(seed=1, window=3), Shuffle(1, 3, readahead=True)]
@@ -35,7 +34,7 @@ def dataset(store):
 
 
 class Items:
-    """A dataset as far as most samplers care."""
+    """A dataset with only a length, which is enough for most samplers."""
 
     def __init__(self, count):
         self.count = count
@@ -48,11 +47,11 @@ def flat(batches):
     return [item for batch in batches for item in batch]
 
 
-# What is drawn ----------------------------------------------------------------------------------
+# Random orders ----------------------------------------------------------------------------------
 
 
 def philox(key, counter):
-    """Philox4x64-10 as its paper has it: four 64-bit numbers."""
+    """Philox4x64-10 as in its paper: four 64-bit numbers."""
     low, (x, y) = 2**64 - 1, key
     a, b, c, d = counter
     for _ in range(10):
@@ -63,7 +62,7 @@ def philox(key, counter):
 
 
 @pytest.mark.parametrize(("number", "purpose"), [(0, "items"), (3, "other views")])
-def test_draws_are_philox_and_fixed_for_ever(number, purpose):
+def test_draws_are_philox_and_never_change(number, purpose):
     # NumPy counts up before it draws, so the first block is number 1.
     wanted = [n for block in (1, 2, 3) for n in philox((2**64 - 5, 7), (block, 0, 0, number))]
     assert ordering.draws(-5, 7, purpose, 12).tolist() == wanted
@@ -72,13 +71,13 @@ def test_draws_are_philox_and_fixed_for_ever(number, purpose):
 
 
 def test_draws_differ_by_seed_epoch_and_purpose_and_a_longer_one_begins_with_a_shorter():
-    made = [
+    drawn = [
         ordering.draws(seed, epoch, purpose, 8).tobytes()
         for seed in (0, 1, -1, 2**63)
         for epoch in (0, 1)
         for purpose in ("items", "chunks", "views", "other views")
     ]
-    assert len(set(made)) == len(made)
+    assert len(set(drawn)) == len(drawn)
     assert np.array_equal(ordering.draws(5, 2, "items", 100)[:7], ordering.draws(5, 2, "items", 7))
 
 
@@ -113,7 +112,7 @@ def test_a_window_reads_its_chunks_alone_and_mixes_them(dataset):
     assert not np.array_equal(sampler.order(), order)
 
 
-# Who gets what ----------------------------------------------------------------------------------
+# Shards -----------------------------------------------------------------------------------------
 
 
 @settings(deadline=None, max_examples=200)
@@ -168,7 +167,7 @@ def test_ranks_share_an_epoch(count, ranks, size, even, shuffled, drop_last):
             assert sampler.weight(step) == pytest.approx(len(epoch[step]) * ranks / whole)
 
 
-def test_a_rank_with_one_item_less_still_makes_as_many_batches():
+def test_a_rank_with_one_item_less_has_as_many_batches():
     sizes = []
     for rank in range(2):
         sampler = FeatureBatchSampler(Items(23), 11, shard=Shard(rank, 2))
@@ -185,16 +184,16 @@ def test_windows_are_shared_without_loss_and_near_the_disk(dataset, shuffle):
     assert sorted(flat(epochs)) == list(range(SAMPLES))
     if shuffle is not None and shuffle.window:
         chunks = [set(dataset.indices[epoch] // CHUNK) for epoch in epochs]
-        assert all(len(c) <= 26 // 3 + 2 for c in chunks)  # of 26; the rest is the others'
+        assert all(len(c) <= 26 // 3 + 2 for c in chunks)  # of 26; the rest belongs to other ranks
 
 
 @pytest.mark.parametrize("arguments", [(2, 2), (-1, 2), (0, 0), (0, 1, "some")])
-def test_shards_that_mean_nothing_are_refused(arguments):
+def test_invalid_shards_are_refused(arguments):
     with pytest.raises(ConfigError):
         Shard(*arguments)
 
 
-def test_what_cannot_be_done_is_refused_with_a_way_out(dataset):
+def test_impossible_settings_are_refused_with_advice(dataset):
     for keywords in ({"batch_size": 0}, {"batch_size": 30, "drop_last": True}):
         with pytest.raises(ConfigError):
             FeatureBatchSampler(Items(20), **keywords)
@@ -221,12 +220,12 @@ def test_a_plain_loader_reads_an_epoch(dataset, workers):
     loader = DataLoader(dataset, batch_sampler=sampler, num_workers=workers)
     assert len(loader) == 11
     rows = torch.cat([batch["clip_image"] for batch in loader])
-    found = flat(FeatureBatchSampler(dataset, 10, shuffle=Shuffle(window=4)))
+    actual = flat(FeatureBatchSampler(dataset, 10, shuffle=Shuffle(window=4)))
     dataset.set_epoch(0)
-    assert torch.equal(rows, dataset.batch(found)["clip_image"])
+    assert torch.equal(rows, dataset.batch(actual)["clip_image"])
 
 
-# Going on in the middle -------------------------------------------------------------------------
+# Resuming in an epoch ---------------------------------------------------------------------------
 
 
 def make_loader(store, workers, shuffle=SHUFFLES[2]):
@@ -236,8 +235,8 @@ def make_loader(store, workers, shuffle=SHUFFLES[2]):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_stateful_loader_goes_on_after_every_step(store, workers):
-    """Whole tails, random views included, in the second epoch and into the third."""
+def test_a_stateful_loader_resumes_after_every_step(store, workers):
+    """The rest of the second epoch and the third, random views included."""
     loader = make_loader(store, workers)
     for _ in loader:
         pass
@@ -254,13 +253,13 @@ def test_a_stateful_loader_goes_on_after_every_step(store, workers):
         resumed.load_state_dict(json.loads(json.dumps(state)))
         tail = list(resumed)
         assert len(tail) == len(wanted)
-        for found, row in zip(tail, wanted, strict=True):
-            assert torch.equal(found["index"], row["index"])
-            assert torch.equal(found["clip_image"], row["clip_image"])
+        for actual, row in zip(tail, wanted, strict=True):
+            assert torch.equal(actual["index"], row["index"])
+            assert torch.equal(actual["clip_image"], row["clip_image"])
 
 
 @pytest.mark.parametrize("shuffle", SHUFFLES)
-def test_a_sampler_alone_goes_on_after_every_step(dataset, shuffle):
+def test_a_sampler_alone_resumes_after_every_step(dataset, shuffle):
     sampler = FeatureBatchSampler(dataset, 10, shuffle=shuffle)
     states, batches = [sampler.state_dict()], []
     for batch in sampler:
@@ -269,12 +268,12 @@ def test_a_sampler_alone_goes_on_after_every_step(dataset, shuffle):
     for step, state in enumerate(states):
         resumed = FeatureBatchSampler(dataset, 10, shuffle=shuffle)
         resumed.load_state_dict(state)
-        iter(resumed)  # loaders make one that they never start
+        iter(resumed)  # loaders create one that they never start
         assert list(resumed) == batches[step:]
         assert resumed.epoch == 1
 
 
-def test_the_state_of_one_rank_does_for_all(dataset):
+def test_the_state_of_one_rank_is_enough_for_all(dataset):
     ranks = [FeatureBatchSampler(dataset, 10, shard=Shard(rank, 2)) for rank in range(2)]
     walks = [iter(rank) for rank in ranks]
     for walk in walks:
@@ -335,7 +334,7 @@ def test_a_state_of_other_samples_is_refused(dataset, store, tmp_path):
 
 
 @pytest.mark.parametrize("damage", [{"batch": 12}, {"batch": -1}, {"epoch": "1"}, {"version": 2}])
-def test_a_state_that_is_none_is_refused(dataset, damage):
+def test_an_invalid_state_is_refused(dataset, damage):
     sampler = FeatureBatchSampler(dataset, 10)
     with pytest.raises(ConfigError):
         sampler.load_state_dict(sampler.state_dict() | damage)
@@ -346,7 +345,7 @@ def test_a_state_that_is_none_is_refused(dataset, damage):
 # Reading ahead ----------------------------------------------------------------------------------
 
 
-def test_chunks_are_asked_for_before_their_window_and_once(dataset, monkeypatch):
+def test_chunks_are_requested_before_their_window_and_once(dataset, monkeypatch):
     from featurestore.reading import readahead
 
     asked = []
@@ -363,7 +362,7 @@ def test_chunks_are_asked_for_before_their_window_and_once(dataset, monkeypatch)
     asked.clear()
     sampler.load_state_dict(sampler.state_dict() | {"epoch": 0, "batch": 10})
     list(sampler)
-    assert 0 < len(asked) < 8  # those that are done are left out
+    assert 0 < len(asked) < 8  # chunks that are done are skipped
 
 
 def test_shuffle_is_no_boolean(dataset):

@@ -15,8 +15,7 @@ from featurestore import (
     Shuffle,
 )
 from featurestore.errors import ConfigError
-
-from .stores import make_store
+from tests.featurestore.stores import make_store
 
 SAMPLES, CHUNK, SIZE = 61, 4, 8
 
@@ -41,7 +40,7 @@ PICKED = list(range(0, SAMPLES, 2))
 
 
 class Doubled(Dataset):
-    """A wrapper as people write them."""
+    """A typical custom wrapper."""
 
     def __init__(self, dataset):
         self.dataset = dataset
@@ -50,8 +49,8 @@ class Doubled(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, item):
-        found = self.dataset[item]
-        return {**found, "clip_image": found["clip_image"] * 2}
+        inner = self.dataset[item]
+        return {**inner, "clip_image": inner["clip_image"] * 2}
 
 
 def wrapped(opened, kind):

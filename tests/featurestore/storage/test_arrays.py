@@ -27,7 +27,7 @@ def write(root, spec=SPEC, values=VALUES) -> None:
 
 
 def crc32c_by_bits(data: bytes) -> int:
-    """CRC-32C written from RFC 3720's polynomial, bit by bit."""
+    """CRC-32C computed bit by bit from the polynomial of RFC 3720."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc ^= byte
@@ -43,11 +43,11 @@ def test_zarr_reads_what_we_write(tmp_path, dtype):
     write(tmp_path, spec, values)
     group = zarr.open_group(tmp_path, mode="r")
     assert dict(group.attrs) == {"note": "東京"}
-    found = zarr.open_array(tmp_path / spec.name, mode="r")
-    assert (found.shape, found.chunks, found.dtype) == (spec.shape, (2, 2, 8), np.dtype(dtype))
-    assert found.metadata.dimension_names == AXES
-    assert np.isnan(found.fill_value)
-    np.testing.assert_array_equal(found[:], values)
+    array = zarr.open_array(tmp_path / spec.name, mode="r")
+    assert (array.shape, array.chunks, array.dtype) == (spec.shape, (2, 2, 8), np.dtype(dtype))
+    assert array.metadata.dimension_names == AXES
+    assert np.isnan(array.fill_value)
+    np.testing.assert_array_equal(array[:], values)
 
 
 def test_we_read_what_zarr_writes(tmp_path):
@@ -55,8 +55,8 @@ def test_we_read_what_zarr_writes(tmp_path):
     (tmp_path / SPEC.file(2)).unlink()
     zarr.open_array(tmp_path / SPEC.name, mode="r+")[:] = VALUES + 1
     for chunk in range(3):
-        found = arrays.read_chunk(tmp_path, SPEC, chunk)
-        np.testing.assert_array_equal(found, VALUES[2 * chunk : 2 * chunk + 2] + 1)
+        block = arrays.read_chunk(tmp_path, SPEC, chunk)
+        np.testing.assert_array_equal(block, VALUES[2 * chunk : 2 * chunk + 2] + 1)
 
 
 def test_zarr_notices_damage_too(tmp_path):
@@ -99,7 +99,7 @@ def test_read_chunk_drops_the_filling_and_cannot_be_written(tmp_path):
 
 def test_every_flipped_byte_is_found(tmp_path):
     write(tmp_path)
-    path = tmp_path / SPEC.file(2)  # the filling counts as well
+    path = tmp_path / SPEC.file(2)  # the checksum includes the padding
     data = bytearray(path.read_bytes())
     for offset in range(len(data)):
         data[offset] ^= 1 << offset % 8
@@ -126,19 +126,20 @@ def test_every_other_size_is_found(tmp_path):
 
 
 def test_the_metadata_says_what_the_layout_promises():
-    found = json.loads(arrays.array_document(SPEC, AXES))
-    assert found["codecs"] == [
+    document = json.loads(arrays.array_document(SPEC, AXES))
+    assert document["codecs"] == [
         {"name": "bytes", "configuration": {"endian": "little"}},
         {"name": "crc32c"},
     ]
-    assert found["zarr_format"] == 3
-    assert found["node_type"] == "array"
-    assert found["shape"] == [5, 2, 8]
-    assert found["data_type"] == "float32"
-    assert found["chunk_grid"]["configuration"] == {"chunk_shape": [2, 2, 8]}
-    assert found["chunk_key_encoding"] == {"name": "default", "configuration": {"separator": "."}}
-    assert found["fill_value"] == "NaN"
-    assert found["dimension_names"] == list(AXES)
+    assert document["zarr_format"] == 3
+    assert document["node_type"] == "array"
+    assert document["shape"] == [5, 2, 8]
+    assert document["data_type"] == "float32"
+    assert document["chunk_grid"]["configuration"] == {"chunk_shape": [2, 2, 8]}
+    encoding = {"name": "default", "configuration": {"separator": "."}}
+    assert document["chunk_key_encoding"] == encoding
+    assert document["fill_value"] == "NaN"
+    assert document["dimension_names"] == list(AXES)
     assert "consolidated_metadata" not in json.loads(arrays.group_document({}))
 
 

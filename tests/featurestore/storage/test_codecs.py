@@ -1,4 +1,4 @@
-"""A store whose chunks are compressed: smaller, not mapped, and the same in all else."""
+"""A store with compressed chunks: smaller and not mapped, but otherwise equal."""
 
 import shutil
 
@@ -59,9 +59,9 @@ def test_zarr_reads_it(archive, name):
 @pytest.mark.parametrize("views", ["clean", 2, "all", "mean", "random", "pair"])
 def test_the_same_rows_as_from_mapped_files(world, archive, views):
     options = {"views": views, "seed": 3, "bad_samples": "include", "checksum": True}
-    found = FeatureDataset(archive[0], **options).batch([9, 0, 3, 9])
+    actual = FeatureDataset(archive[0], **options).batch([9, 0, 3, 9])
     expected = world.open(views=views, seed=3).batch([9, 0, 3, 9])
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
 def test_the_same_materialized_files(archive, embeddings, tmp_path):
@@ -92,13 +92,13 @@ def test_smaller_where_there_is_something_to_save(tmp_path):
 
 def test_a_growing_archive(archive, tmp_path):
     rows = make_store(tmp_path / "s", stems=STEMS, chunks=[1], codec="zstd")
-    found = FeatureDataset(tmp_path / "s", views="all", zscore="none", partial=True)
-    assert found.indices.tolist() == [4, 5, 6, 7]
-    np.testing.assert_array_equal(found.batch(range(4))["clip_text"], rows["clip_text"][4:8])
+    dataset = FeatureDataset(tmp_path / "s", views="all", zscore="none", partial=True)
+    assert dataset.indices.tolist() == [4, 5, 6, 7]
+    np.testing.assert_array_equal(dataset.batch(range(4))["clip_text"], rows["clip_text"][4:8])
     with StoreWriter(tmp_path / "s", take_lock(tmp_path / "s")) as writer:
         commit(writer, [0, 2], rows, make_records(writer.spec, BAD))
         writer.finish()
-    # Chunk 1 was made without the bad sample's record; all files are the archive's.
+    # Chunk 1 was built without the bad sample's record; all files are the archive's.
     one, other = tree(tmp_path / "s"), tree(archive[0])
     assert [n for n in other if one.get(n) != other[n]] == ["records/ledger.jsonl"]
 
@@ -117,8 +117,8 @@ def test_damage_is_named_and_never_read(archive, copy, damage):
         half = data[: len(data) // 2]
         cut = {"half": half, "longer": data + b"x", "empty": b""}
         path.write_bytes(cut.get(damage, flipped))
-    found = verify(copy)
-    assert {(f.file, f.chunk) for f in found.findings} == {(file, 1)}
+    report = verify(copy)
+    assert {(f.file, f.chunk) for f in report.findings} == {(file, 1)}
     with pytest.raises(CorruptStoreError) as caught:
         FeatureDataset(copy)[4]
     assert (caught.value.file, caught.value.chunk) == (file, 1)
@@ -126,7 +126,7 @@ def test_damage_is_named_and_never_read(archive, copy, damage):
         with pytest.raises(CorruptStoreError):
             FeatureDataset(copy)
     lock = take_lock(copy)
-    repair(copy, found)
+    repair(copy, report)
     lock.release()
     with StoreWriter(copy, take_lock(copy)) as writer:
         commit(writer, [1], archive[1], make_records(writer.spec, BAD))

@@ -11,7 +11,7 @@ from featurestore.storage.ledger import ChunkEntry, Ledger, format_entry, parse_
 
 CHUNKS, ROWS = 4, 2
 
-# Every string that a file name or its decoding may give: undecodable bytes are low surrogates.
+# Every string that decoding a file name may give: undecodable bytes are low surrogates.
 strings = st.text(
     st.one_of(
         st.characters(exclude_categories=["Cs"]),
@@ -69,11 +69,11 @@ def test_an_entry_is_read_back(details, hashes, words, files, changed, chunk):
         )
         for i in range(3)
     ]
-    made = ChunkEntry(chunk, files, samples, changed)
-    line = format_entry(made)
+    entry = ChunkEntry(chunk, files, samples, changed)
+    line = format_entry(entry)
     assert b"\n" not in line
     assert line.isascii()
-    assert parse_entry(line, 3) == made
+    assert parse_entry(line, 3) == entry
     assert json.loads(line)["chunk"] == chunk
 
 
@@ -94,13 +94,13 @@ def test_a_ledger_grows_and_is_read_again(tmp_path):
     for chunk in (2, 0, 3):
         ledger.commit(entry(chunk))
     assert path.read_bytes() == lines(2, 0, 3)
-    for found in (ledger, read(tmp_path)):
-        assert [e.chunk for e in found.entries] == [0, 2, 3]
-        assert found.missing == [1]
-        assert 2 in found
-        assert 1 not in found
-        assert found[3] == entry(3)
-        assert not found.complete
+    for opened in (ledger, read(tmp_path)):
+        assert [e.chunk for e in opened.entries] == [0, 2, 3]
+        assert opened.missing == [1]
+        assert 2 in opened
+        assert 1 not in opened
+        assert opened[3] == entry(3)
+        assert not opened.complete
     ledger.commit(entry(1))
     assert ledger.complete
     assert read(tmp_path).complete
@@ -147,7 +147,7 @@ def test_damage_to_a_committed_line_is_not_written_again_as_sound(tmp_path):
         ledger.commit(entry(chunk))
     damaged = path.read_bytes().replace(b"aaaa", b"aaab", 1)
     path.write_bytes(damaged)
-    with pytest.raises(CorruptStoreError, match="sample 2: its checksum does not fit"):
+    with pytest.raises(CorruptStoreError, match="sample 2: its checksum does not match"):
         ledger.sort()
     assert path.read_bytes() == damaged
 
@@ -170,7 +170,7 @@ def test_a_last_line_torn_at_any_length_is_dropped(tmp_path):
 
 @pytest.mark.parametrize("behind", [b"\x0b", b" ", b"\0", b"\x8a", b"\x0b{", b"\0" * 9])
 def test_more_than_a_whole_line_is_no_torn_one(tmp_path, behind):
-    """An append that was cut off stops in its line: here its line feed became something else."""
+    """A torn append ends within its line, so here the line feed was damaged."""
     write(tmp_path, lines(0, 1) + lines(2)[:-1] + behind)
     with pytest.raises(CorruptStoreError, match="line 3 is whole, but no line feed ends it"):
         read(tmp_path)

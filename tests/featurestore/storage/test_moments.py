@@ -13,14 +13,14 @@ rows_of = hnp.arrays(
 )
 
 
-def assert_same(found: Moments, rows: np.ndarray) -> None:
-    """Compares with NumPy's own mean and deviation in extended precision."""
+def assert_same(actual: Moments, rows: np.ndarray) -> None:
+    """Compares with NumPy's mean and deviation in extended precision."""
     wide = rows.astype(np.longdouble)
     largest = max(float(np.abs(wide).max()), 1e-300)
-    assert found.count == len(rows)
-    assert found.mean.dtype == found.sigma.dtype == np.float64
-    np.testing.assert_allclose(found.mean, wide.mean(0), rtol=1e-12, atol=1e-14 * largest)
-    np.testing.assert_allclose(found.sigma, wide.std(0), rtol=1e-9, atol=1e-13 * largest)
+    assert actual.count == len(rows)
+    assert actual.mean.dtype == actual.sigma.dtype == np.float64
+    np.testing.assert_allclose(actual.mean, wide.mean(0), rtol=1e-12, atol=1e-14 * largest)
+    np.testing.assert_allclose(actual.sigma, wide.std(0), rtol=1e-9, atol=1e-13 * largest)
 
 
 @given(rows_of)
@@ -47,27 +47,27 @@ def test_a_small_spread_far_from_zero():
     # float32 has steps of 8 at 1e8, so the rows are float64 here; a sum of squares gives noise.
     rng = np.random.default_rng(1)
     rows = 1e8 + 1e-3 * rng.normal(size=(10_000, 3))
-    found = merge(moments_of(p) for p in np.array_split(rows, 13))
+    actual = merge(moments_of(p) for p in np.array_split(rows, 13))
     expected = rows.astype(np.longdouble).std(0)
-    np.testing.assert_allclose(found.sigma, expected, rtol=1e-6)
+    np.testing.assert_allclose(actual.sigma, expected, rtol=1e-6)
     naive = np.sqrt(np.abs((rows**2).mean(0) - rows.mean(0) ** 2))
-    assert (np.abs(naive / expected - 1) > 0.1).all()  # the case is as hard as it claims to be
+    assert (np.abs(naive / expected - 1) > 0.1).all()  # confirms that the case is hard
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, -1e-30, 1e8, 3.0e38, np.float32(1) / 3])
 def test_a_constant_column_has_no_deviation_at_all(value):
     rows = np.full((1001, 2), value, np.float32)
-    for found in (moments_of(rows), merge(moments_of(p) for p in np.array_split(rows, 7))):
-        assert (found.sigma == 0.0).all()
-        assert (found.mean == np.float64(np.float32(value))).all()
-        assert (scale_of(found).apply(rows.copy()) == 0.0).all()
+    for actual in (moments_of(rows), merge(moments_of(p) for p in np.array_split(rows, 7))):
+        assert (actual.sigma == 0.0).all()
+        assert (actual.mean == np.float64(np.float32(value))).all()
+        assert (scale_of(actual).apply(rows.copy()) == 0.0).all()
 
 
 def test_one_row():
     rows = np.array([[1.5, -2.0]], np.float32)
-    found = moments_of(rows)
-    assert (found.count, found.mean.tolist(), found.sigma.tolist()) == (1, [1.5, -2.0], [0.0, 0.0])
-    assert scale_of(found).apply(rows.copy()).tolist() == [[0.0, 0.0]]
+    one = moments_of(rows)
+    assert (one.count, one.mean.tolist(), one.sigma.tolist()) == (1, [1.5, -2.0], [0.0, 0.0])
+    assert scale_of(one).apply(rows.copy()).tolist() == [[0.0, 0.0]]
 
 
 def test_nothing_to_merge():
@@ -77,7 +77,7 @@ def test_nothing_to_merge():
         merge([Moments(0, np.zeros(2), np.zeros(2))])
 
 
-def test_the_rows_are_left_alone():
+def test_the_rows_are_not_changed():
     rows = np.ones((3, 2), np.float32)
     rows.flags.writeable = False
     moments_of(rows)
@@ -91,9 +91,9 @@ def test_the_scale_is_the_formula_in_float32(rows):
     expected = (rows - mu) / (sigma + np.float32(1e-6))
     assert expected.dtype == np.float32
     given_rows = rows.copy()
-    found = Scale(mu, sigma).apply(given_rows)
-    assert found is given_rows
-    assert found.tobytes() == expected.tobytes()
+    actual = Scale(mu, sigma).apply(given_rows)
+    assert actual is given_rows
+    assert actual.tobytes() == expected.tobytes()
 
 
 def test_scale_of_is_float32_without_epsilon():

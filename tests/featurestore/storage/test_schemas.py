@@ -27,9 +27,9 @@ OLDER = list(range(1, SCHEMA))
 
 
 def test_each_number_has_its_store() -> None:
-    found = sorted(folder.name for folder in STORES.iterdir())
+    names = sorted(folder.name for folder in STORES.iterdir())
     expected = sorted(f"schema-{number}" for number in range(1, SCHEMA + 1))
-    assert found == expected, "python -m tools.make_schema_store makes that of a new number"
+    assert names == expected, "python -m tools.make_schema_store makes that of a new number"
     for folder in STORES.iterdir():
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         assert size < 50_000, folder.name
@@ -79,5 +79,5 @@ def test_an_older_number_is_refused_with_what_to_do(number: int) -> None:
 @pytest.mark.parametrize("number", OLDER)
 def test_verify_names_the_older_number(number: int) -> None:
     path = STORES / f"schema-{number}/store"
-    [found] = verify(path).findings
-    assert f"schema {number}, this version reads {SCHEMA}" in str(found)
+    [names] = verify(path).findings
+    assert f"schema {number}, this version reads {SCHEMA}" in str(names)

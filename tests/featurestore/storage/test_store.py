@@ -58,7 +58,7 @@ def edit_root(path, change) -> None:
 
 @pytest.fixture(scope="module")
 def golden(tmp_path_factory):
-    """An undisturbed store and its rows; not to be changed."""
+    """A complete store and its rows, which tests must not change."""
     path = tmp_path_factory.mktemp("golden") / "store"
     return path, make_store(path, bad=BAD)
 
@@ -74,17 +74,17 @@ def damaged(golden, tmp_path):
 
 def test_everything_is_read_back(golden):
     path, rows = golden
-    found = FeatureStore(path)
-    assert found.complete
-    assert found.spec == SPEC
-    assert found.features == ("clip_image", "clip_text")
-    assert found.fingerprint == make_fingerprint(SPEC, STEMS)
-    assert list(found.samples) == make_samples(STEMS)
-    assert found.records == make_records(SPEC, BAD)
-    assert found.bad_inputs == [*BAD[2], *BAD[9]]
+    opened = FeatureStore(path)
+    assert opened.complete
+    assert opened.spec == SPEC
+    assert opened.features == ("clip_image", "clip_text")
+    assert opened.fingerprint == make_fingerprint(SPEC, STEMS)
+    assert list(opened.samples) == make_samples(STEMS)
+    assert opened.records == make_records(SPEC, BAD)
+    assert opened.bad_inputs == [*BAD[2], *BAD[9]]
     for name in DIMS:
         np.testing.assert_array_equal(zarr_rows(path, name), rows[name])
-        read = np.concatenate([found.read_chunk(name, chunk) for chunk in range(3)])
+        read = np.concatenate([opened.read_chunk(name, chunk) for chunk in range(3)])
         np.testing.assert_array_equal(read, rows[name])
 
 
@@ -104,11 +104,11 @@ def test_moments_are_those_of_all_rows(golden):
 def test_moments_of_a_chunk_are_those_of_its_rows(tmp_path):
     rows = make_store(tmp_path / "s", chunks=[0, 2])
     store = FeatureStore(tmp_path / "s")
-    found = store.chunk_moments("clip_text", 2)
+    moments = store.chunk_moments("clip_text", 2)
     flat = rows["clip_text"][8:].reshape(-1, DIMS["clip_text"]).astype(np.float64)
-    assert found.count == len(flat)
-    np.testing.assert_allclose(found.mean, flat.mean(0), rtol=1e-12, atol=1e-13)
-    np.testing.assert_allclose(found.sigma, flat.std(0), rtol=1e-12)
+    assert moments.count == len(flat)
+    np.testing.assert_allclose(moments.mean, flat.mean(0), rtol=1e-12, atol=1e-13)
+    np.testing.assert_allclose(moments.sigma, flat.std(0), rtol=1e-12)
     with pytest.raises(CorruptStoreError, match="not committed"):
         store.chunk_moments("clip_text", 1)
 
@@ -148,15 +148,15 @@ def test_a_chunk_of_fill_values_and_of_zeros_is_there(tmp_path):
 
 def test_an_uncommitted_chunk_is_not_read(tmp_path):
     make_store(tmp_path / "s", chunks=[0, 2])
-    found = FeatureStore(tmp_path / "s")
-    assert found.ledger.missing == [1]
+    opened = FeatureStore(tmp_path / "s")
+    assert opened.ledger.missing == [1]
     with pytest.raises(CorruptStoreError, match="not committed") as caught:
-        found.read_chunk("clip_text", 1)
+        opened.read_chunk("clip_text", 1)
     assert (caught.value.file, caught.value.chunk) == ("clip_text/c.1.0.0", 1)
     with pytest.raises(InputError, match="2 of 3 chunks"):
-        found.moments("clip_text")
+        opened.moments("clip_text")
     with pytest.raises(InputError, match="2 of 3 chunks"):
-        found.require_complete()
+        opened.require_complete()
 
 
 def test_names_are_values_never_paths(tmp_path):
@@ -168,7 +168,7 @@ def test_names_are_values_never_paths(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["with space", "東京", "line\nfeed", "caf\udce9", "-x"])
-def test_any_path_will_do(tmp_path, name):
+def test_any_path_is_valid(tmp_path, name):
     rows = make_store(tmp_path / name / "s", chunks=[0])
     np.testing.assert_array_equal(
         FeatureStore(tmp_path / name / "s").read_chunk("clip_text", 0), rows["clip_text"][:4]
@@ -228,7 +228,7 @@ def test_what_does_not_fit_the_store_is_refused_before_any_write(tmp_path, case)
         assert tree(tmp_path / "s") == before
 
 
-# --- what is at a path ---
+# --- the state of a path ---
 
 
 def test_state_absent_and_empty(tmp_path):
@@ -240,14 +240,14 @@ def test_state_store(golden):
     assert state_of(golden[0]) == "store"
 
 
-@pytest.mark.parametrize("kind", ["file", "dangling", "foreign", "zarr", "lock-beside-work"])
-def test_state_foreign(tmp_path, kind):
+@pytest.mark.parametrize("kind", ["file", "dangling", "unknown", "zarr", "lock-beside-work"])
+def test_state_of_unknown_files(tmp_path, kind):
     path = tmp_path / "s"
     if kind == "file":
         path.write_text("thesis")
     elif kind == "dangling":
         path.symlink_to(tmp_path / "nowhere")
-    elif kind == "foreign":
+    elif kind == "unknown":
         path.mkdir()
         (path / "thesis.tex").write_text("x")
     elif kind == "zarr":  # another program's group must not be taken for a store to overwrite
@@ -259,11 +259,11 @@ def test_state_foreign(tmp_path, kind):
         state_of(path)
 
 
-def test_no_store_and_foreign_groups_are_not_opened(tmp_path):
+def test_no_store_and_unknown_groups_are_not_opened(tmp_path):
     with pytest.raises(InputError, match="There is no feature store"):
         FeatureStore(tmp_path)
     zarr.create_group(tmp_path / "g", attributes={"title": "x"})
-    with pytest.raises(InputError, match="not one that manyviews made"):
+    with pytest.raises(InputError, match="manyviews did not create it"):
         FeatureStore(tmp_path / "g")
 
 
@@ -276,7 +276,7 @@ def test_erase_leaves_an_unfinished_store_with_its_lock(tmp_path):
     lock = take_lock(tmp_path / "s")
     (tmp_path / "s/records/runs/log").write_text("kept")
     erase(tmp_path / "s")
-    # What the store did not make is not the store's to delete.
+    # Files that the store did not create must not be deleted.
     assert tree(tmp_path / "s") == {".DS_Store": b"x", "link/": b"", "records/": b""}
     assert (tmp_path / "s/records/runs/log").read_text() == "kept"
     assert (tmp_path / "outside/kept").exists()
@@ -285,7 +285,7 @@ def test_erase_leaves_an_unfinished_store_with_its_lock(tmp_path):
     lock.release()
 
 
-FOREIGN = {
+UNKNOWN_CONTENTS = {
     "another file": lambda folder: (folder / "notes.txt").write_text("x"),
     "beside an array": lambda folder: [
         (folder / name).write_text("x") for name in ("zarr.json", "c.0.0.0", "thesis.tex")
@@ -296,12 +296,12 @@ FOREIGN = {
 }
 
 
-@pytest.mark.parametrize("content", FOREIGN)
+@pytest.mark.parametrize("content", UNKNOWN_CONTENTS)
 def test_a_folder_with_a_features_name_is_the_stores_only_by_its_content(tmp_path, content):
     path = tmp_path / "s"
     make_store(path, dims={"dino": 64})
     (path / "thesis").mkdir()
-    FOREIGN[content](path / "thesis")
+    UNKNOWN_CONTENTS[content](path / "thesis")
     before = {name: data for name, data in tree(path).items() if name.startswith("thesis")}
     lock = take_lock(path)
     erase(path)
@@ -530,8 +530,8 @@ def test_a_damaged_record(damaged, change):
         _ = FeatureStore(damaged).samples
 
 
-def test_features_that_are_no_longer_made_are_still_erased(tmp_path):
-    """Older stores may have them: what is left of one would be taken for a stranger's."""
+def test_features_that_are_no_longer_built_are_still_erased(tmp_path):
+    """Older stores may have them: their remains would otherwise count as unknown files."""
     path = tmp_path / "s"
     make_store(path, dims={"view": 64, "bad": 64})
     lock = take_lock(path)
@@ -542,7 +542,7 @@ def test_features_that_are_no_longer_made_are_still_erased(tmp_path):
     assert not (path / "bad").exists()
 
 
-def test_a_place_that_nobody_can_look_at_is_not_called_no_store(tmp_path):
+def test_an_inaccessible_path_is_not_called_no_store(tmp_path):
     place = tmp_path / ("long" * 100)
     with pytest.raises(StorageError, match="too long"):
         is_store(place)

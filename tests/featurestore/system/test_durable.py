@@ -100,10 +100,10 @@ def test_replace_files_renames_none_before_all_are_synced(tmp_path, monkeypatch,
 
     def check(operation, error):
         assert not partials(tmp_path)
-        found = [path.read_bytes() for path in paths]
-        assert set(found) <= {b"old", b"new" + b"er"}
+        contents = [path.read_bytes() for path in paths]
+        assert set(contents) <= {b"old", b"new" + b"er"}
         if operation in ("open", "write") or (operation == "fsync" and error.path.is_file()):
-            assert found == [b"old"] * 3
+            assert contents == [b"old"] * 3
 
     operations = until_it_passes(
         monkeypatch,
@@ -280,7 +280,7 @@ def test_a_file_has_one_writer(tmp_path, killed):
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("file", b"ours")]
 
 
-def test_a_file_that_got_its_name_meanwhile_is_left_alone(tmp_path, monkeypatch):
+def test_a_file_renamed_meanwhile_is_not_overwritten(tmp_path, monkeypatch):
     """Between opening and locking the temporary name, its writer renames it."""
     path, honest = tmp_path / "file", durable.fcntl.flock
     first = durable.PartialFile(path)
@@ -333,8 +333,8 @@ def test_a_real_file_size_limit(tmp_path):
     code = """if True:
         import resource, signal, sys
         from pathlib import Path
-        from featurestore.system import durable
         from featurestore.errors import StorageError
+        from featurestore.system import durable
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
         try:
@@ -356,7 +356,7 @@ def test_a_real_file_size_limit(tmp_path):
     ("name", "reason"),
     [("x" * 300, "too long"), ("missing/file", "No such file"), ("file/below", "Not a directory")],
 )
-def test_paths_that_cannot_be(tmp_path, name, reason):
+def test_invalid_paths_are_refused(tmp_path, name, reason):
     (tmp_path / "file").write_bytes(b"x")
     with pytest.raises(StorageError, match=f"(?i){reason}"):
         durable.replace_file(tmp_path / name, b"x")
@@ -366,11 +366,11 @@ def test_paths_that_cannot_be(tmp_path, name, reason):
 
 
 def test_make_folder(tmp_path, monkeypatch):
-    made = []
-    monkeypatch.setattr(durable, "hook", lambda op, path, size: made.append((op, path.name)))
+    operations = []
+    monkeypatch.setattr(durable, "hook", lambda op, path, size: operations.append((op, path.name)))
     durable.make_folder(tmp_path / "a/b")
     durable.make_folder(tmp_path / "a/b")
-    assert [name for op, name in made if op == "mkdir"] == ["a", "b"]
+    assert [name for op, name in operations if op == "mkdir"] == ["a", "b"]
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StorageError, match="exists"):
         durable.make_folder(tmp_path / "file")
@@ -390,7 +390,7 @@ def test_remove_folder_follows_no_link(tmp_path):
     assert (tmp_path / "outside/kept").exists()
 
 
-def test_remove_of_nothing_is_nothing(tmp_path):
+def test_removing_a_missing_file_does_nothing(tmp_path):
     durable.remove(tmp_path / "none")
     durable.remove(tmp_path / "no/folder")
     with pytest.raises(StorageError):
@@ -438,7 +438,7 @@ HOLDER = """if True:
 
 @pytest.fixture
 def holder(tmp_path):
-    """Another process that holds the lock at ``tmp_path / "lock"``."""
+    """Starts a process that holds the lock at ``tmp_path / "lock"``."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDER, tmp_path / "lock"], stdout=subprocess.PIPE, text=True
     )
@@ -448,7 +448,7 @@ def holder(tmp_path):
         process.kill()
 
 
-def test_a_second_process_is_told_who_holds_the_lock(tmp_path, holder):
+def test_the_error_names_the_process_that_holds_the_lock(tmp_path, holder):
     with pytest.raises(StoreLockedError, match="the store is being written by") as caught:
         FileLock(tmp_path / "lock", Path("the store"))
     assert (caught.value.pid, caught.value.host) == (holder.pid, socket.gethostname())
@@ -471,12 +471,12 @@ def test_a_holder_that_left_no_name(tmp_path, holder, content):
     assert lock_holder(tmp_path / "lock") == (None, None)
 
 
-def test_the_lock_is_given_back_once(tmp_path):
+def test_the_lock_is_released_once(tmp_path):
     lock = FileLock(tmp_path / "lock", tmp_path)
     assert lock_holder(tmp_path / "lock") == (os.getpid(), socket.gethostname())
     lock.release()
     other = FileLock(tmp_path / "lock", tmp_path)
-    lock.release()  # must not close a descriptor that is another's by now
+    lock.release()  # must not close a descriptor that was reused
     assert lock_holder(tmp_path / "lock") == (os.getpid(), socket.gethostname())
     other.release()
     assert lock_holder(tmp_path / "lock") is None
@@ -489,7 +489,7 @@ def test_no_lock_without_its_folder(tmp_path):
 
 
 def test_only_a_build_promises_that_nothing_is_lost(tmp_path, monkeypatch):
-    """An export's file has nothing to do with a store's chunks."""
+    """The file of an export is not part of a store."""
     for number in (errno.EACCES, errno.ENOSPC):
         fail_at(monkeypatch, 1, number)
         with pytest.raises(StorageError) as caught:

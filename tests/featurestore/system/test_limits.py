@@ -29,7 +29,7 @@ V2 = "/ {root} rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate"
 
 
 def test_a_scheduler_limits_the_job_above_the_task(tmp_path):
-    """As SLURM does: the task's own group says ``max``."""
+    """As with SLURM, where the group of the task has the limit ``max``."""
     job = "system.slice/slurmstepd.scope/job_7"
     proc = machine(
         tmp_path,
@@ -125,7 +125,7 @@ def test_more_used_than_allowed_leaves_nothing(tmp_path):
 
 
 def test_this_machine():
-    """Whatever limits it has, they leave room for the test itself."""
+    """The machine's limits leave room at least for the test itself."""
     assert 0 < available_bytes() < 2**50
     assert process_room() is None or process_room() > 0
 
@@ -135,7 +135,7 @@ def test_this_machine():
     [("max 100000", 64), ("400000 100000", 4), ("250000 100000", 3), ("5000 100000", 1)],
 )
 def test_a_quota_bounds_the_cpus(tmp_path, monkeypatch, quota, cpus):
-    """Of a node with 64 CPUs; the tightest group counts, also one above the process's own."""
+    """On a node with 64 CPUs; the tightest group counts, also one above the process's group."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(64)))
     files = {"jobs/a/cpu.max": "max 100000", "jobs/cpu.max": quota}
     assert usable_cpus(machine(tmp_path, [V2], ["0::/jobs/a"], files)) == cpus
@@ -161,7 +161,7 @@ def test_the_affinity_bounds_the_cpus(tmp_path, monkeypatch):
 
 
 def test_a_real_quota_bounds_the_cpus():
-    """A process in a control group of its own, whose quota is one CPU."""
+    """A process in a separate control group with a quota of one CPU."""
     roots = {1: Path("/sys/fs/cgroup/cpu"), 2: Path("/sys/fs/cgroup")}
     root = roots[2 if (roots[2] / "cgroup.controllers").exists() else 1]
     group = root / f"manyviews-test-{os.getpid()}"

@@ -1,4 +1,4 @@
-"""The store's lock and those who write under it."""
+"""The store's lock while chunks are written."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from featurestore.errors import StoreLockedError
 from featurestore.system.locks import FileLock
 
 
-def test_a_lock_is_not_given_back_while_somebody_writes_under_it(tmp_path: Path) -> None:
-    """An interrupted build gives it back from another thread than the one that writes a chunk."""
+def test_a_lock_is_not_released_while_a_chunk_is_written(tmp_path: Path) -> None:
+    """An interrupted build releases it in another thread than the one that writes a chunk."""
     path = tmp_path / "lock"
     lock = FileLock(path, tmp_path)
     writing, go = threading.Event(), threading.Event()

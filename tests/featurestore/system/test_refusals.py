@@ -1,4 +1,4 @@
-"""What the system refuses is never damage: real limits in processes of their own, and each error.
+"""Refusals by the system are never damage: real limits in separate processes, and each error.
 
 Every child here opens a sound store under a limit that is too low for it. It must say what is
 lacking, and leave every byte of the store as it was.
@@ -93,35 +93,35 @@ MACHINE = (
 )
 
 
-# The errors -----------------------------------------------------------------------------------
+# The errors -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", MACHINE)
 def test_each_error_has_advice_and_names_the_file(number: int) -> None:
-    found = refusal(Path("/a/file"), OSError(number, os.strerror(number)))
-    assert type(found) is StorageError
-    first, advice = str(found).split("\n")
+    error = refusal(Path("/a/file"), OSError(number, os.strerror(number)))
+    assert type(error) is StorageError
+    first, advice = str(error).split("\n")
     assert first == f"Could not use /a/file: {os.strerror(number)}."
     assert len(advice) > 20
-    assert "damage" not in str(found)
-    assert "repair" not in str(found)
+    assert "damage" not in str(error)
+    assert "repair" not in str(error)
 
 
 def test_too_many_files_says_how_many_and_how_to_have_more() -> None:
-    found = str(refusal(Path("x"), OSError(errno.EMFILE, "Too many open files")))
+    error = str(refusal(Path("x"), OSError(errno.EMFILE, "Too many open files")))
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    assert f"may open {soft:,} files" in found
-    assert "ulimit -n" in found
+    assert f"may open {soft:,} files" in error
+    assert "ulimit -n" in error
 
 
 def test_no_memory_and_no_space() -> None:
     assert "not enough memory" in str(refusal(Path("x"), MemoryError()))
-    found = refusal(Path("x"), OSError(errno.ENOSPC, "No space"), 12345)
-    assert isinstance(found, StorageFullError)
-    assert found.bytes == 12345
+    error = refusal(Path("x"), OSError(errno.ENOSPC, "No space"), 12345)
+    assert isinstance(error, StorageFullError)
+    assert error.bytes == 12345
 
 
-def test_an_error_of_the_machine_is_found_behind_what_a_library_made_of_it() -> None:
+def test_a_system_error_is_found_inside_a_librarys_error() -> None:
     def chained(cause: BaseException) -> ValueError:
         try:
             raise ValueError("cannot decode") from cause
@@ -145,7 +145,7 @@ def test_an_error_of_the_machine_is_found_behind_what_a_library_made_of_it() -> 
     assert explained(ValueError()) is None
 
 
-def test_whether_a_file_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_and_folder_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_bytes(b"")
     assert (is_file(tmp_path / "file"), is_folder(tmp_path / "file")) == (True, False)
     assert (is_file(tmp_path), is_folder(tmp_path)) == (False, True)
@@ -155,7 +155,7 @@ def test_whether_a_file_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         is_file(tmp_path / "file")
 
 
-# Readers and verify ---------------------------------------------------------------------------
+# Readers and verify -----------------------------------------------------------------------------
 
 READERS: dict[str, Callable[[Path], object]] = {
     "open": FeatureStore,
@@ -166,7 +166,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "state": state_of,
     "verify": verify,
 }
-# What each of them must open or ask for.
+# The files that each reader must open.
 TOUCHED: dict[str, tuple[str, ...]] = {
     "zarr.json": ("open", "read_chunk", "moments", "dataset", "writer", "verify"),
     "records/ledger.jsonl": ("open", "read_chunk", "moments", "dataset", "writer", "verify"),
@@ -226,30 +226,30 @@ def test_a_missing_file_is_damage_still(store: Path) -> None:
 
 
 def test_rewritten_arrays(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What zarr could not open is no damage either, nor what it found no memory for."""
+    """Arrays that zarr cannot open, or has no memory for, are not damaged."""
     name = "clip_image"
     rows = zarr.open_array(store / name, mode="r")[:]
     spec = zarr.open_array(store / name, mode="r")
     zarr.create_array(
         store / name, data=rows, chunks=spec.chunks, fill_value=float("nan"), overwrite=True
     )
-    found = FeatureStore(store)
-    assert found.array(name).codec == "foreign"
+    opened = FeatureStore(store)
+    assert opened.array(name).codec == "rewritten"
     with monkeypatch.context() as patch:
         refuse(patch, "c/1/0/0", errno.EMFILE)
         with pytest.raises(StorageError, match="Too many open files"):
-            found.read_chunk(name, 1)
+            opened.read_chunk(name, 1)
     for error in (MemoryError(), RuntimeError("can't start new thread")):
         with monkeypatch.context() as patch:
-            patch.setattr(arrays, "_open_foreign", lambda *_, e=error: (_ for _ in ()).throw(e))
+            patch.setattr(arrays, "_open_rewritten", lambda *_, e=error: (_ for _ in ()).throw(e))
             with pytest.raises(StorageError):
-                found.read_chunk(name, 1)
+                opened.read_chunk(name, 1)
             with pytest.raises(StorageError):
                 FeatureStore(store)
-    found.read_chunk(name, 1)
+    opened.read_chunk(name, 1)
 
 
-def test_what_a_compressed_chunk_finds_no_memory_for(
+def test_a_compressed_chunk_without_enough_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from numcodecs import zstd
@@ -284,7 +284,7 @@ def test_mapping_that_the_kernel_refuses(store: Path, monkeypatch: pytest.Monkey
     FeatureDataset(store, zscore="none")
 
 
-# Materialized files and inputs ----------------------------------------------------------------
+# Materialized files and inputs ------------------------------------------------------------------
 
 
 def test_materialized_files(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,7 +304,7 @@ def test_materialized_files(store: Path, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_inputs(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An input that cannot be read has not changed, as far as anybody knows."""
+    """An unreadable input is not reported as changed."""
     data = tmp_path / "data"
     data.mkdir()
     for sample in FeatureStore(store).samples:
@@ -317,7 +317,7 @@ def test_inputs(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert caught.value.path.name == name
 
 
-# Real limits ----------------------------------------------------------------------------------
+# Real limits ------------------------------------------------------------------------------------
 
 CHILD = """
 import os, resource, sys
@@ -359,7 +359,7 @@ resource.setrlimit(resource.RLIMIT_AS, (used + (6 << 20), -1))
     ids=["files", "memory"],
 )
 def test_a_real_limit(tmp_path: Path, limit: str, read: str, mapped: str) -> None:
-    """A dataset and ``verify --repair`` say what is lacking, and nothing is dropped."""
+    """A dataset and ``verify --repair`` report the lacking resource, and nothing is dropped."""
     store = tmp_path / "store"
     # A chunk of 16 MiB, which does not fit under the limit.
     make_store(store, samples=1024, views=64, chunk=1024, dims={"clip_image": 64})

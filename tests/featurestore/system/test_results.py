@@ -1,4 +1,4 @@
-"""Memory of results is used again, and never while anybody can still see it."""
+"""Memory of results is reused, but never while an array still refers to it."""
 
 import gc
 import os
@@ -26,7 +26,7 @@ def address(array):
     return array.__array_interface__["data"][0]
 
 
-def test_memory_is_used_again_when_nobody_has_it():
+def test_memory_is_reused_when_no_array_refers_to_it():
     first = results.empty(LARGE)
     assert (first.shape, first.dtype, first.flags.writeable) == (LARGE, np.float32, True)
     assert first.flags.c_contiguous
@@ -51,7 +51,7 @@ def values(kept):
         lambda array: array.view(np.uint8)[7],
     ],
 )
-def test_what_is_kept_in_any_way_is_not_written_to(keep):
+def test_memory_in_use_is_not_written_to(keep):
     array = results.empty(LARGE)
     array[:] = 7
     kept = keep(array)
@@ -63,7 +63,7 @@ def test_what_is_kept_in_any_way_is_not_written_to(keep):
     np.testing.assert_array_equal(values(kept), before)
 
 
-def test_little_is_kept():
+def test_the_kept_memory_is_limited():
     several = [results.empty(LARGE) for _ in range(5)]
     del several
     assert [len(memory) for memory in results._free] == [9000 * 1024 * 4] * 5
@@ -77,7 +77,7 @@ def test_little_is_kept():
     assert [len(memory) for memory in results._free] == [200 << 20]
 
 
-def test_more_than_may_be_kept_is_not():
+def test_results_above_the_limit_are_not_kept():
     array = results.empty((70 << 20,))  # 280 MiB
     del array
     assert results._free == []
@@ -107,7 +107,7 @@ def test_small_results_are_the_allocators():
     assert results.empty((0, 512)).shape == (0, 512)
 
 
-def test_a_forked_process_has_its_own():
+def test_a_forked_process_has_separate_memory():
     array = results.empty(LARGE)
     array[:] = 1
     pid = os.fork()

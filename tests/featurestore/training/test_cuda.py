@@ -1,4 +1,4 @@
-"""Batches on a real GPU, where there is one."""
+"""Batches on a real GPU; skipped without one."""
 
 import pytest
 import torch
@@ -10,8 +10,7 @@ from featurestore import (
     Residency,
     ResidentFeatures,
 )
-
-from .stores import make_store
+from tests.featurestore.stores import make_store
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
@@ -26,7 +25,7 @@ def folder(tmp_path_factory):
 
 
 def busy(milliseconds):
-    """Work that keeps the current stream from the next piece for a while."""
+    """Work that occupies the current stream for a while."""
     torch.cuda._sleep(int(1e6 * milliseconds))
 
 
@@ -56,14 +55,14 @@ def test_a_batch_may_be_used_on_another_stream(folder):
     ]
     loader = DeviceBatches(resident, FeatureBatchSampler(resident, 16), "cuda")
     streams = [torch.cuda.Stream() for _ in range(3)]
-    walk, found = iter(loader), []
+    walk, actual = iter(loader), []
     for number in range(len(loader)):
         with torch.cuda.stream(streams[number % 3]):
             batch = next(walk)
-            found.append({name: rows + 0 for name, rows in batch.items()})
+            actual.append({name: rows + 0 for name, rows in batch.items()})
             busy(2)
     torch.cuda.synchronize()
-    for batch, wanted in zip(found, expected, strict=True):
+    for batch, wanted in zip(actual, expected, strict=True):
         assert all(torch.equal(batch[name].cpu(), rows) for name, rows in wanted.items())
 
 

@@ -33,9 +33,9 @@ _PAIRS = [(a, b) for a in range(4) for b in range(4) if a != b]
 DRAWN = [(drawn_number(5, 2, i) % 4, _PAIRS[drawn_number(5, 2, i) % 12]) for i in range(11)]
 
 
-def close(found: torch.Tensor, expected: np.ndarray) -> None:
-    assert found.dtype == torch.float32
-    np.testing.assert_allclose(found.numpy(), expected, rtol=2e-6, atol=2e-6)
+def close(actual: torch.Tensor, expected: np.ndarray) -> None:
+    assert actual.dtype == torch.float32
+    np.testing.assert_allclose(actual.numpy(), expected, rtol=2e-6, atol=2e-6)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_rows_are_those_of_the_files_to_the_last_bit(world, tmp_path, zscore):
 def test_train_zscore_uses_only_the_rows_that_are_trained_on(world, name, bad_samples):
     """Not those of sample 3, whose poster is a placeholder: training leaves out its text too.
 
-    One scale for all parts, whatever each of them keeps.
+    All parts share one scale, independent of the samples that each keeps.
     """
     trained = FeatureDataset(world.store, split="train", split_json=world.split).indices
     assert trained.tolist() == [0, 5, 9]
@@ -116,9 +116,9 @@ def test_bad_samples_are_left_out_by_default(world):
 def test_labels(world):
     dataset = world.open(labels_dir=world.root / "labels", split="train", split_json=world.split)
     expected = np.load(world.root / "labels/labels_all_23.npy")[SPLIT["train"]]
-    found = dataset.batch(range(4))["labels"]
-    assert found.dtype == torch.float32
-    np.testing.assert_array_equal(found.numpy(), expected)
+    actual = dataset.batch(range(4))["labels"]
+    assert actual.dtype == torch.float32
+    np.testing.assert_array_equal(actual.numpy(), expected)
     assert dataset[1]["labels"].tolist() == expected[1].tolist()
     assert expected.sum() == 5
     assert "labels" not in world.open()[0]
@@ -169,20 +169,20 @@ def test_a_batch_is_the_list_of_its_items(world):
     whole, apart = default_collate(items), default_collate(list(items))
     assert list(whole) == list(apart) == ["clip_image", "clip_text", "index"]
     assert all(torch.equal(whole[name], apart[name]) for name in whole)
-    # Not taken apart: that would be ten times the work of reading.
+    # The batch is not split into items, which would take ten times the work of reading.
     assert whole["clip_text"] is items.stacked["clip_text"]
     kept = DataLoader(dataset, batch_size=3, collate_fn=lambda batch: [dict(i) for i in batch])
     assert [len(batch) for batch in kept] == [3, 3, 3, 2]
 
 
-def test_a_batch_that_nobody_collates_is_pinned_whole(world, monkeypatch):
+def test_a_batch_without_collation_is_pinned_whole(world, monkeypatch):
     pinned = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self) or self + 0)
     items = world.open().__getitems__([2, 5])
-    found = pin_memory(items)
+    actual = pin_memory(items)
     assert len(pinned) == 3
-    assert [item["index"].item() for item in found] == [2, 5]
-    assert torch.equal(found.stacked["clip_text"], items.stacked["clip_text"])
+    assert [item["index"].item() for item in actual] == [2, 5]
+    assert torch.equal(actual.stacked["clip_text"], items.stacked["clip_text"])
 
 
 def test_tensors_are_copies(world):
@@ -208,9 +208,9 @@ def test_loader_workers_read_the_same(world):
     dataset.set_epoch(3)
     expected = list(DataLoader(dataset, batch_size=4, num_workers=0))
     loader = DataLoader(dataset, batch_size=4, num_workers=8, multiprocessing_context="fork")
-    found = list(loader)
-    assert [len(b["index"]) for b in found] == [4, 4, 3]
-    for one, other in zip(found, expected, strict=True):
+    actual = list(loader)
+    assert [len(b["index"]) for b in actual] == [4, 4, 3]
+    for one, other in zip(actual, expected, strict=True):
         assert all(torch.equal(one[name], other[name]) for name in expected[0])
 
 
@@ -244,7 +244,7 @@ def test_an_epoch_reaches_persistent_workers(world, start, views):
     assert not torch.equal(seen[1], seen[2])
 
 
-def test_a_copy_has_an_epoch_of_its_own(world):
+def test_a_copy_has_a_separate_epoch(world):
     dataset = world.open(views="random")
     dataset.set_epoch(3)
     for other in (copy.deepcopy(dataset), pickle.loads(pickle.dumps(dataset))):
@@ -271,7 +271,7 @@ def written_split(path, **parts):
     return path
 
 
-def test_a_worker_has_the_samples_of_its_dataset_whatever_becomes_of_the_split(tmp_path):
+def test_a_worker_keeps_the_samples_of_its_dataset_if_the_split_changes(tmp_path):
     make_store(tmp_path / "s", bad={2: [BadInput(2, "image", "truncated", "")]})
     split = written_split(tmp_path / "split.json", train=range(8), dev=[8], test=[9, 10])
     dataset = FeatureDataset(tmp_path / "s", split="train", split_json=split, zscore="train")
@@ -282,15 +282,15 @@ def test_a_worker_has_the_samples_of_its_dataset_whatever_becomes_of_the_split(t
     assert torch.equal(worker.batch([6])["clip_image"], dataset.batch([6])["clip_image"])
 
 
-def test_a_pickle_of_a_store_whose_chunks_were_made_again_is_refused(tmp_path):
+def test_a_pickle_of_a_store_whose_chunks_were_rebuilt_is_refused(tmp_path):
     rows = make_store(tmp_path / "s")
     data = pickle.dumps(FeatureDataset(tmp_path / "s", ["clip_text"]))
     remake(tmp_path / "s", 1, rows)
     pickle.loads(data)  # the same rows
     remake(tmp_path / "s", 1, {**rows, "clip_image": rows["clip_image"] + 1})
-    pickle.loads(data)  # others, of a feature that it has not
+    pickle.loads(data)  # other rows, but of a feature that it does not read
     remake(tmp_path / "s", 1, {name: values + 1 for name, values in rows.items()})
-    with pytest.raises(InputError, match="not what they were"):
+    with pytest.raises(InputError, match="have changed since"):
         pickle.loads(data)
 
 
@@ -302,7 +302,7 @@ def test_a_pickle_of_files_that_were_written_again_is_refused(tmp_path):
     pickle.loads(data)
     make_store(tmp_path / "other", seed=5)
     materialize(FeatureStore(tmp_path / "other"), tmp_path / "out")
-    with pytest.raises(InputError, match="not what they were"):
+    with pytest.raises(InputError, match="have changed since"):
         pickle.loads(data)
 
 
@@ -322,7 +322,7 @@ def test_a_pickle_of_published_files_that_were_written_again_is_refused(tmp_path
     content[-1] ^= 1
     rows.write_bytes(content)
     os.utime(rows, ns=(1, 1))
-    with pytest.raises(InputError, match="not what they were"):
+    with pytest.raises(InputError, match="have changed since"):
         pickle.loads(data)
 
 
@@ -337,7 +337,7 @@ def test_a_pickle_of_another_version_is_refused(tmp_path):
 
 @pytest.mark.parametrize("partial", [False, True])
 def test_rows_of_two_states_are_never_opened_together(tmp_path, monkeypatch, partial):
-    """Between the first feature and the second a chunk is made again."""
+    """A chunk is rebuilt between the opening of the first feature and the second."""
     rows = make_store(tmp_path / "s")
     other = {name: values + 1 for name, values in rows.items()}
     honest = sources.store_rows
@@ -356,7 +356,7 @@ def test_rows_of_two_states_are_never_opened_together(tmp_path, monkeypatch, par
         assert torch.equal(dataset[0][name], torch.from_numpy(other[name][0, 0]))
 
 
-def test_a_store_that_grows_while_it_is_opened_is_no_other(tmp_path, monkeypatch):
+def test_a_store_that_grows_while_it_is_opened_is_accepted(tmp_path, monkeypatch):
     rows = make_store(tmp_path / "s", chunks=[0])
     honest = sources.store_rows
 
@@ -376,7 +376,7 @@ def test_a_pickle_of_another_store_is_refused(tmp_path):
     data = pickle.dumps(FeatureDataset(tmp_path / "s"))
     shutil.rmtree(tmp_path / "s")
     make_store(tmp_path / "s", views=8)
-    with pytest.raises(InputError, match="not what it was"):
+    with pytest.raises(InputError, match="has changed since"):
         pickle.loads(data)
 
 
@@ -432,19 +432,19 @@ def outcome(action):
 
 
 @pytest.mark.parametrize("items", [[0.5], ["1"], [True, False], [[1, 2]], 3, np.array([1.0])])
-def test_what_is_no_list_of_integers(world, items):
+def test_items_must_be_a_list_of_integers(world, items):
     with pytest.raises(TypeError, match="integers"):
         world.open().batch(items)
 
 
 @pytest.mark.parametrize("item", [1.0, "1", None, [1]])
-def test_what_is_no_integer(world, item):
+def test_an_item_must_be_an_integer(world, item):
     with pytest.raises(TypeError):
         world.open()[item]
 
 
 def test_a_pickle_brings_the_scale_of_the_training_split(world, monkeypatch):
-    """Else every spawned worker would read the whole split again."""
+    """Otherwise every spawned worker would read the whole split again."""
     split = {"zscore": "train", "split": "test", "split_json": world.split}
     dataset = world.open(**split)
     data = pickle.dumps(dataset)
@@ -459,14 +459,14 @@ def test_a_pickle_brings_the_scale_of_the_training_split(world, monkeypatch):
 # --- labels of views ---
 
 
-@pytest.mark.parametrize("made", [False, True])
+@pytest.mark.parametrize("written", [False, True])
 @pytest.mark.parametrize("views", ["clean", 2, "all", "mean", "random", "pair"])
-def test_augmented_labels_fit_the_views(world, tmp_path, views, made):
+def test_augmented_labels_fit_the_views(world, tmp_path, views, written):
     folder = tmp_path / "labels"
     shutil.copytree(world.root / "labels", folder)
     write_augmented_labels(folder, tmp_path, 4)
     every = np.load(tmp_path / f"{PREFIX}_labels.npy").reshape(11, 4, 23)
-    if made:  # else computed, from the store's seed
+    if written:  # else computed, from the store's seed
         write_augmented_labels(folder, folder, 4)
     dataset = world.open(views=views, labels="augmented", labels_dir=folder, seed=5)
     dataset.set_epoch(2)
@@ -478,12 +478,12 @@ def test_augmented_labels_fit_the_views(world, tmp_path, views, made):
         "random": np.array([every[i, v] for i, (v, _) in enumerate(DRAWN)]),
         "pair": np.array([[every[i, a], every[i, b]] for i, (_, (a, b)) in enumerate(DRAWN)]),
     }[views]
-    for _ in range(2):  # the second time from what was made the first time
-        found = dataset.batch(range(11))["labels"]
-        assert found.dtype == torch.float32
-        np.testing.assert_allclose(found.numpy(), expected, rtol=1e-6, atol=1e-7)
-        np.testing.assert_array_equal(dataset[4]["labels"].numpy(), found[4].numpy())
-        found.fill_(9)  # a copy
+    for _ in range(2):  # the second time from the memory of the first
+        actual = dataset.batch(range(11))["labels"]
+        assert actual.dtype == torch.float32
+        np.testing.assert_allclose(actual.numpy(), expected, rtol=1e-6, atol=1e-7)
+        np.testing.assert_array_equal(dataset[4]["labels"].numpy(), actual[4].numpy())
+        actual.fill_(9)  # a copy
 
 
 def test_base_labels_do_not_depend_on_the_views(world):
@@ -545,7 +545,7 @@ def test_augmented_labels_of_another_seed_are_refused(world, labels):
 def test_labels_that_changed_since_they_were_augmented_are_refused(
     world, labels, tmp_path, monkeypatch, place
 ):
-    """Wherever the clean labels are known to be: named, beside the others, or as once typed."""
+    """The clean labels are in ``labels_dir``, in the same folder, or where the manifest says."""
     monkeypatch.chdir(tmp_path)
     folder = labels if place == "beside" else world.materialize(tmp_path / "embeddings")
     write_augmented_labels(Path("labels"), folder, 4)
@@ -564,7 +564,7 @@ def test_labels_that_changed_since_they_were_augmented_are_refused(
     FeatureDataset(source, labels="augmented", **given)
 
 
-def test_another_data_sets_labels_of_the_same_name_are_not_meant(world, tmp_path, monkeypatch):
+def test_labels_of_another_data_set_at_the_same_path_are_not_used(world, tmp_path, monkeypatch):
     folder = world.materialize(tmp_path / "embeddings")
     shutil.copytree(world.root / "labels", tmp_path / "labels")
     monkeypatch.chdir(tmp_path)
@@ -587,7 +587,7 @@ def test_a_flip_in_augmented_labels_is_found_with_checksum(world, labels):
         world.open(**asked)
     manifest = labels / f"{PREFIX}_labels_manifest.json"
     manifest.write_text(manifest.read_text().replace('"seed": 123', '"seed": 122'))
-    with pytest.raises(InputError, match="checksum does not fit"):
+    with pytest.raises(InputError, match="checksum does not match"):
         world.open(labels="augmented", labels_dir=labels)
 
 
@@ -642,7 +642,7 @@ def test_a_growing_store_is_read_as_far_as_it_is_committed(world, tmp_path):
         raw._rows["clip_text"].take(np.array([4]), 0)
 
 
-def test_what_was_opened_while_it_grew_stays_what_it_was(tmp_path):
+def test_a_dataset_of_a_growing_store_does_not_change(tmp_path):
     rows = make_store(tmp_path / "s", chunks=[0])
     dataset = FeatureDataset(tmp_path / "s", partial=True)
     before = dataset.batch(range(4))
@@ -720,8 +720,8 @@ def test_random_views_are_uniform_and_independent(many):
     draws = {
         (seed, epoch): drawn(many, seed=seed, epoch=epoch) for seed in range(3) for epoch in (0, 1)
     }
-    for found in draws.values():
-        counts = np.bincount(found, minlength=8)
+    for actual in draws.values():
+        counts = np.bincount(actual, minlength=8)
         assert len(counts) == 8
         assert ((counts - 250) ** 2 / 250).sum() < 24.3  # chi², 7 degrees: one in a thousand
     keys = list(draws)
@@ -772,7 +772,7 @@ def test_no_complete_store(tmp_path):
         FeatureDataset(tmp_path / "s")
 
 
-def test_nothing_left(world, tmp_path):
+def test_a_split_without_samples_is_refused(world, tmp_path):
     split = tmp_path / "split.json"
     split.write_text(json.dumps({"train": [STEMS[3]], "dev": [], "test": []}))
     for part in ("train", "val"):

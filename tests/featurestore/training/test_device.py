@@ -1,7 +1,7 @@
 """Batches on a device: in step with the sampler, and resident ones equal to what the store gives.
 
-CUDA itself is not here. What its lane does with buffers, streams and events is run with a stand-in
-for torch.cuda that keeps the order of what it was told, and copies late, as a GPU may.
+CUDA itself is not used here. The lane's use of buffers, streams and events is tested with a fake
+torch.cuda that keeps the order of its commands, and copies late, as a GPU may.
 """
 
 import types
@@ -21,8 +21,7 @@ from featurestore import (
 from featurestore.errors import ConfigError
 from featurestore.imdb.labels import write_labels
 from featurestore.training import device, resident
-
-from .stores import make_store
+from tests.featurestore.stores import make_store
 
 SAMPLES, VIEWS = 37, 4
 
@@ -63,37 +62,37 @@ def test_batches_are_the_samplers(open_dataset):
             sampler = FeatureBatchSampler(range(SAMPLES), 8)
             sampler.set_epoch(1)
             wanted = list(sampler)
-        found = list(loader)
-        assert len(found) == len(loader) == 5
+        actual = list(loader)
+        assert len(actual) == len(loader) == 5
         reference = open_dataset("random")
         reference.set_epoch(epoch)
-        for batch, items in zip(found, wanted, strict=True):
+        for batch, items in zip(actual, wanted, strict=True):
             assert equal(batch, reference.batch(items))
 
 
-def test_it_goes_on_after_the_batch_in_use_and_not_the_one_ahead(open_dataset):
-    def made():
+def test_it_resumes_after_the_batch_in_use_and_not_the_one_ahead(open_dataset):
+    def new_loader():
         dataset = open_dataset("random")
         return DeviceBatches(dataset, FeatureBatchSampler(dataset, 8, shuffle=Shuffle(4)), "cpu")
 
-    loader = made()
+    loader = new_loader()
     list(loader)
     states, batches = [loader.state_dict()], []
     for batch in loader:
         states.append(loader.state_dict())
         batches.append(batch)
     for step, state in enumerate(states):
-        resumed = made()
+        resumed = new_loader()
         resumed.load_state_dict(state)
         tail = list(resumed)
         assert len(tail) == len(batches) - step
-        for found, wanted in zip(tail, batches[step:], strict=True):
-            assert equal(found, wanted)
+        for actual, wanted in zip(tail, batches[step:], strict=True):
+            assert equal(actual, wanted)
     assert loader.state_dict()["epoch"] == 2
     loader.set_epoch(1)
     assert equal(next(iter(loader)), batches[0])
     with pytest.raises(ConfigError):
-        made().load_state_dict(states[0] | {"seed": 5})
+        new_loader().load_state_dict(states[0] | {"seed": 5})
 
 
 @pytest.mark.parametrize("name", ["cuda:99", "meta", "gpu", "cpu0"])
@@ -106,7 +105,7 @@ def test_devices_that_are_not_there(open_dataset, name):
 
 
 class FakeGpu:
-    """A GPU that does a stream's work only when somebody waits for it."""
+    """A fake GPU that does a stream's work only when the host waits for it."""
 
     def __init__(self, monkeypatch):
         self.log, self.queue, self.current = [], [], "compute"
@@ -203,15 +202,15 @@ def test_a_buffer_is_filled_again_only_after_it_was_read(monkeypatch):
     """Otherwise the late copy would carry another batch's rows, or none."""
     gpu = FakeGpu(monkeypatch)
     lane = device._Lane("cuda:0")
-    made = [{"x": torch.full((size, 3), float(size))} for size in (4, 4, 4, 6, 2, 4)]
-    sent = [lane.send(batch) for batch in made[:2]]  # one in use, one ahead
+    batches = [{"x": torch.full((size, 3), float(size))} for size in (4, 4, 4, 6, 2, 4)]
+    sent = [lane.send(batch) for batch in batches[:2]]  # one in use, one ahead
     assert gpu.log == ["buffer", "buffer"]
-    for number, batch in enumerate(made):
+    for number, batch in enumerate(batches):
         ready = lane.ready(sent[number])["x"]
         assert torch.equal(ready.rows, batch["x"])
         assert ready.recorded
-        if number + 2 < len(made):
-            sent.append(lane.send(made[number + 2]))
+        if number + 2 < len(batches):
+            sent.append(lane.send(batches[number + 2]))
             assert "host waits" in gpu.log[-2:]
     assert gpu.log.count("buffer") == 3  # the larger batch took a larger one, once
 
@@ -219,9 +218,9 @@ def test_a_buffer_is_filled_again_only_after_it_was_read(monkeypatch):
 def test_batches_that_were_never_waited_for_still_arrive_whole(monkeypatch):
     FakeGpu(monkeypatch)
     lane = device._Lane("cuda:0")
-    made = [{"x": torch.full((4,), float(n)), "y": torch.tensor([n])} for n in range(7)]
-    sent = [lane.send(batch) for batch in made]
-    for batch, sending in zip(made, sent, strict=True):
+    batches = [{"x": torch.full((4,), float(n)), "y": torch.tensor([n])} for n in range(7)]
+    sent = [lane.send(batch) for batch in batches]
+    for batch, sending in zip(batches, sent, strict=True):
         ready = lane.ready(sending)
         assert torch.equal(ready["x"].rows, batch["x"])
         assert torch.equal(ready["y"].rows, batch["y"])
@@ -253,14 +252,14 @@ def test_what_is_read_in_inference_mode_can_be_trained_from(open_dataset):
         torch.testing.assert_close(weight.grad, rows.sum(0))
 
 
-def test_the_epoch_reaches_what_is_read_whatever_the_sampler_is_of(open_dataset):
+def test_the_epoch_reaches_the_source_if_the_sampler_has_another_dataset(open_dataset):
     source, other = open_dataset("random"), open_dataset("random")
     loader = DeviceBatches(source, FeatureBatchSampler(other, 8), "cpu")
     reference = open_dataset("random")
     for epoch in range(3):
         reference.set_epoch(epoch)
         for batch in loader:
-            # Nobody else's samples: each is found by its index.
+            # The rows belong to the samples that the index names.
             assert equal(batch, reference.batch(batch["index"].numpy()))
     loader.set_epoch(7)
     assert source.epoch == other.epoch == 7
@@ -288,10 +287,10 @@ def test_some_views_in_another_dtype(open_dataset):
     dataset = open_dataset("all")
     held = ResidentFeatures(dataset, "cpu", Residency(views=[3, 1], dtype=torch.bfloat16))
     wanted = dataset.batch([7, 2])
-    found = held.batch([7, 2])
+    batch = held.batch([7, 2])
     for name in dataset.features:
-        assert torch.equal(found[name], wanted[name][:, [3, 1]].bfloat16())
-    assert torch.equal(found["labels"], wanted["labels"])
+        assert torch.equal(batch[name], wanted[name][:, [3, 1]].bfloat16())
+    assert torch.equal(batch["labels"], wanted["labels"])
     bytes_of_features = SAMPLES * 2 * 192 * 2
     assert held.nbytes == bytes_of_features + SAMPLES * (8 + 23 * 4)
 
@@ -307,12 +306,12 @@ def test_what_is_kept_twice_or_read_ahead_is_refused(open_dataset):
         list(batches)
 
 
-def views_of(dataset, found, items):
-    """Which view each row is, int64 like the rows without D; the same for every feature."""
+def views_of(dataset, batch, items):
+    """The view of each row, int64 like the rows without D; the same for every feature."""
     wanted = dataset.batch(items)
     number = None
     for name in dataset.features:
-        rows = found[name].reshape(len(items), -1, 1, found[name].shape[-1])
+        rows = batch[name].reshape(len(items), -1, 1, batch[name].shape[-1])
         same = (rows == wanted[name][:, None]).all(-1)  # [B, rows, V]
         assert torch.equal(same.sum(-1), torch.ones(same.shape[:2], dtype=torch.int64))
         assert number is None or torch.equal(number, same.int().argmax(-1))
@@ -350,13 +349,13 @@ def test_labels_of_views_are_those_of_the_rows(open_dataset, keep):
     held = ResidentFeatures(dataset, "cpu", keep)
     held.set_epoch(3)
     items = list(range(SAMPLES))
-    found, wanted = held.batch(items), dataset.batch(items)["labels"]
-    number = views_of(dataset, found, items)  # [N, views]
+    batch, wanted = held.batch(items), dataset.batch(items)["labels"]
+    number = views_of(dataset, batch, items)  # [N, views]
     assert torch.equal(
-        found["labels"].reshape(SAMPLES, -1, 23), wanted[torch.arange(SAMPLES)[:, None], number]
+        batch["labels"].reshape(SAMPLES, -1, 23), wanted[torch.arange(SAMPLES)[:, None], number]
     )
-    assert found["labels"].shape[:-1] == found["clip_image"].shape[:-1]
-    assert found["labels"].dtype == torch.float32
+    assert batch["labels"].shape[:-1] == batch["clip_image"].shape[:-1]
+    assert batch["labels"].dtype == torch.float32
 
 
 def test_a_sample_draws_the_same_in_every_split(open_dataset, folders, tmp_path):

@@ -1,4 +1,4 @@
-"""``verify --verify-inputs``: every file that is not what the store was made from, by name."""
+"""``verify --verify-inputs`` names every file that has changed since the store was built."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ Change = Callable[[Path], object]
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A data folder with a synopsis that is no JSON and an odd name, and a store of texts."""
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A data folder with a synopsis that is not JSON and an odd name, and a store of texts."""
     folder = tmp_path_factory.mktemp("inputs")
     data = make_data(folder / "data")
     (data / "0000003.json").write_text("{")
@@ -33,18 +33,18 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.fixture
-def data(made: tuple[Path, Path], tmp_path: Path) -> Path:
-    return Path(shutil.copytree(made[0], tmp_path / "data"))
+def data(built: tuple[Path, Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(built[0], tmp_path / "data"))
 
 
 def compare(store: Path, data: Path) -> InputVerification:
     return verify_inputs(store, data, verify(store))
 
 
-def test_nothing_changed(made: tuple[Path, Path], data: Path) -> None:
-    """No poster was looked at, and a synopsis that is no JSON is known all the same."""
-    found = compare(made[1], data)
-    assert (found.compared, found.unknown, found.changed) == (SAMPLES + 1, SAMPLES + 1, [])
+def test_nothing_changed(built: tuple[Path, Path], data: Path) -> None:
+    """No poster was read, and a synopsis that is not JSON has a digest nevertheless."""
+    result = compare(built[1], data)
+    assert (result.compared, result.unknown, result.changed) == (SAMPLES + 1, SAMPLES + 1, [])
 
 
 def same_size_and_time(path: Path) -> None:
@@ -76,38 +76,38 @@ def folder(path: Path) -> None:
     ids=["content", "gone", "fifo", "folder", "empty"],
 )
 def test_each_change_is_named(
-    made: tuple[Path, Path], data: Path, change: Change, problem: str
+    built: tuple[Path, Path], data: Path, change: Change, problem: str
 ) -> None:
     names = ["0000000.json", "0000003.json", "0000017.json", os.fsdecode(b"zz \xff.json")]
     for name in names:
         change(data / name)
-    found = compare(made[1], data)
-    assert [name for name, _ in found.changed] == names
-    assert all(told.startswith(problem) for _, told in found.changed)
-    assert found.compared == SAMPLES + 1
+    result = compare(built[1], data)
+    assert [name for name, _ in result.changed] == names
+    assert all(reported.startswith(problem) for _, reported in result.changed)
+    assert result.compared == SAMPLES + 1
 
 
 def test_only_committed_samples_are_compared(
-    made: tuple[Path, Path], data: Path, tmp_path: Path
+    built: tuple[Path, Path], data: Path, tmp_path: Path
 ) -> None:
-    """Of the others nothing is known: the last chunk alone is there, which is not full."""
+    """Only the last chunk, which is not full, is committed; other samples have no digests."""
     store = tmp_path / "store"
-    shutil.copytree(made[1], store)
+    shutil.copytree(built[1], store)
     ledger = store / "records/ledger.jsonl"
     ledger.write_bytes(ledger.read_bytes().splitlines(keepends=True)[-1])
     for path in data.glob("*.json"):
         path.write_text("{}")
     last = [f"{i:07d}.json" for i in range(16, SAMPLES)] + [os.fsdecode(b"zz \xff.json")]
-    found = compare(store, data)
-    assert [name for name, _ in found.changed] == last
-    assert found.compared == len(last)
+    result = compare(store, data)
+    assert [name for name, _ in result.changed] == last
+    assert result.compared == len(last)
 
 
-def test_what_cannot_be_compared(made: tuple[Path, Path], data: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_compared(built: tuple[Path, Path], data: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
-        compare(made[1], tmp_path / "nowhere")
+        compare(built[1], tmp_path / "nowhere")
     store = tmp_path / "store"
-    shutil.copytree(made[1], store)
+    shutil.copytree(built[1], store)
     (store / "records/samples.jsonl").write_text(json.dumps({"no": "list"}) + "\n")
     with pytest.raises(CorruptStoreError, match=r"samples\.jsonl"):
         compare(store, data)

@@ -14,8 +14,7 @@ from featurestore.storage.store import FeatureStore
 from featurestore.storage.writer import StoreWriter
 from featurestore.verify.repair import repair
 from featurestore.verify.store import verify
-
-from .stores import commit, make_records, make_store, remake, tree
+from tests.featurestore.stores import commit, make_records, make_store, remake, tree
 
 LEDGER = "records/ledger.jsonl"
 
@@ -49,16 +48,16 @@ def flip(path, at):
 
 
 def test_a_sound_store_has_no_findings(sound):
-    found = verify(sound[0])
-    assert (found.findings, found.notices) == ([], [])
-    assert (found.chunks, sorted(found.committed), found.files) == (3, [0, 1, 2], 12)
+    report = verify(sound[0])
+    assert (report.findings, report.notices) == ([], [])
+    assert (report.chunks, sorted(report.committed), report.files) == (3, [0, 1, 2], 12)
 
 
 def test_an_incomplete_store_is_not_damaged(tmp_path):
     make_store(tmp_path / "store", chunks=[0, 2])
-    found = verify(tmp_path / "store")
-    assert found.findings == []
-    assert found.notices == ["1 of 3 chunks to be made"]
+    report = verify(tmp_path / "store")
+    assert report.findings == []
+    assert report.notices == ["1 of 3 chunks to be built"]
 
 
 def committed_files(path):
@@ -85,17 +84,17 @@ def test_every_file_is_guarded(sound, tmp_path, damage):
         path = tmp_path / name.replace("/", "-")
         shutil.copytree(sound[0], path)
         damage(path / name)
-        found = verify(path)
+        report = verify(path)
         if damage is flip_middle and name.endswith("zarr.json"):
             continue  # white space has no meaning there; the next test alters each field
         if damage is cut and name == LEDGER:
-            # Not to be told from a build that was killed: what is lost is to be made again.
-            assert found.notices[:2] == [
-                "the ledger ends in a torn line, which a build cuts off",
-                "2 of 3 chunks to be made",
+            # Looks like a killed build: the lost chunks must be rebuilt.
+            assert report.notices[:2] == [
+                "the ledger ends in a torn line, which a build removes",
+                "2 of 3 chunks to be built",
             ]
             continue
-        assert any(f.file == name for f in found.findings), name
+        assert any(f.file == name for f in report.findings), name
 
 
 ARRAY_FIELDS = {
@@ -130,14 +129,14 @@ def test_each_byte_of_a_ledger_line_counts(sound, tmp_path):
         damaged = bytearray(whole)
         damaged[at] ^= 0x01
         (path / LEDGER).write_bytes(damaged)
-        found = verify(path)
-        assert [f.file for f in found.findings] == [LEDGER], at
-        assert "line 1" in found.findings[0].problem
-        assert sorted(found.committed) == [1, 2]
+        report = verify(path)
+        assert [f.file for f in report.findings] == [LEDGER], at
+        assert "line 1" in report.findings[0].problem
+        assert sorted(report.committed) == [1, 2]
 
 
 def sign(line):
-    """The line with a checksum that fits, as a clever vandal would write it."""
+    """The changed line with a matching checksum."""
     body = json.loads(line)
     body.pop("crc32c")
     text = json.dumps(body)[:-1].encode()
@@ -170,7 +169,7 @@ def test_a_chunk_named_twice_is_found(copy):
 
 
 def overwrite_chunk(path, name, chunk, change):
-    """Replaces rows and all their checksums: only the moments can tell."""
+    """Replaces rows and all their checksums, so that only the moments differ."""
     file = f"{name}/c.{chunk}.0.0"
     rows = np.frombuffer((path / file).read_bytes()[:-4], "<f4").copy()
     change(rows)
@@ -190,9 +189,9 @@ def test_rows_that_do_not_fit_their_moments_are_found(copy):
 def test_rows_that_are_not_finite_and_rows_behind_the_end_are_found(copy):
     overwrite_chunk(copy, "clip_image", 0, lambda rows: rows.__setitem__(3, np.nan))
     overwrite_chunk(copy, "clip_text", 2, lambda rows: rows.__setitem__(-1, 0.0))
-    found = [(f.file, f.chunk, f.problem) for f in verify(copy).findings]
-    assert ("clip_image/c.0.0.0", 0, "rows that are not finite were committed") in found
-    assert ("clip_text/c.2.0.0", 2, "there are rows behind the last sample") in found
+    findings = [(f.file, f.chunk, f.problem) for f in verify(copy).findings]
+    assert ("clip_image/c.0.0.0", 0, "rows that are not finite were committed") in findings
+    assert ("clip_text/c.2.0.0", 2, "there are rows after the last sample") in findings
 
 
 def test_leftovers_are_noticed_and_no_damage(copy):
@@ -200,10 +199,10 @@ def test_leftovers_are_noticed_and_no_damage(copy):
     (copy / ".DS_Store").write_bytes(b"x")
     with (copy / LEDGER).open("ab") as file:
         file.write(b'{"chunk": 0, "fil')
-    found = verify(copy)
-    assert found.findings == []
-    assert any("torn line" in n for n in found.notices)
-    assert sum("was not committed" in n for n in found.notices) == 2
+    report = verify(copy)
+    assert report.findings == []
+    assert any("torn line" in n for n in report.notices)
+    assert sum("was not committed" in n for n in report.notices) == 2
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove", "ledger"])
@@ -270,7 +269,7 @@ def test_a_line_of_another_form_is_a_finding(copy, key, value):
     assert any("line 3" in f.problem for f in verify(copy).findings)
 
 
-def test_posters_that_nobody_looked_at_need_no_reason(tmp_path):
+def test_posters_that_were_not_read_need_no_reason(tmp_path):
     path = tmp_path / "store"
     make_store(path)
     for number in range(3):
@@ -278,29 +277,29 @@ def test_posters_that_nobody_looked_at_need_no_reason(tmp_path):
     assert verify(path).findings == []
 
 
-# A store that is added to -----------------------------------------------------------------------
+# Extensions -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def extended(sound, copy):
-    """The store with an addition that is half made: another feature, one of three chunks."""
+    """The store with an unfinished extension: another feature, one of three chunks."""
     folder = copy / "records" / "extension"
     make_store(folder, dims={"blip2_text": 128}, chunks=[0])
-    found = verify(copy)
-    assert found.findings == []
-    assert sorted(found.extension.committed) == [0]
+    report = verify(copy)
+    assert report.findings == []
+    assert sorted(report.extension.committed) == [0]
     return copy, folder
 
 
-def test_a_damaged_addition_is_named_and_mended(sound, extended):
+def test_a_damaged_extension_is_named_and_repaired(sound, extended):
     path, folder = extended
     flip(folder / "blip2_text" / "c.0.0.0", 100)
-    found = verify(path)
-    [finding] = found.findings
+    report = verify(path)
+    [finding] = report.findings
     assert finding.file == "records/extension/blip2_text/c.0.0.0"
-    assert found.damaged_chunks == []
+    assert report.damaged_chunks == []
     lock = stores.take_lock(path)
-    assert repair(path, found) == []
+    assert repair(path, report) == []
     lock.release()
     assert verify(path).findings == []
     assert FeatureStore(folder).ledger.missing == [0, 1, 2]
@@ -309,33 +308,33 @@ def test_a_damaged_addition_is_named_and_mended(sound, extended):
     assert tree(path) == tree(sound[0])
 
 
-def test_an_addition_that_cannot_be_mended_is_dropped(sound, extended):
+def test_an_irreparable_extension_is_dropped(sound, extended):
     path, folder = extended
     flip(folder / "records" / "samples.jsonl", 3)
-    found = verify(path)
-    assert [f.file for f in found.findings] == ["records/extension/records/samples.jsonl"]
+    report = verify(path)
+    assert [f.file for f in report.findings] == ["records/extension/records/samples.jsonl"]
     lock = stores.take_lock(path)
-    assert repair(path, found) == []
+    assert repair(path, report) == []
     lock.release()
     assert not folder.exists()
     assert tree(path) == tree(sound[0])
 
 
-def test_between_the_renames_of_an_addition_nothing_is_said_to_be_lost(extended):
+def test_an_unfinished_merge_is_not_reported_as_loss(extended):
     path, folder = extended
     (folder / "final").mkdir()
     (path / "zarr.json").rename(folder / "final" / "zarr.json")
     before = tree(path)
-    found = verify(path)
-    assert [(f.file, f.chunk) for f in found.findings] == [("zarr.json", None)]
-    assert "build --resume finishes it" in found.findings[0].problem
+    report = verify(path)
+    assert [(f.file, f.chunk) for f in report.findings] == [("zarr.json", None)]
+    assert "build --resume finishes it" in report.findings[0].problem
     with pytest.raises(CorruptStoreError, match=r"Nothing is lost: .build --resume. finishes it"):
-        repair(path, found)
+        repair(path, report)
     assert tree(path) == before
 
 
-def test_a_store_that_is_replaced_meanwhile_is_looked_at_again(copy, tmp_path):
-    """As by an addition that is put in place: the first chunks are of one store."""
+def test_a_store_that_is_replaced_meanwhile_is_checked_again(copy, tmp_path):
+    """As in the merge of an extension: the check sees chunks of two stores."""
     other, looks = tmp_path / "other", []
     make_store(other, seed=3, dims={"clip_image": 64, "clip_text": 128, "blip2_text": 64})
 
@@ -345,13 +344,13 @@ def test_a_store_that_is_replaced_meanwhile_is_looked_at_again(copy, tmp_path):
             shutil.rmtree(copy)
             shutil.copytree(other, copy)
 
-    found = verify(copy, progress=replace)
+    report = verify(copy, progress=replace)
     assert looks == [1, 2, 3, 1, 2, 3]
-    assert (found.findings, found.notices) == ([], [])
-    assert found.files == 3 * 2 * 3
+    assert (report.findings, report.notices) == ([], [])
+    assert report.files == 3 * 2 * 3
 
 
-def test_chunks_that_are_made_again_meanwhile_are_no_damage(tmp_path):
+def test_chunks_rebuilt_meanwhile_are_no_damage(tmp_path):
     rows, looks = make_store(tmp_path / "s"), []
 
     def replace(done, _total):
@@ -359,12 +358,12 @@ def test_chunks_that_are_made_again_meanwhile_are_no_damage(tmp_path):
         if len(looks) == 1:
             remake(tmp_path / "s", 2, {name: values + 1 for name, values in rows.items()})
 
-    found = verify(tmp_path / "s", progress=replace)
+    report = verify(tmp_path / "s", progress=replace)
     assert looks == [1, 2, 3, 1, 2, 3]
-    assert found.findings == []
+    assert report.findings == []
 
 
-def test_damage_of_a_store_that_grows_is_looked_for_once(tmp_path):
+def test_a_growing_store_with_damage_is_checked_once(tmp_path):
     rows, looks = make_store(tmp_path / "s", chunks=[0, 1]), []
     flip(tmp_path / "s/clip_text/c.0.0.0", 100)
 
@@ -374,6 +373,6 @@ def test_damage_of_a_store_that_grows_is_looked_for_once(tmp_path):
             with StoreWriter(tmp_path / "s", stores.take_lock(tmp_path / "s")) as writer:
                 commit(writer, [2], rows, make_records(writer.spec))
 
-    found = verify(tmp_path / "s", progress=grow)
+    report = verify(tmp_path / "s", progress=grow)
     assert looks == [1, 2]
-    assert [f.file for f in found.findings] == ["clip_text/c.0.0.0"]
+    assert [f.file for f in report.findings] == ["clip_text/c.0.0.0"]

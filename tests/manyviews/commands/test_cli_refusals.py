@@ -119,7 +119,7 @@ def test_a_place_under_a_file(run: Run, command: str) -> None:
     code, message = run(*COMMANDS[command], "file/inside")
     assert code == 1
     if command in ("report", "views"):
-        assert "Could not use file/inside: Not a directory (file is no folder)." in message
+        assert "Could not use file/inside: Not a directory (file is not a folder)." in message
     else:
         assert "file: a file of this name exists, and a folder is needed." in message
     assert message.splitlines()[1]  # what to do
@@ -131,7 +131,7 @@ def test_a_place_under_a_file(run: Run, command: str) -> None:
 def test_a_folder_that_is_missing_or_has_the_name(run: Run, place: Path, command: str) -> None:
     code, message = run(*COMMANDS[command], "nowhere/page")
     assert (code, (place / "nowhere").exists()) == (1, False)
-    assert "No such file or directory (nowhere is no folder)." in message
+    assert "No such file or directory (nowhere is not a folder)." in message
     assert "Create that folder, or choose another place." in message
     code, message = run(*COMMANDS[command], "labels")
     assert code == 1
@@ -186,7 +186,7 @@ def test_what_is_missing(run: Run, place: Path) -> None:
         assert code == 2
         assert message.splitlines() == [
             "Error: There is no feature store at absent.",
-            "Expected a folder that `build --store` made.",
+            "Expected a folder that `build --store` created.",
         ]
     for command in ("labels", "views"):
         arguments = ["absent" if word == "data" else word for word in COMMANDS[command]]
@@ -204,7 +204,7 @@ def test_what_is_missing(run: Run, place: Path) -> None:
         code, message = run(*augment, folder)
         assert code == 2
         assert (
-            f"{folder}, where augmented labels are to lie beside the embeddings, is no" in message
+            f"{folder}, the folder for augmented labels and embeddings, is not a folder" in message
         )
         assert "--embeddings-dir" in message
     assert not (place / "out").exists()
