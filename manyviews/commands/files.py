@@ -1,4 +1,4 @@
-"""``materialize`` and ``labels``: the files of the published pipeline."""
+"""``materialize`` and ``labels``: write the files of the published pipeline."""
 
 from __future__ import annotations
 
@@ -29,8 +29,13 @@ if TYPE_CHECKING:
 
 @click.command()
 @store_option
-@click.option("--out-dir", required=True, type=FOLDER, help="Folder of the files; created.")
-@click.option("--prefix", default="mm_imdb1_globals_aug70", show_default=True)
+@click.option("--out-dir", required=True, type=FOLDER, help="Output folder; created if missing.")
+@click.option(
+    "--prefix",
+    default="mm_imdb1_globals_aug70",
+    show_default=True,
+    help="First part of the file names.",
+)
 @click.option(
     "--zscore",
     type=click.Choice(["all", "train", "none"]),
@@ -38,7 +43,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Scale by all rows (the paper's way), by the training rows only, or not at all.",
 )
-@click.option("--split-json", type=FOLDER, help="The split, for --zscore train.")
+@click.option("--split-json", type=FOLDER, help="Split file, for --zscore train.")
 @json_option
 @common_options
 def materialize(
@@ -65,17 +70,33 @@ def materialize(
 @click.command()
 @data_option
 @follow_option
-@click.option("--out-dir", required=True, type=FOLDER, help="Folder of the label files; created.")
+@click.option(
+    "--out-dir",
+    required=True,
+    type=FOLDER,
+    help="Output folder for the label files; created if missing.",
+)
 @click.option("--augment", is_flag=True, help="Also write noisy labels for every view.")
 @click.option(
-    "--views", type=int, help="For --augment.  [default: the embeddings', or 70 before they exist]"
+    "--views",
+    type=int,
+    help="For --augment: views per sample.  [default: the embeddings', or 70 if there are none]",
 )
 @click.option(
-    "--seed", type=int, help="For --augment.  [default: the embeddings', or 123 before they exist]"
+    "--seed",
+    type=int,
+    help="For --augment: base seed.  [default: the embeddings', or 123 if there are none]",
 )
-@click.option("--prefix", default="mm_imdb1_globals_aug70", show_default=True)
 @click.option(
-    "--embeddings-dir", type=FOLDER, help="Where --augment writes, beside the embeddings."
+    "--prefix",
+    default="mm_imdb1_globals_aug70",
+    show_default=True,
+    help="First part of the file names.",
+)
+@click.option(
+    "--embeddings-dir",
+    type=FOLDER,
+    help="For --augment: folder of the embeddings, where the noisy labels are written.",
 )
 @json_option
 @common_options
@@ -101,14 +122,14 @@ def labels(
     from producers.sources.source import scan
 
     if augment and embeddings_dir is None:
-        raise ConfigError("--augment needs --embeddings-dir, the folder to write beside.")
+        raise ConfigError("--augment needs --embeddings-dir, the folder of the embeddings.")
     for option, value in (("embeddings-dir", embeddings_dir), ("views", views), ("seed", seed)):
         if value is not None and not augment:
-            raise ConfigError(f"--{option} is for --augment, which was not asked for.")
+            raise ConfigError(f"--{option} requires --augment, which was not given.")
     if embeddings_dir is not None:
         views, seed = views_and_seed(embeddings_dir, prefix, views, seed)
-    found = scan(data_dir, follow_links=follow_links)
-    report = write_labels([s.stem for s in found.samples], documents(found), out_dir)
+    scanned = scan(data_dir, follow_links=follow_links)
+    report = write_labels([s.stem for s in scanned.samples], documents(scanned), out_dir)
     if augment and embeddings_dir is not None:
         write_augmented_labels(out_dir, embeddings_dir, views, prefix, seed)
     if as_json:
@@ -126,15 +147,15 @@ def labels(
     return 0
 
 
-def documents(found: Scan) -> Iterator[object]:
-    """Each sample's parsed synopsis, None where it cannot be read."""
+def documents(scanned: Scan) -> Iterator[object]:
+    """Yields each sample's parsed synopsis; None if it cannot be read."""
     from featurestore.errors import BadSampleError
     from producers import decode
     from producers.sources import source
 
-    for sample in found.samples:
+    for sample in scanned.samples:
         try:
-            path = source.text_path(found.data_dir, sample)
+            path = source.text_path(scanned.data_dir, sample)
             yield decode.document(source.read_capped(path, source.MAX_TEXT_BYTES))
         except BadSampleError:
             yield None
