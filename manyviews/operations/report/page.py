@@ -143,7 +143,7 @@ def _measured(store: FeatureStore, sampled: Sampled) -> str:
     """A sentence about the part of the store that was measured."""
     done, seen = len(store.records), len(sampled.samples)
     if len(sampled.chunks) == len(store.ledger):
-        scope = f"Measured on all {amount(seen, 'committed sample')}"
+        scope = f"Measured on all {amount(seen, 'sample')} that are committed"
     else:
         scope = (
             f"Means, deviations, genres and bad samples are of {amount(done, 'committed sample')}. "

@@ -19,7 +19,7 @@ try:
     main.main()
 finally:
     print()
-    print(*{name.partition(".")[0] for name in sys.modules})
+    print(*{part for name in sys.modules for part in (name, name.partition(".")[0])})
 """
 UNWANTED = (*MODELS, "matplotlib", "pyarrow", "datasets")
 

@@ -85,7 +85,7 @@ def test_damage_is_named_with_status_1_and_repaired_on_request(run: Run, store: 
     assert tree_digest(store, mtimes=True) == before
     code, output, errors = run("--store", store, "--repair", "--json")
     assert code == 0
-    assert "`build --resume` makes 2 chunks: [0, 2]" in errors
+    assert "`build --resume` rebuilds 2 chunks: [0, 2]" in errors
     found = facts(output)
     assert [(file, chunk) for file, chunk, _ in found["findings"]] == [
         (files[0], 0),
@@ -159,7 +159,7 @@ def test_verify_inputs_and_data_dir_require_each_other(
 ) -> None:
     code, _, errors = run("--store", store, *more)
     assert code == 2
-    assert "--verify-inputs and --data-dir go together" in errors
+    assert "--verify-inputs and --data-dir belong together" in errors
 
 
 def test_materialized_files(run: Run, store: Path, tmp_path: Path) -> None:

@@ -251,7 +251,7 @@ def test_genres(found: Scan, looks: list[Look]) -> None:
 
 def test_a_report_on_a_part_of_the_samples_says_so(found: Scan, looks: list[Look]) -> None:
     group = inputs.posters_group(looks[:5], found.samples)
-    assert group.lines[0].text == f"5 of {len(looks)}, evenly spread; --full reads all"
+    assert group.lines[0].text == f"5 of {len(looks)}, evenly spaced; --full reads all"
     assert "never" not in [x.label for x in inputs.genres_group(looks[:5], found.samples).lines]
 
 

@@ -154,7 +154,7 @@ def test_follow_links_without_data_dir_is_refused(run: Any, store: Path, tmp_pat
     for command in (("verify",), ("report", "--out", tmp_path / "page.html")):
         code, _, errors = run(*command, "--store", store, "--follow-links")
         assert code == 2
-        assert "--follow-links is for --data-dir" in errors
+        assert "--follow-links requires --data-dir" in errors
 
 
 def test_an_input_replaced_by_a_link_is_a_change(

@@ -120,8 +120,8 @@ def test_classes_missing_from_training_or_test_are_handled():
     [
         (lambda t, d: (Part(t.x[:-1], t.y), d), "train: features"),
         (lambda t, d: (t, Part(d.x[:0], d.y[:0])), "dev: features"),
-        (lambda t, d: (t, Part(d.x[:, :-1], d.y)), "dev: has other columns"),
-        (lambda t, d: (t, Part(d.x, d.y[:, :-1])), "dev: has other columns"),
+        (lambda t, d: (t, Part(d.x[:, :-1], d.y)), "dev: the columns differ"),
+        (lambda t, d: (t, Part(d.x, d.y[:, :-1])), "dev: the columns differ"),
         (lambda t, d: (t, Part(d.x * float("nan"), d.y)), "dev: features are not finite"),
     ],
 )

@@ -205,7 +205,7 @@ def test_files_that_differ_from_the_recorded_ones_are_refused(folder: Path, tmp_
     with pytest.raises(InputError, match=f"{other}.json.*is not the file"):
         from_store(store, copy, other)
     (copy / f"{other}.json").unlink()
-    with pytest.raises(InputError, match="Give the folder that the store was made from"):
+    with pytest.raises(InputError, match="Give --data-dir the folder that the store was built from"):
         from_store(store, copy, other)
 
 
@@ -221,8 +221,8 @@ def test_an_uncommitted_sample_is_not_compared(folder: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("read", "other", "said"),
     [
-        ("text", "jpg", "the synopsis is the one that the store was made from"),
-        ("image", "json", "the poster is the one that the store was made from"),
+        ("text", "jpg", "the synopsis is the one that the store was built from"),
+        ("image", "json", "the poster is the one that the store was built from"),
     ],
 )
 def test_inputs_without_a_recorded_hash_are_not_compared(
@@ -318,13 +318,13 @@ def test_the_size_comes_from_declared_backbones_or_the_paper() -> None:
 
 def test_an_unknown_stem_lists_similar_ones(folder: Path) -> None:
     stem = stems(folder)[4]
-    with pytest.raises(InputError, match=f"has no sample '{stem}.jpg'.*\nAlike: '{stem}'"):
+    with pytest.raises(InputError, match=f"has no sample '{stem}.jpg'.*\nSimilar: '{stem}'"):
         from_folder(folder, f"{stem}.jpg", RECIPE)
 
 
 @pytest.mark.parametrize(("name", "value"), [("seed", -1), ("views", 0), ("size", 0)])
 def test_numbers_out_of_range_are_refused(name: str, value: int) -> None:
-    with pytest.raises(ConfigError, match=f"--{name} is at least"):
+    with pytest.raises(ConfigError, match=f"--{name} must be at least"):
         Recipe(**{name: value})
 
 

@@ -106,7 +106,7 @@ def test_the_clean_view_of_a_processor(views: Any, folder: Path, tmp_path: Path)
 
 def test_contradictory_options_are_refused(views: Any, tmp_path: Path) -> None:
     for arguments, message in (
-        (("--view", 70), "--view is 0 to 69, found 70"),
+        (("--view", 70), "--view must be 0 to 69, found 70"),
         (("--view", 2, "--processor", "clip"), "give --view 0"),
         (("--store", tmp_path / "none"), "no feature store"),
         (("--store", tmp_path, "--seed", 3), "--seed comes from the store"),

@@ -498,7 +498,7 @@ def test_a_store_that_is_being_built(tmp_path: Path) -> None:
 
 def test_an_empty_store_is_refused(tmp_path: Path) -> None:
     make_store(tmp_path / "s", chunks=[])
-    with pytest.raises(InputError, match="holds nothing yet"):
+    with pytest.raises(InputError, match="is still empty"):
         write(Sources(tmp_path / "s"), tmp_path / "report.html")
 
 
