@@ -440,7 +440,7 @@ def test_genres_and_split_are_counted(text: str) -> None:
     # The expected table, computed by other code.
     ratio = cells(text, "Spread")
     assert [row[0] for row in ratio] == list(DIMS)
-    assert cells(text, "Dimensions; numbers count from 0")[2][4:] == ["1: 7", "2: 7, 9"]
+    assert cells(text, "Dimensions, numbered from 0")[2][4:] == ["1: 7", "2: 7, 9"]
 
 
 def test_pictures_of_bad_samples(store: FeatureStore, sources: Sources) -> None:
@@ -526,7 +526,7 @@ def test_identical_rows(tmp_path: Path) -> None:
     said = [Reader(text).text, *(word for plot in drawings(text) for word in words(plot))]
     assert "nan" not in re.split(r"\W+", " ".join(said).lower())
     assert not any("nan" in numbers for plot in drawings(text) for numbers in coordinates(plot))
-    assert cells(text, "Dimensions; numbers count from 0")[0][4].startswith("64: 0, 1, 2")
+    assert cells(text, "Dimensions, numbered from 0")[0][4].startswith("64: 0, 1, 2")
 
 
 def test_a_damaged_chunk_is_an_error(tmp_path: Path) -> None:
