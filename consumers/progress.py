@@ -100,9 +100,11 @@ class Meter:
 
     def line(self) -> str:
         """One line for a log or a pipe."""
-        rate = self.samples_per_s
+        rate, count = self.samples_per_s, f"{self.done:,}/{amount(self.total, 'sample')}"
+        if not rate:
+            return f"{count}, queue {self.filled}/{self.slots}"
         return (
-            f"{self.done:,}/{amount(self.total, 'sample')}, {rate:.1f} samples/s, "
+            f"{count}, {rate:.1f} samples/s, "
             f"{rate * self.views:,.0f} views/s, {clock(self.eta_s)} left, "
             f"queue {self.filled}/{self.slots}, slower side: {self.bottleneck}"
         )

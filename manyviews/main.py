@@ -1,6 +1,6 @@
 """The command line: call a command, and turn errors into messages and exit codes.
 
-Heavy imports are made inside the commands, so that ``--help`` and a wrong option answer at once.
+Each command imports its heavy libraries itself, so that ``--help`` and option errors are immediate.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 import click
 
-from featurestore.errors import ManyViewsError, ManyViewsWarning
+from featurestore.errors import InterruptedBuildError, ManyViewsError, ManyViewsWarning
 from featurestore.system.refusals import explained
 from manyviews.commands.build import build
 from manyviews.commands.check import check
@@ -45,8 +45,8 @@ def cli() -> None:
     build makes a store from posters and synopses, materialize and labels write the files of the
     published MM-IMDb pipeline, and FeatureDataset reads the store while training.
 
-    Exit codes: 0 done, 1 failed (--resume goes on), 2 usage or configuration, 3 done with bad
-    samples (listed), 130 or 143 interrupted (--resume goes on).
+    Exit codes: 0 done, 1 failed (--resume continues), 2 usage or configuration, 3 done with bad
+    samples (listed), 129, 130 or 143 interrupted (--resume continues).
     """
 
 
@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:  # a second one, while the first was being reported
         code = 130
     if arguments is None:
-        # This process ends now: one more Ctrl-C must not end it with a traceback instead.
+        # The process is about to exit: one more Ctrl-C must not print a traceback.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.exit(code)
 
@@ -79,24 +79,25 @@ def run_command(arguments: list[str] | None) -> int:
         return cli.main(arguments, prog_name="manyviews", standalone_mode=False, obj=root) or 0
     except ManyViewsError as e:
         message = "\n".join([str(e), *getattr(e, "__notes__", ())])
-        return fail(message, e.exit_code, debug=root.get("debug", False))
+        label = "" if isinstance(e, InterruptedBuildError) else "Error: "
+        return fail(message, e.exit_code, debug=root.get("debug", False), label=label)
     except click.ClickException as e:
         e.show()
         return 2
     except (click.Abort, KeyboardInterrupt):
         is_build = root.get("command") == "build"
         how = "`build --resume` continues" if is_build else "run the same command again"
-        return fail(f"Interrupted: {how}.", 130, debug=False)
+        return fail(f"Interrupted: {how}.", 130, debug=False, label="")
     except BrokenPipeError:
-        # The reader of our output is gone: so is the need to say anything.
+        # The reader of stdout has closed the pipe: print nothing more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except ModuleNotFoundError as e:
         return fail(_missing_package(e), 2, debug=root.get("debug", False))
-    except Exception as e:  # noqa: BLE001  the process border
+    except Exception as e:  # noqa: BLE001  the top level of the process
         refused = explained(e)
         if isinstance(e, OSError) and _was_printing(e):
-            message = f"Could not write what was to be printed: {e.strerror}."
+            message = f"Could not write to standard output: {e.strerror}."
         elif refused is not None:
             message = str(refused)
         else:
@@ -111,10 +112,10 @@ def _show_warning(
     category: type[Warning],
     filename: str,
     lineno: int,
-    file: TextIO | None = None,  # noqa: ARG001  Python calls it so
+    file: TextIO | None = None,  # noqa: ARG001  the signature of warnings.showwarning
     line: str | None = None,
 ) -> None:
-    """Prints one of the project's warnings as a line for a person, and others as Python does."""
+    """Prints a warning of this project as one line, and any other warning as Python does."""
     if issubclass(category, ManyViewsWarning):
         say(f"Warning: {message}")
     else:
@@ -136,13 +137,16 @@ def _missing_package(error: ModuleNotFoundError) -> str:
 
 
 def _was_printing(e: OSError) -> bool:
-    """Whether it was standard output that did not take what was written."""
+    """Whether the error was raised by a write to standard output."""
     frames = traceback.walk_tb(e.__traceback__)
     return any(frame.f_globals.get("__name__") == "click.utils" for frame, _ in frames)
 
 
 def _open_closed_streams() -> None:
-    """Gives a closed standard output or error to nobody, lest the next file becomes it."""
+    """Reopens a closed stdout or stderr on /dev/null.
+
+    Otherwise the next open() would get descriptor 1 or 2.
+    """
     for number, name in ((1, "stdout"), (2, "stderr")):
         if getattr(sys, name) is None:
             null = os.open(os.devnull, os.O_WRONLY)
@@ -152,9 +156,9 @@ def _open_closed_streams() -> None:
             setattr(sys, name, os.fdopen(number, "w"))
 
 
-def fail(message: str, code: int, *, debug: bool) -> int:
-    """Prints an error; returns the exit code."""
+def fail(message: str, code: int, *, debug: bool, label: str = "Error: ") -> int:
+    """Prints an error, even with ``--quiet``; returns the exit code."""
     if debug:
         traceback.print_exc()
-    say(f"Error: {message}", error=True)
+    say(f"{label}{message}", error=True)
     return code

@@ -1,4 +1,4 @@
-"""What tests of several packages share: demo data, tiny checkpoints, and a look at folders."""
+"""Fixtures of several packages: demo data, tiny checkpoints, and digests of folders."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from hypothesis import HealthCheck, settings
 ROOT = Path(__file__).resolve().parent.parent
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # Tests that a shell runs in the background ignore Ctrl-C, and so would all that they start.
+    # A shell makes background processes ignore Ctrl-C, and their children inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# What the surroundings may have said must not decide: colours, widths, and other checkpoints.
+# Variables of the environment must not affect tests: colours, widths, and checkpoints.
 for _name in (
     *("FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "LINES"),
     *("CLIP_MODEL_ID_IMG", "CLIP_MODEL_ID_TXT", "BLIP2_MODEL_ID"),
 ):
     os.environ.pop(_name, None)
 
-# A store knows how many threads made it, and builds are compared with those of other processes.
+# A store records its number of threads, and builds of several processes are compared.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-# What is remembered of weights is the tests' own, and nothing of it stays.
+# The cache of weight digests is in a temporary folder.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="manyviews-tests-cache-")
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
-# The same examples in every run but the nightly ones, and no limit on the time that one takes: what
-# a noisy machine does must not decide. Hypothesis itself chooses by whether CI is set.
+# Equal examples in every run except nightly ones, and no time limit per example, because a busy
+# machine must not affect results. Hypothesis itself chooses by the variable CI.
 settings.register_profile(
     "manyviews",
     deadline=None,
@@ -47,7 +47,7 @@ settings.load_profile("manyviews")
 
 @pytest.fixture(scope="session")
 def demo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with ``dataset/`` (48 samples and the quirks) and ``split.json``; read only."""
+    """Folder with ``dataset/`` (48 samples with irregularities) and ``split.json``; read only."""
     from manyviews.operations.demo.data import make_demo_data
 
     folder = tmp_path_factory.mktemp("demo")
@@ -57,7 +57,7 @@ def demo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The tiny checkpoint of every feature, as ``BuildConfig.models`` wants it; read only."""
+    """The tiny checkpoint of every feature, for ``BuildConfig.models``; read only."""
     from manyviews.operations.demo.checkpoints import make_checkpoints
 
     made = make_checkpoints(tmp_path_factory.mktemp("checkpoints"))
@@ -70,7 +70,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def demo_store(
     demo_data: Path, checkpoints: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """An undisturbed build of the demo data: four features, four views, three chunks; read only."""
+    """A store of the demo data: four features, four views, three chunks; read only."""
     from consumers.build import build
     from consumers.config import BuildConfig
 
@@ -90,17 +90,17 @@ def demo_store(
 
 @pytest.fixture
 def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No sync reaches the disk: a killed process loses nothing that it wrote, and kills are many.
+    """Turns fsync off, for speed: a killed process loses nothing that it wrote.
 
-    What a power cut loses is the matter of ``tests/faults/test_power_loss.py``.
+    ``tests/faults/test_power_loss.py`` tests what a power cut loses.
     """
     monkeypatch.setattr(os, "fsync", os.fstat)
 
 
 def tree_digest(folder: Path, *, mtimes: bool = False) -> dict[str, str]:
-    """What each file of a folder holds, by relative name; logs and lock are left out.
+    """The digest of each file of a folder by relative name, except logs and the lock.
 
-    An empty folder counts too; one that does not exist is not the same as an empty one.
+    Empty folders are included; a missing folder differs from an empty one.
     """
     if not folder.exists():
         return {"": "absent"}

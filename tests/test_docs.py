@@ -1,4 +1,4 @@
-"""The documentation against the code: every option is there, and what can be typed works."""
+"""The documentation compared with the code: all options are listed, all examples run."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from tools.command_reference import page
 BLOCK = re.compile(r"^( *)```(bash|python|toml)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?:)([^)#]*)(#[^)]*)?\)")
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
-# Pages whose links are checked as well, without code that can be typed.
+# Pages without examples whose links are checked as well.
 LINKED = [*PAGES, *sorted(ROOT.glob("[CS]*.md")), *sorted((ROOT / "docs").glob("*/*.md"))]
-# What the set-up itself runs in CI, on a fresh machine.
+# CI itself runs these lines on a new machine.
 SET_UP = ("make demo", "pip install")
 SAMPLES = 4
 PACKAGES = "(?:featurestore|producers|consumers|manyviews|tests|tools|benchmarks)"
@@ -48,7 +48,7 @@ def test_every_command_and_option_is_in_the_reference() -> None:
 
 
 @pytest.mark.parametrize("page", LINKED, ids=lambda page: page.name)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_have_a_target(page: Path) -> None:
     for target, anchor in LINK.findall(page.read_text("utf-8")):
         found = page.parent / target if target else page
         assert found.exists(), f"{page.name} links to {target}"
@@ -115,10 +115,10 @@ def test_the_readme_names_every_page() -> None:
 def workplace(
     tmp_path: Path, demo_data: Path, checkpoints: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> Path:
-    """What the pages speak of: imdb/dataset, imdb/split.json, models under the paper's names."""
+    """The files of the examples: imdb/dataset, imdb/split.json, and the paper's models by name."""
     data = tmp_path / "imdb/dataset"
     data.mkdir(parents=True)
-    # The first poster of the demo is truncated, which is another exit code.
+    # The first poster of the demo is truncated, which would change the exit code.
     stems = sorted(p.stem for p in (demo_data / "dataset").glob("*.json"))[1 : SAMPLES + 1]
     for stem in stems:
         for file in (demo_data / "dataset").glob(f"{stem}.*"):
@@ -181,7 +181,7 @@ def commands_of(page: Path) -> list[str]:
 
 @pytest.fixture
 def three(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The current folder is the workplace, with three samples: their stems."""
+    """Enters a workplace with three samples; returns their stems."""
     data = workplace / "imdb/dataset"
     stems = sorted(path.stem for path in data.glob("*.json"))
     for stem in stems[3:]:
@@ -204,7 +204,7 @@ def type_here(typed: str, capfd: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.usefixtures("three")
-def test_what_the_page_on_a_first_build_says_to_type_works(
+def test_every_example_of_the_page_on_a_first_build_runs(
     workplace: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     page = ROOT / "docs/first-build.md"
@@ -220,7 +220,7 @@ def test_what_the_page_on_a_first_build_says_to_type_works(
     assert len(losses) == 10
 
 
-def test_what_the_page_on_additions_says_to_type_works(
+def test_every_example_of_the_page_on_additions_runs(
     workplace: Path, three: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
     data, late = workplace / "imdb/dataset", workplace / "late"
@@ -244,7 +244,7 @@ def test_what_the_page_on_additions_says_to_type_works(
     assert (spec.samples, spec.views, list(spec.dims)) == (3, 140, ["clip_image", "blip2_text"])
 
 
-def test_what_the_page_on_looking_says_to_type_works(
+def test_every_example_of_the_page_on_looking_runs(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stem = min((workplace / "imdb/dataset").glob("*.json")).stem

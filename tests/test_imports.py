@@ -1,4 +1,4 @@
-"""What is light stays light: producers start in tenths of a second, and help answers at once."""
+"""Light imports stay light: producers start within tenths of a second, and help is immediate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``docs/inputs.md`` says what the files and the output of ``--json`` hold, compared with both."""
+"""``docs/inputs.md`` compared with the input files and the output of ``--json``."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def documented(command: str) -> Mapping[str, str]:
 def found_in(
     value: object, rows: Mapping[str, str], path: str = ""
 ) -> Iterator[tuple[str, object]]:
-    """Path and value of everything that a row can be about."""
+    """Yields path and value of everything that a row can describe."""
     if isinstance(value, dict) and (not path or any(r.startswith(f"{path}.") for r in rows)):
         for key, inner in value.items():
             yield from found_in(inner, rows, f"{path}.{key}" if path else key)
@@ -71,7 +71,7 @@ def printed(
     checkpoints: dict[str, str],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Any]:
-    """What each command prints of a small data set."""
+    """The JSON output of each command for a small data set."""
     folder = tmp_path_factory.mktemp("printed")
     data, split = demo_data / "dataset", demo_data / "split.json"
     store = shutil.copytree(demo_store, folder / "store")

@@ -1,7 +1,7 @@
-"""Installing warns of nothing; without a C compiler it works, says so, and makes the same store.
+"""Installation without warnings; without a C compiler it reports that and builds the same store.
 
-One wheel of the kernels, one wheel without them and one sdist are built for all tests. The clean
-environments have the libraries of this one, so that torch is not installed again.
+One wheel with the kernels, one without them and one sdist are built for all tests. The clean
+environments use the libraries of this one, so that torch is not installed again.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ BUILD: dict[str, Any] = {"views": 4, "chunk": 16, "features": ("clip_image",)}
 NOTICE = "no compiled kernels: image views take"
 PACKAGES = ("consumers", "featurestore", "manyviews", "producers")
 NO_COMPILER = {"CC": "/bin/false"}
-# What a checkout has of the package, beside the packages themselves.
+# The files of the package in a checkout, beside the packages themselves.
 FILES = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "cli.py")
 
 needs_compiler = pytest.mark.skipif(not has_compiled(), reason="no compiler built the kernels")
 
 
 def copy_sources(folder: Path) -> Path:
-    """Copies what a checkout has of the package."""
+    """Copies the package's files from the checkout."""
     folder.mkdir()
     for name in FILES:
         shutil.copy(ROOT / name, folder)
@@ -46,7 +46,7 @@ def copy_sources(folder: Path) -> Path:
 
 
 def build_by_setuptools(what: str, folder: Path, **variables: str) -> tuple[Path, str]:
-    """Builds a copy of the sources: the file, and all that was printed."""
+    """Builds a copy of the sources; returns the file and the printed output."""
     source, made = copy_sources(folder / "source"), folder / "made"
     code = f"import setuptools.build_meta as b, sys; b.build_{what}(sys.argv[1])"
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
@@ -69,7 +69,7 @@ def warnings_in(printed: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A wheel as it is published, with the kernels, and what building it printed."""
+    """A wheel with the kernels, as published, and the printed output of its build."""
     folder = tmp_path_factory.mktemp("wheel")
     return build_by_setuptools("wheel", folder, MANYVIEWS_REQUIRE_KERNELS="1")
 
@@ -112,7 +112,7 @@ def test_an_sdist_holds_the_sources_of_the_kernels(sdist: tuple[Path, str]) -> N
     assert not [name for name in names if name.endswith(".so")]
 
 
-def test_an_editable_install_warns_of_nothing(tmp_path: Path) -> None:
+def test_an_editable_install_prints_no_warning(tmp_path: Path) -> None:
     _, printed = build_by_setuptools("editable", tmp_path)
     assert warnings_in(printed) == []
 
@@ -124,7 +124,7 @@ def test_an_editable_install_warns_of_nothing(tmp_path: Path) -> None:
         ({"MANYVIEWS_REQUIRE_KERNELS": "yes"}, "MANYVIEWS_REQUIRE_KERNELS is 0 or 1, found 'yes'"),
     ],
 )
-def test_kernels_that_are_required_are_built_or_it_is_an_error(
+def test_required_kernels_are_built_or_the_build_fails(
     tmp_path: Path, variables: dict[str, str], reason: str
 ) -> None:
     with pytest.raises(subprocess.CalledProcessError) as caught:
@@ -134,9 +134,9 @@ def test_kernels_that_are_required_are_built_or_it_is_an_error(
 
 
 def environment_of(folder: Path, what: Path) -> Path:
-    """A clean environment in which pip installed ``what``: its Python.
+    """The Python of a clean environment in which pip installed ``what``.
 
-    It finds the libraries of this environment, but nothing that an editable install added to it.
+    It finds the libraries of this environment, except those of editable installs.
     """
     venv.create(folder, symlinks=True, with_pip=False)
     python = folder / "bin/python"
@@ -162,7 +162,7 @@ def from_wheel(wheel: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="module")
 def from_sdist(sdist: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Without a compiler, so that kernels are those of the libraries."""
+    """An environment built without a compiler, which uses the kernels of libraries."""
     return environment_of(tmp_path_factory.mktemp("from-sdist") / "venv", sdist[0])
 
 
@@ -213,7 +213,7 @@ INTRUDERS = ("consumers/__init__.py", "producers.py", "featurestore/other.py")
 def test_another_package_of_a_siblings_name_is_named(
     from_wheel: Path, tmp_path: Path, intruder: str
 ) -> None:
-    """First on the path; a folder without ``__init__`` hides no package that comes later."""
+    """First on the path; a folder without ``__init__`` does not shadow a later package."""
     path = tmp_path / "others" / intruder
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("raise RuntimeError('imported')\n")
@@ -249,7 +249,7 @@ def test_a_sibling_that_is_missing_is_named(tmp_path: Path) -> None:
     assert "its package 'featurestore' is missing" in done.stderr
 
 
-def test_modules_of_other_packages_do_not_end_producers(
+def test_modules_of_other_packages_do_not_crash_producers(
     from_sdist: Path, demo_data: Path, checkpoints: dict[str, str], tmp_path: Path
 ) -> None:
     """In site-packages, which comes after the standard library in every process."""
@@ -269,7 +269,7 @@ def test_modules_of_other_packages_do_not_end_producers(
 
 
 @needs_compiler
-def test_an_install_without_a_compiler_makes_the_same_store(
+def test_an_install_without_a_compiler_builds_the_same_store(
     from_sdist: Path, demo_data: Path, checkpoints: dict[str, str], tmp_path: Path
 ) -> None:
     build(

@@ -1,4 +1,4 @@
-"""The files around the code agree with it: versions, bounds, linters, links."""
+"""Versions, bounds, linters and links in project files agree with the code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``docs/reliability.md`` says what is there: tests that exist, all rows, and every promise."""
+"""``docs/reliability.md`` names existing tests, all faults, and every promise."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROWS = re.findall(r"^\| (\d+) \|.*\| ([^|]*) \|$", DOCUMENT, re.MULTILINE)
 
 @cache
 def functions(file: str) -> frozenset[str]:
-    """The test functions that pytest finds in a file: those at its top level."""
+    """The top-level test functions of a file, which pytest collects."""
     tree = ast.parse((ROOT / "tests" / file).read_bytes())
     found = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
     return frozenset(name for name in found if name.startswith("test_"))
@@ -25,7 +25,7 @@ def functions(file: str) -> frozenset[str]:
 
 def test_the_document_names_tests() -> None:
     assert len(NAMED) > 100
-    # Nothing that looks like a test escapes the pattern above.
+    # The pattern above matches everything that looks like a test.
     assert DOCUMENT.count("::test_") == len(re.findall(r"`[\w/]+\.py::\w+`", DOCUMENT))
 
 
@@ -34,7 +34,7 @@ def test_each_named_test_exists() -> None:
     assert missing == []
 
 
-def test_every_row_is_there_once_with_a_test() -> None:
+def test_every_row_exists_once_with_a_test() -> None:
     assert [int(number) for number, _ in ROWS] == list(range(1, 98))
     assert all("::test_" in tests for _, tests in ROWS)
 

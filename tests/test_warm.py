@@ -1,4 +1,4 @@
-"""A forked program sees, prints and ends with what one in a fresh interpreter does."""
+"""A forked program has the environment, output and exit code of a new interpreter."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 from tests import warm
 
-# What a program can see of how it was started.
+# Everything that a program can observe about its start.
 SEEN = """
 import json, os, signal, sys
 print(json.dumps({
@@ -41,7 +41,7 @@ KINDS = ("-c", "-m", "script")
 
 
 def both(call: Callable[[Any], Any]) -> tuple[Any, Any]:
-    """What ``call`` returns of each way to start a program."""
+    """The results of ``call`` for both ways to start a program."""
     return call(subprocess.Popen), call(warm.Popen)
 
 
@@ -53,7 +53,9 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_sees_the_same(tmp_path: Path, environment: dict[str, str], kind: str) -> None:
+def test_a_forked_program_has_the_same_environment(
+    tmp_path: Path, environment: dict[str, str], kind: str
+) -> None:
     (tmp_path / "program.py").write_text(SEEN)
     program = {"-c": ["-c", SEEN], "-m": ["-m", "program"], "script": [tmp_path / "program.py"]}
 
@@ -77,7 +79,7 @@ def test_it_sees_the_same(tmp_path: Path, environment: dict[str, str], kind: str
 
 
 @pytest.mark.parametrize("name", ENDS)
-def test_it_ends_the_same(name: str) -> None:
+def test_a_forked_program_exits_in_the_same_way(name: str) -> None:
     def call(popen: Any) -> Any:
         command = [sys.executable, "-c", ENDS[name]]
         with popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -88,7 +90,7 @@ def test_it_ends_the_same(name: str) -> None:
     assert forked == fresh
 
 
-def test_it_is_killed_waited_for_and_left() -> None:
+def test_a_forked_program_can_be_killed_and_waited_for() -> None:
     program = "import time; print('here', flush=True); time.sleep(600)"
     with warm.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -100,7 +102,7 @@ def test_it_is_killed_waited_for_and_left() -> None:
         assert process.wait(60) == process.poll() == -signal.SIGKILL
 
 
-def test_what_a_fork_cannot_be_is_refused() -> None:
+def test_programs_that_a_fork_cannot_run_are_refused() -> None:
     with pytest.raises(AssertionError, match="HF_HUB_OFFLINE is read at import"):
         warm.run([sys.executable, "-c", ""], env=os.environ | {"HF_HUB_OFFLINE": "yes"})
     for arguments in (["sh", "-c", ""], [sys.executable, "-E", "-c", ""]):

@@ -1,4 +1,4 @@
-"""Runs what a page says to type."""
+"""Runs the examples of a page."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _RECORD = "python() { printf '%s\\0' \"$@\" $'\\n'; }\n"
 
 
 def typed(block: str) -> None:
-    """Runs a block for the shell; its commands in this process, which has the libraries loaded."""
+    """Runs the commands of a shell block in this process, where the libraries are loaded."""
     done = subprocess.run(["bash", "-ec", _RECORD + block], capture_output=True, check=True)
     for line in done.stdout.decode().split("\n\0")[:-1]:
         script, *arguments = line.split("\0")[:-1]

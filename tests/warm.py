@@ -1,10 +1,10 @@
-"""Processes that run a Python program as a user starts it, forked from one with all imports done.
+"""Run Python programs in processes that are forked from one with all libraries imported.
 
 An interpreter that imports torch and transformers takes 5 s of a core before the first line of the
 program runs; a fork of a process that has imported them takes 20 ms. The forked process has its own
 arguments, environment, folder, session and standard streams, runs ``sitecustomize`` from its
-``PYTHONPATH``, and exits as the interpreter does. It cannot have another value of a variable that
-libraries read while they are imported: that is refused, and such a test starts an interpreter.
+``PYTHONPATH``, and exits as the interpreter does. Variables that libraries read on import cannot
+have another value: that is refused, and such a test must start an interpreter.
 
     with warm.Popen([sys.executable, "cli.py", "status", ...], text=True) as process:
 """
@@ -48,10 +48,10 @@ IMPORTED = (
     ),
     *("manyviews.operations.check.check", "manyviews.operations.watch.watch"),
 )
-# Read by a library while it is imported, so that a fork has the values of the first process.
+# Libraries read these variables on import: a fork has the values of the first process.
 _READ_AT_IMPORT = ("CUDA", "HF_", "LC_", "LD_", "MKL", "OMP", "PYTHON", "TORCH", "TRANSFORMERS")
-# Not these: the first is what a program is given here, the second is read when a GPU is used, and
-# the last is what torch sets in its own process.
+# Except these: the first is set for each program, the second is read when a GPU is used, and torch
+# sets the last in its own process.
 _FREE = ("PYTHONPATH", "CUDA_VISIBLE_DEVICES", "TORCHINDUCTOR_CACHE_DIR")
 _ENVIRONMENT = dict(os.environ)
 
@@ -95,7 +95,7 @@ class Popen(subprocess.Popen[Any]):
 def run(
     arguments: list[Any], *, check: bool = False, timeout: float = 300.0, **options: Any
 ) -> subprocess.CompletedProcess[Any]:
-    """As ``subprocess.run``, with ``capture_output``."""
+    """Like ``subprocess.run``, with ``capture_output``."""
     if options.pop("capture_output", False):
         options |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with Popen(arguments, **options) as process:
@@ -111,7 +111,7 @@ def run(
 
 
 def _check(arguments: list[str], environment: dict[str, str], given: dict[str, Any]) -> None:
-    """Refuses what a fork cannot be: another interpreter, or one that was set up otherwise."""
+    """Refuses programs that a fork cannot run: of another interpreter, or with other settings."""
     assert arguments[0] == sys.executable, arguments
     assert arguments[1] in ("-c", "-m") or not arguments[1].startswith("-"), arguments
     assert given["preexec_fn"] is None, "a fork runs no function of its parent"
@@ -122,7 +122,7 @@ def _check(arguments: list[str], environment: dict[str, str], given: dict[str, A
 
 
 class _Server:
-    """The process that forks the others, at the far end of a socket."""
+    """The server process that forks the others, reached through a socket."""
 
     def __init__(self) -> None:
         near, far = socket.socketpair()
@@ -135,7 +135,7 @@ class _Server:
                 env=_ENVIRONMENT,
                 pass_fds=(far.fileno(),),
                 stdin=subprocess.DEVNULL,
-                start_new_session=True,  # a Ctrl-C of the terminal is for pytest
+                start_new_session=True,  # Ctrl-C of the terminal goes to pytest only
             )
         assert self._receive() == "ready"
         atexit.register(self.close)
@@ -171,7 +171,7 @@ _servers: dict[int, _Server] = {}
 
 
 def _server() -> _Server:
-    """The server of this process, which a fork of it must not use."""
+    """The server of this process; a fork of this process must not use it."""
     pid = os.getpid()
     if pid not in _servers:
         _servers[pid] = _Server()
@@ -192,7 +192,7 @@ def _exactly(stream: socket.socket, size: int) -> bytes:
 
 
 def serve(stream: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    """Serves requests; returns in each forked process, with what it shall be and its streams."""
+    """Serves requests; returns in each forked process, with its request and its streams."""
     running: set[int] = set()
     _answer(stream, "ready")
     while True:
@@ -225,7 +225,7 @@ def _answer(stream: socket.socket, value: Any) -> None:
 
 
 def become(request: dict[str, Any], streams: list[int]) -> None:
-    """Gives this process what an interpreter has when it starts the program."""
+    """Sets this process up as an interpreter that starts the program."""
     if request["session"]:
         os.setsid()
     for number, fd in enumerate(streams):
@@ -250,7 +250,7 @@ def become(request: dict[str, Any], streams: list[int]) -> None:
 
 
 def _open_streams() -> None:
-    """Standard streams as the interpreter opens them."""
+    """Opens the standard streams as the interpreter does."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         was = getattr(sys, name)
         mode, unbuffered = ("rb", False) if name == "stdin" else ("wb", was.write_through)
@@ -276,9 +276,9 @@ def run_program(arguments: list[str]) -> None:
 
 
 def end_after(program: Callable[[], object]) -> NoReturn:
-    """Ends this process as the interpreter does, but for taking every module apart: 1 s of a core.
+    """Exits as the interpreter does, but does not tear down modules, which takes 1 s of a core.
 
-    Waits for threads, calls what is registered for the exit, and flushes.
+    Waits for threads, calls the registered exit functions, and flushes.
     """
     code = 0
     try:
@@ -309,7 +309,7 @@ if __name__ == "__main__":
     for module in IMPORTED:
         importlib.import_module(module)
     assert threading.active_count() == 1, threading.enumerate()
-    gc.freeze()  # or a collection in a fork would copy the pages of everything imported
+    gc.freeze()  # otherwise a garbage collection in a fork would copy the pages of all modules
     with socket.socket(fileno=int(sys.argv[1])) as served:
         asked, given = serve(served)
     become(asked, given)

@@ -2,7 +2,7 @@
 
     python tools/command_reference.py > docs/command-line.md
 
-A test holds the page against this, so that no option is forgotten in it.
+A test compares the page with this output, so that no option is missing.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from manyviews import main
 _SETTINGS = {**main.cli.context_settings, "terminal_width": 100}
 _HEAD = """# The command line
 
-`python cli.py COMMAND` in the repository, `manyviews COMMAND` where it is installed. What a program
-may want is printed on standard output, everything else on standard error; progress and colours are
+`python cli.py COMMAND` in the repository, `manyviews COMMAND` where it is installed. Results
+are printed on standard output, everything else on standard error; progress displays and colours are
 for terminals only (`NO_COLOR` turns colours off). This page is the output of
 `python tools/command_reference.py`.
 
@@ -30,6 +30,14 @@ installs the script for bash; for the other shells, use `zsh_source` and `~/.zsh
 ```
 _MANYVIEWS_COMPLETE=bash_source manyviews >> ~/.bashrc
 ```
+
+| exit code | meaning |
+|---|---|
+| 0 | done |
+| 1 | failed; `--resume` continues |
+| 2 | usage, configuration or changed inputs; nothing that was committed was changed |
+| 3 | done, with bad samples: listed, each with a placeholder |
+| 129, 130, 143 | interrupted; `--resume` continues |
 """
 
 

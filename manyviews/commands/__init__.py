@@ -1,1 +1,1 @@
-"""The commands of the command line: parse, call, and say what came out."""
+"""The commands of the command line: parse the options, call the operation, and print its result."""

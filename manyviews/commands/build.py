@@ -1,4 +1,4 @@
-"""``build``: make the feature store, or go on with it."""
+"""``build``: create the feature store, or continue an existing one."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ DONE_WITH_BAD_SAMPLES = 3
 @json_option
 @common_options
 def build(toml: Path | None, as_json: bool, **options: Any) -> int:
-    """Make the feature store, or go on with it.
+    """Create the feature store, or continue an existing one.
 
-    Values come from the paper's defaults, then --config, then the environment
-    (CLIP_MODEL_ID_IMG, CLIP_MODEL_ID_TXT, BLIP2_MODEL_ID), then these options.
+    A value is taken from the options; else from the environment (CLIP_MODEL_ID_IMG,
+    CLIP_MODEL_ID_TXT, BLIP2_MODEL_ID); else from --config; else it is the paper's default.
 
     \b
     Example:
@@ -51,11 +51,11 @@ def build(toml: Path | None, as_json: bool, **options: Any) -> int:
     from featurestore.storage.store import RUNS
 
     log = RunLog(config.store / RUNS)
-    bad_scan: dict[str, Any] = {}
+    scanned: dict[str, Any] = {}
 
     def keep_scan(event: str, facts: Mapping[str, Any]) -> None:
         if event == "scanned":
-            bad_scan.update(facts)
+            scanned.update(facts)
 
     with display() as show:
         try:
@@ -63,13 +63,13 @@ def build(toml: Path | None, as_json: bool, **options: Any) -> int:
         finally:
             log.close()
     if as_json:
-        click.echo(json.dumps(report_facts(report, bad_scan)))
-    print_report(report, bad_scan)
+        click.echo(json.dumps(report_facts(report, scanned)))
+    print_report(report, scanned)
     return DONE_WITH_BAD_SAMPLES if report.bad else 0
 
 
 def build_config(toml: Path | None, options: Mapping[str, Any]) -> BuildConfig:
-    """Merges the file, the environment and the options into a configuration."""
+    """Merges the TOML file, the environment and the options into a configuration."""
     from consumers.backbones.registry import REGISTRY
     from consumers.config import BuildConfig, expand_models, read_toml
 
@@ -104,7 +104,7 @@ def _sizes(pairs: tuple[tuple[str, str], ...]) -> dict[str, int]:
 def display() -> Iterator[Any]:
     """The live display on a terminal, plain lines elsewhere; both on standard error.
 
-    Plain lines as well where every chunk is to be read, and none where nothing is.
+    With ``--verbose`` plain lines on a terminal too, one per chunk; with ``--quiet`` nothing.
     """
     from rich.console import Console
 
@@ -125,8 +125,8 @@ def display() -> Iterator[Any]:
         show.close()
 
 
-def report_facts(report: BuildReport, found: Mapping[str, Any]) -> dict[str, Any]:
-    """The report as plain values."""
+def report_facts(report: BuildReport, scanned: Mapping[str, Any]) -> dict[str, Any]:
+    """The report as plain values for ``--json``."""
     return {
         "store": str(report.store),
         "samples": report.samples,
@@ -134,17 +134,17 @@ def report_facts(report: BuildReport, found: Mapping[str, Any]) -> dict[str, Any
         "built": report.built,
         "seconds": round(report.seconds, 3),
         "bad": [[b.index, b.modality, b.reason, b.detail] for b in report.bad],
-        "unmatched_images": found["unmatched_images"],
-        "unmatched_texts": found["unmatched_texts"],
-        "left_out": found["left_out"],
-        "alike": found["alike"],
+        "unmatched_images": scanned["unmatched_images"],
+        "unmatched_texts": scanned["unmatched_texts"],
+        "left_out": scanned["left_out"],
+        "alike": scanned["alike"],
         "truncated": dict(report.truncated),
         "replaced": dict(report.replaced),
     }
 
 
-def print_report(report: BuildReport, found: Mapping[str, Any]) -> None:
-    """Says what was done and everything that was not as it should be, on standard error."""
+def print_report(report: BuildReport, scanned: Mapping[str, Any]) -> None:
+    """Prints a summary of the build and of every problem in its inputs, on standard error."""
     from producers.sources.unused import advice, counted_reasons
 
     if not report.built:
@@ -157,12 +157,12 @@ def print_report(report: BuildReport, found: Mapping[str, Any]) -> None:
             f"({rate:.1f} samples/s); {report.store} is complete, "
             f"{amount(report.samples, 'sample')}"
         )
-    say_list("images without a synopsis", [repr(n) for n in found["unmatched_images"]])
-    say_list("synopses without an image", [repr(n) for n in found["unmatched_texts"]])
-    say_list("left out", [f"{name!r} ({reason})" for name, reason in found["left_out"]])
-    if found["left_out"]:
-        say(f"left out are {counted_reasons(found['left_out'])}")
-    for line in advice(found["left_out"], found["alike"]):
+    say_list("images without a synopsis", [repr(n) for n in scanned["unmatched_images"]])
+    say_list("synopses without an image", [repr(n) for n in scanned["unmatched_texts"]])
+    say_list("left out", [f"{name!r} ({reason})" for name, reason in scanned["left_out"]])
+    if scanned["left_out"]:
+        say(f"left out are {counted_reasons(scanned['left_out'])}")
+    for line in advice(scanned["left_out"], scanned["alike"]):
         say(line)
     for name, count in report.truncated.items():
         if count:

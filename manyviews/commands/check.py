@@ -1,4 +1,4 @@
-"""``check``: look at everything a build will meet, before it."""
+"""``check``: examine the data, models and machine before a build."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ _COLOURS = {"ok": "green", "warning": "yellow", "error": "red"}
 
 @click.command()
 @build_options
-@click.option("--split-json", type=FOLDER, help="A split to hold against the samples.")
-@click.option("--full", is_flag=True, help="Read every input, not 500 that are evenly spread.")
+@click.option("--split-json", type=FOLDER, help="Split file to compare with the samples.")
+@click.option("--full", is_flag=True, help="Read all inputs instead of 500 evenly spaced samples.")
 @click.option(
     "--no-calibration",
     is_flag=True,
-    help="Do not load the models: no tokens are counted, and no time is predicted.",
+    help="Do not load the models, count tokens, or predict the duration.",
 )
 @json_option
 @common_options
@@ -54,16 +54,16 @@ def check(
     as_json: bool,
     **options: Any,
 ) -> int:
-    """Look at everything a build will meet, before it: data, models, machine, time.
+    """Check data, models and machine before a build, and predict its duration.
 
-    Give it what build will be given; --resume is taken for granted where --overwrite is not said.
-    It loads the models that are on this machine, tries the build on a few samples in a folder of
-    its own, and predicts how long the whole will take. No model is fetched that is missing here,
-    and nothing is written to the store.
+    Takes the same options as build; without --overwrite it checks what build --resume would do.
+    It loads the models that are on this machine, builds a few samples into temporary files, and
+    predicts how long the whole build will take. Missing models are not fetched, and nothing is
+    written to the store.
 
-    Exits with 1 where a build would fail or be wrong: overlapping splits, missing models, too
-    little disk or memory, a store that does not fit. Unusable inputs are warnings, since a build
-    goes on with placeholders.
+    Exits with 1 if a build would fail or produce wrong results: overlapping splits, missing models,
+    too little disk or memory, a store that does not match. Unusable inputs are warnings, because
+    a build uses placeholders for them.
 
     \b
     Example:
@@ -88,7 +88,7 @@ def check(
 
 
 def _config(toml: Path | None, options: Mapping[str, Any]) -> tuple[BuildConfig, bool]:
-    """The build that is meant, and whether its store was named."""
+    """The configuration of the build to check, and whether its store was named."""
     from consumers.config import read_toml
 
     store = options["store"] or ({} if toml is None else read_toml(toml)).get("store")
@@ -97,7 +97,7 @@ def _config(toml: Path | None, options: Mapping[str, Any]) -> tuple[BuildConfig,
 
 
 def show(report: CheckReport) -> None:
-    """Prints the groups, and at the end how many problems there are, on standard output."""
+    """Prints the groups, then the number of problems, on standard output."""
     for group in report.groups:
         click.echo(_coloured(group.title, bold=True))
         for line in group.lines:
@@ -111,7 +111,7 @@ def show(report: CheckReport) -> None:
 
 
 def _show_line(line: Line) -> None:
-    """``  warning  label  text``, wrapped under the text, and the advice below it."""
+    """Prints ``  warning  label  text``, wrapped below the text, and the advice below it."""
     head = f"  {line.level:<8} {line.label:<{_LABEL}} "
     indent = " " * len(head)
     text = textwrap.fill(line.text, _WIDTH, initial_indent=head, subsequent_indent=indent)
@@ -133,5 +133,5 @@ def _echo(text: str) -> None:
 
 
 def _coloured(text: str, **style: Any) -> str:
-    # click takes the codes out again where the output is no terminal.
+    # click strips the colour codes if the output is not a terminal.
     return text if os.environ.get("NO_COLOR") else click.style(text, **style)

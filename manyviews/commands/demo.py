@@ -1,4 +1,4 @@
-"""``demo``: everything, on a small data set."""
+"""``demo``: the whole pipeline on a small data set."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from manyviews.commands.options import FOLDER, common_options, say
 )
 @common_options
 def demo(out_dir: Path) -> int:
-    """Run everything on a small data set with tiny checkpoints of the real model classes.
+    """Run the whole pipeline on a small data set with tiny checkpoints of the real model classes.
 
-    Makes the data and the checkpoints, builds with a kill -9 and --resume in the middle,
-    materializes, makes labels, and trains a linear probe from the store.
+    Creates the data and the checkpoints, kills a build with SIGKILL and resumes it, writes the
+    published pipeline's files, and trains a linear probe from the store.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""``export``: the features in other programs' formats."""
+"""``export``: write the features in formats that other programs read."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from manyviews.operations.export.formats import DTYPES, FORMATS
     "--format",
     required=True,
     type=click.Choice(list(FORMATS)),
-    help="hf is a folder for datasets.load_from_disk.",
+    help="File format; hf writes a folder for datasets.load_from_disk.",
 )
 @click.option(
-    "--out-dir", required=True, type=FOLDER, help="Folder to make; it must not exist, or be empty."
+    "--out-dir", required=True, type=FOLDER, help="Folder to create; it must be absent or empty."
 )
 @click.option("--views", help="Views to export, for example 0-9,20.  [default: all]")
 @click.option("--features", type=FeatureList(), help="Comma-separated.  [default: the store's]")
@@ -40,7 +40,7 @@ from manyviews.operations.export.formats import DTYPES, FORMATS
     type=click.Choice(DTYPES),
     default="float32",
     show_default=True,
-    help="Of the features; bfloat16 is for safetensors.",
+    help="Type of the features; bfloat16 needs --format safetensors.",
 )
 @click.option(
     "--zscore",
@@ -49,8 +49,10 @@ from manyviews.operations.export.formats import DTYPES, FORMATS
     show_default=True,
     help="Scale by all rows (the paper's way), by the training rows only, or not at all.",
 )
-@click.option("--split-json", type=FOLDER, help="The split, for --zscore train.")
-@click.option("--labels-dir", type=FOLDER, help="What `labels` wrote, for a column of labels.")
+@click.option("--split-json", type=FOLDER, help="Split file, for --zscore train.")
+@click.option(
+    "--labels-dir", type=FOLDER, help="Folder that `labels` wrote, to add a column of labels."
+)
 @json_option
 @common_options
 def export(
@@ -67,8 +69,8 @@ def export(
 ) -> int:
     """Write a complete store as npy, Parquet, safetensors, Hugging Face or WebDataset files.
 
-    The folder appears when everything is in it: an interrupted export leaves nothing under its
-    name, and can be run again.
+    The folder gets its name when the export is complete. An interrupted export leaves nothing
+    under that name, and can be run again.
 
     \b
     Example:

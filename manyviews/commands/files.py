@@ -1,4 +1,4 @@
-"""``materialize`` and ``labels``: the files of the published pipeline."""
+"""``materialize`` and ``labels``: write the files of the published pipeline."""
 
 from __future__ import annotations
 
@@ -28,8 +28,13 @@ if TYPE_CHECKING:
 
 @click.command()
 @store_option
-@click.option("--out-dir", required=True, type=FOLDER, help="Folder of the files; created.")
-@click.option("--prefix", default="mm_imdb1_globals_aug70", show_default=True)
+@click.option("--out-dir", required=True, type=FOLDER, help="Output folder; created if missing.")
+@click.option(
+    "--prefix",
+    default="mm_imdb1_globals_aug70",
+    show_default=True,
+    help="First part of the file names.",
+)
 @click.option(
     "--zscore",
     type=click.Choice(["all", "train", "none"]),
@@ -37,7 +42,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Scale by all rows (the paper's way), by the training rows only, or not at all.",
 )
-@click.option("--split-json", type=FOLDER, help="The split, for --zscore train.")
+@click.option("--split-json", type=FOLDER, help="Split file, for --zscore train.")
 @json_option
 @common_options
 def materialize(
@@ -64,17 +69,33 @@ def materialize(
 @click.command()
 @data_option
 @follow_option
-@click.option("--out-dir", required=True, type=FOLDER, help="Folder of the label files; created.")
+@click.option(
+    "--out-dir",
+    required=True,
+    type=FOLDER,
+    help="Output folder for the label files; created if missing.",
+)
 @click.option("--augment", is_flag=True, help="Also write noisy labels for every view.")
 @click.option(
-    "--views", type=int, help="For --augment.  [default: the embeddings', or 70 before they exist]"
+    "--views",
+    type=int,
+    help="For --augment: views per sample.  [default: the embeddings', or 70 if there are none]",
 )
 @click.option(
-    "--seed", type=int, help="For --augment.  [default: the embeddings', or 123 before they exist]"
+    "--seed",
+    type=int,
+    help="For --augment: base seed.  [default: the embeddings', or 123 if there are none]",
 )
-@click.option("--prefix", default="mm_imdb1_globals_aug70", show_default=True)
 @click.option(
-    "--embeddings-dir", type=FOLDER, help="Where --augment writes, beside the embeddings."
+    "--prefix",
+    default="mm_imdb1_globals_aug70",
+    show_default=True,
+    help="First part of the file names.",
+)
+@click.option(
+    "--embeddings-dir",
+    type=FOLDER,
+    help="For --augment: folder of the embeddings, where the noisy labels are written.",
 )
 @json_option
 @common_options
@@ -98,10 +119,10 @@ def labels(
     from manyviews.operations.labels import write_folder_labels
 
     if augment and embeddings_dir is None:
-        raise ConfigError("--augment needs --embeddings-dir, the folder to write beside.")
+        raise ConfigError("--augment needs --embeddings-dir, the folder of the embeddings.")
     for option, value in (("embeddings-dir", embeddings_dir), ("views", views), ("seed", seed)):
         if value is not None and not augment:
-            raise ConfigError(f"--{option} is for --augment, which was not asked for.")
+            raise ConfigError(f"--{option} requires --augment, which was not given.")
     report = write_folder_labels(
         data_dir,
         out_dir,

@@ -1,4 +1,4 @@
-"""What the commands share: their options, and how they speak to a person."""
+"""Options that several commands share, and functions that print messages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from featurestore.errors import ConfigError
 from featurestore.records import FEATURES
 
 if TYPE_CHECKING:
-    # Generic for a type checker only: click's own class is not, before 8.4.
+    # click.ParamType became generic in 8.4; before that, only type checkers may subscript it.
     _Pairs = click.ParamType[tuple[str, str]]
 else:
     _Pairs = click.ParamType
@@ -44,11 +44,11 @@ class PairType(_Pairs):
 
     def shell_complete(
         self,
-        ctx: click.Context,  # noqa: ARG002  click calls it so
+        ctx: click.Context,  # noqa: ARG002  the signature of click's method
         param: click.Parameter,  # noqa: ARG002
         incomplete: str,
     ) -> list[CompletionItem]:
-        """The features, before the ``=``."""
+        """Completes the feature's name, the part before the ``=``."""
         return [CompletionItem(f"{name}=") for name in FEATURES if name.startswith(incomplete)]
 
 
@@ -59,26 +59,26 @@ class FeatureList(click.ParamType):  # type: ignore[type-arg]  # generic for a t
 
     def shell_complete(
         self,
-        ctx: click.Context,  # noqa: ARG002  click calls it so
+        ctx: click.Context,  # noqa: ARG002  the signature of click's method
         param: click.Parameter,  # noqa: ARG002
         incomplete: str,
     ) -> list[CompletionItem]:
-        """The features that are not named yet, after the last comma."""
-        before, comma, begun = incomplete.rpartition(",")
+        """Completes the name after the last comma with features that are not listed yet."""
+        before, comma, start = incomplete.rpartition(",")
         rest = [name for name in FEATURES if name not in before.split(",")]
-        return [CompletionItem(before + comma + n) for n in rest if n.startswith(begun)]
+        return [CompletionItem(before + comma + n) for n in rest if n.startswith(start)]
 
 
 def common_options(command: F) -> F:
-    """Options that every command has."""
+    """Adds the options that every command has."""
 
     def remember(ctx: click.Context, param: click.Parameter, value: bool) -> None:
         ctx.find_root().ensure_object(dict).update({param.name: value, "command": ctx.info_name})
 
     for names, text in (
         (("--debug",), "Show the traceback of an error."),
-        (("--verbose", "-v"), "Say more: each chunk as it is written, lists in full."),
-        (("--quiet", "-q"), "Say nothing but errors; the exit code tells the rest."),
+        (("--verbose", "-v"), "Print more: every chunk as it is written, and complete lists."),
+        (("--quiet", "-q"), "Print only errors; the exit code gives the result."),
     ):
         command = click.option(
             *names, is_flag=True, expose_value=False, callback=remember, help=text
@@ -87,19 +87,19 @@ def common_options(command: F) -> F:
 
 
 def is_quiet() -> bool:
-    """Whether the user wants to read nothing but errors."""
+    """Whether ``--quiet`` was given: only errors are printed."""
     return _is_set("quiet")
 
 
 def is_verbose() -> bool:
-    """Whether the user wants to read everything."""
+    """Whether ``--verbose`` was given."""
     return _is_set("verbose")
 
 
 def _is_set(name: str) -> bool:
     context = click.get_current_context(silent=True)
-    found = context and context.find_root().obj
-    return isinstance(found, dict) and bool(found.get(name))
+    settings = context and context.find_root().obj
+    return isinstance(settings, dict) and bool(settings.get(name))
 
 
 json_option = click.option(
@@ -115,10 +115,13 @@ data_option = click.option(
     help="Folder of <stem>.jpg posters and <stem>.json synopses.",
 )
 
-_FOLLOW = "Follow links in --data-dir that lead out of it (DVC, git-annex, the hub's cache)."
+_FOLLOW = "Follow links in --data-dir that lead outside it (DVC, git-annex, the hub's cache)."
 follow_option = click.option("--follow-links", is_flag=True, help=_FOLLOW)
 
-_FLAG: dict[str, Any] = {"is_flag": True, "default": None}  # so that --config can say otherwise
+_FLAG: dict[str, Any] = {
+    "is_flag": True,
+    "default": None,
+}  # None, so that --config decides where an option is not given
 _BUILD_OPTIONS = (
     click.option("--data-dir", type=FOLDER, help="Folder of <stem>.jpg posters and <stem>.json."),
     click.option("--follow-links", **_FLAG, help=_FOLLOW),
@@ -126,15 +129,17 @@ _BUILD_OPTIONS = (
     click.option(
         "--resume",
         **_FLAG,
-        help="Go on with the store that is there; --features or --views that a complete one lacks "
-        "are added.",
+        help="Create the store, or continue an existing one; a complete store gets the --features "
+        "and --views that it lacks.",
     ),
     click.option(
-        "--append", **_FLAG, help="With --resume, add samples that come after the last one."
+        "--append", **_FLAG, help="With --resume, add samples that sort after the last stored one."
     ),
-    click.option("--overwrite", **_FLAG, help="Delete the store that is there."),
+    click.option("--overwrite", **_FLAG, help="Delete an existing store first."),
     click.option(
-        "--views", type=int, help="Views per sample, the clean one included.  [default: 70]"
+        "--views",
+        type=int,
+        help="Views per sample, including the clean one.  [default: 70, or the store's]",
     ),
     click.option("--seed", type=int, help="Base seed of both recipes.  [default: 123]"),
     click.option(
@@ -156,21 +161,26 @@ _BUILD_OPTIONS = (
         multiple=True,
         type=PairType(),
         metavar="FEATURE=N",
-        help="Rows per forward pass of a feature; of texts, those of full length.  "
-        "[default: the store's, or by feature and device]",
+        help="Rows per forward pass of a feature; for texts, rows of maximum length.  "
+        "[default: by feature and device, or the store's]",
     ),
     click.option("--workers", type=int, help="Producer processes.  [default: CPUs - 1]"),
     click.option(
         "--threads",
         type=int,
-        help="Batches that a CPU computes side by side, each in one thread.  [default: CPUs]",
+        help="Batches that a CPU computes in parallel, one thread each.  [default: CPUs]",
     ),
     click.option("--slots", type=int, help="Samples in flight.  [default: 2 x workers + 2]"),
-    click.option("--chunk", type=int, help="Samples per chunk, the unit of commit.  [default: 64]"),
+    click.option(
+        "--chunk",
+        type=int,
+        help="Samples per chunk, the unit of commit; with --views it must fill whole pages of "
+        "memory.  [default: 64, or the store's]",
+    ),
     click.option(
         "--codec",
         type=click.Choice(["none", "zstd"]),
-        help="zstd makes an archive, smaller and slow to train from.  "
+        help="Compression of the features; zstd files are smaller, and slow to train from.  "
         "[default: none, or the store's]",
     ),
     click.option("--device", help="auto, cpu, cuda or cuda:N.  [default: auto]"),
@@ -182,51 +192,55 @@ _BUILD_OPTIONS = (
     click.option(
         "--bad-sample",
         type=click.Choice(["placeholder", "fail"]),
-        help="Go on with a placeholder and list it, or stop.  [default: placeholder]",
+        help="Replace a bad input by a placeholder and list it, or stop.  [default: placeholder]",
     ),
     click.option(
         "--allow-version-change",
         **_FLAG,
-        help="Resume although library versions or the kind of device changed; it is recorded.",
+        help="Resume with other library versions or another kind of device; the store records it.",
     ),
     click.option(
         "--verify-inputs",
         **_FLAG,
-        help="On --resume, compare the content of all inputs that are done, however they look.",
+        help="With --resume, compare the content of all committed inputs, not only size and time.",
     ),
     click.option(
         "--remake-changed",
         **_FLAG,
-        help="With --resume, make the chunks again whose inputs changed, as when they were mended.",
+        help="With --resume, rebuild the chunks whose inputs changed, for example were repaired.",
     ),
     click.option("--config", "toml", type=FOLDER, help="TOML file with any of these options."),
 )
 
 
 def build_options(command: F) -> F:
-    """What a build takes, and the look before it."""
+    """Adds the options of ``build`` and ``check``."""
     for option in reversed(_BUILD_OPTIONS):
         command = option(command)
     return command
 
 
 def check_split(zscore: str, split_json: Path | None) -> None:
-    """Refuses a split that nothing would be made of: its user means another z-score."""
+    """Refuses a split that would not be used, because the z-score is not ``train``.
+
+    Raises:
+        ConfigError: there is a split without ``--zscore train``.
+    """
     if split_json is not None and zscore != "train":
-        raise ConfigError(f"--split-json is for --zscore train, and --zscore is {zscore}.")
+        raise ConfigError(f"--split-json requires --zscore train, found --zscore {zscore}.")
 
 
 def say(line: str, *, error: bool = False) -> None:
-    """Prints a line for a person, on standard error; nothing but errors with ``--quiet``."""
+    """Prints a line on standard error; with ``--quiet`` only errors."""
     if is_quiet() and not error:
         return
-    # Names that are not UTF-8 come escaped by repr; whatever else a terminal cannot show is too.
+    # repr has escaped names that are not UTF-8; escape whatever else the terminal cannot encode.
     encoding = sys.stderr.encoding or "utf-8"
     click.echo(line.encode(encoding, "backslashreplace").decode(encoding), err=True)
 
 
 def say_list(title: str, items: list[str], separator: str = ", ") -> None:
-    """Prints the first of ``items`` under a title with their number; nothing for none."""
+    """Prints a title with the number of items and the first of them; nothing if there are none."""
     if items:
         shown = len(items) if is_verbose() else LISTED
         more = f"{separator}and {len(items) - shown:,} more" if len(items) > shown else ""
@@ -236,7 +250,7 @@ def say_list(title: str, items: list[str], separator: str = ", ") -> None:
 
 @contextmanager
 def chunk_progress() -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on a terminal, nothing elsewhere; it is told of (chunks done, all chunks)."""
+    """Shows a progress bar on a terminal; yields its callback (chunks done, all chunks) or None."""
     from rich.console import Console
     from rich.progress import Progress
 

@@ -1,4 +1,4 @@
-"""``probe``: how much of the labels a linear probe reads from the features."""
+"""``probe``: how well a linear probe predicts the labels from the features."""
 
 from __future__ import annotations
 
@@ -29,13 +29,15 @@ _TITLES = ("micro F1", "macro F1", "weighted F1", "samples F1", "mAP")
 @click.command()
 @store_option
 @click.option("--labels-dir", required=True, type=FOLDER, help="Folder that `labels` wrote.")
-@click.option("--split-json", required=True, type=FOLDER, help="The split: train, dev and test.")
+@click.option(
+    "--split-json", required=True, type=FOLDER, help="Split file with train, dev and test."
+)
 @click.option("--features", type=FeatureList(), help="Comma-separated.  [default: the store's]")
 @click.option(
     "--threshold",
     default="dev",
     show_default=True,
-    help="Above which a class is predicted: a number, or dev for the best on dev.",
+    help="Probability above which a class is predicted: a number, or dev to choose it on dev.",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @json_option
@@ -49,11 +51,12 @@ def probe(
     device: str,
     as_json: bool,
 ) -> int:
-    """Fit a linear probe to each feature and to all together, and print its scores on test.
+    """Fit a linear probe to each feature and to all of them together; print the test scores.
 
-    It is trained on clean views, with the weight decay chosen on dev. Test samples are predicted
-    from their clean view, and by the mean probability over all their views. Samples with a bad
-    input are left out. Chance names each class as often as it occurs in training.
+    The probe is trained on clean views; its weight decay is chosen on dev. Test samples are
+    predicted from their clean view, and from the mean probability over all their views. Samples
+    with a bad input are left out. The last row is chance: each class predicted at random, as often
+    as it occurs in training.
 
     \b
     Example:
@@ -86,7 +89,9 @@ def _threshold(text: str) -> float | None:
     try:
         return float(text)
     except ValueError:
-        raise ConfigError(f"--threshold is dev or between 0 and 1, found {text!r}.") from None
+        raise ConfigError(
+            f"--threshold must be dev or a number between 0 and 1, found {text!r}."
+        ) from None
 
 
 def _facts(table: ProbeTable, threshold: str) -> dict[str, Any]:

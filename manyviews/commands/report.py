@@ -1,4 +1,4 @@
-"""``report``: one page that shows what a store holds."""
+"""``report``: write an HTML page that describes a store."""
 
 from __future__ import annotations
 
@@ -20,11 +20,15 @@ from manyviews.commands.options import (
 
 @click.command()
 @store_option
-@click.option("--out", required=True, type=FOLDER, help="The page, one HTML file.")
-@click.option("--data-dir", type=FOLDER, help="The posters, for pictures of the bad samples.")
+@click.option("--out", required=True, type=FOLDER, help="HTML file to write.")
+@click.option(
+    "--data-dir", type=FOLDER, help="Folder of the posters, for pictures of the bad samples."
+)
 @follow_option
-@click.option("--labels-dir", type=FOLDER, help="What `labels` wrote, for genres and colours.")
-@click.option("--split-json", type=FOLDER, help="The split, for numbers of each part.")
+@click.option(
+    "--labels-dir", type=FOLDER, help="Folder that `labels` wrote, for genres and colours."
+)
+@click.option("--split-json", type=FOLDER, help="Split file, for numbers of each part.")
 @json_option
 @common_options
 def report(
@@ -36,11 +40,11 @@ def report(
     split_json: Path | None,
     as_json: bool,
 ) -> int:
-    """Write a page about a store: its features, views, genres, bad samples and throughput.
+    """Write an HTML page about a store: its features, views, genres, bad samples and throughput.
 
-    The page is one file without scripts that needs no network. Of a large store the expensive parts
-    are measured on 2,048 samples, which the page says. A store that is being built can be looked at
-    as well. Needs matplotlib: pip install "manyviews[report]".
+    The page is one file without scripts, and needs no network. For a large store the expensive
+    parts are measured on 2,048 samples; the page says so. The store may still be being built.
+    Needs matplotlib, which the extra `report` installs.
 
     \b
     Example:
@@ -49,7 +53,7 @@ def report(
     from manyviews.operations.report.page import Sources, write
 
     if follow_links and data_dir is None:
-        raise ConfigError("--follow-links is for --data-dir, which was not given.")
+        raise ConfigError("--follow-links requires --data-dir, which was not given.")
     sources = Sources(store, data_dir, labels_dir, split_json, follow_links=follow_links)
     done = write(sources, out)
     if as_json:

@@ -1,4 +1,4 @@
-"""``status``: what a store holds, how fast it grows, and who is writing to it."""
+"""``status``: what a store contains, how fast it grows, and which process writes to it."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from manyviews.operations.watch.watch import Progress
 
 INTERRUPTED = 130
-# How a watch ended, for a person.
+# The last line that --watch prints, by how the build ended.
 END = {
     "complete": "{store} is complete.",
-    "interrupted": "The build was interrupted; go on with build --resume.",
+    "interrupted": "The build was interrupted; build --resume continues it.",
     "failed": "The build failed: {why}",
-    "killed": "The build is gone without a word: it was killed. Go on with build --resume.",
-    "not complete": "Nobody is writing to {store}; go on with build --resume.",
-    "unknown": "Nothing changes, and nobody can tell whether a build is at it (no file locks).",
+    "killed": "The build was killed, without logging an end; build --resume continues it.",
+    "not complete": "No process is writing to {store}; build --resume continues it.",
+    "unknown": "Nothing changes. Whether a build is running is unknown, without file locks.",
 }
 
 
@@ -34,17 +34,17 @@ END = {
 @click.option(
     "--watch",
     is_flag=True,
-    help="Look every second, until it is complete or nobody writes; wait where there is none yet.",
+    help="Refresh every second until the store is complete or no process writes to it.",
 )
 @json_option
 @common_options
 def status(store: Path, watch: bool, as_json: bool) -> int:
-    """Say what a store holds, how fast it grows, and who is writing to it.
+    """Show what a store contains, how fast it grows, and which process writes to it.
 
-    --watch draws it anew every second on a terminal; into a pipe it prints a line when something
-    changes, with --json an object. It ends with 0 when the store is complete, and with 1 when
-    nobody writes to it and it is not. Started before the build, it waits for the store. It never
-    disturbs a build.
+    --watch redraws the status every second on a terminal; in a pipe it prints a line, or with
+    --json an object, whenever something changes. It exits with 0 when the store is complete, and
+    with 1 when no process writes to an incomplete store. If there is no store yet, it waits for
+    one. It never disturbs a build.
 
     \b
     Example:
@@ -57,16 +57,16 @@ def status(store: Path, watch: bool, as_json: bool) -> int:
             return follow(store, as_json=as_json)
         except KeyboardInterrupt:
             return INTERRUPTED
-    found = Looker(store).look()
+    progress = Looker(store).look()
     if as_json:
-        click.echo(json.dumps(found.facts()))
+        click.echo(json.dumps(progress.facts()))
     else:
-        click.echo("\n".join(status_lines(found)))
+        click.echo("\n".join(status_lines(progress)))
     return 0
 
 
 def follow(store: Path, *, as_json: bool) -> int:
-    """Shows a store until it is complete or nobody writes to it; returns the exit code."""
+    """Shows a store until it is complete or no process writes to it; returns the exit code."""
     from rich.console import Console
 
     from manyviews.operations.watch.watch import watch
@@ -79,86 +79,87 @@ def follow(store: Path, *, as_json: bool) -> int:
 
     with live(console) if drawn else nullcontext() as show:
         last = None
-        for found in watch(store, waiting=waiting):
+        for progress in watch(store, waiting=waiting):
             if show is not None:
-                show(status_lines(found))
+                show(status_lines(progress))
                 continue
-            # What a line says, but for the time left, which always changes.
-            key = (found.part.done, found.holder, found.running, found.ended)
+            # Everything that a line shows except the time left, which always changes.
+            key = (progress.part.done, progress.holder, progress.running, progress.ended)
             if key != last:
-                click.echo(json.dumps(found.facts()) if as_json else status_line(found))
+                click.echo(json.dumps(progress.facts()) if as_json else status_line(progress))
             last = key
-    say(END[found.ended].format(store=store, why=found.run.why if found.run else ""))
-    return 0 if found.ended == "complete" else 1
+    why = progress.run.why if progress.run else ""
+    say(END[progress.ended].format(store=store, why=why))
+    return 0 if progress.ended == "complete" else 1
 
 
 @contextmanager
 def live(console: Any) -> Iterator[Callable[[list[str]], None]]:
-    """A place on a terminal that is drawn anew; what was drawn last stays."""
+    """Yields a function that redraws lines in place on a terminal; the last ones stay."""
     from rich.live import Live
     from rich.text import Text
 
-    with Live(console=console, auto_refresh=False) as place:
-        yield lambda lines: place.update(Text("\n".join(lines)), refresh=True)
+    with Live(console=console, auto_refresh=False) as display:
+        yield lambda lines: display.update(Text("\n".join(lines)), refresh=True)
 
 
-def status_lines(found: Progress) -> list[str]:
-    """Everything about a store, for a person."""
-    part, store = found.part, found.store
+def status_lines(progress: Progress) -> list[str]:
+    """The full status of a store as lines of text."""
+    part, store = progress.part, progress.store
     features = ", ".join(f"{name} [{dim}]" for name, dim in store.dims.items())
     shape = f"{amount(store.samples, 'sample')} x {amount(store.views, 'view')}"
-    lines = [f"{found.path}: {shape}: {features}"]
-    if found.addition is not None:
+    lines = [f"{progress.path}: {shape}: {features}"]
+    if progress.addition is not None:
         added = ", ".join(part.dims)
         shape = f"{amount(part.samples, 'sample')} x {amount(part.views, 'view')}"
         lines.append(f"being extended: {shape}: {added}")
     state = "complete" if part.complete else "not complete"
-    if not part.complete and found.holder is None:
-        state += "; go on with build --resume"
+    if not part.complete and progress.holder is None:
+        state += "; build --resume continues"
     lines.append(
         f"{amount(part.done, 'sample')} done ({part.done / part.samples:.1%}), "
         f"{part.committed:,} of {amount(part.chunks, 'chunk')}, {state}"
     )
-    if found.samples_per_s:
-        lines.append(_rate(found))
+    if progress.samples_per_s:
+        lines.append(_rate(progress))
     bad = ", ".join(f"{reason} {count:,}" for reason, count in store.bad.items())
     count = sum(store.bad.values())
     holders = (
         f"{amount(count, 'bad input')} with {'a placeholder' if count == 1 else 'placeholders'}"
     )
     lines.append(f"{holders}{bad and f': {bad}'}")
-    if isinstance(found.holder, Holder):
-        pid, host = found.holder
-        begun = "" if found.running else ", which is starting or repairing"
-        lines.append(f"being written by process {pid} on {host}{begun}")
-    elif found.holder is not None and found.ended == "":
-        lines.append("nobody can tell whether it is being written: its lock cannot be asked")
-    elif found.run is not None and not store.complete:
-        why = found.run.why.partition("\n")[0]
-        lines.append(f"the last build: {found.run.end or 'killed'}{why and f', {why}'}")
+    if isinstance(progress.holder, Holder):
+        pid, host = progress.holder
+        phase = "" if progress.running else ", which is starting or repairing"
+        lines.append(f"being written by process {pid} on {host}{phase}")
+    elif progress.holder is not None and progress.ended == "":
+        lines.append("whether a process is writing to it is unknown: there are no file locks")
+    elif progress.run is not None and not store.complete:
+        why = progress.run.why.partition("\n")[0]
+        lines.append(f"the last build: {progress.run.end or 'killed'}{why and f', {why}'}")
     return lines
 
 
-def status_line(found: Progress) -> str:
-    """The same in one line, for a pipe."""
-    part = found.part
+def status_line(progress: Progress) -> str:
+    """The status in one line, for a pipe."""
+    part = progress.part
     line = f"{part.done:,}/{amount(part.samples, 'sample')}"
-    if found.samples_per_s and found.running:
-        line += f", {_rate(found)}"
-    bad = sum(found.store.bad.values())
+    if progress.samples_per_s and progress.running:
+        line += f", {_rate(progress)}"
+    bad = sum(progress.store.bad.values())
     return (
         line
         + (f", {amount(bad, 'bad input')}" if bad else "")
-        + (f", {found.ended}" * bool(found.ended))
+        + (f", {progress.ended}" * bool(progress.ended))
     )
 
 
-def _rate(found: Progress) -> str:
+def _rate(progress: Progress) -> str:
     from consumers.progress import clock
 
-    rate = found.samples_per_s
-    line = f"{rate:.1f} samples/s, {rate * found.part.views:,.0f} views/s"
-    if not found.running:
+    rate = progress.samples_per_s
+    line = f"{rate:.1f} samples/s, {rate * progress.part.views:,.0f} views/s"
+    if not progress.running:
         return f"{line} in the last build"
-    slower = "" if found.run is None else f", slower side: {found.run.bottleneck}"
-    return f"{line}, {clock(found.eta_s)} left{slower}"
+    slower = "" if progress.run is None else f", slower side: {progress.run.bottleneck}"
+    return f"{line}, {clock(progress.eta_s)} left{slower}"

@@ -1,4 +1,4 @@
-"""``verify``: whether a store, its inputs and the files made of it are what they were."""
+"""``verify``: check a store, its inputs, and the files written from it for changes."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ _LABELS = "_labels"
 
 @click.command()
 @store_option
+@click.option("--repair", is_flag=True, help="Drop damaged chunks; build --resume rebuilds them.")
 @click.option(
-    "--repair", is_flag=True, help="Drop damaged chunks; build --resume makes them again."
+    "--verify-inputs", is_flag=True, help="Also compare the content of all inputs in --data-dir."
 )
 @click.option(
-    "--verify-inputs", is_flag=True, help="Compare the content of all inputs in --data-dir as well."
+    "--data-dir", type=FOLDER, help="Folder of the posters and synopses, for --verify-inputs."
 )
-@click.option("--data-dir", type=FOLDER, help="The posters and synopses, for --verify-inputs.")
 @follow_option
 @click.option(
     "--materialized",
     type=FOLDER,
-    help="Compare the embeddings and labels in this folder with their manifests too.",
+    help="Also compare the embeddings and labels in this folder with their manifests.",
 )
 @json_option
 @common_options
@@ -57,12 +57,12 @@ def verify(
     materialized: Path | None,
     as_json: bool,
 ) -> int:
-    """Check every promise of a store: checksums, ledger, moments, completeness, stray files.
+    """Check the integrity of a store: checksums, ledger, moments, completeness, stray files.
 
-    Exits with 1 where something is damaged, and names each file and chunk; with --verify-inputs
-    also where an input is not what the store was made from, with --materialized where a file is not
-    what was written. A store that is not complete yet is not damaged. Nothing is changed without
-    --repair, and no input ever.
+    Exits with 1 if something is damaged, and names each file and chunk; with --verify-inputs also
+    if an input differs from the one that the store was built from, with --materialized if a file
+    differs from what was written. An incomplete store is not damaged. Without --repair nothing is
+    changed; inputs are never changed.
 
     \b
     Example:
@@ -71,9 +71,9 @@ def verify(
     from featurestore.storage.writer import state_of, take_lock
 
     if verify_inputs != (data_dir is not None):
-        raise ConfigError("--verify-inputs and --data-dir go together: give both or neither.")
+        raise ConfigError("--verify-inputs and --data-dir belong together: give both or neither.")
     if follow_links and data_dir is None:
-        raise ConfigError("--follow-links is for --data-dir, which was not given.")
+        raise ConfigError("--follow-links requires --data-dir, which was not given.")
     if state_of(store) != "store":
         raise InputError(f"There is no feature store at {store}.")
     with ExitStack() as stack:
@@ -95,15 +95,15 @@ def _look(store: Path, data_dir: Path | None, *, follow_links: bool) -> _Outcome
     from featurestore.verify.store import verify as check
 
     with chunk_progress() as progress:
-        found = check(store, progress=progress)
+        verified = check(store, progress=progress)
         if data_dir is None:
-            return _Outcome(found)
-        inputs = compare(store, data_dir, found, follow_links=follow_links, progress=progress)
-        return _Outcome(found, inputs)
+            return _Outcome(verified)
+        inputs = compare(store, data_dir, verified, follow_links=follow_links, progress=progress)
+        return _Outcome(verified, inputs)
 
 
 def _materialized(folder: Path) -> tuple[list[Finding], int]:
-    """What is wrong with the files of each manifest in a folder, and how many were checked."""
+    """The damage to the files of each manifest in a folder, and the number of files checked."""
     from featurestore.imdb.label_files import verify_labels
     from featurestore.imdb.labels_manifest import verify_augmented
     from featurestore.imdb.materialize import PREFIX, verify_materialized
@@ -134,14 +134,14 @@ def _writer(file: str) -> str:
 
 @dataclass(slots=True)
 class _Outcome:
-    """What was found and what was done about it.
+    """The result of a verification, and of its repair.
 
     Attributes:
-        store: what is damaged.
-        inputs: what changed, or None where nobody asked.
-        files: what is wrong with materialized files, or None where nobody asked.
+        store: the findings about the store.
+        inputs: the findings about the inputs, or None without ``--verify-inputs``.
+        files: the findings about materialized files, or None without ``--materialized``.
         files_checked: number of materialized files that were checked.
-        to_make: the chunks to make after a repair, or None where there was none.
+        to_make: the chunks to build after a repair, or None if nothing was repaired.
     """
 
     store: Verification
@@ -151,14 +151,14 @@ class _Outcome:
     to_make: list[int] | None = None
 
     def repair(self, store: Path) -> None:
-        """Drops what is damaged."""
+        """Drops the damaged chunks from the store."""
         from featurestore.verify.repair import repair
 
         self.to_make = repair(store, self.store)
 
     @property
     def is_bad(self) -> bool:
-        """Whether something is still not as it should be."""
+        """Whether any damage or change remains."""
         damaged = bool(self.store.findings) and self.to_make is None
         changed = self.inputs is not None and bool(self.inputs.changed)
         return damaged or changed or bool(self.files)
@@ -169,7 +169,7 @@ class _Outcome:
         return len(self.store.findings) + len(self.files or [])
 
     def facts(self) -> dict[str, Any]:
-        """Everything, as plain values."""
+        """The whole result as plain values for ``--json``."""
         facts: dict[str, Any] = {
             "chunks": self.store.chunks,
             "committed": len(self.store.committed),
@@ -189,20 +189,20 @@ class _Outcome:
         return facts
 
     def say(self, data_dir: Path | None) -> None:
-        """The same, for a person."""
-        found = self.store
-        say(f"{len(found.committed):,} of {amount(found.chunks, 'chunk')} committed")
-        for notice in found.notices:
+        """Prints the result as text."""
+        verified = self.store
+        say(f"{len(verified.committed):,} of {amount(verified.chunks, 'chunk')} committed")
+        for notice in verified.notices:
             say(notice)
-        for finding in found.findings:
+        for finding in verified.findings:
             say(f"damaged: {finding}")
         if self.to_make is not None:
-            say("repaired: what is damaged is not committed any more")
+            say("repaired: the damaged chunks are no longer committed")
             if self.to_make:
                 listed = self.to_make[:LISTED]
-                say(f"`build --resume` makes {amount(len(self.to_make), 'chunk')}: {listed}")
-        elif found.findings:
-            say("`verify --repair` drops damaged chunks, and `build --resume` makes them again.")
+                say(f"`build --resume` rebuilds {amount(len(self.to_make), 'chunk')}: {listed}")
+        elif verified.findings:
+            say("`verify --repair` drops damaged chunks, and `build --resume` rebuilds them.")
         if self.inputs is not None:
             self._say_inputs(self.inputs, data_dir)
         for finding in self.files or []:
@@ -210,7 +210,7 @@ class _Outcome:
         self._say_sum()
 
     def _say_sum(self) -> None:
-        """The last line: whether anything is damaged, and how much was checked."""
+        """Prints the last line: whether anything is damaged, and how much was checked."""
         parts = [self.store] + ([self.store.extension] if self.store.extension else [])
         checked = [
             amount(sum(len(part.committed) for part in parts), "chunk"),
@@ -229,11 +229,11 @@ class _Outcome:
 
     def _say_inputs(self, inputs: InputVerification, data_dir: Path | None) -> None:
         unknown = (
-            f"; {inputs.unknown:,} were not read when the store was made" if inputs.unknown else ""
+            f"; {inputs.unknown:,} were not read when the store was built" if inputs.unknown else ""
         )
         say(f"{amount(inputs.compared, 'input')} compared with {data_dir}{unknown}")
         for name, problem in inputs.changed:
             say(f"changed: {name!r}: {problem}")
         if inputs.changed:
-            say("Restore them; or, if they are as they should be, their chunks are made again by")
+            say("Restore them; or, if the changes are intended, rebuild their chunks with")
             say("`build --resume --remake-changed`.")

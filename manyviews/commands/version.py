@@ -1,6 +1,6 @@
-"""``--version``: this program, the libraries that decide numbers, and the kernels.
+"""``--version``: versions of this program and of the libraries that affect numbers; the kernels.
 
-No library is imported for it, which would take seconds; ``check`` names the device.
+No library is imported, because that would take seconds; ``check`` names the device.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 import click
 
 from featurestore import __version__
+from manyviews.operations.check import libraries
 
 _LIBRARIES = (
     "torch",
@@ -25,13 +26,15 @@ _LIBRARIES = (
 
 
 def print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
-    """Prints them and ends; what is not installed is said so."""
+    """Prints the versions and exits; a library may be ``not installed``."""
     if not value:
         return
     click.echo(f"manyviews {__version__}, Python {platform.python_version()}")
     for name in _LIBRARIES:
         click.echo(f"{name} {_version_of(name)}")
     click.echo(f"kernels {_kernels()}")
+    if not libraries.torchvision_fits():
+        click.echo(f"{libraries.TORCHVISION}: {libraries.REMEDY}")
     ctx.exit(0)
 
 
@@ -45,4 +48,4 @@ def _version_of(name: str) -> str:
 def _kernels() -> str:
     from producers.kernels.implementations import has_compiled
 
-    return "compiled" if has_compiled() else "of libraries; no compiler built faster ones"
+    return "compiled" if has_compiled() else "of libraries; the faster compiled ones were not built"

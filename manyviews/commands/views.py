@@ -1,4 +1,4 @@
-"""``views``: every view of one sample again, as it was drawn for the build."""
+"""``views``: recompute every view of one sample as the build computed it."""
 
 from __future__ import annotations
 
@@ -24,49 +24,55 @@ from manyviews.commands.options import (
 if TYPE_CHECKING:
     from manyviews.operations.replay.replay import Replay
 
-# By the inputs that were compared with what the store recorded of them.
+# By the modalities whose file was compared with the hash in the store.
 _RECORDED = {
-    ("image", "text"): "the files are those that the store was made from",
-    ("image",): "the poster is the one that the store was made from; it has no text features",
-    ("text",): "the synopsis is the one that the store was made from; it has no image features",
+    ("image", "text"): "the files are those that the store was built from",
+    (
+        "image",
+    ): "the poster is the one that the store was built from; the store has no text features",
+    (
+        "text",
+    ): "the synopsis is the one that the store was built from; the store has no image features",
 }
 
 
 @click.command()
 @data_option
 @follow_option
-@click.option("--stem", required=True, help="The sample: its file names without the suffix.")
+@click.option("--stem", required=True, help="The sample's file name without its suffix.")
 @click.option(
     "--store",
     type=FOLDER,
-    help="A store made from the folder: seed, number of views and the files' hashes come from it.",
+    help="Store built from the folder: it gives the seed, the number of views and the hashes of "
+    "the files.",
 )
-@click.option("--view", type=int, help="This view alone.  [default: all]")
+@click.option("--view", type=int, help="Number of the only view to show.  [default: all]")
 @click.option(
     "--sheet",
     "--out",
     "out",
     type=FOLDER,
-    help="Write a PNG: all views on a contact sheet, or with --view that view's pixels alone.",
+    help="PNG file to write: all views on a contact sheet, or the pixels of --view alone.",
 )
 @click.option(
     "--processor",
     type=click.Choice(["clip", "blip2"]),
-    help="With --view 0: as this model's image processor makes it.  [default: the poster itself]",
+    help="With --view 0: show what this model's image processor computes.  "
+    "[default: the poster itself]",
 )
 @click.option("--views", type=int, help="Number of views, without --store.  [default: 70]")
 @click.option("--seed", type=int, help="Base seed, without --store.  [default: 123]")
 @click.option(
-    "--size", type=int, help="Side of the views in pixels.  [default: the store's or 224]"
+    "--size", type=int, help="Side of the views in pixels.  [default: 224, or the store's]"
 )
 @json_option
 @common_options
 def views(out: Path | None, as_json: bool, **options: Any) -> int:
-    """Replay the views of one sample: what was drawn for each, its pixels, its masked text.
+    """Replay the views of one sample: the parameters, pixels and masked text of each.
 
-    Views are drawn again from the poster and the synopsis, and equal those of the build to the last
-    bit. With --store a file is refused that holds something else than the store was made from.
-    Masked words are marked as [MASK:word]. Crops are in pixels of the poster.
+    The views are recomputed from the poster and the synopsis, and equal those of the build bit for
+    bit. With --store, a file that differs from the one that the store was built from is refused.
+    Masked words are shown as [MASK:word]. Crops are in pixels of the poster.
 
     \b
     Example:
@@ -75,9 +81,9 @@ def views(out: Path | None, as_json: bool, **options: Any) -> int:
     replay = _replay(**{k: v for k, v in options.items() if k not in ("view", "processor")})
     view, processor = options["view"], options["processor"]
     if view is not None and not 0 <= view < replay.recipe.views:
-        raise ConfigError(f"--view is 0 to {replay.recipe.views - 1}, found {view}.")
+        raise ConfigError(f"--view must be 0 to {replay.recipe.views - 1}, found {view}.")
     if processor is not None and view != 0:
-        raise ConfigError("--processor makes the clean view: give --view 0 as well.")
+        raise ConfigError("--processor applies to the clean view only: give --view 0 as well.")
     chosen = range(replay.recipe.views) if view is None else [view]
     if as_json:
         click.echo(json.dumps(_facts(replay, chosen, processor)))
@@ -98,14 +104,14 @@ def _replay(
     seed: int | None,
     size: int | None,
 ) -> Replay:
-    """The sample, with what only one of both kinds of options can say."""
+    """The replay, with seed and views from the store, or else from the options."""
     from featurestore.storage.store import FeatureStore
     from manyviews.operations.replay import replay
 
     if store is not None:
         for name, value in (("views", views), ("seed", seed)):
             if value is not None:
-                raise ConfigError(f"--{name} comes from the store: leave it or --store away.")
+                raise ConfigError(f"--{name} comes from the store: remove --{name} or --store.")
         return replay.from_store(
             FeatureStore(store), data_dir, stem, size, follow_links=follow_links
         )
@@ -124,7 +130,7 @@ def _write(replay: Replay, view: int | None, processor: str | None, out: Path) -
 
 
 def _facts(replay: Replay, chosen: Any, processor: str | None) -> dict[str, Any]:
-    """The replay as plain values."""
+    """The replay as plain values for ``--json``."""
     from manyviews.operations.replay.replay import PROCESSORS
 
     cleans = PROCESSORS if processor is None else (processor,)
@@ -168,7 +174,7 @@ def _digest(pixels: Any) -> str:
 
 
 def _print(replay: Replay, chosen: Any) -> None:
-    """The replay for a person, on standard output."""
+    """Prints the replay as text on standard output."""
     size = "no poster" if replay.poster is None else "{} x {} poster".format(*replay.poster.size)
     _line(
         f"{replay.sample.stem!r}: sample {replay.sample.index}, {size}, "
@@ -178,14 +184,14 @@ def _print(replay: Replay, chosen: Any) -> None:
     if replay.recorded:
         _line(_RECORDED[replay.recorded])
     for bad in replay.bad:
-        _line(f"{bad.modality} {bad.reason} ({bad.detail}): a placeholder stands in")
+        _line(f"{bad.modality} {bad.reason} ({bad.detail}): a placeholder replaces it")
     for view in chosen:
         _line(f"view {view}: {_drawn(replay, view)}")
         _line(f"  {_marked(replay, view)}")
 
 
 def _drawn(replay: Replay, view: int) -> str:
-    """The parameters of a view in one line, in the order in which they act."""
+    """The parameters of a view in one line, in the order in which they are applied."""
     if replay.poster is None:
         return "black"
     drawn = replay.drawn(view)
@@ -201,7 +207,7 @@ def _drawn(replay: Replay, view: int) -> str:
 
 
 def _marked(replay: Replay, view: int) -> str:
-    """The text of a view with the hidden words shown."""
+    """The text of a view with its masked words shown."""
     if view == 0:
         return replay.texts[0]
     words = list(replay.text.words)
@@ -211,7 +217,7 @@ def _marked(replay: Replay, view: int) -> str:
 
 
 def _line(line: str) -> None:
-    """Prints a line of text that strangers wrote: what a terminal could obey is escaped."""
+    """Prints a line of untrusted text; control characters are escaped."""
     shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
     encoding = sys.stdout.encoding or "utf-8"
     click.echo(shown.encode(encoding, "backslashreplace").decode(encoding))

@@ -1,1 +1,1 @@
-"""What people do around a build: check before, watch during, look at and export what came out."""
+"""Operations around a build: check before it, watch it, and inspect or export its store."""

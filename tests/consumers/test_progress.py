@@ -87,6 +87,15 @@ def test_the_slower_side_is_the_one_that_is_waited_for(clock, share, side):
     assert meter.line().endswith(f"queue 3/34, slower side: {side}")
 
 
+def test_rates_are_left_out_until_they_are_known(clock):
+    meter = Meter()
+    meter.start(STARTED)
+    run(meter, clock, 1, 1.0)
+    assert meter.line() == "9,960/25,959 samples, queue 3/34"
+    run(meter, clock, 1, 1.0)
+    assert "samples/s" in meter.line()
+
+
 def test_plain_lines_are_few_and_whole(clock):
     stream = io.StringIO()
     show = PlainDisplay(stream, interval_s=10.0)

@@ -182,7 +182,7 @@ def test_a_command_prints_what_does_not_end(
 
     monkeypatch.setattr(main.cli, "main", interrupted)
     assert main.run_command([]) == 130
-    assert capsys.readouterr().err == "Error: Stopped.\nProcess 1 did not end after SIGKILL.\n"
+    assert capsys.readouterr().err == "Stopped.\nProcess 1 did not end after SIGKILL.\n"
 
 
 @pytest.fixture(scope="module")

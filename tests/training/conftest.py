@@ -1,4 +1,4 @@
-"""The demo data's store with everything that training asks for beside it."""
+"""The demo data's store, and the other files that training needs."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""One rank of a distributed training, started by test_distributed.py: STORE SPLIT_JSON OUT_DIR."""
+"""One rank of distributed training, for test_distributed.py; arguments STORE SPLIT_JSON OUT_DIR."""
 
 import os
 import sys
@@ -15,7 +15,7 @@ EPOCHS = ((4, Shuffle(seed=5)), (11, Shuffle(seed=5, window=2)))
 
 
 def loss_of(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """A mean over the batch that is of no other item's concern."""
+    """A mean loss over the batch, to which each item contributes independently."""
     target = torch.sin(batch["index"].double())[:, None]
     return (model(batch[FEATURE].double()) - target).square().mean()
 

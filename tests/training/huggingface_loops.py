@@ -1,4 +1,4 @@
-"""One of two ranks of Accelerate and of Transformers' Trainer: STORE OUT_DIR."""
+"""One of two ranks of Accelerate and of Transformers' Trainer; arguments STORE OUT_DIR."""
 
 # ruff: noqa: E402
 
@@ -22,7 +22,7 @@ EPOCHS, SIZE = 3, 4
 
 
 class Probe(torch.nn.Module):
-    """What Transformers' Trainer takes for a model."""
+    """A model for Transformers' Trainer."""
 
     def __init__(self, log, name):
         super().__init__()
@@ -42,14 +42,14 @@ class Epochs(TrainerCallback):
 
 
 class ViewsOfEpoch(TrainerCallback):
-    """As docs/training.md has it, for loaders with workers."""
+    """The example of docs/training.md for loaders with workers."""
 
     def on_epoch_begin(self, args, state, control, train_dataloader=None, **keywords):
         train_dataloader.dataset.set_epoch(round(state.epoch))
 
 
 class OwnBatches(Trainer):
-    """As docs/training.md has it."""
+    """The example of docs/training.md."""
 
     def get_train_dataloader(self):
         shuffle = Shuffle(seed=self.args.seed)

@@ -1,6 +1,6 @@
 """An independent datamodule with the published interface: plain tensors, everything in memory.
 
-The tests put it beside a script as ``dataset_1x_aug70``, for numbers to compare with.
+The tests put it beside a script as ``dataset_1x_aug70``, to compare the numbers.
 """
 
 import json

@@ -1,7 +1,7 @@
-"""Lightning, as a script that starts its second process itself: STORE OUT_DIR.
+"""A Lightning script that starts its second process itself; arguments STORE OUT_DIR.
 
-Each scenario logs what the steps were given. Those of one process come first, in the first process
-alone.
+Each scenario logs the batches of its steps. The scenarios of one process run first, in the first
+process only.
 """
 
 # ruff: noqa: E402
@@ -94,7 +94,7 @@ class Loops:
         return kind(dataset, batch_sampler=sampler)
 
     def both(self, epochs, name, **keywords):
-        """Training and validation, with loaders made before the processes are."""
+        """Training and validation with loaders that are created before the processes."""
         trained, checked = self.data(), self.data()
         self.trainer(epochs, **keywords).fit(
             Probe(self.log, name), self.loader(trained), self.loader(checked, shuffle=None)
@@ -170,7 +170,7 @@ class Loops:
             try:
                 self.trainer(**two, **keywords).fit(Probe(self.log, name), loader)
             except (ConfigError, RuntimeError) as e:
-                # Lightning's own clean-up fails where creating an iterator did.
+                # Lightning's clean-up fails after a failed creation of an iterator.
                 self.log.refused(name, e if isinstance(e, ConfigError) else e.__context__)
 
 

@@ -1,4 +1,4 @@
-"""What a training loop was given: samples and the rows that were read for them, for JSON files."""
+"""Logs of a training loop as JSON: samples, and the rows that were read for them."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ DIM = 64
 class Log:
     """Per name, the epochs; each a list of batches; each a list of (sample, view) pairs.
 
-    Views are not what the loop says but what was read: rows are looked up among all views.
+    Views are not taken from the loop: each row is looked up among all views.
     """
 
     def __init__(self, store):

@@ -1,9 +1,9 @@
 """Training, FLOP counting and evaluation as the published scripts do them, import order included.
 
-It has their shape of use, and none of their code: a small model with attention over two domains is
-trained with Lightning from batches of every set of domains, one step is profiled, and clean views
-are evaluated from tensors that the datasets hold. It prints one line of JSON for each family that
-its arguments name. The test changes its import line and nothing else.
+It uses the interfaces in the same way, without their code: a small model with attention over two
+domains is trained with Lightning on batches of every set of domains, one step is profiled, and
+clean views are evaluated from the datasets' tensors. It prints one line of JSON for each family in
+its arguments. The test changes only its import line.
 """
 
 import json
@@ -48,7 +48,7 @@ class Workspace(LightningModule):
         loss = F.binary_cross_entropy_with_logits(self.decoders[LABELS](shared), domains[LABELS])
         for name, clean in CLEAN.items():
             loss = loss + 0.1 * F.mse_loss(self.decoders[name](shared), domains[clean])
-        for key, rows in batch.items():  # every other set of domains comes along
+        for key, rows in batch.items():  # the other sets of domains are included
             loss = loss + 0.0 * sum(rows[name].sum() for name in key)
         self.losses.append(loss.item())
         return loss

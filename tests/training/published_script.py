@@ -1,8 +1,8 @@
-"""A training script as people have it: written against the published datamodule.
+"""A training script that uses the published datamodule.
 
 A small shared space for image and text features, trained to find a film's text by its image, with
-a classifier on top. It prints one line of JSON. Nothing in it knows of manyviews; the test changes
-its import line and nothing else.
+a classifier on top. It prints one line of JSON. It does not depend on manyviews; the test changes
+only its import line.
 """
 
 import json
@@ -44,7 +44,7 @@ class SharedSpace(LightningModule):
         contrastive = F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)
         labelled = batch[LABELLED]
         classes = F.binary_cross_entropy_with_logits(self.classify(labelled), labelled[L])
-        # Every domain comes in the group that holds nothing else, too.
+        # Every domain is also in a group by itself.
         for name in (I, C, I0, C0):
             if frozenset({name}) in batch:
                 assert set(batch[frozenset({name})]) == {name}
@@ -94,7 +94,7 @@ def f1(predicted: torch.Tensor, truth: torch.Tensor) -> float:
 
 
 def test_scores(make, model: SharedSpace) -> dict[str, float]:
-    """On clean views of the test films: genres, and texts found by their images."""
+    """Scores on clean views of the test films: genres, and retrieval of texts by images."""
     data = make(batch_size=1000, include_labels=True, num_workers=0, view_mode="clean")
     with torch.no_grad():
         for batch, batch_idx, dataloader_idx in data.test_dataloader():

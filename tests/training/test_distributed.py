@@ -1,4 +1,4 @@
-"""Two real processes over localhost: the split exactly once, and one process's result."""
+"""Two real processes over localhost read the split exactly once, with the result of one."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def run_ranks(arguments):
     assert [rank.returncode for rank in ranks] == [0] * RANKS, "\n".join(errors)
 
 
-def test_two_ranks_see_the_split_once_and_learn_what_one_process_learns(tmp_path):
+def test_two_ranks_read_the_split_once_and_learn_what_one_process_learns(tmp_path):
     make_store(tmp_path / "store", samples=31, views=4, chunk=4)
     stems = FeatureDataset(tmp_path / "store").stems
     train = [stem for i, stem in enumerate(stems) if i % 4 != 3][:TRAIN]

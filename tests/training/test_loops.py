@@ -1,8 +1,7 @@
 """Lightning, Accelerate and Transformers' Trainer in two processes: every sample once an epoch.
 
-Each library runs once, with all its scenarios; the tests look at what its steps were given. What
-that must be is worked out from the dataset's own draws and from orders of samplers that no library
-has touched.
+Each library runs once, with all its scenarios; the tests compare the batches of its steps with the
+views that the dataset draws and the order of a sampler that no library has wrapped.
 """
 
 import json
@@ -30,7 +29,7 @@ def store(tmp_path_factory):
 
 
 def run(program, store, folder, ranks):
-    """What each rank logged; ``ranks`` are the processes to start, by their variables."""
+    """The log of each rank; ``ranks`` are the environments of the processes to start."""
     variables = {"PYTHONPATH": ROOT, "OMP_NUM_THREADS": 1, "GLOO_SOCKET_IFNAME": "lo"}
     variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "HF_HUB_OFFLINE": 1}
     started = []
@@ -77,14 +76,14 @@ def views(epoch):
 
 
 def drawn(epoch, of):
-    """The views that a dataset with views="random" and seed 1 has in an epoch."""
+    """The views that a dataset with views="random" and seed 1 draws in an epoch."""
     import numpy as np
 
     return view_policy("random", VIEWS, 1).choose(np.asarray(of, np.int64), epoch).tolist()
 
 
 def each_once(ranks, name, epochs=(0, 1, 2), of=range(SAMPLES)):
-    """Every sample once an epoch over all ranks, in batches of any order, with its epoch's view."""
+    """Checks that all ranks together read every sample once an epoch, with its epoch's view."""
     logged = [rank[name] for rank in ranks]
     assert [len(rank) for rank in logged] == [len(epochs)] * len(ranks), name
     orders = []
@@ -144,7 +143,7 @@ def test_lightning_keeps_every_setting(lightning, store):
     each_once(lightning, "shard DeviceBatches")
 
 
-def test_lightning_refuses_what_would_read_everything_in_each_process(lightning):
+def test_lightning_is_refused_batches_that_every_process_would_read(lightning):
     for rank in lightning:
         for name in ("no shard", "left alone"):
             assert rank[name].startswith("ConfigError: Each of the 2 processes")
@@ -156,7 +155,9 @@ def test_lightning_predicts_in_order(lightning):
     everything = list(range(SAMPLES))
     for name in ("predict DataLoader kept", "predict DataLoader shuffled"):
         assert samples(alone[name][0]) == everything  # drop_last=True, which Lightning undoes
-    assert samples(alone["predict DeviceBatches kept"][0]) == everything[:44]  # nobody undoes it
+    assert (
+        samples(alone["predict DeviceBatches kept"][0]) == everything[:44]
+    )  # without Lightning it stays
     for name in ("predict", "predict shuffled"):
         assert [sample for rank in lightning for sample in samples(rank[name][0])] == everything
 
@@ -169,7 +170,7 @@ def test_lightning_in_one_process(lightning):
     for kind in ("DataLoader", "DeviceBatches"):
         each_once(alone, f"{kind}/val", epochs=[0])
         each_once(alone, f"{kind}/test", epochs=[0])
-    # The shorter loader is walked twice an epoch, and its second walk is the epoch after.
+    # The shorter loader is iterated twice an epoch; the second time is the next epoch.
     for epoch, found in enumerate(lightning[0]["pair b"]):
         for half, number in ((found[:6], epoch), (found[6:], epoch + 1)):
             assert batches(half) == order_of(number, 8)
@@ -254,8 +255,8 @@ def test_the_trainer_with_our_batches(huggingface):
 
 
 @pytest.mark.parametrize("name", ["trainer bare", "trainer workers", "torch's"])
-def test_batches_of_their_own_samplers(huggingface, name):
-    """Transformers' and Accelerate's, which repeat a sample where they do not go round."""
+def test_batches_of_the_libraries_own_samplers(huggingface, name):
+    """Transformers and Accelerate repeat a sample if the batches are not equally distributed."""
     for epoch in range(3):
         found = [rank[name][epoch] for rank in huggingface]
         seen = samples(found[0]) + samples(found[1])

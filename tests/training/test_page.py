@@ -1,4 +1,4 @@
-"""Every loop of docs/training.md runs as it stands, on a real store of the demo data."""
+"""Every loop of docs/training.md runs unchanged on a real store of the demo data."""
 
 import os
 import socket
@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.test_docs import blocks
 
-# All in one process, each as a program of its own, so that libraries are imported once.
+# All loops run in one process as separate programs, so that libraries are imported once.
 RUN = """
 import sys
 for number, code in enumerate(sys.argv[1:]):
@@ -26,7 +26,7 @@ def workplace(built, tmp_path):
     return tmp_path
 
 
-def test_what_the_page_on_training_says_to_type_works(workplace):
+def test_every_example_of_the_page_on_training_runs(workplace):
     typed = blocks(ROOT / "docs/training.md", "python")
     assert len(typed) >= 10
     with socket.socket() as found:

@@ -1,7 +1,7 @@
-"""Training, FLOP counting and evaluation give the numbers of a datamodule that is all in memory.
+"""Training, FLOP counting and evaluation give the numbers of an in-memory datamodule.
 
-From files and from the store, with the import line changed only, and with NumPy 1.26 too, which
-the published environment and shimmer ask for.
+The data come from files and from the store, with only the import line changed; also with NumPy
+1.26, which the published environment and shimmer require.
 """
 
 import json
@@ -20,7 +20,7 @@ THEIRS = "from dataset_1x_aug70 import "
 OURS = "from featurestore.datamodule import "
 OLDER_NUMPY = "1.26.4"
 
-# Two lines that docs/training.md asks for beside a CPU build of torch, then scripts and sources.
+# Two lines that docs/training.md requires with a CPU build of torch, then scripts and sources.
 RUN = """
 from featurestore.system.torchvision_ops import ensure_importable
 ensure_importable()
@@ -33,7 +33,7 @@ for script, source in runs:
     sys.argv = [script, *families]
     runpy.run_path(script, run_name="__main__")
 """
-# What reading alone gives.
+# The rows alone, without training.
 READ = """
 import hashlib
 from featurestore import FeatureDataset
@@ -49,7 +49,7 @@ FILES, STORE = ("ours.py", "embeddings"), ("ours.py", "features")
 
 
 def run_all(built, folder, runs, families, *paths):
-    """NumPy's version, per run what the script prints of each family, and a digest of all rows."""
+    """NumPy's version, the output of each run for each family, and a digest of all rows."""
     script = (HERE / "published_evaluation.py").read_text()
     assert script.count(THEIRS) == 1
     (folder / "theirs.py").write_text(script)
@@ -89,7 +89,7 @@ def assert_equal_and_learned(in_memory, *others):
 
 @pytest.fixture(scope="module")
 def installed_numpy(built, tmp_path_factory):
-    """Three runs with the NumPy that is installed."""
+    """Three runs with the installed NumPy."""
     runs = [IN_MEMORY, FILES, STORE]
     return run_all(built, tmp_path_factory.mktemp("installed"), runs, ["clip", "blip2"])
 
@@ -102,7 +102,7 @@ def test_files_and_store_give_the_numbers_of_tensors_in_memory(installed_numpy):
 
 @pytest.fixture(scope="module")
 def older_numpy(tmp_path_factory):
-    """A folder with NumPy 1.26, to be found before the installed one."""
+    """A folder with NumPy 1.26, to be placed before the installed one on the path."""
     if sys.version_info >= (3, 13):
         pytest.skip("NumPy 1.26 was never built for this Python")
     folder = tmp_path_factory.mktemp("numpy")

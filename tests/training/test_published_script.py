@@ -1,4 +1,4 @@
-"""A script written for the published datamodule, with its import line changed, learns something."""
+"""A script for the published datamodule learns from a store after its import line is changed."""
 
 import json
 import os
@@ -12,7 +12,7 @@ THEIRS = "from dataset_1x_aug70 import "
 OURS = "from featurestore.datamodule import "
 
 
-# One process for both runs, which takes half the time: most of it goes into importing Lightning.
+# One process for both runs, because most of the time is spent importing Lightning.
 RUN = """
 import os, runpy, sys
 runs = sys.argv[1:]

@@ -1,1 +1,1 @@
-"""What a build will meet: data, models, machine and time."""
+"""The check before a build: data, models, machine and duration."""

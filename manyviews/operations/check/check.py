@@ -1,17 +1,17 @@
-"""Look at everything that a build will meet, before it: data, models, machine, and time.
+"""Check data, models and machine before a build, and predict its duration.
 
-Nothing is fetched, and nothing is written to the store: it is opened for reading, and the trial
-build has a folder of its own. Everything is looked at, also where something before is wrong.
+Nothing is fetched. The store is opened for reading only, and the trial build writes to temporary
+files. An error in one group does not keep the other groups from being checked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from consumers.backbones.registry import device_kind, modality_of, resolve_device
+from consumers.backbones.registry import modality_of, resolve_device
 from consumers.config import BuildConfig, CompleteConfig
 from consumers.notices import slow_paths
 from consumers.plan import Decided, Plan, decide, make_plan
@@ -29,7 +29,7 @@ from featurestore.storage.space import store_bytes
 from featurestore.storage.store import StoreSpec, choose_chunk
 from featurestore.system.limits import usable_cpus
 from featurestore.wording import amount
-from manyviews.operations.check import inputs, machine
+from manyviews.operations.check import duplicates, inputs, libraries, machine
 from manyviews.operations.check.findings import Group, Line
 from manyviews.operations.check.forecast import forecast_group, run_trial
 from manyviews.operations.check.machine import Free, need_of
@@ -39,21 +39,21 @@ from manyviews.operations.check.target import Target, open_target
 from producers.sources.source import Scan, scan
 
 SAMPLED = 500
-_UNLOADED = "First correct what keeps the models from being loaded."
+_UNLOADED = "First correct the errors above that prevent loading the models."
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckRequest:
-    """What is to be checked.
+    """The options of a check.
 
     Attributes:
-        config: the build.
-        has_store: whether ``config.store`` was named; without it nothing is said of a store.
-        split_json: the split to check, or None.
+        config: the configuration of the build.
+        has_store: whether ``config.store`` was named; if not, there is no group about the store.
+        split_json: the split file to check, or None.
         full: read every input instead of ``SAMPLED`` of them.
-        calibrate: load the models, count tokens, and try the build on a few samples.
+        calibrate: load the models, count tokens, and run a trial build of a few samples.
     """
 
     config: BuildConfig
@@ -65,20 +65,20 @@ class CheckRequest:
 
 @dataclass(frozen=True, slots=True)
 class CheckReport:
-    """What was found.
+    """The findings of a check.
 
     Attributes:
-        groups: in the order in which they are to be read.
+        groups: the groups of findings, in the order in which they are printed.
     """
 
     groups: tuple[Group, ...]
 
     def lines(self, level: str) -> list[tuple[str, Line]]:
-        """The lines of a level, each with its group's title."""
+        """The lines of one level, each with the title of its group."""
         return [(g.title, line) for g in self.groups for line in g.lines if line.level == level]
 
     def facts(self) -> dict[str, Any]:
-        """Everything, as plain values."""
+        """The whole report as plain values for ``--json``."""
         problems = [
             {"level": level, "group": title, "what": f"{x.label}: {x.text}", "advice": x.advice}
             for level in ("error", "warning")
@@ -92,38 +92,38 @@ class CheckReport:
 
 
 def run_check(request: CheckRequest, say: Say) -> CheckReport:
-    """Checks a build before it.
+    """Runs all checks.
 
     Args:
-        request: what is to be checked.
-        say: told what is being done, a line at a time.
+        request: the options.
+        say: called with a line of text before each step that takes time.
 
     Raises:
         InputError: the data folder cannot be read, or holds no sample.
-        ConfigError: an option does not fit this machine.
+        ConfigError: an option is not possible on this machine.
         InterruptedBuildError: a signal ended the trial.
     """
-    found = scan(request.config.data_dir, follow_links=request.config.follow_links)
-    target = open_target(request.config, found) if request.has_store else Target.none()
+    scanned = scan(request.config.data_dir, follow_links=request.config.follow_links)
+    target = open_target(request.config, scanned) if request.has_store else Target.none()
     config = completed(request.config, target.stored)
     device = resolve_device(request.config.device)
-    return _Check(request, found, config, device, target, say).run()
+    return _Check(request, scanned, config, device, target, say).run()
 
 
 class _Check:
-    """One check; its parts need each other's results."""
+    """One check; holds the results that several of its steps need."""
 
     def __init__(
         self,
         request: CheckRequest,
-        found: Scan,
+        scanned: Scan,
         config: CompleteConfig,
         device: str,
         target: Target,
         say: Say,
     ) -> None:
         self._request = request
-        self._found = found
+        self._scanned = scanned
         self._config = config
         self._target = target
         self._say = say
@@ -134,7 +134,7 @@ class _Check:
         self._models_group = models_group(self._models)
 
     def run(self) -> CheckReport:
-        """Looks at everything."""
+        """Runs every step."""
         groups = self._folder()
         plan, why = self._plan()
         groups += self._read(plan)
@@ -146,24 +146,27 @@ class _Check:
 
     def _folder(self) -> list[Group]:
         self._say("comparing files by content")
-        data = inputs.data_group(self._found)
+        data = inputs.data_group(self._scanned)
         if self._request.split_json is None:
-            inputs.duplicates_into(data, self._found, None)
+            duplicates.duplicates_into(data, self._scanned, None)
             return [data]
-        group, split = inputs.split_group(self._request.split_json, self._found)
-        inputs.duplicates_into(data, self._found, split)
+        group, split = inputs.split_group(self._request.split_json, self._scanned)
+        duplicates.duplicates_into(data, self._scanned, split)
         return [data, group]
 
     def _plan(self) -> tuple[Plan | None, str]:
-        """The build as it would begin; or None, and why nobody can tell."""
+        """The plan of the build with its models loaded; or None, and what to do to get one."""
         decided = self._decided()
         if not self._request.calibrate:
             return None, "Leave --no-calibration out to have the models loaded and tried."
         absent = [m.feature for m in self._models if not m.is_here]
-        if absent:
-            return None, f"Fetch or name the models first: {', '.join(absent)}."
         room = self._free.memory if self._free.device is None else self._free.device
-        if sum(m.weight_bytes for m in self._models) > room:
+        fits = sum(m.weight_bytes for m in self._models) <= room
+        if absent:
+            if fits and decided is not None:
+                self._load_the_others(decided, absent)
+            return None, f"Fetch or name the models first: {', '.join(absent)}."
+        if not fits:
             return None, "The weights do not fit: use fewer --features, or a larger machine."
         try:
             plan = self._loaded(decided)
@@ -172,8 +175,15 @@ class _Check:
             plan = self._loaded_anew()
         return plan, "" if plan is not None else _UNLOADED
 
+    def _load_the_others(self, decided: Decided, absent: Sequence[str]) -> None:
+        """Loads the models that are on this machine, to list each that cannot be loaded."""
+        present = tuple(name for name in decided.features if name not in absent)
+        if present:
+            # Without the store: its features and chunks fit all models only.
+            self._loaded(replace(decided, features=present, stored=None, wanted=None))
+
     def _loaded_anew(self) -> Plan | None:
-        """The plan of a new store, in the place of one that does not fit."""
+        """The plan of a new store, for a check whose existing store does not match."""
         try:
             return self._loaded(self._decided())
         except ManyViewsError as error:
@@ -181,21 +191,21 @@ class _Check:
             return None
 
     def _loaded(self, decided: Decided | None) -> Plan | None:
-        """The plan with its models; None where some cannot be loaded, each of which is listed."""
+        """The plan with its models; None if a model cannot be loaded. Lists each such model."""
         if decided is None:
             return None
         refused: list[tuple[str, ManyViewsError]] = []
         try:
-            return make_plan(decided, self._tell, lambda *why: refused.append(why))
+            return make_plan(decided, self._on_event, lambda *why: refused.append(why))
         except (ConfigError, StorageError) as error:
             for feature, why in refused or [("loading", error)]:
                 self._models_group.failure(feature, why)
             return None
 
     def _decided(self) -> Decided | None:
-        """What a build decides without models; None where it is wrong whatever the store is."""
+        """What a build decides before it loads models; None if the configuration is wrong."""
         try:
-            return decide(self._config, self._found, self._target.stored, self._target.wanted)
+            return decide(self._config, self._scanned, self._target.stored, self._target.wanted)
         except (BadInputsError, InputError, StoreMismatchError) as error:
             self._refuse(error)
             return self._decided()
@@ -204,19 +214,19 @@ class _Check:
             return None
 
     def _refuse(self, error: ManyViewsError) -> None:
-        """What is wrong with the store says nothing of the models: as for a new one, from here."""
+        """Lists why the store does not match; the remaining steps assume a new store."""
         self._target.group.failure("resume", error)
         self._target = replace(self._target, stored=None, wanted=None)
 
-    def _tell(self, event: str, **facts: Any) -> None:
+    def _on_event(self, event: str, **facts: Any) -> None:
         self._say(f"{event} the backbones on {facts['device']}")
 
     def _read(self, plan: Plan | None) -> list[Group]:
-        samples = self._found.samples
+        samples = self._scanned.samples
         chosen = samples if self._request.full else evenly(samples, SAMPLED)
         texts = {} if plan is None else _texts(plan)
         reading = Reading(
-            self._found.data_dir,
+            self._scanned.data_dir,
             images=plan is None or bool(plan.job.images),
             texts=tuple(texts.values()),
         )
@@ -231,12 +241,12 @@ class _Check:
         return groups
 
     def _forecast(self, plan: Plan | None, why: str) -> tuple[Group, int | None]:
-        """How long it will take, and the most that a trial took of a GPU's memory."""
+        """The predicted duration, and the peak of GPU memory in the trial in bytes, or None."""
         group = Group("forecast", {"seconds": None})
         if plan is None:
-            group.warn("trial", "not made", why)
+            group.warn("trial", "not run", why)
             return group, None
-        self._say("trying the build on a few samples")
+        self._say("building a few samples as a trial")
         try:
             trial = run_trial(plan, self._target.parent)
         except InterruptedBuildError:
@@ -244,7 +254,7 @@ class _Check:
         except ManyViewsError as error:
             group.failure("trial", error)
             return group, None
-        todo = self._target.todo(len(self._found.samples))
+        todo = self._target.todo(len(self._scanned.samples))
         todo += sum(len(plan.spec.samples_of(chunk)) for chunk in plan.remade)
         group = forecast_group(plan, trial, todo)
         for notice in slow_paths(plan.job, _texts(plan)):
@@ -254,18 +264,19 @@ class _Check:
 
     def _machine(self, plan: Plan | None, peak: int | None, why: str) -> Group:
         group = Group("machine")
-        self._device_into(group)
+        machine.device_into(group, self._device)
+        libraries.torchvision_into(group)
         on_cpu = self._free.device is None
         threads = (self._config.threads or usable_cpus()) if on_cpu else 1
         need = need_of(plan, self._models, self._config, threads)
-        machine.memory_into(group, need, self._free, peak)
+        machine.memory_into(group, need, self._free, peak, why)
         store = self._config.store if self._request.has_store else None
         try:
             spec = self._spec(plan)
         except ConfigError as error:
             group.failure("chunk", error)
             return group
-        samples = self._found.samples
+        samples = self._scanned.samples
         needed = None if spec is None else store_bytes(spec, samples)
         remade = () if plan is None else plan.remade
         left = None if spec is None else self._target.missing_bytes(spec, samples, remade)
@@ -273,26 +284,15 @@ class _Check:
         machine.limits_into(group, need.workers, need.threads)
         return group
 
-    def _device_into(self, group: Group) -> None:
-        """Which device the backbones compute on, and what of it decides their last bits."""
-        try:
-            kind = device_kind(self._device)
-        except ConfigError as error:
-            group.failure("device", error)
-            return
-        group.facts["device"] = {"name": self._device, "kind": kind}
-        _, _, what = kind.partition(": ")
-        group.ok("device", f"{self._device}: {what}")
-
     def _spec(self, plan: Plan | None) -> StoreSpec | None:
-        """The shape of what is made; None where it is not known yet."""
+        """The shape of the store to build; None if it is not known without loading the models."""
         if plan is not None:
             return plan.spec
         dims, config = known_dims(self._models), self._config
         if len(dims) < len(self._models):
             return None
         chunk = choose_chunk(config.chunk, config.views, dims)
-        return StoreSpec(len(self._found.samples), config.views, chunk, dims, config.codec)
+        return StoreSpec(len(self._scanned.samples), config.views, chunk, dims, config.codec)
 
 
 def _texts(plan: Plan) -> dict[str, Any]:

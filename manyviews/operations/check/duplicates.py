@@ -1,4 +1,4 @@
-"""Files of a data folder that are byte for byte the same."""
+"""Files of a data folder that have identical bytes."""
 
 from __future__ import annotations
 
@@ -9,45 +9,78 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from featurestore.errors import BadSampleError
+from featurestore.imdb.splits import SplitComparison
 from featurestore.records import Sample
+from featurestore.wording import amount
+from manyviews.operations.check.findings import Group
 from producers.sources import source
 from producers.sources.source import Scan
 
-# Reading waits for the disk, and hashing lets other threads run.
+# Threads help: reading waits for the disk, and hashlib releases the interpreter lock.
 _THREADS = 8
 
 
-def duplicate_posters(found: Scan) -> list[list[Sample]]:
-    """Groups of samples whose posters have the same bytes, in the order of the samples."""
-    return _duplicates(found, source.image_path, source.MAX_IMAGE_BYTES)
+def duplicates_into(group: Group, scanned: Scan, split: SplitComparison | None) -> None:
+    """Adds the posters and synopses whose bytes equal those of another sample."""
+    for kind, groups in (
+        ("posters", duplicate_posters(scanned)),
+        ("synopses", duplicate_synopses(scanned)),
+    ):
+        group.facts[f"duplicate_{kind}"] = [[s.stem for s in same] for same in groups]
+        label = f"equal {kind}"
+        if not groups:
+            group.ok(label, "none, by SHA-256")
+            continue
+        files = sum(map(len, groups))
+        first = " = ".join(s.stem for s in groups[0][:3])
+        text = f"{amount(files, 'file')} in {amount(len(groups), 'group')}, first {first!r}"
+        advice = "A build keeps all of them. --json lists them."
+        across = 0 if split is None else sum(_crosses(same, split) for same in groups)
+        if across:
+            verb = "is" if across == 1 else "are"
+            text += f"; {amount(across, 'group')} {verb} in two parts of the split"
+            advice = (
+                "Training samples would be tested on: remove them from one part. --json lists them."
+            )
+        group.warn(label, text, advice)
 
 
-def duplicate_synopses(found: Scan) -> list[list[Sample]]:
-    """Groups of samples whose synopses have the same bytes, in the order of the samples."""
-    return _duplicates(found, source.text_path, source.MAX_TEXT_BYTES)
+def _crosses(same: Sequence[Sample], split: SplitComparison) -> bool:
+    indices = {s.index for s in same}
+    return sum(bool(indices & part) for part in split.parts.values()) > 1
+
+
+def duplicate_posters(scanned: Scan) -> list[list[Sample]]:
+    """Groups of samples whose posters have identical bytes, in the order of the samples."""
+    return _duplicates(scanned, source.image_path, source.MAX_IMAGE_BYTES)
+
+
+def duplicate_synopses(scanned: Scan) -> list[list[Sample]]:
+    """Groups of samples whose synopses have identical bytes, in the order of the samples."""
+    return _duplicates(scanned, source.text_path, source.MAX_TEXT_BYTES)
 
 
 def _duplicates(
-    found: Scan, path_of: Callable[[Path, Sample], Path], cap_bytes: int
+    scanned: Scan, path_of: Callable[[Path, Sample], Path], cap_bytes: int
 ) -> list[list[Sample]]:
-    """Only files that share their size with another are read."""
+    """Groups of samples with identical files; reads only files whose size occurs twice."""
 
     def size(sample: Sample) -> int:
         try:
-            return path_of(found.data_dir, sample).stat().st_size
+            return path_of(scanned.data_dir, sample).stat().st_size
         except OSError:
             return 0
 
     def digest(sample: Sample) -> bytes:
         try:
-            data = source.read_capped(path_of(found.data_dir, sample), cap_bytes)
+            data = source.read_capped(path_of(scanned.data_dir, sample), cap_bytes)
         except BadSampleError:
             return b""
         return hashlib.sha256(data).digest()
 
     with ThreadPoolExecutor(_THREADS) as threads:
-        # Empty files are bad inputs, and counted as such.
-        sizes = _groups(found.samples, threads.map(size, found.samples), empty=0)
+        # Empty files are reported as bad inputs, not as duplicates.
+        sizes = _groups(scanned.samples, threads.map(size, scanned.samples), empty=0)
         suspects = [sample for group in sizes for sample in group]
         return _groups(suspects, threads.map(digest, suspects), empty=b"")
 
@@ -55,7 +88,7 @@ def _duplicates(
 def _groups(
     samples: Sequence[Sample], keys: Iterable[object], *, empty: object
 ) -> list[list[Sample]]:
-    """Samples of equal keys, where there are at least two; ``empty`` equals nothing."""
+    """Groups of at least two samples with equal keys; the key ``empty`` is in no group."""
     groups: dict[object, list[Sample]] = defaultdict(list)
     for sample, key in zip(samples, keys, strict=True):
         if key != empty:

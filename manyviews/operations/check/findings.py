@@ -1,4 +1,4 @@
-"""What a check finds: facts for programs, and lines for people, each with what to do about it."""
+"""Findings of a check: facts for programs, and lines of text with advice for people."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Level = Literal["ok", "warning", "error"]
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One thing that was looked at.
+    """One finding.
 
     Attributes:
-        level: ``ok``; ``warning``, a build goes on; ``error``, it would fail or be wrong.
-        label: what was looked at, a few words.
-        text: what was found.
-        advice: what to do about it; ``""`` where there is nothing to do.
-        names: everything that is meant, where the text names the first few.
+        level: ``ok``; ``warning``, a build continues; ``error``, it would fail or be wrong.
+        label: the subject of the finding, a few words.
+        text: the finding.
+        advice: what to do about it; ``""`` if there is nothing to do.
+        names: all names that the finding is about; the text lists the first few.
     """
 
     level: Level
@@ -33,12 +33,12 @@ class Line:
 
 @dataclass(slots=True)
 class Group:
-    """What belongs together under one title.
+    """The findings about one subject.
 
     Attributes:
-        title: a word.
+        title: the heading, one word.
         facts: plain values for ``--json``.
-        lines: for people.
+        lines: the findings as text.
     """
 
     title: str
@@ -46,46 +46,49 @@ class Group:
     lines: list[Line] = field(default_factory=list)
 
     def ok(self, label: str, text: str) -> None:
-        """Notes something that is as it should be."""
+        """Adds a finding that is as it should be."""
         self.lines.append(Line("ok", label, text))
 
     def warn(self, label: str, text: str, advice: str) -> None:
-        """Notes something that a build goes on with."""
+        """Adds a finding that does not stop a build."""
         self.lines.append(Line("warning", label, text, advice))
 
     def error(self, label: str, text: str, advice: str) -> None:
-        """Notes something that has to be mended first."""
+        """Adds a finding that must be corrected before a build."""
         self.lines.append(Line("error", label, text, advice))
 
     def names(self, level: Level, label: str, names: Sequence[str], advice: str) -> None:
-        """Notes some of the data set's files or samples."""
+        """Adds a finding about some of the data set's files or samples."""
         self.lines.append(Line(level, label, some(names), advice, tuple(names)))
 
     def failure(self, label: str, error: ManyViewsError | str) -> None:
-        """Notes an error of the tree, or its message; its last line says what to do."""
+        """Adds an error by its message, whose last line says what to do."""
         *what, advice = str(error).split("\n")
         self.error(label, " ".join(w.strip() for w in what) or advice, advice if what else "")
 
 
 def some(items: Sequence[str], shown: int = 3) -> str:
-    """The first few of many names, quoted, with their number."""
-    if not items:
-        return "none"
+    """The number of names and the first few of them, quoted."""
+    return f"{len(items):,}: {listed(list(map(repr, items)), shown)}" if items else "none"
+
+
+def listed(items: Sequence[str], shown: int = 3) -> str:
+    """The first few of many texts, and how many more there are."""
     more = f" and {len(items) - shown:,} more" if len(items) > shown else ""
-    return f"{len(items):,}: {', '.join(map(repr, items[:shown]))}{more}"
+    return f"{', '.join(items[:shown])}{more}"
 
 
 def counted(counts: Mapping[str, int], shown: int = 6) -> str:
-    """Words with their counts, the most frequent first."""
+    """Names with their counts, the most frequent first."""
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     more = f", and {len(ranked) - shown} more" if len(ranked) > shown else ""
     return ", ".join(f"{name} {count:,}" for name, count in ranked[:shown]) + more
 
 
 def spread(values: Sequence[int]) -> dict[str, int]:
-    """Smallest, median, 95th percentile and largest of some numbers; nothing of none.
+    """Minimum, median, 95th percentile and maximum of some numbers; empty if there are none.
 
-    A percentile is the smallest value that has so many of them at or below it.
+    A percentile is the smallest value with at least that share of the values at or below it.
     """
     ranked = sorted(values)
     if not ranked:
@@ -95,14 +98,14 @@ def spread(values: Sequence[int]) -> dict[str, int]:
     return {name: ranked[positions[name]] for name in ("min", "median", "p95", "max")}
 
 
-def spread_text(found: Mapping[str, int], unit: str) -> str:
-    """A spread in words, of things that ``unit`` names one of."""
-    if not found:
+def spread_text(numbers: Mapping[str, int], unit: str) -> str:
+    """A spread as text; ``unit`` is the singular noun of what was counted."""
+    if not numbers:
         return "none"
-    least, most = found["min"], found["max"]
+    least, most = numbers["min"], numbers["max"]
     if least == most:
         return f"{amount(most, unit)} each"
-    return f"{span(least, most, unit)}, median {found['median']:,}, 95% up to {found['p95']:,}"
+    return f"{span(least, most, unit)}, median {numbers['median']:,}, 95% up to {numbers['p95']:,}"
 
 
 def human_bytes(count: float) -> str:

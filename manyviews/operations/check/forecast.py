@@ -1,17 +1,18 @@
-"""How long a build will take: a trial of it on a few of its samples, and what follows from that.
+"""Predict the duration of a build from a trial build of a few of its samples.
 
-The trial is the build's own main loop, with its producers, backbones, batches and commits, the
-latter into files without a name on the store's file system. It makes three chunks of k samples.
-Between the last sample of the second one and that of the third lies what every chunk of a build
-takes: the third one's images, and the texts of the first that were left. The rest happens once:
-producers start, the queue fills, and the last chunk is finished and committed. A build of n
-samples so takes
+The trial runs the build's main loop, with the same producers, backbones, batches and commits; it
+commits to unnamed files on the store's file system. It builds three chunks of k samples. The time
+between the last sample of the second chunk and the last sample of the third is the time that every
+chunk of a build takes: the images of that chunk, and the remaining texts of an earlier one. All
+other work happens once: producers start, the queue fills, and the last chunk is finished and
+committed. The predicted duration of a build of n samples is therefore
 
     t + (n - 3k) * (e3 - e2) / k
 
-where t is the seconds of the whole trial, and e2 and e3 are when those two samples were taken.
+where t is the duration of the whole trial in seconds, and e2 and e3 are the times at which those
+two samples were taken from the queue.
 
-More views for a store are tried as what they are: on a small store that has views already.
+An extension by more views is tried as an extension: of a small store that already has views.
 """
 
 from __future__ import annotations
@@ -41,21 +42,21 @@ from manyviews.operations.check.reading import evenly
 if TYPE_CHECKING:
     from consumers.main_loop import BuildReport
 
-# A first trial of three samples tells how many the second may have.
+# Seconds that the trial should take; a first one of three samples sets the size of the second.
 _AIM_S = 10.0
-# Where the trial's store would be, beside the real one; nothing is ever created there.
+# The path of the trial's store in messages; no file of that name is ever created.
 _NOWHERE = ".manyviews-check-trial"
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What a trial measured.
+    """Measurements of a trial.
 
     Attributes:
-        samples: how many it made, in three chunks; fewer where the data set has no more.
-        total_s: seconds of all of it, the producers' start included.
-        sample_s: seconds per sample in the middle of it.
-        waited: of these, the share in which the backbones waited for producers, 0 to 1.
+        samples: number of samples built, in three chunks; fewer if the data set has fewer.
+        total_s: duration of the whole trial in seconds, including the start of the producers.
+        sample_s: seconds per sample between the second chunk and the third.
+        waited: share of that time in which the backbones waited for producers, 0 to 1.
     """
 
     samples: int
@@ -64,30 +65,30 @@ class Trial:
     waited: float
 
     def seconds(self, samples: int) -> float:
-        """Predicted seconds of a build of so many samples, without loading the backbones."""
+        """Predicted seconds of a build of ``samples`` samples, without loading the backbones."""
         return max(0.0, self.total_s + (samples - self.samples) * self.sample_s)
 
     @property
     def bottleneck(self) -> str:
-        """``producers`` where the backbones wait for them most of the time, else ``backbones``."""
+        """``producers`` if the backbones wait for them most of the time, else ``backbones``."""
         return "producers" if self.waited > 0.5 else "backbones"
 
 
 def run_trial(plan: Plan, folder: Path | None, aim_s: float = _AIM_S) -> Trial:
-    """Builds a few of a plan's samples, and throws the result away.
+    """Builds a few of a plan's samples, and discards the result.
 
     Args:
-        plan: a build that may begin.
-        folder: whose file system is written to; None for the system's temporary folder.
-        aim_s: about how long it may take; a very slow build is tried for three samples even so.
+        plan: the plan of the build.
+        folder: a folder on the file system to write to; None for the system's temporary folder.
+        aim_s: approximate duration in seconds; at least three samples are built in any case.
 
     Raises:
-        InterruptedBuildError: a signal ended it.
-        ManyViewsError: what a build of these samples would raise.
+        InterruptedBuildError: a signal ended the trial.
+        ManyViewsError: the error that a build of these samples would raise.
     """
     total = len(plan.found.samples)
     short = _measure(plan, folder, 1)
-    # They are made side by side, so the time between them says nothing of slow producers.
+    # The three samples are produced in parallel: times between them do not show slow producers.
     slow_s = short.total_s / (short.samples * plan.workers)
     fitting = int(aim_s / (3 * max(short.sample_s, slow_s, 1e-3)))
     if short.sample_s < slow_s / 2:
@@ -97,17 +98,17 @@ def run_trial(plan: Plan, folder: Path | None, aim_s: float = _AIM_S) -> Trial:
 
 
 def _measure(plan: Plan, folder: Path | None, chunk: int) -> Trial:
-    """Builds three chunks of so many samples."""
+    """Builds three chunks of ``chunk`` samples each."""
     chosen = evenly(plan.found.samples, 3 * chunk)
     marks: list[tuple[float, float]] = []
 
-    def note(event: str, **facts: Any) -> None:
+    def on_event(event: str, **facts: Any) -> None:
         if event == "sample":
             marks.append((time.monotonic(), facts["waited_s"]))
 
     place = Path(tempfile.gettempdir()) if folder is None else folder
     small = _reduced(plan, [s.index for s in chosen], chunk, place / _NOWHERE)
-    total_s = _build(small, place, note).seconds
+    total_s = _build(small, place, on_event).seconds
     count = len(marks)
     if count < 3:
         return Trial(count, total_s, total_s / count, marks[-1][1] / total_s)
@@ -117,7 +118,7 @@ def _measure(plan: Plan, folder: Path | None, chunk: int) -> Trial:
 
 
 def _reduced(plan: Plan, indices: list[int], chunk: int, store: Path) -> Plan:
-    """The same plan for a few samples, which get the first places, and a store of their own."""
+    """The same plan for a few samples, renumbered from 0, and for a separate store."""
     samples = SampleList.of(plan.found.samples[i] for i in indices)
     small = replace(
         plan,
@@ -130,42 +131,42 @@ def _reduced(plan: Plan, indices: list[int], chunk: int, store: Path) -> Plan:
         wanted=None,
     )
     if plan.wanted is None or plan.wanted.kind != "views":
-        return small  # new features and new samples take as long by themselves
+        return small  # new features and new samples are built as in a new store
     return replace(small, wanted=_TrialViews("views", plan.wanted.base, None, chunk))
 
 
 @dataclass(frozen=True, slots=True)
 class _TrialViews(Extension):
-    """More views for a trial's samples, which the store does not have at these places.
+    """An extension by more views for a trial, whose samples are not those of the store's chunks.
 
     Attributes:
-        chunk: samples of a chunk of the trial.
+        chunk: samples per chunk of the trial.
     """
 
     chunk: int
 
     def rows_before(self, feature: str, chunk: int) -> npt.NDArray[np.float32]:  # noqa: ARG002
-        """Rows of the store's first chunk, for every chunk: what a row holds matters to a codec."""
+        """Rows of the store's first chunk, for every chunk; a codec's speed depends on them."""
         return self.base.read_chunk(feature, 0)[: self.chunk]
 
     def changed_before(self, chunk: int) -> Mapping[str, str]:  # noqa: ARG002
-        """Nothing: no chunk of the store is this one."""
+        """Nothing: no chunk of the store corresponds to this one."""
         return {}
 
     def require_same_inputs(self, record: SampleRecord) -> None:
-        """Does nothing: the store has other samples there."""
+        """Does nothing: the store has other samples at these positions."""
 
     def finish(self, writer: StoreWriter) -> FeatureStore:
-        """The trial's own store: nothing is put in place."""
+        """Returns the trial's store; nothing is moved into the real one."""
         return writer
 
 
-def _build(plan: Plan, folder: Path, tell: Callable[..., None]) -> BuildReport:
+def _build(plan: Plan, folder: Path, on_event: Callable[..., None]) -> BuildReport:
     from consumers import main_loop  # loads torch
 
     writer = UnnamedStore(folder, plan.spec, plan.fingerprint, plan.found.samples)
     try:
-        return main_loop.run_plan(plan, writer, tell)
+        return main_loop.run_plan(plan, writer, on_event)
     except InterruptedBuildError as error:
         raise InterruptedBuildError(
             error.signum, "The check was interrupted; nothing was changed."
@@ -173,12 +174,12 @@ def _build(plan: Plan, folder: Path, tell: Callable[..., None]) -> BuildReport:
 
 
 def forecast_group(plan: Plan, trial: Trial, todo: int) -> Group:
-    """What the trial says of the whole build.
+    """The prediction for the whole build.
 
     Args:
-        plan: the build.
-        trial: a trial of it.
-        todo: the samples that it makes.
+        plan: the plan of the build.
+        trial: the measurements of its trial.
+        todo: number of samples to build.
     """
     group = Group("forecast")
     views = plan.spec.views - plan.job.first_view
@@ -205,7 +206,8 @@ def forecast_group(plan: Plan, trial: Trial, todo: int) -> Group:
     text = f"{trial.bottleneck}; the backbones wait {trial.waited:.0%} of the time"
     if trial.bottleneck == "producers" and alone is not None:
         text += (
-            f", alone they could do {alone:,.0f} views/s: give more --workers, if there are CPUs"
+            f"; without waiting they reach {alone:,.0f} views/s: "
+            "give more --workers if there are CPUs"
         )
     group.ok("slower side", text)
     group.ok(
@@ -215,7 +217,7 @@ def forecast_group(plan: Plan, trial: Trial, todo: int) -> Group:
 
 
 def duration(seconds: float) -> str:
-    """A time in the unit that fits it."""
+    """A duration as text, in seconds, minutes or hours."""
     if seconds < 120:
         return amount(round(seconds), "second")
     if seconds < 7200:

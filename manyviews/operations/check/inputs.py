@@ -1,4 +1,4 @@
-"""What a data folder holds, and what its posters and synopses are like."""
+"""The groups about a data folder: pairs, duplicates, posters, synopses, genres and split."""
 
 from __future__ import annotations
 
@@ -11,8 +11,14 @@ from featurestore.imdb.genres import CLASS_NAMES
 from featurestore.imdb.splits import SplitComparison, compare_split
 from featurestore.records import Sample
 from featurestore.wording import amount
-from manyviews.operations.check.duplicates import duplicate_posters, duplicate_synopses
-from manyviews.operations.check.findings import Group, Line, counted, some, spread, spread_text
+from manyviews.operations.check.findings import (
+    Group,
+    Line,
+    counted,
+    listed,
+    spread,
+    spread_text,
+)
 from manyviews.operations.check.reading import Look
 from producers.decode import ImageFacts
 from producers.sources.source import Scan
@@ -24,80 +30,50 @@ _MANY_PIXELS = 25_000_000
 _ASPECT = 3.0
 
 
-def data_group(found: Scan) -> Group:
-    """Pairs, and everything in the folder that is not one."""
+def data_group(scanned: Scan) -> Group:
+    """The pairs of poster and synopsis, and all other files in the folder."""
     group = Group("data")
     group.facts = {
-        "data_dir": str(found.data_dir),
-        "samples": len(found.samples),
-        "unmatched_images": list(found.unmatched_images),
-        "unmatched_texts": list(found.unmatched_texts),
-        "left_out": [list(pair) for pair in found.left_out],
-        "alike": [list(names) for names in found.alike],
+        "data_dir": str(scanned.data_dir),
+        "samples": len(scanned.samples),
+        "unmatched_images": list(scanned.unmatched_images),
+        "unmatched_texts": list(scanned.unmatched_texts),
+        "left_out": [list(pair) for pair in scanned.left_out],
+        "alike": [list(names) for names in scanned.alike],
     }
-    group.ok("pairs", f"{amount(len(found.samples), 'poster')} with a synopsis")
+    group.ok("pairs", f"{amount(len(scanned.samples), 'poster')} with a synopsis")
     for label, names, other in (
-        ("posters alone", found.unmatched_images, "synopsis"),
-        ("synopses alone", found.unmatched_texts, "poster"),
+        ("posters alone", scanned.unmatched_images, "synopsis"),
+        ("synopses alone", scanned.unmatched_texts, "poster"),
     ):
         if names:
-            add = f"They become no samples. Add the {other} of the same stem, or remove them."
+            add = f"They are not samples. Add the {other} of the same stem, or remove them."
             group.names("warning", label, names, add)
         else:
             group.ok(label, "none")
-    shadowed = [name for name, reason in found.left_out if reason == "shadowed"]
+    shadowed = [name for name, reason in scanned.left_out if reason == "shadowed"]
     if shadowed:
-        keep = ".jpg goes before .jpeg, .JPG, .JPEG, and .json before .JSON: keep one of each."
+        keep = ".jpg is used before .jpeg, .JPG, .JPEG, and .json before .JSON: keep one of each."
         group.names("warning", "same stem twice", shadowed, keep)
-    if found.alike:
-        pairs = [f"{image} and {text}" for image, text, _ in found.alike]
-        group.names("warning", "look the same", pairs, next(advice((), found.alike)))
-    others = [pair for pair in found.left_out if pair[1] != "shadowed"]
+    if scanned.alike:
+        pairs = [f"{image} and {text}" for image, text, _ in scanned.alike]
+        group.names("warning", "look the same", pairs, next(advice((), scanned.alike)))
+    others = [pair for pair in scanned.left_out if pair[1] != "shadowed"]
     if others:
-        said = " ".join((f"They become no samples: {counted_reasons(others)}.", *advice(others)))
-        group.names("warning", "left out", [name for name, _ in others], said)
+        what = " ".join((f"They are not samples: {counted_reasons(others)}.", *advice(others)))
+        group.names("warning", "left out", [name for name, _ in others], what)
     return group
-
-
-def duplicates_into(group: Group, found: Scan, split: SplitComparison | None) -> None:
-    """Adds the posters and synopses whose bytes are those of another sample's."""
-    for kind, groups in (
-        ("posters", duplicate_posters(found)),
-        ("synopses", duplicate_synopses(found)),
-    ):
-        group.facts[f"duplicate_{kind}"] = [[s.stem for s in same] for same in groups]
-        label = f"equal {kind}"
-        if not groups:
-            group.ok(label, "none, by SHA-256")
-            continue
-        files = sum(map(len, groups))
-        first = " = ".join(s.stem for s in groups[0][:3])
-        text = f"{amount(files, 'file')} in {amount(len(groups), 'group')}, first {first!r}"
-        advice = "A build keeps them all. --json lists them."
-        across = 0 if split is None else sum(_crosses(same, split) for same in groups)
-        if across:
-            verb = "is" if across == 1 else "are"
-            text += f"; {amount(across, 'group')} {verb} in two parts of the split"
-            advice = (
-                "What is trained on is tested on: take them out of one part. --json lists them."
-            )
-        group.warn(label, text, advice)
-
-
-def _crosses(same: Sequence[Sample], split: SplitComparison) -> bool:
-    indices = {s.index for s in same}
-    return sum(bool(indices & part) for part in split.parts.values()) > 1
 
 
 def posters_group(
     looks: Sequence[Look], samples: Sequence[Sample], *, fatal: bool = False
 ) -> Group:
-    """What the posters that were read are like.
+    """Sizes, formats and problems of the posters that were read.
 
     Args:
-        looks: what was read.
+        looks: the samples that were read.
         samples: all samples.
-        fatal: whether a build stops at an unusable one.
+        fatal: whether a build stops at an unusable poster.
     """
     total = len(samples)
     stems = {s.index: s.stem for s in samples}
@@ -124,7 +100,7 @@ def posters_group(
     if facts:
         group.ok("width", spread_text(widths, "pixel"))
         group.ok("height", spread_text(heights, "pixel"))
-    placeholder = "A black image stands in for each. Fetch them again."
+    placeholder = "A black image replaces each. Fetch the posters again."
     _bad_line(group, bad, stems, placeholder=placeholder, fatal=fatal)
     for kind, names in sorted(odd.items()):
         group.names("warning", kind, names, _ODD_ADVICE[kind])
@@ -132,19 +108,19 @@ def posters_group(
 
 
 _ODD_ADVICE = {
-    "small": f"A side of less than {_SMALL_SIDE} pixels: views are mostly interpolation.",
+    "small": f"One side is shorter than {_SMALL_SIDE} pixels: views are mostly interpolated.",
     "huge": f"More than {_MANY_PIXELS // 10**6} million pixels: they are slow to decode.",
     "long": f"One side is more than {_ASPECT:g} times the other: a centre crop loses most of it.",
-    "not RGB": "They are converted: grey stays grey, CMYK becomes RGB, alpha is dropped.",
-    "turned": "Their EXIF orientation is ignored, as in the paper: the views lie on a side.",
-    "not JPEG": "The bytes decide about the format, not the suffix: they are read all the same.",
+    "not RGB": "They are converted to RGB: grey stays grey, and alpha is dropped.",
+    "turned": "Their EXIF orientation is ignored, as in the paper: the views are rotated.",
+    "not JPEG": "They are read: the bytes decide the format, not the suffix.",
 }
 
 
 def oddities(image: ImageFacts) -> list[str]:
-    """What is unusual about a poster that can be used."""
+    """The unusual properties of a usable poster."""
     short, long = sorted((image.width, image.height))
-    found = {
+    kinds = {
         "small": short < _SMALL_SIDE,
         "huge": short * long > _MANY_PIXELS,
         "long": long > _ASPECT * short,
@@ -152,7 +128,7 @@ def oddities(image: ImageFacts) -> list[str]:
         "turned": image.orientation != 1,
         "not JPEG": image.format != "JPEG",
     }
-    return [kind for kind, is_so in found.items() if is_so]
+    return [kind for kind, is_so in kinds.items() if is_so]
 
 
 def texts_group(
@@ -162,13 +138,13 @@ def texts_group(
     *,
     fatal: bool = False,
 ) -> Group:
-    """What the synopses that were read are like.
+    """Lengths and problems of the synopses that were read.
 
     Args:
-        looks: what was read.
+        looks: the samples that were read.
         samples: all samples.
-        limits: the most ids of a text per text feature, in the order of ``Look.tokens``.
-        fatal: whether a build stops at an unusable one.
+        limits: maximum number of ids per text feature, in the order of ``Look.tokens``.
+        fatal: whether a build stops at an unusable synopsis.
     """
     total = len(samples)
     stems = {s.index: s.stem for s in samples}
@@ -185,17 +161,19 @@ def texts_group(
         "tokens": {},
     }
     group.ok("read", f"{len(looks):,} of {total:,}{_how(looks, total)}")
-    placeholder = "The empty text, or what is sound of it, stands in. Mend them."
+    placeholder = "The usable part, or the empty text, replaces each. Correct the synopses."
     _bad_line(group, bad, stems, placeholder=placeholder, fatal=fatal)
     if empty:
-        group.names("warning", "without a plot", empty, "Their text features are those of no text.")
+        group.names(
+            "warning", "without a plot", empty, "Their text features are those of the empty text."
+        )
     group.ok("words", spread_text(words, "word"))
     for position, (feature, limit) in enumerate(limits.items()):
         counts = [look.tokens[position] for look in looks]
         cut = sum(count > limit for count in counts)
-        found = spread(counts)
-        group.facts["tokens"][feature] = {**found, "limit": limit, "cut": cut}
-        text = f"{spread_text(found, 'token')}; {cut:,} of {len(counts):,} above {limit} are cut"
+        tokens = spread(counts)
+        group.facts["tokens"][feature] = {**tokens, "limit": limit, "cut": cut}
+        text = f"{spread_text(tokens, 'token')}; {cut:,} of {len(counts):,} above {limit} are cut"
         group.ok(feature, text)
     return group
 
@@ -218,9 +196,15 @@ def genres_group(looks: Sequence[Look], samples: Sequence[Sample]) -> Group:
     group.ok("most frequent", counted(known) or "none")
     absent = [name for name in CLASS_NAMES if not known[name]]
     if absent and len(looks) == total:
-        group.warn("never", ", ".join(absent), "No row has them: a classifier cannot learn them.")
+        group.warn(
+            "never", ", ".join(absent), "No sample has them: a classifier cannot learn them."
+        )
     if unknown:
-        group.warn("unknown", counted(unknown), "They are not among the paper's 23, and ignored.")
+        group.warn(
+            "unknown",
+            counted(unknown),
+            "They are not among the paper's 23 genres, and are ignored.",
+        )
     if without:
         advice = "Their labels are all zero."
         if len(without) == total:
@@ -229,11 +213,11 @@ def genres_group(looks: Sequence[Look], samples: Sequence[Sample]) -> Group:
     return group
 
 
-def split_group(path: Path, found: Scan) -> tuple[Group, SplitComparison | None]:
-    """What a split says of the samples; a split that cannot be trained with is an error."""
+def split_group(path: Path, scanned: Scan) -> tuple[Group, SplitComparison | None]:
+    """The parts of a split; a split that training would refuse is an error."""
     group = Group("split")
     group.facts = {"split_json": str(path)}
-    stems = [s.stem for s in found.samples]
+    stems = [s.stem for s in scanned.samples]
     try:
         split = compare_split(path, stems)
     except InputError as error:
@@ -254,10 +238,10 @@ def split_group(path: Path, found: Scan) -> tuple[Group, SplitComparison | None]
         advice = "Is this the split of another data set, or are files missing? Training refuses it."
         group.names("error", f"unknown in {key}", entries, advice)
     for pair, both in overlap.items():
-        advice = "Scores on samples that were trained on mean nothing: take them out of one list."
+        advice = "Scores on training samples are meaningless: remove them from one list."
         group.names("error", f"both in {pair}", both, advice)
     if outside:
-        advice = "They are built, and belong to no part: training never sees them."
+        advice = "They are built, but training never reads them."
         group.names("warning", "in no part", [stems[i] for i in outside], advice)
     return group, split
 
@@ -273,14 +257,18 @@ def _bad_line(
     if not bad:
         group.ok("unusable", "none")
         return
-    named = [f"{stems[i]} {reason}" for i, (reason, _) in bad.items()]
-    text = f"{some(named)} ({counted(Counter(reason for reason, _ in bad.values()))})"
+    reasons = Counter(reason for reason, _ in bad.values())
+    is_one = len(reasons) == 1
+    named = [f"{stems[i]!r}{'' if is_one else ' ' + reason}" for i, (reason, _) in bad.items()]
+    why = next(iter(reasons)) if is_one else counted(reasons)
+    text = f"{len(bad):,}: {listed(named)} ({why})"
+    names = [f"{stems[i]} {reason}" for i, (reason, _) in bad.items()]
     if fatal:
-        advice = "--bad-sample fail stops at them: mend or remove them, or accept placeholders."
-        group.lines.append(Line("error", "unusable", text, advice, named))
+        advice = "--bad-sample fail stops at them: repair or remove them, or accept placeholders."
+        group.lines.append(Line("error", "unusable", text, advice, names))
     else:
-        group.lines.append(Line("warning", "unusable", text, placeholder, named))
+        group.lines.append(Line("warning", "unusable", text, placeholder, names))
 
 
 def _how(looks: Sequence[Look], total: int) -> str:
-    return "" if len(looks) == total else ", evenly spread; --full reads all"
+    return "" if len(looks) == total else ", evenly spaced; --full reads all"

@@ -1,4 +1,7 @@
-"""Whether this machine has what a build needs: memory, disk, open files and processes."""
+"""Compare the resources of this machine with the needs of a build.
+
+The resources are memory, disk space, open files and processes.
+"""
 
 from __future__ import annotations
 
@@ -8,30 +11,32 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from consumers.backbones.registry import device_kind
 from consumers.config import CompleteConfig
 from consumers.plan import Plan, default_workers
+from featurestore.errors import ConfigError
 from featurestore.storage.space import free_bytes
 from featurestore.system import limits
 from featurestore.system.limits import available_bytes
 from manyviews.operations.check.findings import Group, human_bytes
 from manyviews.operations.check.models import FoundModel, batch_bytes
 
-# Of a build besides its producers: the store, the lock, the log, libraries and CUDA.
+# Open files of a build beside its producers': the store, the lock, the log, libraries and CUDA.
 _OTHER_FILES = 64
 _FILES_PER_WORKER = 3
-# Beside them torch keeps two sets of threads, of as many as there are CPUs.
+# Threads beside the compute threads and torch's two sets of one thread per CPU.
 _OTHER_THREADS = 16
-# A producer that has imported its libraries and decoded a few posters.
+# Memory of a producer that has imported its libraries and decoded a few posters.
 _WORKER_BYTES = 60 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Free:
-    """What can be had, asked for before anything is loaded.
+    """Available memory, measured before any model is loaded.
 
     Attributes:
-        memory: bytes of memory, of the machine or its control group.
-        device: bytes of the GPU's memory, or None on a CPU.
+        memory: available memory of the machine or its control group, in bytes.
+        device: available memory of the GPU in bytes, or None on a CPU.
     """
 
     memory: int
@@ -39,7 +44,7 @@ class Free:
 
     @classmethod
     def now(cls, device: str) -> Free:
-        """Asks the machine and the device, as ``resolve_device`` returns it."""
+        """Measures the machine and ``device``, a result of ``resolve_device``."""
         free = None
         if device.startswith("cuda"):
             import torch
@@ -48,7 +53,7 @@ class Free:
         return cls(available_bytes(), free)
 
     def peak(self, plan: Plan) -> int | None:
-        """The most bytes of the GPU's memory that were in use until now; None on a CPU."""
+        """The peak of reserved GPU memory until now in bytes; None on a CPU."""
         if self.device is None:
             return None
         import torch
@@ -59,15 +64,15 @@ class Free:
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What a build takes, in bytes; estimates but for the queue.
+    """The resources of a build; memory in bytes, estimated except for the queue.
 
     Attributes:
-        weights: of all backbones, on the device.
-        batches: on the device, beside the weights.
-        host: buffers of batches on the host.
-        queue: the slots between producers and backbones.
-        workers: producer processes.
-        threads: batches that are computed side by side.
+        weights: memory of the weights of all backbones, on the device.
+        batches: memory of batches and activations, on the device.
+        host: memory of the buffers of batches, on the host.
+        queue: memory of the slots between producers and backbones.
+        workers: number of producer processes.
+        threads: number of batches that are computed in parallel.
     """
 
     weights: int
@@ -81,7 +86,7 @@ class Need:
 def need_of(
     plan: Plan | None, models: Sequence[FoundModel], config: CompleteConfig, threads: int
 ) -> Need:
-    """What a build takes; without a plan the weights and ``threads`` alone are known."""
+    """The needs of a build; without a plan only weights, workers and threads are known."""
     weights = sum(model.weight_bytes for model in models)
     if plan is None:
         workers = config.workers or default_workers()
@@ -92,22 +97,39 @@ def need_of(
         for m in models
     ]
     kept, working, host = zip(*buffers, strict=True)
-    # What one backbone's batches worked in is left to the next; at most all threads have the
-    # largest at once.
+    # Backbones reuse the working memory of one another: the largest counts once, for all threads.
     device = sum(kept) + max(working)
     queue = plan.job.layout.slot_bytes * plan.job.slots
     return Need(weights, device, sum(host), queue, plan.workers, plan.threads)
 
 
-def memory_into(group: Group, need: Need, free: Free, peak: int | None) -> None:
+def device_into(group: Group, device: str) -> None:
+    """Adds the device of the backbones, and its kind, which affects their numbers."""
+    try:
+        kind = device_kind(device)
+    except ConfigError as error:
+        group.failure("device", error)
+        return
+    group.facts["device"] = {"name": device, "kind": kind}
+    _, _, what = kind.partition(": ")
+    group.ok("device", f"{device}: {what}")
+
+
+def memory_into(
+    group: Group, need: Need, free: Free, peak: int | None, why_unknown: str = ""
+) -> None:
     """Adds device memory, the queue and the memory of the machine.
 
     Args:
-        group: what to add to.
-        need: what a build takes.
-        free: what could be had before anything was loaded.
-        peak: the most that a trial took of a GPU's memory, or None.
+        group: the group to add to.
+        need: the needs of the build.
+        free: the memory that was available before any model was loaded.
+        peak: the peak of GPU memory in the trial in bytes, or None.
+        why_unknown: why the needs are not known, as advice to the user; ``""`` if they are.
     """
+    if why_unknown:
+        _unknown_memory_into(group, need, free, why_unknown)
+        return
     device = need.weights + need.batches
     on_host = need.queue + need.host + need.workers * _WORKER_BYTES
     group.facts["memory"] = {
@@ -137,8 +159,38 @@ def memory_into(group: Group, need: Need, free: Free, peak: int | None) -> None:
     _enough(group, "memory", text, on_host <= free.memory, advice)
 
 
-def _enough(group: Group, label: str, text: str, is_so: bool, advice: str) -> None:
-    if is_so:
+def _unknown_memory_into(group: Group, need: Need, free: Free, why: str) -> None:
+    """Adds the memory of a build whose models are not loaded; only too large weights are known."""
+    group.facts["memory"] = {
+        "weights": need.weights or None,
+        "batches": None,
+        "device_needed": None,
+        "device_peak": None,
+        "device_free": free.device,
+        "queue_needed": None,
+        "host_needed": None,
+        "host_free": free.memory,
+    }
+    if free.device is not None:
+        _weights_into(group, "GPU memory", need.weights, free.device, why)
+    _not_known(group, "queue", why)
+    _weights_into(group, "memory", 0 if free.device else need.weights, free.memory, why)
+
+
+def _weights_into(group: Group, label: str, weights: int, free: int, why: str) -> None:
+    if weights > free:
+        text = f"more than {human_bytes(weights)}, of {human_bytes(free)} free"
+        group.error(label, text, "Use fewer --features, or a larger machine.")
+    else:
+        _not_known(group, label, why)
+
+
+def _not_known(group: Group, label: str, why: str) -> None:
+    group.warn(label, f"not known: {why[:1].lower()}{why[1:]}", "")
+
+
+def _enough(group: Group, label: str, text: str, is_enough: bool, advice: str) -> None:
+    if is_enough:
         group.ok(label, text)
     else:
         group.error(label, text, advice)
@@ -152,31 +204,31 @@ def disk_into(
     freed: int = 0,
     why_unknown: str = "",
 ) -> None:
-    """Adds the disk that is still needed, next to what is free where the store will be.
+    """Adds the disk space that is still needed, and the free space of the store's file system.
 
     Args:
-        group: what to add to.
-        store: the store's folder, or None where none was named.
-        needed: bytes of the complete store, or None where nobody knows.
-        left: bytes of it that are still to be written, or None.
-        freed: bytes that are deleted before.
-        why_unknown: why nobody knows.
+        group: the group to add to.
+        store: the store's folder, or None if none was named.
+        needed: size of the complete store in bytes, or None if it is not known.
+        left: bytes that are still to be written, or None if they are not known.
+        freed: bytes that the build deletes first.
+        why_unknown: why the size is not known, as advice to the user.
     """
     free = None if store is None else free_bytes(store)
     committed = None if needed is None or left is None else max(0, needed - left)
     group.facts["disk"] = {"needed": needed, "committed": committed, "left": left, "free": free}
     if left is None:
-        group.warn("disk", "unknown before the models are loaded", why_unknown)
+        _not_known(group, "disk", why_unknown)
         return
     text = human_bytes(left)
     if committed:
-        text += f" more ({human_bytes(committed)} are there)"
+        text += f" more ({human_bytes(committed)} are committed)"
     if free is None:
-        unnamed = "--store tells whether they are free"
-        group.ok("disk", f"{text}; {'its file system does not say' if store else unnamed}")
+        unnamed = "give --store to compare it with the free space"
+        group.ok("disk", f"{text}; {'free space is unknown' if store else unnamed}")
         return
     advice = "Free some space, or choose another --store."
-    also = f", and {human_bytes(freed)} in what would be deleted" if freed else ""
+    also = f", and {human_bytes(freed)} that would be deleted first" if freed else ""
     text += f" of {human_bytes(free)} free{also}"
     _enough(group, "disk", text, left <= free + freed, advice)
 
@@ -203,13 +255,13 @@ def limits_into(group: Group, workers: int, threads: int) -> None:
 
 
 def process_room() -> int | None:
-    """Processes and threads that can still be started, or None where nothing limits them."""
+    """Processes and threads that can still be started; None if there is no limit."""
     rooms = [room for room in (_user_room(), limits.process_room()) if room is not None]
     return max(0, min(rooms)) if rooms else None
 
 
 def _user_room() -> int | None:
-    """Under ``ulimit -u``, which counts all threads of the user and does not bind root."""
+    """Room under ``ulimit -u``, which counts all threads of the user and does not limit root."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NPROC)
     if soft == resource.RLIM_INFINITY or os.geteuid() == 0:
         return None
@@ -219,5 +271,5 @@ def _user_room() -> int | None:
             if folder.stat().st_uid == os.geteuid():
                 used += len(list((folder / "task").iterdir()))
         except OSError:
-            continue  # it has ended
+            continue  # the process has ended
     return soft - used

@@ -1,4 +1,4 @@
-"""The models that a build would use: where they are, how large, and what memory they need."""
+"""The models that a build would use: their location, size, and memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from featurestore.errors import ConfigError
 from featurestore.records import FEATURES
 from manyviews.operations.check.findings import Group, human_bytes
 
-# The parts of a checkpoint that the paper's features load, by the prefixes of their weights.
+# The parts of a checkpoint that the paper's features load, as prefixes of the weights' names.
 _PARTS: Mapping[str, tuple[str, ...]] = {
     "clip_image": ("vision_model.", "visual_projection."),
     "blip2_image": ("vision_model.", "query_tokens", "qformer."),
@@ -35,9 +35,9 @@ class FoundModel:
 
     Attributes:
         feature: the feature.
-        located: where its checkpoint is, or None for an adapter that finds its own.
-        parameters: weights that are loaded for it, or None where nobody knows yet.
-        dtype: what they are loaded as.
+        located: where its checkpoint is, or None for a custom adapter.
+        parameters: number of parameters that are loaded for it, or None if not known yet.
+        dtype: the dtype of the loaded parameters.
     """
 
     feature: str
@@ -47,61 +47,61 @@ class FoundModel:
 
     @property
     def weight_bytes(self) -> int:
-        """Memory of the weights on the device; 0 where nobody knows yet."""
+        """Memory of the weights on the device in bytes; 0 if not known yet."""
         return (self.parameters or 0) * _ITEM_BYTES[self.dtype]
 
     @property
     def is_here(self) -> bool:
-        """Whether it can be loaded without fetching anything."""
+        """Whether the model can be loaded without a download."""
         return self.located is None or self.located.where in ("folder", "cache")
 
 
 def find_models(config: CompleteConfig, features: Sequence[str], device: str) -> list[FoundModel]:
-    """Looks for the model of each feature.
+    """Locates the model of each feature.
 
     Raises:
-        ConfigError: the dtype cannot be had on the device.
+        ConfigError: the dtype is not available on the device.
     """
-    found = []
+    models = []
     for feature in features:
         located, parameters = _locate(config, feature), None
         if located is not None and located.checkpoint is not None:
             parameters = count_parameters(located.checkpoint, _PARTS.get(feature, ()))
-        found.append(FoundModel(feature, located, parameters, _dtype(config, feature, device)))
-    return found
+        models.append(FoundModel(feature, located, parameters, _dtype(config, feature, device)))
+    return models
 
 
 def _locate(config: CompleteConfig, feature: str) -> Located | None:
-    own = config.backbones.get(feature)
-    if own is None:
+    custom = config.backbones.get(feature)
+    if custom is None:
         model = config.models.get(feature) or registry.info(feature).model()
         return locate(model, feature)
-    model = config.models.get(feature) or own.model
-    if own.adapter not in declared.ADAPTERS:
+    model = config.models.get(feature) or custom.model
+    if custom.adapter not in declared.ADAPTERS:
         return None
     try:
-        declared.check(feature, own)
+        declared.check(feature, custom)
     except ConfigError as error:
         return Located(model, "missing", problem=str(error))
-    return locate(model, feature, open_clip=own.adapter.startswith("open-clip"))
+    return locate(model, feature, open_clip=custom.adapter.startswith("open-clip"))
 
 
 def _dtype(config: CompleteConfig, feature: str, device: str) -> str:
     dtype = config.dtype
-    own = config.backbones.get(feature)
-    if own is not None and own.adapter in declared.ADAPTERS and dtype == "auto":
-        dtype = declared.ADAPTERS[own.adapter].auto_dtype
+    custom = config.backbones.get(feature)
+    if custom is not None and custom.adapter in declared.ADAPTERS and dtype == "auto":
+        dtype = declared.ADAPTERS[custom.adapter].auto_dtype
     return registry.resolve_dtype(dtype, device, feature)
 
 
-def models_group(found: Sequence[FoundModel]) -> Group:
-    """The models, with what is missing."""
+def models_group(models: Sequence[FoundModel]) -> Group:
+    """The group about the models; a missing model is an error."""
     group = Group("models")
-    group.facts = {model.feature: _facts(model) for model in found}
-    for model in found:
+    group.facts = {model.feature: _facts(model) for model in models}
+    for model in models:
         located = model.located
         if located is None:
-            group.ok(model.feature, "found by an adapter of your own when it is loaded")
+            group.ok(model.feature, "a custom adapter loads the model")
             continue
         size = human_bytes(located.bytes)
         text = f"{located.model}: {_SOURCES[located.where]}, {size}"
@@ -135,33 +135,34 @@ def _facts(model: FoundModel) -> dict[str, Any]:
     }
 
 
-# What the paper's own checkpoints give, known before they are fetched.
+# The dimensions of the paper's checkpoints, known before they are fetched.
 PAPER_DIMS = dict(zip(FEATURES, (512, 512, 768, 2048), strict=True))
 
 
-def known_dims(found: Sequence[FoundModel]) -> dict[str, int]:
-    """The dimensions that are known without loading: those of the paper's own checkpoints."""
+def known_dims(models: Sequence[FoundModel]) -> dict[str, int]:
+    """The dimensions of the paper's checkpoints, unless missing; others need loading."""
     return {
         model.feature: PAPER_DIMS[model.feature]
-        for model in found
+        for model in models
         if model.feature in FEATURES
         and model.located is not None
+        and model.located.where != "missing"
         and model.located.model == registry.REGISTRY[model.feature].default_model
     }
 
 
 def activation_bytes(config: Mapping[str, Any], tokens: int, batch: int, item_bytes: int) -> int:
-    """Roughly what a transformer holds at once in a forward pass without gradients.
+    """Estimates the activation memory of a transformer's forward pass without gradients, in bytes.
 
-    Per token four vectors of the model's width (input, residual, and what attention reads) and two
-    of the width inside its MLP, for one layer. Attention itself is computed in blocks; but T5 adds
-    a bias of its own to every pair of tokens, which is there twice while it is made.
+    Per token, one layer holds four vectors of the model's width (input, residual, and the inputs of
+    attention) and two of its MLP's inner width. Attention is computed in blocks; but T5 adds a
+    position bias to every pair of tokens, of which two copies exist while it is computed.
 
     Args:
         config: a checkpoint's ``config.json``, or the part of it for this tower.
-        tokens: of one row.
-        batch: rows.
-        item_bytes: of a value.
+        tokens: tokens per row.
+        batch: rows per forward pass.
+        item_bytes: bytes per value.
     """
     width = _number(config, ("hidden_size", "d_model", "dim"), 0)
     inner = _number(config, ("intermediate_size", "d_ff", "hidden_dim"), 4 * width)
@@ -171,12 +172,12 @@ def activation_bytes(config: Mapping[str, Any], tokens: int, batch: int, item_by
 
 
 def _number(config: Mapping[str, Any], names: Sequence[str], default: int) -> int:
-    """The first of a configuration's values that is a number; some models have lists of them."""
+    """The first of the named values that is an integer; some models have lists instead."""
     return next((config[k] for k in names if type(config.get(k)) is int), default)
 
 
 def _part(config: dict[str, Any], name: str) -> dict[str, Any]:
-    """One tower's configuration, or the whole where it is not divided."""
+    """One tower's configuration, or the whole configuration if it has no such part."""
     part = config.get(name)
     return part if isinstance(part, dict) else config
 
@@ -184,24 +185,24 @@ def _part(config: dict[str, Any], name: str) -> dict[str, Any]:
 def batch_bytes(
     model: FoundModel, backbone: Any, batch: int, rows: Sequence[int], threads: int
 ) -> tuple[int, int, int]:
-    """Estimates what batches of a loaded backbone take.
+    """Estimates the memory of a loaded backbone's batches.
 
     Args:
-        model: what is known of it.
-        backbone: the backbone.
+        model: the located model.
+        backbone: the loaded backbone.
         batch: rows per forward pass.
-        rows: rows of a chunk, for each part of the views, whose rows share no batch.
-        threads: batches that are computed side by side.
+        rows: rows per chunk, for each part of the views; a batch has rows of one part only.
+        threads: number of batches that are computed in parallel.
 
     Returns:
-        Bytes that it keeps on the device, bytes that it works in there, and bytes of the host.
+        Bytes kept on the device, bytes of working memory on the device, and bytes on the host.
     """
     staged, working = _batch(model, backbone, batch)
     device = host = 0
     for part in rows:
         kept, buffers = _batcher_bytes(backbone, batch, part, staged, threads)
         device, host = device + kept, host + buffers
-    # One copy more of a chunk's features while it is written.
+    # One more copy of a chunk's features while it is written.
     host += sum(rows) * backbone.dim * 4
     return device, threads * working, host
 
@@ -214,17 +215,17 @@ def _batcher_bytes(
     Args:
         backbone: the backbone.
         batch: rows per forward pass.
-        rows: of the part in a chunk.
+        rows: rows of the part per chunk.
         staged: bytes of one batch on its way to the device.
-        threads: batches that are computed side by side.
+        threads: number of batches that are computed in parallel.
     """
     from consumers.engine.runner import stages_of  # loads torch, as the backbone did
 
     stages = stages_of(backbone.device, threads)
-    # What fills up the last batch has a place as well.
+    # The rows that pad the last batch need space as well.
     features = -(-rows // batch) * batch * backbone.dim * 4
-    # Two sets of batchers for texts, each with a chunk's ids and features; images have one set,
-    # with the features of two chunks.
+    # Texts have two sets of batchers, each with the ids and features of a chunk; images have one
+    # set, with the features of two chunks.
     sets, ids = 1, 0
     if registry.modality_of(backbone) == "text":
         sets, ids = 2, rows * (backbone.text.max_length + 1) * 4
@@ -234,19 +235,19 @@ def _batcher_bytes(
 
 
 def _batch(model: FoundModel, backbone: Any, batch: int) -> tuple[int, int]:
-    """Bytes of one batch on its way to the device, and of what a forward pass works in."""
+    """Bytes of one batch on its way to the device, and of a forward pass's working memory."""
     config = (
         dict(model.located.checkpoint.config) if model.located and model.located.checkpoint else {}
     )
     item = _ITEM_BYTES[model.dtype]
     if registry.modality_of(backbone) == "text":
         length = backbone.text.max_length
-        staged = batch * (length + SHORT) * 4  # up to so many short texts, each with its length
+        staged = batch * (length + SHORT) * 4  # up to SHORT short texts more, each with its length
         part = _part(config, "text_config")
         return staged, activation_bytes(part, length, batch, item) + 4 * staged
     side = backbone.image.size
     part = _part(config, "vision_config")
     tokens = (side // max(1, _number(part, ("patch_size",), 16))) ** 2 + 1
     staged = batch * side * side * 3
-    # The pixels once more, normalised, and as patches.
+    # Two more copies of the pixels: normalised, and as patches.
     return staged, 2 * staged * item + activation_bytes(part, tokens, batch, item)

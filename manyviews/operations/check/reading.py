@@ -1,8 +1,8 @@
-"""Read inputs as a build would, in processes of their own, and say what each of them is.
+"""Read inputs as a build would, in separate processes, and describe each of them.
 
-The decoders of a build read what other people made: a file that ends or blocks a process must not
-end or block the check. It gets the time and the memory that a producer gives it; one that ends two
-processes is named.
+The decoders read untrusted files: a file that crashes or blocks a process must not crash or block
+the check. Each file gets the same limits of time and memory as in a producer; a file that ends two
+processes is reported as bad.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from producers.recipes.tokens import TextSpec, TokenEncoder
 from producers.serving import Handler, out_of_memory, serve
 from producers.sources import source
 
-# Reason and detail of an input that cannot be used.
+# The reason and detail of a bad input.
 _Bad = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What one sample's inputs are.
+    """The properties of one sample's inputs.
 
     Attributes:
         index: the sample's index.
-        image: what the poster is, or None where it cannot be used or is not read.
-        image_bad: (reason, detail) where a placeholder would replace the poster.
-        text_bad: the same for the synopsis; a part of it may still be used.
-        words: white-space words of the text that is used.
-        tokens: ids per text specification, special ones included, before any cut.
+        image: the poster's properties, or None if it is unusable or was not read.
+        image_bad: (reason, detail) if a placeholder would replace the poster, or None.
+        text_bad: (reason, detail) if the synopsis is bad; a part of it may still be used.
+        words: number of white-space separated words in the text that is used.
+        tokens: number of ids per text specification, including special ones, before truncation.
         genres: the known genres.
-        unknown_genres: the others, printable.
+        unknown_genres: the unknown genres, printable.
     """
 
     index: int
@@ -55,12 +55,12 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What is read, and how.
+    """The job of the reading processes.
 
     Attributes:
         data_dir: the data folder.
-        images: whether posters are looked at.
-        texts: the tokenizers to count with.
+        images: whether posters are read.
+        texts: the text specifications whose tokens are counted.
     """
 
     data_dir: Path
@@ -68,34 +68,34 @@ class Reading:
     texts: tuple[TextSpec, ...] = ()
 
     def to_json(self) -> bytes:
-        """This as bytes."""
+        """Serializes the job."""
         values = [str(self.data_dir), self.images, [asdict(text) for text in self.texts]]
         return json.dumps(values).encode("ascii")
 
     @classmethod
     def from_json(cls, data: bytes) -> Reading:
-        """What :meth:`to_json` wrote."""
+        """Restores the job from the result of :meth:`to_json`."""
         data_dir, images, texts = json.loads(data)
         return cls(Path(data_dir), images, tuple(TextSpec(**text) for text in texts))
 
 
 def evenly(samples: Sequence[Sample], count: int) -> list[Sample]:
-    """At most ``count`` samples, evenly spread over all: the same ones every time."""
+    """At most ``count`` samples, evenly spaced; the same ones on every call."""
     chosen = min(count, len(samples))
     return [samples[i * len(samples) // chosen] for i in range(chosen)]
 
 
 def read(reading: Reading, samples: Sequence[Sample], workers: int, timeout_s: float) -> list[Look]:
-    """Reads the samples' inputs in at most ``workers`` processes; in the samples' order.
+    """Reads the samples' inputs in at most ``workers`` processes; returns them in their order.
 
     Args:
-        reading: what is read, and how.
-        samples: whose inputs.
-        workers: processes.
-        timeout_s: seconds that a file may take.
+        reading: the job.
+        samples: the samples to read.
+        workers: number of processes.
+        timeout_s: maximum number of seconds per file.
 
     Raises:
-        ProducerError: processes cannot be started, cannot be ended, or keep ending.
+        ProducerError: processes cannot be started or ended, or repeatedly end.
     """
     kinds = ("image", "text") if reading.images else ("text",)
     files = [_File(sample, kind) for sample in samples for kind in kinds]
@@ -116,14 +116,14 @@ def look_at(reading: Reading, encoders: Sequence[TokenEncoder], sample: Sample) 
 
 
 def _joined(*parts: dict[str, Any]) -> Look:
-    """What was found of a sample's files, of each as plain values."""
-    found = {name: value for part in parts for name, value in part.items()}
-    image = found.pop("image", None)
-    lists = {name: tuple(value) for name, value in found.items() if isinstance(value, list)}
-    return Look(**found | lists, image=None if image is None else ImageFacts(*image))
+    """Joins the plain values that describe each of a sample's files."""
+    values = {name: value for part in parts for name, value in part.items()}
+    image = values.pop("image", None)
+    lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+    return Look(**values | lists, image=None if image is None else ImageFacts(*image))
 
 
-# In the process that starts the others -----------------------------------------------------------
+# In the parent process --------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
@@ -131,10 +131,10 @@ class _File:
     """One file to read.
 
     Attributes:
-        sample: whose it is.
+        sample: the file's sample.
         kind: ``image`` or ``text``.
-        kills: how many processes it ended.
-        skip: why it is not to be opened any more, or None.
+        kills: number of processes that it ended.
+        skip: reason and detail if it must not be opened again, or None.
     """
 
     sample: Sample
@@ -152,7 +152,7 @@ class _File:
 
 
 class _Readers(Crew[_File]):
-    """Processes that read files."""
+    """The processes that read files."""
 
     def __init__(
         self, job: IO[bytes], files: Sequence[_File], workers: int, timeout_s: float
@@ -163,7 +163,7 @@ class _Readers(Crew[_File]):
         super().__init__(lambda: Child(__name__, job), workers, timeout_s)
 
     def run(self) -> dict[tuple[int, str], dict[str, Any]]:
-        """What was found of each file, by sample and kind."""
+        """Reads all files; returns plain values that describe each, by sample index and kind."""
         while len(self._looks) < self._files:
             self.dispatch()
             self.wait(POLL_S)
@@ -182,7 +182,7 @@ class _Readers(Crew[_File]):
             task.skip = reason, f"{detail}, {KILLS_PER_INPUT} times"
 
 
-# In each of the processes ------------------------------------------------------------------------
+# In each child process ---------------------------------------------------------------------------
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -204,7 +204,7 @@ def _prepare(data: bytes, _fds: Sequence[int]) -> Handler:
 
 
 def _image(reading: Reading, sample: Sample, skip: Sequence[str] | None) -> dict[str, Any]:
-    """What a poster is; ``skip`` says why it is not to be opened."""
+    """Describes a poster; ``skip`` is the reason and detail if it must not be opened."""
     facts, bad = None, skip
     if bad is None:
         try:
@@ -222,7 +222,7 @@ def _text(
     sample: Sample,
     skip: Sequence[str] | None,
 ) -> dict[str, Any]:
-    """What a synopsis is; ``skip`` says why it is not to be opened."""
+    """Describes a synopsis; ``skip`` is the reason and detail if it must not be opened."""
     if skip is None:
         try:
             return _text_of(_document(reading.data_dir, sample), encoders, sample, None)

@@ -1,4 +1,4 @@
-"""The store that a build would write to, as far as it can be seen without locking it."""
+"""The store that a build would write to, examined without taking its lock."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from producers.sources.source import Scan
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What is at the place of the store.
+    """The path of the store, and what exists there.
 
     Attributes:
-        group: what there is to say about it.
-        stored: the store to go on with, or None for a new one.
-        wanted: what would be added to it, or None.
-        parent: the nearest folder above it that can be written to, or None.
-        freed_bytes: bytes that a build would delete before it begins.
+        group: the findings about it.
+        stored: the store to continue, or None for a new one.
+        wanted: the extension that would be added to it, or None.
+        parent: the nearest writable folder above it, or None.
+        freed_bytes: bytes that a build would delete before it starts.
     """
 
     group: Group
@@ -41,36 +41,36 @@ class Target:
 
     @classmethod
     def none(cls) -> Target:
-        """No store at all."""
+        """The target of a check for which no store was named."""
         return cls(Group("store"))
 
     @property
-    def _made(self) -> FeatureStore | None:
-        """The store whose chunks are missing: the store itself, or its extension's."""
+    def _built(self) -> FeatureStore | None:
+        """The store that the build writes chunks to: the store itself, or its extension's."""
         return self.stored if self.wanted is None else self.wanted.made
 
     def missing_bytes(
         self, spec: StoreSpec, samples: Sequence[Sample], remade: Sequence[int]
     ) -> int:
-        """Bytes that are still to be written of what is to be made."""
-        made = self._made
-        if made is None:
+        """Bytes that are still to be written."""
+        built = self._built
+        if built is None:
             return store_bytes(spec, samples)
-        done = set(made.ledger.committed) - set(remade)
-        return missing_bytes(spec, samples, made.path, done)
+        done = set(built.ledger.committed) - set(remade)
+        return missing_bytes(spec, samples, built.path, done)
 
     def todo(self, samples: int) -> int:
-        """How many of so many samples are still to be made."""
-        made, wanted = self._made, self.wanted
-        left = samples if made is None else samples - len(made.records)
+        """Number of samples that are still to be built, out of ``samples``."""
+        built, wanted = self._built, self.wanted
+        left = samples if built is None else samples - len(built.records)
         if wanted is None or self.stored is None or wanted.kind != "samples":
             return left
         taken = self.stored.spec.samples // self.stored.spec.chunk * self.stored.spec.chunk
         return min(left, samples - taken)
 
 
-def open_target(config: BuildConfig, found: Scan) -> Target:
-    """Looks at what is at ``config.store``, as ``build --resume`` would."""
+def open_target(config: BuildConfig, scanned: Scan) -> Target:
+    """Examines ``config.store`` as ``build --resume`` would."""
     group = Group("store", {"store": str(config.store), "state": "unusable"})
     parent = _parent(config.store)
     try:
@@ -82,7 +82,7 @@ def open_target(config: BuildConfig, found: Scan) -> Target:
             require_place(config.store)
             return Target(group, None, None, parent, freed)
         stored = FeatureStore(config.store)
-        wanted = find_extension(completed(config, stored), stored, found)
+        wanted = find_extension(completed(config, stored), stored, scanned)
     except ManyViewsError as error:
         group.failure("store", error)
         return Target(group, None, None, parent)
@@ -106,8 +106,8 @@ def open_target(config: BuildConfig, found: Scan) -> Target:
 
 def _new(group: Group, config: BuildConfig, state: str) -> None:
     if state == "store":
-        advice = "Leave overwrite out to go on with it."
-        group.warn("store", f"{config.store} would be deleted, and made again", advice)
+        advice = "Leave --overwrite out to continue it."
+        group.warn("store", f"{config.store} would be deleted and rebuilt", advice)
     else:
         group.ok("store", f"{config.store} would be new")
 
@@ -130,6 +130,6 @@ def _stored(group: Group, stored: FeatureStore, wanted: Extension | None) -> Non
 
 
 def _parent(store: Path) -> Path | None:
-    """Where the store's file system can be tried out, beside the store."""
+    """The nearest existing folder above the store, or None if it is not writable."""
     folder = nearest_existing(store.absolute().parent)
     return folder if folder.is_dir() and os.access(folder, os.W_OK) else None

@@ -1,6 +1,6 @@
-"""Tiny checkpoints of the real classes, for the demo and the tests: no download, seconds to make.
+"""Tiny checkpoints of the real classes, for the demo and the tests; no download is needed.
 
-Their weights are random, but spread so that different inputs get clearly different features.
+Their weights are random, with a variance that gives different inputs clearly different features.
 """
 
 from __future__ import annotations
@@ -53,26 +53,26 @@ thriller spy chase bomb escape mystery clue
 
 
 def make_checkpoints(folder: Path, seed: int = 0) -> dict[str, Path]:
-    """Write one tiny checkpoint of each kind.
+    """Writes one tiny checkpoint of each kind.
 
     Args:
-        folder: where to; ``clip``, ``sentence`` and ``blip2`` are made in it.
-        seed: of the weights. torch's global generator is left as it was.
+        folder: parent of the folders ``clip``, ``sentence`` and ``blip2``, which are created.
+        seed: seed of the weights; torch's global generator is not changed.
 
     Returns:
         The three folders by name.
     """
     quiet_transformers()
-    makers = {"clip": _make_clip, "sentence": _make_sentence, "blip2": _make_blip2}
+    writers = {"clip": _write_clip, "sentence": _write_sentence, "blip2": _write_blip2}
     with torch.random.fork_rng(devices=[]):
-        for offset, (name, make) in enumerate(makers.items()):
-            torch.manual_seed(seed * len(makers) + offset)
+        for offset, (name, write) in enumerate(writers.items()):
+            torch.manual_seed(seed * len(writers) + offset)
             (folder / name).mkdir(parents=True, exist_ok=True)
-            make(folder / name)
-    return {name: folder / name for name in makers}
+            write(folder / name)
+    return {name: folder / name for name in writers}
 
 
-def _make_clip(folder: Path) -> None:
+def _write_clip(folder: Path) -> None:
     layers = {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
     vision = {"hidden_size": 64, "image_size": IMAGE_SIZE, "patch_size": 32, "projection_dim": 32}
     text = {"hidden_size": 32, "vocab_size": 64, "max_position_embeddings": 16}
@@ -84,8 +84,8 @@ def _make_clip(folder: Path) -> None:
     CLIPImageProcessor().save_pretrained(folder)
 
 
-def _make_sentence(folder: Path) -> None:
-    # The name of sentence-transformers 5.x before its modules moved warns in later versions.
+def _write_sentence(folder: Path) -> None:
+    # The modules moved in sentence-transformers 5.x; later versions warn about the old path.
     try:
         from sentence_transformers.sentence_transformer import modules
     except ImportError:
@@ -106,7 +106,7 @@ def _make_sentence(folder: Path) -> None:
     SentenceTransformer(modules=[transformer, pooling, dense], device="cpu").save(str(folder))
 
 
-def _make_blip2(folder: Path) -> None:
+def _write_blip2(folder: Path) -> None:
     layers = {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
     tokenizer = unigram_tokenizer()
     vision = Blip2VisionConfig(hidden_size=64, image_size=IMAGE_SIZE, patch_size=32, **layers)
@@ -123,7 +123,7 @@ def _make_blip2(folder: Path) -> None:
         feed_forward_proj="gated-gelu",
         decoder_start_token_id=0,
     )
-    # transformers before 5 takes its parts as dictionaries only.
+    # transformers before 5 accepts the parts as dictionaries only.
     config = Blip2Config(
         vision_config=vision.to_dict(),
         qformer_config=qformer.to_dict(),
@@ -131,7 +131,7 @@ def _make_blip2(folder: Path) -> None:
         num_query_tokens=8,
     )
     model = Blip2ForConditionalGeneration(config)
-    # T5's own start is well spread already; its attention is not scaled, and would saturate.
+    # T5 keeps its own initial weights: its attention is not scaled, and would saturate.
     _spread(model.vision_model)
     _spread(model.qformer)
     torch.nn.init.normal_(model.query_tokens)
@@ -141,7 +141,7 @@ def _make_blip2(folder: Path) -> None:
 
 
 def _spread(model: torch.nn.Module) -> None:
-    """Draw matrices with gain 1.5: the usual 0.02 leaves a narrow network's output constant."""
+    """Draws matrices with gain 1.5: with the usual 0.02 a narrow network's output is constant."""
     for name, weight in model.named_parameters():
         if weight.ndim > 1 and "embed" not in name.rpartition(".")[0].rpartition(".")[2]:
             torch.nn.init.normal_(weight, std=1.5 / math.sqrt(weight[0].numel()))

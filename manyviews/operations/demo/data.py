@@ -1,7 +1,7 @@
-"""A small made-up MM-IMDb for the demo: posters and plots that give their genres away.
+"""A small synthetic MM-IMDb for the demo: posters and plots that depend on their genres.
 
-Colours, shapes and words belong to genres, so that even backbones with random weights see enough
-for a linear probe to beat chance. Each quirk of the real data that a build must survive is there.
+Colours, shapes and words depend on the genres, so that a linear probe beats chance even on the
+features of random weights. The data contain each irregularity of the real data set.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ Pixels = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """How a genre looks and what its plots speak of.
+    """The appearance of a genre's posters and the words of its plots.
 
     Attributes:
         ground: the background's colour.
         ink: the pattern's colour.
         pattern: a key of ``_pattern``.
-        words: what its plots are made of.
+        words: the words that its plots are drawn from.
     """
 
     ground: Color
@@ -60,38 +60,36 @@ _LOOKS: Mapping[str, _Look] = {
         (10, 30, 60), (60, 240, 230), "grid", "robot galaxy spaceship alien planet laser"
     ),
 }
-_COMMON = "a young stranger meets an old friend and together they must decide what to do"
+_COMMON = "a young dreamer meets an old friend and together they must decide what to do"
 _UNICODE = "Café Müller, Ænima — 東京の夜, Амели 🎬"
 _UNKNOWN_GENRE = "Reality-TV"
 _ORPHAN = "9999999"
-_MIN_SAMPLES = 4 * len(
-    _LOOKS
-)  # four of each genre put one in validation, one in test, two in train
+_MIN_SAMPLES = 4 * len(_LOOKS)  # per genre: one in validation, one in test, two in train
 _SHARES = {"test": 0.25, "dev": 0.15}
 
 
 @dataclass(frozen=True, slots=True)
 class _Film:
-    """One made-up sample: its stem and its genres, the main one first."""
+    """One synthetic sample: its stem and its genres, the main one first."""
 
     stem: str
     genres: tuple[str, ...]
 
 
 def make_demo_data(folder: Path, samples: int = 48, seed: int = 0) -> None:
-    """Writes ``dataset/`` and ``split.json`` into ``folder``; the same arguments, the same bytes.
+    """Writes ``dataset/`` and ``split.json`` into ``folder``; equal arguments give equal bytes.
 
-    The quirks, all among the training samples: one truncated JPEG, one empty plot, one ``.jpeg``
-    suffix, one plot in several scripts, one genre outside the 23; and one poster without a
-    synopsis, beyond ``samples``.
+    The irregularities, all among the training samples: one truncated JPEG, one empty plot, one
+    ``.jpeg`` suffix, one plot in several scripts, and one genre outside the 23. There is also one
+    poster without a synopsis, beyond ``samples``.
 
     Args:
-        folder: made if it is not there.
-        samples: how many pairs, at least 24.
-        seed: of genres, looks and plots.
+        folder: the output folder; created if missing.
+        samples: number of pairs, at least 24.
+        seed: seed of genres, posters and plots.
 
     Raises:
-        ConfigError: too few samples for each genre to be in every part of the split.
+        ConfigError: too few samples for every genre to be in every part of the split.
         InputError: ``dataset/`` holds files that are not of this data set.
         StorageError: a file could not be written.
     """
@@ -102,11 +100,11 @@ def make_demo_data(folder: Path, samples: int = 48, seed: int = 0) -> None:
     files = _files(films, split["train"], seed)
     dataset = folder / "dataset"
     make_folder(dataset)
-    foreign = sorted({entry.name for entry in dataset.iterdir()} - files.keys())
-    if foreign:
+    unknown = sorted({entry.name for entry in dataset.iterdir()} - files.keys())
+    if unknown:
         raise InputError(
-            f"{dataset} holds {len(foreign):,} files that are not the demo's, for example "
-            f"{foreign[0]!r}.\nGive the demo an empty folder."
+            f"{dataset} holds {len(unknown):,} files that are not the demo's, for example "
+            f"{unknown[0]!r}.\nGive the demo an empty folder."
         )
     for name, data in files.items():
         replace_file(dataset / name, data)
@@ -114,7 +112,7 @@ def make_demo_data(folder: Path, samples: int = 48, seed: int = 0) -> None:
 
 
 def _cast(samples: int, seed: int) -> list[_Film]:
-    """Deals out genres evenly; every other film has a second one."""
+    """Assigns genres evenly; about half of the films have a second one."""
     rng = np.random.default_rng([seed, 0])
     names = list(_LOOKS)
     films = []
@@ -127,7 +125,7 @@ def _cast(samples: int, seed: int) -> list[_Film]:
 
 
 def _split(films: Sequence[_Film], seed: int) -> dict[str, list[str]]:
-    """Splits each main genre by the same shares, so that no part lacks one."""
+    """Splits each main genre by the same shares, so that every part has every genre."""
     rng = np.random.default_rng([seed, 1])
     split: dict[str, list[str]] = {"train": [], "dev": [], "test": []}
     for genre in _LOOKS:
@@ -143,7 +141,7 @@ def _split(films: Sequence[_Film], seed: int) -> dict[str, list[str]]:
 
 
 def _files(films: Sequence[_Film], train: Sequence[str], seed: int) -> dict[str, bytes]:
-    """Every file of ``dataset/`` by name."""
+    """The content of every file of ``dataset/``, by name."""
     truncated, no_plot, jpeg_suffix, unicode, unknown_genre = train[:5]
     files = {}
     for index, film in enumerate(films):
@@ -167,7 +165,7 @@ def _json(document: object) -> bytes:
 
 
 def _plot(genres: Sequence[str], rng: np.random.Generator) -> list[str]:
-    """One or two summaries whose words are half the genres', half everyone's."""
+    """One or two summaries; half of their words are the genres', half common to all films."""
     vocabulary = [word for genre in genres for word in _LOOKS[genre].words.split()]
     common = _COMMON.split()
     summaries = []
@@ -196,14 +194,14 @@ def _poster(genres: Sequence[str], rng: np.random.Generator) -> bytes:
 
 
 def _band(look: _Look, height: int, width: int, rng: np.random.Generator) -> Pixels:
-    """One genre's part of a poster, float64 [height, width, 3] around 0 to 255."""
+    """One genre's part of a poster: float64 [height, width, 3], about 0 to 255."""
     ink = _pattern(look.pattern, height, width, rng)[..., None]
     ground = np.array(look.ground) + rng.normal(0.0, 12.0, 3)
     return np.asarray(ground * ~ink + np.array(look.ink) * ink, np.float64)
 
 
 def _pattern(name: str, height: int, width: int, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """Where the ink goes, bool [height, width]; size and position vary from film to film."""
+    """The pixels of the pattern, bool [height, width]; size and position vary between films."""
     y, x = np.mgrid[0:height, 0:width].astype(np.float64)
     step = rng.uniform(24, 40)
     phase = rng.uniform(0, step)

@@ -1,6 +1,6 @@
-"""The whole pipeline on a small data set, through the real command line, with a real kill.
+"""Run the whole pipeline on a small data set through the command line, with a killed build.
 
-What a user would type is typed here: each step is a process of its own. The build is killed with
+Each step is a separate process with the arguments that a user would type. The build is killed with
 SIGKILL after its first committed chunk and finished with ``--resume``.
 """
 
@@ -25,24 +25,28 @@ from producers import parent
 
 Say = Callable[[str], None]
 
-# The command line, without the folder of ``cli.py`` before the standard library: where this is
-# installed, that is site-packages.
+# Starts the command line without putting the folder of ``cli.py`` first on the path: in an
+# installation that folder is site-packages, which must not shadow the standard library.
 _CLI = (
     "import runpy, sys; runpy.run_path(sys.argv.pop(1))['find_packages'](); "
     "from manyviews.main import main; main()"
 )
 _MARK = "manyviews-demo"
 _VIEWS = 70
-# Three chunks of 48 samples, so that there is something left to resume.
+# 48 samples are three chunks, so that two are left for the resumed build.
 _CHUNK = 16
-# A step that prints nothing for so long is ended. A busy machine takes longer
-# for everything, but not for a line: a build prints one every ten seconds while samples come.
+# Seconds after which a step that prints nothing is killed. A build prints a line every ten seconds
+# while samples arrive, on a busy machine too.
 SILENT_S = 600.0
 _POLL_S = 0.05
 
 
 def run(out_dir: Path, *, say: Say) -> None:
-    """Runs the demo in ``out_dir``, which is emptied first if an earlier demo made it.
+    """Runs the demo in ``out_dir``, which is emptied first if an earlier demo created it.
+
+    Args:
+        out_dir: the working folder.
+        say: takes a line of text.
 
     Raises:
         InputError: ``out_dir`` holds something else.
@@ -59,35 +63,36 @@ def run(out_dir: Path, *, say: Say) -> None:
     say("3. build --resume")
     # Exit status 3 is "done, with bad samples": one poster of the data set is truncated.
     report = json.loads(_cli(say, *build, "--resume", "--json", allowed=(3,)))
-    say("4. verify: every file against its checksum, every promise of the store")
+    say("4. verify: the integrity of the store, with every file's checksum")
     _cli(say, "verify", "--store", str(out_dir / "features"))
     say("5. materialize and labels: the published pipeline's files")
     _materialize(out_dir, say)
     say("6. a linear probe of every feature, from the store")
-    table = _probe(out_dir, say)
+    say("\n".join(["", *_probe(out_dir, say)]))
     _summary(out_dir, killed_after, report, time.monotonic() - start, say)
-    say("\n".join(["", *table]))
 
 
 def _prepare(out_dir: Path) -> None:
     if out_dir.exists() and not out_dir.is_dir():
-        raise InputError(f"{out_dir} is no folder. Choose another one.")
+        raise InputError(f"{out_dir} is not a folder. Choose another one.")
     if out_dir.exists() and any(out_dir.iterdir()):
         if not (out_dir / _MARK).is_file():
-            raise InputError(f"{out_dir} is not empty, and no demo made it. Choose another folder.")
+            raise InputError(
+                f"{out_dir} is not empty, and was not created by the demo. Choose another folder."
+            )
         shutil.rmtree(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
-    (out_dir / _MARK).write_text("Made by `manyviews demo`, which may empty this folder.\n")
+    (out_dir / _MARK).write_text("Created by `manyviews demo`, which may empty this folder.\n")
 
 
 def _make_checkpoints(folder: Path) -> dict[str, Path]:
     from manyviews.operations.demo.checkpoints import make_checkpoints
 
-    made = make_checkpoints(folder)
+    folders = make_checkpoints(folder)
     return {
-        "clip_image": made["clip"],
-        "clip_text": made["sentence"],
-        "blip2": made["blip2"],
+        "clip_image": folders["clip"],
+        "clip_text": folders["sentence"],
+        "blip2": folders["blip2"],
     }
 
 
@@ -105,7 +110,7 @@ def _command(*arguments: str) -> list[str]:
 
 
 def _cli(say: Say, *arguments: str, allowed: tuple[int, ...] = (0,)) -> str:
-    """Runs a command; its standard output is returned, its messages are passed on as they come."""
+    """Runs a command; returns its stdout, and passes on its stderr line by line as it arrives."""
     with _Step(say, arguments) as step:
         while step.is_running():
             time.sleep(_POLL_S)
@@ -116,11 +121,11 @@ def _cli(say: Say, *arguments: str, allowed: tuple[int, ...] = (0,)) -> str:
 
 
 class _Step:
-    """A command that runs, whose messages are passed on as they come. A context manager.
+    """A running command whose messages are passed on as they arrive; a context manager.
 
     Args:
-        say: takes a line.
-        arguments: of the command line.
+        say: takes a line of text.
+        arguments: the arguments of the command line.
     """
 
     def __init__(self, say: Say, arguments: Sequence[str]) -> None:
@@ -134,10 +139,10 @@ class _Step:
         self._reader = threading.Thread(target=self._read, daemon=True)
 
     def is_running(self) -> bool:
-        """Whether it has not ended.
+        """Whether the command is still running.
 
         Raises:
-            ManyViewsError: it has been silent for ``SILENT_S``.
+            ManyViewsError: it has printed nothing for ``SILENT_S``.
         """
         if self._process.poll() is not None:
             return False
@@ -150,11 +155,11 @@ class _Step:
         return True
 
     def kill(self) -> None:
-        """Ends it with SIGKILL."""
+        """Kills the command with SIGKILL."""
         self._process.kill()
 
     def end(self) -> tuple[int, str]:
-        """Waits for its end; returns its exit status and what it printed on standard output."""
+        """Waits for the command; returns its exit status and its standard output."""
         status = self._process.wait()
         self._reader.join()
         self._output.seek(0)
@@ -180,7 +185,7 @@ class _Step:
 
 
 def _build_and_kill(arguments: list[str], store: Path, say: Say) -> int:
-    """Kills a build once a chunk is committed; returns how many were."""
+    """Kills a build once a chunk is committed; returns the number of committed chunks."""
     ledger = store / Ledger.FILE
     with _Step(say, arguments) as step:
         while step.is_running() and not _lines(ledger):
@@ -189,7 +194,11 @@ def _build_and_kill(arguments: list[str], store: Path, say: Say) -> int:
     committed = _lines(ledger)
     if not committed:
         raise ManyViewsError("The build ended before it committed a chunk; see its messages above.")
-    say(f"   killed after {committed} of 3 chunks")
+    verb = "was" if committed == 1 else "were"
+    say(
+        f"   killed: {committed} of 3 chunks ({committed * _CHUNK} samples) {verb} committed; "
+        "the rest is computed again"
+    )
     return committed
 
 
@@ -206,7 +215,7 @@ def _materialize(out_dir: Path, say: Say) -> None:
 
 
 def _probe(out_dir: Path, say: Say) -> list[str]:
-    """The table of a linear probe on each feature and on all together."""
+    """The table of scores of linear probes, one line of text per row."""
     arguments = ["--store", str(out_dir / "features"), "--labels-dir", str(out_dir / "labels")]
     arguments += ["--split-json", str(out_dir / "imdb" / "split.json"), "--device", "cpu"]
     return _cli(say, "probe", *arguments).splitlines()
@@ -221,7 +230,7 @@ def _summary(
         f"\nDone in {seconds:.0f} s, all in {out_dir}:\n"
         f"  features/    the store: {amount(report['samples'], 'sample')} x "
         f"{amount(report['views'], 'view')}, "
-        f"killed after chunk {killed_after} of 3 and resumed\n"
+        f"killed after {amount(killed_after, 'chunk')} of 3 and resumed\n"
         f"  embeddings/  {size:,} bytes in the published format\n"
         f"  labels/      23 genres\n"
         f"  resumed at   {rate:.1f} samples/s, {rate * report['views']:.0f} views/s "

@@ -1,1 +1,1 @@
-"""Exports: a store's features in the formats that other programs read, each by its own writer."""
+"""Exports of a store's features in the formats of other programs; one module per format."""

@@ -1,4 +1,4 @@
-"""The rows of an export as Arrow tables: what Parquet and Hugging Face's data sets are made of."""
+"""The rows of an export as Arrow tables, for Parquet and Hugging Face data sets."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from manyviews.operations.export.plan import Block, Export
 
 
 def schema_of(export: Export) -> pa.Schema:
-    """``stem``, ``index``, ``view``, ``bad``, a list of D floats per feature, and ``labels``.
+    """The columns ``stem``, ``index``, ``view``, ``bad``, one per feature, and ``labels``.
 
-    Its metadata says in ``zscore`` and ``scaling`` what was done to the rows.
+    A feature is a list of D floats. The metadata ``zscore`` and ``scaling`` describe the scaling of
+    the rows.
 
     Raises:
-        InputError: a stem is not UTF-8, as Arrow's strings must be.
+        InputError: a stem is not valid UTF-8, which Arrow requires of strings.
     """
     for stem in export.store.stems:
         if any("\ud800" <= c <= "\udfff" for c in stem):
             raise InputError(
-                f"The stem {stem!r} is not UTF-8, and an Arrow string must be.\n"
+                f"The stem {stem!r} is not valid UTF-8, which Arrow requires.\n"
                 "Rename the sample's files and build again, or export as npy, safetensors or "
                 "webdataset."
             )
@@ -34,12 +35,12 @@ def schema_of(export: Export) -> pa.Schema:
     ]
     if export.labels is not None:
         fields.append(("labels", pa.list_(pa.float32(), export.labels.shape[1])))
-    said = {"zscore": export.request.zscore, "scaling": export.request.scaling}
-    return pa.schema(fields, metadata=said)
+    metadata = {"zscore": export.request.zscore, "scaling": export.request.scaling}
+    return pa.schema(fields, metadata=metadata)
 
 
 def table_of(block: Block, schema: pa.Schema) -> pa.Table:
-    """A block's rows, without copying its features."""
+    """A block's rows as an Arrow table; the features are not copied."""
     repeated = np.arange(len(block.samples)).repeat(len(block.views))
     arrays = {"stem": pa.array(block.stems, pa.string()).take(pa.array(repeated))}
     for name, values in block.columns().items():

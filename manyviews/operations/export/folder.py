@@ -1,4 +1,4 @@
-"""The folder that an export makes: under a temporary name until everything is in it."""
+"""The output folder of an export, under a temporary name until it is complete."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ from featurestore.system.durable import PARTIAL, PartialFile
 from featurestore.system.locks import FileLock
 from featurestore.system.refusals import is_file
 
-# Written last. Readers of a folder of Parquet files skip names that begin with an underscore.
+# Written last. Readers of a folder of Parquet files ignore names that start with an underscore.
 DESCRIPTION = "_export.json"
-# Locked while an export is running, and removed when the description is there. A folder with
-# neither is not one that an export left behind.
+# Locked while an export runs, and removed once the description is written. A folder that has
+# neither file was not created by an export.
 _MARK = ".manyviews-export"
 
 
 class Sink(io.RawIOBase):
-    """What a writer takes for an open file."""
+    """A file object for a writer, which hashes what is written."""
 
     def __init__(self, file: PartialFile) -> None:
         self._file = HashingFile(file)
         self._is_done = False
 
     def writable(self) -> bool:
-        """It is."""
+        """Always true."""
         return True
 
     def tell(self) -> int:
-        """Bytes written so far."""
+        """The number of bytes written so far."""
         return self._file.size
 
     def write(self, data: Any) -> int:
         """Appends ``data``, any contiguous buffer; returns its size in bytes."""
         view = memoryview(data).cast("B")
-        # Writers that are thrown away after an error still write what they have.
+        # A writer that is discarded after an error may still flush its buffer: ignore that.
         if not self._is_done:
             self._file.write(view)
         return len(view)
 
     def finish(self) -> FileFacts:
-        """Takes no more bytes; returns what the file holds."""
+        """Ignores later writes; returns size and digest of the file."""
         self._is_done = True
         return self._file.facts
 
@@ -56,9 +56,9 @@ class OutFolder:
     """The files of an export under construction.
 
     Attributes:
-        path: where they are for now.
-        files: what is there, by name, in the order of writing.
-        shards: rows (samples, for webdataset) of each file that holds a part of them, in order.
+        path: the folder under its temporary name.
+        files: size and digest of each file by name, in the order of writing.
+        shards: number of rows (for webdataset: samples) in each shard by file name, in order.
     """
 
     def __init__(self, path: Path) -> None:
@@ -68,10 +68,10 @@ class OutFolder:
 
     @contextmanager
     def open(self, name: str) -> Iterator[Sink]:
-        """A new file, durable after the block.
+        """Opens a new file, which is durable after the block.
 
         Raises:
-            StorageError: it could not be written.
+            StorageError: the file could not be written.
         """
         with durable.open_replace(self.path / name) as file:
             sink = Sink(file)
@@ -93,12 +93,12 @@ class OutFolder:
 
 @contextmanager
 def out_folder(out_dir: Path) -> Iterator[OutFolder]:
-    """A folder that gets its name when the block is done, and is removed if it raises.
+    """Creates a folder that is renamed to ``out_dir`` after the block, or removed if it raises.
 
-    What a killed export left under the temporary name is removed first.
+    The remains of a killed export under the temporary name are removed first.
 
     Raises:
-        InputError: ``out_dir`` is not empty, or something else has the temporary name.
+        InputError: ``out_dir`` is not empty, or the temporary name is taken.
         StoreLockedError: another process is exporting to it.
         StorageError: the file system refused an operation.
     """
@@ -109,11 +109,11 @@ def out_folder(out_dir: Path) -> Iterator[OutFolder]:
     ours = is_file(mark) or is_file(partial / DESCRIPTION)
     if partial.exists() and not (ours or _is_empty_folder(partial)):
         raise InputError(
-            f"{partial} is needed for the export, and no export made it.\n"
+            f"{partial} is needed for the export, and was not created by an export.\n"
             "Move it away, or choose another --out-dir."
         )
     durable.make_folder(partial)
-    # Where there are no locks, nothing but the last rename keeps two exports apart.
+    # On file systems without locks, the last rename decides between two exports.
     lock = FileLock(mark, out_dir, required=False)
     try:
         _empty(partial)
@@ -121,7 +121,7 @@ def out_folder(out_dir: Path) -> Iterator[OutFolder]:
         durable.remove(mark)
         durable.move(partial, out_dir)
     except BaseException:
-        # Another error is on its way; the next export sweeps what this leaves.
+        # Keep the original error; the next export removes what this could not.
         with suppress(ManyViewsError, OSError):
             durable.remove_folder(partial)
         raise
@@ -130,17 +130,22 @@ def out_folder(out_dir: Path) -> Iterator[OutFolder]:
 
 
 def check_free_name(out_dir: Path) -> None:
-    """Raises where ``out_dir`` holds something, or cannot be a folder's name."""
+    """Checks that ``out_dir`` is absent or an empty folder.
+
+    Raises:
+        ConfigError: it is not the name of a folder.
+        InputError: it is a mount point or not empty.
+    """
     if not out_dir.name:
         raise ConfigError(f"--out-dir {out_dir} is not the name of a folder.")
     if out_dir.is_mount():
         raise InputError(
-            f"{out_dir} is a mount point, which cannot be given a folder's name.\n"
+            f"{out_dir} is a mount point, which a finished folder cannot replace.\n"
             "Name a folder in it."
         )
     if out_dir.exists() and not _is_empty_folder(out_dir):
         raise InputError(
-            f"{out_dir} is not empty. An export makes its folder anew.\n"
+            f"{out_dir} is not empty. An export creates its folder.\n"
             "Choose another --out-dir, or remove it."
         )
 

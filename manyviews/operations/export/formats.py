@@ -1,4 +1,4 @@
-"""The formats that there are, as far as they are known without their libraries."""
+"""The table of export formats, which needs none of their libraries."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, cast
 
 from featurestore.errors import ConfigError
+from manyviews.operations.installing import extra
 
 if TYPE_CHECKING:
     from manyviews.operations.export.folder import OutFolder
@@ -24,10 +25,10 @@ class Format:
     """One format.
 
     Attributes:
-        writer: ``module:function``, imported when it is used.
-        dtypes: the dtypes of features that it can hold.
-        libraries: the distributions that it needs beyond those that are always installed.
-        overhead_bytes: what it spends on a sample beyond the values, at most.
+        writer: the function that writes it, as ``module:function``; imported when it is used.
+        dtypes: the dtypes of features that it supports.
+        libraries: the distributions that it needs beside those that are always installed.
+        overhead_bytes: upper bound of its bytes per file in a sample, beside the values.
     """
 
     writer: str
@@ -43,7 +44,7 @@ FORMATS: Mapping[str, Format] = {
         "manyviews.operations.export.safetensors:write", (*FLOATS, "bfloat16"), ("safetensors",)
     ),
     "hf": Format("manyviews.operations.export.hf:write", libraries=("pyarrow", "datasets")),
-    # A member of a tar file has a header of 512 bytes and is filled up to a multiple of that.
+    # A member of a tar file has a header of 512 bytes and is padded to a multiple of 512.
     "webdataset": Format(
         "manyviews.operations.export.webdataset:write",
         libraries=("webdataset",),
@@ -57,26 +58,26 @@ def check(name: str, dtype: str) -> Format:
     """The format of that name.
 
     Raises:
-        ConfigError: there is none, it cannot hold the dtype, or a library is not installed.
+        ConfigError: the format is unknown or does not support the dtype, or a library is missing.
     """
     if name not in FORMATS:
-        raise ConfigError(f"--format is one of {', '.join(FORMATS)}, found {name!r}.")
-    found = FORMATS[name]
-    if dtype not in found.dtypes:
+        raise ConfigError(f"--format must be one of {', '.join(FORMATS)}, found {name!r}.")
+    form = FORMATS[name]
+    if dtype not in form.dtypes:
         able = [other for other, known in FORMATS.items() if dtype in known.dtypes]
-        advice = f"{dtype} can be had with --format {', '.join(able)}." if able else ""
+        advice = f"{dtype} is available with --format {', '.join(able)}." if able else ""
         raise ConfigError(
-            f"{name} holds {' or '.join(found.dtypes)}, --dtype {dtype} was asked for.\n{advice}"
+            f"--format {name} supports {' or '.join(form.dtypes)}, found --dtype {dtype}.\n{advice}"
         )
-    for library in found.libraries:
+    for library in form.libraries:
         try:
             version(library)
         except PackageNotFoundError:
             raise ConfigError(
                 f"--format {name} needs {library}, which is not installed.\n"
-                'Install it: pip install "manyviews[export]"'
+                f"Install it: {extra('export')}"
             ) from None
-    return found
+    return form
 
 
 def load_writer(form: Format) -> Writer:

@@ -1,4 +1,4 @@
-"""``hf``: a folder for ``datasets.load_from_disk``, memory-mapped there."""
+"""``hf``: a folder for ``datasets.load_from_disk``, which memory-maps it."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ SHARD_BYTES = 500_000_000
 def write(export: Export, folder: OutFolder) -> None:
     """Writes ``data-00000-of-NNNNN.arrow``, ``dataset_info.json`` and ``state.json``.
 
-    Going through ``Dataset.from_generator`` and ``save_to_disk`` would write every row twice, first
-    into a cache; so the rows go through the library's ``ArrowWriter``, and the two documents are
-    those that it saves for a data set with these columns and no rows.
+    ``Dataset.from_generator`` and ``save_to_disk`` would write every row twice, first into a cache.
+    Therefore the library's ``ArrowWriter`` writes the rows, and the two documents are those of an
+    empty data set with the same columns, as the library saves it.
     """
     schema = schema_of(export)
     features = datasets.Features.from_arrow_schema(schema)
@@ -46,7 +46,7 @@ def write(export: Export, folder: OutFolder) -> None:
     info, state = _documents(features, folder.path)
     info["description"] = f"{export.request.scaling}."
     digests = "".join(folder.files[name].sha256 for name in folder.shards)
-    # The library draws one at random for what it has not computed; this one is the content's.
+    # The library would draw a random fingerprint; this one depends on the content alone.
     state["_fingerprint"] = hashlib.sha256(digests.encode()).hexdigest()[:16]
     state["_data_files"] = [{"filename": name} for name in folder.shards]
     folder.write_json("dataset_info.json", info)

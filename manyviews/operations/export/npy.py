@@ -12,9 +12,9 @@ from manyviews.operations.export.plan import Export
 
 
 def write(export: Export, folder: OutFolder) -> None:
-    """Writes ``<column>.npy`` with all rows each, and ``stems.json``.
+    """Writes ``<column>.npy`` with all rows for each column, and ``stems.json``.
 
-    The stems are those of all samples; row ``r`` is of ``stems[index[r]]``.
+    ``stems.json`` lists all samples; row ``r`` belongs to ``stems[index[r]]``.
     """
     shapes: dict[str, tuple[tuple[int, ...], str]] = {
         "index": ((), "<i8"),

@@ -1,4 +1,4 @@
-"""``parquet``: a row per view, for pandas, Polars, DuckDB, Spark and Arrow."""
+"""``parquet``: one row per view, for pandas, Polars, DuckDB, Spark and Arrow."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _SMALL_COLUMNS = ["stem", "index", "view"]
 
 
 def write(export: Export, folder: OutFolder) -> None:
-    """Writes ``features-00000-of-NNNNN.parquet``, row groups of about 64 MB.
+    """Writes ``features-00000-of-NNNNN.parquet`` with row groups of about 64 MB.
 
-    Features are not compressed: float32 embeddings shrink by a tenth and take longer to read.
+    Features are not compressed: compression saves a tenth of the size and slows reading.
     """
     schema = schema_of(export)
     shards = export.shards(SHARD_BYTES)

@@ -1,4 +1,4 @@
-"""What an export holds, checked before anything is written, and its rows, block by block."""
+"""Check an export before anything is written, and read its rows block by block."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from featurestore.reading.scaling import scale_for
 from featurestore.storage.moments import Scale
 from featurestore.storage.store import FeatureStore
 
-# Rows are read and handed on in blocks of about this size: a row group of Parquet.
+# Approximate size of a block of rows, which is one row group of Parquet.
 BLOCK_BYTES = 64 << 20
-# The means and deviations that rows were scaled by.
+# File of the means and deviations that the rows were scaled by.
 ZSCORE = "_zscore.npz"
 COLUMNS = ("stem", "index", "view", "bad", "labels")
 Progress = Callable[[int, int], None]
@@ -29,17 +29,17 @@ _RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportRequest:
-    """What is to be exported.
+    """The options of an export.
 
     Attributes:
         store: folder of a complete store.
-        out_dir: the folder to make; it must not exist, or be empty.
+        out_dir: the folder to create; it must be absent or empty.
         format: a key of ``formats.FORMATS``.
         views: numbers of views; None for all.
         features: names of features; None for all.
-        dtype: of the features: ``float32``, ``float16``, or ``bfloat16`` where the format has it.
+        dtype: dtype of the features, one of ``formats.DTYPES`` that the format supports.
         zscore: ``all``, ``train`` or ``none``, see ``scaling.scale_for``.
-        split_json: the split, for ``train``.
+        split_json: the split file, for ``train``.
         labels_dir: a folder that the ``labels`` command wrote; None for no labels.
     """
 
@@ -55,23 +55,23 @@ class ExportRequest:
 
     @property
     def scaling(self) -> str:
-        """What was done to the rows, in words; for people and for the files' metadata."""
+        """The scaling of the rows as text, for messages and for the files' metadata."""
         if self.zscore == "none":
             return "raw rows: no z-score was applied"
         rows = "all rows" if self.zscore == "all" else "the training rows of the split"
-        return f"z-scored rows: less the mean, by the deviation of {rows}, see {ZSCORE}"
+        return f"z-scored rows: mean and deviation of {rows}, see {ZSCORE}"
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Some samples with their chosen views.
+    """Consecutive samples with their chosen views.
 
     Attributes:
-        samples: int64 ``[n]``, their rows in the store.
-        stems: their stems.
-        views: int64 ``[v]``.
-        features: by name ``[n, v, D]`` in the export's dtype; bfloat16 as its bits, uint16.
-        bad: bool ``[n]``, whether a placeholder stands in for an input of the sample.
+        samples: int64 ``[n]``, the samples' indices in the store.
+        stems: the samples' stems.
+        views: int64 ``[v]``, the chosen views.
+        features: ``[n, v, D]`` by name in the export's dtype; bfloat16 as its bits in uint16.
+        bad: bool ``[n]``, whether a placeholder replaces an input of the sample.
         labels: float32 ``[n, 23]``, or None.
     """
 
@@ -83,10 +83,10 @@ class Block:
     labels: npt.NDArray[np.float32] | None
 
     def columns(self) -> dict[str, npt.NDArray[Any]]:
-        """The block as a table without its stems: ``n * v`` rows, sorted by sample, then view.
+        """The columns of the block except stems: ``n * v`` rows, sorted by sample, then view.
 
-        ``index`` int64, ``view`` int32, ``bad`` bool, each feature ``[n * v, D]``, and ``labels``
-        float32 ``[n * v, 23]`` where there are any.
+        The columns are ``index`` int64, ``view`` int32, ``bad`` bool, each feature ``[n * v, D]``,
+        and, if the export has labels, ``labels`` float32 ``[n * v, 23]``.
         """
         v = len(self.views)
         table: dict[str, npt.NDArray[Any]] = {
@@ -102,17 +102,17 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """A request that can be fulfilled.
+    """A request that has been checked against its store.
 
     Attributes:
-        request: what was asked for.
-        store: the store, complete.
-        dims: D per chosen feature.
-        views: int64 ``[v]``, ascending.
-        scales: the z-score per feature; None for ``none``.
-        bad: bool ``[N]``.
+        request: the options.
+        store: the complete store.
+        dims: dimension D of each chosen feature.
+        views: int64 ``[v]``, the chosen views, ascending.
+        scales: the z-score of each feature; None for ``none``.
+        bad: bool ``[N]``, whether a placeholder replaces an input of the sample.
         labels: float32 ``[N, 23]``, or None.
-        progress: told of (chunks done, all chunks), or None.
+        progress: callback (chunks done, all chunks), or None.
     """
 
     request: ExportRequest
@@ -126,36 +126,37 @@ class Export:
 
     @property
     def rows(self) -> int:
-        """Rows of the whole export: samples times chosen views."""
+        """Number of rows of the export: samples times chosen views."""
         return self.store.spec.samples * len(self.views)
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a row's values, without its stem."""
+        """Bytes of a row's values, excluding its stem."""
         labels = 0 if self.labels is None else self.labels.itemsize * self.labels.shape[1]
         value_bytes = 4 if self.request.dtype == "float32" else 2
         return sum(self.dims.values()) * value_bytes + 8 + 4 + 1 + labels
 
     def shards(self, size_bytes: int) -> list[range]:
-        """Cuts the store's chunks into runs of at most ``size_bytes`` each, but one chunk at least.
+        """Groups the store's chunks into shards of at most ``size_bytes``, or one chunk.
 
-        It depends on the export alone, so that the files' names can say how many there are.
+        The shards depend on the request and the store only, so that file names can include their
+        number.
         """
         spec = self.store.spec
         step = max(1, size_bytes // (spec.chunk * len(self.views) * self.row_bytes))
         return [range(c, min(c + step, spec.chunks)) for c in range(0, spec.chunks, step)]
 
     def rows_of(self, chunks: range) -> int:
-        """How many rows those chunks have."""
+        """Number of rows in these chunks."""
         spec = self.store.spec
         return (spec.samples_of(chunks[-1]).stop - spec.samples_of(chunks[0]).start) * len(
             self.views
         )
 
     def blocks(self, chunks: range) -> Iterator[Block]:
-        """The rows of some chunks in order, about ``BLOCK_BYTES`` at a time.
+        """Yields the rows of these chunks in order, in blocks of about ``BLOCK_BYTES``.
 
-        Every chunk is checked against its checksum.
+        Each chunk's checksum is verified.
 
         Raises:
             CorruptStoreError: a chunk is damaged.
@@ -193,7 +194,7 @@ class Export:
             raise ConfigError(
                 f"{name} of sample {stem!r}, view {self.views[view]}, "
                 f"holds {rows[over]:,.6g}, which is beyond {dtype}.\n"
-                "Export it with --dtype float32."
+                "Export with --dtype float32."
             )
         return narrowed
 
@@ -201,9 +202,11 @@ class Export:
 def narrow(
     rows: npt.NDArray[np.float32], dtype: str
 ) -> tuple[npt.NDArray[Any], tuple[int, ...] | None]:
-    """Finite values rounded to ``dtype``, ties to even, bfloat16 as its bits in uint16.
+    """Rounds finite values to ``dtype``, ties to even.
 
-    With them the position of the first value that became infinite, or None.
+    Returns:
+        The values, bfloat16 as its bits in uint16; and the position of the first value that became
+        infinite, or None.
     """
     import torch  # takes seconds, and a mistake in the options is reported before
 
@@ -218,12 +221,12 @@ def plan(request: ExportRequest, progress: Progress | None = None) -> Export:
     """Checks a request against its store.
 
     Args:
-        request: what to export.
-        progress: what the blocks report to.
+        request: the options.
+        progress: callback (chunks done, all chunks), or None.
 
     Raises:
-        InputError: the store is not complete, or split or labels do not fit it.
-        ConfigError: a view or feature that the store does not have, or ``train`` without a split.
+        InputError: the store is not complete, or the split or labels do not match it.
+        ConfigError: the store does not have a view or feature, or ``train`` has no split.
         CorruptStoreError: the store's records are damaged.
     """
     store = FeatureStore(request.store)
@@ -254,14 +257,14 @@ def plan(request: ExportRequest, progress: Progress | None = None) -> Export:
 def _chosen_features(store: FeatureStore, asked: tuple[str, ...] | None) -> tuple[str, ...]:
     names = store.features if asked is None else asked
     if not names or len(set(names)) != len(names):
-        raise ConfigError(f"--features names each feature once, found {', '.join(names)!r}.")
+        raise ConfigError(f"--features must name each feature once, found {', '.join(names)!r}.")
     for name in names:
         if name not in store.features:
             held = ", ".join(store.features)
             raise ConfigError(f"{store.path} holds {held}, but not {name!r}.")
         if name in COLUMNS:
             raise ConfigError(
-                f"The feature {name!r} has the name of a column that every export has.\n"
+                f"The feature {name!r} has the name of a column of every export.\n"
                 f"Leave it out with --features; the columns are {', '.join(COLUMNS)}."
             )
     return names
@@ -272,23 +275,25 @@ def _chosen_views(store: FeatureStore, asked: tuple[int, ...] | None) -> npt.NDA
     views = sorted(set(range(count) if asked is None else asked))
     if not views or not 0 <= views[0] <= views[-1] < count:
         raise ConfigError(
-            f"{store.path} has views 0 to {count - 1}, --views asks for "
-            f"{views[-1] if views else 'none'}."
+            f"{store.path} has views 0 to {count - 1}, found --views "
+            f"{views[-1] if views else 'without a number'}."
         )
     return np.array(views, np.int64)
 
 
 def parse_views(text: str) -> tuple[int, ...]:
-    """The numbers that ``0-9,20`` means; ranges hold both ends and may overlap.
+    """Parses a list like ``0-9,20``; ranges include both ends and may overlap.
 
     Raises:
-        ConfigError: not of that form, or a range that runs backwards.
+        ConfigError: the text does not have that form, or a range is descending.
     """
     views: set[int] = set()
     for part in text.split(","):
-        found = _RANGE.fullmatch(part.strip())
-        first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+        match = _RANGE.fullmatch(part.strip())
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if last < first or last > 10_000_000:
-            raise ConfigError(f"--views is a list like 0-9,20, found {part.strip()!r} in {text!r}.")
+            raise ConfigError(
+                f"--views must be a list like 0-9,20, found {part.strip()!r} in {text!r}."
+            )
         views.update(range(first, last + 1))
     return tuple(sorted(views))

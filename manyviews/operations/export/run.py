@@ -1,4 +1,4 @@
-"""Runs an export: check, write under a temporary name, describe, rename."""
+"""Run an export: check the request, write to a temporary folder, describe, rename."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from manyviews.operations.export.plan import ZSCORE, Export, ExportRequest, Prog
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What an export wrote.
+    """The result of an export.
 
     Attributes:
-        out_dir: the folder.
-        rows: samples times views.
-        files: per file name its size in bytes, in the order of writing.
+        out_dir: the output folder.
+        rows: number of rows, samples times views.
+        files: size of each file in bytes by name, in the order of writing.
     """
 
     out_dir: Path
@@ -36,18 +36,18 @@ class Exported:
 def export(request: ExportRequest, progress: Progress | None = None) -> Exported:
     """Exports a complete store; memory does not grow with the number of samples.
 
-    The folder appears under its name when everything is in it and durable. The same store and
-    library versions give the same bytes.
+    The folder gets its name once it is complete and durable. Equal stores and library versions
+    give equal bytes.
 
     Args:
-        request: what to export.
-        progress: called with the chunks done and all chunks.
+        request: the options.
+        progress: callback (chunks done, all chunks), or None.
 
     Raises:
-        ConfigError: the format, dtype, views or features cannot be had, or a value is too large for
-            the dtype.
-        InputError: the store is not complete, split or labels do not fit it, ``out_dir`` is not
-            empty, or there is no room.
+        ConfigError: the format, dtype, views or features are not available, or a value is too
+            large for the dtype.
+        InputError: the store is not complete, the split or labels do not match it, ``out_dir`` is
+            not empty, or there is too little disk space.
         StoreLockedError: another process is exporting to the same folder.
         CorruptStoreError: a chunk is damaged.
         StorageError: a write failed.
@@ -80,7 +80,7 @@ def _check_space(chosen: Export, form: Format) -> None:
 
 
 def _zscore_file(chosen: Export) -> bytes:
-    """``<feature>.mu`` and ``<feature>.sigma``, float32 ``[D]``, of what rows were scaled by."""
+    """The content of ``ZSCORE``: ``<feature>.mu`` and ``<feature>.sigma``, float32 ``[D]``."""
     out = io.BytesIO()
     arrays: dict[str, Any] = {}
     for name, scale in chosen.scales.items():
@@ -91,7 +91,7 @@ def _zscore_file(chosen: Export) -> bytes:
 
 
 def describe(chosen: Export, folder: OutFolder) -> dict[str, Any]:
-    """What the export holds and what it was made from; nothing that differs between equal ones."""
+    """The content of ``DESCRIPTION``: equal exports have equal descriptions."""
     store, request = chosen.store, chosen.request
     stems = store.stems
     return {

@@ -1,4 +1,4 @@
-"""``safetensors``: shards of tensors; the only format of these that holds bfloat16."""
+"""``safetensors``: shards of tensors; the only export format that supports bfloat16."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from safetensors.torch import save
 from manyviews.operations.export.folder import OutFolder
 from manyviews.operations.export.plan import Export
 
-# The library puts a file together in memory: this is held twice.
+# The library assembles a file in memory: a shard is held twice.
 SHARD_BYTES = 250_000_000
 
 
 def write(export: Export, folder: OutFolder) -> None:
     """Writes ``features-00000-of-NNNNN.safetensors`` and ``stems.json``.
 
-    A shard holds a tensor per column: ``index`` int64, ``view`` int32, ``bad`` bool, each feature
+    A shard holds one tensor per column: ``index`` int64, ``view`` int32, ``bad`` bool, each feature
     ``[rows, D]``, and ``labels`` float32 ``[rows, 23]``.
     """
     shards = export.shards(SHARD_BYTES)
@@ -28,9 +28,9 @@ def write(export: Export, folder: OutFolder) -> None:
 
 
 def _write_shard(export: Export, chunks: range, folder: OutFolder, name: str) -> None:
-    # In a function of its own: what it holds must be gone when the next shard is put together.
+    # A separate function, so that its arrays are freed before the next shard is assembled.
     with folder.open(name) as sink:
-        # One entry only: the library writes several in any order.
+        # A single metadata entry: the library writes several in an arbitrary order.
         sink.write(save(_tensors(export, chunks), metadata={"format": "pt"}))
 
 

@@ -1,4 +1,4 @@
-"""``webdataset``: tar files that are read from start to end, a record per sample."""
+"""``webdataset``: tar files for sequential reading, one record per sample."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ SHARD_BYTES = 500_000_000
 def write(export: Export, folder: OutFolder) -> None:
     """Writes ``features-00000.tar`` and so on.
 
-    A record holds all chosen views of a sample: ``<feature>.npy`` ``[v, D]`` each, and ``json``
-    with ``stem``, ``index``, ``views`` (their numbers), ``bad``, ``zscore`` and ``labels``. Its key
-    is the sample's index, because a key ends at its first dot and stems may have one.
+    A record holds all chosen views of a sample: ``<feature>.npy`` ``[v, D]`` for each feature, and
+    ``json`` with ``stem``, ``index``, ``views`` (their numbers), ``bad``, ``zscore`` and
+    ``labels``. Its key is the sample's index, because a key ends at the first dot, and stems may
+    contain dots.
     """
     for number, chunks in enumerate(export.shards(SHARD_BYTES)):
         name = f"features-{number:05d}.tar"

@@ -1,4 +1,4 @@
-"""Logistic regression for several labels, by L-BFGS, with what is chosen chosen on dev."""
+"""Multi-label logistic regression by L-BFGS; its hyperparameters are chosen on dev."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-# From strong to weak, each starting where the one before ended.
+# Weight decays to try, from strong to weak; each fit starts from the result of the previous one.
 DECAYS = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4)
-# Without an improvement on dev in so many weaker ones, weaker ones still are not tried.
+# The search ends after this many successive decays without an improvement on dev.
 _PATIENCE = 2
-_ROUND, _MOST_ROUNDS = 10, 50
-# A round that lowers the loss on dev by a smaller share than this is the last one.
+_ROUND, _MOST_ROUNDS = 10, 50  # iterations per round, and rounds
+# The last round is the one that reduces the loss on dev by a smaller share than this.
 _ENOUGH = 1e-5
-_ROWS = 4096  # passed through at a time where a copy of all would not fit well
+_ROWS = 4096  # rows per step, to avoid a copy of all rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +24,8 @@ class Part:
     """The samples of one part of a split.
 
     Attributes:
-        x: features, float ``[n, D]``, finite.
-        y: labels, multi-hot ``[n, C]``, 0 or 1.
+        x: finite features, float ``[n, D]``.
+        y: multi-hot labels ``[n, C]``, 0 or 1.
     """
 
     x: Tensor
@@ -34,15 +34,15 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class LinearProbe:
-    """A fitted logistic regression per class.
+    """Fitted logistic regressions, one per class.
 
     Attributes:
         center: float64 ``[D]``, mean of the training rows.
-        scale: float64 ``[D]``, their standard deviation.
+        scale: float64 ``[D]``, standard deviation of the training rows.
         weight: float64 ``[D, C]``, for standardised rows.
         bias: float64 ``[C]``.
-        weight_decay: the one chosen.
-        dev_loss: mean over samples of the loss summed over classes, in nats.
+        weight_decay: the chosen weight decay.
+        dev_loss: loss on dev in nats, summed over classes, mean over samples.
     """
 
     center: Tensor
@@ -53,7 +53,7 @@ class LinearProbe:
     dev_loss: float
 
     def probability(self, x: Tensor) -> Tensor:
-        """The probability of each class, float64 ``[n, C]``, for float ``[n, D]``."""
+        """The probability of each class, float64 ``[n, C]``, for rows float ``[n, D]``."""
         parts = [torch.sigmoid(self._logits(rows)) for rows in torch.split(x, _ROWS)]
         return torch.cat(parts)
 
@@ -62,19 +62,19 @@ class LinearProbe:
 
 
 def _standardize(x: Tensor, center: Tensor, scale: Tensor) -> Tensor:
-    # One new array: the difference is float64 already, and at full size it is half a gigabyte.
+    # In place: the difference is a new float64 array, half a gigabyte for the whole data set.
     return (x - center).div_(scale)
 
 
 def fit_probe(train: Part, dev: Part, decays: tuple[float, ...] = DECAYS) -> LinearProbe:
-    """Fits on ``train``; the weight decay and the number of iterations are the best on ``dev``.
+    """Fits on ``train``, with the weight decay and the iterations of the lowest loss on ``dev``.
 
-    Best is the lowest loss, which no threshold enters. Everything is float64 and starts from zero;
-    nothing is drawn at random. Needs 8 bytes for every value of ``train`` and ``dev``.
+    Computes in float64, starts from zero, and draws nothing at random. Needs 8 bytes for every
+    value of ``train`` and ``dev``.
 
     Args:
-        train: at least one sample.
-        dev: at least one sample, of the same columns.
+        train: the training samples, at least one.
+        dev: the samples to choose on, at least one, with the same columns.
         decays: weight decays to try, from strong to weak.
 
     Raises:
@@ -109,21 +109,25 @@ def _mean(x: Tensor, center: Tensor | None = None) -> Tensor:
 
 
 def check_parts(**parts: Part) -> None:
-    """Raises ValueError where features and labels do not fit, or are not finite."""
+    """Checks shapes and values.
+
+    Raises:
+        ValueError: features and labels do not match, or features are not finite.
+    """
     first = next(iter(parts.values()))
     for name, part in parts.items():
         if part.x.ndim != 2 or part.y.ndim != 2 or len(part.x) != len(part.y) or not len(part.x):
             raise ValueError(
-                f"{name}: features {list(part.x.shape)} do not fit labels {list(part.y.shape)}"
+                f"{name}: features {list(part.x.shape)} do not match labels {list(part.y.shape)}"
             )
         if not all(torch.isfinite(rows).all() for rows in torch.split(part.x, _ROWS)):
             raise ValueError(f"{name}: features are not finite")
         if part.x.shape[1] != first.x.shape[1] or part.y.shape[1] != first.y.shape[1]:
-            raise ValueError(f"{name}: has other columns than the training data")
+            raise ValueError(f"{name}: the columns differ from those of the training data")
 
 
 def loss_of(part: Part, weight: Tensor, bias: Tensor) -> float:
-    """The logistic loss, summed over classes, as a mean over samples; in nats."""
+    """The logistic loss in nats, summed over classes, mean over samples."""
     return float(_loss(part, weight, bias))
 
 
@@ -138,14 +142,14 @@ def fit(
     """Minimises the logistic loss plus half the decayed squared norm of the weights.
 
     Args:
-        train: float64, of about unit scale.
-        weight_decay: acts on the weights alone, not on the bias.
-        start: weights float64 ``[D, C]`` and bias float64 ``[C]`` to begin with.
-        dev: float64; where given, the loss on it is looked at every 10 iterations, and the best
-            that was seen is returned once it gets no better.
+        train: the training samples, float64, of about unit scale.
+        weight_decay: factor of the penalty of the weights; the bias has no penalty.
+        start: initial weights float64 ``[D, C]`` and bias float64 ``[C]``.
+        dev: the samples for early stopping, float64, or None. The loss on dev is computed every 10
+            iterations; the parameters with the lowest one are returned.
 
     Returns:
-        Weights, bias, and the loss on ``dev`` (NaN without).
+        Weights, bias, and the loss on ``dev``, or NaN without ``dev``.
     """
     weight, bias = (t.clone().requires_grad_() for t in start)
     optimizer = torch.optim.LBFGS(
@@ -166,7 +170,7 @@ def fit(
         loss = math.nan if dev is None else loss_of(dev, *now)
         if loss >= best[2]:
             break
-        is_enough = best[2] - loss < _ENOUGH * loss  # never without dev: its losses are NaN
+        is_enough = best[2] - loss < _ENOUGH * loss  # always False without dev: the losses are NaN
         best = (*now, loss)
         if is_enough or torch.equal(before, now[0]):
             break

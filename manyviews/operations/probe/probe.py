@@ -1,10 +1,10 @@
-"""What a linear probe reads from a store: each feature alone, and all of them together.
+"""Fit linear probes to each feature of a store and to all of them together, and score them.
 
-The probe is trained on the clean views. A test sample is predicted once from its clean view, and
-once by the mean of the probabilities of all its views, which shows what the views add without
-training on them. The clean views are held in memory (4 bytes a value, and 8 more of train and dev
-while a probe is fitted: a process with all of MM-IMDb and four features peaked at 2.2 GB); all
-views pass through in small blocks.
+A probe is trained on the clean views. A test sample is predicted once from its clean view, and once
+from the mean probability over all its views, which shows what the views add without training on
+them. The clean views are held in memory: 4 bytes per value, and 8 more per value of train and dev
+while a probe is fitted. A process with all of MM-IMDb and four features peaked at 2.2 GB. All views
+are read in small blocks.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from manyviews.operations.probe.scores import (
 )
 
 BLOCK_BYTES = 32 << 20
-# Of the training data: with less, threads wait for each other longer than they work.
+# Number of training values below which one thread is faster than several.
 _SMALL_VALUES = 1_000_000
 _PARTS = {"train": "train", "dev": "val", "test": "test"}
 
@@ -43,15 +43,15 @@ Names = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class ProbeRow:
-    """One line of the table.
+    """One row of the table.
 
     Attributes:
-        features: which were concatenated.
-        dim: D of all of them.
-        views: how many views of a test sample were averaged; 1 is the clean one.
-        weight_decay: chosen on dev.
-        threshold: the one that was used.
-        scores: on the test set.
+        features: the features that were concatenated.
+        dim: their total dimension.
+        views: number of views of a test sample that were averaged; 1 is the clean view alone.
+        weight_decay: the weight decay chosen on dev.
+        threshold: the probability above which a class is predicted.
+        scores: the scores on the test set.
     """
 
     features: tuple[str, ...]
@@ -64,14 +64,14 @@ class ProbeRow:
 
 @dataclass(frozen=True, slots=True)
 class ProbeTable:
-    """What was found.
+    """The scores of all probes.
 
     Attributes:
-        rows: each feature and their concatenation, from the clean view and from all views.
-        chance: the expected scores of naming classes at their training frequencies.
-        samples: how many were used, by ``train``, ``dev`` and ``test``.
-        left_out: how many were not, because an input is bad.
-        classes: how many classes the test labels have.
+        rows: rows of each feature and their concatenation, from the clean view and from all views.
+        chance: expected scores of predicting classes at random at their training frequencies.
+        samples: number of samples used, by ``train``, ``dev`` and ``test``.
+        left_out: number of samples with a bad input, by ``train``, ``dev`` and ``test``.
+        classes: number of classes that occur in the test labels.
     """
 
     rows: tuple[ProbeRow, ...]
@@ -82,12 +82,12 @@ class ProbeTable:
 
 
 def probe(request: ProbeRequest) -> ProbeTable:
-    """Fits and scores; the same store, split and machine give the same numbers.
+    """Fits and scores all probes; equal stores, splits and machines give equal numbers.
 
     Raises:
-        ConfigError: a feature that the store does not have, or no such device.
-        InputError: the store is not complete, split or labels do not fit it, a part of the split is
-            empty, or no test sample has a label.
+        ConfigError: the store does not have a feature, or the device does not exist.
+        InputError: the store is not complete, the split or labels do not match it, a part of the
+            split is empty, or no test sample has a label.
     """
     device = resolve_device(request.device)
     make_reproducible()
@@ -120,7 +120,7 @@ def probe(request: ProbeRequest) -> ProbeTable:
 
 
 def _dataset(request: ProbeRequest, part: str, views: str) -> FeatureDataset:
-    # As they are: the probe standardises by its own training rows, which a z-score does not change.
+    # Without a z-score: the probe standardises its training rows, which makes a z-score redundant.
     source = open_source(request.store)
     zscore = source.zscore if isinstance(source, NpyFolder) else "none"
     return FeatureDataset(
@@ -135,9 +135,9 @@ def _dataset(request: ProbeRequest, part: str, views: str) -> FeatureDataset:
 
 
 def _heads(store: FeatureSource, features: tuple[str, ...]) -> dict[tuple[str, ...], slice]:
-    """The columns of each feature, and of all where there are several, in the concatenation."""
+    """The columns of each feature in the concatenation, and of all features together."""
     if len(set(features)) != len(features):
-        raise ConfigError(f"--features names each feature once, found {', '.join(features)}.")
+        raise ConfigError(f"--features must name each feature once, found {', '.join(features)}.")
     heads, start = {}, 0
     for name in features:
         heads[(name,)] = slice(start, start + store.spec.dims[name])
@@ -150,7 +150,7 @@ def _columns(part: Part, columns: slice) -> Part:
 
 
 def _clean_part(dataset: FeatureDataset, device: str) -> Part:
-    """The clean view of all features beside each other, float32 ``[n, sum of D]``."""
+    """The clean views of all features, concatenated: float32 ``[n, sum of D]``."""
     dims = [dataset.store.spec.dims[name] for name in dataset.features]
     x = torch.empty(len(dataset), sum(dims), device=device)
     labels = []
@@ -185,9 +185,9 @@ def _averaged(
     probes: Mapping[Names, LinearProbe],
     device: str,
 ) -> dict[Names, Floats]:
-    """The mean probability over all views, float64 ``[n, C]`` for each head; one pass for all."""
+    """The mean probability over all views, float64 ``[n, C]`` per head; reads the views once."""
     spec = dataset.store.spec
-    found: dict[Names, list[torch.Tensor]] = {names: [] for names in heads}
+    means: dict[Names, list[torch.Tensor]] = {names: [] for names in heads}
     for block in _blocks(
         len(dataset), spec.views * 4 * sum(spec.dims[n] for n in dataset.features)
     ):
@@ -195,20 +195,20 @@ def _averaged(
         x = torch.cat([batch[name] for name in dataset.features], dim=2).to(device)  # [B, V, D]
         for names, columns in heads.items():
             probability = probes[names].probability(x[..., columns].flatten(0, 1))
-            found[names].append(probability.reshape(*x.shape[:2], -1).mean(1).cpu())
-    return {names: torch.cat(blocks).numpy() for names, blocks in found.items()}
+            means[names].append(probability.reshape(*x.shape[:2], -1).mean(1).cpu())
+    return {names: torch.cat(blocks).numpy() for names, blocks in means.items()}
 
 
 def _rows(
     request: ProbeRequest,
     probes: Mapping[Names, LinearProbe],
-    found: Mapping[str, Mapping[Names, Floats]],
+    probabilities: Mapping[str, Mapping[Names, Floats]],
     truth: Mapping[str, Booleans],
     views: int,
 ) -> Iterator[ProbeRow]:
     for names, fitted in probes.items():
-        threshold = request.threshold or best_threshold(found["dev"][names], truth["dev"])
-        scores = score(found["test"][names], truth["test"], threshold)
+        threshold = request.threshold or best_threshold(probabilities["dev"][names], truth["dev"])
+        scores = score(probabilities["test"][names], truth["test"], threshold)
         yield ProbeRow(names, len(fitted.center), views, fitted.weight_decay, threshold, scores)
 
 

@@ -1,4 +1,4 @@
-"""What a probe is asked for, and whether it can be done."""
+"""The options of a probe, and their checks."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from featurestore.storage.store import FeatureStore
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeRequest:
-    """What is to be probed.
+    """The options of a probe.
 
     Attributes:
         store: folder of a complete store.
         labels_dir: a folder that the ``labels`` command wrote.
         split_json: the split file.
         features: names of features; None for all.
-        threshold: above which a probability is a prediction; None chooses the multiple of 0.05 with
-            the best micro F1 on dev, one for all classes.
+        threshold: probability above which a class is predicted, for all classes; None chooses the
+            multiple of 0.05 with the best micro F1 on dev.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
     """
 
@@ -37,17 +37,19 @@ class ProbeRequest:
         """Checks the threshold.
 
         Raises:
-            ConfigError: it is not between 0 and 1.
+            ConfigError: the threshold is not between 0 and 1.
         """
         if self.threshold is not None and not 0 < self.threshold < 1:
-            raise ConfigError(f"--threshold is dev or between 0 and 1, found {self.threshold}.")
+            raise ConfigError(
+                f"--threshold must be dev or a number between 0 and 1, found {self.threshold}."
+            )
 
     def check(self) -> None:
-        """Looks at everything that is named, without torch, whose import takes seconds.
+        """Checks all files of the request without importing torch, which takes seconds.
 
         Raises:
-            ConfigError: a feature that the store does not have.
-            InputError: there is no store or it is not complete, or split or labels do not fit it.
+            ConfigError: the store does not have a feature.
+            InputError: the store is missing or not complete, or the split or labels do not match.
         """
         source = open_source(self.store)
         if isinstance(source, FeatureStore):

@@ -1,4 +1,4 @@
-"""How well labels are predicted: F1 in four averages, and mean average precision."""
+"""Scores of multi-label predictions: F1 in four averages, and mean average precision."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ Booleans = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 
 _THRESHOLDS = tuple(step / 20 for step in range(1, 20))
-# Draws behind the chance level: enough that its second digit stands, few enough to be quick.
+# Draws for the chance level: enough for two stable digits, few enough to be quick.
 _MOST_DRAWS, _LEAST_DRAWS, _DRAWN_SAMPLES = 500, 20, 200_000
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """How well the labels of a test set are predicted; every number is in [0, 1].
+    """Scores of predictions for a test set; every number is in [0, 1].
 
-    A class that no test sample has has no F1 and no average precision worth the name: it stays out
-    of the means over classes, while false alarms for it count in the micro and samples averages.
+    For a class that no test sample has, F1 and average precision are not defined: the means over
+    classes leave it out. False positives for it count in the micro and samples averages.
 
     Attributes:
         micro_f1: F1 of all (sample, class) decisions pooled.
         macro_f1: mean F1 of the classes.
-        weighted_f1: mean F1 of the classes, weighted by how many samples have them.
-        samples_f1: mean F1 of the samples; 0 for one without labels and predictions.
-        mean_ap: mean average precision of the classes, which needs no threshold.
+        weighted_f1: mean F1 of the classes, weighted by their number of samples.
+        samples_f1: mean F1 of the samples; 0 for a sample without labels and predictions.
+        mean_ap: mean average precision of the classes; it does not depend on a threshold.
     """
 
     micro_f1: float
@@ -75,28 +75,28 @@ def best_threshold(probability: Floats, truth: Booleans) -> float:
         truth: bool ``[m, C]``.
     """
     scores = _micro_f1(np.stack([probability > threshold for threshold in _THRESHOLDS]), truth)
-    # Separable data leave a wide range of equals; its middle is furthest from harm.
+    # Separable data give a wide range of equal scores: its middle is the most robust choice.
     best = np.flatnonzero(scores == scores.max())
     return _THRESHOLDS[int(best[len(best) // 2])]
 
 
 def _micro_f1(predicted: Booleans, truth: Booleans) -> Floats:
-    """Micro F1 of each of k predictions, bool ``[k, m, C]``: one call with a column for each."""
+    """Micro F1 of each of k predictions, bool ``[k, m, C]``, in one call with k columns."""
     columns = predicted.reshape(len(predicted), -1).T
     repeated = np.broadcast_to(truth.reshape(-1, 1), columns.shape)
     return np.asarray(f1_score(repeated, columns, average=None, zero_division=0))
 
 
 def chance(frequency: Floats, truth: Booleans, seed: int = 0) -> Scores:
-    """The expected scores of naming each class as often as it occurs in training, at random.
+    """The expected scores of predicting each class at random, at its frequency in training.
 
-    F1 is the mean of random draws, scored together: scikit-learn takes longer for a call than for
-    its numbers. Average precision is that of a random order, which needs no draw.
+    F1 is the mean over random draws, which are scored in one call because scikit-learn's overhead
+    per call exceeds the computation. Average precision is that of a random order, in closed form.
 
     Args:
-        frequency: float64 ``[C]``, of the classes in training.
-        truth: bool ``[m, C]``, of the test set, with at least one positive.
-        seed: of the draws.
+        frequency: float64 ``[C]``, frequency of each class in training.
+        truth: bool ``[m, C]``, labels of the test set, with at least one positive.
+        seed: seed of the draws.
     """
     samples, classes = truth.shape
     draws = min(_MOST_DRAWS, max(_LEAST_DRAWS, _DRAWN_SAMPLES // samples))
@@ -119,8 +119,8 @@ def chance(frequency: Floats, truth: Booleans, seed: int = 0) -> Scores:
 def _random_precision(samples: int, positives: NDArray[np.int64]) -> Floats:
     """Expected average precision of a random order, float64 ``[C]``.
 
-    A positive at rank k has (k - 1) (P - 1) / (n - 1) others before it on average, so precision
-    there is that and itself, over k; every rank is equally likely.
+    A positive at rank k has on average (k - 1) (P - 1) / (n - 1) other positives before it; the
+    precision at k is that number plus one, divided by k. Every rank is equally likely.
     """
     ranks = np.arange(1, samples + 1)[:, None]
     before = (ranks - 1) * (positives - 1) / max(1, samples - 1)

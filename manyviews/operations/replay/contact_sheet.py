@@ -1,4 +1,4 @@
-"""A contact sheet: every view of a sample on one picture, each at its own size, with its number."""
+"""A contact sheet: one picture of all views of a sample, unscaled, each with its number."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from producers.recipes.image_views import Pixels
 
 GAP = 8  # pixels around every cell
 LABEL = 18  # height of the line of text above a cell, in pixels
-POSTER = 480  # the longest side of the poster on the sheet, in pixels
+POSTER = 480  # maximum length of the poster's longer side on the sheet, in pixels
 COLUMNS = 10
 _PAPER, _INK = (250, 250, 247), (60, 60, 60)
 
 
 def png(pixels: Pixels | Image.Image) -> bytes:
-    """A picture as a PNG file: lossless, and the same bytes for the same pixels."""
+    """Encodes a picture as PNG: lossless, with equal bytes for equal pixels."""
     image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
     out = io.BytesIO()
     image.save(out, "PNG")
@@ -27,12 +27,12 @@ def png(pixels: Pixels | Image.Image) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Where the cells of a sheet lie.
+    """The positions of a sheet's cells.
 
     Attributes:
-        count: V - 1.
-        size: S, the side of a view in pixels.
-        top: where the first row begins, in pixels.
+        count: number of augmented views, V - 1.
+        size: side S of a view in pixels.
+        top: top of the first row in pixels.
     """
 
     count: int
@@ -41,21 +41,21 @@ class Grid:
 
     @property
     def columns(self) -> int:
-        """Cells in a row."""
+        """Number of cells per row."""
         return max(1, min(COLUMNS, self.count))
 
     @property
     def width(self) -> int:
-        """Of the sheet, in pixels."""
+        """Width of the sheet in pixels."""
         return GAP + self.columns * (self.size + GAP)
 
     @property
     def height(self) -> int:
-        """Of the sheet, in pixels."""
+        """Height of the sheet in pixels."""
         return self.top + -(-self.count // self.columns) * (self.size + GAP + LABEL)
 
     def cell(self, view: int) -> tuple[int, int]:
-        """Left and top of a view's pixels; its label is above them."""
+        """Left and top of a view's pixels, below its label."""
         row, column = divmod(view - 1, self.columns)
         left = GAP + column * (self.size + GAP)
         return left, self.top + row * (self.size + GAP + LABEL) + LABEL
@@ -68,10 +68,10 @@ def grid(replay: Replay) -> Grid:
 
 
 def sheet(replay: Replay) -> Image.Image:
-    """The poster at the top, shrunk to fit, and below it views 1.. with their pixels unchanged.
+    """Draws the sheet: the poster, scaled to fit, and below it views 1 to V - 1, unscaled.
 
     Returns:
-        Mode ``RGB``.
+        An image of mode ``RGB``.
     """
     cells = grid(replay)
     width = max(cells.width, _poster_size(replay)[0] + 2 * GAP)
@@ -98,8 +98,8 @@ def _poster_size(replay: Replay) -> tuple[int, int]:
 
 
 def _font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-    """Pillow's own font; its labels are digits and ASCII letters."""
+    """Pillow's built-in font, which has the digits and letters of the labels."""
     try:
         return ImageFont.load_default(13)
-    except ImportError:  # a Pillow without FreeType has a bitmap font of one size
+    except ImportError:  # Pillow without FreeType has only a bitmap font
         return ImageFont.load_default()

@@ -1,4 +1,4 @@
-"""The files of one sample, read as by a producer and compared with what a store recorded."""
+"""Read the files of one sample as a producer does, and compare them with the store's hashes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from producers.sources import source
 
 
 def modalities(record: SampleRecord | None) -> tuple[str, ...]:
-    """The modalities whose file was read when the store was made, and so was compared."""
+    """The modalities with a recorded hash, that is, whose file was compared with the store."""
     if record is None:
         return ()
     hashes = {"image": record.image_sha256, "text": record.text_sha256}
@@ -25,14 +25,14 @@ def modalities(record: SampleRecord | None) -> tuple[str, ...]:
 def poster(
     data_dir: Path, sample: Sample, record: SampleRecord | None
 ) -> tuple[Image.Image | None, BadInput | None]:
-    """The poster, mode ``RGB``, or None and what is wrong with it.
+    """Reads the poster: an image of mode ``RGB`` and None, or None and the bad input.
 
     Raises:
-        InputError: the file is missing, or is not the recorded one.
+        InputError: the file is missing, or differs from the recorded one.
     """
     known = _known_bad(record, "image")
     if known is not None and record is not None and not record.image_sha256:
-        return None, known  # never read, so there is nothing to compare it with
+        return None, known  # the build did not read it: there is no hash to compare with
     try:
         data = _read(source.image_path(data_dir, sample), source.MAX_IMAGE_BYTES)
         if record is not None:
@@ -47,10 +47,10 @@ def poster(
 def text(
     data_dir: Path, sample: Sample, record: SampleRecord | None
 ) -> tuple[str, BadInput | None]:
-    """The synopsis, and what is wrong with it or None; ``""`` where nothing of it can be used.
+    """Reads the synopsis: the usable text, possibly ``""``, and the bad input or None.
 
     Raises:
-        InputError: the file is missing, or is not the recorded one.
+        InputError: the file is missing, or differs from the recorded one.
     """
     known = _known_bad(record, "text")
     if known is not None and record is not None and not record.text_sha256:
@@ -62,7 +62,7 @@ def text(
     if record is not None:
         _require_same(data, record.text_sha256, sample.text_name)
     if known is not None and known.reason == "out-of-memory":
-        return "", known  # there may be more memory now
+        return "", known  # even if there is enough memory now
     decoded = decode.text(data)
     if decoded.reason is None:
         return decoded.text, None
@@ -70,12 +70,12 @@ def text(
 
 
 def _known_bad(record: SampleRecord | None, modality: str) -> BadInput | None:
-    found = [b for b in record.bad if b.modality == modality] if record is not None else []
-    return found[0] if found else None
+    bad = [b for b in record.bad if b.modality == modality] if record is not None else []
+    return bad[0] if bad else None
 
 
 def require_inside(data_dir: Path, sample: Sample) -> None:
-    """Refuses a sample with a link out of the data folder.
+    """Refuses a sample with a link that leads out of the data folder.
 
     Raises:
         InputError: one of its files is such a link.
@@ -87,7 +87,7 @@ def require_inside(data_dir: Path, sample: Sample) -> None:
 
 
 def _read(path: Path, cap_bytes: int) -> bytes:
-    """The file's bytes; one that is missing is the caller's mistake, not a bad sample."""
+    """The file's bytes; a missing file is an InputError here, not a bad sample."""
     try:
         return source.read_capped(path, cap_bytes)
     except BadSampleError as error:
@@ -95,18 +95,18 @@ def _read(path: Path, cap_bytes: int) -> bytes:
             raise
         raise InputError(
             f"{path.name!r} is not in {path.parent}.\n"
-            "Give the folder that the store was made from with --data-dir."
+            "Give --data-dir the folder that the store was built from."
         ) from None
 
 
 def _require_same(data: bytes, recorded: str, name: str) -> None:
-    """Refuses a file that was read when the store was made and held something else then."""
+    """Refuses a file whose SHA-256 differs from the recorded one; ``""`` is no record."""
     if not recorded:
         return
-    found = hashlib.sha256(data).hexdigest()
-    if found != recorded:
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != recorded:
         raise InputError(
-            f"{name!r} is not the file that the store was made from, so its views are others.\n"
-            f"  recorded SHA-256: {recorded}\n  found:            {found}\n"
-            "Restore it, or leave --store away to see the views of what is there now."
+            f"{name!r} is not the file that the store was built from, so its views would differ.\n"
+            f"  recorded SHA-256: {recorded}\n  found:            {digest}\n"
+            "Restore it, or remove --store to see the views of the current file."
         )

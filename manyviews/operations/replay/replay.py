@@ -1,9 +1,8 @@
-"""Replay any view of any sample: what was drawn for it, its pixels, and its text.
+"""Replay any view of any sample: its random parameters, its pixels, and its text.
 
-A view is a function of (seed, sample, view), so nothing of it has to be kept: it is drawn again
-from the poster and the synopsis. A store tells the seed, the number of views and what the files
-held when they were read; a file that holds something else now is refused, as its views would be
-others.
+A view is a function of seed, sample, view number and input files, and can be recomputed at any
+time. A store records the seed, the number of views and the SHA-256 of each file; a file with
+another content is refused, because its views would differ.
 """
 
 from __future__ import annotations
@@ -34,18 +33,18 @@ from producers.recipes.text_views import TextViews
 from producers.sources import source
 
 PAPER_SEED, PAPER_SIZE = 123, 224
-# How the paper's two image processors make view 0: CLIP's cuts the centre, BLIP-2's squashes.
+# The paper's image processors for view 0: CLIP's crops the centre, BLIP-2's changes the aspect.
 PROCESSORS = ("clip", "blip2")
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What the views of a data set depend on beside its files.
+    """The parameters of a data set's views.
 
     Attributes:
         seed: the base seed.
-        views: V, the clean view included.
-        size: S, the side of the augmented views in pixels.
+        views: number of views V, including the clean view.
+        size: side S of the augmented views in pixels.
     """
 
     seed: int = PAPER_SEED
@@ -56,26 +55,26 @@ class Recipe:
         """Checks the numbers.
 
         Raises:
-            ConfigError: one is out of range.
+            ConfigError: a number is out of range.
         """
         for name, least in (("seed", 0), ("views", 1), ("size", 1)):
             value = getattr(self, name)
             if value < least:
-                raise ConfigError(f"--{name} is at least {least}, found {value}.")
+                raise ConfigError(f"--{name} must be at least {least}, found {value}.")
 
 
 @dataclass(frozen=True)
 class Replay:
-    """One sample with everything that its views are made of.
+    """One sample and the inputs of its views.
 
     Attributes:
-        sample: the sample; its index is what its views are seeded by.
-        recipe: seed, views and size.
-        poster: mode ``RGB``, or None where a black image stands in for it.
-        text: the text views; of a synopsis that cannot be used, of the empty text.
-        bad: what was wrong with the inputs.
-        recorded: of ``image`` and ``text``, those whose file is known to be the one that the store
-            was made from. A store of texts alone recorded nothing of its posters.
+        sample: the sample, whose index determines the seeds of its views.
+        recipe: seed, number of views and size.
+        poster: image of mode ``RGB``, or None if a black image replaces it.
+        text: the text views; those of the empty text if the synopsis is unusable.
+        bad: the bad inputs.
+        recorded: those of ``image`` and ``text`` whose file was compared with the store's hash. A
+            store without image features has no hashes of posters.
     """
 
     sample: Sample
@@ -86,7 +85,7 @@ class Replay:
     recorded: tuple[str, ...]
 
     def drawn(self, view: int) -> ViewDraws | None:
-        """What was drawn for an augmented view; None for view 0 and where there is no poster."""
+        """The random parameters of an augmented view; None for view 0 or without a poster."""
         return None if view == 0 or self.poster is None else self._draws[view - 1]
 
     @cached_property
@@ -112,14 +111,14 @@ class Replay:
         """A view's pixels.
 
         Args:
-            view: 0 to V - 1; the poster itself for 0, at full size, unless a processor is named.
-            processor: for view 0, one of ``PROCESSORS``.
+            view: 0 to V - 1; view 0 without a processor is the poster at full size.
+            processor: for view 0, one of ``PROCESSORS`` or None.
 
         Returns:
-            uint8 [S, S, 3]; [height, width, 3] for the poster itself.
+            uint8 [S, S, 3], or [height, width, 3] for the poster at full size.
 
         Raises:
-            BadSampleError: ``too-large``, see ``image_views.clean_view``.
+            BadSampleError: the reason ``too-large``, see ``image_views.clean_view``.
         """
         size = self.recipe.size
         out = np.zeros((size, size, 3), np.uint8)
@@ -139,7 +138,7 @@ class Replay:
         return self.text.texts()
 
     def masked(self, view: int) -> list[int]:
-        """Positions of the words that a view hides, in ascending order."""
+        """Positions of the words that a view masks, in ascending order."""
         return sorted(self.text.masked[view - 1]) if view else []
 
 
@@ -147,7 +146,7 @@ def from_folder(data_dir: Path, stem: str, recipe: Recipe, *, follow_links: bool
     """Replays a sample of a data folder.
 
     Raises:
-        InputError: the folder holds no such sample.
+        InputError: the folder does not contain the sample.
     """
     samples = source.scan(data_dir, follow_links=follow_links).samples
     return _replay(data_dir, find(samples, stem, str(data_dir)), recipe, None)
@@ -164,32 +163,32 @@ def from_store(
     """Replays a sample of a store.
 
     Args:
-        store: the store; its record tells seed and number of views.
-        data_dir: the folder that it was made from.
+        store: the store, which records seed and number of views.
+        data_dir: the folder that the store was built from.
         stem: the sample's stem.
-        size: S; None for what the store tells, see :func:`store_size`.
-        follow_links: read links that lead out of the folder.
+        size: side S in pixels; None for the store's, see :func:`store_size`.
+        follow_links: whether to read links that lead out of the folder.
 
     Raises:
-        InputError: the store has no such sample, or its file is missing, holds something else than
-            what the store was made from, or is a link out of the folder.
-        ConfigError: ``size`` is missing where the store has several, or is none of its sizes.
-        StoreMismatchError: the store was made with another version of a recipe.
+        InputError: the store does not contain the sample, or its file is missing, differs from the
+            one that the store was built from, or is a link out of the folder.
+        ConfigError: ``size`` is None although the store has several, or is none of its sizes.
+        StoreMismatchError: the store was built with another version of a recipe.
     """
     for field, ours in (("image_recipe", IMAGE_RECIPE), ("text_recipe", TEXT_RECIPE)):
         stored = store.fingerprint.get(field)
         if stored != ours:
-            advice = "Replay it with the version of manyviews that made the store."
+            advice = "Replay it with the version of manyviews that built the store."
             raise StoreMismatchError(store.path, field, stored, ours, advice)
     sample = find(store.samples, stem, str(store.path))
     if not follow_links:
         recorded.require_inside(data_dir, sample)
     side = store_size(store.fingerprint, store.features, size)
     recipe = Recipe(int(store.fingerprint["seed"]), store.spec.views, side)
-    made = sample.index // store.spec.chunk
+    chunk = sample.index // store.spec.chunk
     record = None
-    if made in store.ledger:
-        record = store.ledger[made].samples[sample.index % store.spec.chunk]
+    if chunk in store.ledger:
+        record = store.ledger[chunk].samples[sample.index % store.spec.chunk]
     return _replay(data_dir, sample, recipe, record)
 
 
@@ -197,30 +196,31 @@ def find(samples: Sequence[Sample], stem: str, where: str) -> Sample:
     """The sample with this stem.
 
     Args:
-        samples: where to look.
-        stem: as a shell gives it.
-        where: for the message.
+        samples: the samples to search.
+        stem: the stem as given on the command line.
+        where: the name of the folder or store for the message.
 
     Raises:
-        InputError: there is none; names those that look alike.
+        InputError: there is no such sample; the message lists similar stems.
     """
     wanted = os.fsencode(stem).decode("utf-8", "surrogateescape")
     for sample in samples:
         if sample.stem == wanted:
             return sample
     alike = difflib.get_close_matches(wanted, [s.stem for s in samples], n=3)
-    hint = f"Alike: {', '.join(map(repr, alike))}." if alike else "A stem has no suffix."
+    hint = f"Similar: {', '.join(map(repr, alike))}." if alike else "A stem has no suffix."
     raise InputError(f"{where} has no sample {wanted!r} among its {len(samples):,}.\n{hint}")
 
 
 def store_size(fingerprint: Fingerprint, features: Sequence[str], asked: int | None) -> int:
     """The side of a store's augmented views.
 
-    A declared backbone's is in the fingerprint. Of the paper's features it is not: their published
-    checkpoints take 224 pixels, and who built from others has to say so.
+    The fingerprint has the size of a declared backbone, but not of the paper's features: their
+    published checkpoints take 224 pixels, and for other checkpoints ``asked`` is needed.
 
     Raises:
-        ConfigError: the store has several and none is asked for, or never the one asked for.
+        ConfigError: the store has several sizes and ``asked`` is None, or ``asked`` is none of its
+            sizes.
     """
     sizes = {name: int(fingerprint.get(f"{name}.size", 0)) for name in features}
     images = {
@@ -241,7 +241,7 @@ def store_size(fingerprint: Fingerprint, features: Sequence[str], asked: int | N
 
 
 def _replay(data_dir: Path, sample: Sample, recipe: Recipe, record: SampleRecord | None) -> Replay:
-    """Reads both files as a producer does, and compares them with what the store recorded."""
+    """Reads both files as a producer does, and compares them with the store's record."""
     poster, bad_image = recorded.poster(data_dir, sample, record)
     text, bad_text = recorded.text(data_dir, sample, record)
     bad = tuple(b for b in (bad_image, bad_text) if b is not None)

@@ -1,1 +1,1 @@
-"""The report: one self-contained page about a store; ``page`` writes it."""
+"""The report: a self-contained HTML page about a store, written by ``page``."""

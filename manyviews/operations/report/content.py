@@ -1,4 +1,4 @@
-"""What the page holds, as plain values; ``page.html.jinja`` says how it looks."""
+"""The content of the page as plain values; ``page.html.jinja`` defines its appearance."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A picture in a table: its ``data:`` address, and what it shows."""
+    """A picture in a table: its ``data:`` address and its alternative text."""
 
     data: str
     text: str
@@ -16,7 +16,7 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """What a plot shows, and its ``data:`` addresses for a light page, or paper, and a dark one."""
+    """A plot: its name, and its ``data:`` addresses for light pages or paper and dark pages."""
 
     name: str
     light: str
@@ -44,12 +44,12 @@ Part = str | Figure | Table
 
 
 class Section:
-    """A section that can be linked to.
+    """A section of the page.
 
     Args:
-        name: its anchor.
-        title: its heading.
-        parts: paragraphs, figures and tables; those of a list are side by side where there is room.
+        name: the anchor of its links.
+        title: the heading.
+        parts: paragraphs, figures and tables; the parts of a list are side by side if they fit.
     """
 
     def __init__(self, name: str, title: str, *parts: Part | Sequence[Part]) -> None:
@@ -57,5 +57,5 @@ class Section:
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """A number with this many significant digits; a dash for none."""
+    """Formats a number with ``digits`` significant digits, and None as a dash."""
     return "–" if value is None else f"{value:.{digits}g}"

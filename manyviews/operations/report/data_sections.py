@@ -22,10 +22,10 @@ Parts = Mapping[str, npt.NDArray[np.int64]]
 
 
 def genres(labels: Labels | None, parts: Parts) -> Section:
-    """How frequent genres are, and which come together."""
+    """The frequencies of genres, and of pairs of genres."""
     if labels is None:
-        told = "Give --labels-dir, the folder that `labels` wrote, for genres."
-        return Section("genres", "Genres", told)
+        advice = "Give --labels-dir, the folder that `labels` wrote, to see the genres."
+        return Section("genres", "Genres", advice)
     hot = (labels > 0.5).astype(np.int64)
     counts = hot.sum(axis=0)
     order = [int(c) for c in np.argsort(-counts, kind="stable") if counts[c]]
@@ -35,7 +35,7 @@ def genres(labels: Labels | None, parts: Parts) -> Section:
     plot = plots.bars("samples of each genre", names, counts[order], "samples")
     together = hot.T @ hot  # [23, 23]
     shares = together / np.maximum(counts, 1)[:, None]
-    heat = plots.heat("genres that come together", names, shares[np.ix_(order, order)])
+    heat = plots.heat("genres that occur together", names, shares[np.ix_(order, order)])
     return Section(
         "genres",
         "Genres",
@@ -45,14 +45,14 @@ def genres(labels: Labels | None, parts: Parts) -> Section:
         f"Samples without a genre: {int((~hot.any(axis=1)).sum()):,}.",
         [
             Figure(plot, "Samples of each genre."),
-            Figure(heat, "Of the samples of a row's genre, the share that have a column's."),
+            Figure(heat, "Share of the row genre's samples that also have the column's genre."),
         ],
         [_frequencies(hot, order, parts), _pairs(together, counts)],
     )
 
 
 def _frequencies(hot: npt.NDArray[np.int64], order: Sequence[int], parts: Parts) -> Table:
-    """Samples of each genre, and the share of it in each part of the split."""
+    """The number of samples of each genre, and its frequency in each part of the split."""
     shares = [hot[samples].mean(axis=0) for samples in parts.values() if len(samples)]
     rows = []
     for column in order:
@@ -64,7 +64,7 @@ def _frequencies(hot: npt.NDArray[np.int64], order: Sequence[int], parts: Parts)
 
 
 def _pairs(together: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> Table:
-    """The pairs of genres that most samples have."""
+    """The most frequent pairs of genres."""
     upper = [(int(together[a, b]), a, b) for a in range(len(counts)) for b in range(a)]
     most = sorted((p for p in upper if p[0]), key=lambda p: (-p[0], p[2], p[1]))[:_PAIRS]
     rows = [(f"{CLASS_NAMES[b]} and {CLASS_NAMES[a]}", f"{count:,}") for count, a, b in most]
@@ -72,7 +72,7 @@ def _pairs(together: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> Ta
 
 
 def split(store: FeatureStore, parts: Parts) -> list[Section]:
-    """How many samples each part of the split has; nothing without a split."""
+    """The number of samples in each part of the split; empty without a split."""
     if not parts:
         return []
     bad = {b.index for b in store.bad_inputs}
@@ -88,7 +88,7 @@ def split(store: FeatureStore, parts: Parts) -> list[Section]:
 
 
 def bad_samples(store: FeatureStore, rows: Sequence[BadRow]) -> Section:
-    """The inputs that placeholders stand in for."""
+    """The inputs that placeholders replace."""
     bad = store.bad_inputs
     if not bad:
         return Section("bad", "Bad samples", "None: every input could be used.")
@@ -96,55 +96,55 @@ def bad_samples(store: FeatureStore, rows: Sequence[BadRow]) -> Section:
     counts = [(f"{modality} {reason}", f"{count:,}") for (modality, reason), count in ranked]
     pictures = any(r.picture or r.note for r in rows)
     listed = []
-    for found in rows:
-        cells: list[object] = [found.stem, found.bad.index, found.bad.modality]
-        cells += [found.bad.reason, found.bad.detail]
+    for row in rows:
+        cells: list[object] = [row.stem, row.bad.index, row.bad.modality]
+        cells += [row.bad.reason, row.bad.detail]
         if pictures:
-            cells.append(_pictured(found))
+            cells.append(_pictured(row))
         listed.append(cells)
     head = ["stem", "sample", "input", "reason", "detail", *(["picture"] if pictures else [])]
     more = f" The first {LISTED:,} are listed." if len(bad) > LISTED else ""
-    told = "" if pictures else " Give --data-dir for their posters."
+    advice = "" if pictures else " Give --data-dir to see their posters."
     return Section(
         "bad",
         "Bad samples",
-        f"Inputs that could not be used: {len(bad):,}. A black image or an empty text stands "
-        f"in for each, and FeatureDataset leaves their samples out by default.{more}{told}",
+        f"Unusable inputs: {len(bad):,}. A black image or the usable part of the text replaces "
+        f"each, and FeatureDataset leaves their samples out by default.{more}{advice}",
         Table("Reasons", ("reason", "inputs"), counts),
         Table("Bad inputs", head, listed),
     )
 
 
-def _pictured(found: BadRow) -> object:
-    if not found.picture:
-        return found.note
-    return Picture(found.picture, f"{found.note} of {found.stem}")
+def _pictured(row: BadRow) -> object:
+    if not row.picture:
+        return row.note
+    return Picture(row.picture, f"{row.note} of {row.stem}")
 
 
-def speed(found: Throughput) -> Section:
+def speed(logged: Throughput) -> Section:
     """Throughput over time."""
-    if not found.hours:
-        told = "No run log tells of a chunk: a store that was copied without records/runs has none."
-        return Section("throughput", "Throughput", told)
-    hours, rate, waiting = map(np.array, (found.hours, found.samples_per_s, found.waiting))
-    plot = plots.throughput("throughput", hours, rate, waiting, np.array(found.starts))
+    if not logged.hours:
+        reason = "No run log records a chunk; a store copied without records/runs has no logs."
+        return Section("throughput", "Throughput", reason)
+    hours, rate, waiting = map(np.array, (logged.hours, logged.samples_per_s, logged.waiting))
+    plot = plots.throughput("throughput", hours, rate, waiting, np.array(logged.starts))
     rows = [
-        ("chunks made", f"{len(hours):,}"),
-        ("runs that made them", found.runs),
+        ("chunks built", f"{len(hours):,}"),
+        ("runs that built them", logged.runs),
         ("hours of work", number(float(hours[-1]), 3)),
         ("samples/s, median of chunks", number(float(np.median(rate)), 3)),
         ("samples/s, slowest chunk", number(float(rate.min()), 3)),
         ("waiting for producers, mean", f"{waiting.mean():.0%}"),
-        ("log lines without use", found.skipped),
+        ("unreadable log lines", logged.skipped),
     ]
     return Section(
         "throughput",
         "Throughput",
-        "From the run logs, one point for each chunk; chunks that were made again count again. "
-        "Mostly waiting means that producers are the slower side: give them more cores. Dotted "
-        "lines are where a run began after an interruption.",
+        "From the run logs, one point per chunk; a chunk that was rebuilt counts again. A large "
+        "share of waiting means that producers are the slower side: give them more cores. Dotted "
+        "lines mark the start of a run after an interruption.",
         [
-            Figure(plot, "Samples per second, and below it the share of waiting."),
+            Figure(plot, "Samples per second, and below them the share of time spent waiting."),
             Table("Throughput", ("", ""), rows),
         ],
     )

@@ -1,4 +1,4 @@
-"""What is measured of one feature, chunk by chunk: memory holds one chunk and the clean views."""
+"""Statistics of one feature, computed chunk by chunk; only clean views are held in memory."""
 
 from __future__ import annotations
 
@@ -15,34 +15,36 @@ from manyviews.operations.report.sampling import Sampled, modality
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 
-# A dimension whose deviation is below this part of the feature's median deviation, or of its own
-# mean, carries nothing that float32 training could use.
+# A dimension is near-constant if its deviation is below _CONSTANT times the feature's median
+# deviation or below _ROUNDING times its mean: float32 training cannot use it.
 _CONSTANT = 1e-4
 _ROUNDING = 1e-6
-# A dimension this many deviations away from zero outweighs others in every product of raw rows.
+# A mean this many deviations away from zero dominates every product of raw rows.
 _FAR = 10.0
-# How far from 1 the length of a normalised row may be: bfloat16 has eight bits.
+# Tolerance of the length of a normalised row: bfloat16 has eight bits of precision.
 _UNIT = 2.0**-7
 
 
 @dataclass(frozen=True, slots=True)
 class FeatureFacts:
-    """One feature in numbers.
+    """Statistics of one feature.
 
     Attributes:
         name: the feature's name.
-        modality: image or text, None where it is not known.
-        moments: over all rows that are committed.
-        samples: int64 [S], the samples that what follows is measured on.
-        clean: float32 [S, D], their clean rows.
-        clean_norms: float32 [S], Euclidean.
-        view_norms: float32 [S * (V-1)], of the augmented rows.
-        to_clean: float32 [S * (V-1)], cosine of an augmented row with its sample's clean row, both
-            less the mean of all rows.
-        to_other: float32 [S], cosine of a sample's clean row with the next sample's, likewise.
-        within: float64 [D], mean square of rows around their sample's mean, S * (V-1) degrees.
-        between: float64 [D], V times the mean square of samples' means, S - 1 degrees; None for
-            fewer than two samples or views.
+        modality: image or text, or None if not known.
+        moments: moments of all committed rows.
+        samples: int64 [S], the measured samples, to which the following attributes refer.
+        clean: float32 [S, D], the clean rows.
+        clean_norms: float32 [S], Euclidean norms of the clean rows.
+        view_norms: float32 [S * (V-1)], Euclidean norms of the augmented rows.
+        to_clean: float32 [S * (V-1)], cosine of each augmented row with its sample's clean row,
+            after subtracting the mean of all rows.
+        to_other: float32 [S], cosine of each sample's clean row with the next sample's, after
+            subtracting the mean of all rows.
+        within: float64 [D], mean square of rows around their sample's mean, with S * (V-1) degrees
+            of freedom; None for one view.
+        between: float64 [D], V times the mean square of samples' means, with S - 1 degrees of
+            freedom; None for fewer than two samples or views.
     """
 
     name: str
@@ -59,27 +61,27 @@ class FeatureFacts:
 
     @property
     def is_normalised(self) -> bool:
-        """Whether every row has length 1, but for rounding to bfloat16 or finer."""
+        """Whether every row has length 1, up to rounding to bfloat16."""
         norms = np.concatenate([self.clean_norms, self.view_norms])
         return bool((np.abs(norms - 1) <= _UNIT).all())
 
     @property
     def near_constant(self) -> npt.NDArray[np.int64]:
-        """Dimensions that hardly change."""
+        """Indices of the near-constant dimensions, int64."""
         sigma, mean = self.moments.sigma, np.abs(self.moments.mean)
         return np.flatnonzero((sigma <= _CONSTANT * np.median(sigma)) | (sigma <= _ROUNDING * mean))
 
     @property
     def far_from_zero(self) -> npt.NDArray[np.int64]:
-        """Dimensions whose mean is more than ten deviations away from zero."""
+        """Indices of the dimensions whose mean is more than ten deviations from zero, int64."""
         return np.flatnonzero(np.abs(self.moments.mean) > _FAR * self.moments.sigma)
 
     @property
     def variance_ratio(self) -> float | None:
-        """Variance within samples over variance between them, summed over the dimensions.
+        """Variance within samples over variance between samples, each summed over dimensions.
 
-        The latter is the component (MSB - MSW) / V of a one-way analysis of variance, so that it
-        does not hold the noise of the samples' means. None where it is not positive.
+        The variance between samples is the component (MSB - MSW) / V of a one-way analysis of
+        variance, which excludes the noise of the samples' means. None if it is not positive.
         """
         if self.within is None or self.between is None:
             return None
@@ -104,7 +106,7 @@ def measure(store: FeatureStore, feature: str, sampled: Sampled) -> FeatureFacts
     """Measures one feature.
 
     Raises:
-        CorruptStoreError: a chunk that is read is missing or damaged.
+        CorruptStoreError: a chunk is missing or damaged.
     """
     moments = merge(store.chunk_moments(feature, entry.chunk) for entry in store.ledger.entries)
     mean = moments.mean.astype(np.float32)
@@ -135,15 +137,15 @@ def measure(store: FeatureStore, feature: str, sampled: Sampled) -> FeatureFacts
 
 
 def cosine(a: Floats, b: Floats) -> Floats:
-    """Cosines of rows, float32 [...]; 0 where one of both is zero."""
+    """Cosines of rows, float32 [...]; 0 if one of the two rows is zero."""
     products = np.einsum("...d,...d->...", a, b)
     lengths = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
-    found: Floats = np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0)
-    return found
+    cosines: Floats = np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0)
+    return cosines
 
 
 class _Sums:
-    """The two sums of squares of a one-way analysis of variance, samples being the groups."""
+    """The two sums of squares of a one-way analysis of variance with samples as groups."""
 
     def __init__(self, dim: int, views: int, origin: Doubles) -> None:
         self._views = views
@@ -154,7 +156,7 @@ class _Sums:
 
     def add(self, block: Floats) -> None:
         """Adds float32 [n, V, D]."""
-        wide = block - self._origin  # float64; near zero, so that squares keep their digits
+        wide = block - self._origin  # float64, centred so that squares keep their precision
         means = wide.mean(axis=1)
         wide -= means[:, None]
         self._within += np.einsum("nvd,nvd->d", wide, wide)
@@ -170,5 +172,5 @@ class _Sums:
     def between(self) -> Doubles | None:
         if self._samples < 2 or self._views < 2:
             return None
-        found: Doubles = self._views * np.concatenate(self._means).var(axis=0, ddof=1)
-        return found
+        between: Doubles = self._views * np.concatenate(self._means).var(axis=0, ddof=1)
+        return between

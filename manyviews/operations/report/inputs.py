@@ -1,4 +1,4 @@
-"""The bad samples, with what stands in for them or what their posters look like."""
+"""The bad inputs of a store, with pictures of their placeholders or posters."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _SIDE = 96
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """One bad input for the page.
+    """One bad input.
 
     Attributes:
-        stem: its sample's stem.
-        bad: what is known of it.
+        stem: the sample's stem.
+        bad: the bad input as recorded in the store.
         picture: the ``data:`` address of a JPEG, or ``""``.
-        note: what the picture shows, or why there is none.
+        note: the content of the picture, or the reason why there is none.
     """
 
     stem: str
@@ -42,7 +42,7 @@ class BadRow:
 def bad_rows(
     store: FeatureStore, data_dir: Path | None, *, follow_links: bool = False
 ) -> list[BadRow]:
-    """The first bad inputs of a store; pictures only where the data folder is given."""
+    """The first ``LISTED`` bad inputs; with ``data_dir``, the first ``PICTURED`` have pictures."""
     if not store.bad_inputs:
         return []
     rows = []
@@ -57,7 +57,7 @@ def bad_rows(
 def _picture(
     store: FeatureStore, data_dir: Path, bad: BadInput, *, follow_links: bool
 ) -> tuple[str, str]:
-    """Of a bad image the placeholder that the models saw, else the poster."""
+    """The picture and its note: the placeholder of a bad image, or the poster of a bad text."""
     if bad.modality == "image":
         return _data(Image.new("RGB", (_SIDE * 2 // 3, _SIDE))), "black placeholder"
     chunk, position = divmod(bad.index, store.spec.chunk)

@@ -1,4 +1,4 @@
-"""Put the report together: measure, draw, and write one file that needs nothing else."""
+"""Assemble the report: measure, draw, and write one self-contained file."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from manyviews.operations.report.sampling import Sampled, choose
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """What the page is made of.
+    """The inputs of the page.
 
     Attributes:
-        store: the store.
-        data_dir: its posters, for pictures of bad samples; or None.
-        labels_dir: its labels, for genres; or None.
-        split_json: its split; or None.
+        store: folder of the store.
+        data_dir: folder of the posters, for pictures of bad samples, or None.
+        labels_dir: folder of the labels, for genres, or None.
+        split_json: the split file, or None.
         follow_links: whether links in ``data_dir`` that lead out of it are read.
     """
 
@@ -47,24 +47,24 @@ class Sources:
 
 
 def write(sources: Sources, out: Path) -> dict[str, int]:
-    """Writes the page; the same store and labels give the same bytes.
+    """Writes the page; equal stores and labels give equal bytes.
 
     Returns:
-        ``bytes`` of the page, ``samples`` of the store, and ``measured``, how many of them the
-        expensive parts saw.
+        ``bytes``, the size of the page; ``samples``, the number of samples in the store; and
+        ``measured``, the number of samples that the expensive parts were measured on.
 
     Raises:
         ConfigError: matplotlib is not installed.
-        InputError: there is no store, nothing in it yet, or labels or split are of other samples.
-        CorruptStoreError: a chunk that is read is damaged.
+        InputError: the store is missing or empty, or the labels or split are of other samples.
+        CorruptStoreError: a chunk is damaged.
         StorageError: the page could not be written.
     """
     if sources.data_dir is not None and not sources.data_dir.is_dir():
-        raise InputError(f"--data-dir {sources.data_dir} is no folder.")
+        raise InputError(f"--data-dir {sources.data_dir} is not a folder.")
     store = FeatureStore(sources.store)
     if not len(store.ledger):
         raise InputError(
-            f"{store.path} holds nothing yet: no chunk is committed.\nTry again when one is."
+            f"{store.path} is still empty: no chunk is committed.\nTry again when one is."
         )
     plots.require()
     sampled = choose(store)
@@ -74,7 +74,7 @@ def write(sources: Sources, out: Path) -> dict[str, int]:
 
 
 def page(store: FeatureStore, sources: Sources, sampled: Sampled) -> str:
-    """The page as text."""
+    """The page as HTML."""
     labels = None
     if sources.labels_dir is not None:
         labels = read_labels(sources.labels_dir, store.stems)
@@ -93,12 +93,12 @@ def page(store: FeatureStore, sources: Sources, sampled: Sampled) -> str:
 
 
 def render(name: str, scope: str, sections: Sequence[Section]) -> str:
-    """The page of these sections; every text is escaped, as names and paths are untrusted.
+    """Renders the page as HTML; escapes all text, because names and paths are untrusted.
 
     Args:
-        name: the store's.
-        scope: what was measured.
-        sections: in their order.
+        name: the store's name.
+        scope: a sentence about which samples were measured.
+        sections: the sections in their order.
     """
     template = files(__package__).joinpath("page.html.jinja").read_text("utf-8")
     environment = jinja2.Environment(
@@ -109,7 +109,7 @@ def render(name: str, scope: str, sections: Sequence[Section]) -> str:
 
 
 def _printable(value: object) -> object:
-    """Spells out control characters, marks that turn the writing direction and lone surrogates."""
+    """Escapes control characters, marks of writing direction and lone surrogates."""
     if isinstance(value, Markup):
         return value
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(value))
@@ -118,14 +118,14 @@ def _printable(value: object) -> object:
 def _parts(store: FeatureStore, split_json: Path | None) -> dict[str, npt.NDArray[np.int64]]:
     if split_json is None:
         return {}
-    found = read_split(split_json, store.stems)
-    return {"train": found.train, "val": found.val, "test": found.test}
+    split = read_split(split_json, store.stems)
+    return {"train": split.train, "val": split.val, "test": split.test}
 
 
 def _about_features(
     store: FeatureStore, sampled: Sampled, labels: npt.NDArray[np.float32] | None
 ) -> list[Section]:
-    """The sections that read rows; none where every sample that would be read is bad."""
+    """The sections that read rows; none if every sample that would be read is bad."""
     if not len(sampled.samples):
         return []
     measured: list[FeatureFacts] = [measure(store, name, sampled) for name in store.features]
@@ -140,10 +140,10 @@ def _about_features(
 
 
 def _measured(store: FeatureStore, sampled: Sampled) -> str:
-    """Which part of the store the page is about."""
+    """A sentence about the part of the store that was measured."""
     done, seen = len(store.records), len(sampled.samples)
     if len(sampled.chunks) == len(store.ledger):
-        scope = f"Measured on all {amount(seen, 'sample')} done"
+        scope = f"Measured on all {amount(seen, 'sample')} that are committed"
     else:
         scope = (
             f"Means, deviations, genres and bad samples are of {amount(done, 'committed sample')}. "

@@ -1,4 +1,4 @@
-"""Image and text of the same sample against those of different samples."""
+"""Similarity of image and text of the same sample, compared with different samples."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class PairFacts:
-    """How well an image feature and a text feature find each other.
+    """Similarities of an image feature and a text feature.
 
     Attributes:
         image: the image feature's name.
         text: the text feature's name.
-        matched: float32 [S], cosine of both clean rows of a sample.
-        mismatched: float32 [S * shifts], cosine of a sample's image and another one's text.
-        separation: probability that a matched cosine exceeds one of the same image with another
+        matched: float32 [S], cosine of the two clean rows of each sample.
+        mismatched: float32 [S * shifts], cosine of a sample's image with another sample's text.
+        separation: probability that the cosine of an image with its text exceeds that with another
             text; 0.5 is chance.
-        recall: by k, share of images whose own text is among the k nearest of all S texts.
+        recall: share of images whose text is among the k nearest of all S texts, by k.
     """
 
     image: str
@@ -48,9 +48,9 @@ def pairs(features: Sequence[FeatureFacts]) -> Iterator[PairFacts]:
 def _compare(image: FeatureFacts, text: FeatureFacts) -> PairFacts:
     cosines = _normalised(image.clean) @ _normalised(text.clean).T  # [S, S]
     count = len(cosines)
-    own = cosines.diagonal().copy()
-    above = (cosines > own[:, None]).sum(axis=1)
-    equal = (cosines == own[:, None]).sum(axis=1) - 1
+    matched = cosines.diagonal().copy()
+    above = (cosines > matched[:, None]).sum(axis=1)
+    equal = (cosines == matched[:, None]).sum(axis=1) - 1
     lower = count - 1 - above - equal
     shifts = range(1, min(8, count - 1) + 1)
     rows = np.arange(count)
@@ -58,15 +58,15 @@ def _compare(image: FeatureFacts, text: FeatureFacts) -> PairFacts:
     return PairFacts(
         image=image.name,
         text=text.name,
-        matched=own,
+        matched=matched,
         mismatched=other,
         separation=float((lower + 0.5 * equal).sum() / (count * (count - 1))),
-        # Of texts that are equally near, half are counted as nearer.
+        # Half of the texts at equal distance count as nearer.
         recall={k: float((above + 0.5 * equal < k).mean()) for k in (1, 10) if k < count},
     )
 
 
 def _normalised(rows: Floats) -> Floats:
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    found: Floats = np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)
-    return found
+    normalised: Floats = np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)
+    return normalised

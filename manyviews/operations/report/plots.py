@@ -1,9 +1,9 @@
 """The plots, as SVG images; the only module that imports matplotlib.
 
-Text and axes have a colour that nothing else has: for a dark page it is exchanged for a light one.
-The background is transparent and the other colours are of middle brightness, so that they are
-legible on both pages and on paper. No date, no name of a machine and no random identifier is in
-them: the same numbers give the same bytes.
+Text and axes share a colour that nothing else has; for a dark page it is replaced by a light one.
+The background is transparent, and the other colours have a middle brightness, so that they are
+legible on light pages, dark pages and paper. The images contain no date, machine name or random
+identifier: equal numbers give equal bytes.
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ import numpy as np
 import numpy.typing as npt
 
 from featurestore.errors import ConfigError
+from manyviews.operations.installing import extra
 from manyviews.operations.report.content import Plot
 
 Values = npt.NDArray[Any]
 
-# By number of series; middle tones, at least 3:1 on white and on the page's dark ground.
+# Colours of the series, with a contrast of at least 3:1 on white and on the dark background.
 COLOURS = (
     *("#3b7fc4", "#d0782a", "#3a9360", "#c9504f"),
     *("#8a68cc", "#2b9299", "#c55b96", "#868686"),
 )
-_LIGHT_INK, _DARK_INK = "#1d2126", "#e4e7eb"  # as the text of the page
-_WIDTH = 3.9  # inches of 96 pixels; a phone of 360 pixels shows four fifths of it
+_LIGHT_INK, _DARK_INK = "#1d2126", "#e4e7eb"  # the text colours of the page
+_WIDTH = 3.9  # inches of 96 pixels
 _SETTINGS: Any = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -47,13 +48,13 @@ _SETTINGS: Any = {
     "legend.handlelength": 1.0,
     "legend.columnspacing": 1.0,
 }
-# More dots than these become pixels: a shape takes a hundred bytes, in each of two drawings.
+# More dots than this are rasterized: a vector shape takes 100 bytes in each of the two images.
 _MOST_SHAPES, _DOTS_PER_INCH = 200, 144
 _NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 
 
 def require() -> None:
-    """Makes sure that plots can be drawn.
+    """Checks that matplotlib is installed.
 
     Raises:
         ConfigError: matplotlib is not installed.
@@ -62,15 +63,15 @@ def require() -> None:
         import matplotlib  # noqa: F401
     except ImportError:
         raise ConfigError(
-            'The report needs matplotlib, which is not installed.\npip install "manyviews[report]"'
+            f"The report needs matplotlib, which is not installed.\nInstall it: {extra('report')}"
         ) from None
 
 
 def histograms(name: str, xlabel: str, series: Sequence[tuple[str, Values]]) -> Plot:
-    """Histograms over each other, each of area one; at least one series is not empty."""
+    """Draws overlaid histograms of area one; at least one series must not be empty."""
     values = [data for _, data in series if len(data)]
     low, high = min(float(v.min()) for v in values), max(float(v.max()) for v in values)
-    if high - low <= 1e-6 * max(abs(low), abs(high)):  # too narrow for bins of their own
+    if high - low <= 1e-6 * max(abs(low), abs(high)):  # too narrow for several bins
         low, high = low - 0.5, high + 0.5
     bins = round(2 * min(map(len, values)) ** 0.5)
     edges = np.linspace(low, high, 1 + min(60, max(8, bins)))
@@ -88,7 +89,7 @@ def histograms(name: str, xlabel: str, series: Sequence[tuple[str, Values]]) -> 
 
 
 def dimensions(name: str, sigma: Values, mean: Values) -> Plot:
-    """Standard deviation and mean of every dimension, sorted by the former."""
+    """Draws the deviation and the mean of every dimension, sorted by deviation."""
     order = np.argsort(sigma, kind="stable")
     floor = max(float(sigma.max()), float(np.abs(mean).max()), 1e-30) * 1e-9
 
@@ -109,7 +110,7 @@ def dimensions(name: str, sigma: Values, mean: Values) -> Plot:
 
 
 def scatter(name: str, points: Values, groups: Sequence[str], group: Values) -> Plot:
-    """Points in the plane, by group; the last group is what is left, and lies at the back."""
+    """Draws points coloured by group; the last group, all other points, is in the background."""
 
     def draw(axes: Any) -> None:
         last = len(groups) - 1
@@ -129,7 +130,7 @@ def scatter(name: str, points: Values, groups: Sequence[str], group: Values) -> 
 
 
 def bars(name: str, names: Sequence[str], values: Values, xlabel: str) -> Plot:
-    """Horizontal bars, the first on top."""
+    """Draws horizontal bars, the first on top."""
 
     def draw(axes: Any) -> None:
         axes.barh(names, values, color=COLOURS[0], height=0.72)
@@ -141,7 +142,7 @@ def bars(name: str, names: Sequence[str], values: Values, xlabel: str) -> Plot:
 
 
 def heat(name: str, names: Sequence[str], shares: Values) -> Plot:
-    """A square of shares in [0, 1]; the darker, the larger, on a light page and on a dark one."""
+    """Draws a square matrix of shares in [0, 1]; a larger share has a stronger colour."""
 
     def draw(axes: Any) -> None:
         from matplotlib.colors import to_rgb
@@ -160,7 +161,7 @@ def heat(name: str, names: Sequence[str], shares: Values) -> Plot:
 
 
 def throughput(name: str, hours: Values, rate: Values, waiting: Values, starts: Values) -> Plot:
-    """Samples per second and the share of waiting over time; dotted where a run began."""
+    """Draws samples per second and the share of waiting over time, with dotted run starts."""
     unit, factor = ("minutes", 60.0) if hours[-1] < 2 else ("hours", 1.0)
 
     def draw(axes: Any) -> None:
@@ -195,7 +196,7 @@ def _plot(
     legend: bool = False,
     height: float = 2.5,
 ) -> Plot:
-    """Draws on axes of their own; ``name`` tells the plots of a page apart."""
+    """Draws a plot on new axes; ``name`` must be unique on the page."""
     with _settings(name):
         from matplotlib.figure import Figure
 
@@ -213,13 +214,13 @@ def _plot(
 
 
 def _address(svg: str) -> str:
-    """The ``data:`` address of a drawing."""
+    """The ``data:`` address of an SVG image."""
     return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode("ascii")
 
 
 @contextmanager
 def _settings(name: str) -> Iterator[None]:
-    """What matplotlib sets by default, and ours, whatever a matplotlibrc of this machine says."""
+    """Uses matplotlib's defaults and ``_SETTINGS``, and ignores any matplotlibrc."""
     import matplotlib
 
     with matplotlib.rc_context():

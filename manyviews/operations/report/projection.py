@@ -1,4 +1,4 @@
-"""The plane in which clean views differ most, and the colours of its points."""
+"""The principal plane of the clean views, and the colours of its points."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Plane:
     """The first two principal components.
 
     Attributes:
-        points: float64 [S, 2].
-        shares: of the variance, along each of the two.
+        points: float64 [S, 2], the coordinates of the samples.
+        shares: share of the variance along each component.
     """
 
     points: npt.NDArray[np.float64]
@@ -30,7 +30,7 @@ class Plane:
 def plane(rows: npt.NDArray[np.float32]) -> Plane | None:
     """The principal plane of float32 [S, D]; None for fewer than three rows or no variance.
 
-    Of an axis only the line is defined, so its largest loading is made positive.
+    The sign of an axis is arbitrary: its largest loading is made positive.
     """
     if len(rows) < 3 or rows.shape[1] < 2:
         return None
@@ -38,7 +38,7 @@ def plane(rows: npt.NDArray[np.float32]) -> Plane | None:
     total = float(np.einsum("sd,sd->", wide, wide))
     if total <= 0:
         return None
-    if wide.shape[0] < wide.shape[1]:  # the smaller of the two products has the same eigenvalues
+    if wide.shape[0] < wide.shape[1]:  # both products have the same eigenvalues: use the smaller
         values, vectors = np.linalg.eigh(wide @ wide.T)
         axes = (wide.T @ vectors[:, -2:]) / np.sqrt(np.maximum(values[-2:], 1e-300))
     else:
@@ -49,23 +49,23 @@ def plane(rows: npt.NDArray[np.float32]) -> Plane | None:
 
 
 def groups(labels: npt.NDArray[np.float32]) -> tuple[list[str], npt.NDArray[np.int64]]:
-    """A colour for each sample of float32 [S, 23]: the rarest of its frequent genres.
+    """Groups samples with labels float32 [S, 23] by the rarest of their frequent genres.
 
     Returns:
-        The names of the groups, the most frequent first and the rest last, and int64 [S] which of
-        them a sample is in. Only the most frequent genres are groups of their own.
+        The names of the groups, which are the ``COLOURED`` most frequent genres in descending order
+        and ``OTHER``; and the group of each sample, int64 [S].
     """
     counts = labels.sum(axis=0)
     ranked = [int(c) for c in np.argsort(-counts, kind="stable")[:COLOURED] if counts[c] > 0]
-    found = np.full(len(labels), len(ranked), np.int64)
-    for group, column in enumerate(ranked):  # a later one is rarer, and wins
-        found[labels[:, column] > 0] = group
-    return [*(CLASS_NAMES[c] for c in ranked), OTHER], found
+    group_of = np.full(len(labels), len(ranked), np.int64)
+    for group, column in enumerate(ranked):  # later genres are rarer, and override
+        group_of[labels[:, column] > 0] = group
+    return [*(CLASS_NAMES[c] for c in ranked), OTHER], group_of
 
 
 def explain(names: Sequence[str]) -> str:
-    """How :func:`groups` chose, for the page."""
+    """A sentence that explains the colours of :func:`groups`."""
     return (
-        f"Coloured are the {len(names) - 1} most frequent genres; "
+        f"The {len(names) - 1} most frequent genres have colours; "
         "a sample with several of them has the colour of the rarest."
     )

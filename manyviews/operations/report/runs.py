@@ -1,4 +1,4 @@
-"""Throughput from the run logs. They prove nothing and may be torn: nothing in them is trusted."""
+"""Throughput from the run logs, which may be torn: no value is trusted without a check."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _MOST_BYTES = 64 << 20
 
 @dataclass(slots=True)
 class Throughput:
-    """What the logs tell of all runs, put end to end.
+    """The logged throughput of all runs, one after the other, without the pauses between them.
 
     Attributes:
-        hours: hours of making samples up to the end of each chunk; runs follow one another.
-        samples_per_s: samples per second of the same chunk.
-        waiting: share of the chunk's time in which the backbones waited for producers, in [0, 1].
-        starts: hours at which a run began.
-        skipped: lines and files that could not be used.
+        hours: hours of computation up to the end of each chunk.
+        samples_per_s: samples per second of each chunk.
+        waiting: share of each chunk's time in which the backbones waited for producers, 0 to 1.
+        starts: hours at which the runs started.
+        skipped: number of lines and files that could not be read.
     """
 
     hours: list[float] = field(default_factory=list)
@@ -33,46 +33,46 @@ class Throughput:
 
     @property
     def runs(self) -> int:
-        """Runs that made something."""
+        """Number of runs that built a chunk."""
         return len(self.starts)
 
 
 def throughput(store: Path) -> Throughput:
-    """Reads the logs of a store; empty where there are none."""
-    found = Throughput()
+    """Reads the logs of a store; the result is empty if there are none."""
+    logged = Throughput()
     for path in sorted((store / RUNS).glob("*.log")):
-        _add_run(path, found)
-    return found
+        _add_run(path, logged)
+    return logged
 
 
-def _add_run(path: Path, found: Throughput) -> None:
+def _add_run(path: Path, logged: Throughput) -> None:
     """Adds the chunks of one run."""
     before = (0.0, 0.0, 0.0)  # built, seconds, waited
-    offset = found.hours[-1] if found.hours else 0.0
-    for line in _lines(path, found):
+    offset = logged.hours[-1] if logged.hours else 0.0
+    for line in _lines(path, logged):
         now = _chunk(line)
         if now is None:
             continue
         built, seconds, waited = (b - a for a, b in zip(before, now, strict=True))
         if built <= 0 or seconds <= 0:
-            found.skipped += 1
+            logged.skipped += 1
             continue
         if before == (0.0, 0.0, 0.0):
-            found.starts.append(offset)
+            logged.starts.append(offset)
         before = now
-        found.hours.append(offset + now[1] / 3600)
-        found.samples_per_s.append(built / seconds)
-        found.waiting.append(min(1.0, max(0.0, waited / seconds)))
+        logged.hours.append(offset + now[1] / 3600)
+        logged.samples_per_s.append(built / seconds)
+        logged.waiting.append(min(1.0, max(0.0, waited / seconds)))
 
 
-def _lines(path: Path, found: Throughput) -> list[dict[str, Any]]:
-    """The log's objects; a killed build leaves half a line."""
+def _lines(path: Path, logged: Throughput) -> list[dict[str, Any]]:
+    """The JSON objects of a log; skips torn lines, which a killed build leaves."""
     try:
         if path.is_symlink() or path.stat().st_size > _MOST_BYTES:
-            raise ValueError("not a log that a build wrote")
+            raise ValueError("a build does not write such a log")
         texts = path.read_bytes().splitlines()
     except (OSError, ValueError):
-        found.skipped += 1
+        logged.skipped += 1
         return []
     lines = []
     for text in texts:
@@ -83,7 +83,7 @@ def _lines(path: Path, found: Throughput) -> list[dict[str, Any]]:
         if isinstance(line, dict):
             lines.append(line)
         else:
-            found.skipped += 1
+            logged.skipped += 1
     return lines
 
 

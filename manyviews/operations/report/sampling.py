@@ -1,4 +1,4 @@
-"""Which part of a store is measured: whole chunks, so that each is read and checked once."""
+"""Choose the part of a store to measure: whole chunks, so that each is read and verified once."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Sampled:
 
     Attributes:
         chunks: the chunks that are read, in order.
-        samples: int64 [S], their samples without those that have a bad input, in order.
-        left_out: how many of the chunks' samples have one.
+        samples: int64 [S], the samples of these chunks without a bad input, in order.
+        left_out: number of samples of these chunks with a bad input.
     """
 
     chunks: tuple[int, ...]
@@ -29,14 +29,14 @@ class Sampled:
     left_out: int
 
     def of(self, store: FeatureStore, chunk: int) -> npt.NDArray[np.int64]:
-        """Positions in a chunk of those of its samples that are measured."""
+        """Positions of the measured samples within a chunk, int64."""
         indices = store.spec.samples_of(chunk)
         low, high = np.searchsorted(self.samples, [indices.start, indices.stop])
         return self.samples[low:high] - indices.start
 
 
 def choose(store: FeatureStore, most: int = SAMPLES) -> Sampled:
-    """Chooses committed chunks, evenly spread, that hold at most ``most`` samples; one at least."""
+    """Chooses evenly spaced committed chunks with at most ``most`` samples, at least one chunk."""
     committed = [entry.chunk for entry in store.ledger.entries]
     wanted = max(1, most // store.spec.chunk)
     if len(committed) > wanted:
@@ -48,7 +48,7 @@ def choose(store: FeatureStore, most: int = SAMPLES) -> Sampled:
 
 
 def modality(store: FeatureStore, feature: str) -> Modality | None:
-    """What a feature was made of; None where neither the name nor the fingerprint tells."""
+    """The modality of a feature; None if neither its name nor the fingerprint determines it."""
     if feature in REGISTRY:
         return REGISTRY[feature].modality
     if f"{feature}.size" in store.fingerprint:

@@ -1,4 +1,4 @@
-"""The sections about features: what is measured, as plots and tables."""
+"""The sections about features, with plots and tables of their statistics."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ Groups = tuple[list[str], npt.NDArray[np.int64]]
 
 
 def summary(store: FeatureStore) -> Section:
-    """What the store is."""
+    """The summary of the store and its features."""
     changed = sorted({f"{k} {v}" for e in store.ledger.entries for k, v in e.changed.items()})
-    notes = [f"Made with changes that were accepted: {'; '.join(changed)}."] if changed else []
+    notes = [f"Built with changes that were accepted: {'; '.join(changed)}."] if changed else []
     facts = Table("The store", ("", ""), _store_rows(store))
     return Section("summary", "Summary", facts, _feature_table(store), *notes)
 
@@ -33,9 +33,9 @@ def _store_rows(store: FeatureStore) -> list[tuple[object, object]]:
     spec, known, done = store.spec, store.fingerprint, len(store.records)
     total = sum(size for e in store.ledger.entries for size, _ in e.files.values())
     rows: list[tuple[object, object]] = [
-        ("state", "complete" if store.complete else "not complete; build --resume goes on"),
+        ("state", "complete" if store.complete else "not complete; build --resume continues"),
         ("samples", f"{done:,} of {spec.samples:,}"),
-        ("views of each, with the clean one", spec.views),
+        ("views per sample, including the clean one", spec.views),
         ("rows of each feature", f"{done * spec.views:,}"),
         ("chunks", f"{len(store.ledger):,} of {spec.chunks:,}, of {amount(spec.chunk, 'sample')}"),
         ("size on disk", size_text(total)),
@@ -43,8 +43,8 @@ def _store_rows(store: FeatureStore) -> list[tuple[object, object]]:
     ]
     rows += [(name.replace("_", " "), known[name]) for name in _FIELDS if name in known]
     versions = sorted(name for name in known if name.startswith(VERSION))
-    told = ", ".join(f"{name.removeprefix(VERSION)} {known[name]}" for name in versions)
-    return [*rows, ("versions", told or "–")]
+    listed = ", ".join(f"{name.removeprefix(VERSION)} {known[name]}" for name in versions)
+    return [*rows, ("versions", listed or "–")]
 
 
 def _feature_table(store: FeatureStore) -> Table:
@@ -62,7 +62,7 @@ def _feature_table(store: FeatureStore) -> Table:
 
 
 def norms(features: Sequence[FeatureFacts]) -> Section:
-    """Lengths of rows."""
+    """The distribution of the lengths of rows."""
     drawn, rows, unit = [], [], []
     for facts in features:
         series = [("clean", facts.clean_norms), ("augmented", facts.view_norms)]
@@ -79,20 +79,20 @@ def norms(features: Sequence[FeatureFacts]) -> Section:
     if unit:
         parts.append(
             f"Normalised: {', '.join(unit)}. Every row has length 1, as the model returns it; "
-            "there is no distribution of lengths to look at."
+            "there is no distribution of lengths to show."
         )
     if rows:
-        said = (
-            "Lengths of raw rows. One hump is healthy; a spike at one value means rows that are "
-            "all alike, such as empty texts or a model that ignores its input."
+        explanation = (
+            "Lengths of raw rows. One peak is normal; a spike at one value means identical rows, "
+            "such as empty texts or a model that ignores its input."
         )
         head = ("feature", "views", "mean", "5%", "median", "95%")
-        parts += [said, drawn, Table("Norms", head, rows)]
+        parts += [explanation, drawn, Table("Norms", head, rows)]
     return Section("norms", "Norms", *parts)
 
 
 def dimensions(features: Sequence[FeatureFacts]) -> Section:
-    """Mean and deviation of each dimension, over all rows."""
+    """The mean and standard deviation of each dimension over all rows."""
     drawn, rows = [], []
     for facts in features:
         sigma, mean = facts.moments.sigma, facts.moments.mean
@@ -101,24 +101,24 @@ def dimensions(features: Sequence[FeatureFacts]) -> Section:
         levels = [number(float(f(sigma))) for f in (np.min, np.median, np.max)]
         constant, far = _listed(facts.near_constant), _listed(facts.far_from_zero)
         rows.append((facts.name, *levels, constant, far))
-    head = ("feature", "σ least", "σ median", "σ most", "near-constant", "|mean| > 10 σ")
+    head = ("feature", "σ minimum", "σ median", "σ maximum", "near-constant", "|mean| > 10 σ")
     return Section(
         "dimensions",
         "Dimensions",
         "Mean and standard deviation σ over all rows, before any z-score. A dimension is "
         "called near-constant where σ is below a ten-thousandth of the feature's median σ or "
-        "below a millionth of its own mean: a z-score only blows up its noise. Dimensions far "
-        "from zero outweigh the others in products of raw rows.",
+        "below a millionth of its mean: a z-score only amplifies its noise. Dimensions far "
+        "from zero dominate the products of raw rows.",
         drawn,
-        Table("Dimensions; numbers count from 0", head, rows),
+        Table("Dimensions, numbered from 0", head, rows),
     )
 
 
-def _listed(found: npt.NDArray[np.int64]) -> str:
-    if not len(found):
+def _listed(indices: npt.NDArray[np.int64]) -> str:
+    if not len(indices):
         return "none"
-    more = ", …" if len(found) > _SHOWN else ""
-    return f"{len(found):,}: {', '.join(map(str, found[:_SHOWN]))}{more}"
+    more = ", …" if len(indices) > _SHOWN else ""
+    return f"{len(indices):,}: {', '.join(map(str, indices[:_SHOWN]))}{more}"
 
 
 def planes(features: Sequence[FeatureFacts], groups: Groups | None) -> Section:
@@ -126,27 +126,27 @@ def planes(features: Sequence[FeatureFacts], groups: Groups | None) -> Section:
     drawn: list[Figure] = []
     rows: list[tuple[object, ...]] = []
     for facts in features:
-        found = projection.plane(facts.clean)
-        if found is None:
+        plane = projection.plane(facts.clean)
+        if plane is None:
             rows.append((facts.name, "–", "–"))
             continue
-        names, group = groups or (["samples"], np.zeros(len(found.points), np.int64))
-        plot = plots.scatter(f"principal plane of {facts.name}", found.points, names, group)
+        names, group = groups or (["samples"], np.zeros(len(plane.points), np.int64))
+        plot = plots.scatter(f"principal plane of {facts.name}", plane.points, names, group)
         drawn.append(Figure(plot, facts.name))
-        rows.append((facts.name, *(f"{share:.1%}" for share in found.shares)))
-    told = projection.explain(groups[0]) if groups else "Give --labels-dir to colour by genre."
+        rows.append((facts.name, *(f"{share:.1%}" for share in plane.shares)))
+    colours = projection.explain(groups[0]) if groups else "Give --labels-dir to colour by genre."
     return Section(
         "plane",
         "Principal plane",
-        f"Clean views in the plane in which they differ most. {told} Groups that lie apart can "
-        "be told apart by a linear model; a few points far from all others are worth a look.",
+        f"Clean views in the plane of their largest variance. {colours} A linear model can "
+        "distinguish groups that are apart; inspect points that are far from all others.",
         drawn,
         Table("Share of the variance", ("feature", "first", "second"), rows),
     )
 
 
 def spread(features: Sequence[FeatureFacts]) -> Section:
-    """Views of a sample against other samples."""
+    """The similarity of a sample's views, compared with other samples."""
     drawn, rows = [], []
     for facts in features:
         series = [("its augmented views", facts.to_clean), ("another sample", facts.to_other)]
@@ -159,11 +159,11 @@ def spread(features: Sequence[FeatureFacts]) -> Section:
     return Section(
         "spread",
         "Views of a sample, and other samples",
-        "Cosines with a sample's clean view, the mean of all rows subtracted. Own views should "
-        "lie to the right of other samples. A spike at 1 means views that change nothing; own "
-        "views around 0 mean views that no longer show the sample. Within / between is the "
-        "variance of a sample's views over that between samples; ICC(1) is the share of the "
-        "variance that the sample explains.",
+        "Cosines with a sample's clean view, after subtracting the mean of all rows. A sample's "
+        "own views should be to the right of other samples. A spike at 1 means that the views "
+        "are unchanged; values around 0 mean that they no longer resemble the sample. Within / "
+        "between is the variance within samples over the variance between samples; ICC(1) is the "
+        "share of the variance that the sample explains.",
         drawn,
         Table("Spread", head, rows),
     )
@@ -173,10 +173,10 @@ def _median(values: npt.NDArray[np.float32]) -> float | None:
     return float(np.median(values)) if len(values) else None
 
 
-def matching(found: Sequence[PairFacts]) -> Section:
-    """Image and text of the same sample."""
+def matching(pairs: Sequence[PairFacts]) -> Section:
+    """The similarity of image and text of the same sample."""
     drawn, rows = [], []
-    for facts in found:
+    for facts in pairs:
         series = [("same sample", facts.matched), ("different samples", facts.mismatched)]
         name = f"{facts.image} with {facts.text}"
         drawn.append(Figure(plots.histograms(f"cosines of {name}", "cosine", series), name))
@@ -184,24 +184,23 @@ def matching(found: Sequence[PairFacts]) -> Section:
         recall = [f"{facts.recall[k]:.1%}" if k in facts.recall else "–" for k in (1, 10)]
         rows.append((name, *medians, number(facts.separation, 3), *recall))
     if not rows:
-        told = "No image feature has as many dimensions as a text feature: nothing to compare."
-        return Section("matching", "Image and text", told)
+        reason = "No image feature has the dimension of a text feature: nothing to compare."
+        return Section("matching", "Image and text", reason)
     head = ("pair", "median: same", "median: different", "separation", "recall@1", "recall@10")
     return Section(
         "matching",
         "Image and text",
-        "Cosines of raw clean rows of features with as many dimensions. They mean something "
-        "only where both models share a space, as the two of CLIP do; there, the same sample "
-        "lies to the right. Separation is the probability that an image is nearer to its own "
-        "text than to another one (0.5 is chance); recall@k is out of "
-        f"{len(found[0].matched):,} texts.",
+        "Cosines of raw clean rows of features of equal dimension. They are meaningful only if "
+        "both models share a space, as the two of CLIP do; then the same sample is to the right. "
+        "Separation is the probability that an image is nearer to its own text than to another "
+        f"one (0.5 is chance); recall@k is out of {len(pairs[0].matched):,} texts.",
         drawn,
         Table("Image and text", head, rows),
     )
 
 
 def size_text(size: float) -> str:
-    """Bytes for a person."""
+    """A size in decimal units, as text."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if size < 1000 or unit == "GB":
             break

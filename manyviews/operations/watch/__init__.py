@@ -1,1 +1,1 @@
-"""How far a build is."""
+"""The progress of a build, read from its store."""

@@ -1,8 +1,8 @@
-"""What the newest log of a store's builds says: how fast it is, and how it ended.
+"""Read the newest run log of a store: the rate of the build, and how it ended.
 
-A build has one rate. While it runs, that is the one which it displays itself, and which it writes
-to its log with each chunk (``consumers.progress.Meter``); once it has ended, all its samples in all
-its time, as its last line says.
+The rate of a running build is the one that it displays, and logs with each chunk
+(``consumers.progress.Meter``). The rate of a build that has ended is its number of samples over its
+duration, as in its last line.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _ENDS = ("finished", "interrupted", "failed")
 
 @dataclass(frozen=True, slots=True)
 class _Mark:
-    """The newest committed chunk: when, the run's totals until then, and its rate."""
+    """The newest committed chunk: its time, the run's totals until then, and its rate."""
 
     time: datetime
     built: int
@@ -32,14 +32,13 @@ class _Mark:
 
 @dataclass(slots=True)
 class Run:
-    """One build, as far as its log goes.
+    """One build according to its log.
 
     Attributes:
-        pid: the process that wrote it.
-        started: the facts of its start; empty where it has none.
-        end: ``finished``, ``interrupted`` or ``failed``; ``""`` while it runs, and for ever where
-            it was killed.
-        why: what ended it, in words.
+        pid: id of the process that wrote the log.
+        started: the facts of the ``started`` event; empty if it was not logged.
+        end: ``finished``, ``interrupted`` or ``failed``; ``""`` while it runs, or if it was killed.
+        why: the error message that ended it, or ``""``.
     """
 
     pid: int
@@ -51,11 +50,11 @@ class Run:
 
     @property
     def built(self) -> int:
-        """Samples that it has committed."""
+        """Number of samples that it has committed."""
         return 0 if self._last is None else self._last.built
 
     def take(self, line: bytes) -> None:
-        """Takes one line of the log; one that is torn or foreign says nothing."""
+        """Reads one line of the log; ignores a line that is torn or unknown."""
         with suppress(ValueError, KeyError, TypeError, AttributeError):
             facts = json.loads(line)
             event = facts["event"]
@@ -75,11 +74,11 @@ class Run:
                 self.end, self.why = event, str(facts.get("error", ""))
 
     def samples_per_s(self, now: datetime | None = None) -> float:
-        """Samples per second; 0 where nothing is known.
+        """Samples per second; 0 if not known.
 
         Args:
-            now: of a build that runs: the rate of its last minute, which falls while nothing comes.
-                None for one that has ended: of all of it.
+            now: the current time, for the rate of a running build over its last minute, which
+                falls while no chunk is committed; None for the rate over the whole build.
         """
         last = self._last
         if last is None or last.seconds <= 0:
@@ -90,7 +89,7 @@ class Run:
         return last.samples_per_s * last.over_s / (last.over_s + late)
 
     def eta_s(self, left: int, now: datetime) -> float | None:
-        """Seconds until ``left`` more samples are committed; None where nothing is known."""
+        """Seconds until ``left`` more samples are committed; None if not known."""
         rate = self.samples_per_s(now)
         if self._last is None or not rate:
             return None
@@ -98,20 +97,20 @@ class Run:
 
     @property
     def bottleneck(self) -> str:
-        """``producers`` where the backbones wait for them most of the time, else ``backbones``."""
+        """``producers`` if the backbones wait for them most of the time, else ``backbones``."""
         return "unknown" if self._last is None else self._last.slower_side
 
 
 def _since(mark: _Mark, now: datetime) -> float:
-    # Clocks of two machines may disagree.
+    # The clocks of two machines may differ: never negative.
     return max(0.0, (now - mark.time).total_seconds())
 
 
 def newest_run(folder: Path) -> Run | None:
-    """Reads the newest log in a store's ``records/runs``; None where there is none.
+    """Reads the newest log in a store's ``records/runs``; None if there is none.
 
-    Logs are named by the time of their start and the process. They decide nothing: one that cannot
-    be read is the same as none.
+    A log's name is its start time and process id. Logs are informative only: an unreadable log
+    counts as none.
     """
     try:
         path = max((p for p in folder.iterdir() if p.suffix == ".log"), key=lambda p: p.name)
@@ -119,11 +118,11 @@ def newest_run(folder: Path) -> Run | None:
         lines = path.read_bytes().split(b"\n")
     except (OSError, ValueError):
         return None
-    for line in lines[:-1]:  # the last one is empty, or not yet whole
+    for line in lines[:-1]:  # the last one is empty or incomplete
         run.take(line)
     return run
 
 
 def utc_now() -> datetime:
-    """Now."""
+    """The current time in UTC."""
     return datetime.now(UTC)

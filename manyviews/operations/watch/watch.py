@@ -1,7 +1,7 @@
-"""How far a store is: what is committed, how fast, and who writes to it. Reads only.
+"""The progress of a store: committed chunks, rate, and the process that writes to it.
 
-The store's lock is looked at and never held. Nothing here disturbs a build, in this process or in
-another, on this machine or on one that shares the file system.
+This module only reads, and inspects the store's lock without taking it. It does not disturb a
+build in this process, in another one, or on another machine that shares the file system.
 """
 
 from __future__ import annotations
@@ -21,25 +21,24 @@ from featurestore.storage.writer import state_of
 from featurestore.system.locks import UNKNOWN, Holder, Unknown, lock_holder
 from manyviews.operations.watch.runs import Run, newest_run, utc_now
 
-# Where nobody can tell whether a build is at it: how long to watch a store that does not change. A
-# chunk of a slow build takes minutes.
+# Without file locks, a watch ends after this many seconds without a change.
 STILL_S = 60.0
 _LOCK = {Holder: "held", Unknown: "unknown"}
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """How much of a store, or of an addition to it, is committed.
+    """The committed part of a store, or of an extension of it.
 
     Attributes:
-        samples: samples in all.
-        views: views per sample.
-        dims: length of each feature.
-        done: samples that are committed.
-        chunks: chunks in all.
-        committed: chunks that are committed.
-        bad: bad inputs of the committed samples, by modality and reason.
-        fingerprint: everything that changes its numbers.
+        samples: total number of samples.
+        views: number of views per sample.
+        dims: dimension of each feature.
+        done: number of committed samples.
+        chunks: total number of chunks.
+        committed: number of committed chunks.
+        bad: number of bad inputs of the committed samples, by modality and reason.
+        fingerprint: the settings that affect the numbers of the store.
     """
 
     samples: int
@@ -53,7 +52,7 @@ class Part:
 
     @classmethod
     def of(cls, store: FeatureStore) -> Part:
-        """Reads it off an open store."""
+        """Counts the committed part of an open store."""
         bad = Counter(f"{b.modality} {b.reason}" for b in store.bad_inputs)
         spec = store.spec
         return cls(
@@ -75,19 +74,18 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """A look at a store.
+    """A snapshot of a store's progress.
 
     Attributes:
-        path: its folder.
-        store: what is committed.
-        addition: what is committed of what is being added to it, or None.
-        holder: the process that holds its lock; None where nobody does, ``UNKNOWN`` where the file
-            system has no locks, so that nobody can tell.
-        run: its newest build, or None where no log says anything.
-        samples_per_s: of that build; 0 where nothing is known.
-        eta_s: seconds to its end while it runs; None where nothing is known.
-        is_still: whether nothing has changed for so long that a watch ends, where nobody can tell
-            whether somebody writes to it.
+        path: the store's folder.
+        store: the committed part of the store.
+        addition: the committed part of the extension that is being added to it, or None.
+        holder: the process that holds the lock; None if no process does, ``UNKNOWN`` if the file
+            system has no locks.
+        run: the newest build, or None without a readable log.
+        samples_per_s: rate of the newest build; 0 if not known.
+        eta_s: seconds to the end of a running build; None if not known.
+        is_still: without file locks, whether nothing has changed for so long that a watch ends.
     """
 
     path: Path
@@ -101,20 +99,20 @@ class Progress:
 
     @property
     def part(self) -> Part:
-        """What is being made."""
+        """The part that is being built: the extension, or else the store."""
         return self.addition or self.store
 
     @property
     def running(self) -> bool:
-        """Whether a build that has begun to make samples is at it."""
+        """Whether a build is running and has logged its start."""
         return self._is_holders
 
     @property
     def ended(self) -> str:
-        """How it ended: ``complete``, or how the last build left it; ``""`` while one is at it.
+        """The final state: ``complete``, or how the last build ended; ``""`` while a build runs.
 
-        Where nobody can tell whether one is, a complete store and a log that says its end have
-        ended; others have after a while in which nothing changes, ``unknown``.
+        Without file locks, a complete store and a log with an end count as ended; anything else
+        becomes ``unknown`` after ``STILL_S`` seconds without a change.
         """
         if isinstance(self.holder, Holder):
             return ""
@@ -137,7 +135,7 @@ class Progress:
         )
 
     def facts(self) -> dict[str, Any]:
-        """The look as plain values."""
+        """The snapshot as plain values for ``--json``."""
         store, run = self.store, self.run
         return {
             "samples": store.samples,
@@ -175,20 +173,20 @@ def _addition_facts(part: Part) -> dict[str, Any]:
 
 
 class Looker:
-    """Looks at one store again and again, and reads its ledger only where it has changed."""
+    """Takes snapshots of one store, and reads its ledger only after a change."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._known: dict[Path, tuple[object, Part]] = {}
 
     def look(self) -> Progress:
-        """Looks once.
+        """Takes a snapshot.
 
         Raises:
             InputError: there is no store.
-            CorruptStoreError: its records are damaged.
+            CorruptStoreError: the store's records are damaged.
         """
-        # The holder first: what it has committed before it ended is then seen below.
+        # Read the holder first: then all chunks that it committed before it exited are seen below.
         holder = lock_holder(self._path / LOCK)
         addition = None
         if extension.is_unfinished(self._path):
@@ -215,10 +213,10 @@ class Looker:
 
 def _stat(path: Path) -> tuple[int, int, int]:
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return (0, 0, 0)
-    return (found.st_ino, found.st_size, found.st_mtime_ns)
+    return (status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 def watch(
@@ -227,20 +225,20 @@ def watch(
     still_s: float = STILL_S,
     waiting: Callable[[], None] = lambda: None,
 ) -> Iterator[Progress]:
-    """Looks at a store until it is complete or nobody writes to it any more.
+    """Takes snapshots of a store until it is complete or no process writes to it.
 
     Args:
-        path: the store.
-        every_s: seconds between two looks.
-        still_s: how long nothing must have changed to end, where nobody can tell who writes.
-        waiting: called once where there is no store yet, before a build is waited for.
+        path: the store's folder.
+        every_s: seconds between two snapshots.
+        still_s: without file locks, seconds without a change after which the watch ends.
+        waiting: called once if there is no store yet, before waiting for one.
 
     Yields:
-        A look each ``every_s`` seconds; of the last one, ``ended`` says how it ended.
+        A snapshot every ``every_s`` seconds; ``ended`` of the last one is not empty.
 
     Raises:
-        InputError: there is something else than a store.
-        CorruptStoreError: its records are damaged.
+        InputError: the folder is not a store.
+        CorruptStoreError: the store's records are damaged.
     """
     if state_of(path) != "store":
         waiting()
@@ -250,26 +248,26 @@ def watch(
     last, since = None, time.monotonic()
     while True:
         try:
-            found = looker.look()
+            progress = looker.look()
         except ManyViewsError:
-            # A store that is being made, or to which an addition is put in place, may for an
-            # instant not be there.
+            # A store that is being created, or whose extension is being moved into place, may be
+            # absent for an instant.
             if not isinstance(lock_holder(path / LOCK), Holder):
-                found = looker.look()
+                progress = looker.look()
             else:
                 time.sleep(every_s)
                 continue
-        if found.holder is UNKNOWN:
-            state = (found.store.committed, found.addition, _run_state(found.run))
+        if progress.holder is UNKNOWN:
+            state = (progress.store.committed, progress.addition, _run_state(progress.run))
             if state != last:
                 last, since = state, time.monotonic()
-            found = replace(found, is_still=time.monotonic() - since >= still_s)
-        yield found
-        if found.ended:
+            progress = replace(progress, is_still=time.monotonic() - since >= still_s)
+        yield progress
+        if progress.ended:
             return
         time.sleep(every_s)
 
 
 def _run_state(run: Run | None) -> tuple[int, int] | None:
-    """What changes as a build's log grows."""
+    """The parts of a run that change while its log grows."""
     return None if run is None else (run.pid, run.built)

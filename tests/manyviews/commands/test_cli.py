@@ -1,4 +1,4 @@
-"""The command line: help, precedence, exit codes, and what goes to which stream."""
+"""The command line: help, precedence of options, exit codes, and output streams."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from featurestore.imdb.genres import CLASS_NAMES
 from featurestore.records import FEATURES
 from manyviews import main
 from manyviews.commands.build import build_config
+from manyviews.operations.check import libraries
 from tests import warm
 from tests.conftest import ROOT, tree_digest
 
@@ -31,7 +32,7 @@ Output = tuple[int, str, str]
 
 @pytest.fixture
 def run(capfd: pytest.CaptureFixture[str]) -> Any:
-    """Runs a command in this process, through the same ``main`` as the shell does."""
+    """Runs a command in this process through ``main``, as a shell would."""
 
     def call(*arguments: object) -> Output:
         with pytest.raises(SystemExit) as ended:
@@ -91,7 +92,14 @@ def test_help_answers_without_the_heavy_libraries(command: list[str]) -> None:
         assert all(name in text for name in COMMANDS)
 
 
-def test_every_option_explains_itself() -> None:
+def test_defaults_that_a_store_replaces_are_named(run: Any) -> None:
+    for command in ("build", "check"):
+        text = " ".join(run(command, "--help")[1].split())
+        assert "[default: 70, or the store's]" in text
+        assert "it must fill whole pages of memory. [default: 64, or the store's]" in text
+
+
+def test_every_option_has_a_help_text() -> None:
     for name, command in main.cli.commands.items():
         for option in command.params:
             if isinstance(option, click.Option) and option.name != "prefix":
@@ -156,7 +164,7 @@ def test_defaults_then_file_then_environment_then_options(
     ],
 )
 @pytest.mark.usefixtures("no_variables")
-def test_a_file_that_does_not_fit(tmp_path: Path, content: str, expected: str) -> None:
+def test_an_invalid_config_file_is_refused(tmp_path: Path, content: str, expected: str) -> None:
     toml = tmp_path / "bad.toml"
     toml.write_text(content)
     with pytest.raises(ConfigError, match=expected):
@@ -225,28 +233,28 @@ def test_an_unexpected_exception_is_a_defect_with_a_hint(
     assert "in broken" in errors
 
 
-def test_debug_shows_where_an_error_of_ours_came_from(run: Any) -> None:
+def test_debug_shows_the_traceback_of_a_manyviews_error(run: Any) -> None:
     code, _, errors = run("labels", "--data-dir", "none", "--out-dir", "o", "--debug")
     assert code == 2
     assert "Traceback (most recent call last)" in errors
     assert "Error: The data folder none does not exist." in errors
 
 
-def test_ctrl_c_anywhere(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_exits_with_130_and_says_how_to_continue(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("producers.sources.source.scan", interrupted)
     code, _, errors = run("labels", "--data-dir", "d", "--out-dir", "o")
-    assert (code, errors.strip()) == (130, "Error: Interrupted: run the same command again.")
+    assert (code, errors.strip()) == (130, "Interrupted: run the same command again.")
     monkeypatch.setattr("consumers.build.scan", interrupted)
     code, _, errors = run("build", "--data-dir", "d", "--store", "s")
-    assert (code, errors.strip()) == (130, "Error: Interrupted: `build --resume` continues.")
+    assert (code, errors.strip()) == (130, "Interrupted: `build --resume` continues.")
 
 
-def test_a_reader_that_goes_away_is_no_error_to_shout_about(
-    demo_data: Path, tmp_path: Path
-) -> None:
+def test_a_closed_pipe_prints_no_error(demo_data: Path, tmp_path: Path) -> None:
     read, write = os.pipe()
     os.close(read)
     command = [sys.executable, str(ROOT / "cli.py"), "labels", "--json"]
@@ -259,7 +267,7 @@ def test_a_reader_that_goes_away_is_no_error_to_shout_about(
     assert "BrokenPipe" not in done.stderr
 
 
-def test_names_that_a_terminal_cannot_show(tmp_path: Path) -> None:
+def test_names_that_a_terminal_cannot_encode_are_escaped(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
     stem = os.fsdecode(b"caf\xc3\xa9 \xff")
@@ -275,7 +283,7 @@ def test_names_that_a_terminal_cannot_show(tmp_path: Path) -> None:
 # Commands from end to end -----------------------------------------------------------------------
 
 
-def test_build_prints_json_and_nothing_else(
+def test_build_prints_only_json_on_standard_output(
     demo_data: Path, checkpoints: dict[str, str], tmp_path: Path
 ) -> None:
     store = tmp_path / "store"
@@ -309,7 +317,7 @@ def test_a_build_with_bad_samples_exits_with_3_and_lists_them(
     code, output, errors = run(*arguments, "--chunk", 4, "--device", "cpu", "--workers", 1)
     assert (code, output) == (3, "")
     assert "bad inputs, each with a placeholder (1):\n  'b': text not-an-object" in errors
-    # Still so when there is nothing left to do.
+    # The exit code is the same when the store is already complete.
     code, output, errors = run(*arguments, "--resume", "--json", "--chunk", 4, "--device", "cpu")
     assert code == 3
     assert json.loads(output)["built"] == 0
@@ -351,7 +359,7 @@ def test_labels_from_end_to_end(run: Any, demo_data: Path, tmp_path: Path) -> No
     assert tree_digest(tmp_path) == before
 
 
-def test_labels_beside_embeddings_take_their_views_and_seed(
+def test_augmented_labels_use_views_and_seed_of_the_embeddings(
     run: Any, demo_data: Path, tmp_path: Path
 ) -> None:
     beside, out = tmp_path / "embeddings", tmp_path / "labels"
@@ -394,39 +402,39 @@ def test_labels_of_synopses_that_cannot_be_read(run: Any, tmp_path: Path) -> Non
     assert np.load(tmp_path / "o" / "labels_all_23.npy").sum() == 1
 
 
-def test_the_demo_empties_only_its_own_folder(run: Any, tmp_path: Path) -> None:
+def test_the_demo_empties_only_folders_that_it_created(run: Any, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     before = tree_digest(tmp_path)
     code, _, errors = run("demo", "--out-dir", tmp_path)
     assert code == InputError.exit_code == 2
-    assert "no demo made it" in errors
+    assert "was not created by the demo" in errors
     assert tree_digest(tmp_path) == before
 
 
-def test_options_that_would_do_nothing(run: Any, tmp_path: Path) -> None:
+def test_options_without_effect_are_refused(run: Any, tmp_path: Path) -> None:
     common = ("--store", tmp_path, "--out-dir", tmp_path / "o", "--split-json", tmp_path / "s.json")
     for command in (("materialize",), ("export", "--format", "npy")):
         code, _, errors = run(*command, *common)
         assert code == 2
-        assert "--split-json is for --zscore train" in errors
+        assert "--split-json requires --zscore train" in errors
     for option, value in (("--embeddings-dir", tmp_path), ("--views", 3), ("--seed", 1)):
         code, _, errors = run(
             "labels", "--data-dir", tmp_path, "--out-dir", tmp_path, option, value
         )
         assert code == 2
-        assert f"{option} is for --augment" in errors
+        assert f"{option} requires --augment" in errors
 
 
-def test_files_in_the_place_of_folders(run: Any, tmp_path: Path) -> None:
+def test_a_file_instead_of_a_folder_is_refused(run: Any, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
     code, _, errors = run("demo", "--out-dir", file)
     assert code == 2
-    assert "is no folder" in errors
+    assert "is not a folder" in errors
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-def test_output_that_cannot_be_written(demo_store: Path) -> None:
+def test_an_unwritable_standard_output_is_reported(demo_store: Path) -> None:
     with Path("/dev/full").open("w") as full:
         done = warm.run(
             [sys.executable, str(ROOT / "cli.py"), "status", "--store", str(demo_store)],
@@ -435,12 +443,14 @@ def test_output_that_cannot_be_written(demo_store: Path) -> None:
             text=True,
         )
     assert done.returncode != 0
-    assert "Could not write what was to be printed: No space left on device" in done.stderr
+    assert "Could not write to standard output: No space left on device" in done.stderr
     assert "defect" not in done.stderr
 
 
 @pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&-"])
-def test_closed_streams_are_no_failure(demo_store: Path, tmp_path: Path, closed: str) -> None:
+def test_closed_streams_do_not_make_a_command_fail(
+    demo_store: Path, tmp_path: Path, closed: str
+) -> None:
     python = f"{sys.executable} {ROOT / 'cli.py'}"
     command = f"{python} verify --store {demo_store} --json {closed}"
     done = subprocess.run(["sh", "-c", command], stdout=subprocess.PIPE, text=True, check=False)
@@ -449,8 +459,10 @@ def test_closed_streams_are_no_failure(demo_store: Path, tmp_path: Path, closed:
     assert closed[0] == ">" or json.loads(done.stdout)["findings"] == []
 
 
-def test_no_file_becomes_a_closed_stream(demo_store: Path, tmp_path: Path) -> None:
-    """What a library prints would be written into it."""
+def test_no_opened_file_gets_the_descriptor_of_a_closed_stream(
+    demo_store: Path, tmp_path: Path
+) -> None:
+    """Otherwise a library's output would be written into that file."""
     script = (
         "import os\n"
         "from featurestore.system import durable\n"
@@ -478,10 +490,10 @@ def test_no_file_becomes_a_closed_stream(demo_store: Path, tmp_path: Path) -> No
     assert (done.returncode, done.stdout) == (0, "{'/dev/null'}\n")
 
 
-# What every command understands -----------------------------------------------------------------
+# Options of every command ------------------------------------------------------------------------
 
 
-def test_the_version_names_what_decides_numbers(run: Any) -> None:
+def test_the_version_lists_libraries_that_affect_numbers(run: Any) -> None:
     import torch
     import transformers
 
@@ -491,6 +503,16 @@ def test_the_version_names_what_decides_numbers(run: Any) -> None:
     assert lines["torch"] == torch.__version__
     assert lines["transformers"] == transformers.__version__
     assert lines["kernels"]
+
+
+def test_the_version_says_whether_torchvision_fits(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for fits in (True, False):
+        monkeypatch.setattr(libraries, "torchvision_fits", lambda fits=fits: fits)
+        code, output, _ = run("--version")
+        assert code == 0
+        assert ("torchvision does not fit this torch: call" in output) is not fits
 
 
 @pytest.mark.parametrize(
@@ -503,7 +525,7 @@ def test_the_version_names_what_decides_numbers(run: Any) -> None:
         ("build --model blip2_t", ["blip2_text="]),
     ],
 )
-def test_a_shell_completes(words: str, expected: list[str]) -> None:
+def test_shell_completion_offers_commands_and_features(words: str, expected: list[str]) -> None:
     typed = f"manyviews {words}"
     environment = {
         "COMP_WORDS": typed,

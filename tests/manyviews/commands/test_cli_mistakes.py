@@ -1,4 +1,4 @@
-"""A mistake in the arguments answers at once: before torch and the model libraries are imported."""
+"""Invalid arguments are refused before torch and the model libraries are imported."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.test_imports import MODELS
 
-# Runs the command line, and says in its last line which modules are loaded then.
+# Runs the command line, and prints the loaded modules in the last line.
 _PROGRAM = """
 import sys
 from manyviews import main
@@ -19,14 +19,14 @@ try:
     main.main()
 finally:
     print()
-    print(*{name.partition(".")[0] for name in sys.modules})
+    print(*{part for name in sys.modules for part in (name, name.partition(".")[0])})
 """
 UNWANTED = (*MODELS, "matplotlib", "pyarrow", "datasets")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``data`` with one sample that is named, ``empty``, and a TOML file with a wrong value."""
+    """A folder with ``data`` (one sample), ``empty``, and a TOML file with a wrong value."""
     folder = tmp_path_factory.mktemp("mistakes")
     (folder / "data").mkdir()
     (folder / "empty").mkdir()
@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def answer(folder: Path, arguments: str) -> tuple[int, str, set[str]]:
-    """Exit code and what was printed of a real process, and the modules that it had loaded."""
+    """The exit code and output of a real process, and the modules that it had loaded."""
     program = f"import sys; sys.path.insert(0, {str(ROOT)!r}){_PROGRAM}"
     done = subprocess.run(
         [sys.executable, "-c", program, *arguments.split()],

@@ -1,4 +1,4 @@
-"""No message says "1 samples" or "12 to 12 words": a build of one sample, from check to status."""
+"""No message says "1 samples" or "12 to 12 words": all commands on a build of one sample."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from manyviews import main
 
-# A number 1, and then a plural.
+# The number 1 before a plural.
 _WRONG = re.compile(
     r"(?<![\d.,])1 (?:bad )?(?:producers|slots|compute threads|samples|views|chunks|files|inputs|"
     r"rows|words|posters|tokens|warnings|errors|pixels)\b(?!/s)|\b(\d+) to \1\b"

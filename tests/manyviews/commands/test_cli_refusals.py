@@ -1,7 +1,7 @@
-"""What the commands say that make files from a store: what happened, and nothing that is not so.
+"""Error messages of the commands that write files from a store.
 
-A build may be resumed, and what it committed stays. The files of these commands have nothing to do
-with that: whoever reads of it there looks for something to resume.
+They describe the error, and do not mention resuming or committed chunks, which are true of builds
+only: a user would look for something to resume.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tests.featurestore.stores import make_store
 
 STEMS = [f"{i:07d}" for i in range(11)]
 Run = Callable[..., tuple[int, str]]
-# Words that are true of builds alone.
+# Words that are true of builds only.
 _OF_BUILDS = ("committed", "resume", "lost")
 COMMANDS: dict[str, tuple[str, ...]] = {
     "materialize": ("materialize", "--store", "store", "--out-dir"),
@@ -57,7 +57,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a command in the folder, as the shell does; exit code and message."""
+    """Runs a command in the folder, as a shell would; returns exit code and message."""
     monkeypatch.chdir(place)
 
     def call(*arguments: object) -> tuple[int, str]:
@@ -77,7 +77,7 @@ def says_nothing_of_builds(message: str) -> bool:
 
 @contextmanager
 def largest_file(size_bytes: int) -> Iterator[None]:
-    """No file of this process may be larger: a write beyond that fails, as on a full disk."""
+    """Limits the file size of this process: a larger write fails, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
     try:
@@ -87,7 +87,7 @@ def largest_file(size_bytes: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_file_that_may_not_be_so_large(run: Run, place: Path, command: str) -> None:
+def test_a_file_size_limit_is_reported(run: Run, place: Path, command: str) -> None:
     with largest_file(100):
         code, message = run(*COMMANDS[command], "too-large")
     assert code == 1
@@ -115,20 +115,22 @@ def test_a_full_disk(run: Run, command: str, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_place_under_a_file(run: Run, command: str) -> None:
+def test_a_path_below_a_file_is_refused(run: Run, command: str) -> None:
     code, message = run(*COMMANDS[command], "file/inside")
     assert code == 1
     if command in ("report", "views"):
         assert "Could not use file/inside: Not a directory (file is not a folder)." in message
     else:
         assert "file: a file of this name exists, and a folder is needed." in message
-    assert message.splitlines()[1]  # what to do
+    assert message.splitlines()[1]  # the advice
     assert ".partial" not in message
     assert says_nothing_of_builds(message)
 
 
 @pytest.mark.parametrize("command", ["report", "views"])
-def test_a_folder_that_is_missing_or_has_the_name(run: Run, place: Path, command: str) -> None:
+def test_a_missing_parent_or_a_folder_of_the_files_name_is_refused(
+    run: Run, place: Path, command: str
+) -> None:
     code, message = run(*COMMANDS[command], "nowhere/page")
     assert (code, (place / "nowhere").exists()) == (1, False)
     assert "No such file or directory (nowhere is not a folder)." in message
@@ -140,8 +142,8 @@ def test_a_folder_that_is_missing_or_has_the_name(run: Run, place: Path, command
 
 
 @pytest.mark.parametrize("command", ["materialize", "labels", "report", "views"])
-def test_a_file_that_another_process_writes(run: Run, place: Path, command: str) -> None:
-    """``flock`` keeps two descriptors of one process apart as it keeps two processes."""
+def test_a_file_locked_by_another_process_is_refused(run: Run, place: Path, command: str) -> None:
+    """Two descriptors in one process: ``flock`` treats them as it treats two processes."""
     prefix = "mm_imdb1_globals_aug70"
     name = {"materialize": f"busy/{prefix}_manifest.json", "labels": "busy/ids_all.txt"}
     target = place / name.get(command, "busy-file")
@@ -179,7 +181,7 @@ def test_a_damaged_label_file(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["labels"]
 
 
-def test_what_is_missing(run: Run, place: Path) -> None:
+def test_missing_files_and_folders_are_named(run: Run, place: Path) -> None:
     for name in ("materialize", "export", "report"):
         arguments = ["absent" if word == "store" else word for word in COMMANDS[name]]
         code, message = run(*arguments, "out")

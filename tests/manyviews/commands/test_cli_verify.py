@@ -1,4 +1,4 @@
-"""``verify`` as it is typed: exit codes, names, what is mended, and inputs."""
+"""The ``verify`` command: exit codes, names of damaged files, repairs, and inputs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def run(capfd: pytest.CaptureFixture[str]) -> Run:
-    """Runs ``verify`` in this process, as the shell does; exit code, output and errors."""
+    """Runs ``verify`` in this process, as a shell would; returns exit code, output and errors."""
 
     def call(*arguments: object) -> tuple[int, str, str]:
         code = main.run_command(["verify", *map(str, arguments)])
@@ -70,7 +70,7 @@ def test_a_sound_store(run: Run, store: Path) -> None:
     assert tree_digest(store, mtimes=True) == before
 
 
-def test_damage_is_named_with_status_1_and_mended_on_request(run: Run, store: Path) -> None:
+def test_damage_is_named_with_status_1_and_repaired_on_request(run: Run, store: Path) -> None:
     files = ["clip_image/c.0.0.0", "records/moments/clip_text/c.2.0.0"]
     for file in files:
         flip(store / file)
@@ -85,7 +85,7 @@ def test_damage_is_named_with_status_1_and_mended_on_request(run: Run, store: Pa
     assert tree_digest(store, mtimes=True) == before
     code, output, errors = run("--store", store, "--repair", "--json")
     assert code == 0
-    assert "`build --resume` makes 2 chunks: [0, 2]" in errors
+    assert "`build --resume` rebuilds 2 chunks: [0, 2]" in errors
     found = facts(output)
     assert [(file, chunk) for file, chunk, _ in found["findings"]] == [
         (files[0], 0),
@@ -99,7 +99,7 @@ def test_damage_is_named_with_status_1_and_mended_on_request(run: Run, store: Pa
     assert (facts(output)["committed"], facts(output)["to_make"]) == (1, [0, 2])
 
 
-def test_what_cannot_be_mended_is_an_error(run: Run, store: Path) -> None:
+def test_irreparable_damage_is_an_error(run: Run, store: Path) -> None:
     flip(store / "records/samples.jsonl")
     before = tree_digest(store)
     code, output, errors = run("--store", store, "--repair")
@@ -109,26 +109,26 @@ def test_what_cannot_be_mended_is_an_error(run: Run, store: Path) -> None:
     assert tree_digest(store) == before
 
 
-def test_nobody_mends_what_another_writes(run: Run, store: Path) -> None:
+def test_a_store_locked_by_another_process_is_not_repaired(run: Run, store: Path) -> None:
     lock = FileLock(store / "records/runs/lock", store)
     flip(store / "clip_image/c.0.0.0")
     before = tree_digest(store)
     code, _, errors = run("--store", store, "--repair")
     assert code == 1
     assert f"process {os.getpid()} on " in errors
-    assert run("--store", store)[0] == 1  # looking is free
+    assert run("--store", store)[0] == 1  # verifying needs no lock
     lock.release()
     assert tree_digest(store) == before
 
 
-def test_where_there_is_no_store(run: Run, tmp_path: Path) -> None:
+def test_a_missing_store_is_an_error(run: Run, tmp_path: Path) -> None:
     code, _, errors = run("--store", tmp_path / "nowhere")
     assert code == 2
     assert "no feature store" in errors
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_inputs(run: Run, tmp_path: Path) -> None:
+def test_verify_inputs_reports_changed_files(run: Run, tmp_path: Path) -> None:
     data, store = fakes.make_data(tmp_path / "data"), tmp_path / "store"
     fakes.make(data, store)
     asked = ("--store", store, "--verify-inputs", "--data-dir", data)
@@ -150,14 +150,16 @@ def test_inputs(run: Run, tmp_path: Path) -> None:
         assert f"changed: '{name}': " in errors
     assert "Restore them" in errors
     assert "nothing damaged, 3 inputs changed: " in errors.splitlines()[-1]
-    assert tree_digest(store, mtimes=True) == before  # no chunk is dropped for it
+    assert tree_digest(store, mtimes=True) == before  # a changed input drops no chunk
 
 
 @pytest.mark.parametrize("more", [["--verify-inputs"], ["--data-dir", "."]])
-def test_one_option_of_two(run: Run, store: Path, more: list[str]) -> None:
+def test_verify_inputs_and_data_dir_require_each_other(
+    run: Run, store: Path, more: list[str]
+) -> None:
     code, _, errors = run("--store", store, *more)
     assert code == 2
-    assert "--verify-inputs and --data-dir go together" in errors
+    assert "--verify-inputs and --data-dir belong together" in errors
 
 
 def test_materialized_files(run: Run, store: Path, tmp_path: Path) -> None:
@@ -182,7 +184,7 @@ def test_materialized_files(run: Run, store: Path, tmp_path: Path) -> None:
 
 
 def test_label_files(run: Run, store: Path, tmp_path: Path) -> None:
-    """The folder of `labels` alone, and augmented labels beside embeddings."""
+    """A folder with labels only, and augmented labels next to embeddings."""
     folder, beside = tmp_path / "labels", tmp_path / "embeddings"
     stems = FeatureStore(store).stems
     write_labels(stems, [{"genres": ["Drama"]}] * len(stems), folder)

@@ -1,4 +1,4 @@
-"""A data folder in which every kind of finding occurs once, and what was put into it."""
+"""A data folder in which every kind of finding occurs once."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 GOOD = 12
-PLOT = "A stranger comes to town and finds that nobody remembers the war at all"
+PLOT = "A traveller comes to town and finds that nobody remembers the war at all"
 
 
 def picture(seed: int, width: int = 200, height: int = 300) -> Image.Image:
-    """Pixels of noise, so that no two seeds give the same file."""
+    """A picture of noise; different seeds give different files."""
     rng = np.random.default_rng(seed)
     small = rng.integers(0, 256, (height // 10 or 1, width // 10 or 1, 3), np.uint8)
     return Image.fromarray(small).resize((width, height))
@@ -23,7 +23,7 @@ def picture(seed: int, width: int = 200, height: int = 300) -> Image.Image:
 
 @pytest.fixture(scope="session")
 def messy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder; read only. Stems say what is the matter with a sample."""
+    """The folder, for reading only; the stem of a sample names its problem."""
     folder = tmp_path_factory.mktemp("messy")
 
     def put(stem: str, image: Image.Image | bytes, text: str, **options: object) -> None:

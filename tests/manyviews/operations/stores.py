@@ -1,4 +1,4 @@
-"""Stores with made-up rows whose recorded hashes are those of a real data folder."""
+"""Stores with synthetic rows and the recorded hashes of a real data folder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def store_of(
     read: Sequence[str] = ("image", "text"),
     **fingerprint: str | int,
 ) -> FeatureStore:
-    """A store of the folder with real hashes of what is ``read``, and made-up rows."""
+    """A store with the hashes of the ``read`` files of the folder, and synthetic rows."""
     samples = source.scan(folder).samples
     spec = StoreSpec(len(samples), VIEWS, CHUNK, DIMS)
     known = make_fingerprint(spec, [s.stem for s in samples])

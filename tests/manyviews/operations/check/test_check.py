@@ -1,4 +1,4 @@
-"""``check`` as it is typed: what it finds, what it exits with, and that it changes nothing."""
+"""The ``check`` command: its findings, its exit codes, and that it changes nothing."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Call = Callable[..., Answer]
 def workplace(
     demo_data: Path, checkpoints: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """Nine samples of the demo, a split of them, and a store of two features of them."""
+    """Nine samples of the demo, a split, and a store with two features."""
     folder = tmp_path_factory.mktemp("checked")
     data = folder / "data"
     data.mkdir()
@@ -86,10 +86,10 @@ def problems(output: str, level: str) -> list[str]:
     return [p["what"] for p in json.loads(output)["problems"] if p["level"] == level]
 
 
-def test_what_a_library_raises_is_listed_and_the_rest_is_still_checked(
+def test_an_error_of_a_library_is_listed_and_the_other_groups_are_checked(
     check: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was "a defect", and nothing else was said."""
+    """An exception of a library ends neither the check nor the report."""
 
     def raising(*_: object, **__: object) -> None:
         raise ImportError("XTokenizer requires the SentencePiece library but it was not found")
@@ -108,7 +108,7 @@ def test_what_a_library_raises_is_listed_and_the_rest_is_still_checked(
 def test_each_model_that_cannot_be_loaded_is_listed(
     check: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only the first one was named: whoever repaired it then met the next one."""
+    """The check does not stop at the first such model."""
 
     def refuse(feature: str, *_: object) -> object:
         raise ConfigError(f"{feature} cannot be loaded.\nGive another with --model.")
@@ -116,8 +116,8 @@ def test_each_model_that_cannot_be_loaded_is_listed(
     monkeypatch.setattr("consumers.backbones.registry.load", refuse)
     code, output, errors = check("--json")
     assert (code, errors.count("defect")) == (1, 0)
-    found = problems(output, "error")
-    assert [what.partition(":")[0] for what in found] == list(FEATURES)
+    errors_found = problems(output, "error")
+    assert [what.partition(":")[0] for what in errors_found] == list(FEATURES)
     assert {"data", "models", "machine", "forecast", "posters", "synopses"} <= json.loads(
         output
     ).keys()
@@ -130,7 +130,7 @@ def test_each_model_that_cannot_be_loaded_is_listed(
 def everything(
     workplace: Path, checkpoints: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
-    """All that is said of a new store, and what the folders held before and after."""
+    """The JSON report on a new store; the check must not change any file."""
     import io
     from contextlib import redirect_stdout
 
@@ -196,7 +196,7 @@ def test_models_are_counted_without_loading_them(
         assert 0 < facts["bytes"] <= on_disk
 
 
-def test_the_disk_is_what_a_store_takes(
+def test_disk_space_is_the_size_of_a_store(
     everything: dict[str, Any], workplace: Path, tmp_path: Path
 ) -> None:
     store = FeatureStore(workplace / "store")
@@ -215,10 +215,10 @@ def test_the_disk_is_what_a_store_takes(
     assert everything["machine"]["device"]["kind"].startswith("cpu: ")
 
 
-def test_the_forecast_names_its_ground(everything: dict[str, Any]) -> None:
+def test_the_forecast_reports_its_trial(everything: dict[str, Any]) -> None:
     facts = everything["forecast"]
     assert facts["samples"] == 9
-    assert facts["trial_samples"] in (3, 6)  # three where the machine is very busy
+    assert facts["trial_samples"] in (3, 6)  # three on a very busy machine
     assert facts["views_per_s"] == pytest.approx(4 * facts["samples_per_s"], rel=0.01)
     assert 0 < facts["seconds"] < 600
     assert facts["hours"] == pytest.approx(facts["seconds"] / 3600, abs=1e-3)
@@ -234,10 +234,10 @@ def test_memory_and_limits(everything: dict[str, Any]) -> None:
     assert limits["open_files_needed"] == 3 + 64
 
 
-# What a person reads ----------------------------------------------------------------------------
+# The printed report -----------------------------------------------------------------------------
 
 
-def test_the_page_for_people(check: Call, workplace: Path) -> None:
+def test_the_printed_report(check: Call, workplace: Path) -> None:
     code, output, errors = check("--no-calibration", "--split-json", workplace / "split.json")
     assert code == 0
     assert max(map(len, output.splitlines())) <= 80
@@ -265,7 +265,7 @@ def test_verbose_names_everything(check: Call, workplace: Path, tmp_path: Path) 
     assert max(map(len, output.splitlines())) <= 80
 
 
-# What is left when it is killed -----------------------------------------------------------------
+# Killed checks ----------------------------------------------------------------------------------
 
 WAIT = """
 import os, time
@@ -342,7 +342,7 @@ durable.hook = kill
 """
 
 
-# What has to be mended --------------------------------------------------------------------------
+# Errors -----------------------------------------------------------------------------------------
 
 
 def test_an_overlapping_split(check: Call, workplace: Path, tmp_path: Path) -> None:
@@ -370,16 +370,43 @@ def test_missing_and_damaged_models(
     assert json.loads(output)["forecast"] == {"seconds": None}
 
 
-def test_a_model_of_another_kind_is_found_by_loading_it(
-    check: Call, checkpoints: dict[str, str]
-) -> None:
+def test_loading_detects_a_model_of_another_kind(check: Call, checkpoints: dict[str, str]) -> None:
     code, output, _ = check("--json", clip_image=checkpoints["blip2_image"])
     assert code == 1
     (problem,) = problems(output, "error")
     assert "is a blip-2 checkpoint, expected CLIP" in problem
 
 
-def test_a_store_that_does_not_fit(check: Call, workplace: Path) -> None:
+def test_numbers_that_depend_on_missing_models_are_not_known(
+    check: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    models = {name: registry.REGISTRY[name].default_model for name in FEATURES}
+    code, output, _ = check("--store", tmp_path / "new", **models)
+    assert code == 1
+    text = " ".join(output.split())
+    unknown = "not known: fetch or name the models first: clip_image, clip_text."
+    for label in ("queue", "memory", "disk"):
+        assert f"warning {label} {unknown}" in text
+    facts = json.loads(check("--store", tmp_path / "new", "--json", **models)[1])
+    assert {facts["models"][name]["where"] for name in FEATURES} == {"missing"}
+    memory = facts["machine"]["memory"]
+    assert {name for name, value in memory.items() if value is not None} == {"host_free"}
+    assert facts["machine"]["disk"]["needed"] is None
+
+
+def test_all_models_that_cannot_be_loaded_are_named_beside_a_missing_one(
+    check: Call, checkpoints: dict[str, str], tmp_path: Path
+) -> None:
+    code, output, _ = check(
+        "--json", clip_image=str(tmp_path / "nowhere"), clip_text=checkpoints["clip_image"]
+    )
+    assert code == 1
+    assert [what.partition(":")[0] for what in problems(output, "error")] == list(FEATURES)
+    assert "nowhere is not a folder" in problems(output, "error")[0]
+
+
+def test_a_store_with_other_views_is_an_error(check: Call, workplace: Path) -> None:
     before = tree_digest(workplace / "store", mtimes=True)
     code, output, _ = check("--store", workplace / "store", "--views", 3, "--json")
     assert code == 1
@@ -390,10 +417,10 @@ def test_a_store_that_does_not_fit(check: Call, workplace: Path) -> None:
 
 
 @pytest.mark.parametrize("absent", [False, True])
-def test_a_store_that_does_not_fit_is_told_without_the_models(
+def test_a_store_mismatch_is_reported_without_loading_the_models(
     check: Call, workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, absent: bool
 ) -> None:
-    """What a build compares before it loads them is wrong whether they are loaded or not."""
+    """A build compares these settings with the store before it loads any model."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     data = tmp_path / "data"
     shutil.copytree(workplace / "data", data)
@@ -410,10 +437,10 @@ def test_a_store_that_does_not_fit_is_told_without_the_models(
         assert (refusal or "another seed") in found[0]
 
 
-def test_a_place_that_cannot_be_written_to(
+def test_an_unwritable_parent_folder_is_an_error(
     check: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Root may write anywhere, so it is the question that is answered otherwise.
+    # Root may write anywhere, so the permission check is replaced.
     monkeypatch.setattr(os, "access", lambda _, mode: not mode & os.W_OK)
     code, output, _ = check("--store", tmp_path / "new", "--no-calibration", "--json")
     assert code == 1
@@ -422,7 +449,7 @@ def test_a_place_that_cannot_be_written_to(
     assert not list(tmp_path.iterdir())
 
 
-def test_the_line_of_a_build_is_that_of_its_check(check: Call, workplace: Path) -> None:
+def test_check_takes_the_options_of_build(check: Call, workplace: Path) -> None:
     options = {name: {o for p in c.params for o in p.opts} for name, c in main.cli.commands.items()}
     assert options["build"] <= options["check"]
     for more, refused in (
@@ -451,7 +478,7 @@ def test_a_store_that_is_complete(check: Call, workplace: Path) -> None:
     assert disk["committed"] == disk["needed"] > 0
 
 
-def test_a_folder_that_is_no_store(check: Call, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_store_is_an_error(check: Call, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     code, output, _ = check("--store", tmp_path, "--no-calibration", "--json")
     assert code == 1
@@ -459,7 +486,7 @@ def test_a_folder_that_is_no_store(check: Call, tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_too_little_of_everything(
+def test_too_few_resources_are_errors(
     check: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machine, "available_bytes", lambda: 400_000)
@@ -488,7 +515,7 @@ def test_a_gpu_with_and_without_room(free: int, peak: int | None, level: str) ->
     assert (facts["device_needed"], facts["device_free"], facts["host_needed"]) == (800, free, 30)
 
 
-def test_no_data_folder_is_a_wrong_call(check: Call, tmp_path: Path) -> None:
+def test_a_missing_data_folder_is_a_usage_error(check: Call, tmp_path: Path) -> None:
     code, output, errors = check("--data-dir", tmp_path / "none")
     assert (code, output) == (2, "")
     assert "does not exist" in errors

@@ -1,4 +1,4 @@
-"""The predicted time of a build against real builds."""
+"""The predicted duration of a build, compared with real builds."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FEATURES = ("clip_image", "clip_text")
 
 @pytest.fixture(scope="module")
 def config(demo_data: Path, checkpoints: dict[str, str]) -> BuildConfig:
-    """The demo's data and chunks, with the two quicker features."""
+    """The demo's data and chunk size, with the two fastest features."""
     return BuildConfig(
         data_dir=demo_data / "dataset",
         store=Path("nowhere"),
@@ -63,10 +63,9 @@ def test_the_formula() -> None:
 def test_a_prediction_is_within_a_quarter_of_the_build(
     config: BuildConfig, plan: Plan, tmp_path: Path
 ) -> None:
-    """Medians of three, taken in turns, so that what else the machine does meets both alike.
+    """Compares medians of three, measured alternately, so that other load affects both equally.
 
-    Where the machine was busy in bursts there is a second round, and then the least disturbed of
-    all six count as well.
+    If load came in bursts, there is a second round, after which the minima of six also count.
     """
     predicted: list[float] = []
     built: list[float] = []
@@ -89,8 +88,8 @@ def test_a_trial_makes_rows_of_this_data_set_and_leaves_nothing(
 ) -> None:
     seen: list[tuple[int, int, tuple[str, ...]]] = []
 
-    def look(small: Plan, store: StoreWriter, tell: Callable[..., None]) -> BuildReport:
-        report = real(small, store, tell)
+    def look(small: Plan, store: StoreWriter, on_event: Callable[..., None]) -> BuildReport:
+        report = real(small, store, on_event)
         assert store.complete
         assert store.path == tmp_path
         entries = store.ledger.entries
@@ -123,7 +122,7 @@ def test_a_trial_makes_rows_of_this_data_set_and_leaves_nothing(
 
 
 def test_slow_producers_are_the_bottleneck(plan: Plan, tmp_path: Path) -> None:
-    """One producer without compiled kernels, and a backbone that does next to nothing."""
+    """One producer without compiled kernels, and a backbone that computes nothing."""
 
     class Idle:
         def __init__(self, real: Any) -> None:

@@ -1,4 +1,4 @@
-"""What a check says of a data folder, against what was put into it."""
+"""The findings about a data folder, compared with the files that were put into it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from tokenizers import Tokenizer, models
 
 from featurestore.records import Sample
-from manyviews.operations.check import inputs
+from manyviews.operations.check import duplicates, inputs
 from manyviews.operations.check.duplicates import duplicate_posters, duplicate_synopses
 from manyviews.operations.check.findings import Group, spread
 from manyviews.operations.check.reading import Look, Reading, evenly, look_at, read
@@ -40,12 +40,14 @@ def level_of(group: Group, label: str) -> str:
 # Reading ----------------------------------------------------------------------------------------
 
 
-def test_processes_read_what_this_one_reads(found: Scan, looks: list[Look]) -> None:
+def test_child_processes_return_what_reading_in_this_process_does(
+    found: Scan, looks: list[Look]
+) -> None:
     reading = Reading(found.data_dir)
     assert looks == [look_at(reading, [], sample) for sample in found.samples]
 
 
-def test_evenly_takes_the_same_from_everywhere() -> None:
+def test_evenly_spaces_its_samples_deterministically() -> None:
     samples = [Sample(i, str(i), "", "") for i in range(1000)]
     assert [s.index for s in evenly(samples, 4)] == [0, 250, 500, 750]
     assert evenly(samples, 5000) == samples
@@ -89,7 +91,7 @@ decode.describe, decode.document = image, text
 
 @pytest.fixture
 def misbehaving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Processes that read act on marker words in a file."""
+    """Makes the reading processes crash or block at marker words in a file."""
     site = tmp_path / "site"
     site.mkdir()
     (site / "sitecustomize.py").write_text(MISBEHAVE)
@@ -115,7 +117,7 @@ def test_files_that_end_block_or_fill_a_process_are_named_and_the_rest_is_read(
     for (index, kind), mark in marks.items():
         sample = samples[index]
         file = folder / (sample.image_name if kind == "image" else sample.text_name)
-        if mark == "<once>":  # behind the end of a JPEG: it is read as it was
+        if mark == "<once>":  # after the end of a JPEG, where it does not change the image
             file.write_bytes(file.read_bytes() + mark.encode())
         else:
             file.write_bytes(mark.encode())
@@ -136,7 +138,7 @@ def test_files_that_end_block_or_fill_a_process_are_named_and_the_rest_is_read(
         (9, "text"): ("out-of-memory", "more than 4 GiB for one sample"),
     }
     assert (tmp_path / "mark").exists()
-    # Nobody else is touched, and of these only the one file.
+    # All other files are read, and the other file of these samples too.
     assert [x for x in made if x.index not in (3, 5, 6, 8, 9)] == [
         x for x in looks if x.index not in (3, 5, 6, 8, 9)
     ]
@@ -146,8 +148,8 @@ def test_files_that_end_block_or_fill_a_process_are_named_and_the_rest_is_read(
     assert [made[i].image for i in (5, 6, 9)] == [looks[i].image for i in (5, 6, 9)]
 
 
-def test_a_bad_text_has_as_many_tokens_as_none(found: Scan) -> None:
-    """Whoever counts tokens asks every look for them."""
+def test_a_bad_text_has_the_tokens_of_the_empty_text(found: Scan) -> None:
+    """Every sample has a token count, also one whose text is bad."""
     spec = TextSpec(Tokenizer(models.WordLevel({"w": 0}, "w")).to_str(), max_length=8)
     reading = Reading(found.data_dir, images=False, texts=(spec,))
     made = read(reading, found.samples, 1, 60.0)
@@ -178,12 +180,12 @@ def test_equal_files_are_found_whatever_their_names(found: Scan) -> None:
     assert [[s.stem for s in group] for group in duplicate_synopses(found)] == [["twin", "twin2"]]
 
 
-def test_equal_posters_in_two_parts_are_said(found: Scan, tmp_path: Path) -> None:
+def test_equal_posters_in_two_parts_are_reported(found: Scan, tmp_path: Path) -> None:
     path = tmp_path / "split.json"
     for test, said in ((["twin"], "1 group is in two parts"), (["small"], "in 1 group, first")):
         path.write_text(json.dumps({"train": ["good01"], "val": [], "test": test}))
         group, split = inputs.split_group(path, found)
-        inputs.duplicates_into(group, found, split)
+        duplicates.duplicates_into(group, found, split)
         (line,) = [x for x in group.lines if x.label == "equal posters"]
         assert said in line.text
 
@@ -209,7 +211,7 @@ def test_unusable_and_odd_posters(found: Scan, looks: list[Look]) -> None:
     assert facts["width"] == {"min": 40, "median": 200, "p95": 200, "max": 200}
 
 
-def test_unusable_ones_are_errors_where_a_build_stops_at_them(
+def test_unusable_inputs_are_errors_if_a_build_stops_at_them(
     found: Scan, looks: list[Look]
 ) -> None:
     for fatal, level in ((False, "warning"), (True, "error")):
@@ -217,7 +219,14 @@ def test_unusable_ones_are_errors_where_a_build_stops_at_them(
         texts = inputs.texts_group(looks, found.samples, {}, fatal=fatal)
         assert level_of(posters, "unusable") == level_of(texts, "unusable") == level
         (line,) = [x for x in posters.lines if x.label == "unusable"]
-        assert line.text == "2: 'cut truncated', 'nothing empty' (empty 1, truncated 1)"
+        assert line.text == "2: 'cut' truncated, 'nothing' empty (empty 1, truncated 1)"
+
+
+def test_a_single_reason_is_named_once(found: Scan, looks: list[Look]) -> None:
+    truncated = [look for look in looks if look.image_bad and look.image_bad[0] == "truncated"]
+    group = inputs.posters_group(truncated, found.samples)
+    (line,) = [x for x in group.lines if x.label == "unusable"]
+    assert line.text == "1: 'cut' (truncated)"
 
 
 def test_synopses(found: Scan, looks: list[Look]) -> None:
@@ -240,9 +249,9 @@ def test_genres(found: Scan, looks: list[Look]) -> None:
     assert group.facts["without"] == ["broken"]
 
 
-def test_a_part_of_the_samples_says_that_it_is_one(found: Scan, looks: list[Look]) -> None:
+def test_a_report_on_a_part_of_the_samples_says_so(found: Scan, looks: list[Look]) -> None:
     group = inputs.posters_group(looks[:5], found.samples)
-    assert group.lines[0].text == f"5 of {len(looks)}, evenly spread; --full reads all"
+    assert group.lines[0].text == f"5 of {len(looks)}, evenly spaced; --full reads all"
     assert "never" not in [x.label for x in inputs.genres_group(looks[:5], found.samples).lines]
 
 
@@ -261,7 +270,7 @@ def test_spread(values: Sequence[int], expected: dict[str, int]) -> None:
 # Splits -----------------------------------------------------------------------------------------
 
 
-def test_a_split_with_everything_wrong(found: Scan, tmp_path: Path) -> None:
+def test_every_error_of_a_split_is_listed(found: Scan, tmp_path: Path) -> None:
     path = tmp_path / "split.json"
     stems = [s.stem for s in found.samples]
     parts = {"train": stems[:10], "dev": [*stems[9:12], "who"], "test": [*stems[12:20], stems[0]]}
@@ -275,7 +284,7 @@ def test_a_split_with_everything_wrong(found: Scan, tmp_path: Path) -> None:
     assert [level_of(group, label) for label in labels] == ["error"] * 3 + ["warning"]
 
 
-def test_a_split_that_cannot_be_read(found: Scan, tmp_path: Path) -> None:
+def test_an_unreadable_split_is_an_error(found: Scan, tmp_path: Path) -> None:
     (tmp_path / "split.json").write_text('{"train": []}')
     group, split = inputs.split_group(tmp_path / "split.json", found)
     assert split is None

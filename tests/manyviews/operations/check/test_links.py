@@ -1,4 +1,4 @@
-"""Data sets of symbolic links, as DVC, git-annex and the hub's cache lay them out."""
+"""Data sets of symbolic links, as DVC, git-annex and the hub's cache create them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def data(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def linked(data: Path, folder: Path, layout: str) -> Path:
-    """The same data set as links into a store of files named by their content."""
+    """The same data set as links into a folder of files that are named by their content."""
     blobs = folder / ".git" / "annex" / "objects" if layout == "annex" else folder / "blobs"
     snapshot = folder / "data" if layout == "annex" else folder / "snapshots" / "0a1b" / "data"
     blobs.mkdir(parents=True)
@@ -52,7 +52,7 @@ def linked(data: Path, folder: Path, layout: str) -> Path:
     for i, path in enumerate(sorted(data.iterdir())):
         shutil.copy2(path, blobs / f"blob-{i}")
         target = blobs / f"blob-{i}"
-        # git-annex and the hub link relatively, DVC's cache is named absolutely.
+        # git-annex and the hub use relative links, DVC absolute ones.
         place = target if layout == "dvc" else os.path.relpath(target, snapshot)
         (snapshot / path.name).symlink_to(place)
     return snapshot
@@ -70,7 +70,7 @@ def options(store: Path, data: Path, checkpoints: dict[str, str]) -> list[object
 def store(
     data: Path, checkpoints: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """Built from the files."""
+    """A store built from the files."""
     from consumers.build import build
     from manyviews.commands.build import build_config
 
@@ -94,14 +94,14 @@ def test_a_store_of_links_is_that_of_the_files(
     assert "32 a link that leaves the folder" in errors
     assert "32 links lead out of the folder: --follow-links (follow_links = true" in errors
     assert not made.exists()
-    if layout == "dvc":  # in a file as well
+    if layout == "dvc":  # also as an option in a TOML file
         (tmp_path / "b.toml").write_text("follow_links = true\n")
         asked += ["--config", tmp_path / "b.toml"]
     else:
         asked += ["--follow-links"]
     assert run(*asked)[0] == 3, "one is bad"
     assert tree_digest(made) == tree_digest(store)
-    # Whether links are followed is no part of what a store is.
+    # The store does not record whether links were followed.
     code, _, errors = run(*options(made, data, checkpoints), "--resume")
     assert code == 3
     assert "nothing to do" in errors
@@ -134,7 +134,7 @@ def test_every_command_that_reads_inputs_follows_links(
     assert (out / "labels_all_23.npy").exists()
 
 
-def test_the_report_shows_the_poster_that_a_link_leads_to(
+def test_the_report_shows_the_poster_behind_a_link(
     run: Any, data: Path, store: Path, tmp_path: Path
 ) -> None:
     links = linked(data, tmp_path / "links", "annex")
@@ -150,17 +150,17 @@ def test_the_report_shows_the_poster_that_a_link_leads_to(
     assert page.read_bytes() == followed
 
 
-def test_an_option_that_would_do_nothing(run: Any, store: Path, tmp_path: Path) -> None:
+def test_follow_links_without_data_dir_is_refused(run: Any, store: Path, tmp_path: Path) -> None:
     for command in (("verify",), ("report", "--out", tmp_path / "page.html")):
         code, _, errors = run(*command, "--store", store, "--follow-links")
         assert code == 2
-        assert "--follow-links is for --data-dir" in errors
+        assert "--follow-links requires --data-dir" in errors
 
 
-def test_a_link_that_took_the_place_of_an_input_is_a_change(
+def test_an_input_replaced_by_a_link_is_a_change(
     run: Any, data: Path, store: Path, tmp_path: Path
 ) -> None:
-    """The file that it leads to may be anybody's."""
+    """A link may lead to a private file of another user."""
     copy = Path(shutil.copytree(data, tmp_path / "copy"))
     victim = min(copy.glob("*.json"))
     outside = Path(shutil.move(victim, tmp_path / "outside.json"))

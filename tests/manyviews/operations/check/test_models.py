@@ -1,4 +1,4 @@
-"""The memory that ``check`` counts for batches, against what a build's batchers allocate."""
+"""The memory that ``check`` estimates for batches, compared with the batchers' allocations."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BATCHES = {"picture": 4, "words": 3}
 
 
 def backbones() -> dict[str, Any]:
-    """What a batcher asks of one; nothing is embedded."""
+    """Backbones with only the attributes that a batcher reads."""
     picture = {"image": SimpleNamespace(size=12), "dim": 24}
     words = {"text": SimpleNamespace(max_length=10, pad_id=0), "dim": 16}
     return {
@@ -32,7 +32,7 @@ def backbones() -> dict[str, Any]:
 
 
 def arrays_of(thing: Any, seen: set[int]) -> Iterator[tuple[int, int]]:
-    """Address and size of each tensor and array that an object holds, at any depth."""
+    """Yields address and size of each tensor and array in an object, at any depth."""
     if id(thing) in seen or isinstance(thing, ComputePool | SimpleNamespace):
         return
     seen.add(id(thing))
@@ -54,19 +54,19 @@ def arrays_of(thing: Any, seen: set[int]) -> Iterator[tuple[int, int]]:
 
 
 def allocated(embedder: Embedder, feature: str) -> int:
-    """Bytes of all batchers of a feature, each piece of memory once."""
+    """Bytes of all batchers of a feature; shared memory counts once."""
     sets = [*embedder._images, *embedder._texts, *embedder._ending]
-    own = [batcher for parts in sets for batcher in parts if batcher.backbone.feature == feature]
-    assert own
-    found: dict[int, int] = {}
-    for address, size in arrays_of(own, set()):
-        found[address] = max(size, found.get(address, 0))
-    return sum(found.values())
+    batchers = [b for parts in sets for b in parts if b.backbone.feature == feature]
+    assert batchers
+    sizes: dict[int, int] = {}
+    for address, size in arrays_of(batchers, set()):
+        sizes[address] = max(size, sizes.get(address, 0))
+    return sum(sizes.values())
 
 
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("parts", [[range(VIEWS)], [range(3), range(3, VIEWS)]])
-def test_the_host_memory_is_what_batchers_allocate(threads: int, parts: list[range]) -> None:
+def test_host_memory_equals_the_batchers_allocations(threads: int, parts: list[range]) -> None:
     made = backbones()
     pool = ComputePool(threads, CPU)
     embedder = Embedder(made, BATCHES, parts, CHUNK, 1, pool)
@@ -81,7 +81,7 @@ def test_the_host_memory_is_what_batchers_allocate(threads: int, parts: list[ran
 
 
 def test_the_count_sees_every_buffer() -> None:
-    """Two buffers of pixels for one thread, two chunks of features: worked out by hand."""
+    """Two buffers of pixels for one thread and two chunks of features, computed by hand."""
     made = backbones()
     embedder = Embedder(made, BATCHES, [range(VIEWS)], CHUNK, 1, ComputePool(1, CPU))
     assert isinstance(embedder._images[0][0], ImageBatcher)

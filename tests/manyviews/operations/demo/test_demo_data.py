@@ -17,7 +17,7 @@ from manyviews.operations.probe.scores import best_threshold, chance, score
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    # On matrices this small, threads only wait for each other.
+    # On matrices this small, several threads are slower than one.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -49,7 +49,7 @@ def readable(path: Path) -> bool:
 
 
 def posters(demo: Path, size: int) -> torch.Tensor:
-    """float32 [N, 3 * size * size]; a poster that cannot be read is black, as in a build."""
+    """The posters, float32 [N, 3 * size * size]; an unreadable one is black, as in a build."""
     rows = []
     for stem in stems_of(demo):
         (path,) = (demo / "dataset").glob(f"{stem}.jp*")
@@ -74,7 +74,7 @@ def test_48_pairs_and_one_poster_alone(demo):
     assert {p.name for p in demo.iterdir()} == {"dataset", "split.json"}
 
 
-def test_the_quirks_are_there_once_each(demo):
+def test_each_irregularity_occurs_once(demo):
     suffixes = Counter(path.suffix for path in (demo / "dataset").iterdir())
     assert suffixes == {".json": 48, ".jpg": 48, ".jpeg": 1}
     pictures = [p for p in (demo / "dataset").iterdir() if p.suffix != ".json"]
@@ -112,7 +112,7 @@ def test_the_split_covers_every_sample_and_every_genre(demo):
 def test_the_same_arguments_give_the_same_bytes(demo, tmp_path):
     make_demo_data(tmp_path)
     assert all_bytes(tmp_path) == all_bytes(demo)
-    make_demo_data(tmp_path)  # over its own files
+    make_demo_data(tmp_path)  # over the files of the first call
     assert all_bytes(tmp_path) == all_bytes(demo)
     assert not list(tmp_path.rglob("*.partial"))
 
@@ -132,7 +132,7 @@ def test_other_sizes(tmp_path, samples):
     assert min(len(split.train), len(split.val), len(split.test)) >= 6
 
 
-def test_too_few_samples_and_a_foreign_folder(tmp_path):
+def test_too_few_samples_and_unknown_files_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="at least 24 samples, not 23"):
         make_demo_data(tmp_path, 23)
     assert list(tmp_path.iterdir()) == []
@@ -144,7 +144,7 @@ def test_too_few_samples_and_a_foreign_folder(tmp_path):
 
 
 def bag_of_words(demo: Path) -> torch.Tensor:
-    """float32 [N, 64]: word counts through a random projection, as a random backbone would."""
+    """Word counts after a random projection, float32 [N, 64], like a random backbone."""
     texts = [" ".join(document["plot"]).lower().split() for document in documents(demo)]
     words = sorted({word for text in texts for word in text})
     counts = torch.tensor(

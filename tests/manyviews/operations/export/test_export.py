@@ -1,4 +1,4 @@
-"""Exports: each format read back with its own reader, and what may go wrong on the way."""
+"""Exports: each format read back with its library, interruptions, and refusals."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ Columns = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, np.ndarray]]:
-    """A folder with ``store``, ``labels`` and ``split.json``; and the store's rows."""
+    """A folder with ``store``, ``labels`` and ``split.json``, and the store's rows."""
     folder = tmp_path_factory.mktemp("export")
     options: dict[str, Any] = {"stems": STEMS, "dims": DIMS, "views": VIEWS, "chunk": 8}
     rows = make_store(folder / "store", bad=BAD, **options)
@@ -70,13 +70,13 @@ def request_of(made: tuple[Path, Any], tmp_path: Path) -> Callable[..., ExportRe
 
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of one chunk, and shards of two: what a full-size store has many of."""
+    """Makes blocks of one chunk and shards of two, as many as a full-size store has."""
     for module in (parquet, safetensors, hf, webdataset):
         monkeypatch.setattr(module, "SHARD_BYTES", 2 * 8 * VIEWS * 201)
     monkeypatch.setattr(plan, "BLOCK_BYTES", 1)
 
 
-# Readers: each format's own ----------------------------------------------------------------------
+# Readers of each format --------------------------------------------------------------------------
 
 
 def read_npy(folder: Path) -> Columns:
@@ -129,7 +129,9 @@ def read_webdataset(folder: Path) -> Columns:
     columns: dict[str, list[Any]] = {}
     urls = [str(p) for p in sorted(folder.glob("*.tar"))]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # it leaves its files to the collector
+        warnings.simplefilter(
+            "ignore", ResourceWarning
+        )  # it leaves open files to the garbage collector
         records = list(WebDataset(urls, shardshuffle=False).decode())
         gc.collect()
     for record in records:
@@ -163,7 +165,7 @@ def test_every_format_has_a_reader_here() -> None:
 
 @pytest.mark.usefixtures("small_shards")
 @pytest.mark.parametrize("format", FORMATS)
-def test_what_is_read_back_is_the_store(made: Any, request_of: Any, format: str) -> None:
+def test_exported_values_equal_the_store(made: Any, request_of: Any, format: str) -> None:
     folder, rows = made
     request = request_of(format, zscore="none", labels_dir=folder / "labels")
     done = export(request)
@@ -186,7 +188,7 @@ def test_what_is_read_back_is_the_store(made: Any, request_of: Any, format: str)
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_some_views_of_one_feature_scaled_and_short(
+def test_selected_views_of_one_feature_scaled_as_float16(
     made: Any, request_of: Any, format: str
 ) -> None:
     folder, rows = made
@@ -206,7 +208,7 @@ def test_some_views_of_one_feature_scaled_and_short(
     np.testing.assert_allclose(stats["clip_text.sigma"], train.std((0, 1)), rtol=1e-5)
 
 
-def test_bfloat16_is_torchs(made: Any, request_of: Any) -> None:
+def test_bfloat16_equals_torch(made: Any, request_of: Any) -> None:
     request = request_of("safetensors", dtype="bfloat16", zscore="none")
     export(request)
     found = read_safetensors(request.out_dir)
@@ -254,7 +256,7 @@ def test_parquet_has_sensible_row_groups(request_of: Any, monkeypatch: Any) -> N
     ]
 
 
-def test_hugging_face_reaches_for_no_network(request_of: Any, monkeypatch: Any) -> None:
+def test_the_hugging_face_export_uses_no_network(request_of: Any, monkeypatch: Any) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("the network was reached for")
 
@@ -301,7 +303,7 @@ def _said_by_webdataset(folder: Path) -> str:
 def test_an_export_says_whether_rows_are_z_scored(
     request_of: Any, capsys: Any, format: str, said: Any, zscore: str, words: str
 ) -> None:
-    """In what it prints, in ``_export.json``, and in the files where the format has a place."""
+    """In its output, in ``_export.json``, and in the files if the format has metadata."""
     request = request_of(format)
     arguments = ["--store", request.store, "--format", format, "--out-dir", request.out_dir]
     code = main.run_command(["export", *map(str, arguments), "--zscore", zscore, "--json"])
@@ -318,12 +320,12 @@ def test_an_export_says_whether_rows_are_z_scored(
 
 
 def test_killed_at_every_disk_operation(request_of: Any, tmp_path: Path) -> None:
-    # The one whose library keeps to Python, which may fork.
+    # The format whose library has no threads of its own, and may be forked.
     request = request_of("webdataset", views=(0,), features=("clip_image",), zscore="none")
     export(replace(request, out_dir=tmp_path / "whole"))
     whole = tree_digest(tmp_path / "whole")
     died, n = True, 0
-    while died:  # each run finds what the one before it left
+    while died:  # each run finds the remains of the previous one
         n += 1
         if request.out_dir.exists():
             shutil.rmtree(request.out_dir)
@@ -336,7 +338,7 @@ def test_killed_at_every_disk_operation(request_of: Any, tmp_path: Path) -> None
 
 @pytest.fixture
 def full_disk() -> Iterator[Callable[[int], None]]:
-    """A disk that has room for so many bytes more."""
+    """Simulates a disk with a given number of free bytes."""
 
     def fill(room: int) -> None:
         left = room
@@ -386,16 +388,16 @@ def test_two_exports_to_one_folder(request_of: Any, tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": "csv"}, "--format is one of npy, parquet"),
-        ({"dtype": "bfloat16"}, "npy holds float32 or float16.*\n.*--format safetensors"),
-        ({"views": (0, 16)}, "has views 0 to 15, --views asks for 16"),
+        ({"format": "csv"}, "--format must be one of npy, parquet"),
+        ({"dtype": "bfloat16"}, "npy supports float32 or float16.*\n.*--format safetensors"),
+        ({"views": (0, 16)}, "has views 0 to 15, found --views 16"),
         ({"features": ("clip_image", "clip_image")}, "each feature once"),
         ({"features": ("other",)}, "holds clip_image, clip_text, but not 'other'"),
         ({"zscore": "train"}, "needs the split"),
         ({"zscore": "some"}, "zscore is one of"),
     ],
 )
-def test_what_cannot_be_had(
+def test_unavailable_formats_and_columns_are_refused(
     request_of: Any, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -412,7 +414,7 @@ def test_ranges_of_views(text: str, views: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "a", "3-1", "-1", "1,,2", "1-", "1.5", "0-99999999999"])
-def test_what_is_no_range(text: str) -> None:
+def test_invalid_ranges_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="a list like 0-9,20"):
         parse_views(text)
 
@@ -447,21 +449,21 @@ def test_float16_overflow_is_refused_with_the_value(tmp_path: Path) -> None:
         (1e-9, 0, False),
     ],
 )
-def test_where_float16_ends(value: float, short: float, infinite: bool) -> None:
+def test_the_largest_float16(value: float, short: float, infinite: bool) -> None:
     found, over = narrow(np.array([[0, value]], np.float32), "float16")
     assert found[0, 1] == short
     assert over == ((0, 1) if infinite else None)
 
 
 def test_rounding_is_to_the_nearest_and_to_even() -> None:
-    """Against NumPy for float16, and the bits' own arithmetic for bfloat16."""
+    """Compared with NumPy for float16, and with integer arithmetic on the bits for bfloat16."""
     bits = np.random.default_rng(0).integers(0, 2**32, 100_000, np.uint32)
     ties = (bits & 0xFFFF0000) | 0x8000
     values = np.concatenate([bits, ties]).view(np.float32)
     values = values[np.isfinite(values)]
     found, _ = narrow(values, "bfloat16")
     bits = values.view(np.uint32)
-    # The upper half, one more where the lower half is above its middle, or at it and odd.
+    # The upper half, plus one if the lower is above its middle, or at it while the upper is odd.
     np.testing.assert_array_equal(found, (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16)
     halves = (bits & 0xFFFFE000) | 0x1000
     for half in (values, halves.view(np.float32)):
@@ -490,7 +492,7 @@ def test_a_damaged_chunk(made: Any, tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["s"]
 
 
-def test_folders_that_are_not_ours(request_of: Any, tmp_path: Path) -> None:
+def test_folders_of_other_programs_are_not_touched(request_of: Any, tmp_path: Path) -> None:
     request = request_of()
     request.out_dir.mkdir()
     (request.out_dir / "mine").touch()
@@ -499,7 +501,7 @@ def test_folders_that_are_not_ours(request_of: Any, tmp_path: Path) -> None:
     partial = tmp_path / "new.partial"
     partial.mkdir()
     (partial / "mine").touch()
-    with pytest.raises(InputError, match="no export made it"):
+    with pytest.raises(InputError, match="was not created by an export"):
         export(request_of(out_dir=tmp_path / "new"))
     assert (request.out_dir / "mine").exists()
     assert (partial / "mine").exists()
@@ -525,7 +527,9 @@ def test_a_mount_point_cannot_be_renamed_to(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_room_is_said_first(request_of: Any, tmp_path: Path, monkeypatch: Any) -> None:
+def test_too_little_disk_space_is_reported_before_writing(
+    request_of: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
     monkeypatch.setattr(run, "free_bytes", lambda _: 1000)
     with pytest.raises(InputError, match=r"needs [\d,]+ bytes and its file system has 1,000 free"):
         export(request_of())
@@ -533,12 +537,12 @@ def test_no_room_is_said_first(request_of: Any, tmp_path: Path, monkeypatch: Any
 
 
 @pytest.mark.parametrize("format", [f for f in FORMATS if formats.FORMATS[f].libraries])
-def test_a_library_that_is_not_installed(request_of: Any, monkeypatch: Any, format: str) -> None:
+def test_a_missing_library_is_named(request_of: Any, monkeypatch: Any, format: str) -> None:
     def absent(name: str) -> str:
         raise formats.PackageNotFoundError(name)
 
     monkeypatch.setattr(formats, "version", absent)
-    with pytest.raises(ConfigError, match=r'pip install "manyviews\[export\]"'):
+    with pytest.raises(ConfigError, match=r'pip install -e "\.\[export\]"'):
         export(request_of(format))
 
 
@@ -551,14 +555,14 @@ def test_a_feature_with_the_name_of_a_column(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_stems_that_are_not_utf8(tmp_path: Path, format: str) -> None:
+def test_stems_that_are_not_utf8_are_refused_by_arrow_formats(tmp_path: Path, format: str) -> None:
     stems = ["caf\udce9", *(f"x{i}" for i in range(7))]
     make_store(tmp_path / "s", stems=stems, views=16, chunk=8, dims={"clip_image": 8})
     request = ExportRequest(
         store=tmp_path / "s", out_dir=tmp_path / "o", format=format, features=("clip_image",)
     )
     if format in ("parquet", "hf"):
-        with pytest.raises(InputError, match="is not UTF-8"):
+        with pytest.raises(InputError, match="is not valid UTF-8"):
             export(request)
     else:
         export(request)

@@ -1,4 +1,4 @@
-"""Every command and every reading example of the page on exports."""
+"""Runs every command and every reading example of the page on exports."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_the_page_names_every_format_and_dtype() -> None:
     assert all(f"`{name}`" in text for name in (*FORMATS, *DTYPES))
 
 
-def test_what_the_page_says_to_type_works(
+def test_every_example_of_the_page_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -42,7 +42,7 @@ def test_what_the_page_says_to_type_works(
     said, scope = [], {}
     for block in blocks(PAGE, "python"):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ResourceWarning)  # webdataset leaves its files
+            warnings.simplefilter("ignore", ResourceWarning)  # webdataset does not close its files
             exec(block, scope := {})
             gc.collect()
         said.append(capsys.readouterr().out.strip())

@@ -11,7 +11,7 @@ from manyviews.operations.probe.scores import score
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    # On matrices this small, threads only wait for each other.
+    # On matrices this small, several threads are slower than one.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -19,7 +19,7 @@ def one_thread():
 
 
 def data(n: int, noise: float, seed: int = 0, classes: int = 4) -> Part:
-    """Features whose first columns carry the labels, as deep in noise as asked."""
+    """Features whose first columns contain the labels, with noise of the given strength."""
     generator = torch.Generator().manual_seed(seed)
     y = (torch.rand(n, classes, generator=generator) < 0.3).float()
     x = torch.randn(n, 16, generator=generator)
@@ -35,39 +35,40 @@ def scores(probe, test: Part):
     return score(probe.probability(test.x).numpy(), test.y.numpy() > 0.5, 0.5)
 
 
-def test_readable_labels_are_read():
+def test_labels_in_the_features_are_predicted():
     found = scores(fit_probe(data(200, 0.1), data(60, 0.1, 1)), data(100, 0.1, 2))
     assert found.micro_f1 > 0.98
     assert found.macro_f1 > 0.98
     assert found.mean_ap > 0.98
 
 
-def test_labels_that_are_not_in_the_features_are_not_read():
+def test_labels_that_are_not_in_the_features_are_not_predicted():
     train, dev = data(200, 0.1), data(400, 0.1, 1)
     order = torch.randperm(200, generator=torch.Generator().manual_seed(1))
     probe = fit_probe(Part(train.x, train.y[order]), dev)
-    # What fits best on dev is then next to nothing but the frequencies, and costs the entropy.
+    # The best fit on dev is then close to the class frequencies, whose loss is the entropy.
     assert probe.weight_decay >= 1
     frequency = train.y.double().mean(0)
     entropy = -(frequency * frequency.log() + (1 - frequency) * (1 - frequency).log()).sum()
     assert probe.dev_loss == pytest.approx(float(entropy), rel=0.1)
 
 
-def test_the_optimum_is_scikit_learns():
+def test_the_optimum_equals_scikit_learn():
     part = data(120, 2.0)
     x, y = ((part.x - part.x.mean(0)) / part.x.std(0)).double(), part.y.double()
     part = Part(x, y)
     weight, bias, loss = fit(part, 0.05, start_of(part))
     assert math.isnan(loss)
     for c in range(y.shape[1]):
-        # Its objective is C * (sum of losses) + |w|^2 / 2; ours is (mean loss) + decay * |w|^2 / 2.
+        # scikit-learn minimises C * (sum of losses) + |w|^2 / 2; ours is (mean loss) plus
+        # decay * |w|^2 / 2.
         model = LogisticRegression(C=1 / (0.05 * len(x)), tol=1e-8, max_iter=1000)
         model.fit(x.numpy(), y[:, c].numpy())
         assert weight[:, c].numpy() == pytest.approx(model.coef_[0], abs=1e-3)
         assert float(bias[c]) == pytest.approx(model.intercept_[0], abs=1e-3)
 
 
-def test_the_decay_is_the_best_on_dev():
+def test_the_decay_with_the_lowest_dev_loss_is_chosen():
     train, dev = data(60, 2.0), data(500, 2.0, 1)
     alone = {decay: fit_probe(train, dev, (decay,)).dev_loss for decay in DECAYS}
     probe = fit_probe(train, dev)
@@ -76,7 +77,7 @@ def test_the_decay_is_the_best_on_dev():
     assert probe.dev_loss == pytest.approx(alone[probe.weight_decay], abs=5e-3)
 
 
-def test_training_stops_where_dev_gets_worse():
+def test_training_stops_when_the_dev_loss_rises():
     train, dev = data(40, 3.0), data(500, 3.0, 1)
     probe = fit_probe(train, dev, (1e-6,))
     standardized = Part((train.x.double() - probe.center) / probe.scale, train.y.double())
@@ -86,7 +87,7 @@ def test_training_stops_where_dev_gets_worse():
     assert probe.dev_loss == loss_of(held_out, probe.weight, probe.bias)
 
 
-def test_standardising_is_numpys_and_survives_offsets_and_constants():
+def test_standardising_equals_numpy_with_offsets_and_constants():
     train = data(100, 0.1)
     x = torch.cat([train.x * 1e-3 + 1e4, torch.full((100, 1), 5.0)], 1)
     probe = fit_probe(Part(x, train.y), Part(x, train.y))
@@ -96,14 +97,14 @@ def test_standardising_is_numpys_and_survives_offsets_and_constants():
     assert scores(probe, Part(x, train.y)).micro_f1 > 0.98
 
 
-def test_same_data_same_probe():
+def test_fitting_is_deterministic():
     train, dev = data(50, 2.0), data(50, 2.0, seed=1)
     first, second = fit_probe(train, dev), fit_probe(train, dev)
     assert torch.equal(first.weight, second.weight)
     assert torch.equal(first.bias, second.bias)
 
 
-def test_classes_missing_from_training_or_test_do_no_harm():
+def test_classes_missing_from_training_or_test_are_handled():
     train, dev, test = data(100, 0.1), data(50, 0.1, 1), data(100, 0.1, 2)
     train, dev, test = (
         Part(p.x, torch.cat([p.y, torch.zeros(len(p.y), 2)], 1)) for p in (train, dev, test)
@@ -111,7 +112,7 @@ def test_classes_missing_from_training_or_test_do_no_harm():
     test.y[:, 0] = 0  # class 0 occurs in training only
     found = scores(fit_probe(train, dev), test)
     assert found.macro_f1 > 0.98
-    assert found.micro_f1 < 0.9  # its false alarms count here
+    assert found.micro_f1 < 0.9  # its false positives count here
 
 
 @pytest.mark.parametrize(
@@ -119,12 +120,12 @@ def test_classes_missing_from_training_or_test_do_no_harm():
     [
         (lambda t, d: (Part(t.x[:-1], t.y), d), "train: features"),
         (lambda t, d: (t, Part(d.x[:0], d.y[:0])), "dev: features"),
-        (lambda t, d: (t, Part(d.x[:, :-1], d.y)), "dev: has other columns"),
-        (lambda t, d: (t, Part(d.x, d.y[:, :-1])), "dev: has other columns"),
+        (lambda t, d: (t, Part(d.x[:, :-1], d.y)), "dev: the columns differ"),
+        (lambda t, d: (t, Part(d.x, d.y[:, :-1])), "dev: the columns differ"),
         (lambda t, d: (t, Part(d.x * float("nan"), d.y)), "dev: features are not finite"),
     ],
 )
-def test_wrong_input(change, message):
+def test_wrong_inputs_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         fit_probe(*change(data(20, 1.0), data(10, 1.0)))
 

@@ -1,4 +1,4 @@
-"""The probe on a store whose features are known to hold, or not to hold, the labels."""
+"""The probe on a store with one feature that contains the labels and one that does not."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SHAPES = {"clear": 16, "noisy": 16}
 
 @pytest.fixture(scope="module")
 def request_of_probe(tmp_path_factory: pytest.TempPathFactory) -> ProbeRequest:
-    """A store with one feature that shows three classes, and one that hides them in noise."""
+    """A store with one feature that separates three classes, and one with strong noise."""
     folder = tmp_path_factory.mktemp("probe")
     rng = np.random.default_rng(0)
     labels = np.zeros((SAMPLES, 23), np.float32)
@@ -71,19 +71,21 @@ def test_the_table(table: ProbeTable) -> None:
     assert table.classes == CLASSES
 
 
-def test_what_is_in_the_features_is_found(table: ProbeTable) -> None:
+def test_labels_in_the_features_score_above_chance(table: ProbeTable) -> None:
     by = {
         (r.features[0] if len(r.features) == 1 else "both", r.views): r.scores for r in table.rows
     }
     assert by["clear", 1].micro_f1 > 0.9
     assert by["clear", 1].micro_f1 > by["noisy", 1].micro_f1 > table.chance.micro_f1
     assert by["both", 1].mean_ap > by["noisy", 1].mean_ap > table.chance.mean_ap
-    # The noise differs from view to view, so their mean shows more.
+    # The noise differs between views, so their mean predicts better.
     assert by["noisy", 8].mean_ap > by["noisy", 1].mean_ap
 
 
-def test_every_number_again_by_hand(request_of_probe: ProbeRequest, table: ProbeTable) -> None:
-    """Reads the arrays with zarr, averages with NumPy and scores with scikit-learn."""
+def test_every_number_equals_an_independent_computation(
+    request_of_probe: ProbeRequest, table: ProbeTable
+) -> None:
+    """Reads the arrays with zarr, averages with NumPy, and scores with scikit-learn."""
     import zarr
 
     row = next(r for r in table.rows if r.features == ("noisy",) and r.views == VIEWS)
@@ -105,7 +107,7 @@ def test_every_number_again_by_hand(request_of_probe: ProbeRequest, table: Probe
     assert found["mean_ap"] == pytest.approx(expected)
 
 
-def test_the_same_again_in_other_blocks(
+def test_the_block_size_does_not_change_the_table(
     request_of_probe: ProbeRequest, table: ProbeTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert probe(request_of_probe) == table
@@ -115,7 +117,7 @@ def test_the_same_again_in_other_blocks(
         assert asdict(first.scores) == pytest.approx(asdict(second.scores))
 
 
-def test_a_threshold_of_ones_own(request_of_probe: ProbeRequest, table: ProbeTable) -> None:
+def test_a_given_threshold_is_used(request_of_probe: ProbeRequest, table: ProbeTable) -> None:
     found = probe(replace(request_of_probe, threshold=0.5, features=("clear",)))
     assert [(r.features, r.views, r.threshold) for r in found.rows] == [
         (("clear",), 1, 0.5),
@@ -152,7 +154,7 @@ def test_memory_does_not_hold_all_views(
         ({"device": "tpu"}, "is not a device"),
     ],
 )
-def test_what_cannot_be_had(
+def test_unavailable_features_and_devices_are_refused(
     request_of_probe: ProbeRequest, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -163,7 +165,7 @@ def test_what_cannot_be_had(
 def test_materialized_files_give_the_same_table(
     request_of_probe: ProbeRequest, table: ProbeTable, tmp_path: Path, zscore: str
 ) -> None:
-    """However they are scaled: a probe standardises."""
+    """Whatever their scaling is: the probe standardises its inputs."""
     materialize(FeatureStore(request_of_probe.store), tmp_path, zscore=zscore)
     found = probe(replace(request_of_probe, store=tmp_path))
     assert found.samples == table.samples
@@ -180,7 +182,7 @@ def test_materialized_files_give_the_same_table(
         ({"test": ["9999"]}, "name no sample"),
     ],
 )
-def test_splits_that_leave_nothing(
+def test_splits_with_an_empty_part_are_refused(
     request_of_probe: ProbeRequest, tmp_path: Path, split: dict[str, Any], message: str
 ) -> None:
     whole = json.loads(request_of_probe.split_json.read_text())
@@ -210,7 +212,7 @@ def test_the_command(
     assert "79 train, 20 dev, 59 test samples; 2 with a bad input left out" in text
     assert "3 of 23 classes occur in test; thresholds given" in text
     lines = text.splitlines()
-    assert len({len(line) for line in lines[3:-1]}) == 1  # the columns stand in line
+    assert len({len(line) for line in lines[3:-1]}) == 1  # the columns are aligned
     assert lines[-1].split()[0] == "chance"
     for line, row in zip(lines[4:-1], table.rows, strict=True):
         assert f"{row.scores.mean_ap:.3f}" in line

@@ -1,4 +1,4 @@
-"""Scores against scikit-learn's, and chance against what theory says."""
+"""Scores compared with scikit-learn, and chance compared with theory."""
 
 from dataclasses import asdict
 from itertools import combinations
@@ -12,7 +12,7 @@ from manyviews.operations.probe.scores import best_threshold, chance, score
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_scores_are_scikit_learns(seed):
+def test_scores_equal_scikit_learn(seed):
     rng = np.random.default_rng(seed)
     truth = rng.random((60, 6)) < 0.3
     probability = np.round(rng.random((60, 6)), 1)  # many ties
@@ -33,7 +33,7 @@ def test_scores_are_scikit_learns(seed):
 
 
 def test_average_precision_by_hand_with_ties():
-    """Samples with the same score are taken together; a class without a positive stays out."""
+    """Samples with equal scores share a rank; a class without a positive is left out."""
     truth = np.array([[1, 0], [0, 0], [1, 0], [0, 0], [1, 0]], bool)
     probability = np.array([[0.9, 0.1], [0.5, 0.2], [0.5, 0.3], [0.4, 0.4], [0.1, 0.5]])
     # Recall 1/3 at precision 1, a second third at 2/3 (of three), the last at 3/5.
@@ -48,7 +48,7 @@ def test_the_order_of_samples_does_not_matter():
     assert asdict(shuffled) == pytest.approx(asdict(found))
 
 
-def test_the_best_threshold_is_in_the_middle_of_equals():
+def test_the_best_threshold_is_the_middle_of_equal_ones():
     truth = np.array([[True, False], [False, True]])
     assert best_threshold(np.where(truth, 0.9, 0.2), truth) == pytest.approx(0.55)
     rng = np.random.default_rng(0)
@@ -67,14 +67,14 @@ def test_chance_is_the_expected_score():
     assert found.macro_f1 == pytest.approx((0.25 + 0.5) / 2, abs=0.01)
     assert found.micro_f1 == pytest.approx((0.25**2 + 0.5**2) / 0.75, abs=0.01)
     assert found.weighted_f1 == pytest.approx((0.25**2 + 0.5**2) / 0.75, abs=0.01)
-    # Ranked at random, precision is the share of positives wherever one looks.
+    # In a random order, the expected precision at every rank is the share of positives.
     assert found.mean_ap == pytest.approx((0.25 + 0.5) / 2, abs=0.01)
     assert chance(np.array([0.25, 0.5, 0.0]), truth) == found
     assert chance(np.array([0.25, 0.5, 0.0]), truth, seed=1) != found
 
 
 @pytest.mark.parametrize(("samples", "positives"), [(1, 1), (4, 1), (6, 3), (5, 5)])
-def test_chance_ranks_at_random(samples, positives):
+def test_chance_has_the_average_precision_of_a_random_order(samples, positives):
     """The average precision of a random order is the mean over all orders."""
     truth = np.zeros((samples, 2), bool)
     truth[:positives, 0] = True
@@ -85,6 +85,6 @@ def test_chance_ranks_at_random(samples, positives):
     assert chance(np.zeros(2), truth).mean_ap == pytest.approx(np.mean(every))
 
 
-def test_nothing_to_score():
+def test_scoring_without_labels_is_refused():
     with pytest.raises(InputError, match="nothing to score"):
         score(np.zeros((3, 2)), np.zeros((3, 2), bool), 0.5)

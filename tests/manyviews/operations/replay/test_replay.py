@@ -1,4 +1,4 @@
-"""Replayed views against torchvision, against what producers make, and against what was drawn."""
+"""Replayed views, compared with torchvision and with the output of producers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.manyviews.operations.stores import CHUNK, DIMS, VIEWS, store_of
 from tests.producers.reference import reference_views, require_torchvisions
 
 RECIPE = Recipe(views=VIEWS)
-TRUNCATED = "0100003"  # the demo data's only poster that cannot be used
+TRUNCATED = "0100003"  # the only unusable poster of the demo data
 
 
 def stems(folder: Path) -> list[str]:
@@ -54,7 +54,7 @@ def folder(demo_data: Path) -> Path:
 
 
 @pytest.mark.parametrize("at", [1, 7, 20, 47])
-def test_pixels_are_what_torchvision_makes(folder: Path, at: int) -> None:
+def test_pixels_equal_torchvision(folder: Path, at: int) -> None:
     stem = stems(folder)[at]
     replay = from_folder(folder, stem, RECIPE)
     assert replay.sample.index == at
@@ -67,9 +67,7 @@ def test_pixels_are_what_torchvision_makes(folder: Path, at: int) -> None:
 
 
 @pytest.mark.parametrize(("seed", "size"), [(123, 224), (9, 64)])
-def test_everything_is_what_producers_put_into_the_queue(
-    folder: Path, seed: int, size: int
-) -> None:
+def test_pixels_and_texts_equal_those_of_producers(folder: Path, seed: int, size: int) -> None:
     clip, blip2 = ImageSpec(size, size), ImageSpec(size, None)
     job = Job(str(folder), VIEWS, seed, (clip, blip2), (), slots=4)
     samples = source.scan(folder).samples[:5]  # the first is the truncated one
@@ -91,7 +89,7 @@ def test_everything_is_what_producers_put_into_the_queue(
 
 
 def with_torchvision(replay: Replay, poster: Image.Image, view: int) -> np.ndarray:
-    """The view made from the replayed parameters by torchvision's functional operations."""
+    """The view that torchvision's functional operations compute from the replayed parameters."""
     ensure_importable()
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms import functional as F
@@ -117,7 +115,7 @@ def _all_with_torchvision(replay: Replay, poster: Image.Image, views: range) -> 
     return np.stack([with_torchvision(replay, poster, view) for view in views])
 
 
-def test_the_parameters_are_those_that_made_the_pixels(folder: Path) -> None:
+def test_the_parameters_reproduce_the_pixels(folder: Path) -> None:
     seen: set[str] = set()
     for stem in stems(folder)[1:4]:
         replay = from_folder(folder, stem, Recipe(views=16))
@@ -137,10 +135,12 @@ def test_the_parameters_are_those_that_made_the_pixels(folder: Path) -> None:
             [poster],
             partial(_all_with_torchvision, replay, poster, range(1, 16)),
         )
-    assert len(seen) == 11, seen  # every step of the recipe was there, and left out
+    assert len(seen) == 11, (
+        seen
+    )  # every step of the recipe was applied in some views, and skipped in others
 
 
-def test_the_crop_is_what_torchvision_draws(folder: Path) -> None:
+def test_the_crop_equals_torchvision(folder: Path) -> None:
     ensure_importable()
     from torchvision.transforms import RandomResizedCrop
 
@@ -180,7 +180,7 @@ def test_masked_words_are_the_published_ones(folder: Path) -> None:
 # From a store -----------------------------------------------------------------------------------
 
 
-def test_a_store_tells_seed_views_and_index(folder: Path, tmp_path: Path) -> None:
+def test_seed_views_and_index_come_from_the_store(folder: Path, tmp_path: Path) -> None:
     store = store_of(tmp_path / "store", folder, seed=77)
     replay = from_store(store, folder, stems(folder)[9])
     assert (replay.recipe, replay.recorded) == (
@@ -191,7 +191,7 @@ def test_a_store_tells_seed_views_and_index(folder: Path, tmp_path: Path) -> Non
     np.testing.assert_array_equal(replay.pixels(5), alone.pixels(5))
 
 
-def test_files_that_are_not_the_recorded_ones_are_refused(folder: Path, tmp_path: Path) -> None:
+def test_files_that_differ_from_the_recorded_ones_are_refused(folder: Path, tmp_path: Path) -> None:
     copy = tmp_path / "data"
     shutil.copytree(folder, copy)
     store = store_of(tmp_path / "store", folder)
@@ -205,13 +205,11 @@ def test_files_that_are_not_the_recorded_ones_are_refused(folder: Path, tmp_path
     with pytest.raises(InputError, match=f"{other}.json.*is not the file"):
         from_store(store, copy, other)
     (copy / f"{other}.json").unlink()
-    with pytest.raises(InputError, match="Give the folder that the store was made from"):
+    with pytest.raises(InputError, match="Give --data-dir the folder"):
         from_store(store, copy, other)
 
 
-def test_a_sample_that_is_not_made_yet_has_nothing_to_be_held_against(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_an_uncommitted_sample_is_not_compared(folder: Path, tmp_path: Path) -> None:
     store = store_of(tmp_path / "store", folder, chunks=[0])
     names = stems(folder)
     assert from_store(store, folder, names[CHUNK - 1]).recorded == ("image", "text")
@@ -223,11 +221,11 @@ def test_a_sample_that_is_not_made_yet_has_nothing_to_be_held_against(
 @pytest.mark.parametrize(
     ("read", "other", "said"),
     [
-        ("text", "jpg", "the synopsis is the one that the store was made from"),
-        ("image", "json", "the poster is the one that the store was made from"),
+        ("text", "jpg", "the synopsis is the one that the store was built from"),
+        ("image", "json", "the poster is the one that the store was built from"),
     ],
 )
-def test_what_a_store_never_read_is_not_compared(
+def test_inputs_without_a_recorded_hash_are_not_compared(
     folder: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -235,7 +233,7 @@ def test_what_a_store_never_read_is_not_compared(
     other: str,
     said: str,
 ) -> None:
-    """A store of texts alone recorded no hash of posters, and the other way round."""
+    """A store without image features has no hashes of posters, and vice versa."""
     copy = tmp_path / "data"
     shutil.copytree(folder, copy)
     store = store_of(tmp_path / "store", copy, read=[read])
@@ -266,7 +264,7 @@ def test_what_a_store_never_read_is_not_compared(
         from_store(store, copy, one)
 
 
-def test_a_placeholder_stays_one(folder: Path, tmp_path: Path) -> None:
+def test_a_recorded_placeholder_is_replayed(folder: Path, tmp_path: Path) -> None:
     bad = {
         5: (BadInput(5, "image", "producer-died", "twice"), BadInput(5, "text", "unreadable", "")),
     }
@@ -278,7 +276,7 @@ def test_a_placeholder_stays_one(folder: Path, tmp_path: Path) -> None:
     assert replay.bad[0] == bad[5][0]
 
 
-def test_what_could_not_be_read_is_not_read_now(folder: Path, tmp_path: Path) -> None:
+def test_a_recorded_unreadable_file_is_not_read(folder: Path, tmp_path: Path) -> None:
     samples = source.scan(folder).samples
     spec = StoreSpec(len(samples), VIEWS, 48, DIMS)
     known = make_fingerprint(spec, [s.stem for s in samples])
@@ -302,7 +300,9 @@ def test_another_recipe_is_refused(folder: Path, tmp_path: Path) -> None:
 def test_the_size_comes_from_declared_backbones_or_the_paper() -> None:
     paper = ("clip_image", "clip_text")
     assert store_size({}, paper, None) == 224
-    assert store_size({}, paper, 64) == 64  # checkpoints of another size; the store cannot tell
+    assert (
+        store_size({}, paper, 64) == 64
+    )  # checkpoints of another size, which the store does not record
     assert store_size({"dino.size": 384}, ("dino",), None) == 384
     assert store_size({"dino.size": 224}, ("dino", "clip_image"), None) == 224
     assert store_size({"bert.max_length": 9}, ("bert",), None) == 224
@@ -313,18 +313,18 @@ def test_the_size_comes_from_declared_backbones_or_the_paper() -> None:
         store_size({"dino.size": 384}, ("dino",), 224)
 
 
-# What is asked for ------------------------------------------------------------------------------
+# Invalid arguments ------------------------------------------------------------------------------
 
 
-def test_an_unknown_stem_names_those_alike(folder: Path) -> None:
+def test_an_unknown_stem_lists_similar_ones(folder: Path) -> None:
     stem = stems(folder)[4]
-    with pytest.raises(InputError, match=f"has no sample '{stem}.jpg'.*\nAlike: '{stem}'"):
+    with pytest.raises(InputError, match=f"has no sample '{stem}.jpg'.*\nSimilar: '{stem}'"):
         from_folder(folder, f"{stem}.jpg", RECIPE)
 
 
 @pytest.mark.parametrize(("name", "value"), [("seed", -1), ("views", 0), ("size", 0)])
 def test_numbers_out_of_range_are_refused(name: str, value: int) -> None:
-    with pytest.raises(ConfigError, match=f"--{name} is at least"):
+    with pytest.raises(ConfigError, match=f"--{name} must be at least"):
         Recipe(**{name: value})
 
 
@@ -351,7 +351,7 @@ def test_a_sheet_of_few_views(folder: Path, recipe: Recipe) -> None:
         assert min(page.size) > 100
 
 
-def test_a_png_is_lossless_and_always_the_same(folder: Path) -> None:
+def test_a_png_is_lossless_and_deterministic(folder: Path) -> None:
     pixels = from_folder(folder, stems(folder)[6], RECIPE).pixels(2)
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(png(pixels)))), pixels)
     assert png(pixels) == png(pixels.copy())

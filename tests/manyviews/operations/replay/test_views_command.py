@@ -1,4 +1,4 @@
-"""The ``views`` command: what it prints, what it writes, and what it refuses."""
+"""The ``views`` command: its output, its files, and its refusals."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_one_view_is_written_losslessly(
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "v.png")), expected)
 
 
-def test_the_clean_view_as_a_processor_makes_it(views: Any, folder: Path, tmp_path: Path) -> None:
+def test_the_clean_view_of_a_processor(views: Any, folder: Path, tmp_path: Path) -> None:
     replay = from_folder(folder, STEM, Recipe())
     for processor in ("clip", "blip2"):
         path = tmp_path / f"{processor}.png"
@@ -104,9 +104,9 @@ def test_the_clean_view_as_a_processor_makes_it(views: Any, folder: Path, tmp_pa
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "poster.png")), replay.pixels(0))
 
 
-def test_what_cannot_be_meant_is_refused(views: Any, tmp_path: Path) -> None:
+def test_contradictory_options_are_refused(views: Any, tmp_path: Path) -> None:
     for arguments, message in (
-        (("--view", 70), "--view is 0 to 69, found 70"),
+        (("--view", 70), "--view must be 0 to 69, found 70"),
         (("--view", 2, "--processor", "clip"), "give --view 0"),
         (("--store", tmp_path / "none"), "no feature store"),
         (("--store", tmp_path, "--seed", 3), "--seed comes from the store"),
@@ -117,7 +117,7 @@ def test_what_cannot_be_meant_is_refused(views: Any, tmp_path: Path) -> None:
         assert message in errors
 
 
-def test_what_a_terminal_could_obey_is_escaped(
+def test_control_characters_are_escaped(
     tmp_path: Path, folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     [sample] = [s for s in source.scan(folder).samples if s.stem == STEM]

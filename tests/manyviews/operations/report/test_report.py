@@ -1,4 +1,4 @@
-"""The report: numbers against other libraries; a page that is safe, whole and repeatable."""
+"""The report: numbers compared with other libraries; a safe, complete, reproducible page."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ BAD = {
 
 
 def made_rows(within: float = 0.5) -> dict[str, np.ndarray]:
-    """Samples that differ and views that differ less; image and text of CLIP agree a little."""
+    """Rows whose samples differ more than their views, with slightly similar CLIP features."""
     rng = np.random.default_rng(5)
     rows = {}
     shared = rng.normal(size=(SAMPLES, 1, 32))
@@ -73,7 +73,7 @@ def rows() -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory, rows: Mapping[str, np.ndarray]) -> FeatureStore:
-    """A store with hostile names, bad samples and run logs; read only."""
+    """A store with hostile names, bad samples and run logs, for reading only."""
     path = tmp_path_factory.mktemp("report") / "a <b>store"
     shape = {"samples": SAMPLES, "views": VIEWS, "chunk": CHUNK, "dims": DIMS}
     make_store(path, **shape, rows=rows, stems=STEMS, bad=BAD)
@@ -169,7 +169,7 @@ def test_cosines_are_of_centred_rows(
     np.testing.assert_allclose(facts["clip_text"].to_other, expected, atol=1e-5)
 
 
-def test_dimensions_that_carry_nothing_are_named(facts: dict[str, FeatureFacts]) -> None:
+def test_near_constant_dimensions_are_listed(facts: dict[str, FeatureFacts]) -> None:
     assert facts["blip2_text"].near_constant.tolist() == [7]
     assert facts["blip2_text"].far_from_zero.tolist() == [7, 9]
     assert facts["clip_image"].near_constant.tolist() == []
@@ -189,11 +189,11 @@ def test_the_plane_is_the_principal_one(shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("rows", [np.ones((5, 4), np.float32), np.eye(2, dtype=np.float32)])
-def test_there_is_no_plane_without_three_rows_that_differ(rows: np.ndarray) -> None:
+def test_a_plane_needs_three_different_rows(rows: np.ndarray) -> None:
     assert plane(rows) is None
 
 
-def test_pairs_find_each_other_as_the_reference_says(facts: dict[str, FeatureFacts]) -> None:
+def test_pair_statistics_equal_the_reference(facts: dict[str, FeatureFacts]) -> None:
     [found] = pairs(list(facts.values()))  # blip2_text has another length
     assert (found.image, found.text) == ("clip_image", "clip_text")
     cosines = cosine_similarity(facts["clip_image"].clean, facts["clip_text"].clean)
@@ -218,7 +218,7 @@ def test_a_sample_has_the_colour_of_its_rarest_genre() -> None:
     assert group.tolist() == [0, 0, 0, 1, 1, 2]
 
 
-def test_throughput_is_read_from_logs_that_prove_nothing(store: FeatureStore) -> None:
+def test_throughput_is_read_from_logs(store: FeatureStore) -> None:
     found = throughput(store.path)
     assert found.samples_per_s == [1.6, 4.0]
     assert found.waiting == [0.8, 0.0]
@@ -226,7 +226,7 @@ def test_throughput_is_read_from_logs_that_prove_nothing(store: FeatureStore) ->
     assert (found.runs, found.skipped) == (1, 1)
 
 
-def test_hostile_logs_do_no_harm(tmp_path: Path) -> None:
+def test_hostile_logs_are_ignored(tmp_path: Path) -> None:
     runs = tmp_path / "records/runs"
     runs.mkdir(parents=True)
     lines = [
@@ -256,8 +256,8 @@ def test_a_large_store_is_measured_on_a_part_of_it(store: FeatureStore, text: st
 
 
 @pytest.mark.parametrize("rounding", [0.0, 0.003])
-def test_normalised_rows_are_called_so_and_are_no_spike(tmp_path: Path, rounding: float) -> None:
-    """Rows of length 1, exactly or but for the rounding to bfloat16, have no histogram of norms."""
+def test_normalised_rows_are_reported_without_a_histogram(tmp_path: Path, rounding: float) -> None:
+    """Rows of length 1, exactly or up to rounding to bfloat16, have no histogram of norms."""
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(40, VIEWS, 64))
     rows /= np.linalg.norm(rows, axis=2, keepdims=True)
@@ -277,7 +277,7 @@ def test_normalised_rows_are_called_so_and_are_no_spike(tmp_path: Path, rounding
         assert norms.count("<figure>") == int(is_said)
 
 
-def test_the_page_says_of_how_many(tmp_path: Path) -> None:
+def test_the_page_says_how_many_samples_were_measured(tmp_path: Path) -> None:
     make_store(tmp_path / "s", samples=40, chunk=16, dims=ONE)
     store = FeatureStore(tmp_path / "s")
     found = page(store, Sources(store.path), choose(store, most=20))
@@ -292,7 +292,7 @@ VOID = {"meta", "img", "br", "link", "input", "source"}
 
 
 class Reader(HTMLParser):
-    """Reads a page strictly: every tag closed in order; keeps names, attributes and text."""
+    """Parses a page strictly: tags must be closed in order. Keeps names, attributes and text."""
 
     def __init__(self, text: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -322,19 +322,19 @@ class Reader(HTMLParser):
 
 
 def drawings(text: str) -> list[str]:
-    """The plots of a page, each for a light page and for a dark one."""
+    """The plots of a page, each in its light and dark version."""
     found = re.findall(r'"data:image/svg\+xml;base64,([^"]*)"', text)
     return [base64.b64decode(data, validate=True).decode() for data in found]
 
 
 def coordinates(svg: str) -> list[str]:
-    """Where the shapes of a plot are."""
+    """The coordinates of the shapes of a plot."""
     shapes = ElementTree.fromstring(svg).iter()
     return [shape.get(name, "").lower() for shape in shapes for name in ("d", "x", "y")]
 
 
 def words(svg: str) -> list[str]:
-    """What is written in a plot."""
+    """The texts of a plot."""
     return ["".join(text.itertext()) for text in ElementTree.fromstring(svg).iter(f"{SVG}text")]
 
 
@@ -349,7 +349,7 @@ def test_a_plot_is_drawn_for_a_light_page_and_for_a_dark_one(text: str) -> None:
     assert "first principal component" in [word for plot in plots for word in words(plot)]
 
 
-def test_a_plot_needs_nothing(text: str) -> None:
+def test_a_plot_refers_to_no_other_resource(text: str) -> None:
     for plot in drawings(text):
         elements = list(ElementTree.fromstring(plot).iter())
         ids = {element.get("id") for element in elements}
@@ -360,7 +360,7 @@ def test_a_plot_needs_nothing(text: str) -> None:
             assert target.startswith("data:image/png;base64,") or target[1:] in ids, target
 
 
-def test_the_page_is_whole_and_needs_nothing(text: str) -> None:
+def test_the_page_is_well_formed_and_self_contained(text: str) -> None:
     read = Reader(text)
     ids = [value for _, name, value in read.attributes if name == "id"]
     assert len(ids) == len(set(ids))
@@ -379,7 +379,7 @@ def test_the_page_is_whole_and_needs_nothing(text: str) -> None:
     assert len([v for _, name, v in read.attributes if name == "alt" and v]) == read.tags["img"]
 
 
-def test_strangers_words_are_words(text: str, store: FeatureStore) -> None:
+def test_untrusted_text_is_escaped(text: str, store: FeatureStore) -> None:
     assert "<script" not in text
     assert "a &lt;b&gt;store" in text
     assert "at &lt;script&gt;alert(1)&lt;/script&gt;" in text
@@ -388,7 +388,7 @@ def test_strangers_words_are_words(text: str, store: FeatureStore) -> None:
     assert not re.search("[\x00-\x08\x0b-\x1f\u202e\ud800-\udfff]", text)
 
 
-def test_escapes_show_what_is_there() -> None:
+def test_control_characters_are_shown_as_escapes() -> None:
     hostile = "<b>\u202ea\udcff\x1b&\"'"
     plot = Plot(hostile, hostile, hostile)
     table = Table(hostile, [hostile], [[hostile, hostile, Picture(hostile, hostile)]])
@@ -402,7 +402,7 @@ def test_escapes_show_what_is_there() -> None:
     Reader(text)
 
 
-def test_the_page_says_what_was_asked_for(text: str) -> None:
+def test_the_text_of_the_page(text: str) -> None:
     read = Reader(text)
     for expected in (
         "complete",
@@ -422,7 +422,7 @@ def test_the_page_says_what_was_asked_for(text: str) -> None:
 
 
 def cells(text: str, caption: str) -> list[list[str]]:
-    """The body of the table with this caption."""
+    """The body cells of the table with this caption."""
     body = text.split(f"<caption>{caption}</caption>")[1].split("</table>")[0]
     rows = re.findall(r"<tr>(.*?)</tr>", body.split("<tbody>")[1], re.DOTALL)
     return [[re.sub("<.*?>", "", c) for c in re.findall(r"<t[hd].*?</t[hd]>", r)] for r in rows]
@@ -437,10 +437,10 @@ def test_genres_and_split_are_counted(text: str) -> None:
     assert cells(text, "The split")[0] == ["train", "30", "62.5%", "1"]
     assert cells(text, "The split")[3] == ["in no part", "2", "4.2%", "–"]
     assert ["text not-json", "1"] in cells(text, "Reasons")
-    # The rows' own table, from numbers of other code.
+    # The expected table, computed by other code.
     ratio = cells(text, "Spread")
     assert [row[0] for row in ratio] == list(DIMS)
-    assert cells(text, "Dimensions; numbers count from 0")[2][4:] == ["1: 7", "2: 7, 9"]
+    assert cells(text, "Dimensions, numbered from 0")[2][4:] == ["1: 7", "2: 7, 9"]
 
 
 def test_pictures_of_bad_samples(store: FeatureStore, sources: Sources) -> None:
@@ -480,7 +480,7 @@ def test_the_same_store_gives_the_same_bytes(sources: Sources, text: str, tmp_pa
     assert made == text.encode()
 
 
-# Stores that are not as they should be ----------------------------------------------------------
+# Incomplete, empty and damaged stores -----------------------------------------------------------
 
 
 def render(path: Path) -> str:
@@ -491,14 +491,14 @@ def render(path: Path) -> str:
 def test_a_store_that_is_being_built(tmp_path: Path) -> None:
     make_store(tmp_path / "s", samples=11, chunk=4, chunks=[0, 2], dims=ONE)
     text = render(tmp_path / "s")
-    assert "not complete; build --resume goes on" in text
+    assert "not complete; build --resume continues" in text
     assert "7 of 11" in text
     Reader(text)
 
 
-def test_a_store_with_nothing_in_it_yet(tmp_path: Path) -> None:
+def test_an_empty_store_is_refused(tmp_path: Path) -> None:
     make_store(tmp_path / "s", chunks=[])
-    with pytest.raises(InputError, match="holds nothing yet"):
+    with pytest.raises(InputError, match="is still empty"):
         write(Sources(tmp_path / "s"), tmp_path / "report.html")
 
 
@@ -517,7 +517,7 @@ def test_a_store_of_bad_samples_alone(tmp_path: Path) -> None:
     assert "image empty" in text
 
 
-def test_rows_that_are_all_alike(tmp_path: Path) -> None:
+def test_identical_rows(tmp_path: Path) -> None:
     make_store(
         tmp_path / "s", samples=5, dims=ONE, rows={"clip_image": np.zeros((5, 4, 64), np.float32)}
     )
@@ -526,7 +526,7 @@ def test_rows_that_are_all_alike(tmp_path: Path) -> None:
     said = [Reader(text).text, *(word for plot in drawings(text) for word in words(plot))]
     assert "nan" not in re.split(r"\W+", " ".join(said).lower())
     assert not any("nan" in numbers for plot in drawings(text) for numbers in coordinates(plot))
-    assert cells(text, "Dimensions; numbers count from 0")[0][4].startswith("64: 0, 1, 2")
+    assert cells(text, "Dimensions, numbered from 0")[0][4].startswith("64: 0, 1, 2")
 
 
 def test_a_damaged_chunk_is_an_error(tmp_path: Path) -> None:
@@ -545,9 +545,11 @@ def test_labels_of_other_samples_are_refused(store: FeatureStore, tmp_path: Path
         page(store, Sources(store.path, labels_dir=tmp_path), choose(store))
 
 
-def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch, store: FeatureStore) -> None:
+def test_a_missing_matplotlib_is_named_with_the_command_to_install_it(
+    monkeypatch: pytest.MonkeyPatch, store: FeatureStore
+) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ConfigError, match=re.escape('pip install "manyviews[report]"')):
+    with pytest.raises(ConfigError, match=re.escape('pip install -e ".[report]"')):
         write(Sources(store.path), Path("never.html"))
     assert not Path("never.html").exists()
 
@@ -578,7 +580,7 @@ next();
 
 
 def browse(url: Path, profile: Path, *options: str) -> str:
-    """What a fresh headless Chromium writes to standard output."""
+    """The standard output of a new headless Chromium."""
     quiet = ("disable-gpu", "disable-quic", "no-first-run", "disable-background-networking")
     quiet += ("disable-component-update", "disable-sync", "hide-scrollbars", "no-sandbox")
     command = [str(CHROMIUM), "--headless", *(f"--{name}" for name in quiet)]
@@ -597,11 +599,11 @@ def test_the_page_is_no_wider_than_a_phone(text: str, tmp_path: Path) -> None:
     [widths] = re.findall(r'data-widths="([^"]*)"', dom)
     phone, screen, control = json.loads(widths)
     assert (phone, screen) == ([360, 360], [1280, 1280])
-    assert control[1] > 2000  # what is too wide would be seen
+    assert control[1] > 2000  # anything wider is visible in the picture
 
 
 @in_browser
-def test_the_page_is_legible_by_day_and_by_night(sources: Sources, tmp_path: Path, text) -> None:
+def test_the_page_is_legible_in_light_and_dark_mode(sources: Sources, tmp_path: Path, text) -> None:
     (tmp_path / "page.html").write_text(text)
     pictures = {}
     for name, scheme in (("light", 1), ("dark", 0)):
@@ -612,11 +614,11 @@ def test_the_page_is_legible_by_day_and_by_night(sources: Sources, tmp_path: Pat
         pictures[name] = np.asarray(Image.open(shot).convert("RGB")).astype(int)
     light, dark = pictures["light"], pictures["dark"]
     assert light.shape == dark.shape == (3000, 800, 3)
-    assert np.median(light) > 230 > 60 > np.median(dark)  # the grounds
-    # Text, axes and plots: pixels far from the ground, in every fifth of the page.
+    assert np.median(light) > 230 > 60 > np.median(dark)  # the backgrounds
+    # Text, axes and plots: pixels unlike the background in every fifth of the page.
     for page_pixels in (light, dark):
         far = np.abs(page_pixels - np.median(page_pixels)).max(axis=2) > 110
         assert all(part.mean() > 0.004 for part in np.array_split(far, 5))
-    # Tick labels are drawn in the page's ink, not in a colour that one of both grounds swallows.
+    # Tick labels have the text colour of the page, which is legible on both backgrounds.
     assert (light.max(axis=2) < 60).any(axis=1).mean() > 0.2
     assert (dark.min(axis=2) > 200).any(axis=1).mean() > 0.2

@@ -1,4 +1,4 @@
-"""Rates and endings from the lines of a log, against numbers worked out by hand."""
+"""Rates and ends read from a log, compared with numbers computed by hand."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def line(event: str, at_s: float, **facts: Any) -> bytes:
 
 
 def run_of(*chunks: tuple[float, int, float]) -> Run:
-    """A run whose chunks were committed at (seconds, samples until then, seconds waited).
+    """A run with chunks committed at (seconds, samples until then, seconds waited).
 
-    With each, its log says the rate of the last minute: here 2.5 samples/s, over 8 s.
+    Each logged chunk has the rate of the last minute: here 2.5 samples/s, over 8 s.
     """
     run = Run(1)
     run.take(line("started", 0, samples=100))
@@ -55,29 +55,29 @@ def test_a_running_build_has_the_rate_that_it_displays() -> None:
     assert run.bottleneck == "backbones"
 
 
-def test_a_build_whose_first_chunk_says_no_rate_yet_counts_from_its_start() -> None:
+def test_without_a_logged_rate_the_rate_counts_from_the_start() -> None:
     run = Run(1)
     facts = {"samples_per_s": 0.0, "over_s": 0.0, "slower_side": "unknown"}
     run.take(line("chunk", 20, built=1, seconds=20.0, **facts))
     assert run.samples_per_s(at(20)) == pytest.approx(1 / 20)
 
 
-def test_a_build_that_stands_still_gets_slower() -> None:
+def test_the_rate_of_a_stalled_build_falls() -> None:
     run = run_of((4, 10, 0), (8, 20, 0), (12, 30, 0))
     assert run.samples_per_s(at(16)) == pytest.approx(20 / 8)
-    # The chunk that comes 4 s after the last one is 100 s late.
+    # The next chunk, expected 4 s after the last one, is 100 s late.
     assert run.samples_per_s(at(116)) == pytest.approx(20 / 108)
     assert run.samples_per_s(at(0)) == pytest.approx(20 / 8)  # another machine's clock
 
 
 @pytest.mark.parametrize("end", ["finished", "interrupted", "failed"])
-def test_the_end(end: str) -> None:
+def test_the_end_of_a_run_is_read(end: str) -> None:
     run = run_of((20, 10, 0))
     run.take(line(end, 21, error="No space"))
     assert (run.end, run.why) == (end, "No space")
 
 
-def test_foreign_and_torn_lines_say_nothing(tmp_path: Path) -> None:
+def test_unknown_and_torn_lines_are_ignored(tmp_path: Path) -> None:
     assert newest_run(tmp_path / "none") is None
     assert newest_run(tmp_path) is None
     rate = {"samples_per_s": 0.5, "over_s": 6.0, "slower_side": "producers"}

@@ -1,4 +1,4 @@
-"""``status``: what it says of a real build in another process, and that nobody notices it."""
+"""``status`` of a real build in another process, which it must not disturb."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ CHUNKS = 12
 
 @pytest.fixture(scope="module")
 def config(demo_data: Path, checkpoints: dict[str, str]) -> BuildConfig:
-    """Twelve chunks of four samples, of texts alone."""
+    """A build of twelve chunks of four samples, with text features only."""
     return BuildConfig(
         data_dir=demo_data / "dataset",
         store=Path("nowhere"),
@@ -66,14 +66,16 @@ def committed(store: Path) -> int:
 
 @pytest.fixture(scope="module")
 def interrupted(config: BuildConfig, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A build in a process of its own that was stopped, and what a watcher in another one said."""
+    """A build in another process that was stopped, and the output of a watching process."""
     store = tmp_path_factory.mktemp("watched") / "store"
     typed = ["--data-dir", config.data_dir, "--store", store, "--features", "clip_text"]
     typed += ["--views", 8, "--chunk", 4, "--workers", 1, "--device", "cpu", "-q"]
     typed += ["--model", f"clip_text={config.models['clip_text']}"]
     with warm.Popen([*CLI, "build", *map(str, typed)]) as process:
         wait_for(lambda: committed(store) >= 3, process)
-        process.send_signal(signal.SIGSTOP)  # or it might be done before it was looked at
+        process.send_signal(
+            signal.SIGSTOP
+        )  # so that the build does not finish before it is watched
         stopped_at = committed(store)
         with warm.Popen(
             [*CLI, "status", "--store", str(store), "--watch", "--json"],
@@ -98,7 +100,7 @@ def interrupted(config: BuildConfig, tmp_path_factory: pytest.TempPathFactory) -
     }
 
 
-def test_a_build_in_another_process_is_seen_until_it_is_gone(interrupted: dict[str, Any]) -> None:
+def test_a_build_in_another_process_is_watched_until_it_exits(interrupted: dict[str, Any]) -> None:
     assert interrupted["built"] == 143
     first, *_, last = interrupted["looks"]
     assert first["holder"][0] == interrupted["pid"]
@@ -112,13 +114,13 @@ def test_a_build_in_another_process_is_seen_until_it_is_gone(interrupted: dict[s
     assert (last["holder"], last["running"], last["ended"]) == (None, False, "interrupted")
     assert last["eta_s"] is None
     assert interrupted["code"] == 1
-    assert "was interrupted; go on with build --resume" in interrupted["errors"]
+    assert "was interrupted; build --resume continues it" in interrupted["errors"]
 
 
-def test_a_resumed_build_is_watched_to_its_end_and_does_not_notice(
+def test_watching_does_not_disturb_a_resumed_build(
     interrupted: dict[str, Any], config: BuildConfig, tmp_path: Path
 ) -> None:
-    """Looked at as often as can be, with a reader's lock each time, it makes the same bytes."""
+    """Watched as often as possible, with a shared lock each time, it writes the same bytes."""
     store = interrupted["store"]
     again = replace(config, store=store, resume=True)
     failures: list[BaseException] = []
@@ -152,10 +154,10 @@ def test_a_resumed_build_is_watched_to_its_end_and_does_not_notice(
     assert tree_digest(store) == tree_digest(tmp_path / "undisturbed")
 
 
-def test_looking_at_a_lock_keeps_nobody_from_taking_it(
+def test_inspecting_a_lock_does_not_keep_a_process_from_taking_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who looks has it shared for an instant; who takes it then waits for that, and no longer."""
+    """An inspection holds a shared lock for an instant; taking the lock waits only for that."""
     path = tmp_path / "lock"
     FileLock(path, tmp_path).release()
     looking = os.open(path, os.O_RDONLY)
@@ -176,7 +178,7 @@ def test_looking_at_a_lock_keeps_nobody_from_taking_it(
     lock.release()
 
 
-# What is said -----------------------------------------------------------------------------------
+# Messages ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -191,13 +193,13 @@ def run(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]
 
 @pytest.fixture(scope="module")
 def half(config: BuildConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with one chunk less than it should have, whose newest log has no end."""
+    """A store that lacks one chunk, whose newest log has no end."""
     store = tmp_path_factory.mktemp("half") / "store"
     log = RunLog(store / RUNS)
 
     def stop(event: str, facts: Any) -> None:
         if event == "chunk" and facts["built"] == 8:
-            log.close()  # as if it had been killed
+            log.close()  # as after a kill
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -211,7 +213,7 @@ def test_status_of_a_build_that_was_killed(half: Path, run: Any) -> None:
     lines = output.splitlines()
     assert lines[0] == f"{half}: 48 samples x 8 views: clip_text [32]"
     chunks = len(FeatureStore(half).ledger)
-    assert "of 12 chunks, not complete; go on with build --resume" in lines[1]
+    assert "of 12 chunks, not complete; build --resume continues" in lines[1]
     assert f"{4 * chunks} samples done" in lines[1]
     assert lines[2].endswith("views/s in the last build")
     assert lines[3] == "0 bad inputs with placeholders"
@@ -243,7 +245,7 @@ def test_status_of_a_complete_store(
     assert errors == f"{tmp_path / 'store'} is complete.\n"
 
 
-def test_ctrl_c_leaves_quietly(half: Path) -> None:
+def test_ctrl_c_ends_a_watch_without_an_error(half: Path) -> None:
     lock = take_lock(half)
     try:
         assert Looker(half).look().ended == ""
@@ -263,7 +265,7 @@ def test_ctrl_c_leaves_quietly(half: Path) -> None:
         lock.release()
 
 
-def test_there_must_be_a_store(tmp_path: Path, run: Any) -> None:
+def test_status_without_a_store_is_an_error(tmp_path: Path, run: Any) -> None:
     code, _, errors = run("status", "--store", tmp_path / "none")
     assert code == 2
     assert "There is no feature store" in errors
@@ -274,7 +276,7 @@ def test_there_must_be_a_store(tmp_path: Path, run: Any) -> None:
 
 
 @pytest.mark.parametrize("as_json", [False, True])
-def test_a_watch_that_starts_before_the_store_waits_for_it_and_says_so(
+def test_a_watch_started_before_the_store_waits_for_it(
     half: Path, tmp_path: Path, as_json: bool
 ) -> None:
     store = tmp_path / "later"
