@@ -133,8 +133,8 @@ def children() -> list[psutil.Process]:
 def is_ours(process: psutil.Process) -> bool:
     try:
         command = process.cmdline()
-        foreign = "tests.warm" in command or "resource_tracker" in " ".join(command)
-        return process.status() != psutil.STATUS_ZOMBIE and not foreign
+        unrelated = "tests.warm" in command or "resource_tracker" in " ".join(command)
+        return process.status() != psutil.STATUS_ZOMBIE and not unrelated
     except psutil.NoSuchProcess:
         return False
 
@@ -287,7 +287,7 @@ def test_a_sample_that_does_it_twice_is_a_bad_one(
     assert (bad.index, bad.modality, bad.reason) == (4, "text", reason)
     assert detail in bad.detail
     assert bad.detail.endswith("2 times")
-    # The empty text stands in, and nobody else is touched.
+    # The empty text replaces it, and no other sample is affected.
     record, _, lengths = made[4]
     assert (record.words, record.text_sha256, lengths) == (0, "", [0] * VIEWS)
     assert [m[1:] for m in made[:4] + made[5:]] == [

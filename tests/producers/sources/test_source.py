@@ -10,6 +10,7 @@ import pytest
 
 from featurestore.errors import BadSampleError, InputError, StorageError
 from featurestore.records import Sample
+from producers.sources import unused
 from producers.sources.source import Scan, image_path, read_capped, scan, text_path
 
 
@@ -269,7 +270,7 @@ def test_no_pair_names_the_suffix_that_posters_have(tmp_path):
     fill(tmp_path, *(f"{i}.png" for i in range(40)), *(f"{i}.json" for i in range(40)), "x.txt")
     message = message_of(tmp_path)
     assert "0 images and 40 texts seen, 41 entries left out" in message
-    assert "41 another suffix (.png 40, .txt 1), as '0.png'" in message
+    assert "41 files with another suffix (.png 40, .txt 1), such as '0.png'" in message
     assert "Rename posters such as '0.png' to .jpg" in message
 
 
@@ -279,7 +280,7 @@ def test_no_pair_names_the_subfolder_that_holds_them(tmp_path):
     fill(tmp_path / "a", "x.jpg", "y.jpg")
     fill(tmp_path / "train", "x.jpg", "x.json")
     message = message_of(tmp_path)
-    assert "3 a subfolder, as 'a'" in message
+    assert "3 subfolders, such as 'a'" in message
     assert f"Subfolders are not entered: name {tmp_path / 'train'} instead." in message
 
 
@@ -398,3 +399,10 @@ def test_an_exhausted_machine_is_no_bad_sample(tmp_path, monkeypatch, number):
     monkeypatch.setattr(os, "open", exhausted)
     with pytest.raises(StorageError, match=os.strerror(number)):
         read_capped(tmp_path / "a", 10)
+
+
+def test_what_was_left_out_is_said_in_one_line():
+    one = unused.counted_reasons([("notes.txt", "suffix")])
+    assert one == "1 file with another suffix: 'notes.txt'"
+    more = unused.counted_reasons([("a", "directory"), ("b", "directory"), ("c.txt", "suffix")])
+    assert more == "1 file with another suffix: 'c.txt'; 2 subfolders, such as 'a'"
