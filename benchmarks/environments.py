@@ -1,7 +1,7 @@
-"""Peers in environments of their own, because their requirements exclude each other's and ours.
+"""Separate environments for peers whose requirements conflict with each other's and ours.
 
-An environment is made once, in ``.bench/``. A peer's program stays running and does a lap when it
-is told to, so that it takes turns with contenders in this process.
+An environment is created once, in ``.bench/``. A peer's program keeps running and does a lap on
+request, so that it takes turns with contenders in this process.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ _SLOWER = {"MIG", "Laptop", "D"}
 
 
 def wait_for(device: torch.device) -> None:
-    """Returns when ``device`` has done what it was told; a CPU has."""
+    """Waits until all queued work of a GPU is done; does nothing for a CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -88,9 +88,9 @@ def _program(name: str, model: str = "clip", **more: int) -> Callable[[Work, Pat
     """The command of one of the programs beside this one.
 
     Args:
-        name: its file's, after ``peer_``.
+        name: name of its file, after ``peer_``.
         model: the checkpoint that it loads.
-        more: what it alone is told.
+        more: further arguments of this peer.
     """
 
     def command(work: Work, run: Path) -> list[str]:

@@ -149,7 +149,7 @@ class Work:
     def embed(self) -> float:
         """Embeds all of them; returns how many."""
         self._batcher.add(*self._views)
-        self._batcher.end().take()
+        self._batcher.launch().take()
         return float(self.rows)
 
 

@@ -159,9 +159,10 @@ def print_report(report: BuildReport, found: Mapping[str, Any]) -> None:
         )
     say_list("images without a synopsis", [repr(n) for n in found["unmatched_images"]])
     say_list("synopses without an image", [repr(n) for n in found["unmatched_texts"]])
-    say_list("left out", [f"{name!r} ({reason})" for name, reason in found["left_out"]])
-    if found["left_out"]:
-        say(f"left out are {counted_reasons(found['left_out'])}")
+    if is_verbose():
+        say_list("left out", [f"{name!r} ({reason})" for name, reason in found["left_out"]])
+    elif found["left_out"]:
+        say(f"left out: {counted_reasons(found['left_out'])}")
     for line in advice(found["left_out"], found["alike"]):
         say(line)
     for name, count in report.truncated.items():

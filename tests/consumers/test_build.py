@@ -38,7 +38,7 @@ from featurestore.errors import (
 )
 from featurestore.imdb.labels import write_labels
 from featurestore.imdb.materialize import PREFIX, materialize
-from featurestore.records import view_seed
+from featurestore.records import FEATURES, view_seed
 from featurestore.storage.store import FeatureStore
 from tests import warm
 from tests.conftest import ROOT, tree_digest
@@ -358,6 +358,14 @@ def wait_for(condition: Callable[[], object], seconds: float) -> None:
         time.sleep(0.005)
 
 
+def logged(store: Path) -> list[dict[str, Any]]:
+    """The events in the log of a build that runs, without their times."""
+    (log,) = (store / "records" / "runs").glob("*.log")
+    whole = log.read_text().rpartition("\n")[0]
+    events = [json.loads(line) for line in whole.splitlines()]
+    return [{k: v for k, v in event.items() if k != "time"} for event in events]
+
+
 def gone(process: psutil.Process) -> bool:
     return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
@@ -403,7 +411,7 @@ def test_kill_9_and_resume_with_all_features(
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 )
-def test_a_stop_signal_ends_it_after_the_chunk_in_hand(
+def test_a_stop_signal_ends_a_build_after_the_current_chunk(
     golden_text: Path,
     configure: Configure,
     tmp_path: Path,
@@ -416,11 +424,16 @@ def test_a_stop_signal_ends_it_after_the_chunk_in_hand(
     process = start(store)
     before = lines(store)
     os.killpg(process.pid, number)  # as a terminal does: the producers get it too
+    name = signal.Signals(number).name
+    # Acknowledged at once: the gate is closed, so no sample of the current chunk can arrive.
+    wait_for(lambda: {"event": "stopping", "signal": name} in logged(store), 60)
     open_gate(site)
     output, errors = process.communicate(timeout=300)
     assert process.returncode == code
     assert output == ""
-    name = signal.Signals(number).name
+    acknowledged = "press Ctrl-C again" if number == signal.SIGINT else f"a second {name}"
+    assert f"Stopping after the current chunk{';' if number == signal.SIGINT else ','}" in errors
+    assert acknowledged in errors
     assert f"Stopped by {name} after {lines(store)} of 12 chunks" in errors
     assert "--resume" in errors
     assert "Traceback" not in errors
@@ -433,7 +446,7 @@ def test_a_stop_signal_ends_it_after_the_chunk_in_hand(
 def test_ctrl_c_twice_stops_at_once(
     golden_text: Path, configure: Configure, tmp_path: Path, start: Start
 ) -> None:
-    """The chunk in hand can never be finished here: only the second one can end the build."""
+    """The current chunk can never be completed here: only the second signal ends the build."""
     store = tmp_path / "s"
     process = start(store)
     sent = 0
@@ -493,7 +506,7 @@ def test_two_that_start_together_do_not_undo_each_other(
         if event == "loading":
             build(config)
 
-    with pytest.raises(InputError, match="Another process made"):
+    with pytest.raises(InputError, match="Another process created"):
         build(config, [be_overtaken])
     assert tree_digest(config.store) == tree_digest(golden_text)
     build(_replace(config, resume=True))  # the lock is free again
@@ -737,20 +750,20 @@ def test_any_number_of_threads_gives_the_same_store(
     assert "cpu_threads" not in FeatureStore(golden).fingerprint
 
 
-def test_a_store_of_a_gpu_goes_on_with_its_batches_where_that_is_allowed(
+def test_a_store_of_a_gpu_keeps_its_batch_plan_on_a_cpu_if_allowed(
     golden_text: Path, configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(golden_text, tmp_path / "s")
     ledger = tmp_path / "s/records/ledger.jsonl"
     *committed, _ = ledger.read_bytes().splitlines(keepends=True)
     ledger.write_bytes(b"".join(committed))
-    told = dict(FeatureStore(golden_text).fingerprint)
-    told |= {"device_kind": "cuda: NVIDIA L4", "batch_plan": "tokens-2-by-8"}
+    recorded = dict(FeatureStore(golden_text).fingerprint)
+    recorded |= {"device_kind": "cuda: NVIDIA L4", "batch_plan": "tokens-2-by-8"}
     honest = FeatureStore.__init__
 
     def begun_on_a_gpu(self: FeatureStore, path: Path) -> None:
         honest(self, path)
-        self.fingerprint = told
+        self.fingerprint = recorded
 
     monkeypatch.setattr(FeatureStore, "__init__", begun_on_a_gpu)
     lengths: list[int] = []
@@ -914,7 +927,7 @@ def test_a_committed_input_that_changed_is_refused_by_name(
     undisturbed = first.read_bytes()
     before = tree_digest(store)
     first.write_text('{"plot": "another film"}')
-    with pytest.raises(StoreMismatchError, match=f"1 file holds something else: '{names[0]}'"):
+    with pytest.raises(StoreMismatchError, match=f"other content in 1 file: '{names[0]}'"):
         build(_replace(config, resume=True))
     assert tree_digest(store) == before
     # Same content at another time, and a change to what was not read yet, are fine.
@@ -947,3 +960,39 @@ def test_another_suffix_is_another_sample_list(
     poster.rename(poster.with_suffix(".jpeg"))
     with pytest.raises(StoreMismatchError, match="sample list"):
         build(_replace(config, resume=True))
+
+
+@pytest.mark.parametrize(("features", "numbers"), [(FEATURES, ""), (("blip2_text",), "64")])
+def test_a_chunk_size_is_refused_before_the_models_are_loaded(
+    configure: Configure,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    features: tuple[str, ...],
+    numbers: str,
+) -> None:
+    """The checkpoints' own configurations state the dimensions."""
+
+    def load(*_: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("consumers.backbones.registry.load", load)
+    config = configure(tmp_path / "s", features=features, views=10, chunk=3)
+    with pytest.raises(ConfigError) as caught:
+        build(config)
+    message = str(caught.value)
+    assert message.startswith("--chunk 3 does not fill whole memory pages with 10 views (features ")
+    assert f"{numbers} numbers): use a multiple of " in message
+    assert len(message.splitlines()) == 1
+    multiple = int(message.rpartition(" ")[2].rstrip("."))
+    monkeypatch.undo()
+    assert build(_replace(config, chunk=multiple)).built == 48
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+def test_a_dimension_known_before_loading_is_that_of_the_model(
+    checkpoints: dict[str, str], feature: str
+) -> None:
+    model = checkpoints[feature]
+    known = registry.known_dim(feature, model)
+    assert known == registry.load(feature, model, "cpu", "float32").dim
+    assert registry.known_dim(feature, "no/such-model-anywhere") is None

@@ -135,7 +135,7 @@ def test_every_batch_reads_its_own_rows(checkpoints: dict[str, str], feature: st
     with pool:
         for _ in range(2):
             add()
-            found = batcher.end().take()
+            found = batcher.launch().take()
             with torch.inference_mode():
                 expected = [honest(*(t.to(DEVICE) for t in b)).cpu().numpy() for b in alone]
             np.testing.assert_allclose(found, np.concatenate(expected), rtol=1e-3, atol=1e-4)

@@ -14,7 +14,8 @@ import pytest
 
 from consumers.build import build
 from consumers.config import BuildConfig
-from consumers.plan import Plan, decide, make_plan
+from consumers.decisions import decide
+from consumers.plan import Plan, make_plan
 from consumers.resume.extension import completed, find_extension
 from featurestore.storage.store import FeatureStore
 from featurestore.storage.writer import StoreWriter

@@ -58,9 +58,9 @@ class FakeText:
     def embed(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         self.calls += 1
         places = torch.arange(1, input_ids.shape[1] + 1)
-        told = ((input_ids + 1) * places * attention_mask).sum(dim=1)
+        sums = ((input_ids + 1) * places * attention_mask).sum(dim=1)
         factors = torch.arange(1, self.dim + 1) + len(self.feature)
-        return (told[:, None] * factors % _MODULUS).float() - _MODULUS // 2
+        return (sums[:, None] * factors % _MODULUS).float() - _MODULUS // 2
 
 
 Wrap = Callable[[FakeText, torch.Tensor, Callable[[], torch.Tensor]], Any]

@@ -171,7 +171,7 @@ def test_each_field_of_the_configuration_changed(
 
 
 def test_a_bad_sample_that_is_still_to_come_may_stop_the_build(bench: Bench, store: Path) -> None:
-    """``--bad-sample`` changes no number: stopped by it, the build goes on without it."""
+    """``--bad-sample`` changes no features: a build that it stopped resumes without it."""
     run = bench.run([bench.build(store, bad_sample="fail")])
     assert run.kind == "error", run
     assert "0000006" in run.message
@@ -225,8 +225,8 @@ def test_each_field_of_the_fingerprint_is_compared(
         if permitted.kind == "done":
             allowed.add(name)
             lines = list(map(json.loads, (store / LEDGER).read_bytes().splitlines()))
-            told = [line.get("changed") for line in lines]
-            assert told == [None, None, {name: f"{value} -> {now}"}], name
+            recorded = [line.get("changed") for line in lines]
+            assert recorded == [None, None, {name: f"{value} -> {now}"}], name
             assert verify(store).findings == []
     versions = {name for name in stored if name.startswith("version.")}
     assert len(versions) >= 7
@@ -341,8 +341,8 @@ def test_inputs_that_change_while_they_are_read(data: Path, tmp_path: Path) -> N
     assert tree_digest(store) == before
 
 
-def test_inputs_that_were_mended_are_made_again(tmp_path: Path) -> None:
-    """And no other chunk is: the store is then that of a build from the mended folder."""
+def test_repaired_inputs_are_rebuilt(tmp_path: Path) -> None:
+    """Only their chunks are rebuilt; the store then equals a build from the repaired folder."""
     data, store, away = make_data(tmp_path / "data"), tmp_path / "store", tmp_path / "away"
     (data / "0000002.json").write_text('{"plot": ')
     (data / "0000009.json").rename(away)
@@ -371,12 +371,12 @@ def test_inputs_that_were_mended_are_made_again(tmp_path: Path) -> None:
     assert make(data, store, resume=True, remake_changed=True).built == 0
 
 
-def test_a_kill_while_mended_inputs_are_made_again(bench: Bench, store: Path) -> None:
+def test_a_kill_while_repaired_inputs_are_rebuilt(bench: Bench, store: Path) -> None:
     """At any operation: what was dropped is missing, nothing else is, and a resume makes it."""
-    data, mended = store.parent / "data", '{"plot": "mended"}'
+    data, repaired = store.parent / "data", '{"plot": "repaired"}'
     shutil.copytree(bench.data, data)
-    (data / "0000006.json").write_text(mended)
-    golden = store.parent / "mended"
+    (data / "0000006.json").write_text(repaired)
+    golden = store.parent / "repaired"
     assert bench.run([bench.build(golden, data_dir=str(data))]).kind == "done"
     wanted = bench.value(("digest", str(golden)))
     step = bench.build(store, data_dir=str(data), resume=True, remake_changed=True)
@@ -404,17 +404,17 @@ def test_no_chunk_is_given_up_where_it_may_be_a_mistake(
     shutil.copytree(data, copied)
     shutil.copytree(golden, store)
     changes: dict[str, Any] = {}
-    told = "the right --data-dir"
+    advice = "the right --data-dir"
     for path in sorted(copied.glob("*.json"))[: 10 if how == "most" else 1]:
         path.write_text(json.dumps({"plot": path.stem}))
     if how == "adding":
-        changes, told = {"views": 2 * VIEWS}, "what is being added"
+        changes, advice = {"views": 2 * VIEWS}, "what is being added"
     elif how == "gone":
         (copied / "0000005.json").unlink()
-        told = "sample list"
+        advice = "sample list"
     COUNTS["input changed"] += 1
     before = tree_digest(store, mtimes=True)
-    with pytest.raises(StoreMismatchError, match=told):
+    with pytest.raises(StoreMismatchError, match=advice):
         make(copied, store, resume=True, remake_changed=True, **changes)
     assert tree_digest(store, mtimes=True) == before
 
@@ -441,6 +441,6 @@ def test_resume_of_nothing_begins_and_of_everything_does_nothing(
         again = bench.run([bench.build(path, resume=True)], fault={"n": -1, "action": "none"})
         assert again.values[0]["built"] == 0, again
         assert again.operations <= 1, again
-        told = bench.value(bench.command(path, "--resume"))
-        assert "nothing to do" in told["stderr"]
+        ended = bench.value(bench.command(path, "--resume"))
+        assert "nothing to do" in ended["stderr"]
         assert tree_digest(path, mtimes=True) == before

@@ -101,7 +101,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
 def test_a_fault_costs_its_chunk_and_no_other(
     data: Path, golden: Path, tmp_path: Path, name: str
 ) -> None:
-    """The fault comes in each backbone in turn, at another chunk each; every run goes on."""
+    """The fault occurs in each backbone in turn, at different chunks; every run resumes."""
     act, message = FAULTS[name]
     store, fired = tmp_path / "store", 0
     for number, (feature, chunk) in enumerate((("blip2_text", 1), ("clip_text", 3))):

@@ -1,4 +1,4 @@
-"""Resuming with another backbone of one's own: no field of its table is forgotten.
+"""Resuming with a changed custom backbone: every field of its table is compared.
 
 ``test_changes.py`` holds the paper's features; here is one that the configuration declares, by an
 adapter that says no more of itself than it must.

@@ -78,7 +78,7 @@ def mounted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
 @needs_mounts
 @pytest.mark.parametrize("part", range(2))
 def test_a_real_disk_that_is_full_but_for_n_pages(mounted: Bench, part: int) -> None:
-    """One page more each time, until the build fits; space is freed, and the build goes on."""
+    """One page more each time, until the build fits; then space is freed, and it resumes."""
     store, refused = Path("/mnt/small/store"), 0
     for pages in range(part, 400, 2 if NIGHTLY else 8):
         begun: list[tuple[str, Any]] = [("erase", str(store)), ("fill", ["/mnt/small", 0])]
@@ -380,16 +380,16 @@ def test_a_folder_of_the_store_that_is_deleted_meanwhile(
     data: Path, golden: Path, tmp_path: Path, part: str
 ) -> None:
     """The next chunk finds it gone and says so, once; nothing is made in its place."""
-    store, told = tmp_path / "store", []
+    store, events = tmp_path / "store", []
 
     def delete(event: str, _facts: Mapping[str, Any]) -> None:
         if event == "chunk":
-            told.append(event)
+            events.append(event)
             shutil.rmtree(store / part)
 
     with loaded(), pytest.raises(StorageError, match="No such file or directory") as caught:
         build(config(data, store), [delete])
-    assert told == ["chunk"]
+    assert events == ["chunk"]
     assert Path(caught.value.path).is_relative_to(store)
     assert caught.value.exit_code == 1
     COUNTS["folder deleted"] += 1
@@ -402,8 +402,8 @@ def test_a_folder_of_the_store_that_is_deleted_meanwhile(
 
 @pytest.mark.parametrize("how", ["deleted", "emptied"])
 def test_a_data_folder_that_goes_away_meanwhile(tmp_path: Path, how: str) -> None:
-    """A disk that is unmounted is no thousand bad samples: the build stops, and goes on later."""
-    # More chunks than can be in hand when the second is told of.
+    """An unmounted disk causes no bad samples: the build stops, and can be resumed later."""
+    # More chunks than can be in flight when the second one is reported.
     data, store = make_data(tmp_path / "data", 9 * CHUNK), tmp_path / "store"
     golden, away = tmp_path / "golden", tmp_path / "away"
     make(data, golden)

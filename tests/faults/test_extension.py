@@ -174,7 +174,7 @@ def refused(bench: Bench, store: Path, *texts: str, **changes: Any) -> None:
 def test_what_cannot_be_added_is_told(bench: Bench, grown: Path, store: Path) -> None:
     shutil.copytree(bench.golden_store, store)
     more = {"data_dir": str(grown / "more")}
-    # Told apart: after the last, between, and gone.
+    # Three different cases: after the last sample, between samples, and missing.
     refused(bench, store, "+'0000011', +'0000012', +'zzz'", "--resume --append adds them", **more)
     between = grown / "between"
     shutil.copytree(grown / "more", between)
@@ -184,9 +184,9 @@ def test_what_cannot_be_added_is_told(bench: Bench, grown: Path, store: Path) ->
     gone = grown / "gone"
     shutil.copytree(grown / "more", gone)
     (gone / "0000003.json").unlink()
-    refused(bench, store, "-'0000003'", "restore what is gone", data_dir=str(gone), append=True)
+    refused(bench, store, "-'0000003'", "restore the missing", data_dir=str(gone), append=True)
     both = {"views": 16, "append": True}
-    refused(bench, store, "other views and samples at once", "one after the other", **more, **both)
+    refused(bench, store, "more views and samples at once", "one kind after", **more, **both)
     refused(bench, store, "another views.", "stored: 8\n", "now:    4\n", views=4)
 
 
@@ -287,7 +287,7 @@ def test_a_signal_while_it_is_added(short: Bench, store: Path, name: str) -> Non
         run = short.fault(command, n, name)
         if not run.fired:
             break
-        if run.kind == "killed":  # where no chunk is in hand, it acts as on any program
+        if run.kind == "killed":  # without a current chunk, the signal acts as on any program
             assert (name, run.code) == ("SIGTERM", -number), run
         else:
             [ended] = run.values

@@ -1,4 +1,4 @@
-"""Stores that someone else has had in hand: refused before any write, with the file's name.
+"""Stores with unknown changes: refused before any write, and the message names the file.
 
 ``test_damage.py`` holds every flipped byte against every reader; here whole files are of another
 kind, and it is ``build --resume`` that must not write a byte into what it does not understand.
@@ -146,7 +146,7 @@ def test_resume_refuses_before_any_write(bench: Bench, begun: Path, store: Path,
         FeatureDataset(store)
 
 
-def test_older_and_newer_versions_are_told_what_to_do(
+def test_older_and_newer_versions_are_refused_with_advice(
     bench: Bench, begun: Path, store: Path
 ) -> None:
     shutil.copytree(begun, store)

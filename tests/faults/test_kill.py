@@ -119,7 +119,7 @@ def test_kill_of_the_build(
 
 @pytest.mark.parametrize("seeds", rounds("producer"), ids=str)
 def test_kill_of_a_producer(own_memory: Bench, seconds: float, store: Path, seeds: range) -> None:
-    """The build goes on with another one, or says which ended; it never hangs."""
+    """The build replaces the process, or names the one that ended; it never hangs."""
     for seed in seeds:
         rng = random.Random(f"producer {seed}")
         for tried in range(ATTEMPTS):

@@ -168,7 +168,7 @@ def test_options_that_do_not_fit_are_refused_before_a_model_is_loaded(
 ) -> None:
     for error, words, changes in (
         (StoreMismatchError, "another chunk", {"chunk": 8}),
-        (ConfigError, "--chunk is a multiple of", {"chunk": 3}),
+        (ConfigError, "--chunk 3 does not fill whole memory pages", {"chunk": 3}),
         (StoreMismatchError, "another clip_text.batch_size", {"batch_sizes": {"clip_text": 4}}),
         (StoreMismatchError, "another blip2_text.dtype", {"dtype": "bfloat16"}),
     ):
@@ -446,15 +446,17 @@ def test_a_lock_that_another_user_closed(half: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(
-    ("name", "goes_on"),
+    ("name", "continues"),
     [("EINVAL", True), ("EOPNOTSUPP", True), ("ENOSYS", True), ("EIO", False), ("EBADF", False)],
 )
-def test_folders_that_cannot_be_synced(bench: Bench, store: Path, name: str, goes_on: bool) -> None:
+def test_folders_that_cannot_be_synced(
+    bench: Bench, store: Path, name: str, continues: bool
+) -> None:
     """One warning and the same store; a sync that failed is an error still."""
     [done] = bench.run([bench.command(store)], folder_sync=name).values
     COUNTS["no sync of folders"] += 1
     warned = [line for line in done["stderr"].splitlines() if line.startswith("Warning: ")]
-    if not goes_on:
+    if not continues:
         assert done["code"] == 1, done
         assert os.strerror(getattr(errno, name)) in done["stderr"]
         assert warned == []

@@ -88,7 +88,9 @@ def need_of(
         return Need(weights, 0, 0, 0, workers, threads)
     rows = [plan.spec.chunk * len(part) for part in plan.view_parts]
     buffers = [
-        batch_bytes(m, plan.backbones[m.feature], plan.batch_sizes[m.feature], rows, plan.threads)
+        batch_bytes(
+            m, plan.backbones[m.feature], plan.batch_sizes[m.feature], rows, plan.decided.threads
+        )
         for m in models
     ]
     kept, working, host = zip(*buffers, strict=True)
@@ -96,7 +98,7 @@ def need_of(
     # largest at once.
     device = sum(kept) + max(working)
     queue = plan.job.layout.slot_bytes * plan.job.slots
-    return Need(weights, device, sum(host), queue, plan.workers, plan.threads)
+    return Need(weights, device, sum(host), queue, plan.workers, plan.decided.threads)
 
 
 def memory_into(group: Group, need: Need, free: Free, peak: int | None) -> None:

@@ -166,7 +166,7 @@ def test_damaged_config(content: str, copy: Any) -> None:
     assert "clip" in refused("clip_image", folder)
 
 
-def test_foreign_sentence_modules(copy: Any) -> None:
+def test_unknown_sentence_modules(copy: Any) -> None:
     folder = copy("sentence")
     modules = json.loads((folder / "modules.json").read_text())
     modules[0]["type"] = "custom_st.Transformer"

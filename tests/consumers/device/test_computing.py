@@ -226,12 +226,12 @@ def test_any_number_of_threads_gives_the_same_bytes(backbone: Any, feature: str)
                 if feature.endswith("image"):
                     images = ImageBatcher(loaded, 3, 40, pool)
                     images.add(pixels[0], pixels[1:])
-                    found.add(images.end().take().tobytes())
+                    found.add(images.launch().take().tobytes())
                 else:
                     texts = TextBatcher(loaded, 1, 40, pool)
                     limit = loaded.text.max_length
                     wide = np.zeros((40, limit), np.int32)
                     wide[:, :128] = ids[:, :limit]
                     texts.add(wide, lengths)
-                    found.add(texts.end().take().tobytes())
+                    found.add(texts.launch().take().tobytes())
     assert len(found) == 1
