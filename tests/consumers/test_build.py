@@ -1,4 +1,4 @@
-"""Whole builds: the numbers, the bytes after any death, what is refused, and hostile names."""
+"""Whole builds: features, bytes after a kill, refused inputs and options, and hostile names."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ Start = Callable[..., subprocess.Popen[str]]
 
 @pytest.fixture(scope="session")
 def short_texts(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo's 48 pairs with a few words of each synopsis: most of a build was to embed them."""
+    """The demo's 48 pairs with a few words of each synopsis, so that embedding is fast."""
     folder = tmp_path_factory.mktemp("short") / "dataset"
     shutil.copytree(demo_data / "dataset", folder)
     for path in folder.glob("*.json"):
@@ -79,13 +79,13 @@ def configure(demo_data: Path, short_texts: Path, checkpoints: dict[str, str]) -
 
 @pytest.fixture(scope="session")
 def golden(demo_store: Path) -> Path:
-    """An undisturbed build of all features, as ``ALL`` has it."""
+    """An uninterrupted build of all features with the options ``ALL``."""
     return demo_store
 
 
 @pytest.fixture(scope="session")
 def golden_text(configure: Configure, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An undisturbed build of the text feature."""
+    """An uninterrupted build of the text feature."""
     store = tmp_path_factory.mktemp("golden") / "text"
     build(configure(store))
     return store
@@ -128,7 +128,7 @@ def arguments(config: BuildConfig, *more: str) -> list[str]:
 
 
 def augmented(poster: Image.Image, index: int) -> list[Image.Image]:
-    """Views 1.. as the recipe says, written out with torchvision and the published seeds."""
+    """Views 1.. of the recipe, implemented with torchvision and the published seeds."""
     from torchvision import transforms as tv
 
     recipe = tv.Compose(
@@ -163,7 +163,7 @@ def masked(text: str, index: int) -> list[str]:
 
 
 def sample_inputs(data: Path, index: int) -> tuple[list[Image.Image], list[str]]:
-    """The views of one sample, made without any of our code but the seeds' formula."""
+    """The views of one sample, computed without the project's code except the seeds' formula."""
     stem = sorted(p.stem for p in data.glob("*.json"))[index]
     (path,) = (p for p in data.glob(f"{stem}.*") if p.suffix != ".json")
     try:
@@ -279,8 +279,8 @@ def lines(store: Path) -> int:
 
 
 # Producers that stop at a gate, so that a build can be met in its middle, however slow or fast the
-# machine is. A sample is begun only when all but ``slots`` of those before it are taken: until the
-# first chunk is whole, no more than its samples and those of the other slots are begun.
+# machine is. A sample is started only when all but ``slots`` of those before it are taken: until
+# the first chunk is complete, only its samples and those of the other slots are started.
 GATE = """
 import os, time
 from producers import decode
@@ -325,7 +325,7 @@ def open_gate(site: Path) -> None:
 
 @pytest.fixture
 def start(site: Path, configure: Configure) -> Iterator[Start]:
-    """Starts a build in a process group of its own; returns after its first commit."""
+    """Starts a build in a new process group; returns after its first commit."""
     environment = gated(site, TEXT["chunk"])
     started: list[subprocess.Popen[str]] = []
 
@@ -499,7 +499,7 @@ def test_a_second_build_is_refused_and_the_first_unharmed(
 def test_two_that_start_together_do_not_undo_each_other(
     golden_text: Path, configure: Configure, tmp_path: Path
 ) -> None:
-    """The other one makes the whole store while this one still loads its models."""
+    """Another process builds the whole store while this one still loads its models."""
     config = configure(tmp_path / "s")
 
     def be_overtaken(event: str, _facts: Mapping[str, Any]) -> None:
@@ -518,7 +518,7 @@ def test_two_that_start_together_do_not_undo_each_other(
 def refused(
     kind: type[ManyViewsError], config: BuildConfig, *expected: str, watched: Path | None = None
 ) -> None:
-    """``build`` raises one short error that holds every text, and changes nothing on disk."""
+    """Asserts that ``build`` raises a short error with every text, and changes nothing on disk."""
     folder = watched or config.store.parent
     before = tree_digest(folder, mtimes=True)
     with pytest.raises(kind) as caught:
@@ -624,7 +624,7 @@ def test_other_content_under_the_same_name_in_the_hubs_cache_is_refused(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The cache names a file by the SHA-256 that its content had when it was fetched."""
+    """The hub's cache names a file by the SHA-256 of its content when it was fetched."""
     from huggingface_hub import constants
     from safetensors.torch import load_file, save_file
 
@@ -689,7 +689,7 @@ def test_more_slots_than_memory(configure: Configure, tmp_path: Path) -> None:
 def test_added_views_that_do_not_fill_the_chunks_of_the_store(
     golden_text: Path, configure: Configure
 ) -> None:
-    """Nobody gave --chunk, and no other could be given."""
+    """The chunk size is that of the store, because --chunk was not given."""
     config = configure(golden_text, resume=True, views=9, chunk=0)
     refused(InputError, config, "chunks of 4 samples, which 9 views", "another --store")
 
@@ -726,7 +726,7 @@ def stop_at_a_chunk(event: str, _facts: Mapping[str, Any]) -> None:
 def test_any_number_of_threads_gives_the_same_store(
     configure: Configure, demo_data: Path, tmp_path: Path
 ) -> None:
-    """Whatever torch computes with elsewhere in the process, and whatever a resume changes."""
+    """Features do not depend on torch's settings elsewhere in the process, nor on a resume."""
     before = torch.get_num_threads()
     changes: dict[str, Any] = {"features": ("clip_image", "clip_text", "blip2_text"), "chunk": 4}
     changes["data_dir"] = copy_pairs(
@@ -903,7 +903,7 @@ def test_hostile_names_are_values_and_never_paths(
 
 
 def half_built(configure: Configure, data: Path, store: Path) -> BuildConfig:
-    """A store of ``data`` whose second and last chunk is still to be made."""
+    """A store of ``data`` without its second and last chunk."""
     from featurestore.storage import writer as stores
     from featurestore.verify.repair import repair
     from featurestore.verify.store import verify

@@ -60,7 +60,7 @@ def test_rates_are_those_of_the_last_minute(clock):
 
 
 def test_samples_that_come_in_bursts_are_counted_over_two_chunks(clock):
-    """A minute's window alone would hold a burst and a part of a pause, and swing between them."""
+    """A window of a minute would contain bursts and parts of pauses: the rate would oscillate."""
     meter = Meter()
     meter.start({**STARTED, "chunk": 10})
     rates = []
@@ -146,7 +146,7 @@ def test_the_log_holds_every_event_but_samples_and_begins_with_the_store(tmp_pat
 
 
 def test_the_log_holds_the_rate_that_the_display_shows_with_each_chunk(clock, tmp_path):
-    """``status`` reads it there: a build has one rate, whoever is asked."""
+    """``status`` reads the rate from the log, so that it equals the displayed one."""
     log, meter, stream = RunLog(tmp_path), Meter(), io.StringIO()
     show = PlainDisplay(stream, interval_s=0.0)
     meter.start(STARTED)

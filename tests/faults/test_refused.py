@@ -61,9 +61,9 @@ def golden(data: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def begun(data: Path) -> Path:
+def half_built(data: Path) -> Path:
     """A store of which two chunks are committed."""
-    store = data.parent / "begun"
+    store = data.parent / "half_built"
 
     def stop(event: str, facts: Any) -> None:
         if event == "chunk" and facts["built"] == 2 * CHUNK:
@@ -75,8 +75,8 @@ def begun(data: Path) -> Path:
 
 
 @pytest.fixture
-def half(begun: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(begun, tmp_path / "store")
+def half(half_built: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(half_built, tmp_path / "store")
 
 
 # Before the models ----------------------------------------------------------------------------
@@ -323,9 +323,9 @@ def test_a_real_disk_that_is_too_small(mounted: Bench) -> None:  # noqa: F811
     """Whatever is free, a build is refused before it begins, or it fits."""
     store, refused, needed = Path("/mnt/small/store"), 0, 0
     for pages in range(0, 400, 4):
-        begun: list[tuple[str, Any]] = [("erase", str(store)), ("fill", ["/mnt/small", 0])]
-        begun += [("remove", "/mnt/small/filling"), ("fill", ["/mnt/small", pages * 4096])]
-        assert mounted.run(begun).kind == "done"
+        prepared: list[tuple[str, Any]] = [("erase", str(store)), ("fill", ["/mnt/small", 0])]
+        prepared += [("remove", "/mnt/small/filling"), ("fill", ["/mnt/small", pages * 4096])]
+        assert mounted.run(prepared).kind == "done"
         run = mounted.run([mounted.build(store)])
         if run.kind == "done":
             break

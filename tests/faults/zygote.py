@@ -139,7 +139,7 @@ def _become_producer(arguments: list[str], stderr: int, keep: tuple[int, ...]) -
 
 
 class Shared:
-    """What must outlive a killed child: how far it came, and what was done to it."""
+    """Data that must survive a killed child: its progress, and the injected faults."""
 
     def __init__(self) -> None:
         self._map = mmap.mmap(-1, mmap.PAGESIZE)
@@ -171,7 +171,7 @@ class Shared:
 
 
 class Fault:
-    """Does something to the n-th operation, and to all later ones where it is sticky.
+    """Injects a fault into the n-th operation, and into all later ones if it is sticky.
 
     A kill in the middle of a write leaves the first half of it in the file. An action may also be
     the names of signals, joined by ``+``: this process gets them, and the operation continues.
@@ -382,7 +382,7 @@ def _limit(task: dict[str, Any]) -> None:
 
 
 def _surround(task: dict[str, Any]) -> None:
-    """Gives this process the surroundings of a task: what its file system lacks."""
+    """Applies the restrictions of a task's file system to this process."""
     if no_lock := task.get("flock"):
         locks.fcntl.flock = lambda *_: _refuse(no_lock)
     if no_sync := task.get("folder_sync"):

@@ -51,7 +51,7 @@ def TextBatcher(backbone: Any, batch: int, rows: int) -> batching.TextBatcher:
 
 @dataclass
 class FakeImages:
-    """Features that tell every pixel, and the batch they were made in."""
+    """Features that depend on every pixel and on the batch."""
 
     feature: str = "clip_image"
     dim: int = 3
@@ -67,7 +67,7 @@ class FakeImages:
 
 @dataclass
 class FakeTexts:
-    """Features that tell every id, and the batch they were made in."""
+    """Features that depend on every id and on the batch."""
 
     feature: str = "blip2_text"
     dim: int = 2
@@ -223,19 +223,19 @@ def test_discard_forgets_the_chunk() -> None:
 
 
 def test_discard_cancels_what_is_queued() -> None:
-    """What nobody takes is not computed, and its buffers can be filled again."""
-    begun, go = threading.Event(), threading.Event()
+    """A discarded chunk is not computed, and its buffers can be filled again."""
+    started, go = threading.Event(), threading.Event()
 
     def answer(pixels: torch.Tensor) -> torch.Tensor:
         computed.append(pixels.clone())
-        begun.set()
+        started.set()
         assert go.wait(60)
         return torch.ones(len(pixels), 3)
 
     computed: list[torch.Tensor] = []
     batcher, pixels = ImageBatcher(fake(FakeImages, answer), 2, 8), image_rows(4)
     batcher.add(pixels[0], pixels[1:])  # the second batch waits behind the first
-    assert begun.wait(60)
+    assert started.wait(60)
     batcher.discard()
     go.set()
     batcher.add(pixels[0], pixels[1:])

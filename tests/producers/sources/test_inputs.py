@@ -1,4 +1,4 @@
-"""Inputs of committed samples that changed are found, whatever the file system says of them."""
+"""Changed inputs of committed samples are detected, even with unreliable stats."""
 
 import errno
 import hashlib

@@ -140,7 +140,7 @@ def test_only_regular_files_count(tmp_path):
     os.mkfifo(tmp_path / "fifo.jpg")
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(os.path.relpath(tmp_path / "socket.jpg"))
-        found = scan(tmp_path)  # opening the FIFO would block here for ever
+        found = scan(tmp_path)  # opening the FIFO would block here forever
     assert stems(found) == ["a"]
     assert dict(found.left_out) == {
         "dir.jpg": "directory",
@@ -266,7 +266,7 @@ def message_of(folder) -> str:
 
 
 def test_no_pair_names_the_suffix_that_posters_have(tmp_path):
-    """The bytes decide about the format, which is no reason to look for every suffix."""
+    """The format is detected from the bytes, but only certain suffixes are used."""
     fill(tmp_path, *(f"{i}.png" for i in range(40)), *(f"{i}.json" for i in range(40)), "x.txt")
     message = message_of(tmp_path)
     assert "0 images and 40 texts seen, 41 entries left out" in message
@@ -376,7 +376,7 @@ def test_read_capped_closes_what_it_opened(tmp_path):
 
 
 def test_read_capped_does_not_blame_a_file_for_what_the_machine_lacks(tmp_path):
-    """It would get a placeholder, and the build would go on to the next."""
+    """Otherwise the sample would get a placeholder, and the build would continue."""
     (tmp_path / "f").write_bytes(b"sound")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
@@ -390,7 +390,7 @@ def test_read_capped_does_not_blame_a_file_for_what_the_machine_lacks(tmp_path):
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
 def test_an_exhausted_machine_is_no_bad_sample(tmp_path, monkeypatch, number):
-    """Every other input would be as bad, and a store full of placeholders the result."""
+    """Otherwise every input would fail, and the store would be full of placeholders."""
 
     def exhausted(*_, **__):
         raise OSError(number, os.strerror(number))
