@@ -1,4 +1,4 @@
-"""What ``benchmarks.engine`` measures, each in a process of its own: one task, given as JSON.
+"""The tasks of ``benchmarks.engine``, each run in a separate process: one task, given as JSON.
 
 python -m benchmarks.engine_tasks '{"do": "engine", "data": ..., "store": ..., "views": 70}'
 """
@@ -93,7 +93,7 @@ def _backbones_alone(task: Mapping[str, Any]) -> dict[str, Any]:
             for sample, _ in zip(views, plan.spec.samples_of(number), strict=False):
                 embedder.add(sample)
             ended = embedder.launch()
-            # As in a build, a chunk is taken while the next one is embedded.
+            # As in a build, a chunk's features are taken while the next chunk is embedded.
             for feature in before:
                 feature[0].take()
             before = ended
@@ -130,8 +130,8 @@ def _engine(task: Mapping[str, Any]) -> dict[str, Any]:
             arrived.append((time.perf_counter(), facts["waited_s"], made))
 
     report = build(_config(task), [note])
-    (begun, waited, made), (_, waited_in_all, made_in_all) = arrived[0], arrived[-1]
-    seconds = time.perf_counter() - begun
+    (started, waited, made), (_, waited_in_all, made_in_all) = arrived[0], arrived[-1]
+    seconds = time.perf_counter() - started
     return {
         "samples": report.built - 1,
         "seconds": seconds,

@@ -1,4 +1,4 @@
-"""The paper's backbones at full size against their own ceiling: the model with its input at hand.
+"""The paper's backbones at full size, in a build and alone with inputs that are on the device.
 
     python -m benchmarks.gpu [--quick] [--device cpu] [--feature clip_image]... [--samples N]
 
@@ -142,7 +142,7 @@ class Work:
         return self.fill().launch().take()
 
     def build(self, chunks: int) -> Lap:
-        """Chunks in a row, as a build makes them.
+        """Consecutive chunks, as in a build.
 
         One more goes before them, and time counts from when its rows are there to when the last
         one's are: within it the device finds work at its beginning and at its end, as in a build.
@@ -257,7 +257,7 @@ def _require_no_wait(work: Work) -> None:
 
 
 def _forget(device: torch.device) -> None:
-    """Frees what the last backbone had, and what drawing the weights of this one took.
+    """Frees the memory of the last backbone, and that of drawing the weights of this one.
 
     Some backbones hold themselves, by what is wrapped around them.
     """

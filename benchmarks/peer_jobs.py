@@ -182,7 +182,7 @@ def _ours(feature: str, model: str, speed: int) -> Job:
 
 def _log_marks(run: Path) -> Marks:
     """The latest run's own log: models are loaded when it has ``started``."""
-    offset, begun = time.monotonic() - time.time(), time.time()
+    offset, started = time.monotonic() - time.time(), time.time()
     names = {"started": "ready", "finished": "done"}
 
     def marks() -> Mapping[str, float]:
@@ -192,7 +192,7 @@ def _log_marks(run: Path) -> Marks:
                 if line.endswith("\n"):
                     event = json.loads(line)
                     moment = datetime.fromisoformat(event["time"]).timestamp()
-                    if moment >= begun and event["event"] in names:
+                    if moment >= started and event["event"] in names:
                         found[names[event["event"]]] = moment + offset
         return found
 

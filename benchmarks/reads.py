@@ -1,4 +1,4 @@
-"""Reading features back: ours against a memmap and the libraries that people keep features in.
+"""Reading features: manyviews compared with a memmap and with common storage libraries.
 
 Usage:
     python -m benchmarks.reads [--quick] [--folder DIR]

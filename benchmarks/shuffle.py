@@ -1,4 +1,4 @@
-"""Shuffling within windows of chunks against shuffling everything: how random, and how fast.
+"""Shuffling within windows of chunks compared with a full shuffle: randomness and speed.
 
     python -m benchmarks.shuffle [--quick]
 

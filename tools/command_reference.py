@@ -2,7 +2,7 @@
 
     python tools/command_reference.py > docs/command-line.md
 
-A test holds the page against this, so that no option is forgotten in it.
+A test compares the page with this output, so that no option is missing from it.
 """
 
 from __future__ import annotations

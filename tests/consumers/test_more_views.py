@@ -29,7 +29,7 @@ SAMPLES, BEFORE, AFTER = 12, 4, 8
 # Producers note every view that they make, one word each.
 COUNTING = """
 import os
-from producers import image_views, text_views, tokens
+from producers.recipes import image_views, text_views, tokens
 
 
 def counted(owner, name, word, rows=lambda *_, **__: 1):

@@ -41,7 +41,8 @@ Made = tuple[SampleRecord, list[list[int]], list[int]]
 
 MISBEHAVE = """
 import ctypes, os, signal, sys, time
-from producers import decode, text_views
+from producers import decode
+from producers.recipes import text_views
 
 honest, draw = decode.text, text_views.draw
 dies = os.environ.get("DIES", "")

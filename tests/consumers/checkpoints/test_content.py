@@ -281,7 +281,7 @@ def test_a_cache_that_cannot_be_written_costs_no_more_than_hashing(
 _HASH = """
 import sys
 from pathlib import Path
-from consumers import content
+from consumers.checkpoints import content
 started = content.time.time_ns
 content.time.time_ns = lambda: started() + 10**10
 sys.stdin.readline()

@@ -289,7 +289,7 @@ def test_no_pair_of_links_that_lead_nowhere(tmp_path):
         (tmp_path / f"{i}.jpg").symlink_to(f"../.git/annex/objects/{i}")
         (tmp_path / f"{i}.json").symlink_to(f"../.git/annex/objects/{i}t")
     message = message_of(tmp_path)
-    assert "6 a link that leads nowhere, as" in message
+    assert "6 links to missing files, such as" in message
     assert "git annex get" in message
 
 
