@@ -691,11 +691,11 @@ def test_added_views_that_do_not_fill_the_chunks_of_the_store(
 ) -> None:
     """The chunk size is that of the store, because --chunk was not given."""
     config = configure(golden_text, resume=True, views=9, chunk=0)
-    refused(InputError, config, "chunks of 4 samples, which 9 views", "another --store")
+    refused(InputError, config, "chunks of 4 samples, which do not fill", "with 9 views")
 
 
 def test_chunks_that_do_not_fill_pages(configure: Configure, tmp_path: Path) -> None:
-    refused(ConfigError, configure(tmp_path / "s", chunk=3), "multiple of 2", "found 3")
+    refused(ConfigError, configure(tmp_path / "s", chunk=3), "--chunk 3 does not", "multiple of 2.")
 
 
 # Bad samples ------------------------------------------------------------------------------------

@@ -487,7 +487,7 @@ def _wait(pid: int, answer: int, timeout_s: float) -> dict[str, Any]:
     return {
         **result,
         "code": code,
-        "manyviews.operations": _shared.operations,
+        "operations": _shared.operations,
         "fired": _shared.fired,
         "where": _shared.where,
         "leftovers": _leftovers(),
