@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.producers.test_pool import SAMPLES, job_for, plots, pool_for, take_all, write
 
-PACKAGES = ("featurestore", "producers", "consumers", "manyviews.operations", "manyviews.commands")
+PACKAGES = ("featurestore", "producers", "consumers", "manyviews")
 POISON = "raise ImportError('a module of the standard library was taken from site-packages')\n"
 
 PARENT = """
