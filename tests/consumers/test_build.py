@@ -459,7 +459,7 @@ def test_ctrl_c_twice_stops_at_once(
             process.wait(timeout=0.5 if sent == 1 else 15)
     _, errors = process.communicate()
     assert process.returncode == 130
-    assert sent >= 2
+    assert sent >= 2, errors
     assert lines(store) <= 2
     assert "--resume" in errors
     assert "Traceback" not in errors
