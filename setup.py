@@ -7,14 +7,14 @@ import sysconfig
 
 from setuptools import Extension, setup
 
-# Without a compiler the extension is left out, and the producers use Pillow and numpy instead. A
-# wheel that is published must have it: MANYVIEWS_REQUIRE_KERNELS=1 makes its absence an error.
+# Without a compiler the extension is not built, and the producers use Pillow and numpy instead.
+# Published wheels must contain it: MANYVIEWS_REQUIRE_KERNELS=1 makes a failed build an error.
 REQUIRED = os.environ.get("MANYVIEWS_REQUIRE_KERNELS", "0")
 if REQUIRED not in ("0", "1"):
     raise SystemExit(f"MANYVIEWS_REQUIRE_KERNELS is 0 or 1, found {REQUIRED!r}.")
 
-# No contraction: the recipe says where a product and a sum are rounded once. What else is given up
-# is only the report of floating point errors, in flags that nothing reads.
+# No contraction: the recipe defines where a product and a sum are rounded once. The other two flags
+# only disable the reporting of floating-point errors, which nothing reads.
 FLAGS = ["-std=c11", "-O3", "-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno"]
 NAMES = ("blur", "colour", "hue", "layout", "module", "resize")
 

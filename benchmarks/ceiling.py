@@ -1,4 +1,4 @@
-"""How long MM-IMDb takes on a GPU at least, counted from the FLOPs of the backbones at full size.
+"""Minimum time for MM-IMDb on a GPU, computed from the FLOPs of the backbones at full size.
 
     python -m benchmarks.ceiling
 
@@ -48,7 +48,7 @@ def flops_per_view(backbone: Any) -> float:
 
 
 def least_seconds(flops: float, gpu: str, dtype: torch.dtype) -> float:
-    """Seconds for MM-IMDb on a GPU that always does as much as its maker says.
+    """Seconds for MM-IMDb on a GPU that always reaches its specified peak.
 
     Args:
         flops: per view.

@@ -4,10 +4,11 @@
 
 The two sides are measured alone in the same rounds as the whole: the producers with nobody behind
 them but a loop that gives every slot back, and the backbones with one chunk's views again and
-again. Each contender is a process of its own, so that none inherits another's memory. Rates count
-from the first sample on, to the last one's commit; how long the first takes is told apart. What a
-noisy machine cannot blur is told as well: how busy the slower side was while the whole ran, by the
-producer's CPU time or by the time that the backbones did not wait.
+again. Each contender is a separate process, so that none inherits another's memory. Rates count
+from the first sample on, to the last one's commit; the time until the first sample is
+reported separately. A number that is robust on a noisy machine is reported as well: how busy the
+slower side was while the whole ran, by the producer's CPU time or by the time that the backbones
+did not wait.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What ``benchmarks.engine`` measures, each in a process of its own: one task, given as JSON.
+"""The tasks of ``benchmarks.engine``, each run in a separate process: one task, given as JSON.
 
 python -m benchmarks.engine_tasks '{"do": "engine", "data": ..., "store": ..., "views": 70}'
 """
@@ -53,7 +53,8 @@ def _config(task: Mapping[str, Any], **more: Any) -> Any:
 
 
 def _planned(task: Mapping[str, Any]) -> Any:
-    from consumers.plan import decide, make_plan
+    from consumers.decisions import decide
+    from consumers.plan import make_plan
     from consumers.resume.extension import completed
     from producers.sources.source import scan
 
@@ -65,7 +66,7 @@ def _producers_alone(task: Mapping[str, Any]) -> dict[str, Any]:
     from producers.pool import ProducerPool
 
     plan = _planned(task)
-    samples = plan.found.samples
+    samples = plan.decided.found.samples
     with ProducerPool(plan.job, samples, workers=plan.workers, timeout_s=300) as pool:
         pool.release(pool.take())
         start = time.perf_counter()
@@ -81,7 +82,7 @@ def _backbones_alone(task: Mapping[str, Any]) -> dict[str, Any]:
 
     plan = _planned(task)
     views = _views_of_a_chunk(plan)
-    with ComputePool(plan.threads, plan.device) as pool:
+    with ComputePool(plan.decided.threads, plan.device) as pool:
         chunk = plan.spec.chunk
         embedder = Embedder(
             plan.backbones, plan.batch_sizes, plan.view_parts, chunk, plan.text_multiple, pool
@@ -91,8 +92,8 @@ def _backbones_alone(task: Mapping[str, Any]) -> dict[str, Any]:
         for number in range(plan.spec.chunks):
             for sample, _ in zip(views, plan.spec.samples_of(number), strict=False):
                 embedder.add(sample)
-            ended = embedder.end()
-            # As in a build, a chunk is taken while the next one is embedded.
+            ended = embedder.launch()
+            # As in a build, a chunk's features are taken while the next chunk is embedded.
             for feature in before:
                 feature[0].take()
             before = ended
@@ -108,7 +109,7 @@ def _views_of_a_chunk(plan: Any) -> list[Any]:
 
     from producers.pool import ProducerPool
 
-    samples = [plan.found.samples[i] for i in plan.spec.samples_of(0)]
+    samples = [plan.decided.found.samples[i] for i in plan.spec.samples_of(0)]
     views = []
     with ProducerPool(plan.job, samples, workers=plan.workers, timeout_s=300) as pool:
         for _ in samples:
@@ -129,8 +130,8 @@ def _engine(task: Mapping[str, Any]) -> dict[str, Any]:
             arrived.append((time.perf_counter(), facts["waited_s"], made))
 
     report = build(_config(task), [note])
-    (begun, waited, made), (_, waited_in_all, made_in_all) = arrived[0], arrived[-1]
-    seconds = time.perf_counter() - begun
+    (started, waited, made), (_, waited_in_all, made_in_all) = arrived[0], arrived[-1]
+    seconds = time.perf_counter() - started
     return {
         "samples": report.built - 1,
         "seconds": seconds,

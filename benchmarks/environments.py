@@ -1,7 +1,7 @@
-"""Peers in environments of their own, because their requirements exclude each other's and ours.
+"""Separate environments for peers whose requirements conflict with each other's and ours.
 
-An environment is made once, in ``.bench/``. A peer's program stays running and does a lap when it
-is told to, so that it takes turns with contenders in this process.
+An environment is created once, in ``.bench/``. A peer's program keeps running and does a lap on
+request, so that it takes turns with contenders in this process.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _STAMP = "requirements.txt"
 
 
 def environment(name: str, requirements: list[str]) -> Path:
-    """The interpreter of a virtual environment, which is made if it is not there.
+    """The interpreter of a virtual environment, which is created if it does not exist.
 
     Args:
         name: of its folder; changed requirements make it again.
@@ -72,7 +72,7 @@ class Peer:
         )
 
     def lap(self) -> Lap:
-        """One lap over there.
+        """One lap in the other process.
 
         Raises:
             RuntimeError: the program ended; it has said why on standard error.
@@ -81,7 +81,7 @@ class Peer:
         return Lap(units, seconds)
 
     def ask(self, request: str) -> Any:
-        """What the program answers to a line of its own language.
+        """The program's answer to a line of input.
 
         Raises:
             RuntimeError: the program ended; it has said why on standard error.

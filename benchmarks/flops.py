@@ -1,4 +1,4 @@
-"""FLOPs: of a forward pass, and the most that a device does of them in a second.
+"""FLOPs of a forward pass, and a device's maximum FLOP per second.
 
 torch's counter knows matrix products, convolutions and attention; a multiplication and an addition
 are two.
@@ -35,7 +35,7 @@ _SLOWER = {"MIG", "Laptop", "D"}
 
 
 def wait_for(device: torch.device) -> None:
-    """Returns when ``device`` has done what it was told; a CPU has."""
+    """Waits until all queued work of a GPU is done; does nothing for a CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -67,7 +67,7 @@ def makers_peak(name: str, dtype: torch.dtype) -> float | None:
 
 def forward_flops(backbone: Any, *batch: torch.Tensor) -> int:
     """FLOPs of embedding one batch, padding included."""
-    # The attention of CPUs is not among what the counter knows.
+    # The counter does not know the attention kernels of CPUs.
     op = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     with FlopCounterMode(display=False, custom_mapping={op: _attention}) as counter:
         backbone.embed(*batch)

@@ -1,6 +1,6 @@
 """Checkpoints of the paper's backbones at full size, with random weights and no download.
 
-Of BLIP-2 only what is loaded is written: no decoder, and the image or the text part alone.
+Only the loaded parts of BLIP-2 are written: the image or the text part, without the decoder.
 """
 
 from __future__ import annotations

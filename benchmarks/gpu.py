@@ -1,4 +1,4 @@
-"""The paper's backbones at full size against their own ceiling: the model with its input at hand.
+"""The paper's backbones at full size, in a build and alone with inputs that are on the device.
 
     python -m benchmarks.gpu [--quick] [--device cpu] [--feature clip_image]... [--samples N]
 
@@ -7,8 +7,8 @@ does not depend on them. Every backbone runs the batches of whole chunks twice, 
 that are on the device already, and as a build does, from host memory to host memory, one chunk's
 rows taken while the next is made. A chunk is as large as a build's: how full its batches are
 depends on it. Utilisation counts the FLOPs of real images and tokens, not those of padding, and is
-told as a share of a large matrix product's rate in the same dtype, measured in this run, and of the
-maker's figure where the GPU is known.
+reported as a share of a large matrix product's rate in the same dtype, measured in this run, and of
+the maker's figure where the GPU is known.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from consumers.backbones import registry
 from consumers.device.computing import ComputePool
 from consumers.device.devices import resolve_threads
 from consumers.engine.batching import ImageBatcher, TextBatcher
-from consumers.engine.committing import Committer, MadeChunk
+from consumers.engine.committing import Committer, LaunchedChunk
 from featurestore.records import FEATURES
 from featurestore.storage.store import choose_chunk
 
@@ -139,26 +139,26 @@ class Work:
 
     def built(self) -> np.ndarray:
         """The features as a build has them, in the order of the rows."""
-        return self.fill().end().take()
+        return self.fill().launch().take()
 
     def build(self, chunks: int) -> Lap:
-        """Chunks in a row, as a build makes them.
+        """Consecutive chunks, as in a build.
 
         One more goes before them, and time counts from when its rows are there to when the last
         one's are: within it the device finds work at its beginning and at its end, as in a build.
         """
         arrived: list[float] = []
 
-        def take(made: MadeChunk) -> None:
-            made.ended[0][0].take()
+        def take(launched: LaunchedChunk) -> None:
+            launched.features[0][0].take()
             arrived.append(time.perf_counter())
 
         with Committer(take) as committer:
             for number in range(1 + chunks):
-                ended = self.fill(number).end()
-                committer.settle()
-                committer.submit(MadeChunk(number, (), [[ended]]))
-            committer.settle()
+                feature = self.fill(number).launch()
+                committer.committed()
+                committer.write(LaunchedChunk(number, (), [[feature]]))
+            committer.committed()
         return Lap(chunks * self.rows, arrived[-1] - arrived[0])
 
     def in_order(self, planned: np.ndarray) -> np.ndarray:
@@ -179,7 +179,7 @@ def measure(
 
     Args:
         work: a chunk.
-        batch: the batch size, to be told.
+        batch: the batch size, for the report.
         peak: FLOP per second of a matrix product in the backbone's dtype.
         seconds: a lap has as many chunks as take this long, one at least.
         rounds: laps of each kind.
@@ -247,17 +247,17 @@ def _require_no_wait(work: Work) -> None:
     """Stops where an operation between two batches waits for the GPU: torch's own watch."""
     torch.cuda.set_sync_debug_mode("error")
     try:
-        ended = work.fill().end()
-        for batch in ended.batches:
+        feature = work.fill().launch()
+        for batch in feature.batches:
             batch.result()
-        ended.collected.result()
+        feature.fetched.result()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    ended.take()
+    feature.take()
 
 
 def _forget(device: torch.device) -> None:
-    """Frees what the last backbone had, and what drawing the weights of this one took.
+    """Frees the memory of the last backbone, and that of drawing the weights of this one.
 
     Some backbones hold themselves, by what is wrapped around them.
     """

@@ -74,7 +74,7 @@ LOADERS = {
 def interpreters(
     libraries: Mapping[str, Library], *, make: bool
 ) -> tuple[dict[str, Path], dict[str, str]]:
-    """Which Python runs each library, and why others are left out."""
+    """The Python interpreter of each library, and the reasons for missing libraries."""
     found, left_out = {}, {}
     for name, library in libraries.items():
         needs = list(library.needs)

@@ -1,4 +1,4 @@
-"""Measuring side by side: rounds in turn, ratios round by round, their median and spread.
+"""Measures contenders in turn: ratios within each round, with their median and spread.
 
 A machine's speed changes from minute to minute, and neighbours take part of it. So contenders take
 turns in short laps, every round in another order, and each lap is compared with the same round's
@@ -22,7 +22,7 @@ Clock = Callable[[], float]
 
 @dataclass(frozen=True, slots=True)
 class Lap:
-    """What one contender did in one round.
+    """The result of one contender in one round.
 
     Attributes:
         units: of work: views, samples, rows.

@@ -1,6 +1,6 @@
-"""Running a command and watching it from outside: time, CPU, memory and processes of its tree.
+"""Runs a command and observes its process tree: time, CPU, memory and number of processes.
 
-Everything that a command starts counts, also what it leaves behind: this process adopts orphans.
+All processes that a command starts are counted, also orphans, which this process adopts.
 Memory is the proportional set size, so that pages which processes share count once.
 """
 
@@ -56,7 +56,7 @@ class Blow:
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """How a command went.
+    """The result of a command.
 
     Attributes:
         exit_code: negative for a signal; None where the limit ended it.

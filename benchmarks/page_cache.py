@@ -1,8 +1,8 @@
-"""Files that are surely in the page cache, or surely not: for reads that are warm or cold.
+"""Puts files into the page cache or drops them from it, for warm and cold reads.
 
-No privilege is needed: ``posix_fadvise`` drops the clean pages of a file that nobody has mapped,
-and ``mincore`` tells which pages of a mapped file are in memory. (Linux does not tell about files
-that one could not write to.) What a hypervisor keeps of the disk stays where it is.
+No privilege is needed: ``posix_fadvise`` drops the clean pages of a file that no process has
+mapped, and ``mincore`` tells which pages of a mapped file are in memory. (Linux does not tell about
+files that one could not write to.) What a hypervisor keeps of the disk stays where it is.
 """
 
 from __future__ import annotations

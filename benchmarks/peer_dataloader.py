@@ -1,4 +1,4 @@
-"""A PyTorch ``DataLoader`` whose workers make the views: what most people would write.
+"""A PyTorch ``DataLoader`` whose workers compute the views, as most users would write it.
 
 Started by ``benchmarks/peers.py``.
 """

@@ -1,6 +1,6 @@
-"""The faults that every long job meets, provoked in each contender; what is observed then.
+"""Common faults of long jobs, provoked in each contender, and the observed results.
 
-Nothing here knows what a contender is said to do. What a cell says follows from exit codes, from
+Nothing here relies on a contender's documentation. A cell follows from exit codes, from
 the rows that are left, from bytes, and from what was printed.
 """
 

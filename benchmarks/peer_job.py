@@ -1,6 +1,6 @@
-"""What a job that is compared consists of, the environments of all, and how one is run.
+"""The parts of a compared job, the environments of all jobs, and running a job.
 
-A run has a folder of its own. What the program writes for good lies in ``out`` there; the rest is
+Each run has a separate folder. The program's permanent files are in its ``out``; the rest is
 scratch.
 """
 
@@ -107,7 +107,7 @@ class Job:
 def run(
     job: Job, work: Work, folder: Path, blow: Blow | None = None, limit_s: float = 600
 ) -> Observed:
-    """Runs a job once; a folder that is there is gone on with, if the job can."""
+    """Runs a job once; an existing folder is resumed, if the job can."""
     (folder / "out").mkdir(parents=True, exist_ok=True)
     (folder / "marks").unlink(missing_ok=True)
     command = [job.interpreter(), *job.command(work, folder)]

@@ -88,9 +88,9 @@ def _program(name: str, model: str = "clip", **more: int) -> Callable[[Work, Pat
     """The command of one of the programs beside this one.
 
     Args:
-        name: its file's, after ``peer_``.
+        name: name of its file, after ``peer_``.
         model: the checkpoint that it loads.
-        more: what it alone is told.
+        more: further arguments of this peer.
     """
 
     def command(work: Work, run: Path) -> list[str]:
@@ -182,7 +182,7 @@ def _ours(feature: str, model: str, speed: int) -> Job:
 
 def _log_marks(run: Path) -> Marks:
     """The latest run's own log: models are loaded when it has ``started``."""
-    offset, begun = time.monotonic() - time.time(), time.time()
+    offset, started = time.monotonic() - time.time(), time.time()
     names = {"started": "ready", "finished": "done"}
 
     def marks() -> Mapping[str, float]:
@@ -192,7 +192,7 @@ def _log_marks(run: Path) -> Marks:
                 if line.endswith("\n"):
                     event = json.loads(line)
                     moment = datetime.fromisoformat(event["time"]).timestamp()
-                    if moment >= begun and event["event"] in names:
+                    if moment >= started and event["event"] in names:
                         found[names[event["event"]]] = moment + offset
         return found
 

@@ -40,7 +40,7 @@ class Lance(Reader):
         return _values(found.column("item").combine_chunks()).reshape(-1, *self.shape[1:])
 
     def scan(self) -> Iterator[Rows]:
-        """In batches of its own scanner."""
+        """In batches of the library's scanner."""
         for batch in self._data.to_batches(batch_size=BATCH_SAMPLES):
             yield _values(batch.column("item")).reshape(-1, *self.shape[1:])
 

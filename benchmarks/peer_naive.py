@@ -1,4 +1,4 @@
-"""The published pipeline's shape: one process that makes, embeds and writes sample by sample.
+"""The structure of the published pipeline: one process builds, embeds and writes each sample.
 
 Started by ``benchmarks/peers.py``. An image that cannot be read becomes a black one, as there.
 """

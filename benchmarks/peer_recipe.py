@@ -1,4 +1,4 @@
-"""What the peers' programs share: pairs, views and model as one writes them with the libraries.
+"""Common code of the peers: pairs, views and model, written with the libraries.
 
 The transforms are the published pipeline's, called as torchvision's documentation calls them, and
 seeded as it seeds them. So every program here makes the rows that manyviews makes, which a test

@@ -1,4 +1,4 @@
-"""Views as JPEG files in tar files: what clip-retrieval reads, and its users render before.
+"""Renders views as JPEG files in tar files, which clip-retrieval reads.
 
 Started by ``benchmarks/peers.py``.
 """

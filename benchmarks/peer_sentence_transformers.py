@@ -31,7 +31,7 @@ def run(task: dict[str, Any]) -> None:
         rows = model.encode(texts, pool=pool, normalize_embeddings=False)
         np.save(Path(task["out"], "clip_text.npy"), rows)
         common.mark(task["marks"], "done")
-    finally:  # as encode does with a pool of its own
+    finally:  # as encode() does with a pool that it creates
         model.stop_multi_process_pool(pool)
 
 

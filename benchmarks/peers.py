@@ -1,8 +1,8 @@
-"""Side by side with what else one could use: the same views through the same tiny models.
+"""Comparison with the alternatives: the same views through the same tiny models.
 
     python -m benchmarks.peers [--quick] [--faults [JOB ...]]
 
-Each contender is a program in an environment of its own, started and watched from outside, on two
+Each contender is a program in a separate environment, started and watched from outside, on two
 cores with one OpenMP thread per process. They take turns. A second table says what each does when
 a worker is killed, when inputs are broken, when everything is killed, and when it runs twice.
 """

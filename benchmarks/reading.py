@@ -1,6 +1,6 @@
-"""What every contender of ``benchmarks/reads.py`` is: a process that writes, opens, reads, closes.
+"""The process of every contender of ``benchmarks/reads.py``: it writes, opens, reads and closes.
 
-A program of a peer says how its library does these; :func:`serve` does the rest, the same for all.
+The program of a peer implements these steps with its library; :func:`serve` does the rest.
 It runs in the peers' environments too, so it needs NumPy alone.
 """
 
@@ -27,7 +27,7 @@ Indices = npt.NDArray[np.int64]
 
 
 class Reader(ABC):
-    """How one library keeps float32 ``[N, V, D]`` on disk and reads it.
+    """Stores float32 ``[N, V, D]`` on disk with one library, and reads it.
 
     Attributes:
         knows_views: False where the library itself draws the views of :meth:`rows`.
@@ -44,7 +44,7 @@ class Reader(ABC):
     clock = staticmethod(time.process_time)
 
     def __init__(self, folder: Path, shape: tuple[int, int, int], layout: str) -> None:
-        """Opens what :meth:`write` wrote.
+        """Opens the files that :meth:`write` wrote.
 
         Args:
             folder: holds the contender's files and no others.
@@ -84,7 +84,7 @@ class Reader(ABC):
 def serve(*readers: type[Reader]) -> None:
     """Answers requests until there are no more; the program's argument says which reader does."""
     with os.fdopen(os.dup(1), "w") as answers:
-        os.dup2(2, 1)  # libraries talk on standard output
+        os.dup2(2, 1)  # libraries print to standard output
         arguments = json.loads(sys.argv[1])
         (reader,) = (r for r in readers if r.__name__ == arguments["kind"])
         session = Session(reader, arguments["lap_s"])
@@ -98,7 +98,7 @@ class Session:
     """One contender, as ``benchmarks/reads.py`` tells it what to do."""
 
     def __init__(self, reader: type[Reader], lap_s: float) -> None:
-        """Takes what the driver gives.
+        """Handles a request of the driver.
 
         Args:
             reader: the library.

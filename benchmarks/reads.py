@@ -1,4 +1,4 @@
-"""Reading features back: ours against a memmap and the libraries that people keep features in.
+"""Reading features: manyviews compared with a memmap and with common storage libraries.
 
 Usage:
     python -m benchmarks.reads [--quick] [--folder DIR]
@@ -191,7 +191,7 @@ def measure(race: Race, layout: str, *, quick: bool) -> None:
 
 
 def start(stack: ExitStack, *, quick: bool) -> dict[str, Peer]:
-    """The processes of all that can be had; says which cannot."""
+    """Starts the processes of all available libraries; prints which ones are not available."""
     wanted = {n: lib for n, lib in LIBRARIES.items() if lib.quick or not quick}
     wanted |= {} if quick else LOADERS
     pythons, left_out = interpreters(wanted, make=not quick)

@@ -1,4 +1,4 @@
-"""Shuffling within windows of chunks against shuffling everything: how random, and how fast.
+"""Shuffling within windows of chunks compared with a full shuffle: randomness and speed.
 
     python -m benchmarks.shuffle [--quick]
 
@@ -9,7 +9,7 @@ full shuffle gives.
 
 How fast: the page cache holds 16 chunks and forgets the rest, as for a store much larger than
 memory: it is emptied (posix_fadvise) and the store opened again after as many items as 16 chunks
-have. The reader is told that there is no memory to keep a store in. Bytes from the disk are counted
+have. The reader is configured to see no memory for keeping a store. Bytes from the disk are counted
 by the kernel (/proc/self/io), and so are page faults. Then the same with the store in memory.
 """
 
@@ -164,7 +164,7 @@ class Reading:
         return Lap(found[0], found[2])
 
     def _some(self, state: dict[str, Any] | None) -> tuple[Measured, dict[str, Any]]:
-        """Goes on with an epoch, as far as memory holds it."""
+        """Continues an epoch, as far as the page cache holds it."""
         if self._opened is None:
             drop_cache(self._store)
         dataset, batches = self._open() if self._opened is None else self._opened

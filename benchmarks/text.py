@@ -1,4 +1,4 @@
-"""Text views to token ids: word by word against ``encode_batch_fast`` of whole views.
+"""Encoding text views: word by word, compared with ``encode_batch_fast`` of whole views.
 
 Usage:
     python -m benchmarks.text [--quick]

@@ -1,4 +1,4 @@
-"""A CPU's compute threads: side by side against one, against processes, and on a busy machine.
+"""A CPU's compute threads: compared with one thread, with processes, and on a busy machine.
 
     python -m benchmarks.threads [--quick] [--only embed|busy] [--model NAME]
 
@@ -55,7 +55,7 @@ TINY = {
     "tiny T5": ("blip2_text", "blip2"),
 }
 MODELS = (*ROWS, *TINY)
-# Ends with the benchmark, also where that is killed.
+# Ends with the benchmark, even if the benchmark is killed.
 LOOP = "import os, sys\nwhile os.getppid() == int(sys.argv[1]): pass"
 TINY_ROWS = 512
 CPU = torch.device("cpu")
@@ -66,7 +66,7 @@ def main() -> None:
     arguments = parser(__doc__.partition("\n")[0])
     arguments.add_argument("--only", choices=("embed", "busy"), help="one of the measurements")
     arguments.add_argument("--model", choices=MODELS, help="embed by this model alone")
-    arguments.add_argument("--child", help="a process of its own, as JSON: not for people")
+    arguments.add_argument("--child", help="the task of a child process, as JSON; internal")
     given = arguments.parse_args()
     if given.child:
         _serve(json.loads(given.child))
@@ -149,14 +149,14 @@ class Work:
     def embed(self) -> float:
         """Embeds all of them; returns how many."""
         self._batcher.add(*self._views)
-        self._batcher.end().take()
+        self._batcher.launch().take()
         return float(self.rows)
 
 
 def _laps(task: dict[str, Any], rounds: int) -> tuple[dict[str, list[Lap]], dict[str, int]]:
     """Laps of each contender in turns, and the memory that it takes, in bytes.
 
-    Every contender has processes of its own, which wait while another's turn lasts.
+    Every contender has separate processes, which wait while it is another contender's turn.
     """
     halves = task | {"rows": task["rows"] // 2}
     tasks = {

@@ -1,4 +1,4 @@
-"""Augmented views per second and core: ours against torchvision and albumentations.
+"""Augmented views per second and core, compared with torchvision and albumentations.
 
 Usage:
     python -m benchmarks.views [--quick]

@@ -1,4 +1,4 @@
-"""Put source, plan, main loop and store together: a build.
+"""Build a store: scan the data folder, plan, and run the main loop.
 
 Importing this module does not load torch, so that a mistake in the options or the data folder is
 refused at once.
@@ -6,12 +6,14 @@ refused at once.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from consumers.config import BuildConfig
-from consumers.plan import Plan, decide, make_plan
+from consumers.decisions import decide
+from consumers.plan import Plan, make_plan
 from consumers.resume.checks import check_intent
 from consumers.resume.extension import Extension, completed, find_extension, naming_extension
 from featurestore.errors import (
@@ -34,47 +36,61 @@ from producers.sources.source import Scan, scan
 if TYPE_CHECKING:
     from consumers.main_loop import BuildReport
 
-# Called with an event's name and its facts; see ``progress`` for those that listen.
+# Callback that receives an event's name and facts; ``progress`` has those of the command line.
 Observer = Callable[[str, Mapping[str, Any]], None]
 
 
 def build(config: BuildConfig, observers: Sequence[Observer] = ()) -> BuildReport:
-    """Makes the store that ``config`` asks for, or goes on with it.
+    """Creates the store that ``config`` describes, or continues an existing one.
 
     Args:
-        config: what to build.
-        observers: told of everything that happens.
+        config: the configuration of the build.
+        observers: callbacks that receive each event of the build.
 
     Returns:
         The report, when every chunk is committed.
 
     Raises:
-        InputError: the data folder or what is at ``config.store`` does not fit.
-        ConfigError: an option, a model or the machine does not fit.
-        StoreMismatchError: ``resume`` would change numbers that are already there.
+        InputError: the data folder cannot be used, or ``config.store`` is in the way.
+        ConfigError: an option, a model or the machine does not suit the build.
+        StoreMismatchError: ``resume`` would change features that are already stored.
         StoreLockedError: another process is writing to the store.
-        InterruptedBuildError: a signal ended it after a committed chunk.
+        InterruptedBuildError: a stop signal ended the build after a committed chunk, or Ctrl-C
+            before the first one was started.
         BadInputsError: an input cannot be used, and ``bad_sample`` is ``fail``.
-        BackboneError, ProducerError, StorageError: it failed; what is committed stays.
+        BackboneError, ProducerError, StorageError: the build failed; committed chunks are kept.
     """
+    has_started = False
 
-    def tell(event: str, **facts: Any) -> None:
+    def notify(event: str, **facts: Any) -> None:
+        nonlocal has_started
+        has_started |= event == "started"
         for observer in observers:
             observer(event, facts)
 
     try:
-        return _build(config, tell)
+        return _build(config, notify)
     except BaseException as e:
         if isinstance(e, StorageError):
             e.add_promise()
         stopped = isinstance(e, (InterruptedBuildError, KeyboardInterrupt))
-        tell("interrupted" if stopped else "failed", error=str(e) or type(e).__name__)
+        notify("interrupted" if stopped else "failed", error=str(e) or type(e).__name__)
+        if isinstance(e, KeyboardInterrupt) and not has_started and _can_run_again(config):
+            raise InterruptedBuildError(
+                signal.SIGINT,
+                "Stopped by SIGINT before anything was built: run the same command again.",
+            ) from None
         raise
 
 
-def _build(config: BuildConfig, tell: Callable[..., None]) -> BuildReport:
+def _can_run_again(config: BuildConfig) -> bool:
+    """Whether the same command is accepted again: a new store may exist already, but be empty."""
+    return config.resume or config.overwrite or stores.state_of(config.store) != "store"
+
+
+def _build(config: BuildConfig, notify: Callable[..., None]) -> BuildReport:
     found = scan(config.data_dir, follow_links=config.follow_links)
-    tell("scanned", **_scan_facts(found))
+    notify("scanned", **_scan_facts(found))
     state = stores.state_of(config.store)
     check_intent(config, state)
     if not (state == "store" and config.resume):
@@ -85,7 +101,7 @@ def _build(config: BuildConfig, tell: Callable[..., None]) -> BuildReport:
         config = completed(config, stored)
         wanted = find_extension(config, stored, found)
         _require_sound(stored, wanted)
-        plan = make_plan(decide(config, found, stored, wanted), tell)
+        plan = make_plan(decide(config, found, stored, wanted), notify)
         notices = _require_space(plan, stored)
         if lock is None:
             lock = _lock(config, stack)
@@ -94,18 +110,18 @@ def _build(config: BuildConfig, tell: Callable[..., None]) -> BuildReport:
 
         writer = _writer(plan, stored, lock)
         writer.notices += notices
-        return run_plan(plan, writer, tell)
+        return run_plan(plan, writer, notify)
 
 
 def _open(config: BuildConfig) -> FeatureStore:
-    """The store to go on with; an extension that is complete is put in place first."""
+    """Opens the store to continue; an extension that is complete is put in place first."""
     if extension.is_pending(config.store):
         extension.put_in_place(config.store)
     return FeatureStore(config.store)
 
 
 def _require_sound(stored: FeatureStore | None, wanted: Extension | None) -> None:
-    """Refuses what cannot be built on, before the models are loaded."""
+    """Refuses a damaged store or extension, before the models are loaded."""
     if stored is not None:
         require_sound(stored)
     if wanted is not None and wanted.made is not None:
@@ -114,17 +130,17 @@ def _require_sound(stored: FeatureStore | None, wanted: Extension | None) -> Non
 
 
 def _require_space(plan: Plan, stored: FeatureStore | None) -> list[str]:
-    """Refuses a build that there is no room for.
+    """Refuses a build whose chunks do not fit on the disk.
 
     Returns:
-        What there is to say where chunks are compressed, so that nobody knows what they will take.
+        Notices: for compressed chunks, whose size is not known in advance, at most a warning.
     """
-    path, samples = plan.config.store, plan.found.samples
-    made = stored if plan.wanted is None else plan.wanted.made
+    path, samples = plan.decided.config.store, plan.decided.found.samples
+    existing = stored if plan.decided.wanted is None else plan.decided.wanted.made
     freed = 0
-    if made is not None:
-        done = set(made.ledger.committed) - set(plan.remade)
-        needed = missing_bytes(plan.spec, samples, made.path, done)
+    if existing is not None:
+        done = set(existing.ledger.committed) - set(plan.decided.remade)
+        needed = missing_bytes(plan.spec, samples, existing.path, done)
     else:
         needed = store_bytes(plan.spec, samples)
         if stored is None and is_folder(path):
@@ -139,20 +155,21 @@ def _require_space(plan: Plan, stored: FeatureStore | None) -> list[str]:
 
 
 def _writer(plan: Plan, stored: FeatureStore | None, lock: FileLock) -> StoreWriter:
-    """The store that rows are written to: new, gone on with, or the extension of one."""
-    path, samples = plan.config.store, plan.found.samples
+    """The writer of a new store, of the store to continue, or of its extension."""
+    path, samples = plan.decided.config.store, plan.decided.found.samples
     if stored is None:
         return stores.create(path, plan.spec, plan.fingerprint, samples, lock)
     writer = StoreWriter.of(stored, lock)
-    if plan.remade:
-        writer.ledger.drop(plan.remade)
-    if plan.wanted is None:
+    if plan.decided.remade:
+        writer.ledger.drop(plan.decided.remade)
+    if plan.decided.wanted is None:
         return writer
-    if plan.wanted.made is not None:
+    if plan.decided.wanted.made is not None:
         with naming_extension():
-            return StoreWriter.of(plan.wanted.made, lock)
+            return StoreWriter.of(plan.decided.wanted.made, lock)
     make_folder(path / EXTENSION / RECORDS)
-    # What was allowed to differ is told by the chunks: of those that are there it is not true.
+    # Fields that were allowed to differ are recorded with each chunk: for the chunks that the store
+    # has already, its own values are true.
     kept = {name: stored.fingerprint[name] for name in plan.changed if name in stored.fingerprint}
     return stores.create(path / EXTENSION, plan.spec, plan.fingerprint | kept, samples, lock)
 
@@ -164,11 +181,11 @@ def _lock(config: BuildConfig, stack: ExitStack) -> FileLock:
 
 
 def _refuse_late(config: BuildConfig) -> None:
-    """Refuses a store that appeared while the backbones were loaded, unlocked for want of one."""
+    """Refuses a store that another process created while this one loaded models unlocked."""
     if stores.state_of(config.store) == "store":
         raise InputError(
-            f"Another process made {config.store} meanwhile; nothing was changed.\n"
-            "Go on with it with --resume, or choose another --store."
+            f"Another process created {config.store} meanwhile; nothing was changed.\n"
+            "Continue it with --resume, or choose another --store."
         )
 
 

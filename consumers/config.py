@@ -1,4 +1,4 @@
-"""The configuration of a build: its options, and the TOML file that may give them."""
+"""The configuration of a build: its options, and the TOML file that may set them."""
 
 from __future__ import annotations
 
@@ -18,39 +18,45 @@ from featurestore.storage.codecs import CODECS, NONE
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildConfig:
-    """One build, as asked for. Defaults are the paper's.
+    """The configuration of a build. Defaults are the paper's.
 
     Attributes:
         data_dir: folder of posters and synopses.
-        follow_links: use symbolic links in it that lead out of it.
+        follow_links: whether to use symbolic links in it that lead out of it.
         store: folder of the store.
-        resume: go on with the store that is there; features or views that a complete one lacks are
-            added to it.
-        append: with ``resume``, add samples that come after the last one of a complete store.
-        overwrite: delete the store that is there.
-        views: views per sample, the clean one included; None for the store's, or the paper's 70.
+        resume: whether to continue an existing store; features or views that a complete store
+            lacks are added to it.
+        append: with ``resume``, whether to add samples that come after the last one of a complete
+            store.
+        overwrite: whether to delete an existing store.
+        views: number of views per sample, including the clean one; None for that of the store, or
+            the paper's 70.
         seed: base seed of both recipes.
-        features: which features to make; None for the store's, or the paper's four.
-        models: hub id or local folder per feature, where it is not the default.
-        batch_sizes: rows per forward pass and feature, where it is not the default.
-        backbones: by feature, the backbones beside the paper's; ``features`` chooses among them.
-        workers: producer processes; 0 chooses from the number of CPUs.
-        threads: batches that a CPU computes side by side; 0 chooses the number of CPUs.
-        slots: samples in flight between producers and backbones; 0 chooses from the workers.
-        chunk: samples per chunk, the unit of commit; 0 chooses 64, or more where the dimensions
-            need it to fill whole pages.
-        codec: ``none``, which training maps, or ``zstd`` for an archive; None for the store's, or
-            ``none``.
+        features: names of the features to compute; None for those of the store, or the paper's
+            four.
+        models: hub id or local folder of each feature whose model is not the default.
+        batch_sizes: batch size, in rows, of each feature whose batch size is not the default.
+        backbones: custom backbones, by feature; ``features`` selects among them.
+        workers: number of producer processes; 0 chooses it by the number of CPUs.
+        threads: number of batches that a CPU computes at the same time; 0 chooses the number of
+            CPUs.
+        slots: number of samples in flight between producers and backbones; 0 chooses it by
+            ``workers``.
+        chunk: number of samples per chunk, the unit of commit; 0 chooses 64, or more if the
+            dimensions need it to fill whole memory pages.
+        codec: ``none``, which training maps, or ``zstd`` for an archive; None for that of the
+            store, or ``none``.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         dtype: ``auto`` (bfloat16 on CUDA, float32 on the CPU), ``float32``, ``bfloat16`` or
             ``float16``.
-        bad_sample: ``placeholder`` goes on and lists them, ``fail`` stops.
-        allow_version_change: resume although library versions or the device kind changed.
-        verify_inputs: on resume, read every input of the committed samples again, not only those
-            whose size or modification time differs.
-        remake_changed: on resume, make the chunks again whose inputs are others than were read,
-            instead of refusing.
-        sample_timeout_s: seconds of work after which a sample counts as stuck.
+        bad_sample: ``placeholder`` replaces bad inputs and lists them, ``fail`` stops the build.
+        allow_version_change: whether to resume although library versions or the device kind
+            changed.
+        verify_inputs: on resume, whether to read every input of the committed samples again, not
+            only those whose size or modification time differs.
+        remake_changed: on resume, whether to rebuild the chunks whose inputs changed, instead of
+            refusing.
+        sample_timeout_s: time after which a sample counts as stuck, in seconds.
     """
 
     data_dir: Path
@@ -114,12 +120,12 @@ class BuildConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompleteConfig(BuildConfig):
-    """A configuration in which everything is said.
+    """A configuration without unset values.
 
     Attributes:
-        views: views per sample.
-        features: which features the store is to have.
-        codec: of its chunks.
+        views: number of views per sample.
+        features: names of the features that the store is to have.
+        codec: codec of the store's chunks.
     """
 
     views: int = PAPER_VIEWS
@@ -127,7 +133,7 @@ class CompleteConfig(BuildConfig):
     codec: str = NONE
 
     def __post_init__(self) -> None:
-        """Nothing: what was said is checked, and a store's own features need no declaration."""
+        """Checks nothing: ``BuildConfig`` has checked what the user set."""
 
 
 def _at_least(name: str, value: int, least: int) -> None:
@@ -141,21 +147,21 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 
 def _known_feature(option: str, name: str, known: Collection[str], more: str = "") -> None:
-    """Refuses a feature that is neither the paper's nor declared, and says how to declare one."""
+    """Refuses an unknown feature, and says how to declare one."""
     if name not in known:
         raise ConfigError(
             f"--{option} is one of {', '.join(known)}{more}, found {name!r}.\n"
-            "Another backbone is declared in a table [backbones.NAME] of a TOML file, which is "
-            "given with --config."
+            "Declare another backbone in a table [backbones.NAME] of a TOML file, and pass the "
+            "file with --config."
         )
 
 
 def expand_models(models: Mapping[str, str], declared: Collection[str] = ()) -> dict[str, str]:
-    """Spells ``blip2`` out as both BLIP-2 features.
+    """Replaces ``blip2`` by both BLIP-2 features.
 
     Args:
-        models: hub id or folder per feature.
-        declared: the features beside the paper's.
+        models: hub id or folder of each feature.
+        declared: names of the custom features.
 
     Raises:
         ConfigError: a name is neither a feature nor ``blip2``.
@@ -178,7 +184,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         ConfigError: not readable, not TOML, an unknown key, or a value of another type.
     """
     try:
-        # Editors on Windows begin a file with a byte order mark, which TOML does not know.
+        # Editors on Windows write a byte order mark first, which TOML does not allow.
         values = tomllib.loads(path.read_text("utf-8-sig"))
     except (OSError, ValueError) as e:
         raise ConfigError(f"{path} is not a readable TOML file: {e}.") from None
@@ -196,7 +202,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def _typed(path: Path, name: str, value: Any) -> Any:
-    """The value of a key as the field's type, from what TOML has for it."""
+    """Converts a TOML value to the type of its field."""
     hint = get_type_hints(BuildConfig)[name]
     if not _fits(value, hint):
         raise ConfigError(f"{path}: {name} has the wrong type: {value!r}.")
@@ -210,7 +216,7 @@ def _typed(path: Path, name: str, value: Any) -> Any:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value of a TOML file can become one of the annotated type."""
+    """Whether a TOML value can be converted to the annotated type."""
     choices, of = get_args(hint), get_origin(hint)
     if of is UnionType:
         return any(_fits(value, choice) for choice in choices)
@@ -219,6 +225,6 @@ def _fits(value: Any, hint: Any) -> bool:
     if of is Mapping:
         return isinstance(value, dict) and all(_fits(v, choices[1]) for v in value.values())
     if hint is BackboneConfig:
-        return True  # parse_backbone says more of what is wrong
+        return True  # parse_backbone gives a better message
     written: dict[Any, tuple[type, ...]] = {Path: (str,), float: (float, int)}
     return type(value) in written.get(hint, (hint,))

@@ -1,4 +1,4 @@
-"""The main loop of a build: samples are taken, embedded and committed, chunk by chunk."""
+"""The main loop of a build: takes, embeds and commits samples, chunk by chunk."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ import numpy.typing as npt
 
 from consumers.backbones import registry
 from consumers.device.computing import ComputePool
-from consumers.engine.committing import Committer, MadeChunk
+from consumers.engine.committing import Committer, LaunchedChunk
 from consumers.engine.embedding import Embedder
-from consumers.engine.runner import EndedChunk
+from consumers.engine.runner import LaunchedFeature
 from consumers.notices import slow_paths
 from consumers.plan import Plan
 from consumers.resume.checks import INPUT_CACHE, refuse_bad
-from consumers.stopping import stop_signals
+from consumers.stopping import Notifier, stop_signals
 from featurestore.errors import InterruptedBuildError
 from featurestore.records import BadInput, SampleRecord
 from featurestore.storage.store import FeatureStore
@@ -35,19 +35,20 @@ from producers.sources.source import require_inputs
 
 @dataclass(slots=True)
 class BuildReport:
-    """How a build ended.
+    """The result of a build.
 
     Attributes:
-        store: the store.
-        samples: samples in the store.
-        views: views per sample.
-        built: samples made by this run.
-        seconds: wall-clock seconds of making them.
-        waited_s: of these, seconds in which the backbones waited for producers; on a CPU, those of
-            its threads on average.
-        bad: every input of the store that a placeholder stands in for.
-        truncated: views cut to the tokenizer's length per text feature, in this run.
-        replaced: producers that died and were replaced, by what ended them.
+        store: path of the store.
+        samples: number of samples in the store.
+        views: number of views per sample.
+        built: number of samples built by this run.
+        seconds: wall-clock time of building them, in seconds.
+        waited_s: part of ``seconds`` in which the backbones waited for producers; on a CPU, the
+            average over the compute threads.
+        bad: every input of the store that was replaced by a placeholder.
+        truncated: number of views of this run that were cut to the tokenizer's maximum length, by
+            text feature.
+        replaced: number of producers that died and were replaced, by cause of death.
     """
 
     store: Path
@@ -61,62 +62,71 @@ class BuildReport:
     replaced: Counter[str] = field(default_factory=Counter)
 
 
-def run_plan(plan: Plan, writer: StoreWriter, tell: Callable[..., None]) -> BuildReport:
-    """Makes all that ``writer`` lacks of what was planned; :func:`build` says what it raises."""
-    return _Run(plan, writer, tell).execute()
+def run_plan(plan: Plan, writer: StoreWriter, notify: Callable[..., None]) -> BuildReport:
+    """Builds the chunks that ``writer`` lacks.
+
+    Args:
+        plan: the build.
+        writer: the store that the chunks are committed to.
+        notify: callback that receives an event's name and, as keywords, its facts.
+
+    Raises:
+        ManyViewsError: see :func:`consumers.build.build`.
+    """
+    return _Run(plan, writer, notify).execute()
 
 
 class _Run:
     """One run of the main loop."""
 
-    def __init__(self, plan: Plan, writer: StoreWriter, tell: Callable[..., None]) -> None:
-        self._plan = plan
+    def __init__(self, plan: Plan, writer: StoreWriter, notify: Callable[..., None]) -> None:
+        self._plan, self._decided = plan, plan.decided
         self._writer = writer
-        self._tell = tell
-        self._wanted = plan.wanted
+        self._notify = Notifier(notify)
+        self._wanted = plan.decided.wanted
         spec = writer.spec
         self._texts = {
             name: backbone.text
             for name, backbone in plan.backbones.items()
             if registry.modality_of(backbone) == "text"
         }
-        self._report = BuildReport(plan.config.store, spec.samples, spec.views)
+        self._report = BuildReport(plan.decided.config.store, spec.samples, spec.views)
 
     def execute(self) -> BuildReport:
-        """Makes every chunk that is missing, in order."""
+        """Builds every missing chunk, in order."""
         self._take_over()
         missing = self._writer.ledger.missing
         spec = self._writer.spec
         todo = sum(len(spec.samples_of(chunk)) for chunk in missing)
-        self._tell(
+        self._notify(
             "started",
-            store=str(self._plan.config.store),
+            store=str(self._decided.config.store),
             samples=spec.samples,
             views=spec.views,
             done=spec.samples - todo,
             chunk=spec.chunk,
             features=dict(spec.dims),
             workers=self._plan.workers,
-            threads=self._plan.threads,
+            threads=self._decided.threads,
             slots=self._plan.job.slots,
             fingerprint=self._writer.fingerprint,
             changed=dict(self._plan.changed),
-            notices=self._writer.notices + self._remade() + self._slow_paths(),
+            notices=self._writer.notices + self._rebuilt() + self._slow_paths(),
         )
-        if self._plan.confirmed:
-            extend_cache(self._plan.config.store / INPUT_CACHE, self._plan.confirmed)
+        if self._decided.confirmed:
+            extend_cache(self._decided.config.store / INPUT_CACHE, self._decided.confirmed)
         if missing:
-            self._make(missing, workers=min(self._plan.workers, todo))
+            self._build(missing, workers=min(self._plan.workers, todo))
         self._writer.finish()
         store: FeatureStore = self._writer
         if self._wanted is not None:
             store = self._wanted.finish(self._writer)
         self._report.bad = store.bad_inputs
-        self._tell("finished", **_report_facts(self._report))
+        self._notify("finished", **_report_facts(self._report))
         return self._report
 
     def _take_over(self) -> None:
-        """Commits the chunks that the store has already as its extension is to have them."""
+        """Commits those chunks of the extension that are equal to chunks of the store."""
         wanted = self._wanted
         if wanted is None:
             return
@@ -126,37 +136,42 @@ class _Run:
                 entry = wanted.base.ledger[chunk]
                 self._writer.commit_chunk(chunk, rows, entry.samples, entry.changed)
 
-    def _remade(self) -> list[str]:
-        count = len(self._plan.remade)
-        made = "chunk is" if count == 1 else "chunks are"
-        return [f"{count:,} {made} made again, as inputs changed"] if count else []
+    def _rebuilt(self) -> list[str]:
+        count = len(self._decided.remade)
+        chunks = "chunk is" if count == 1 else "chunks are"
+        return [f"{count:,} {chunks} rebuilt because inputs changed"] if count else []
 
     def _slow_paths(self) -> list[str]:
         return slow_paths(self._plan.job, self._texts)
 
-    def _make(self, missing: Sequence[int], workers: int) -> None:
+    def _build(self, missing: Sequence[int], workers: int) -> None:
         plan, spec = self._plan, self._writer.spec
-        samples = (plan.found.samples[i] for chunk in missing for i in spec.samples_of(chunk))
-        timeout_s = plan.config.sample_timeout_s
+        samples = self._decided.found.samples
+        wanted = (samples[i] for chunk in missing for i in spec.samples_of(chunk))
+        timeout_s = self._decided.config.sample_timeout_s
         start = time.monotonic()
         with (
-            stop_signals() as stopped,
-            ProducerPool(plan.job, samples, workers=workers, timeout_s=timeout_s) as pool,
+            stop_signals(self._acknowledge) as stopped,
+            ProducerPool(plan.job, wanted, workers=workers, timeout_s=timeout_s) as pool,
             Committer(self._commit) as committer,
-            # Left first: what the committer waits for is computed by then, or cancelled.
-            ComputePool(plan.threads, plan.device) as compute,
+            # Exited first: what the committer waits for is computed by then, or cancelled.
+            ComputePool(self._decided.threads, plan.device) as compute,
         ):
             embedder = self._embedder(compute)
-            settle = partial(self._settle, committer, pool, start)
+            report = partial(self._report_committed, committer, pool, start)
             for chunk in missing:
-                records, ended = self._chunk(chunk, pool, embedder, compute, settle)
-                settle(wait=True)
-                committer.submit(MadeChunk(chunk, records, ended))
+                records, features = self._fill(chunk, pool, embedder, compute, report)
+                report(wait=True)
+                committer.write(LaunchedChunk(chunk, records, features))
                 if stopped:
                     break
-            settle(wait=True)
+            report(wait=True)
             if stopped and not self._writer.complete:
                 raise _interrupted(stopped[0], self._writer)
+
+    def _acknowledge(self, number: int) -> None:
+        """Reports the first stop signal at once; called by its handler."""
+        self._notify.from_handler("stopping", signal=signal.Signals(number).name)
 
     def _embedder(self, compute: ComputePool) -> Embedder:
         plan, chunk = self._plan, self._writer.spec.chunk
@@ -164,36 +179,38 @@ class _Run:
             plan.backbones, plan.batch_sizes, plan.view_parts, chunk, plan.text_multiple, compute
         )
 
-    def _settle(
+    def _report_committed(
         self, committer: Committer, pool: ProducerPool, start: float, *, wait: bool = False
     ) -> None:
-        """Reports the chunk that was submitted last once it is written, or waits until it is."""
+        """Reports the chunk that is being written if it is committed, or waits until it is."""
         if not (wait or committer.done):
             return
-        made = committer.settle()
-        if made is None:
+        committed = committer.committed()
+        if committed is None:
             return
-        self._report.built += len(made.records)
+        self._report.built += len(committed.records)
         self._report.seconds = time.monotonic() - start
         self._report.replaced = pool.replaced
-        self._tell("chunk", chunk=made.chunk, **_chunk_facts(made.records, self._report))
+        self._notify(
+            "chunk", chunk=committed.chunk, **_chunk_facts(committed.records, self._report)
+        )
 
-    def _chunk(
+    def _fill(
         self,
         chunk: int,
         pool: ProducerPool,
         embedder: Embedder,
         compute: ComputePool,
-        settle: Callable[[], None],
-    ) -> tuple[list[SampleRecord], list[list[EndedChunk]]]:
-        """Takes a chunk's samples; its features may be still to come."""
+        waiting: Callable[[], None],
+    ) -> tuple[list[SampleRecord], list[list[LaunchedFeature]]]:
+        """Takes a chunk's samples and launches its batches; does not wait for its features."""
         records: list[SampleRecord] = []
         try:
             for _ in self._writer.spec.samples_of(chunk):
-                records.append(self._sample(pool, embedder, compute, settle))
-                settle()
+                records.append(self._sample(pool, embedder, compute, waiting))
+                waiting()
             self._refuse_bad(records)
-            return records, embedder.end()
+            return records, embedder.launch()
         except BaseException:
             embedder.discard()
             raise
@@ -203,36 +220,36 @@ class _Run:
         pool: ProducerPool,
         embedder: Embedder,
         compute: ComputePool,
-        settle: Callable[[], None],
+        waiting: Callable[[], None],
     ) -> SampleRecord:
-        """Takes one sample and submits what is full of it."""
+        """Takes one sample and launches the batches that it fills."""
         waited_s, idle_s = pool.waited_s, compute.idle_s
-        views = pool.take(settle)
-        # Where the threads had work meanwhile, nobody waited for the producers.
+        views = pool.take(waiting)
+        # While the compute threads have work, waiting here does not cost time.
         self._report.waited_s += min(pool.waited_s - waited_s, max(0.0, compute.idle_s - idle_s))
         embedder.add(views)
         self._report.truncated.update(dict(zip(self._texts, views.cut, strict=True)))
         pool.release(views)
-        self._tell("sample", filled=pool.filled, waited_s=self._report.waited_s)
+        self._notify("sample", filled=pool.filled, waited_s=self._report.waited_s)
         return views.record
 
-    def _commit(self, made: MadeChunk) -> None:
-        """Writes one chunk; runs beside the main loop."""
+    def _commit(self, launched: LaunchedChunk) -> None:
+        """Writes and commits one chunk; runs in the committer's thread."""
         spec = self._writer.spec
-        indices = spec.samples_of(made.chunk)
-        rows = {parts[0].feature: self._rows(made.chunk, parts) for parts in made.ended}
+        indices = spec.samples_of(launched.chunk)
+        rows = {parts[0].feature: self._rows(launched.chunk, parts) for parts in launched.features}
         changed = dict(self._plan.changed)
         if self._wanted is not None:
-            for record in made.records:
+            for record in launched.records:
                 self._wanted.require_same_inputs(record)
             if self._wanted.kind == "views":
-                changed = {**self._wanted.changed_before(made.chunk), **changed}
-        self._writer.commit_chunk(made.chunk, rows, made.records, changed)
-        stats = {i: stat_of(self._plan.stats, i) for i in indices}
-        extend_cache(self._plan.config.store / INPUT_CACHE, stats)
+                changed = {**self._wanted.changed_before(launched.chunk), **changed}
+        self._writer.commit_chunk(launched.chunk, rows, launched.records, changed)
+        stats = {i: stat_of(self._decided.stats, i) for i in indices}
+        extend_cache(self._decided.config.store / INPUT_CACHE, stats)
 
-    def _rows(self, chunk: int, parts: Sequence[EndedChunk]) -> npt.NDArray[np.float32]:
-        """A chunk's rows of one feature, ``[n, V, D]``; those that the store has come from it."""
+    def _rows(self, chunk: int, parts: Sequence[LaunchedFeature]) -> npt.NDArray[np.float32]:
+        """A chunk's rows of one feature, float32 ``[n, V, D]``, including the store's own views."""
         indices = self._writer.spec.samples_of(chunk)
         rows = [
             part.take(indices[0], views.start).reshape(len(indices), -1, part.backbone.dim)
@@ -245,9 +262,9 @@ class _Run:
     def _refuse_bad(self, records: Sequence[SampleRecord]) -> None:
         bad = [b for r in records for b in r.bad]
         if any(b.reason == "missing" for b in bad):
-            require_inputs(self._plan.found)
-        if self._plan.config.bad_sample == "fail":
-            refuse_bad(bad, self._plan.found.samples, "This chunk has")
+            require_inputs(self._decided.found)
+        if self._decided.config.bad_sample == "fail":
+            refuse_bad(bad, self._decided.found.samples, "This chunk has")
 
 
 def _chunk_facts(records: Sequence[SampleRecord], report: BuildReport) -> dict[str, Any]:
@@ -276,5 +293,5 @@ def _interrupted(number: int, writer: StoreWriter) -> InterruptedBuildError:
     return InterruptedBuildError(
         number,
         f"Stopped by {signal.Signals(number).name} after {done} of {amount(chunks, 'chunk')}.\n"
-        "Everything committed is kept; go on with --resume.",
+        "Everything committed is kept; continue with --resume.",
     )

@@ -1,4 +1,4 @@
-"""What a build says at its start about ways that are slower than they need be."""
+"""Notices at the start of a build about features that are computed more slowly than necessary."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from producers.worker import Job
 
 
 def slow_paths(job: Job, texts: Mapping[str, TextSpec]) -> list[str]:
-    """One line for each; the features are the same on the fast ways and on the slow ones.
+    """One line for each slow code path; the features are the same as those of the fast one.
 
     Args:
-        job: what the producers do.
-        texts: the text features' tokenizers.
+        job: the work of the producers.
+        texts: the tokenizer of each text feature.
     """
     notices = []
     if job.images and not job.compiled:

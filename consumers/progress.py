@@ -1,7 +1,8 @@
-"""What a person, a pipe and a log file are told of a build.
+"""The observers of a build: a live display, plain lines for a pipe, and a log file.
 
-All three listen to the same events: ``scanned``, ``loading``, ``started``, ``sample``, ``chunk``,
-and at the end ``finished``, ``interrupted`` or ``failed``, each with its facts as plain values.
+All of them receive the same events: ``scanned``, ``loading``, ``started``, ``sample``, ``chunk``,
+``stopping`` after a stop signal, and at the end ``finished``, ``interrupted`` or ``failed``, each
+with its facts as plain values.
 """
 
 from __future__ import annotations
@@ -22,23 +23,25 @@ from rich.text import Text
 
 from featurestore.wording import amount
 
-# Rates are taken over this many seconds, but over two chunks at least: the first one goes faster,
-# as a chunk's texts are embedded while the next one's samples come.
+# Rates are averages over this many seconds, but over at least two chunks: the first chunk is
+# faster, because a chunk's texts are embedded while the next chunk is filled.
 _WINDOW_S = 60.0
 _WINDOW_CHUNKS = 2
 _REDRAW_S = 0.25
 
 
 class Meter:
-    """Rates and the slower side, from the samples as they come.
+    """Measures rates, and which side is the slower one.
 
-    They count from the first sample on: the producers' start would spoil the first minute's rate.
+    Rates start with the first sample: the start of the producers would lower the first minute's
+    rate.
 
     Attributes:
-        total: samples in the store.
-        done: samples that are committed or in the chunk in hand.
-        filled: slots that are ready for the backbones.
-        slots: slots of the ring.
+        total: number of samples in the store.
+        done: number of samples that are committed or in the current chunk.
+        views: number of views per sample.
+        filled: number of slots that are ready for the backbones.
+        slots: number of slots between producers and backbones.
     """
 
     def __init__(self) -> None:
@@ -46,7 +49,7 @@ class Meter:
         self._marks: list[tuple[float, int, float]] = []
 
     def start(self, facts: Mapping[str, Any]) -> None:
-        """Takes over the totals of a ``started`` event."""
+        """Reads the totals of a ``started`` event."""
         self.total, self.done = facts["samples"], facts["done"]
         self.views, self.slots = facts["views"], facts["slots"]
         self._chunk = facts["chunk"]
@@ -66,18 +69,18 @@ class Meter:
 
     @property
     def samples_per_s(self) -> float:
-        """Samples per second over the window; 0 where nothing is known yet."""
+        """Samples per second over the window; 0 before the second sample."""
         elapsed = self.over_s
         return (self._marks[-1][1] - self._marks[0][1]) / elapsed if elapsed > 0 else 0.0
 
     @property
     def over_s(self) -> float:
-        """Seconds of the window; 0 where nothing is known yet."""
-        # To now, not to the last sample: while nothing comes, the rate falls.
+        """Length of the window in seconds; 0 before the second sample."""
+        # The window ends now, not at the last sample: the rate falls while no sample arrives.
         return time.monotonic() - self._marks[0][0] if len(self._marks) > 1 else 0.0
 
     def facts(self) -> dict[str, Any]:
-        """The rate and the slower side for the log, from which ``status`` shows them."""
+        """The rate and the slower side, for the log that ``status`` reads."""
         return {
             "samples_per_s": round(self.samples_per_s, 4),
             "over_s": round(self.over_s, 3),
@@ -86,13 +89,13 @@ class Meter:
 
     @property
     def eta_s(self) -> float | None:
-        """Seconds to the end at this rate."""
+        """Seconds until the end at this rate; None if the rate is unknown."""
         rate = self.samples_per_s
         return (self.total - self.done) / rate if rate > 0 else None
 
     @property
     def bottleneck(self) -> str:
-        """``producers`` where the backbones wait for them most of the time, else ``backbones``."""
+        """The slower side: ``producers`` if backbones mostly wait for them, or ``backbones``."""
         if len(self._marks) < 2:
             return "unknown"
         (t0, _, w0), (t1, _, w1) = self._marks[0], self._marks[-1]
@@ -111,7 +114,7 @@ class Meter:
 
 
 def clock(seconds: float | None) -> str:
-    """A time left as hours, minutes and seconds: ``1:02:03``."""
+    """A duration as hours, minutes and seconds: ``1:02:03``."""
     if seconds is None:
         return "unknown time"
     minutes, rest = divmod(round(seconds), 60)
@@ -120,20 +123,20 @@ def clock(seconds: float | None) -> str:
 
 
 class RunLog:
-    """Writes every event but ``sample`` as a line of JSON; a full disk does not stop a build.
+    """Writes every event except ``sample`` as a line of JSON; a full disk does not stop a build.
 
-    With each chunk it writes the rate that the displays show then.
+    The line of a chunk includes the rate that the displays show at that time.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Logs to a new file in ``folder``, made when the build has started."""
+        """Logs to a new file in ``folder``, which is created when the build has started."""
         self._folder = folder
         self._meter = Meter()
         self._waiting: list[bytes] = []
         self._file: IO[bytes] | None = None
 
     def __call__(self, event: str, facts: Mapping[str, Any]) -> None:
-        """Takes an event."""
+        """Receives an event."""
         if event == "sample":
             self._meter.sample(facts)
             return
@@ -144,7 +147,7 @@ class RunLog:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         self._waiting.append(json.dumps({"time": now, "event": event, **facts}).encode() + b"\n")
         try:
-            # Before that, the store may not exist: a refused build must leave nothing behind.
+            # Before this event the store may not exist: a refused build must not create files.
             if event == "started":
                 self._file = self._path().open("xb", buffering=0)
             if self._file is not None:
@@ -165,9 +168,9 @@ class RunLog:
 
 
 class PlainDisplay:
-    """Plain lines for pipes and log files: one every ``interval_s`` at most, as samples come.
+    """Plain lines for pipes and log files, at most one every ``interval_s`` seconds.
 
-    With an interval of 0 every chunk has its line, and every bad input.
+    With an interval of 0, each chunk and each bad input has a line.
     """
 
     def __init__(self, stream: IO[str], interval_s: float = 10.0) -> None:
@@ -177,7 +180,7 @@ class PlainDisplay:
         self._last = float("-inf")
 
     def __call__(self, event: str, facts: Mapping[str, Any]) -> None:
-        """Takes an event."""
+        """Receives an event."""
         if event == "loading":
             self._print(f"loading the backbones on {facts['device']}")
         elif event == "started":
@@ -186,16 +189,18 @@ class PlainDisplay:
             self._print(_start_line(facts))
             for notice in facts["notices"]:
                 self._print(notice)
+        elif event == "stopping":
+            self._print(_stopping_line(facts))
         elif event == "sample":
             self._meter.sample(facts)
-        # Without a chunk in that time, a sample will do: on a busy machine a chunk takes minutes.
+        # Samples also trigger a line: on a busy machine a chunk takes minutes.
         if event == "chunk" or (event == "sample" and self._interval_s):
-            self._tell_rate()
+            self._print_rate()
         if event == "chunk" and self._interval_s == 0:
             for index, modality, reason, detail in facts["bad"]:
                 self._print(f"sample {index}: {modality} {reason} ({detail})")
 
-    def _tell_rate(self) -> None:
+    def _print_rate(self) -> None:
         if time.monotonic() - self._last >= self._interval_s:
             self._last = time.monotonic()
             self._print(self._meter.line())
@@ -204,11 +209,11 @@ class PlainDisplay:
         print(line, file=self._stream, flush=True)
 
     def close(self) -> None:
-        """Nothing to do."""
+        """Does nothing: each line is written at once."""
 
 
 class LiveDisplay:
-    """Two live lines on a terminal: bar, rates, time left, queue, and the slower side."""
+    """Two live lines on a terminal: progress bar, rates, time left, queue and slower side."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -217,7 +222,7 @@ class LiveDisplay:
         self._drawn = 0.0
 
     def __call__(self, event: str, facts: Mapping[str, Any]) -> None:
-        """Takes an event."""
+        """Receives an event."""
         if event == "loading":
             self._console.print(f"loading the backbones on {facts['device']} …", style="dim")
         elif event == "started":
@@ -227,6 +232,8 @@ class LiveDisplay:
             self._redraw()
         elif event == "chunk":
             self._redraw()
+        elif event == "stopping":
+            self._console.print(_stopping_line(facts), style="yellow")
         elif event == "finished":
             self.close()
 
@@ -240,7 +247,7 @@ class LiveDisplay:
             self._live.start()
 
     def _redraw(self) -> None:
-        # Drawn from the main loop, without a thread of its own; not for each of many samples.
+        # Drawn by the main loop, so that no thread is needed, but not for every sample.
         if self._live is not None and time.monotonic() - self._drawn >= _REDRAW_S:
             self._drawn = time.monotonic()
             self._live.update(self._lines(), refresh=True)
@@ -261,11 +268,19 @@ class LiveDisplay:
         return Group(first, Text(second, style="dim"))
 
     def close(self) -> None:
-        """Leaves the last state on the screen and gives the cursor back."""
+        """Leaves the last state on the screen, and shows the cursor again."""
         if self._live is not None:
             self._live.update(self._lines(), refresh=True)
             self._live.stop()
             self._live = None
+
+
+def _stopping_line(facts: Mapping[str, Any]) -> str:
+    """The acknowledgement of a stop signal."""
+    name = facts["signal"]
+    if name == "SIGINT":
+        return "Stopping after the current chunk; press Ctrl-C again to give it up."
+    return f"Stopping after the current chunk, on {name}; a second {name} gives it up."
 
 
 def _start_line(facts: Mapping[str, Any]) -> str:

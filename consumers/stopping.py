@@ -1,32 +1,74 @@
-"""Stop signals, held back until the chunk in hand is committed."""
+"""Stop signals: the current chunk is committed before the build ends."""
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from producers.parent import STOP_SIGNALS
 
 
-@contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Collects the first stop signal, so that the chunk in hand is finished and committed.
+class Notifier:
+    """Passes a build's events on, also from signal handlers.
 
-    A second one acts as it would have without us: Ctrl-C twice stops at once, and loses nothing
-    but the chunk in hand and the one before it, if texts of that are still to be embedded. More of
-    them do not disturb what is done on the way out.
+    A signal handler runs between any two operations of the main thread, even while an observer
+    writes a line. An event from a handler is therefore passed on at once only if no other event is
+    being passed on, and directly after that event otherwise.
+
+    Args:
+        notify: callback that receives an event's name and, as keywords, its facts.
+    """
+
+    def __init__(self, notify: Callable[..., None]) -> None:
+        self._notify = notify
+        self._busy = False
+        self._waiting: list[tuple[str, dict[str, Any]]] = []
+
+    def __call__(self, event: str, **facts: Any) -> None:
+        """Passes an event on."""
+        self._busy = True
+        try:
+            self._notify(event, **facts)
+        finally:
+            self._busy = False
+        while self._waiting:
+            self._pass_on(*self._waiting.pop(0))
+
+    def from_handler(self, event: str, **facts: Any) -> None:
+        """Passes an event on from a signal handler."""
+        if self._busy:
+            self._waiting.append((event, facts))
+        else:
+            self._pass_on(event, facts)
+
+    def _pass_on(self, event: str, facts: dict[str, Any]) -> None:
+        # A closed terminal sends SIGHUP and fails every write: the current chunk matters more.
+        with suppress(OSError):
+            self(event, **facts)
+
+
+@contextmanager
+def stop_signals(on_first: Callable[[int], None]) -> Iterator[list[int]]:
+    """Records stop signals, so that the current chunk can be completed and committed.
+
+    The second stop signal acts as it would without this context manager: a second Ctrl-C stops the
+    build at once. What is lost then is the current chunk, and the chunk before it if its texts are
+    not embedded yet. Further signals do not disturb the clean-up.
+
+    Args:
+        on_first: called with the number of the first signal, by the signal's handler.
 
     Yields:
-        The signals that came; empty as long as none did.
+        The numbers of the signals received so far; empty until the first one arrives.
     """
     stopped: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield stopped  # only the main thread may set handlers
         return
-    # One that is ignored stays so: nohup's SIGHUP, a background job's SIGINT.
+    # Ignored signals stay ignored: SIGHUP under nohup, SIGINT in a background job.
     numbers = [n for n in STOP_SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
     previous: dict[int, Any] = {number: signal.getsignal(number) for number in numbers}
 
@@ -34,9 +76,12 @@ def stop_signals() -> Iterator[list[int]]:
         stopped.append(number)
         plain = previous[number] is signal.default_int_handler
         signal.signal(number, interrupt if plain else previous[number])
+        if len(stopped) == 1:
+            on_first(number)
 
     def interrupt(number: int, _frame: object) -> None:
-        # The thread that writes a chunk is waited for, whatever comes: the lock is held for it.
+        # From here on Ctrl-C is ignored: the thread that writes a chunk is always waited for,
+        # because the store's lock must be held until it is done.
         signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
 

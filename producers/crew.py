@@ -1,12 +1,12 @@
-"""Several child processes that work off one list of tasks; those that die or hang are replaced.
+"""Several child processes that work on one list of tasks; those that die or hang are replaced.
 
-What is in work when a process ends is given out again. The task that it worked on is blamed, so
-that whoever owns the tasks can give up one that does it again. Exit status 0 counts as a death like
-any other.
+When a process ends, its tasks are assigned again. The task that it was working on is blamed, so
+that the owner of the tasks can skip a task that ends several processes. Exit status 0 counts as a
+death like any other.
 
-A process that does not end of SIGKILL is left alone, and its task blamed and given out again like
-any other. Where two tasks at once have such processes, it is no matter of one input: their file
-system does not answer, and the work ends with an error that names them.
+A process that does not end after SIGKILL is left alone, and its tasks are blamed and assigned again
+in the same way. If two tasks have such processes at the same time, the cause is not one input but a
+file system that does not answer: the work ends with an error that names the processes.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from featurestore.errors import ProducerError
 from producers import process
 from producers.process import Child, end_all
 
-# Tasks that a process has at once: one in work and one waiting, so that it never waits for us.
+# Tasks that a process has at once: one in progress and one queued, so that it is never idle.
 _DEPTH = 2
 _START_TIMEOUT_S = 120.0
 POLL_S = 0.5
-# How often an input may end its process.
+# Number of processes that an input may end before it is skipped.
 KILLS_PER_INPUT = 2
 
 
 class Task(Protocol):
-    """What a process is given."""
+    """A unit of work for a process."""
 
     @property
     def stem(self) -> str:
-        """The sample that it is about, for messages."""
+        """Stem of the task's sample, for messages."""
 
     def message(self) -> bytes:
         """The task as JSON."""
@@ -48,13 +48,13 @@ T = TypeVar("T", bound=Task)
 
 @dataclass(slots=True, eq=False)
 class Worker(Generic[T]):
-    """A process and what it has to do.
+    """A process and its tasks.
 
     Attributes:
         child: the process.
-        queue: its tasks, the one in work first.
-        ready: whether it has started.
-        busy_s: seconds that it was waited for since its last report.
+        queue: its tasks; the first one is in progress.
+        ready: whether the process has started.
+        busy_s: time that the parent waited for it since its last report, in seconds.
     """
 
     child: Child
@@ -64,18 +64,18 @@ class Worker(Generic[T]):
 
 
 class Crew(ABC, Generic[T]):
-    """Processes that do tasks. A context manager.
+    """Processes that work on tasks. A context manager.
 
     Attributes:
-        waited_s: seconds that :meth:`wait` waited, since the start.
-        replaced: processes that ended and were replaced, by what ended them.
+        waited_s: total time spent in :meth:`wait`, in seconds.
+        replaced: number of processes that ended and were replaced, by cause.
     """
 
     def __init__(self, start: Callable[[], Child], workers: int, timeout_s: float) -> None:
-        """Starts ``workers`` processes with ``start``; a task may take them ``timeout_s`` seconds.
+        """Starts ``workers`` processes by ``start``; a task may take ``timeout_s`` seconds.
 
         Raises:
-            ProducerError: one could not be started.
+            ProducerError: a process could not be started.
         """
         self._start = start
         self._timeout_s = timeout_s
@@ -94,21 +94,21 @@ class Crew(ABC, Generic[T]):
 
     @abstractmethod
     def _next(self) -> T | None:
-        """A task that was not given out yet; None where there is none at present."""
+        """The next task that was not assigned yet; None if there is none at present."""
 
     @abstractmethod
     def _finish(self, task: T, report: dict[str, Any]) -> None:
-        """Takes a task's report."""
+        """Handles the report of a task."""
 
     @abstractmethod
     def _blame(self, task: T, why: str) -> None:
-        """Notes that a task ended its process; it is given out again."""
+        """Records that a task ended its process; the task is assigned again."""
 
     def _leave(self, pid: int, tasks: Sequence[T]) -> None:
-        """Notes that a process that has these tasks does not end."""
+        """Records that a process with these tasks does not end."""
 
     def _ended(self, pid: int) -> None:
-        """Notes that it has ended after all."""
+        """Records that a process which was left alone has ended."""
 
     def __enter__(self) -> Self:
         return self
@@ -125,13 +125,13 @@ class Crew(ABC, Generic[T]):
             error.add_note(f"{_named(left)} did not end after SIGKILL.")
 
     def close(self) -> None:
-        """Ends all processes, but for those that cannot be ended; again, it does nothing."""
+        """Ends all processes, except those that cannot be ended. A second call does nothing."""
         workers, self._workers = self._workers, []
         stems = {worker.child: _stem(worker) for worker in workers}
         self._left += [(child, stems[child]) for child in end_all(list(stems))]
 
     def dispatch(self) -> None:
-        """Gives tasks to the processes with the fewest, as long as there are any."""
+        """Assigns tasks to the processes with the fewest tasks, as long as there are any."""
         while self._workers:
             worker = min(self._workers, key=lambda w: len(w.queue))
             if len(worker.queue) >= _DEPTH:
@@ -146,10 +146,10 @@ class Crew(ABC, Generic[T]):
                 self._died(worker)
 
     def wait(self, timeout_s: float) -> None:
-        """Waits for any process's report or end, and for those that are stuck.
+        """Waits for a report or the end of any process, and replaces processes that are stuck.
 
         Raises:
-            ProducerError: processes keep dying, cannot be ended, or one met a defect.
+            ProducerError: processes keep dying, cannot be ended, or one reported a defect.
         """
         start = time.monotonic()
         ready = wait([w.child.results for w in self._workers], timeout=timeout_s)
@@ -159,8 +159,8 @@ class Crew(ABC, Generic[T]):
         for pipe in ready:
             self._receive(by_pipe[id(pipe)])
         for worker in list(self._workers):
-            # Only time spent waiting here counts, and at most one poll of it: a parent that was
-            # stopped for a minute, or busy on the GPU, must not find everybody guilty.
+            # Only time spent waiting here counts, and at most one poll of it: if this process was
+            # stopped for a minute, or busy on the GPU, no producer is to blame.
             if worker.queue or not worker.ready:
                 worker.busy_s += min(elapsed, POLL_S)
             limit = self._timeout_s if worker.ready else _START_TIMEOUT_S
@@ -180,7 +180,7 @@ class Crew(ABC, Generic[T]):
         if "error" in report:
             stem = worker.queue[0].stem if worker.queue else None
             raise ProducerError(
-                f"A producer met a defect{f' at sample {stem!r}' if stem else ''}:\n"
+                f"A producer reported a defect{f' at sample {stem!r}' if stem else ''}:\n"
                 + report["error"],
                 pid=worker.child.pid,
                 stem=stem,
@@ -193,7 +193,7 @@ class Crew(ABC, Generic[T]):
         self._finish(worker.queue.popleft(), report)
 
     def _died(self, worker: Worker[T], why: str | None = None) -> None:
-        """Replaces a process and has its tasks done again, or raises."""
+        """Replaces a process and assigns its tasks again, or raises."""
         if why is not None:
             worker.child.kill()
         status, output = worker.child.end()
@@ -214,8 +214,8 @@ class Crew(ABC, Generic[T]):
         self._workers.append(Worker(self._start()))
 
     def _refuse(self, worker: Worker[T], status: str, output: str, *, hung: bool) -> None:
-        """Raises where another process would end in the same way."""
-        # One that gave up while it started would do so again; one that was killed need not.
+        """Raises ProducerError if another process would end in the same way."""
+        # A process that failed while it started would fail again; one that was killed need not.
         gave_up = not worker.ready and (hung or status.startswith("exit status"))
         if gave_up or self._deaths_in_a_row > 2 * len(self._workers) + 8:
             when = "while it started" if not worker.ready else "again and again"
@@ -227,10 +227,10 @@ class Crew(ABC, Generic[T]):
             )
 
     def _leave_alone(self, worker: Worker[T]) -> None:
-        """Notes a process that does not end.
+        """Records a process that does not end.
 
         Raises:
-            ProducerError: there is one of another task already.
+            ProducerError: a process of another task does not end either.
         """
         for child, stem in list(self._left):
             if not child.is_left:
@@ -241,9 +241,9 @@ class Crew(ABC, Generic[T]):
         if len({stem for _, stem in self._left}) > 1:
             raise ProducerError(
                 f"{_named(self._left)} did not end within {process.END_S:g} s of SIGKILL.\n"
-                "They wait for a disk or a network file system that does not answer, as of the "
-                "data folder.\nMake it answer, then run the same again; a build resumes with "
-                "--resume.",
+                "They wait for a disk or a network file system that does not answer, such as that "
+                "of the data folder.\nMake it answer, then run the same command again; a build "
+                "resumes with --resume.",
                 pid=worker.child.pid,
                 stem=worker.queue[0].stem if worker.queue else None,
             )

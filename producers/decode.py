@@ -1,7 +1,7 @@
-"""Untrusted bytes to RGB pixels or text: the only place that opens what other people made.
+"""Untrusted bytes to RGB pixels or text: the only module that parses input files.
 
-Which of Pillow's parsers takes a file is decided by its bytes, never by its name; ``formats`` says
-which parsers are offered one.
+The format of a file is detected from its bytes, never from its name; ``formats`` defines which of
+Pillow's parsers are used.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ from featurestore.errors import BadSampleError
 from featurestore.wording import one_line
 from producers import formats
 
-MAX_PIXELS = 178_956_970  # where Pillow, and so the paper's pipeline, refuses an image
-# CLIP's clean view of 224 pixels is impossible beyond (see image_views), and Pillow's time to read
-# a strip grows with the square of its width: half a minute for a hostile WebP file of 1 KB.
+MAX_PIXELS = 178_956_970  # above it Pillow, and so the paper's pipeline, refuses an image
+# For larger sides CLIP's clean view of 224 pixels is impossible (see image_views), and Pillow's
+# time to read a strip grows with the square of its width: half a minute for a hostile WebP file of
+# 1 KB.
 MAX_SIDE = 800_000
 
-# Pillow's own list of what a damaged file may raise; anything else is a bug and surfaces.
+# Errors that Pillow documents for damaged files; any other error is a bug and is not caught.
 _DAMAGE = (OSError, SyntaxError, ValueError, NotImplementedError, OverflowError)
-# What the parsers of the uncommon formats raise beside, most of which are written in Python.
+# Further errors of the parsers of uncommon formats, most of which are written in Python.
 _UNCOMMON_DAMAGE = (
     *(LookupError, TypeError, EOFError, ArithmeticError, AssertionError, struct.error, zlib.error),
     RuntimeError,  # libavif's
@@ -41,14 +42,14 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 @dataclass(frozen=True, slots=True)
 class ImageFacts:
-    """What a poster's file is, before it is made RGB.
+    """The properties of a poster's file, before its conversion to RGB.
 
     Attributes:
-        format: Pillow's name of it, by the bytes.
+        format: Pillow's name of the format, detected from the bytes.
         mode: Pillow's mode, for example ``RGB``, ``L`` or ``CMYK``.
-        width: in pixels, as stored.
-        height: in pixels, as stored.
-        orientation: the EXIF orientation, 1 to 8; 1 where there is none. It is not applied.
+        width: stored width in pixels.
+        height: stored height in pixels.
+        orientation: EXIF orientation, 1 to 8; 1 if there is none. It is not applied.
     """
 
     format: str
@@ -60,13 +61,13 @@ class ImageFacts:
 
 @dataclass(frozen=True, slots=True)
 class DecodedText:
-    """A synopsis, with what was wrong with it.
+    """A decoded synopsis, and its problem if it has one.
 
     Attributes:
-        text: the text to use, which every UTF-8 encoder takes; ``""`` where nothing can be used.
-        reason: None for a sound synopsis; else ``empty``, ``not-utf8``, ``not-json``,
+        text: the usable text, without lone surrogates; ``""`` if nothing is usable.
+        reason: None for a valid synopsis; otherwise ``empty``, ``not-utf8``, ``not-json``,
             ``not-an-object``, ``plot-type``, ``plot-items``, ``lone-surrogate``, ``out-of-memory``.
-        detail: one line for a person, at most 200 characters.
+        detail: description of the problem in one line of at most 200 characters.
     """
 
     text: str
@@ -77,10 +78,10 @@ class DecodedText:
 def image(data: bytes) -> Image.Image:
     """Decode a poster as the paper did: first frame, EXIF orientation ignored, alpha dropped.
 
-    Pillow's warnings are silenced for the whole process meanwhile: call it from one thread.
+    Pillow's warnings are silenced for the whole process during the call: use one thread only.
 
     Args:
-        data: the file's bytes, of unknown origin.
+        data: the file's bytes, which are untrusted.
 
     Returns:
         The pixels in memory, mode ``RGB``.
@@ -95,10 +96,10 @@ def image(data: bytes) -> Image.Image:
 
 
 def describe(data: bytes) -> ImageFacts:
-    """Decode a poster as :func:`image` does, and say what it is instead.
+    """Decode a poster as :func:`image` does, and return its properties instead of its pixels.
 
     Raises:
-        BadSampleError: whatever :func:`image` raises for it.
+        BadSampleError: see :func:`image`.
     """
     with _refusing(data), _opened(data) as opened:
         facts = (str(opened.format), opened.mode, *opened.size)
@@ -107,12 +108,12 @@ def describe(data: bytes) -> ImageFacts:
 
 
 def _orientation(opened: Image.Image) -> int:
-    """The EXIF orientation; damaged EXIF data says nothing, as nobody looks at them."""
+    """The EXIF orientation; 1 for damaged EXIF data, which is no problem for a poster."""
     try:
-        found = opened.getexif().get(_ORIENTATION, 1)
+        orientation = opened.getexif().get(_ORIENTATION, 1)
     except _DAMAGE:
         return 1
-    return found if isinstance(found, int) and 1 <= found <= 8 else 1
+    return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
 
 
 @contextmanager
@@ -139,10 +140,10 @@ def text(data: bytes) -> DecodedText:
     """Decode a synopsis: a JSON object in UTF-8, with or without a byte order mark.
 
     Args:
-        data: the file's bytes, of unknown origin.
+        data: the file's bytes, which are untrusted.
 
     Returns:
-        The plot, and what was wrong where something was.
+        The plot, and its problem if it has one.
     """
     try:
         return plot_text(document(data))
@@ -172,12 +173,12 @@ def plot_text(parsed: object) -> DecodedText:
     """The text of a parsed synopsis.
 
     Args:
-        parsed: what the JSON file holds: an object whose ``plot`` is a list of summaries or one
-            string; missing, null or otherwise empty is no fault.
+        parsed: the content of the JSON file: an object whose ``plot`` is a list of summaries or one
+            string. A ``plot`` that is missing, null or empty is valid.
 
     Returns:
-        The summaries joined by one space. What is not a string is left out and recorded; lone
-        surrogates, which no tokenizer takes, become U+FFFD.
+        The summaries joined by one space. Summaries that are not strings are dropped and recorded;
+        lone surrogates, which no tokenizer accepts, become U+FFFD.
     """
     if not isinstance(parsed, dict):
         return DecodedText("", "not-an-object", f"found {type(parsed).__name__}")
@@ -198,14 +199,14 @@ def plot_text(parsed: object) -> DecodedText:
 
 @contextmanager
 def _pillows_own_limit() -> Iterator[None]:
-    """Pillow's limit, which any library may have changed, as ours meanwhile.
+    """Sets Pillow's limit of pixels, which any library may have changed, for the block.
 
-    Icons and textures hold a PNG or JPEG file, whose size nobody else compares with a limit.
+    Icons and textures contain a PNG or JPEG file, whose size only this limit bounds.
     """
     before, Image.MAX_IMAGE_PIXELS = (
         Image.MAX_IMAGE_PIXELS,
         MAX_PIXELS // 2,
-    )  # it errs at twice that
+    )  # Pillow raises an error above twice its limit
     try:
         yield
     finally:
@@ -214,30 +215,30 @@ def _pillows_own_limit() -> Iterator[None]:
 
 @contextmanager
 def _opened(data: bytes) -> Iterator[Image.Image]:
-    """An image that is decoded but not converted; raises whatever Pillow raises."""
+    """Decodes an image without converting it; raises the errors of Pillow."""
     with _identified(data) as opened:
         _require_size(opened)
         try:
             opened.load()
         except TypeError as error:
-            # A TIFF tag of the wrong type; Image.open takes this for damage, load() does not.
+            # A TIFF tag of the wrong type; Image.open() reports it as damage, load() does not.
             raise BadSampleError("broken", one_line(error)) from error
         except _UNCOMMON_DAMAGE as error:
             if opened.format in formats.COMMON:
                 raise
             raise BadSampleError("broken", one_line(error)) from error
-        _require_size(opened)  # what an icon holds may be larger than the icon says
+        _require_size(opened)  # the image in an icon may be larger than the icon claims
         yield opened
 
 
 def _identified(data: bytes) -> Image.Image:
-    """The image, its header read; raises whatever Pillow raises."""
+    """Reads the header of an image; raises the errors of Pillow."""
     try:
         return Image.open(io.BytesIO(data), formats=formats.COMMON)
     except UnidentifiedImageError:
         # Importing all parsers takes time, and few folders need them.
         accepted = formats.accepted()
-        # Some go by no mark, and take bytes for an image that are known to be something else.
+        # Some parsers check no signature, and would accept bytes of another known format.
         if formats.name_of(data) not in (None, *accepted):
             raise
     try:
@@ -254,7 +255,7 @@ def _require_size(opened: Image.Image) -> None:
 
 
 def _unidentified(data: bytes) -> BadSampleError:
-    """The error for bytes that no accepted parser takes."""
+    """The error for bytes that no accepted parser can read."""
     name = formats.name_of(data)
     if name is None:
         return BadSampleError("not-an-image", f"{len(data):,} bytes of no format that Pillow reads")
@@ -265,12 +266,12 @@ def _unidentified(data: bytes) -> BadSampleError:
 
 
 def _webp_is_cut(data: bytes) -> bool:
-    """Whether a WebP file is shorter than it says; its decoder does not tell this from damage."""
+    """Whether a WebP file is shorter than its header says; its decoder only reports damage."""
     return data.startswith(b"RIFF") and int.from_bytes(data[4:8], "little") + 8 > len(data)
 
 
 def _encodable(plot: str) -> DecodedText:
-    """The text with lone surrogates replaced, recorded where there were any."""
+    """Replaces lone surrogates in a text, and records their number if there are any."""
     repaired, count = _SURROGATE.subn("\N{REPLACEMENT CHARACTER}", plot)
     if not count:
         return DecodedText(plot)

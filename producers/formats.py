@@ -1,7 +1,7 @@
 """The image formats of the installed Pillow that are decoded, and those that are refused.
 
-A file is offered to every parser that is safe: one that starts no other program, needs no package
-that manyviews does not ask for, and says how many pixels there are before it makes any.
+A file is offered to every safe parser: one that starts no other program, needs no package beyond
+the dependencies of manyviews, and reports the number of pixels before it allocates them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import cache
 
 import PIL
 
-# The parsers of the formats that posters have are imported here, once for all files of a process.
+# The parsers of the common formats of posters are imported here, once per process.
 from PIL import (
     BmpImagePlugin,  # noqa: F401
     GifImagePlugin,  # noqa: F401
@@ -29,8 +29,8 @@ from PIL import (
 COMMON = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 
 _OTHER_PROGRAM = "Pillow leaves its pixels to another program"
-_OTHER_PACKAGE = "Pillow reads it with a package that is not asked for"
-# Format: the module that reads it, and why it is never offered a file.
+_OTHER_PACKAGE = "Pillow needs a package for it that manyviews does not depend on"
+# By format: the module that reads it, and why that module is never used.
 REFUSED: Mapping[str, tuple[str, str]] = {
     "EPS": ("EpsImagePlugin", "Pillow starts Ghostscript for it"),
     "IPTC": ("IptcImagePlugin", "Pillow opens what is inside with every parser it has"),
@@ -42,12 +42,12 @@ REFUSED: Mapping[str, tuple[str, str]] = {
     "FPX": ("FpxImagePlugin", _OTHER_PACKAGE),
     "MIC": ("MicImagePlugin", _OTHER_PACKAGE),
 }
-# Before, FITS files unpack without a bound (CVE-2026-40192), and Photoshop's make the decoder write
-# outside its memory (CVE-2026-25990).
+# In earlier versions, FITS files are decompressed without a bound (CVE-2026-40192), and Photoshop
+# files make the decoder write outside its memory (CVE-2026-25990).
 _SAFE_SINCE = {"FITS": (12, 2, 0), "PSD": (12, 1, 1)}
-# Pillow names the file without these libraries, and cannot decode it.
+# Without these libraries Pillow identifies the file, but cannot decode it.
 _LIBRARIES = {"AVIF": "avif", "JPEG2000": "jpg_2000"}
-# These only write.
+# Modules that only write files.
 _WRITERS = ("PdfImagePlugin", "PalmImagePlugin")
 
 
@@ -57,23 +57,23 @@ def accepted() -> tuple[str, ...]:
 
     The first call imports their parsers, which takes some 30 ms.
     """
-    left_out = {module for module, _ in REFUSED.values()} | set(_WRITERS)
-    for found in pkgutil.iter_modules(PIL.__path__):
-        if found.name.endswith("ImagePlugin") and found.name not in left_out:
+    left_out = {name for name, _ in REFUSED.values()} | set(_WRITERS)
+    for module in pkgutil.iter_modules(PIL.__path__):
+        if module.name.endswith("ImagePlugin") and module.name not in left_out:
             with suppress(ImportError):
-                importlib.import_module(f"PIL.{found.name}")
+                importlib.import_module(f"PIL.{module.name}")
     from PIL import AvifImagePlugin
 
-    # Otherwise each of the producers decodes with as many threads as there are CPUs.
+    # By default each producer would decode with as many threads as there are CPUs.
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1
-    # What another package added to Pillow has bounds that nobody has looked at.
+    # Parsers that other packages add to Pillow are not reviewed, and so not used.
     own = {name for name, (reader, _) in Image.OPEN.items() if reader.__module__.startswith("PIL.")}
     others = sorted(own - set(COMMON))
     return (*COMMON, *(name for name in others if why_refused(name) is None))
 
 
 def why_refused(name: str) -> str | None:
-    """Why files of this format are not decoded; None for one that is accepted."""
+    """Why files of this format are not decoded; None for an accepted format."""
     if name in REFUSED:
         return REFUSED[name][1]
     if name in _SAFE_SINCE and _version() < _SAFE_SINCE[name]:
@@ -89,7 +89,7 @@ def _version() -> tuple[int, ...]:
 
 
 def name_of(data: bytes) -> str | None:
-    """The format that a file's first bytes announce, where no common parser takes it."""
+    """The format that a file's first bytes announce; for files that no common parser reads."""
     if data[4:8] == b"ftyp":
         return "AVIF" if data[8:12] in _AVIF_BRANDS else "HEIF"
     return next((name for start, name in _PREFIXES.items() if data.startswith(start)), None)

@@ -1,7 +1,7 @@
 """Producer processes and their slots: the views of each sample, in the order of the samples.
 
-The order of the samples is the caller's, whichever producer is faster: a sample is dispatched, with
-a slot, before any later one, so the one that is waited for always makes progress.
+Samples are returned in the caller's order, whichever producer is faster: a sample is dispatched,
+with a slot, before any later sample, so the sample that is waited for always has a slot.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from producers.worker import STAGES, Job
 
 
 def _nothing() -> None:
-    """What :meth:`ProducerPool.take` does beside waiting by default."""
+    """The default callback of :meth:`ProducerPool.take`; does nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class SampleViews:
-    """One sample's views, in place in shared memory until :meth:`ProducerPool.release`.
+    """The views of one sample, in shared memory until :meth:`ProducerPool.release`.
 
     Attributes:
-        record: what became known of the sample.
-        arrays: the views.
-        slot: the slot they lie in.
-        cut: number of truncated texts per text specification.
+        record: the record of the sample.
+        arrays: the arrays of the views.
+        slot: number of the slot that holds the arrays.
+        cut: number of truncated texts for each text specification.
     """
 
     record: SampleRecord
@@ -57,29 +57,30 @@ class _Task:
 
 
 class ProducerPool(Crew[_Task]):
-    """Producer processes that make the views of ``samples``, in order. A context manager.
+    """Producer processes that compute the views of ``samples``, in order. A context manager.
 
     Attributes:
         ring: the slots.
-        waited_s: seconds that :meth:`take` waited for producers, since the start.
-        replaced: producers that ended and were replaced, by what ended them.
+        waited_s: total time that :meth:`take` waited for producers, in seconds.
+        replaced: number of producers that ended and were replaced, by cause.
     """
 
     def __init__(
         self, job: Job, samples: Iterable[Sample], *, workers: int, timeout_s: float
     ) -> None:
-        """Reserves the ring and starts ``workers`` processes.
+        """Reserves the slots and starts ``workers`` processes.
 
         Raises:
-            ConfigError: the machine has less memory free than the slots need.
+            ConfigError: the slots need more memory than is free.
             ProducerError: a process could not be started.
-            StorageError: the folder of temporary files takes none.
+            StorageError: a temporary file cannot be written.
         """
         self._todo: Iterator[Sample] = iter(samples)
         self._order: deque[int] = deque()
         self._done: dict[int, SampleViews] = {}
         self._free = list(range(job.slots))
-        # Slots that a process which does not end may have in its hands, and those it had.
+        # Slots that a process which does not end may still write to, by process id; and slots that
+        # are free again because their process has ended after all.
         self._held: dict[int, list[int]] = {}
         self._spare: list[int] = []
         job_file = temporary_file(job.to_json())  # closed in close()
@@ -98,19 +99,19 @@ class ProducerPool(Crew[_Task]):
 
     @property
     def filled(self) -> int:
-        """Samples that are ready and not taken yet."""
+        """Number of samples that are ready and not taken yet."""
         return len(self._done)
 
     def take(self, waiting: Callable[[], None] = _nothing) -> SampleViews:
-        """The next sample's views; waits for them.
+        """Waits for the next sample's views and returns them.
 
         Args:
-            waiting: called at least twice a second while there is nothing to take. What it raises
-                ends the wait, and the sample can still be taken.
+            waiting: callback that is called at least twice a second while no sample is ready. An
+                exception that it raises ends the wait, and the sample can still be taken.
 
         Raises:
             StopIteration: there are no more samples.
-            ProducerError: producers keep dying, cannot be ended, or one met a defect.
+            ProducerError: producers keep dying, cannot be ended, or one reported a defect.
         """
         self.dispatch()
         if not self._order:
@@ -125,14 +126,14 @@ class ProducerPool(Crew[_Task]):
         return self._done.pop(self._order.popleft())
 
     def release(self, views: SampleViews) -> None:
-        """Gives the slot back; its arrays must not be read any more."""
+        """Frees the slot; its arrays must not be read any more."""
         self._free.append(views.slot)
         self.dispatch()
 
     def close(self) -> None:
-        """Ends all producers and gives the memory back; calling it again does nothing."""
+        """Ends all producers and frees the memory. A second call does nothing."""
         super().close()
-        # A process that does not end has the memory mapped for itself: that ends with it.
+        # A process that does not end keeps its own mapping of the memory until it ends.
         self.ring.close()
         self._done.clear()
         self._job_file.close()
@@ -159,7 +160,7 @@ class ProducerPool(Crew[_Task]):
         self._done[index] = SampleViews(record, arrays, task.slot, tuple(report["cut"]))
 
     def _blame(self, task: _Task, why: str) -> None:
-        """Notes what the sample did; an input that did it twice is not tried a third time."""
+        """Counts the processes that an input ended; after the second one the input is skipped."""
         state = self.ring.slot(task.slot).stage
         stage = STAGES[int(state[0])]
         state[0] = 0
@@ -168,9 +169,9 @@ class ProducerPool(Crew[_Task]):
             task.skip[stage] = f"{why}, {KILLS_PER_INPUT} times"
 
     def _leave(self, pid: int, tasks: Sequence[_Task]) -> None:
-        """Gives the tasks of a process that does not end other slots.
+        """Assigns other slots to the tasks of a process that does not end.
 
-        It was sent SIGKILL, so its program writes no more, but the call that it waits in may.
+        Its program was killed, but the system call that it waits in may still write to its slots.
         """
         self._held[pid] = [task.slot for task in tasks]
         for task in tasks:

@@ -1,11 +1,11 @@
-"""One child process: its start, its two pipes, its time, and its end, whatever ended it.
+"""One child process: its start, its two pipes, and its end, whatever the cause.
 
-A pair of pipes per child and no lock that two processes share: a process that is killed while it
-holds a lock would stop everybody. The end of a pipe is the end of its child.
+Each child has a pair of pipes, and no two processes share a lock: a process that is killed while it
+holds a lock would block all others. When a child ends, its pipes are closed.
 
-No wait is without a limit. A process in uninterruptible sleep, for example in a read from a network
-file system whose server is gone, does not end of SIGKILL until that read returns: it is left alone.
-It never runs another instruction of its program.
+Every wait has a limit. A process in uninterruptible sleep, for example in a read from a network
+file system whose server is gone, does not end after SIGKILL until that read returns: it is left
+alone. It never runs another instruction of its program.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from typing import IO, Any
 from featurestore.errors import ProducerError, StorageError
 from producers.parent import STOP_SIGNALS
 
-# How long a process may take to end by itself once its pipe has ended, and how long of SIGKILL.
+# Time that a process has to end by itself once its pipe is closed, and again after SIGKILL.
 END_S = 5.0
 _OUTPUT_BYTES = 2000
 _READ_BYTES = 1 << 16
-# What Connection sends before a message: its length.
+# The length that Connection sends before each message.
 _SIZE = struct.Struct("!i")
 _SCRIPT = str(Path(__file__).resolve().with_name("parent.py"))
 
-# Processes that did not end of SIGKILL. Once they can, they are zombies until they are waited for.
+# Ids of processes that did not end after SIGKILL. When they end, they are zombies until waited for.
 _left: set[int] = set()
 
 
@@ -43,35 +43,35 @@ class Child:
     """A process that runs ``main`` of a module, which serves tasks (``serving``).
 
     Attributes:
-        pid: its process id.
-        results: the pipe of its reports, to wait for.
+        pid: process id.
+        results: connection that receives the reports of the process.
     """
 
     def __init__(self, module: str, job: IO[bytes], fds: Sequence[int] = ()) -> None:
-        """Starts it.
+        """Starts the process.
 
         Args:
-            module: what it runs.
-            job: the file of what it prepares for; it may be shared with others.
-            fds: further descriptors that it inherits.
+            module: name of the module that it runs.
+            job: file with the job description; processes may share it.
+            fds: further descriptors that the process inherits.
 
         Raises:
-            ProducerError: the machine has not enough processes, open files or memory.
-            StorageError: the folder of temporary files takes none.
+            ProducerError: the machine does not have enough processes, open files or memory.
+            StorageError: a temporary file cannot be written.
         """
         _collect()
         with ExitStack() as undo, machine_errors("A producer process could not be started"):
             self._start(module, job, fds, undo)
 
     def _start(self, module: str, job: IO[bytes], fds: Sequence[int], undo: ExitStack) -> None:
-        """Starts the process; ``undo`` closes what was opened for it where that fails."""
+        """Starts the process; if that fails, ``undo`` closes the descriptors that were opened."""
         self._stderr = undo.enter_context(temporary_file())
         task_read, task_write = _pipe(undo)
         result_read, result_write = _pipe(undo)
         inherited = (job.fileno(), task_read, result_write, *fds)
         arguments = [str(os.getpid()), module, *map(str, inherited)]
-        # A Ctrl-C goes to the whole group. Until a new process can ignore it, the mask that it
-        # inherits holds it back: the parent alone decides when to stop.
+        # Ctrl-C sends SIGINT to the whole process group. The inherited mask blocks it until the new
+        # process ignores it: only the parent decides when to stop.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
             self._process = subprocess.Popen(
@@ -94,20 +94,20 @@ class Child:
         self._is_killed = False
 
     def send(self, task: bytes) -> None:
-        """Gives it a task.
+        """Sends a task to the process.
 
         Raises:
-            OSError: it has ended.
+            OSError: the process has ended.
         """
         self._tasks.send_bytes(task)
 
     def receive(self) -> list[dict[str, Any]]:
-        """The reports that are whole; to be called when :attr:`results` is ready.
+        """Returns the complete reports; to be called when :attr:`results` is ready.
 
-        It never waits for the rest of one: its process may have been stopped meanwhile.
+        It never waits for the rest of a report, because the process may be stopped.
 
         Raises:
-            EOFError, OSError: it has ended.
+            EOFError, OSError: the process has ended.
         """
         data = os.read(self.results.fileno(), _READ_BYTES)
         if not data:
@@ -124,23 +124,23 @@ class Child:
 
     @property
     def printed_bytes(self) -> int:
-        """Size of what it printed and was kept."""
+        """Size of the process's kept output, in bytes."""
         return os.fstat(self._stderr.fileno()).st_size
 
     def kill(self) -> None:
-        """Sends SIGKILL, without waiting for what comes of it."""
+        """Sends SIGKILL, without waiting for the process to end."""
         self._process.kill()
         self._is_killed = True
 
     def end(self, limit_s: float | None = None) -> tuple[str, str]:
-        """Waits for its end, at first for that by itself; closes what belongs to it.
+        """Waits until the process ends, kills it if it does not, and closes its descriptors.
 
         Args:
-            limit_s: the seconds that it has for either; ``END_S`` by default.
+            limit_s: limit of each wait in seconds; ``END_S`` by default.
 
         Returns:
-            What ended it, as words, and the end of what it printed. The words are empty where
-            nothing did: the process is left alone, and :attr:`is_left` from then on.
+            The cause of the end in words, and the last part of the output. The cause is empty if
+            the process does not end: it is left alone, and :attr:`is_left` is true from then on.
         """
         limit_s = END_S if limit_s is None else limit_s
         code = self._wait(limit_s)
@@ -153,13 +153,15 @@ class Child:
         self._stderr.close()
         if code is None:
             _left.add(self.pid)
-            self._process.returncode = -signal.SIGKILL  # what it will be: nobody asks again
+            self._process.returncode = (
+                -signal.SIGKILL
+            )  # its future value: the process is not waited for again
             return "", output
         return _words(code), output
 
     @property
     def is_left(self) -> bool:
-        """Whether SIGKILL did not end it, and it has not ended since."""
+        """Whether the process did not end after SIGKILL, and has not ended since."""
         _collect()
         return self.pid in _left
 
@@ -170,7 +172,7 @@ class Child:
             return None
 
 
-# CUDA: children never touch a GPU.
+# CUDA_VISIBLE_DEVICES is empty because children never use a GPU.
 _ENVIRONMENT = {
     "CUDA_VISIBLE_DEVICES": "",
     "OMP_NUM_THREADS": "1",
@@ -180,13 +182,13 @@ _ENVIRONMENT = {
 
 
 def _flags() -> list[str]:
-    """How this interpreter treats environment variables and the folders of the user."""
+    """The interpreter flags for environment variables and the user's site folder, as set here."""
     given = {"-E": sys.flags.ignore_environment, "-s": sys.flags.no_user_site}
     return [flag for flag, value in given.items() if value]
 
 
 def _collect() -> None:
-    """Waits for the processes that were left alone and have ended since."""
+    """Reaps the processes that were left alone and have ended since."""
     for pid in list(_left):
         try:
             is_over = os.waitpid(pid, os.WNOHANG)[0] == pid
@@ -197,7 +199,7 @@ def _collect() -> None:
 
 
 def end_all(children: Sequence[Child]) -> list[Child]:
-    """Kills processes and waits a while for their end; returns those that did not end."""
+    """Kills processes and waits up to ``END_S`` for them; returns those that did not end."""
     for child in children:
         child.kill()
     deadline = time.monotonic() + END_S
@@ -205,10 +207,10 @@ def end_all(children: Sequence[Child]) -> list[Child]:
 
 
 def temporary_file(content: bytes = b"") -> IO[bytes]:
-    """A file without a name.
+    """Creates an anonymous temporary file with ``content``.
 
     Raises:
-        StorageError: the folder of temporary files takes none.
+        StorageError: the folder of temporary files cannot be written.
         ProducerError: no more files can be opened.
     """
     with ExitStack() as undo:
@@ -219,7 +221,9 @@ def temporary_file(content: bytes = b"") -> IO[bytes]:
             file.flush()
         except OSError as e:
             with machine_errors("A temporary file could not be opened"):
-                os.close(os.open(os.devnull, os.O_RDONLY))  # is it the folder, or any file?
+                os.close(
+                    os.open(os.devnull, os.O_RDONLY)
+                )  # fails too if the limit on open files is reached
             folder = tempfile.tempdir or os.environ.get("TMPDIR", "TMPDIR")
             raise StorageError(Path(folder), e.strerror or str(e)) from e
         undo.pop_all()
@@ -228,7 +232,7 @@ def temporary_file(content: bytes = b"") -> IO[bytes]:
 
 @contextmanager
 def machine_errors(what: str) -> Iterator[None]:
-    """Turns what the machine lacks into an error that says so.
+    """Turns a lack of processes, files or memory in the block into ProducerError.
 
     Raises:
         ProducerError: the block raised an OSError or a MemoryError.
@@ -244,12 +248,12 @@ def machine_errors(what: str) -> Iterator[None]:
 
 
 def _close_quietly(file: IO[bytes]) -> None:
-    with suppress(OSError):  # it flushes once more
+    with suppress(OSError):  # closing flushes again
         file.close()
 
 
 def _pipe(undo: ExitStack) -> tuple[int, int]:
-    """Both ends of a new pipe, which ``undo`` closes."""
+    """Creates a pipe whose ends ``undo`` closes; returns the read end and the write end."""
     read, write = os.pipe()
     undo.callback(os.close, read)
     undo.callback(os.close, write)
@@ -262,7 +266,7 @@ def _end_of(file: IO[bytes]) -> str:
 
 
 def _words(code: int) -> str:
-    """What an exit code says."""
+    """An exit code in words."""
     if code >= 0:
         return f"exit status {code}"
     try:

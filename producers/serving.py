@@ -1,4 +1,4 @@
-"""A child process's side of its pipes: it reads tasks from one and reports on the other."""
+"""The child process's side of its two pipes: reads tasks from one, and reports on the other."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-# What a child does with a task: its report, as plain values.
+# Function that works on a task and returns its report; both are plain values.
 Handler = Callable[[dict[str, Any]], dict[str, Any]]
 
-# Address space for one input on top of what a warm process has. The largest accepted poster of
+# Address space for one input, in addition to that of the started process. The largest poster of
 # 179 million pixels takes 0.7 GB as RGB (Pillow keeps four bytes a pixel), as much again while it
 # is converted, 1.1 GB of coefficients if it is a progressive JPEG, and 0.25 GB as a file: 2.8 GB.
 _HEADROOM_BYTES = 4 << 30
-# What libraries print on standard error is a file that the parent shows the end of.
+# Maximum size of the file that holds the output of libraries; the parent shows its end.
 _PRINTED_BYTES = 1 << 20
 _TRACEBACK_CHARS = 8000
 
@@ -27,9 +27,10 @@ def serve(arguments: Sequence[str], prepare: Callable[[bytes, Sequence[int]], Ha
     """Serves tasks until the parent closes the pipe.
 
     Args:
-        arguments: the numbers of the inherited descriptors: the job, the pipe of tasks, the pipe of
-            results, and those that are the job's own.
-        prepare: called with the job and its own descriptors, before memory is limited.
+        arguments: numbers of the inherited descriptors: the job, the pipe of tasks, the pipe of
+            results, and further descriptors of the job.
+        prepare: function that receives the job and its further descriptors, before memory is
+            limited, and returns the handler of tasks.
     """
     job_fd, tasks_fd, results_fd, *others = map(int, arguments)
     tasks = Connection(tasks_fd, writable=False)
@@ -40,16 +41,16 @@ def serve(arguments: Sequence[str], prepare: Callable[[bytes, Sequence[int]], Ha
         results.send_bytes(b'{"ready": true}')
         _answer(handle, tasks, results)
     except BaseException:
-        # A defect, not a bad sample: the parent stops and shows where it happened.
+        # This is a defect, not a bad sample: the parent stops and shows the traceback.
         text = _shortened(traceback.format_exc())
         results.send_bytes(json.dumps({"error": text}).encode("ascii"))
         raise
 
 
 def limit_memory() -> None:
-    """Makes an input that needs absurdly much memory fail by itself.
+    """Limits this process's memory, so that an input that needs too much raises MemoryError.
 
-    Without a limit the kernel would end some process for it, maybe the parent.
+    Without a limit the kernel would kill some process, maybe the parent.
     """
     limit = _used_bytes() + _HEADROOM_BYTES
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
@@ -58,7 +59,7 @@ def limit_memory() -> None:
 
 
 def out_of_memory() -> tuple[str, str]:
-    """Reason and detail of an input that needs more memory than one may take."""
+    """Reason and detail of an input that needs more memory than the limit."""
     return "out-of-memory", f"more than {_HEADROOM_BYTES >> 30} GiB for one sample"
 
 
@@ -79,13 +80,13 @@ def _answer(handle: Handler, tasks: Connection, results: Connection) -> None:
         except EOFError:
             return  # the parent closed the pipe: there is no more work
         results.send_bytes(json.dumps(handle(task)).encode("ascii"))
-        if os.fstat(2).st_size > _PRINTED_BYTES:  # libtiff has a line for every damaged row
+        if os.fstat(2).st_size > _PRINTED_BYTES:  # libtiff prints a line for every damaged row
             os.ftruncate(2, 0)
             os.lseek(2, 0, os.SEEK_SET)
 
 
 def _shortened(text: str) -> str:
-    """Where it happened and how the message ends, however long the message is."""
+    """The beginning and the end of a traceback that is too long."""
     if len(text) <= _TRACEBACK_CHARS:
         return text
     half = _TRACEBACK_CHARS // 2

@@ -1,11 +1,12 @@
-"""The bounded queue between producers and backbones: slots of shared memory, filled in place.
+"""The free list of slots between producers and backbones: shared memory that is filled in place.
 
-One sample's views are 10.5 MB of pixels. Pickled through a pipe they cost 45-80 ms of CPU per
-sample; written once into a slot that both sides map, only a slot number travels.
+The views of one sample are 10.5 MB of pixels. Pickling them through a pipe costs 45-80 ms of CPU
+per sample; a producer writes them once into a slot that both processes map, and only the number of
+the slot is sent.
 
-The memory is an anonymous file (``memfd_create``): it has no name that could outlive the build,
-not even one that was killed, and the size of /dev/shm does not limit it. It is reserved in full
-when the ring is made, because touching shared memory that is not there ends a process with SIGBUS.
+The memory is an anonymous file (``memfd_create``): it has no name that could outlive a build, even
+a killed one, and the size of /dev/shm does not limit it. All of it is reserved at the start,
+because an access to shared memory that is not available ends a process with SIGBUS.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from featurestore.system.limits import available_bytes
 from featurestore.wording import amount
 from producers.recipes.image_views import ImageSpec, Pixels
 
-# No more files can be opened, by this process or by the machine.
+# Errors when this process or the machine cannot open more files.
 NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 _ALIGN_BYTES = 64
 
@@ -38,13 +39,14 @@ class SlotArrays:
     """The arrays of one slot; views into shared memory, valid until the slot is released.
 
     Attributes:
-        views: the W views that are made, a range whose step is 1.
-        stage: uint8 ``[1]``, what the producer is working on: 0 nothing, 1 image, 2 text.
-        augmented: per side S uint8 ``[A, S, S, 3]``, shared by all backbones of that size; the A
-            views but the clean one.
-        clean: per image specification uint8 ``[S, S, 3]``; empty where view 0 is not made.
-        ids: per text specification int32 ``[W, max_length]``.
-        lengths: per text specification int32 ``[W]``.
+        views: the W views to compute, a range with step 1.
+        stage: uint8 ``[1]``, the current work of the producer: 0 none, 1 image, 2 text.
+        augmented: for each side S uint8 ``[A, S, S, 3]``, the A views other than view 0, shared by
+            all backbones of that size.
+        clean: for each image specification uint8 ``[S, S, 3]``, view 0; empty if view 0 is not
+            computed.
+        ids: for each text specification int32 ``[W, max_length]``, token ids.
+        lengths: for each text specification int32 ``[W]``, number of tokens.
     """
 
     views: range
@@ -59,10 +61,10 @@ class SlotArrays:
 
         Args:
             spec: the backbone's specification.
-            part: of ``views``, at least one.
+            part: a part of ``views`` with at least one view.
 
         Returns:
-            uint8 ``[S, S, 3]``, the first of them, and ``[len(part) - 1, S, S, 3]``, the others.
+            The first view, uint8 ``[S, S, 3]``, and the others, ``[len(part) - 1, S, S, 3]``.
         """
         augmented = self.augmented[spec.size]
         start, stop = (max(view - max(self.views.start, 1), 0) for view in (part.start, part.stop))
@@ -71,20 +73,20 @@ class SlotArrays:
         return augmented[start], augmented[start + 1 : stop]
 
     def texts(self, number: int, part: range) -> tuple[Ids, Ids]:
-        """Ids and lengths of some views for the text backbone of this number."""
+        """Token ids and lengths of some views for the text specification with this number."""
         rows = slice(part.start - self.views.start, part.stop - self.views.start)
         return self.ids[number][rows], self.lengths[number][rows]
 
 
 @dataclass(frozen=True, slots=True)
 class SlotLayout:
-    """What a slot holds, and where; the same on both sides.
+    """The arrays in a slot and their positions, as both processes compute them.
 
     Attributes:
-        views: V, the clean view included.
-        images: the image specifications, each once.
-        text_lengths: ``max_length`` of each text specification.
-        first_view: the first of the views that are made, up to V-1.
+        views: V, the number of views including the clean view.
+        images: the distinct image specifications.
+        text_lengths: ``max_length`` of each text specification, in tokens.
+        first_view: index of the first view to compute, at most V-1.
     """
 
     views: int
@@ -93,40 +95,40 @@ class SlotLayout:
     first_view: int = 0
 
     def _fields(self) -> list[tuple[tuple[int, ...], type[np.generic]]]:
-        """Shape and dtype of each array, in the order in which they lie in the slot."""
-        made, augmented = self.views - self.first_view, self.views - max(self.first_view, 1)
+        """Shape and dtype of each array, in the order of the slot."""
+        views, augmented = self.views - self.first_view, self.views - max(self.first_view, 1)
         fields: list[tuple[tuple[int, ...], type[np.generic]]] = [((1,), np.uint8)]
         fields += [((augmented, s, s, 3), np.uint8) for s in self.sizes]
         fields += [((i.size, i.size, 3), np.uint8) for i in self._clean]
-        fields += [((made, length), np.int32) for length in self.text_lengths]
-        fields += [((made,), np.int32) for _ in self.text_lengths]
+        fields += [((views, length), np.int32) for length in self.text_lengths]
+        fields += [((views,), np.int32) for _ in self.text_lengths]
         return fields
 
     @property
     def _clean(self) -> tuple[ImageSpec, ...]:
-        """The specifications of which the clean view is made."""
+        """The specifications whose clean view is computed."""
         return self.images if self.first_view == 0 else ()
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """The sides of the augmented views, each once."""
+        """The distinct sides of the augmented views, in pixels, ascending."""
         return tuple(sorted({image.size for image in self.images}))
 
     @property
     def slot_bytes(self) -> int:
-        """Bytes of a slot, whole pages."""
+        """Size of a slot in bytes, a multiple of the page size."""
         total = sum(_aligned(_size(*f)) for f in self._fields())
         return -(-total // mmap.PAGESIZE) * mmap.PAGESIZE
 
     def arrays(self, buffer: memoryview) -> SlotArrays:
-        """The arrays of the slot that ``buffer`` is."""
-        found: list[npt.NDArray[Any]] = []
+        """The arrays of the slot with this memory."""
+        arrays: list[npt.NDArray[Any]] = []
         offset = 0
         for shape, dtype in self._fields():
             flat = np.frombuffer(buffer, dtype, math.prod(shape), offset)
-            found.append(flat.reshape(shape))
+            arrays.append(flat.reshape(shape))
             offset += _aligned(_size(shape, dtype))
-        rest = iter(found)
+        rest = iter(arrays)
         return SlotArrays(
             views=range(self.first_view, self.views),
             stage=next(rest),
@@ -146,18 +148,18 @@ def _aligned(size: int) -> int:
 
 
 class Ring:
-    """``slots`` slots of one layout in anonymous shared memory.
+    """Slots of one layout in anonymous shared memory; ``ProducerPool`` keeps the free ones.
 
     Attributes:
-        fd: the descriptor that producers inherit.
-        slots: the arrays of each slot that was mapped.
+        fd: descriptor of the memory, which producers inherit.
+        slots: the arrays of each mapped slot.
     """
 
     def __init__(self, layout: SlotLayout, slots: int, fd: int | None = None) -> None:
-        """Creates the ring, or attaches to the one behind ``fd``.
+        """Creates the memory of ``slots`` slots, or maps that of the descriptor ``fd``.
 
         Raises:
-            ConfigError: the machine has less memory free than the slots need.
+            ConfigError: the slots need more memory than is free.
             OSError: no more files can be opened.
         """
         self._layout = layout
@@ -171,7 +173,7 @@ class Ring:
             raise
 
     def slot(self, number: int) -> SlotArrays:
-        """The arrays of a slot, also of one that the other side added."""
+        """The arrays of a slot, which the other process may have added."""
         if number >= len(self.slots):
             self._map(number + 1 - len(self.slots))
         return self.slots[number]
@@ -180,7 +182,7 @@ class Ring:
         """Adds a slot; returns its number.
 
         Raises:
-            ConfigError: the machine has less memory free.
+            ConfigError: the slot needs more memory than is free.
         """
         number, step = len(self.slots), self._layout.slot_bytes
         require_room(self._layout, 1)
@@ -192,11 +194,12 @@ class Ring:
         return number
 
     def _map(self, slots: int) -> None:
-        """Maps the next slots."""
+        """Maps the next ``slots`` slots."""
         step, start = self._layout.slot_bytes, len(self.slots)
         size = slots * step
         try:
-            # Only the arrays hold the map, which holds a descriptor of its own: they end together.
+            # Only the arrays refer to the mapping, so it is closed, with its own descriptor, when
+            # the last of them is gone.
             view = memoryview(mmap.mmap(self.fd, size, offset=start * step))
         except OSError as e:
             if e.errno in NO_DESCRIPTORS:
@@ -206,17 +209,17 @@ class Ring:
         self.slots += [self._layout.arrays(part) for part in parts]
 
     def close(self) -> None:
-        """Closes the descriptor; the memory goes when the last array into it does."""
+        """Closes the descriptor; the memory is freed with the last array that refers to it."""
         if self.fd >= 0:
             os.close(self.fd)
         self.fd, self.slots = -1, []
 
 
 def require_room(layout: SlotLayout, slots: int) -> int:
-    """Bytes that ``slots`` slots need.
+    """Checks that there is memory for ``slots`` slots; returns their size in bytes.
 
     Raises:
-        ConfigError: the machine has less memory free.
+        ConfigError: the slots need more memory than is free.
     """
     size, free = layout.slot_bytes * slots, available_bytes()
     if size > free:
@@ -225,7 +228,7 @@ def require_room(layout: SlotLayout, slots: int) -> int:
 
 
 def _reserve(layout: SlotLayout, slots: int) -> int:
-    """Descriptor of a new anonymous file with real memory behind all its slots."""
+    """Creates an anonymous file whose slots are all backed by memory; returns its descriptor."""
     size = require_room(layout, slots)
     fd = os.memfd_create("manyviews-ring", os.MFD_CLOEXEC)
     try:
@@ -236,8 +239,8 @@ def _reserve(layout: SlotLayout, slots: int) -> int:
     return fd
 
 
-def _too_small(size: int, slots: int, found: str) -> str:
+def _too_small(size: int, slots: int, problem: str) -> str:
     return (
         f"{amount(slots, 'slot')} between producers and backbones need {size:,} bytes of shared "
-        f"memory; {found}.\nChoose fewer with --slots (at least 2), or free some memory."
+        f"memory; {problem}.\nChoose fewer with --slots (at least 2), or free some memory."
     )

@@ -1,8 +1,7 @@
 """A producer process: reads samples by number from one pipe, fills slots, reports on another.
 
-It is started by its path (``parent``) with inherited descriptors, so that neither the caller's
-``__main__`` nor any state of the parent is imported, and it follows its parent before it imports
-this module.
+The process starts with the script ``parent`` and inherited descriptors, so that it imports neither
+the caller's ``__main__`` nor any state of the parent; the script imports this module.
 """
 
 from __future__ import annotations
@@ -33,17 +32,17 @@ _DETAIL_CHARS = 200
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What every producer of a build does.
+    """The work of every producer of a build.
 
     Attributes:
-        data_dir: the data folder.
-        views: V, the clean view included.
+        data_dir: path of the data folder.
+        views: V, the number of views including the clean view.
         seed: base seed of both recipes.
-        images: the image specifications, each once.
+        images: the distinct image specifications.
         texts: the text specifications.
-        slots: slots of the ring.
-        compiled: whether the C kernels make the pixels; they give what the libraries give.
-        first_view: the first of the views that are made, up to V-1.
+        slots: number of slots.
+        compiled: whether to use the C kernels; their results equal those of the libraries.
+        first_view: index of the first view to compute, at most V-1.
     """
 
     data_dir: str
@@ -57,17 +56,17 @@ class Job:
 
     @property
     def layout(self) -> SlotLayout:
-        """What a slot of this job holds."""
+        """The layout of the job's slots."""
         lengths = tuple(t.max_length for t in self.texts)
         return SlotLayout(self.views, self.images, lengths, self.first_view)
 
     def to_json(self) -> bytes:
-        """The job as bytes."""
+        """The job as JSON."""
         return json.dumps(asdict(self)).encode("ascii")
 
     @classmethod
     def from_json(cls, data: bytes) -> Job:
-        """The job that :meth:`to_json` wrote."""
+        """Reads a job that :meth:`to_json` wrote."""
         values = json.loads(data)
         values["images"] = tuple(ImageSpec(**v) for v in values["images"])
         values["texts"] = tuple(TextSpec(**v) for v in values["texts"])
@@ -75,7 +74,7 @@ class Job:
 
 
 class Producer:
-    """Makes the views of one sample after the other."""
+    """Computes the views of samples, one sample at a time."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
@@ -89,8 +88,8 @@ class Producer:
 
         Args:
             sample: the sample.
-            arrays: the slot.
-            skip: modalities that must not be tried again, with the reason.
+            arrays: the arrays of the slot.
+            skip: reason for each modality that must not be tried again.
 
         Returns:
             The report: digests, number of words, bad inputs, truncated texts.
@@ -117,7 +116,7 @@ class Producer:
             self._image_views(decode.image(data), sample.index, arrays)
         except (BadSampleError, MemoryError) as e:
             self._record("image", *_why(e))
-            # Every transform of the recipe leaves black pixels black, so this is its result.
+            # The views of a black poster: every transform of the recipe leaves black pixels black.
             for views in (*arrays.augmented.values(), *arrays.clean.values()):
                 views.fill(0)
 
@@ -125,7 +124,7 @@ class Producer:
         assert self._kernels is not None
         prepared = self._kernels.prepare(np.asarray(poster))
         for spec in self._job.images:
-            # Also where view 0 is not made: a poster without it has no other views either.
+            # Checked even if view 0 is not computed: a poster without view 0 has no other views.
             image_views.check_clean(poster, spec)
         for spec, clean in arrays.clean.items():
             clean[...] = image_views.clean_view(poster, spec, self._kernels, prepared)
@@ -176,7 +175,7 @@ class Producer:
                 report["cut"].append(encoder.encode_views(views, ids, lengths))
 
     def _record(self, modality: str, reason: str, detail: str) -> None:
-        """Keeps one fault of an input: the last, as nothing is left of it then; and names both."""
+        """Records the last problem of an input, which decides its views; the detail names both."""
         before = self._bad.get(modality)
         if before is not None:
             detail = f"{detail}; before that {': '.join(before)}"
@@ -202,7 +201,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _prepare(data: bytes, fds: Sequence[int]) -> Handler:
-    """Gets ready for the job ``data``; the one descriptor is the ring's."""
+    """Prepares for a job; the only descriptor in ``fds`` is that of the slots."""
     job = Job.from_json(data)
     ring = Ring(job.layout, job.slots, fds[0])
     producer = Producer(job)

@@ -1,11 +1,11 @@
 """torch's float32 exp of a CPU with AVX-512, for any CPU.
 
-torch takes exp from MKL's vector library, which computes it in another way for each generation of
-CPUs. For AVX-512 it splits x into k steps of ln(2) / 32 and a remainder r, and takes
-exp(x) = 2^(k / 32) * (1 + r + r² / 2 + r³ / 6) with the power from a table. Below, each operation
-is rounded where MKL rounds it, so the result is MKL's to the last bit. ``tools/exp_exceptions.py``
-compares it with torch where the CPU has AVX-512; it was equal for all 97,517,569 arguments of the
-table that such a CPU had written before.
+torch calls exp of MKL's vector library, which has another algorithm for each generation of CPUs.
+For AVX-512 it splits x into k steps of ln(2) / 32 and a remainder r, and computes exp(x) = 2^(k /
+32) * (1 + r + r² / 2 + r³ / 6) with the power from a table. Below, each operation is rounded where
+MKL rounds it, so the result equals MKL's to the last bit. ``tools/exp_exceptions.py`` compares it
+with torch where the CPU has AVX-512; it was equal for all 97,517,569 arguments of the table that
+such a CPU had written before.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PER_LN2 = float.fromhex("0x1.715476p+0")
 _LN2 = np.float32(float.fromhex("0x1.62e43p-1")), np.float32(float.fromhex("-0x1.05c61p-29"))
 _SQUARE = np.float32(float.fromhex("0x1.0001ecp-1"))
 _CUBE = np.float32(float.fromhex("0x1.5557e6p-3"))
-# From here on MKL takes another way, which is correctly rounded for the arguments of the recipe.
+# From here on MKL uses another algorithm, which is correctly rounded for the recipe's arguments.
 _LIMIT = np.float32(87.33654)
 
 
@@ -44,7 +44,7 @@ def exp(arguments: Floats) -> Floats:
 
 
 def _powers() -> tuple[Floats, Floats]:
-    """2^(j / 32) in float32, and what it lacks, as a part of it."""
+    """2^(j / 32) in float32, and the relative rounding error."""
     with localcontext(prec=40):
         exact = [(Decimal(2).ln() * j / _STEPS).exp() for j in range(_STEPS)]
         high = [Decimal(float(np.float32(power))) for power in exact]
@@ -55,8 +55,8 @@ def _powers() -> tuple[Floats, Floats]:
 def _fma(a: Floats | np.float32, b: Floats | np.float32, c: Floats | np.float32) -> Floats:
     """``a * b + c`` rounded once.
 
-    The product of two float32 is exact in double precision. The sum is rounded to an odd last bit
-    where it is rounded at all: then a second rounding, to float32, gives what a single one would.
+    The product of two float32 values is exact in double precision. An inexact sum is rounded to
+    odd, so that the second rounding, to float32, equals a single rounding of the exact sum.
     """
     product = np.multiply(a, b, dtype=np.float64)
     total = product + c

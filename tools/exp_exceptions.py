@@ -1,13 +1,13 @@
-"""Write down where torch's float32 exp is not the correctly rounded one, for the image recipe.
+"""Record arguments for which torch's float32 exp is not correctly rounded, for the image recipe.
 
 Usage:
     python -m tools.exp_exceptions producers/kernels/exp_exceptions.npz
 
 torch takes its exp from MKL's vector library, which is off by one unit in the last place for one
-argument in a hundred, and for others with SSE4.2 or AVX2 than with AVX-512. The recipe's definition
-is the AVX-512 one, whatever the machine: its exceptions are the table that this script writes and
-``producers/kernels/exponential.py`` reads. It takes them from ``tools/avx512.py``, so it runs on
-any CPU, in some minutes; on one with AVX-512 it compares each of them with torch's own.
+argument in a hundred; the arguments differ between SSE4.2, AVX2 and AVX-512. The recipe is defined
+by the results with AVX-512 on every machine: this script writes the table of their exceptions,
+which ``producers/kernels/exponential.py`` reads. It computes them with ``tools/avx512.py``, so it
+runs on any CPU, in some minutes; on a CPU with AVX-512 it compares each of them with torch.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _BLOCK = 1 << 22
 # Every C library's exp in double precision is within one unit of its last place. Where the true
 # value lies farther than that from a float32 rounding boundary, all of them round it alike.
 _UNITS = 1
-# A step this long is no exception, only distance.
+# A gap of this length only extends the next gap; it marks no exception.
 _FAR = 255
 
 Bits = npt.NDArray[np.int64]
@@ -38,8 +38,8 @@ def exceptions(arguments: npt.NDArray[np.float32]) -> npt.NDArray[np.int8]:
     """Units in the last place by which torch's exp is above the correctly rounded one.
 
     Raises:
-        RuntimeError: more than one unit, or an argument that C libraries may round differently;
-            or torch has AVX-512 here, and another exp.
+        RuntimeError: the difference is more than one unit, or C libraries may round an argument
+            differently, or torch uses AVX-512 and returns another exp.
     """
     exact = np.exp(arguments.astype(np.float64))
     rounded = exact.astype(np.float32)
@@ -95,12 +95,12 @@ def table() -> dict[str, npt.NDArray[np.uint8]]:
 
 
 def main() -> None:
-    """Write the table to the path that is the only argument."""
+    """Write the table to the path given as the only argument."""
     torch.set_num_threads(1)
     if not _has_avx512():
         print("This CPU has no AVX-512: the table is not compared with torch.")
     path = Path(sys.argv[1])
-    # numpy writes no other compression than deflate, but reads what zipfile reads: a fifth less.
+    # numpy only writes deflate, but reads every compression of zipfile; LZMA saves a fifth.
     with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
         for name, array in table().items():
             entry = zipfile.ZipInfo(f"{name}.npy")  # its date is 1980, so the file is reproducible

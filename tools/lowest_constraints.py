@@ -2,7 +2,7 @@
 
     python -m tools.lowest_constraints > constraints-lowest.txt
 
-A test compares the file with this, so that a bound that is raised is raised in both places. The job
+A test compares the file with this output, so that a raised bound is raised in both places. The job
 "lowest" of ``.github/workflows/tests.yml`` runs the tests with these versions.
 """
 

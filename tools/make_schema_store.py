@@ -1,12 +1,12 @@
-"""Make the tiny store of today's schema number, which every later version must open or refuse.
+"""Create the tiny store of the current schema, which every later version must open or refuse.
 
     python -m tools.make_schema_store
 
 It writes ``tests/data/stores/schema-N``, with N the schema number that this version writes: a
 ``store``, built from eight samples of the demo with the tiny checkpoints, and ``rows.json``, which
 holds some of its rows as hexadecimal floats and the SHA-256 of all of them. Run it whenever the
-schema number is raised, before that is committed, and leave the folders of older numbers as they
-are. A folder that exists is not replaced: the store in it was written by the version of its time.
+schema number is raised, before the commit, and do not change the folders of older numbers. An
+existing folder is not replaced: its store was written by an older version.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from manyviews.operations.demo.data import make_demo_data
 
 STORES = Path(__file__).resolve().parent.parent / "tests/data/stores"
 SAMPLES, VIEWS, CHUNK = 10, 4, 8
-# Rows that rows.json spells out: of both chunks, clean and augmented.
+# Rows that rows.json contains in full: of both chunks, clean and augmented.
 SPELT_OUT = ((0, 0), (3, 1), (9, 3))
 
 
@@ -63,7 +63,7 @@ def make(folder: Path) -> None:
 
 
 def rows_of(path: Path) -> dict[str, dict[str, object]]:
-    """What ``rows.json`` holds, without the store's own reader.
+    """The content of ``rows.json``, computed without the store's own reader.
 
     A chunk's file is little-endian float32 ``[K, V, D]`` and four bytes of checksum.
     """
@@ -84,10 +84,10 @@ def rows_of(path: Path) -> dict[str, dict[str, object]]:
 
 
 def main() -> None:
-    """Makes the folder of this version's schema number.
+    """Creates the folder of this version's schema number.
 
     Raises:
-        SystemExit: it exists.
+        SystemExit: the folder exists.
     """
     folder = STORES / f"schema-{SCHEMA}"
     if folder.exists():

@@ -1,13 +1,13 @@
-"""Write down what torchvision makes of the tests' pictures, so that every test run can compare.
+"""Record digests of torchvision's views of the tests' pictures, for comparison in every test run.
 
 Usage:
     python -m tools.view_digests tests/producers
 
-torchvision makes some twenty views a second, which is too slow for thousands of them in each run,
-and has the recipe's exp and log on CPUs with AVX-512 only. This needs the pinned torchvision and
-Pillow and some minutes. On a CPU without AVX-512, torchvision is run with its exp replaced by that
-of ``tools/avx512.py`` and its two logarithms by the recipe's; so run, it gave the 2,312 views that
-a CPU with AVX-512 had given.
+torchvision computes about twenty views per second, which is too slow for thousands of views in each
+test run, and it has the recipe's exp and log only on CPUs with AVX-512. This program needs the
+pinned torchvision and Pillow, and some minutes. On a CPU without AVX-512, torchvision runs with its
+exp replaced by that of ``tools/avx512.py`` and its two logarithms by those of the recipe; the
+resulting 2,312 views equalled those of a CPU with AVX-512.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.producers.pictures import names, picture
 from tests.producers.recipes.test_exact_views import DIGESTS, VIEWS
 from tests.producers.reference import RECORDED, avx512_exp_and_log, digest, reference_views
 
-# The tests that compare with recorded digests of torchvision's values, one a case.
+# The tests that compare with recorded digests of torchvision's values, one per case.
 _TESTS = (
     "tests/producers/recipes/test_image_views.py",
     "tests/producers/kernels/test_kernels.py",
@@ -44,7 +44,7 @@ def views() -> dict[str, dict[str, str]]:
 
 
 def cases() -> dict[str, dict[str, str]]:
-    """What the tests compare beside, each of which notes the digest of torchvision's values."""
+    """The other comparisons of the tests, which record digests of torchvision's values."""
     with tempfile.NamedTemporaryFile() as notes:
         environment = {**os.environ, "MANYVIEWS_RECORD_DIGESTS": notes.name}
         command = [sys.executable, "-m", "pytest", "-q", *_TESTS]
@@ -53,7 +53,7 @@ def cases() -> dict[str, dict[str, str]]:
 
 
 def main() -> None:
-    """Writes both files into the folder that is the only argument."""
+    """Writes both files into the folder given as the only argument."""
     folder = Path(sys.argv[1])
     for name, digests in ((RECORDED.name, cases()), (DIGESTS.name, views())):
         (folder / name).write_text(json.dumps(digests, indent=1) + "\n", "ascii")

@@ -1,6 +1,6 @@
-"""``blip2_image`` and ``blip2_text``: two parts of one BLIP-2 checkpoint, loaded apart.
+"""``blip2_image`` and ``blip2_text``: two parts of one BLIP-2 checkpoint, loaded separately.
 
-Neither part ever holds the language model's decoder, which is most of the checkpoint.
+Neither part contains the language model's decoder, which is most of the checkpoint.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from transformers import (  # noqa: E402
 )
 
 MAX_TEXT_LENGTH = 512
-"""The paper's limit; T5's relative positions have none of their own."""
+"""The paper's limit in tokens; T5's relative positions have no limit."""
 
 
 class _QueryEncoder(Blip2PreTrainedModel):  # type: ignore[misc]  # transformers is untyped
-    """Vision tower, queries and Q-Former, under the names they have in a whole BLIP-2."""
+    """Vision tower, queries and Q-Former, with their names in a complete BLIP-2."""
 
     _keep_in_fp32_modules = ("query_tokens", "qformer")
     _keys_to_ignore_on_load_unexpected = (r"^language_model\.", r"^language_projection\.")
@@ -48,7 +48,8 @@ class _QueryEncoder(Blip2PreTrainedModel):  # type: ignore[misc]  # transformers
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """The Q-Former's last hidden state, ``[B, queries, D]``, for ``[B, 3, S, S]``."""
         image = self.vision_model(pixel_values=pixel_values).last_hidden_state
-        # No mask: all patches are seen. One of ones would be looked at, and waited for.
+        # No mask: all patches are attended to. For a mask of ones, transformers would inspect its
+        # values and so wait for the GPU.
         states: torch.Tensor = self.qformer(
             query_embeds=self.query_tokens.expand(len(image), -1, -1),
             encoder_hidden_states=image,
@@ -110,7 +111,7 @@ def load_image(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype)
     """Load a BLIP-2 checkpoint's vision tower and Q-Former.
 
     Raises:
-        ConfigError: another kind of checkpoint, or a damaged one.
+        ConfigError: the checkpoint is damaged or of another kind.
     """
     checkpoint.require_type({"blip-2"}, "BLIP-2")
     checkpoint.check_weights()
@@ -121,7 +122,8 @@ def load_text(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) 
     """Load a BLIP-2 checkpoint's T5 encoder and tokenizer.
 
     Raises:
-        ConfigError: another kind of checkpoint, a damaged one, or a language model without encoder.
+        ConfigError: the checkpoint is damaged or of another kind, or its language model has no
+            encoder.
     """
     checkpoint.require_type({"blip-2"}, "BLIP-2")
     language = checkpoint.config.get("text_config", {}).get("model_type")
@@ -146,7 +148,7 @@ def _load_query_encoder(checkpoint: Checkpoint, dtype: torch.dtype) -> _QueryEnc
 
 def _load_text_encoder(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     with checkpoint.loading():
-        # The encoder's weights are those of a stand-alone T5 under a prefix; the rest is left out.
+        # The encoder's weights are those of a stand-alone T5 with a prefix; the rest is not loaded.
         network, report = T5EncoderModel.from_pretrained(
             checkpoint.folder,
             config=Blip2Config.from_pretrained(checkpoint.folder).text_config,

@@ -41,7 +41,7 @@ def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Cl
     """Load a CLIP checkpoint's image side.
 
     Raises:
-        ConfigError: another kind of checkpoint, or a damaged one.
+        ConfigError: the checkpoint is damaged or of another kind.
     """
     checkpoint.require_type({"clip", "clip_vision_model"}, "CLIP")
     checkpoint.check_weights()
@@ -51,7 +51,7 @@ def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Cl
 def _load_network(checkpoint: Checkpoint, dtype: torch.dtype) -> CLIPVisionModelWithProjection:
     with checkpoint.loading():
         config = CLIPVisionConfig.from_pretrained(checkpoint.folder)
-        # A whole CLIP keeps the projection's size beside its two towers, not in them.
+        # A complete CLIP has the projection's size beside its two towers, not in them.
         config.projection_dim = checkpoint.config.get("projection_dim", config.projection_dim)
         network, report = CLIPVisionModelWithProjection.from_pretrained(
             checkpoint.folder,

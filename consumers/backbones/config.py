@@ -1,4 +1,4 @@
-"""A backbone of one's own choice, as a configuration declares it: ``[backbones.NAME]`` in TOML."""
+"""A custom backbone, as a configuration declares it: ``[backbones.NAME]`` in TOML."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from featurestore.records import FEATURES, RESERVED_NAMES, TAKEN_NAMES, is_featu
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackboneConfig:
-    """What makes one feature beside the paper's four.
+    """The declaration of a custom backbone, which computes one feature.
 
     Attributes:
-        adapter: a name of an adapter or of an installed entry point, or ``module:function``.
-        model: hub id or local folder; an adapter of one's own may do without.
-        pooling: how tokens become one vector; ``""`` leaves it to the adapter.
-        size: side of the square images in pixels; 0 leaves it to the checkpoint.
-        max_length: the most tokens of a text; 0 leaves it to the checkpoint.
-        batch_size: rows per forward pass; 0 chooses by the device.
+        adapter: name of an adapter or of an installed entry point, or ``module:function``.
+        model: hub id or local folder; optional for a custom adapter.
+        pooling: how the token vectors are reduced to one vector; ``""`` leaves it to the adapter.
+        size: side of the square images, in pixels; 0 leaves it to the checkpoint.
+        max_length: maximum length of a text, in tokens; 0 leaves it to the checkpoint.
+        batch_size: batch size in rows; 0 chooses it by the device.
     """
 
     adapter: str
@@ -34,7 +34,7 @@ class BackboneConfig:
         """Checks each field.
 
         Raises:
-            ConfigError: there is no adapter, or a number is negative.
+            ConfigError: the adapter is empty, or a number is negative.
         """
         if not self.adapter:
             raise ConfigError("A backbone names its adapter, found ''.")
@@ -49,7 +49,7 @@ _TYPES = {field.name: int if field.type == "int" else str for field in fields(Ba
 
 
 def check_name(name: str) -> None:
-    """Raises ConfigError where a backbone's feature cannot have this name."""
+    """Raises ConfigError if a custom feature cannot have this name."""
     if name in FEATURES:
         raise ConfigError(
             f"[backbones.{name}] has the name of one of the paper's features: choose another.\n"
@@ -67,9 +67,9 @@ def parse_backbone(where: str, name: str, table: Any) -> BackboneConfig:
     """Reads one table of a configuration file.
 
     Args:
-        where: the file, for messages.
-        name: the feature.
-        table: what TOML made of ``[backbones.NAME]``.
+        where: path of the file, for messages.
+        name: name of the feature.
+        table: the parsed table ``[backbones.NAME]``.
 
     Raises:
         ConfigError: not a table, an unknown key, a value of another type, or no adapter.

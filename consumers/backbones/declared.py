@@ -1,9 +1,9 @@
-"""Backbones that a configuration declares: which adapters there are, and loading by one of them.
+"""Custom backbones that a configuration declares, and the adapters that load them.
 
-An adapter is a function that takes a ``BackboneRequest`` and returns a ``Backbone``. There are
-those of ``ADAPTERS``, those that an installed package offers as entry points of the group
-``manyviews.backbones``, and any ``module:function`` that can be imported. Importing this module
-loads neither torch nor a model library.
+An adapter is a function that takes a ``BackboneRequest`` and returns a ``Backbone``: one of
+``ADAPTERS``, an entry point of an installed package in the group ``manyviews.backbones``, or any
+``module:function`` that can be imported. Importing this module loads neither torch nor a model
+library.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ Loader = Callable[[BackboneRequest], Backbone]
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """One of our adapters, as far as it is known without its library.
+    """The facts of a built-in adapter that are known without its library.
 
     Attributes:
         loader: ``module:function``, imported when a backbone is loaded.
-        takes: the fields of ``BackboneConfig`` that mean something to it, besides the model.
-        poolings: the values that ``pooling`` may have.
-        library: the distribution that it needs beyond those that are always installed.
-        helpers: distributions that come with it, and whose version can change numbers as well.
-        extra: the extra that installs it.
-        auto_dtype: what ``--dtype auto`` means for it; ``auto`` is bfloat16 on a GPU.
+        takes: fields of ``BackboneConfig`` that it uses, besides the model.
+        poolings: allowed values of ``pooling``.
+        library: distribution that it needs beyond those that are always installed.
+        helpers: further distributions whose version can change features.
+        extra: name of the extra that installs the library.
+        auto_dtype: dtype that ``--dtype auto`` selects; ``auto`` is bfloat16 on a GPU.
     """
 
     loader: str
@@ -91,19 +91,19 @@ ADAPTERS: Mapping[str, Adapter] = {
 
 
 def batch_size(device: str) -> int:
-    """Rows per forward pass where nobody says it, on a device as ``resolve_device`` returns it."""
+    """Default batch size in rows, on a device as ``resolve_device`` returns it."""
     return _BATCH_CUDA if device.startswith("cuda") else _BATCH_CPU
 
 
 def libraries(adapter: str) -> set[str]:
-    """The distributions whose versions can change an adapter's numbers, of its own alone."""
+    """The distributions, used by this adapter only, whose versions can change features."""
     if adapter not in ADAPTERS:
         return set()
     return {ADAPTERS[adapter].library, *ADAPTERS[adapter].helpers} - {""}
 
 
 def check(feature: str, config: BackboneConfig) -> None:
-    """Refuses what cannot be loaded, as far as that is known without loading it.
+    """Checks a declaration as far as possible without loading the model.
 
     Raises:
         ConfigError: an unknown adapter or pooling, a setting that the adapter does not take, no
@@ -115,7 +115,7 @@ def check(feature: str, config: BackboneConfig) -> None:
             known = ", ".join([*ADAPTERS, *_installed()])
             raise ConfigError(
                 f"[backbones.{feature}] has the unknown adapter {config.adapter!r}.\n"
-                f"There are: {known}, and module:function for your own."
+                f"Known adapters: {known}; a custom one is named as module:function."
             )
         return
     if not config.model:
@@ -143,17 +143,17 @@ def check(feature: str, config: BackboneConfig) -> None:
 
 
 def load(feature: str, config: BackboneConfig, device: str, dtype: str) -> Backbone:
-    """Loads a declared backbone, ready to embed, and tries it out.
+    """Loads a declared backbone, ready to embed, and tests it on two rows.
 
     Args:
-        feature: its name.
-        config: its table.
+        feature: name of the feature.
+        config: the declaration.
         device: as ``resolve_device`` returns it.
         dtype: as ``resolve_dtype`` returns it, or ``auto``.
 
     Raises:
-        ConfigError: what :func:`check` raises; or the checkpoint is missing, damaged or of another
-            kind; or an adapter of one's own returned something else than a backbone.
+        ConfigError: see :func:`check`; or the checkpoint is missing, damaged or of another kind; or
+            a custom adapter did not return a valid backbone.
     """
     check(feature, config)
     adapter = ADAPTERS.get(config.adapter)
@@ -191,34 +191,34 @@ def load(feature: str, config: BackboneConfig, device: str, dtype: str) -> Backb
 
 
 def settings(feature: str, config: BackboneConfig, backbone: Backbone) -> Fingerprint:
-    """The fingerprint's fields that only declared backbones have: ``<feature>.<setting>``.
+    """The fingerprint fields of a custom backbone: ``<feature>.<setting>``.
 
     Raises:
-        ConfigError: a setting has a name or a value that a fingerprint cannot have.
+        ConfigError: the name or the value of a setting cannot be recorded in a fingerprint.
     """
-    found: dict[str, Any] = dict(getattr(backbone, "settings", {}))
+    recorded: dict[str, Any] = dict(getattr(backbone, "settings", {}))
     if config.adapter not in ADAPTERS:
-        # What ours make of their settings and checkpoint is in the fields that they give. Of
-        # another's only this is known: what it was asked for, and what producers make for it.
+        # Built-in adapters report the settings that they used. Of a custom adapter only its
+        # arguments are known, and what its backbone expects of producers.
         asked = {name: getattr(config, name) for name in ("pooling", "size", "max_length")}
-        found = {**asked, "input_sha256": _input_sha256(backbone), **found}
+        recorded = {**asked, "input_sha256": _input_sha256(backbone), **recorded}
     side = backbone.image.size if modality_of(backbone) == "image" else 0  # type: ignore[union-attr]
-    found |= {"size": side} if side else {"max_length": backbone.text.max_length}  # type: ignore[union-attr]
-    for name, value in found.items():
+    recorded |= {"size": side} if side else {"max_length": backbone.text.max_length}  # type: ignore[union-attr]
+    for name, value in recorded.items():
         if name in _RESERVED or "." in name or type(value) not in (str, int):
             raise ConfigError(
-                f"{feature}: the backbone's setting {name} = {value!r} cannot be kept.\n"
-                f"Settings are str or int, without a dot, and none of {', '.join(_RESERVED)}."
+                f"{feature}: the backbone's setting {name} = {value!r} cannot be recorded.\n"
+                f"Settings are str or int, named without a dot and not {', '.join(_RESERVED)}."
             )
-    return {f"{feature}.{name}": value for name, value in found.items()} | {
+    return {f"{feature}.{name}": value for name, value in recorded.items()} | {
         f"{feature}.adapter": config.adapter
     }
 
 
 def _input_sha256(backbone: Backbone) -> str:
-    """Hex SHA-256 of the specification of what a backbone takes: its tokenizer, or its resize."""
+    """SHA-256, in hexadecimal, of a backbone's image or text specification."""
     spec = backbone.image if modality_of(backbone) == "image" else backbone.text  # type: ignore[union-attr]
-    # These two have fields of their own.
+    # These two are recorded in separate fields.
     rest = {k: v for k, v in asdict(spec).items() if k not in ("size", "max_length")}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode("ascii")).hexdigest()
 
@@ -229,7 +229,7 @@ def _installed() -> list[str]:
 
 
 def _loader(feature: str, name: str) -> Loader:
-    """The function that an adapter's name stands for."""
+    """Imports the function of an adapter."""
     if name in ADAPTERS:
         target = ADAPTERS[name].loader
     elif ":" in name:
@@ -238,10 +238,10 @@ def _loader(feature: str, name: str) -> Loader:
         (target, *_) = [p.value for p in entry_points(group=ENTRY_POINTS) if p.name == name]
     module, _, function = target.partition(":")
     try:
-        found = getattr(importlib.import_module(module), function)
+        loader = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
             f"[backbones.{feature}]: the adapter {name} cannot be imported: {error}.\n"
             "Its module must be on the Python path: install it, or set PYTHONPATH."
         ) from error
-    return cast("Loader", found)
+    return cast("Loader", loader)

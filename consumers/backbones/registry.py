@@ -61,9 +61,9 @@ class ImageBackbone(Protocol):
         model: the checkpoint's name, without any path.
         fingerprint: SHA-256 over every file of the checkpoint that changes numbers.
         dim: length D of a feature vector.
-        image: how a producer sizes the pixels that ``embed`` takes.
-        device: where the weights are.
-        dtype: the weights' dtype.
+        image: how a producer resizes and crops the pixels that ``embed`` takes.
+        device: device of the weights.
+        dtype: dtype of the weights.
     """
 
     feature: str
@@ -87,9 +87,9 @@ class TextBackbone(Protocol):
         model: the checkpoint's name, without any path.
         fingerprint: SHA-256 over every file of the checkpoint that changes numbers.
         dim: length D of a feature vector.
-        text: how a producer turns a text into the ids that ``embed`` takes.
-        device: where the weights are.
-        dtype: the weights' dtype.
+        text: how a producer turns a text into the token ids that ``embed`` takes.
+        device: device of the weights.
+        dtype: dtype of the weights.
     """
 
     feature: str
@@ -110,16 +110,16 @@ Backbone: TypeAlias = "ImageBackbone | TextBackbone"
 
 @dataclass(frozen=True, slots=True)
 class BackboneRequest:
-    """What an adapter is asked for: one table ``[backbones.NAME]``, and where to compute.
+    """The arguments of an adapter: one table ``[backbones.NAME]``, device and dtype.
 
     Attributes:
         feature: the feature's name.
-        model: hub id or local folder; ``""`` where none was named.
-        device: where to put the weights.
-        dtype: the weights' dtype.
-        pooling: how tokens become one vector; ``""`` leaves it to the adapter.
-        size: side of the square images in pixels; 0 leaves it to the checkpoint.
-        max_length: the most tokens of a text; 0 leaves it to the checkpoint.
+        model: hub id or local folder; ``""`` if none was named.
+        device: device for the weights.
+        dtype: dtype for the weights.
+        pooling: how the token vectors are reduced to one vector; ``""`` leaves it to the adapter.
+        size: side of the square images, in pixels; 0 leaves it to the checkpoint.
+        max_length: maximum length of a text, in tokens; 0 leaves it to the checkpoint.
     """
 
     feature: str
@@ -132,21 +132,22 @@ class BackboneRequest:
 
 
 def modality_of(backbone: Backbone) -> Modality:
-    """What a loaded backbone embeds: images have pixels to size, texts a tokenizer."""
+    """The modality that a loaded backbone embeds."""
     return "image" if hasattr(backbone, "image") else "text"
 
 
 @dataclass(frozen=True, slots=True)
 class FeatureInfo:
-    """What is known of a feature before its checkpoint is opened.
+    """The facts of a feature that are known before its checkpoint is opened.
 
     Attributes:
         modality: ``image`` or ``text``.
-        default_model: the paper's checkpoint, a hub id.
-        variable: the environment variable that names another one.
+        default_model: hub id of the paper's checkpoint.
+        variable: environment variable that names another checkpoint.
         batch_cpu: default batch size on a CPU.
         batch_cuda: default batch size on a GPU; fits 24 GB with the default checkpoint in bfloat16.
         loader: ``module:function`` of the adapter, imported when the feature is loaded.
+        dim: where the checkpoint states the feature's dimension: a file, and the keys in it.
     """
 
     modality: Modality
@@ -155,13 +156,14 @@ class FeatureInfo:
     batch_cpu: int
     batch_cuda: int
     loader: str
+    dim: tuple[str, ...]
 
     def batch_size(self, device: str) -> int:
         """The default batch size on ``device``, as ``resolve_device`` returns it."""
         return self.batch_cuda if device.startswith("cuda") else self.batch_cpu
 
     def model(self, environ: Mapping[str, str] | None = None) -> str:
-        """The checkpoint to use where no option names one: the environment's, else the paper's."""
+        """The checkpoint to use by default: that of the environment variable, or the paper's."""
         environ = os.environ if environ is None else environ
         return environ.get(self.variable, "").strip() or self.default_model
 
@@ -177,26 +179,67 @@ REGISTRY: Mapping[str, FeatureInfo] = {
         32,
         512,
         "consumers.backbones.clip:load",
+        ("config.json", "projection_dim"),
     ),
     "clip_text": FeatureInfo(
-        "text", _SENTENCE, "CLIP_MODEL_ID_TXT", 32, 512, "consumers.backbones.sentence:load"
+        "text",
+        _SENTENCE,
+        "CLIP_MODEL_ID_TXT",
+        32,
+        512,
+        "consumers.backbones.sentence:load",
+        ("2_Dense/config.json", "out_features"),
     ),
     "blip2_image": FeatureInfo(
-        "image", _BLIP2, "BLIP2_MODEL_ID", 8, 128, "consumers.backbones.blip2:load_image"
+        "image",
+        _BLIP2,
+        "BLIP2_MODEL_ID",
+        8,
+        128,
+        "consumers.backbones.blip2:load_image",
+        ("config.json", "qformer_config", "hidden_size"),
     ),
     "blip2_text": FeatureInfo(
-        "text", _BLIP2, "BLIP2_MODEL_ID", 16, 64, "consumers.backbones.blip2:load_text"
+        "text",
+        _BLIP2,
+        "BLIP2_MODEL_ID",
+        16,
+        64,
+        "consumers.backbones.blip2:load_text",
+        ("config.json", "text_config", "d_model"),
     ),
 }
 
 
 def info(feature: str) -> FeatureInfo:
-    """The registry's entry for ``feature``; raises ConfigError for an unknown one."""
+    """The registry's entry for ``feature``; raises ConfigError for an unknown feature."""
     try:
         return REGISTRY[feature]
     except KeyError:
         known = ", ".join(FEATURES)
-        raise ConfigError(f"There is no feature {feature!r}; there are: {known}.") from None
+        raise ConfigError(f"Unknown feature {feature!r}; known features: {known}.") from None
+
+
+def known_dim(feature: str, model: str) -> int | None:
+    """The feature's dimension as its checkpoint states it, if the checkpoint is on this machine.
+
+    Args:
+        feature: one of ``FEATURES``.
+        model: a hub id or a local folder.
+
+    Returns:
+        The dimension, or None if it is not known before the model is loaded.
+    """
+    file, *keys = info(feature).dim
+    try:
+        checkpoint = checkpoints.resolve_folder(model, feature)
+        checkpoint = checkpoint or checkpoints.resolve_cached(model, feature)
+        value: Any = None if checkpoint is None else checkpoints.read_json(checkpoint, file)
+    except ConfigError:
+        return None  # loading the model raises it with the same text
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value if type(value) is int and value > 0 else None
 
 
 def load(feature: str, model: str, device: str, dtype: str) -> Backbone:
@@ -206,12 +249,12 @@ def load(feature: str, model: str, device: str, dtype: str) -> Backbone:
         feature: one of ``FEATURES``.
         model: a hub id or a local folder.
         device: as ``resolve_device`` returns it.
-        dtype: as ``resolve_dtype`` returns it, or ``auto``; ``clip_text`` is float32 whatever it
-            says, because the published features are.
+        dtype: as ``resolve_dtype`` returns it, or ``auto``; ``clip_text`` is always float32,
+            because the published features are.
 
     Raises:
-        ConfigError: the checkpoint is missing, damaged or of another kind, or an argument is not
-            one of those above.
+        ConfigError: the checkpoint is missing, damaged or of another kind, or an argument is
+            invalid.
     """
     module, _, function = info(feature).loader.partition(":")
     dtype = resolve_dtype(dtype, device, feature)
@@ -221,7 +264,7 @@ def load(feature: str, model: str, device: str, dtype: str) -> Backbone:
     import torch
 
     loader = getattr(importlib.import_module(module), function)
-    with checkpoint.loading():  # the loaders do so themselves, where they know the library
+    with checkpoint.loading():  # the loaders use it themselves where they know the library
         backbone = loader(checkpoint, torch.device(device), getattr(torch, dtype))
     return cast("Backbone", backbone)
 
@@ -241,9 +284,9 @@ def check_features(
         feature: the feature's name, for the message.
         rows: features in the order ``sample * views + view``.
         expected_dim: D.
-        first_sample: index of the sample that the first row belongs to.
-        first_view: the first view of each sample.
-        views: rows per sample.
+        first_sample: index of the sample of the first row.
+        first_view: index of the first view of each sample.
+        views: number of rows per sample.
 
     Raises:
         BackboneError: with the first bad row's sample and view, and how many rows are bad.
@@ -270,7 +313,7 @@ def check_features(
 def quiet_transformers() -> None:
     """Keep transformers' load reports, progress bars and warnings off stderr.
 
-    The build has a display of its own; what matters in a report (a missing weight) is an error.
+    The build has its own display, and what matters in a report (a missing weight) is an error.
     """
     from featurestore.system.torchvision_ops import ensure_importable
 

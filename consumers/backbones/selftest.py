@@ -1,4 +1,4 @@
-"""A declared backbone is tried out before a build begins: two rows, twice."""
+"""Tests a custom backbone before a build starts: two rows, embedded twice."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from producers.recipes.tokens import TextSpec, TokenEncoder
 
 _T = TypeVar("_T")
 _ROWS = 2
-# How often two threads embed at once, at most, and for how long.
+# Maximum number of times that two threads embed at once, and for how many seconds.
 _BESIDE, _BESIDE_S = 16, 1.0
 _ATTRIBUTES = ("feature", "model", "fingerprint", "dim", "device", "dtype", "embed")
-# What each of them must be; device and dtype are what was asked for.
+# The types of these attributes; device and dtype are those of the request.
 _TYPES = {"feature": str, "model": str, "fingerprint": str, "dim": int}
 
 
 def check_backbone(request: BackboneRequest, adapter: str, backbone: Backbone) -> None:
-    """Refuses what is no backbone, or one that does not give the same row the same vector twice.
+    """Refuses an invalid backbone, or one that does not give equal rows equal vectors.
 
     Args:
-        request: what the adapter was asked for.
-        adapter: its name, for messages.
-        backbone: what it returned.
+        request: the arguments of the adapter.
+        adapter: name of the adapter, for messages.
+        backbone: the return value of the adapter.
 
     Raises:
         ConfigError: an attribute is missing or of another type, or ``embed`` returns another shape
-            or dtype than it says, values that are not finite, or other values on a second call or
-            beside another thread.
+            or dtype than documented, values that are not finite, or other values on a second call
+            or while another thread embeds.
     """
 
     def error(problem: str) -> ConfigError:
@@ -49,9 +49,9 @@ def check_backbone(request: BackboneRequest, adapter: str, backbone: Backbone) -
     if absent:
         raise error(f"without {', '.join(absent)}")
     for name, expected in _TYPES.items():
-        found = getattr(backbone, name)
-        if type(found) is not expected or (not found and name != "model"):
-            raise error(f"whose {name} is {found!r}, expected {expected.__name__}")
+        value = getattr(backbone, name)
+        if type(value) is not expected or (not value and name != "model"):
+            raise error(f"whose {name} is {value!r}, expected {expected.__name__}")
     if backbone.feature != request.feature:
         raise error(f"for {backbone.feature!r}")
     specs = {"image": ImageSpec, "text": TextSpec}
@@ -101,13 +101,13 @@ def _agrees_with_itself(backbone: Any, batch: tuple[torch.Tensor, ...]) -> bool:
             beside = [pool.submit(Order.TEXTS, call) for call in calls]
             if not all(torch.equal(f.result(), a) for f, a in zip(beside, alone, strict=True)):
                 return False
-            if time.monotonic() > end:  # two forward passes of a large model overlap for long
+            if time.monotonic() > end:  # two forward passes of a large model overlap long enough
                 break
     return True
 
 
 def _first_row(batch: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    """The first row of a batch; a text without its padding."""
+    """The first row of a batch; a text's row without its padding."""
     if len(batch) == 1:
         return (batch[0][:1],)
     ids, mask = batch
@@ -122,7 +122,7 @@ def _images(backbone: Any) -> tuple[torch.Tensor]:
 
 
 def _texts(backbone: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """The empty text and one of the full length; nothing where the empty text has no token."""
+    """The empty text and one of the full length; no columns if the empty text has no token."""
     spec = backbone.text
     ids = np.empty((_ROWS, spec.max_length), np.int32)
     lengths = np.empty(_ROWS, np.int32)

@@ -1,4 +1,4 @@
-"""``clip_text``, and any other sentence-transformers model: not normalised by us."""
+"""``clip_text``, and any other sentence-transformers model; vectors are not normalised here."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ ensure_importable()
 from sentence_transformers import SentenceTransformer  # noqa: E402
 
 _LIBRARY = "sentence-transformers"
-# Modules of the library that are not supported, and why.
+# Modules of the library that are not supported, with the reason.
 _REFUSED = {
-    "StaticEmbedding": "it gives nothing for the empty text, and its length has no limit",
+    "StaticEmbedding": "it has no tokens for the empty text, and its length has no limit",
     "WordEmbeddings": "it has no tokenizer.json",
     "BoW": "it counts words, without a tokenizer.json",
     "Router": "it embeds queries and documents differently",
     "Asym": "it embeds queries and documents differently",
-    "CLIPModel": "it embeds images, too; give the CLIP itself to transformers-text or -image",
-    "MLMTransformer": "it makes sparse vectors",
-    "SpladePooling": "it makes sparse vectors",
+    "CLIPModel": "it embeds images as well; use the CLIP model with transformers-text or -image",
+    "MLMTransformer": "it returns sparse vectors",
+    "SpladePooling": "it returns sparse vectors",
 }
-# Says apart every combination of stripping and lower-casing that a tokenizer can tell apart.
+# Has different ids for every combination of stripping and lower-casing, if a tokenizer has.
 _PROBE = " \n Probe IN Two cases \n "
 
 
@@ -90,7 +90,7 @@ class SentenceText:
         return vectors.float()
 
     def _probe_dim(self) -> int:
-        # Modules may change the length of a vector without saying so; one text tells.
+        # Modules may change a vector's length without declaring it, so one text is embedded.
         ids = torch.zeros(1, 2, dtype=torch.int64, device=self.device)
         return int(self._embed(ids, torch.ones_like(ids)).shape[1])
 
@@ -100,12 +100,12 @@ def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Se
 
     Args:
         checkpoint: a folder with ``modules.json``.
-        device: where to compute.
+        device: device to compute on.
         dtype: must be float32, because the published features are.
 
     Raises:
-        ConfigError: another kind of checkpoint, a damaged one, or one with code of its own.
-        ValueError: another dtype.
+        ConfigError: the checkpoint is damaged, of another kind, or requires custom code.
+        ValueError: ``dtype`` is not float32.
     """
     if dtype != torch.float32:
         raise ValueError(f"clip_text is always float32, not {dtype}")
@@ -118,7 +118,7 @@ def load_declared(request: BackboneRequest) -> SentenceText:
     """Load any sentence-transformers checkpoint, with its own pooling and further modules.
 
     Raises:
-        ConfigError: another kind of checkpoint, a damaged one, or one with code of its own.
+        ConfigError: the checkpoint is damaged, of another kind, or requires custom code.
     """
     checkpoint = checkpoints.resolve(request.model, request.feature)
     _check_modules(checkpoint)
@@ -127,33 +127,33 @@ def load_declared(request: BackboneRequest) -> SentenceText:
 
 
 def _check_modules(checkpoint: Checkpoint) -> None:
-    """Refuse folders that are no sentence-transformers model, or that name foreign classes."""
+    """Refuse folders that are no sentence-transformers model, or that need unknown classes."""
     path = checkpoint.folder / "modules.json"
     if not path.is_file():
-        found = checkpoint.config.get("model_type") or "nameless"
+        kind = checkpoint.config.get("model_type") or "nameless"
         raise checkpoint.error(
-            f"is a {found} checkpoint, expected a sentence-transformers one (no modules.json)"
+            f"is a {kind} checkpoint, expected a sentence-transformers one (no modules.json)"
         )
     try:
         types = [str(module["type"]) for module in json.loads(path.read_text("utf-8"))]
     except (ValueError, LookupError, TypeError) as error:
         raise checkpoint.error("has an unreadable modules.json") from error
-    foreign = [t for t in types if not t.startswith("sentence_transformers.")]
-    if foreign:
-        raise checkpoint.error(f"wants code that is not sentence-transformers': {foreign[0]}")
+    unknown = [t for t in types if not t.startswith("sentence_transformers.")]
+    if unknown:
+        raise checkpoint.error(f"needs code outside of sentence-transformers: {unknown[0]}")
     names = [t.rpartition(".")[2] for t in types]
     refused = next((name for name in names if name in _REFUSED), None)
     if refused is None and names[:1] != ["Transformer"]:
         refused = names[0] if names else "nothing"
     if refused is not None:
-        why = _REFUSED.get(refused, "only models that begin with a Transformer are")
+        why = _REFUSED.get(refused, "only models whose first module is a Transformer are supported")
         raise checkpoint.error(f"has the module {refused}, which is unsupported: {why}")
 
 
 def _other_module_files(checkpoint: Checkpoint) -> list[str]:
-    """What is in the folders of modules that are not named as the library names them.
+    """The files in folders of modules that do not have the library's usual names.
 
-    The library loads a module from wherever ``modules.json`` says.
+    The library loads a module from any folder that ``modules.json`` names.
     """
     modules = json.loads((checkpoint.folder / "modules.json").read_text("utf-8"))
     paths = [str(module.get("path", "")) for module in modules]
@@ -173,7 +173,7 @@ def _load_network(checkpoint: Checkpoint, device: torch.device, dtype: torch.dty
             device=str(device),
             trust_remote_code=False,
             local_files_only=True,
-            # No kind of attention: transformers takes SDPA for the classes that have it.
+            # The kind of attention is not set: transformers uses SDPA for the classes that have it.
             model_kwargs=dtype_argument(dtype),
         )
         attend_to_whole_texts(network[0].auto_model)
@@ -183,7 +183,7 @@ def _load_network(checkpoint: Checkpoint, device: torch.device, dtype: torch.dty
 def _text_spec(checkpoint: Checkpoint, network: Any) -> TextSpec:
     limit = network.max_seq_length
     if not isinstance(limit, int) or limit > 100_000:
-        # A tokenizer without a limit says 10**30; the rows of a chunk must have a length.
+        # A tokenizer without a limit reports 10**30; rows of a chunk need a bounded length.
         raise checkpoint.error("sets no max_seq_length")
     strip, lower = _text_treatment(checkpoint, network)
     spec = text_spec(checkpoint, network.tokenizer, limit, strip=strip, lower=lower)
@@ -192,14 +192,14 @@ def _text_spec(checkpoint: Checkpoint, network: Any) -> TextSpec:
 
 
 def _own_ids(network: Any) -> Own:
-    """What the library makes of texts before it embeds them, without the padding."""
+    """The library's function from texts to their ids, without padding."""
     preprocess = getattr(network, "preprocess", None) or network.tokenize
 
     def own(texts: list[str]) -> list[list[int]]:
-        found = preprocess(texts)
-        if "attention_mask" not in found:  # nothing says then which ids are padding
+        batch = preprocess(texts)
+        if "attention_mask" not in batch:  # the padding cannot be recognised
             return [preprocess([text])["input_ids"][0].tolist() for text in texts]
-        rows = zip(found["input_ids"], found["attention_mask"], strict=True)
+        rows = zip(batch["input_ids"], batch["attention_mask"], strict=True)
         return [ids[mask == 1].tolist() for ids, mask in rows]
 
     return own
@@ -208,8 +208,8 @@ def _own_ids(network: Any) -> Own:
 def _text_treatment(checkpoint: Checkpoint, network: Any) -> tuple[bool, bool]:
     """Whether sentence-transformers strips and lower-cases texts itself: (strip, lower).
 
-    Versions before 6 stripped every text; from then on the tokenizer sees it as it is. Asking the
-    model by example holds for all of them, and finds any other treatment.
+    Versions before 6 strip every text; later ones pass it to the tokenizer unchanged. Testing the
+    model with an example works for all versions, and detects any other treatment.
     """
     expected = _own_ids(network)([_PROBE])[0]
     for strip, lower in itertools.product((False, True), repeat=2):

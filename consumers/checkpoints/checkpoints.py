@@ -20,7 +20,7 @@ from featurestore.wording import first_line, one_line
 
 _AGAIN = "Fetch it again, or give another"
 _READABLE = "Make it readable, or give another"
-# What transformers names where a tokenizer or a processor needs it.
+# Packages that transformers names in its error if a tokenizer or a processor needs them.
 _OPTIONAL = ("sentencepiece", "tiktoken", "protobuf", "jinja2", "scipy", "sacremoses", "torchaudio")
 
 
@@ -29,12 +29,12 @@ class Checkpoint:
     """A model's files in a local folder.
 
     Attributes:
-        name: the hub id, or a local folder's base name: the store must not depend on paths.
-        folder: where the files are.
-        feature: the feature that it is for; messages name it.
-        config: the parsed ``config.json``, ``{}`` where there is none.
-        files: the files that matter, relative POSIX names, sorted.
-        open_clip: whether they are those that open_clip loads.
+        name: hub id, or base name of a local folder: the store must not depend on paths.
+        folder: folder of the files.
+        feature: name of the feature that uses it, for messages.
+        config: the parsed ``config.json``, ``{}`` if there is none.
+        files: relative POSIX names of the needed files, sorted.
+        open_clip: whether open_clip loads the files.
     """
 
     name: str
@@ -46,9 +46,9 @@ class Checkpoint:
 
     def require_type(self, expected: Collection[str], kind: str) -> None:
         """Raise ConfigError unless ``config.json`` has one of the ``expected`` model types."""
-        found = self.config.get("model_type")
-        if found not in expected:
-            raise self.error(f"is a {found or 'nameless'} checkpoint, expected {kind}")
+        model_type = self.config.get("model_type")
+        if model_type not in expected:
+            raise self.error(f"is a {model_type or 'nameless'} checkpoint, expected {kind}")
 
     def error(self, problem: str, advice: str = "Give another") -> ConfigError:
         """A ConfigError that names the checkpoint, its problem and the option to change."""
@@ -63,11 +63,11 @@ class Checkpoint:
         return tuple(f for f in self.files if any(fnmatchcase(f, p) for p in chosen))
 
     def weights(self) -> tuple[str, ...]:
-        """Names of the weight files, indexes included."""
+        """Names of the weight files, including indexes."""
         return tuple(f for f in self.files if is_weight(PurePosixPath(f).name))
 
     def check_weights(self) -> None:
-        """Raise ConfigError for missing, truncated or foreign weight files; reads headers only."""
+        """Raise ConfigError for missing, truncated or unknown weight files; reads headers only."""
         weights = self.weights()
         if not weights:
             names = "open_clip_model.safetensors nor open_clip_pytorch_model.bin"
@@ -83,7 +83,7 @@ class Checkpoint:
                 raise self.error(f"is damaged: {name} {problem}", _AGAIN)
 
     def fingerprint(self, files: Iterable[str]) -> str:
-        """SHA-256 over the names and contents of ``files``, whatever their order.
+        """SHA-256 over the names and contents of ``files``, independent of their order.
 
         Raises:
             ConfigError: a file cannot be read.
@@ -99,22 +99,22 @@ class Checkpoint:
 
     @contextmanager
     def loading(self, library: str = "transformers") -> Iterator[None]:
-        """Turn whatever a library raises while it loads or tries a checkpoint into ConfigError.
+        """Turn any error of a library that loads or tests a checkpoint into ConfigError.
 
-        What the GPU raises under a model's first computation, too: with advice on the GPU.
+        This includes errors of the GPU in a model's first computation, with advice on the GPU.
 
         Args:
-            library: its name, for messages.
+            library: name of the library, for messages.
         """
         try:
             yield
         except (ManyViewsError, MemoryError):
             raise
-        except Exception as error:  # libraries raise what they like, also of their dependencies
+        except Exception as error:  # libraries raise any kind of error
             raise self.error(*self._explained(error, library)) from error
 
     def _explained(self, error: Exception, library: str) -> tuple[str, str]:
-        """What a library's error means, and what to do."""
+        """The meaning of a library's error, and advice."""
         from pickle import UnpicklingError
 
         from safetensors import SafetensorError
@@ -134,13 +134,13 @@ class Checkpoint:
         return f"cannot be loaded by {library}: {kind}{one_line(error)}", "Give another"
 
     def _missing_packages(self, error: Exception) -> list[str]:
-        """Distributions that a library lacks to read this checkpoint."""
+        """The distributions that a library needs to read this checkpoint and does not find."""
         if isinstance(error, ModuleNotFoundError) and error.name:
             return [error.name.partition(".")[0]]
         text = str(error).lower()
         if isinstance(error, ImportError):
             return [name for name in _OPTIONAL if name in text]
-        # transformers does not know a tokenizer's class, or how to convert it, without its library.
+        # Without sentencepiece, transformers cannot find or convert the tokenizer's class.
         has_pieces = self.select(("*.model",)) and not self.select(("tokenizer.json",))
         if has_pieces and "tokenizer" in text and find_spec("sentencepiece") is None:
             return ["sentencepiece"]
@@ -162,11 +162,11 @@ def resolve(model: str, feature: str = "FEATURE", *, open_clip: bool = False) ->
     Args:
         model: a local folder or a hub id. The Hugging Face cache and ``HF_HUB_OFFLINE`` are
             honoured; only files that a feature needs are fetched.
-        feature: the feature that it is for; messages name it.
-        open_clip: whether open_clip is to load it, which has weights of its own.
+        feature: name of the feature that uses it, for messages.
+        open_clip: whether open_clip loads it, which has its own weight files.
 
     Raises:
-        ConfigError: neither a folder nor a checkpoint that could be fetched.
+        ConfigError: ``model`` is no folder and could not be fetched.
     """
     found = resolve_folder(model, feature, open_clip=open_clip)
     if found is not None:
@@ -175,14 +175,14 @@ def resolve(model: str, feature: str = "FEATURE", *, open_clip: bool = False) ->
 
 
 def resolve_folder(model: str, feature: str, *, open_clip: bool = False) -> Checkpoint | None:
-    """What :func:`resolve` finds in a local folder; None for a hub id.
+    """Find a checkpoint in a local folder; None for a hub id.
 
     Raises:
-        ConfigError: a folder's name, and there is none, or its ``config.json`` cannot be read.
+        ConfigError: the named folder does not exist, or its ``config.json`` cannot be read.
     """
     folder = Path(model).expanduser()
     if folder.is_dir():
-        # absolute() keeps symbolic links: a link's own name is what the user chose.
+        # absolute() keeps symbolic links: the user chose the link's own name.
         return _open(folder.absolute().name, folder, feature, open_clip)
     if model.startswith((".", "/", "~")) or model.count("/") > 1 or folder.exists():
         raise ConfigError(
@@ -193,10 +193,10 @@ def resolve_folder(model: str, feature: str, *, open_clip: bool = False) -> Chec
 
 
 def resolve_cached(model: str, feature: str, *, open_clip: bool = False) -> Checkpoint | None:
-    """What :func:`resolve` would find in the hub's cache on this machine; maybe not all of it.
+    """Find a checkpoint in the hub's cache on this machine; it may be incomplete.
 
     Raises:
-        ConfigError: its ``config.json`` cannot be read, or a link leads nowhere.
+        ConfigError: its ``config.json`` cannot be read, or the target of a link is missing.
     """
     from huggingface_hub import snapshot_download
 
@@ -208,10 +208,10 @@ def resolve_cached(model: str, feature: str, *, open_clip: bool = False) -> Chec
 
 
 def bytes_on_the_hub(model: str, *, open_clip: bool = False) -> int:
-    """Size of the files that :func:`resolve` would fetch. Asks the hub.
+    """Size in bytes of the files that :func:`resolve` would fetch, as the hub reports it.
 
     Raises:
-        Exception: one of :func:`hub_errors`; no such model, or no way to the hub.
+        Exception: one of :func:`hub_errors`: the model does not exist, or the hub is unreachable.
     """
     from huggingface_hub import HfApi
 
@@ -242,7 +242,7 @@ def _hub_id(name: str, folder: Path) -> str:
 
 
 def read_json(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
-    """Parse one of a checkpoint's JSON objects; ``{}`` where it has no such file.
+    """Parse one of a checkpoint's JSON files; ``{}`` if it has no such file.
 
     Raises:
         ConfigError: the file is not a JSON object.
@@ -267,19 +267,20 @@ def _fetch(model: str, feature: str, open_clip: bool) -> Path:
         wanted = wanted_files(HfApi().list_repo_files(model), open_clip=open_clip)
         return Path(snapshot_download(model, allow_patterns=list(wanted)))
     except failures as error:
-        # Offline, or no longer public: what an earlier run fetched is as good.
+        # Offline, or no longer public: the files that an earlier run fetched are used.
         try:
             return Path(snapshot_download(model, local_files_only=True))
         except failures:
             raise ConfigError(
-                f"{model} is no local folder, and could not be had from the hub or its cache:\n"
+                f"{model} is no local folder, and could be neither fetched from the hub nor found "
+                "in its cache:\n"
                 f"  {one_line(error)}\n"
                 f"Check the name and the network, or give a folder: --model {feature}=DIR."
             ) from error
 
 
 def hub_errors() -> tuple[type[Exception], ...]:
-    """What huggingface_hub raises; its HTTP library, and so its errors' base, changes over time."""
+    """The errors of huggingface_hub; their base class depends on its HTTP library's version."""
     from huggingface_hub import errors
 
     names = ("HTTPError", "RevisionResolutionError")

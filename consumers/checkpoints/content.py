@@ -1,11 +1,11 @@
-"""The SHA-256 of a file's content, remembered from one process to the next.
+"""The SHA-256 of a file's content, cached across processes.
 
-Weights are many gigabytes, so a file is hashed once: the digest is kept in the user's cache folder,
-one small file for each, and holds as long as device, inode, size and both times are what they were.
-Names say nothing: the hub's cache names a file by the content that it once had.
+Weights are many gigabytes, so a file is hashed once: its digest is stored in a small file in the
+user's cache folder, and is valid as long as device, inode, size and both times of the file are the
+same. File names prove nothing: the hub's cache names a file by the content that it had once.
 
-A digest is kept only of a file that was last changed some time before it was hashed. A file system
-counts time in steps, so that a later change within the same step would leave all of this as it was.
+A digest is only cached if the file was last changed some time before it was hashed: file systems
+have a time resolution, and a later change within the same step would not be detected.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from featurestore.errors import ManyViewsError
 from featurestore.storage.store import record_crc32c
 from featurestore.system import durable
 
-# The coarsest steps in which file systems count time are FAT's.
+# The coarsest time resolution of a file system is that of FAT.
 _SETTLED_NS = 2_000_000_000
 _MOST_BYTES = 4096
 
 _Identity = dict[str, int]
 
-# What this process hashed, for where nothing can be kept on disk: two features share a checkpoint.
+# Digests of this process, used if the cache cannot be written: two features share a checkpoint.
 _hashed: dict[tuple[int, ...], str] = {}
 
 
 def content_sha256(path: Path) -> str:
     """The SHA-256 of a file's content, in hexadecimal.
 
-    The file is read unless its digest is known. That the digest cannot be kept is no error.
+    The file is read unless its digest is cached. A cache that cannot be written is no error.
 
     Raises:
-        OSError: the file cannot be read, or changed meanwhile.
+        OSError: the file cannot be read, or changed while it was read.
     """
     with path.open("rb") as file:
         before = _identity(os.fstat(file.fileno()))
@@ -57,9 +57,9 @@ def content_sha256(path: Path) -> str:
 
 
 def cache_folder() -> Path | None:
-    """``manyviews`` in ``XDG_CACHE_HOME``, else in ``~/.cache``; None for a user without a home."""
+    """``manyviews`` in ``XDG_CACHE_HOME`` or ``~/.cache``; None for a user without a home."""
     named = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if named.is_absolute():  # the specification says to ignore others
+    if named.is_absolute():  # the specification ignores relative paths
         return named / "manyviews"
     with suppress(RuntimeError):
         return Path.home() / ".cache/manyviews"
@@ -79,7 +79,7 @@ def _entry(identity: _Identity) -> Path | None:
 
 
 def _known(identity: _Identity) -> str:
-    """The digest that was kept for a file, or ``""``."""
+    """The cached digest of a file, or ``""``."""
     key = tuple(identity.values())
     if key not in _hashed:
         path = _entry(identity)
@@ -91,9 +91,9 @@ def _known(identity: _Identity) -> str:
 
 
 def _read(path: Path, identity: _Identity) -> str:
-    """What an entry says of this very file; ``""`` where it says nothing that can be trusted."""
+    """Reads the digest from a cache entry; ``""`` if the entry is invalid or of another file."""
     try:
-        # Whatever else is there under that name must not be waited for.
+        # O_NONBLOCK: a FIFO or a device of that name must not block.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
             status = os.fstat(fd)

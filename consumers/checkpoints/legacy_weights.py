@@ -1,8 +1,8 @@
-"""Whether a file that torch.save wrote before torch 1.6 is whole, without unpickling it.
+"""Checks whether a file of torch.save before torch 1.6 is complete, without unpickling it.
 
-Five pickles follow one another: a magic number, a version, facts of the machine, the object, and
-the keys of its storages. Behind them lie the storages, each as its length and its values. Only the
-opcodes of the pickles are read: nothing that they name is imported or called.
+The file consists of five pickles: a magic number, a version, facts of the machine, the object, and
+the keys of its storages. They are followed by the storages, each with its length and its values.
+Only the opcodes of the pickles are read: nothing that they name is imported or called.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 _MAGIC = 0x1950A86A20F9469CFC6C
-# Bytes of a value, by the end of its storage class's name.
+# Size of a value in bytes, by the last part of its storage class's name.
 _ITEM_BYTES = {
     "Bool": 1,
     "Byte": 1,
@@ -28,10 +28,10 @@ _ITEM_BYTES = {
 
 
 def legacy_problem(path: Path) -> str:
-    """What is wrong with such a file, ``""`` if nothing is.
+    """The problem of a weight file in this format, or ``""``.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -49,16 +49,16 @@ def legacy_problem(path: Path) -> str:
 
 
 def _operations(file: IO[bytes]) -> list[tuple[str, Any]]:
-    """The opcodes of the next pickle with their arguments; raises ValueError for no pickle."""
+    """The opcodes of the next pickle with their arguments; raises ValueError if there is none."""
     return [(opcode.name, value) for opcode, value, _ in pickletools.genops(file)]
 
 
 def _storages(operations: list[tuple[str, Any]]) -> dict[str, int]:
-    """The size in bytes of each storage, by key; 0 where its kind is unknown.
+    """The size in bytes of each storage, by key; 0 if its kind is unknown.
 
     A storage is named by the tuple ("storage", class, key, device, number of values, view).
     """
-    found: dict[str, int] = {}
+    sizes: dict[str, int] = {}
     remembered: dict[int, Any] = {}
     values: list[Any] = []
     for name, value in operations:
@@ -71,7 +71,7 @@ def _storages(operations: list[tuple[str, Any]]) -> dict[str, int]:
         elif name == "BINPERSID":
             _, kind, key, _, count = values[:5]
             item = _ITEM_BYTES.get(str(kind).rpartition(" ")[2].removesuffix("Storage"), 0)
-            found[str(key)] = int(count) * item
+            sizes[str(key)] = int(count) * item
         else:
             values.append(name if value is None else value)
-    return found
+    return sizes

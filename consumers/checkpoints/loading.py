@@ -1,4 +1,4 @@
-"""What the adapters share: freezing a network, and reading a tokenizer."""
+"""Common code of the adapters: freezing a network, and reading a tokenizer."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def dtype_argument(dtype: torch.dtype) -> dict[str, torch.dtype]:
 
 
 def freeze(network: Network, device: torch.device, checkpoint: Checkpoint) -> Network:
-    """Move a network to its device, without dropout and without gradients.
+    """Move a network to its device, and disable dropout and gradients.
 
-    On a GPU convolutions of whole patches become matrix products, see ``patches``.
+    On a GPU, convolutions of whole patches are replaced by matrix products, see ``patches``.
 
-    On a CPU every weight is copied: safetensors maps the file, where weights lie as they come, and
-    matrix products on badly aligned memory round differently. A copy is always aligned, so the same
-    weights give the same bytes however they are sharded; nor can a changed file reach a running
-    build.
+    On a CPU every weight is copied: safetensors maps the file, in which weights may be unaligned,
+    and matrix products on unaligned memory round differently. A copy is always aligned, so the same
+    weights give the same features however they are sharded. It also protects a running build from
+    changes of the file.
 
     Raises:
-        ConfigError: the device has no room for it.
+        ConfigError: the device has not enough memory.
     """
     try:
         network = network.to(device)
@@ -65,25 +65,25 @@ def text_spec(
     """Describe a checkpoint's fast tokenizer, so that a producer can run it without transformers.
 
     Args:
-        checkpoint: where the tokenizer is from.
+        checkpoint: the checkpoint of the tokenizer.
         tokenizer: a transformers tokenizer.
-        max_length: the most ids of a text, special ones included.
-        strip: whether texts lose their outer white space first.
-        lower: whether texts are made lower case first.
+        max_length: maximum number of ids of a text, including special ids.
+        strip: whether to remove the outer white space of texts first.
+        lower: whether to convert texts to lower case first.
 
     Raises:
-        ConfigError: a slow tokenizer, one that cuts on the left, or one without a padding token.
+        ConfigError: the tokenizer is slow, truncates on the left, or has no padding token.
     """
     from tokenizers import Tokenizer
 
     if not getattr(tokenizer, "is_fast", False):
         raise checkpoint.error("has no fast tokenizer (tokenizer.json)")
-    # Where it pads does not matter: a batch is padded on the right here, with a mask.
+    # The tokenizer's padding side does not matter: batches are padded on the right, with a mask.
     if tokenizer.truncation_side != "right":
-        raise checkpoint.error("has a tokenizer that cuts a text at its beginning")
+        raise checkpoint.error("has a tokenizer that truncates a text at its beginning")
     if tokenizer.pad_token_id is None:
         raise checkpoint.error("has a tokenizer without a padding token")
-    # An earlier call may have left its padding and truncation switched on in the original.
+    # An earlier call may have enabled padding and truncation in the original.
     bare = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     bare.no_padding()
     bare.no_truncation()
@@ -91,17 +91,17 @@ def text_spec(
 
 
 def check_rows(checkpoint: Checkpoint, spec: TextSpec, embeddings: torch.nn.Embedding) -> None:
-    """Refuse a tokenizer that numbers a token beyond the rows of a model's embeddings.
+    """Refuse a tokenizer with token ids beyond the rows of the model's embeddings.
 
-    Only a text that holds that token would show it, maybe hours into a build.
+    Otherwise the first text with such a token would fail, maybe hours into a build.
 
     Args:
-        checkpoint: for messages.
-        spec: its tokenizer.
-        embeddings: the module that gives each token its vector.
+        checkpoint: the checkpoint, for messages.
+        spec: the tokenizer.
+        embeddings: the model's token embeddings.
 
     Raises:
-        ConfigError: it does so.
+        ConfigError: a token id has no row.
     """
     from tokenizers import Tokenizer
 

@@ -1,4 +1,4 @@
-"""Where a checkpoint is, and how large it is, without loading or fetching it."""
+"""Finds the place and size of a checkpoint, without loading or fetching it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from featurestore.wording import one_line
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """What is known of a checkpoint before it is loaded.
+    """The facts of a checkpoint that are known before it is loaded.
 
     Attributes:
-        model: the hub id or local folder, as it was named.
+        model: hub id or local folder, as given.
         where: ``folder``, ``cache`` (the hub's, on this machine), ``hub`` (to be fetched), or
             ``missing``.
-        bytes: of the files that loading reads or fetches; 0 where nobody knows.
-        checkpoint: its files, where they are on this machine.
-        problem: why it cannot be loaded, in the words of the error; ``""`` where it can.
+        bytes: size of the files that loading reads or fetches; 0 if unknown.
+        checkpoint: the checkpoint, if its files are on this machine.
+        problem: message of the error that loading would raise; ``""`` if it can be loaded.
     """
 
     model: str
@@ -33,12 +33,12 @@ class Located:
 
 
 def locate(model: str, feature: str, *, open_clip: bool = False) -> Located:
-    """Looks for a checkpoint where loading would: a local folder, the hub's cache, the hub.
+    """Looks for a checkpoint in the order of loading: local folder, the hub's cache, the hub.
 
     Args:
         model: a local folder or a hub id.
-        feature: the feature that it is for; messages name it.
-        open_clip: whether open_clip is to load it, which has weights of its own.
+        feature: name of the feature that uses it, for messages.
+        open_clip: whether open_clip loads it, which has its own weight files.
     """
     try:
         found = checkpoints.resolve_folder(model, feature, open_clip=open_clip)
@@ -59,7 +59,7 @@ def locate(model: str, feature: str, *, open_clip: bool = False) -> Located:
 
 
 def _on_the_hub(model: str, feature: str, open_clip: bool, cached: str) -> Located:
-    """Looks there; ``cached`` is what is wrong with the hub's cache, where it holds the model."""
+    """Looks on the hub; ``cached`` is the problem of the model in the hub's cache, or ``""``."""
     try:
         size = checkpoints.bytes_on_the_hub(model, open_clip=open_clip)
     except checkpoints.hub_errors() as error:
@@ -86,15 +86,14 @@ def _size(checkpoint: Checkpoint) -> int:
 
 
 def count_parameters(checkpoint: Checkpoint, parts: Sequence[str] = ()) -> int | None:
-    """How many weights a checkpoint's safetensors files hold; reads their headers only.
+    """Number of weights in a checkpoint's safetensors files; reads their headers only.
 
     Args:
-        checkpoint: on this machine.
-        parts: prefixes of the names to count; all where there are none or none of them occurs.
+        checkpoint: a checkpoint on this machine.
+        parts: prefixes of the names to count; all names if it is empty or no name matches.
 
     Returns:
-        Their number, or None where the weights are in another format, which tells it only when
-        it is loaded.
+        The number, or None for weights in another format, which must be loaded to be counted.
     """
     from safetensors import SafetensorError, safe_open
 

@@ -1,8 +1,8 @@
-"""Convolutions of whole patches as the matrix products that they are.
+"""Replaces convolutions of whole patches by equivalent matrix products.
 
-Where memory for its workspace is short, torch has cuDNN take another engine for a convolution, says
-nothing, and keeps to it; other engines give other last bits. A product is cuBLAS's, which fails
-then, and the batch is tried again.
+If there is not enough memory for its workspace, cuDNN silently uses another engine for a
+convolution from then on, which gives other last bits. A matrix product is computed by cuBLAS, which
+raises an error instead, and the batch is tried again.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import torch
 
 
 def multiply_patches(network: Any) -> None:
-    """Has every convolution of a network whose windows do not overlap computed as a product."""
+    """Replaces every convolution of a network whose windows do not overlap by a product."""
     for module in network.modules():
-        # Not a subclass, which may pad or scale in a way of its own.
+        # Subclasses are excluded: they may pad or scale differently.
         if type(module) is torch.nn.Conv2d and _takes_patches(module):
             module.forward = functools.partial(_product, module)  # type: ignore[method-assign]
 
@@ -31,7 +31,7 @@ def _takes_patches(conv: torch.nn.Conv2d) -> bool:
 
 
 def _product(conv: torch.nn.Conv2d, pixels: torch.Tensor) -> torch.Tensor:
-    """What the convolution gives for ``[B, C, H, W]``: ``[B, D, rows, columns]``."""
+    """The convolution of ``[B, C, H, W]``; returns ``[B, D, rows, columns]``."""
     (high, wide), (batch, channels) = conv.kernel_size, pixels.shape[:2]
     rows, columns = pixels.shape[2] // high, pixels.shape[3] // wide
     whole = pixels[..., : rows * high, : columns * wide]

@@ -1,4 +1,4 @@
-"""A checkpoint's files by name: which of them matter, and whether the weights are whole."""
+"""A checkpoint's files: which of them loading needs, and whether the weights are complete."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _WEIGHTS: _Formats = (
     ("pytorch_model.bin", ()),
     ("pytorch_model.bin.index.json", ("pytorch_model-*.bin",)),
 )
-# open_clip's own, which a repository often has beside those of transformers.
+# open_clip's weight files, which a repository often has beside those of transformers.
 _OPEN_CLIP_WEIGHTS: _Formats = (
     ("open_clip_model.safetensors", ()),
     ("open_clip_pytorch_model.safetensors", ()),
@@ -50,11 +50,11 @@ _MODULE_FOLDER = re.compile(r"\d+_\w*")
 
 
 def wanted_files(names: Iterable[str], *, open_clip: bool = False) -> tuple[str, ...]:
-    """Those of a repository's files that loading needs, one format of the weights only.
+    """The files of a repository that loading needs, with only one format of the weights.
 
     Args:
-        names: relative POSIX names of all its files.
-        open_clip: whether it is open_clip that loads them.
+        names: relative POSIX names of all files.
+        open_clip: whether open_clip loads them.
     """
     formats = _OPEN_CLIP_WEIGHTS if open_clip else _WEIGHTS
     folders: dict[str, list[str]] = {}
@@ -83,7 +83,7 @@ def _weights(bases: list[str], formats: _Formats) -> list[str]:
 
 
 def is_module_folder(name: str) -> bool:
-    """Whether sentence-transformers gives a module's folder such a name."""
+    """Whether a folder has the usual name of a sentence-transformers module."""
     return bool(_MODULE_FOLDER.fullmatch(name))
 
 
@@ -96,10 +96,10 @@ def is_weight(base: str) -> bool:
 
 
 def weight_problem(folder: Path, name: str) -> str:
-    """What is wrong with a weight file, judged by its frame alone; ``""`` if nothing is.
+    """The problem of a weight file, judged by its header and size; ``""`` if there is none.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     path = folder / name
     if name.endswith(".index.json"):

@@ -1,9 +1,9 @@
-"""Threads that compute batches side by side.
+"""Threads that compute batches in parallel.
 
 A batch is computed by one thread, in which torch has one intra-op thread: the last bits of features
-do not depend on how many threads there are, and none of them waits for another between two
-operations. The threads share the weights; torch releases the interpreter's lock in its kernels. A
-GPU has one thread, which only launches.
+do not depend on the number of threads, and no thread waits for another between two operations. The
+threads share the weights; torch releases the interpreter's lock in its kernels. A GPU has one
+thread, which only launches.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _setting_up = threading.Lock()
 
 
 class Order(IntEnum):
-    """What is computed first.
+    """Priority of a task; smaller values are computed first.
 
-    Images hold buffers that the producers' next views need; texts wait in memory of their own.
+    Images occupy buffers that the producers' next views need; texts wait in separate memory.
     """
 
     IMAGES = 0
@@ -41,7 +41,7 @@ class Order(IntEnum):
 
 
 class _Stopped(BaseException):
-    """Ends a forward pass whose features nobody wants any more."""
+    """Ends a forward pass whose features are not needed any more."""
 
 
 @dataclass(order=True, slots=True)
@@ -53,16 +53,16 @@ class _Task:
     future: Future[Any] = field(compare=False)
 
     def run(self) -> Exception | None:
-        """Runs it unless it was cancelled; returns what it raised."""
+        """Runs the task unless it was cancelled; returns the exception that it raised, or None."""
         if not self.future.set_running_or_notify_cancel():
             return None
         try:
             result = self.function()
         except _Stopped:
             failure: Exception = CancelledError()
-        except Exception as error:  # noqa: BLE001  the future raises it where it is asked for
+        except Exception as error:  # noqa: BLE001  the future raises it
             failure = error
-        except BaseException as error:  # noqa: BLE001  a library's way out, not ours
+        except BaseException as error:  # noqa: BLE001  such as SystemExit
             failure = BackboneError(f"A backbone ended its thread: {type(error).__name__}: {error}")
             failure.__cause__ = error
         else:
@@ -75,24 +75,24 @@ class _Task:
 @dataclass(slots=True)
 class _Thread:
     thread: threading.Thread
-    # Set as the last thing that the thread does. Thread.join is no proof: in Python 3.11 and 3.12
-    # one that a signal interrupts takes a running thread for one that has ended.
+    # Set by the thread's last statement. Thread.join() does not suffice: in Python 3.11 and 3.12, a
+    # join() that is interrupted by a signal marks a running thread as ended.
     ended: threading.Event = field(default_factory=threading.Event)
-    # Seconds without a task so far, and since when it has had none: replaced in one step, as
-    # another thread reads them.
+    # Idle time so far in seconds, and the start of the current idle period or None. The tuple is
+    # replaced as a whole, because another thread reads it.
     idle: tuple[float, float | None] = (0.0, None)
 
 
 class ComputePool:
     """Threads that run batches, images before texts. A context manager.
 
-    Once a task has failed, its chunk is lost and so are those after it: their tasks fail with the
-    same error. Leaving the block after an error waits for the tasks of the chunks before. After a
-    second Ctrl-C, which is no ``Exception``, it cancels what is queued and stops what runs.
+    When a task fails, its chunk and all later chunks are lost: their tasks fail with the same
+    error. Leaving the block after an error waits for the tasks of the earlier chunks. After a
+    second Ctrl-C, which is no ``Exception``, it cancels queued tasks and stops running ones.
 
     Args:
-        threads: how many batches are computed side by side; 1 on a GPU.
-        device: where they are computed.
+        threads: number of batches that are computed in parallel; 1 on a GPU.
+        device: device that computes them.
     """
 
     def __init__(self, threads: int, device: torch.device) -> None:
@@ -113,10 +113,10 @@ class ComputePool:
         ]
 
     def submit(self, order: Order, function: Callable[[], Any]) -> Future[Any]:
-        """Queues ``function``; tasks of the same order begin one after the other.
+        """Queues ``function``; tasks of the same order are started in the order submitted.
 
         Raises:
-            Exception: what an earlier task raised.
+            Exception: the error of an earlier task.
         """
         if self._failure is not None:
             raise self._failure[0]
@@ -125,12 +125,12 @@ class ComputePool:
         return task.future
 
     def end_chunk(self) -> None:
-        """Ends a chunk: what is submitted from now on belongs to the next one."""
+        """Ends a chunk: tasks that are submitted afterwards belong to the next chunk."""
         self._chunk += 1
 
     @property
     def idle_s(self) -> float:
-        """Seconds that the threads had nothing to compute, on average, since the start."""
+        """Total idle time in seconds, averaged over the threads."""
         now = time.monotonic()
         idle = [each.idle for each in self._threads]
         return sum(s + (now - since if since else 0.0) for s, since in idle) / len(idle)
@@ -139,7 +139,7 @@ class ComputePool:
         for number, each in enumerate(self._threads):
             try:
                 each.thread.start()
-            except RuntimeError as error:  # the system has no thread to give
+            except RuntimeError as error:  # the limit on threads is reached
                 del self._threads[number:]
                 self.__exit__(None, None, None)
                 raise ConfigError(
@@ -164,10 +164,10 @@ class ComputePool:
             torch.set_num_threads(self._intra_op)
         failure = self._failure[0] if self._failure else None
         if error is not None and failure not in (None, error):
-            error.add_note(f"Beside it, a batch failed: {failure}")
+            error.add_note(f"A batch failed as well: {failure}")
 
     def _end(self, *, stop: bool) -> None:
-        """Ends all threads, after what is queued or at once."""
+        """Ends all threads: at once, or after the queued tasks."""
         if stop:
             self._stopping = True
             self._cancel_queued()
@@ -183,9 +183,9 @@ class ComputePool:
                 hook.remove()
 
     def _leave(self, _module: torch.nn.Module, _inputs: object) -> None:
-        """Ends a forward pass of this pool between two of its modules.
+        """Ends a forward pass of this pool between two of the model's modules.
 
-        One of a large model takes minutes on a CPU.
+        A forward pass of a large model takes minutes on a CPU.
         """
         if any(each.thread is threading.current_thread() for each in self._threads):
             raise _Stopped
@@ -211,16 +211,16 @@ class ComputePool:
             own.ended.set()
 
     def _set_up(self) -> None:
-        """Settings that torch has for each thread; where they fail, so does every task."""
+        """Sets torch's per-thread settings; if that fails, every task fails."""
         try:
             with _setting_up:
-                # Asked first: a thread's first answer is the number of the whole process.
+                # get_num_threads() comes first: a thread's first call initialises its own setting.
                 torch.get_num_threads()
                 torch.set_num_threads(1)
                 torch.set_grad_enabled(False)
                 if self._device.type == "cuda":
                     torch.cuda.set_device(self._device)
-        except Exception as error:  # noqa: BLE001  raised to whoever submits or waits
+        except Exception as error:  # noqa: BLE001  raised by submit() and by futures
             self._failure = error, 0
 
     def _run(self, task: _Task) -> None:
@@ -239,4 +239,4 @@ class ComputePool:
 
 
 def _nothing() -> None:
-    """What the last task of a thread does."""
+    """The function of a thread's last task; does nothing."""

@@ -1,4 +1,4 @@
-"""Which device and dtype the options mean on this machine. Importing it does not load torch."""
+"""Resolves device and dtype options on this machine. Importing it does not load torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def resolve_device(device: str) -> str:
         ``cpu``, or ``cuda:N`` with its index.
 
     Raises:
-        ConfigError: no such device here, or not the name of one.
+        ConfigError: the device does not exist, or its name is invalid.
     """
     if device == "cpu":
         return device
@@ -45,9 +45,10 @@ def resolve_device(device: str) -> str:
 
 
 def device_kind(device: str) -> str:
-    """What decides which kernels run: the CPU's vector units and maker, or the GPU and libraries.
+    """What determines the kernels: the CPU's vector units and vendor, or the GPU and its libraries.
 
-    cuBLAS and cuDNN are packages of their own, and can be others than those torch came with.
+    cuBLAS and cuDNN are separate packages, whose versions may differ from those torch was built
+    with.
 
     Raises:
         ConfigError: the GPU cannot be used.
@@ -69,7 +70,7 @@ def device_kind(device: str) -> str:
 
 
 def _cublas() -> str:
-    """The installed version, or that of the CUDA which torch was built with and brings along."""
+    """The installed version, or that of the CUDA that torch was built and is shipped with."""
     import torch
 
     for name in ("nvidia-cublas", "nvidia-cublas-cu13", "nvidia-cublas-cu12"):
@@ -79,7 +80,7 @@ def _cublas() -> str:
 
 
 def _cpu_maker() -> str:
-    # MKL chooses its kernels by it, and not only by what the processor can do.
+    # MKL chooses its kernels by the vendor, not only by the CPU's features.
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
     except OSError:
@@ -89,14 +90,14 @@ def _cpu_maker() -> str:
 
 
 def resolve_threads(threads: int, device: str) -> int:
-    """How many batches are computed side by side on ``device``, as ``resolve_device`` returns it.
+    """Number of batches that are computed at the same time on ``device``.
 
     Args:
-        threads: what was asked for; 0 chooses the CPUs that this process may use.
+        threads: the configured number; 0 chooses the number of CPUs that this process may use.
         device: ``cpu`` or ``cuda:N``, which computes one batch at a time.
 
     Raises:
-        ConfigError: a number of threads was asked for and the device is a GPU.
+        ConfigError: ``threads`` is not 0 and the device is a GPU.
     """
     if device == "cpu":
         return threads or usable_cpus()
@@ -116,7 +117,7 @@ def resolve_dtype(dtype: str, device: str, feature: str | None = None) -> str:
         CPU; ``clip_text`` is always float32.
 
     Raises:
-        ConfigError: not a dtype, or one that the device cannot compute in.
+        ConfigError: the dtype is unknown, or the device does not support it.
     """
     if dtype not in ("auto", *DTYPES):
         raise ConfigError(f"--dtype {dtype} is not one of: auto, {', '.join(DTYPES)}.")
@@ -131,15 +132,15 @@ def resolve_dtype(dtype: str, device: str, feature: str | None = None) -> str:
 
 
 def make_reproducible() -> None:
-    """Have GPUs compute float32 as float32, and the same way on every run.
+    """Make GPUs compute in float32 without TF32, and in the same way in every run.
 
-    Convolutions use TF32 there unless told not to; matrix products do where somebody allowed it. No
-    algorithm is chosen by timing (``cudnn.benchmark``), which would make the last bits a matter of
-    luck. Attention is never cuDNN's: whether torch prefers it depends on the version of cuDNN.
+    By default, convolutions use TF32; matrix products use it if some code allowed it. No algorithm
+    is chosen by timing (``cudnn.benchmark``), which would make the last bits random. Attention
+    never uses cuDNN: whether torch prefers it depends on the version of cuDNN.
 
-    cuBLAS gets a workspace of its own per stream, which it asks for before its first use, and
-    cuBLASLt, which adds biases, one of the same 32 MiB. Sizes that the environment names are
-    overridden: they decide on algorithms, and so on last bits, and no fingerprint knows them.
+    cuBLAS gets a separate workspace per stream, allocated before its first use, and cuBLASLt, which
+    adds biases, one of the same 32 MiB. Sizes set in the environment are overridden: they influence
+    the choice of algorithms, and so the last bits, and are not part of the fingerprint.
     """
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     os.environ["CUBLASLT_WORKSPACE_SIZE"] = "32768"  # KiB
@@ -147,7 +148,7 @@ def make_reproducible() -> None:
 
     torch.set_float32_matmul_precision("highest")
     torch.backends.cuda.enable_cudnn_sdp(enabled=False)
-    if hasattr(torch.backends.cudnn, "conv"):  # from torch 2.9; the older switch then warns
+    if hasattr(torch.backends.cudnn, "conv"):  # from torch 2.9 on; the older switch is deprecated
         torch.backends.cudnn.conv.fp32_precision = "ieee"
     else:
         torch.backends.cudnn.allow_tf32 = False

@@ -1,12 +1,12 @@
-"""What the libraries of a GPU say when they fail, and what can be done about it.
+"""Recognises error messages of GPU libraries, and gives advice.
 
 Importing it does not load torch.
 """
 
 from __future__ import annotations
 
-# cuBLAS, cuDNN and the driver ask for memory of their own, past torch's allocator: each says in its
-# own words that there is none. cuDNN finds no engine when none fits the memory that is left.
+# cuBLAS, cuDNN and the driver allocate memory without torch's allocator, and each has its own
+# message for a lack of it. cuDNN finds no engine if none fits into the free memory.
 _LACK_OF_MEMORY = (
     "cuda out of memory",
     "error: out of memory",
@@ -19,7 +19,7 @@ _OTHERS = ("cuda error", "cuda driver error", "cublas_status", "cudnn error", "c
 
 
 def lacks_gpu_memory(error: Exception) -> bool:
-    """Whether a GPU failed because its memory is full; not what a CPU says of main memory."""
+    """Whether a GPU failed because its memory is full; false for a lack of main memory."""
     import torch
 
     text = str(error).lower()
@@ -27,7 +27,7 @@ def lacks_gpu_memory(error: Exception) -> bool:
 
 
 def gpu_advice(error: Exception) -> str:
-    """What to do about an error of the GPU; ``""`` for an error of anything else.
+    """Advice on an error of the GPU; ``""`` for other errors.
 
     Returns:
         A clause without a full stop, to which the caller may add an ``or``.
@@ -36,7 +36,7 @@ def gpu_advice(error: Exception) -> str:
     if lacks_gpu_memory(error):
         return "Free the GPU, choose another --device"
     if "no kernel image" in text:
-        return "Install a torch that is made for this GPU, use --device cpu"
+        return "Install a torch that supports this GPU, use --device cpu"
     if any(words in text for words in _OTHERS):
         return "Look at the GPU with nvidia-smi, choose another --device"
     return ""

@@ -1,8 +1,8 @@
 """The batchers, which run a chunk's rows in the batches of its plan.
 
-A chunk's row is ``sample * views + view``. Batches are computed by a ``ComputePool``, whichever
-thread is free. Nothing here waits for results: ``end`` returns a chunk whose features are still to
-come.
+The row of a view in its chunk is ``sample * views + view``. Batches are computed by any free thread
+of a ``ComputePool``. Nothing here waits for results: ``launch`` returns before the features are
+computed.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from consumers.engine.staging import Stage
 
 
 class ImageBatcher(Batcher):
-    """Embeds one chunk's images after the other, in the batches of ``image_plan``.
+    """Embeds images chunk by chunk, in the batches of ``image_plan``.
 
-    A batch is submitted as soon as it is full, while the producers make the next sample; the last
-    one is filled up with black images.
+    A batch is launched as soon as it is full, while the producers compute the next sample; the last
+    batch of a chunk is filled up with black images.
 
     Args:
         backbone: an image backbone.
-        batch_size: images per forward pass.
-        chunk_rows: the most rows of a chunk.
+        batch_size: number of images per forward pass.
+        chunk_rows: maximum number of rows of a chunk.
         pool: the threads that embed.
     """
 
@@ -49,14 +49,14 @@ class ImageBatcher(Batcher):
             order=Order.IMAGES,
             shape=self._shape,
             dtype=torch.uint8,
-            buffers=2,  # one chunk is embedded while the one before is written
+            buffers=2,  # one chunk is embedded while the previous one is written
         )
 
     def add(self, clean: npt.NDArray[np.uint8], augmented: npt.NDArray[np.uint8]) -> None:
-        """Add one sample's views; waits for a buffer to put them in. The arrays may be reused then.
+        """Add one sample's views, after waiting for a free buffer. The arrays may be reused then.
 
         Args:
-            clean: uint8 ``[S, S, 3]``, view 0 as this backbone's processor makes it.
+            clean: uint8 ``[S, S, 3]``, view 0 as this backbone's processor produces it.
             augmented: uint8 ``[V - 1, S, S, 3]``, the other views.
 
         Raises:
@@ -88,19 +88,19 @@ class ImageBatcher(Batcher):
             start += take
             self._filled += take
             if self._filled == self._batch:
-                self._launch(self._stage)
+                self._launch_batch(self._stage)
 
-    def _launch(self, stage: Stage) -> None:
+    def _launch_batch(self, stage: Stage) -> None:
         batch = self._submit(
             self._batch, lambda host, first: self._runner.run(stage, self._shape, host, first)
         )
         batch.add_done_callback(lambda _: self._staging.give_back(stage))
         self._stage, self._filled = None, 0
 
-    def _flush(self) -> slice:
+    def _launch_rest(self) -> slice:
         if self._stage is not None:
             self._stage.array[self._filled :] = 0
-            self._launch(self._stage)
+            self._launch_batch(self._stage)
         return slice(None)
 
     def _forward(self, sent: torch.Tensor) -> torch.Tensor:
@@ -108,17 +108,17 @@ class ImageBatcher(Batcher):
 
 
 class TextBatcher(Batcher):
-    """Embeds one chunk's texts, in the batches of ``text_plan``.
+    """Embeds texts chunk by chunk, in the batches of ``text_plan``.
 
-    Sorting by length needs the whole chunk, so batches are submitted at its end.
+    Sorting by length needs the whole chunk, so batches are launched when the chunk is full.
 
     Args:
         backbone: a text backbone.
-        batch_size: texts of the full length per forward pass; of shorter ones as many as have as
-            many tokens, up to eight times as many texts.
-        chunk_rows: the most rows of a chunk.
+        batch_size: number of texts of the maximum length per forward pass. A batch of shorter texts
+            holds as many as have the same number of tokens, up to eight times ``batch_size``.
+        chunk_rows: maximum number of rows of a chunk.
         pool: the threads that embed.
-        multiple: of which a batch's length is one; the device's own by default.
+        multiple: the padded length of a batch is a multiple of it; 0 chooses by the device.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class TextBatcher(Batcher):
             chunk_rows,
             pool,
             order=Order.TEXTS,
-            # One more column: a text's length travels behind its ids, in the same copy.
+            # One more column: a text's length is copied to the device with its ids, behind them.
             shape=(self._tokens + self._most,),
             dtype=torch.int32,
             buffers=1,
@@ -151,8 +151,8 @@ class TextBatcher(Batcher):
         """Add one sample's views. The arrays may be reused when this returns.
 
         Args:
-            ids: int32 ``[V, max_length]``; what lies behind a text's length is not read.
-            lengths: int32 ``[V]``, 1 to ``max_length``.
+            ids: int32 ``[V, max_length]``, token ids; those behind a text's length are not read.
+            lengths: int32 ``[V]``, number of tokens of each text, 1 to ``max_length``.
 
         Raises:
             ValueError: another shape or dtype, or more rows than a chunk has.
@@ -170,13 +170,13 @@ class TextBatcher(Batcher):
         limit = self._ids.shape[1]
         return text_plan(lengths, self._tokens, self._most, limit, self._multiple)
 
-    def _flush(self) -> IntArray:
+    def _launch_rest(self) -> IntArray:
         plan = self.plan(self._lengths[: self._rows])
         for batch in plan:
-            self._submit(len(batch.rows), partial(self._launch, batch))
+            self._submit(len(batch.rows), partial(self._run_batch, batch))
         return np.array([row for batch in plan for row in batch.rows])
 
-    def _launch(self, batch: TextBatch, host: torch.Tensor, first: int) -> None:
+    def _run_batch(self, batch: TextBatch, host: torch.Tensor, first: int) -> None:
         rows = np.array(batch.rows)
         shape = (len(rows), batch.length + 1)
         stage = self._staging.take()
@@ -191,5 +191,6 @@ class TextBatcher(Batcher):
     def _forward(self, sent: torch.Tensor) -> torch.Tensor:
         ids, lengths = sent[:, :-1].long(), sent[:, -1:]
         mask = torch.arange(ids.shape[1], device=sent.device) < lengths  # [B, L]
-        # Any id would do behind a text's end; one for all makes a batch depend on its texts alone.
+        # The ids behind a text's end do not matter to the model, but they must be the same in every
+        # run: the batch must depend on its texts alone.
         return self.backbone.embed(ids.masked_fill(~mask, self.backbone.text.pad_id), mask.long())

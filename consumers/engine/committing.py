@@ -1,4 +1,4 @@
-"""Write one chunk in a thread while the next one is made."""
+"""Write one chunk in a thread while the next one is filled."""
 
 from __future__ import annotations
 
@@ -7,61 +7,68 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from types import TracebackType
 
-from consumers.engine.runner import EndedChunk
+from consumers.engine.runner import LaunchedFeature
 from featurestore.records import SampleRecord
 
 
 @dataclass(frozen=True, slots=True)
-class MadeChunk:
-    """A chunk whose samples are all taken and whose batches are all submitted.
+class LaunchedChunk:
+    """A chunk that is filled and whose batches are all launched.
 
     Attributes:
-        chunk: its number.
-        records: its samples.
-        ended: its features, maybe still to come: per backbone the parts of the views.
+        chunk: the chunk's number.
+        records: the records of its samples.
+        features: its features, which may not be computed yet: for each backbone the parts of the
+            views.
     """
 
     chunk: int
     records: Sequence[SampleRecord]
-    ended: Sequence[Sequence[EndedChunk]]
+    features: Sequence[Sequence[LaunchedFeature]]
 
 
 class Committer:
-    """Runs ``commit`` in a thread, on one chunk at a time. A context manager.
+    """Writes chunks in a thread, one at a time. A context manager.
 
-    One chunk is written while the next is made, and no more: memory is bounded, and chunks are
-    committed in their order.
+    At most one chunk is written while the next one is filled: this bounds memory, and commits
+    chunks in order.
+
+    Args:
+        commit: function that writes and commits a chunk.
     """
 
-    def __init__(self, commit: Callable[[MadeChunk], None]) -> None:
+    def __init__(self, commit: Callable[[LaunchedChunk], None]) -> None:
         self._commit = commit
         self._thread = ThreadPoolExecutor(1, "committer")
-        self._made: MadeChunk | None = None
+        self._writing: LaunchedChunk | None = None
         self._future: Future[None] | None = None
 
-    def submit(self, made: MadeChunk) -> None:
-        """Begins to write ``made``; the chunk before must be settled."""
+    def write(self, launched: LaunchedChunk) -> None:
+        """Starts to write a chunk; :meth:`committed` must have returned the previous one."""
         if self._future is not None:
-            raise RuntimeError("the chunk before is not settled")
-        self._made = made
-        self._future = self._thread.submit(self._commit, made)
+            raise RuntimeError("the previous chunk is still being written")
+        self._writing = launched
+        self._future = self._thread.submit(self._commit, launched)
 
     @property
     def done(self) -> bool:
-        """Whether a chunk is written, or failed to be, and not settled."""
+        """Whether :meth:`committed` would return a chunk, or raise, without waiting."""
         return self._future is not None and self._future.done()
 
-    def settle(self) -> MadeChunk | None:
-        """Waits for the chunk that is being written; returns it, None where there is none.
+    def committed(self) -> LaunchedChunk | None:
+        """Waits until the chunk that is being written is committed.
+
+        Returns:
+            That chunk, or None if no chunk is being written.
 
         Raises:
-            Exception: what writing it raised.
+            Exception: what ``commit`` raised.
         """
         if self._future is None:
             return None
-        self._future.result()  # stays unsettled where a signal ends the wait
-        made, self._made, self._future = self._made, None, None
-        return made
+        self._future.result()  # if a signal ends the wait, the next call waits again
+        committed, self._writing, self._future = self._writing, None, None
+        return committed
 
     def __enter__(self) -> Committer:
         return self
@@ -72,15 +79,15 @@ class Committer:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Waits for the chunk that is being written, whatever ended the loop.
+        """Waits for the chunk that is being written, whatever the reason for leaving the block.
 
-        Not even an interruption ends the wait: the store's lock is released after it, and a chunk
-        is written under the lock or not at all.
+        Not even an interruption ends the wait: the store's lock is released afterwards, and a chunk
+        must only be written while the lock is held.
         """
         interruption = _wait_out(lambda: wait([] if self._future is None else [self._future]))
         self._thread.shutdown()
         failure = None if self._future is None else self._future.exception()
-        # Features that were cancelled are no failure: the build was stopped before they came.
+        # Cancelled features are no failure: the build was stopped before they were computed.
         if failure not in (None, error) and not isinstance(failure, CancelledError):
             raise failure from error
         if interruption is not None:
@@ -88,12 +95,12 @@ class Committer:
 
 
 def _wait_out(call: Callable[[], object]) -> BaseException | None:
-    """Makes a call until it returns; returns the first interruption of it, if there was one."""
+    """Repeats a call until it returns; returns the first exception that interrupted it, or None."""
     first: BaseException | None = None
     while True:
         try:
             call()
-        except BaseException as interruption:  # noqa: BLE001  raised once nothing is written
+        except BaseException as interruption:  # noqa: BLE001  raised by the caller, later
             first = first or interruption
         else:
             return first

@@ -1,7 +1,7 @@
-"""All backbones of a build: samples of a chunk go in, its features come out.
+"""All backbones of a build: takes the samples of a chunk, and computes its features.
 
-A text's batch depends on all texts of its chunk, so they are embedded while the next chunk's
-samples come, whenever no images wait.
+A text's batch depends on all texts of its chunk, so texts are embedded while the next chunk is
+filled, whenever no images wait.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from typing import Any
 from consumers.backbones import registry
 from consumers.device.computing import ComputePool
 from consumers.engine.batching import ImageBatcher, TextBatcher
-from consumers.engine.runner import Batcher, EndedChunk
+from consumers.engine.runner import Batcher, LaunchedFeature
 from producers.pool import SampleViews
 
 
 class Embedder:
-    """Two chunks at a time: one whose samples come, and the one before, which is embedded.
+    """Embeds two chunks at a time: one is filled while the texts of the previous one are embedded.
 
     Args:
-        backbones: by feature, in the order of the job's text specifications.
-        batch_sizes: by feature.
-        parts: of the views. Rows of two parts never share a batch.
-        chunk: the most samples of a chunk.
+        backbones: the backbone of each feature, in the order of the job's text specifications.
+        batch_sizes: the batch size of each feature, in rows.
+        parts: ranges of the views. Rows of two parts never share a batch.
+        chunk: maximum number of samples of a chunk.
         multiple: see ``TextBatcher``.
         pool: the threads that embed.
     """
@@ -40,15 +40,15 @@ class Embedder:
         self._parts = parts
         self._pool = pool
         self._images: list[list[ImageBatcher]] = []
-        # Texts are added to the first of two sets of batchers, and embedded from the second.
+        # Texts are added to the first set of batchers, and embedded from the second.
         self._texts: list[list[TextBatcher]] = []
-        self._ending: list[list[TextBatcher]] = []
+        self._launched: list[list[TextBatcher]] = []
         for name, backbone in backbones.items():
             batch, rows = batch_sizes[name], [chunk * len(part) for part in parts]
             if registry.modality_of(backbone) == "image":
                 self._images.append([ImageBatcher(backbone, batch, n, pool) for n in rows])
             else:
-                for sets in (self._texts, self._ending):
+                for sets in (self._texts, self._launched):
                     sets.append([TextBatcher(backbone, batch, n, pool, multiple) for n in rows])
 
     def add(self, views: SampleViews) -> None:
@@ -64,26 +64,27 @@ class Embedder:
             for part, text_batcher in zip(self._parts, texts, strict=True):
                 text_batcher.add(*views.arrays.texts(k, part))
 
-    def end(self) -> list[list[EndedChunk]]:
-        """Ends the samples of a chunk; the next may begin once the chunk before was taken.
+    def launch(self) -> list[list[LaunchedFeature]]:
+        """Launches all batches of the chunk; the previous chunk must be taken before the next call.
 
         Returns:
-            Its features to come, per backbone the parts of the views.
+            The chunk's features, which may not be computed yet: for each backbone the parts of the
+            views.
 
         Raises:
             BackboneError: a batch failed.
         """
-        ended = [[batcher.end() for batcher in parts] for parts in self._batchers()]
-        self._texts, self._ending = self._ending, self._texts
+        launched = [[batcher.launch() for batcher in parts] for parts in self._batchers()]
+        self._texts, self._launched = self._launched, self._texts
         self._pool.end_chunk()
-        return ended
+        return launched
 
     def discard(self) -> None:
-        """Forgets the samples of a chunk that has not ended, and cancels its batches."""
+        """Discards the samples of a chunk that was not launched, and cancels its batches."""
         for parts in self._batchers():
             for batcher in parts:
                 batcher.discard()
 
     def _batchers(self) -> list[Sequence[Batcher]]:
-        """Those that samples are added to: per backbone the parts of the views."""
+        """The batchers that samples are added to: for each backbone the parts of the views."""
         return [*self._images, *self._texts]

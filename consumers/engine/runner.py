@@ -1,4 +1,4 @@
-"""Run a backbone batch by batch: errors with names, and no wait for the device."""
+"""Run a backbone batch by batch, without waiting for the device; errors name the feature."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from consumers.engine.staging import Stage, Staging, device_errors
 from featurestore.errors import BackboneError
 from featurestore.wording import first_line
 
-# What a model's code raises on a batch; torch's CUDA errors are RuntimeErrors.
+# Errors that a model's code may raise on a batch; torch's CUDA errors are RuntimeErrors.
 _MODEL_ERRORS = (
     ArithmeticError,
     AssertionError,
@@ -30,22 +30,23 @@ _MODEL_ERRORS = (
     TypeError,
     ValueError,
 )
-# On a GPU: one is filled, one travels, one is computed.
+# Staging buffers on a GPU: one is filled, one is copied, one is computed from.
 _GPU_STAGES = 3
 
 
 class Runner:
-    """Embeds batches, and puts their features into host buffers.
+    """Embeds batches, and copies their features into host buffers.
 
-    Features leave through host buffers in turn, so that one chunk can be written while the next is
-    embedded. Several threads may embed at once, each its own rows.
+    Host buffers are used in turn, so that one chunk can be written while the next is embedded.
+    Several threads may embed at the same time, each of them other rows.
 
     Args:
-        backbone: names the feature, its length and its device.
-        forward: embeds what ``Stage.send`` returned, row by row; float32 ``[rows, D]``.
-        batch: the batch size that was asked for, for messages.
-        rows: the most rows of a chunk, with what fills up its batches.
-        buffers: chunks whose features are not taken, the current one included.
+        backbone: the backbone, of which the feature's name, dimension and device are used.
+        forward: function that embeds the tensor that ``Stage.send`` returned; returns float32
+            ``[rows, D]``.
+        batch: the configured batch size, for messages.
+        rows: maximum number of rows of a chunk, including the rows that fill up its last batch.
+        buffers: number of chunks in flight, including the current one.
     """
 
     def __init__(
@@ -62,21 +63,21 @@ class Runner:
         shape = (rows, backbone.dim)
         self._cuda = backbone.device.type == "cuda"
         self.hosts = [torch.empty(shape, pin_memory=self._cuda) for _ in range(buffers)]
-        # One for all chunks: the device copies a chunk's rows out before it computes the next's.
+        # One for all chunks: the device copies a chunk's rows out before it computes the next ones.
         self._device = torch.empty(shape, device=backbone.device) if self._cuda else None
 
     def run(self, stage: Stage, shape: tuple[int, ...], host: torch.Tensor, first: int) -> None:
-        """Embeds one staged batch into rows ``first`` and following.
+        """Embeds one staged batch; its features become the chunk's rows from ``first`` on.
 
         Args:
-            stage: the filled buffer.
-            shape: of the batch.
-            host: the chunk's buffer.
-            first: the first row.
+            stage: the filled staging buffer.
+            shape: shape of the batch.
+            host: the chunk's host buffer, float32 ``[rows, D]``.
+            first: index of the batch's first row in ``host``.
 
         Raises:
-            BackboneError: the backbone failed twice for want of memory or once otherwise, or
-                returned something that is no ``[rows, D]`` of float32.
+            BackboneError: the backbone ran out of memory twice, failed in another way once, or
+                returned something other than float32 ``[rows, D]``.
         """
         with device_errors(self._backbone.feature):
             sent = stage.send(shape)
@@ -86,11 +87,12 @@ class Runner:
             target[first : first + len(sent)].copy_(features)
             stage.use()
 
-    def collect(self, host: torch.Tensor, rows: int) -> torch.cuda.Event | None:
-        """Has the chunk's first ``rows`` features copied to the host, once they are computed.
+    def fetch(self, host: torch.Tensor, rows: int) -> torch.cuda.Event | None:
+        """Queues the copy of the chunk's first ``rows`` features to ``host``.
 
         Returns:
-            What happens when they are there; None where they are.
+            The event that completes when the copy is done; None on a CPU, where the features are in
+            ``host`` already.
 
         Raises:
             BackboneError: the device failed.
@@ -99,7 +101,7 @@ class Runner:
             return None
         with device_errors(self._backbone.feature):
             host[:rows].copy_(self._device[:rows], non_blocking=True)
-            # Waiting for it sleeps, see Stage.
+            # A blocking event lets the waiting thread sleep, see Stage.
             event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             event.record(torch.cuda.current_stream(self._backbone.device))
         return event
@@ -116,18 +118,20 @@ class Runner:
                         f"{first + len(sent) - 1} of a chunk's batch plan:\n"
                         f"  {type(error).__name__}: {problem}"
                     ) from error
-            # Once more, as another process may have left the GPU since. Only out here, where the
-            # error with its frames is gone, can the memory that they held be freed. Never with a
-            # smaller batch: that would change the features' last bits.
+            # Try once more: another process may have freed GPU memory meanwhile. The cache is
+            # emptied outside of the except block, because the error's frames hold memory until it
+            # ends. The batch is never made smaller: that would change the features' last bits.
             if sent.is_cuda:
-                with device_errors(self._backbone.feature):  # it waits, and hears of earlier ones
+                with device_errors(
+                    self._backbone.feature
+                ):  # it also raises errors of earlier kernels
                     torch.cuda.empty_cache()
         raise _out_of_memory(self._backbone.feature, self._batch, problem)
 
     def _checked(self, features: torch.Tensor, rows: int) -> torch.Tensor:
         expected = (rows, self._backbone.dim)
         if not isinstance(features, torch.Tensor):
-            found = f"a {type(features).__name__}"
+            returned = f"a {type(features).__name__}"
         elif (
             features.shape == expected
             and features.dtype == torch.float32
@@ -135,25 +139,25 @@ class Runner:
         ):
             return features
         else:
-            found = f"{features.dtype} {list(features.shape)} on {features.device}"
+            returned = f"{features.dtype} {list(features.shape)} on {features.device}"
         raise BackboneError(
-            f"{self._backbone.feature} returned {found}; "
+            f"{self._backbone.feature} returned {returned}; "
             f"expected torch.float32 {list(expected)} on {self._backbone.device}."
         )
 
 
 class Batcher(ABC):
-    """What image and text batchers share: the life of a chunk.
+    """Base of the image and text batchers: a chunk is filled, then launched, then taken.
 
     Args:
-        backbone: what embeds.
-        batch: rows per forward pass.
-        capacity: the most rows of a chunk.
+        backbone: the backbone that embeds the rows.
+        batch: batch size, in rows.
+        capacity: maximum number of rows of a chunk.
         pool: the threads that embed.
-        order: what they embed first.
-        shape: of one staging buffer.
-        dtype: of its elements.
-        buffers: chunks whose features are not taken, the current one included.
+        order: priority of this batcher's batches in ``pool``.
+        shape: shape of one staging buffer.
+        dtype: dtype of a staging buffer.
+        buffers: number of chunks in flight, including the current one.
     """
 
     def __init__(
@@ -175,12 +179,12 @@ class Batcher(ABC):
         self._pool, self._order = pool, order
         self._rows = self._views = self._submitted = 0
         self._batches: list[Future[None]] = []
-        self._lent: list[EndedChunk | None] = [None] * buffers
+        self._lent: list[LaunchedFeature | None] = [None] * buffers
         self._turn = 0
         with _allocating(backbone.feature, batch):
             stages = stages_of(backbone.device, pool.threads)
             self._staging = Staging(shape, dtype, backbone.device, backbone.feature, stages)
-            # What fills up the last batch lands behind the chunk's last row.
+            # The rows that fill up the last batch follow the chunk's last row.
             filled = -(-capacity // batch) * batch
             self._runner = Runner(backbone, self._forward, batch, filled, buffers)
 
@@ -189,34 +193,34 @@ class Batcher(ABC):
         """Embed one staged batch on the device; float32 ``[batch, D]``."""
 
     @abstractmethod
-    def _flush(self) -> IntArray | slice:
-        """Submit what is left of the chunk; returns each planned row's place in the chunk."""
+    def _launch_rest(self) -> IntArray | slice:
+        """Launch the chunk's remaining batches; returns the chunk row of each planned row."""
 
-    def end(self) -> EndedChunk:
-        """End the chunk without waiting for its features; the next one can begin.
+    def launch(self) -> LaunchedFeature:
+        """Launch all batches of the chunk; the next chunk can be filled when this returns.
 
         Returns:
-            The chunk's features to come. They must have been taken before rows are added to the
-            chunk that is as many chunks later as there are ``buffers``.
+            The chunk's features, which may not be computed yet. They must be taken before rows are
+            added to the chunk that is ``buffers`` chunks later.
 
         Raises:
             BackboneError: a batch failed.
-            ValueError: nothing was added.
+            ValueError: no sample was added.
         """
         if not self._rows:
             raise ValueError("the chunk is empty")
-        places = self._flush()
+        places = self._launch_rest()
         host, rows = self._runner.hosts[self._turn], self._rows
-        collected = self._pool.submit(self._order, lambda: self._runner.collect(host, rows))
+        fetched = self._pool.submit(self._order, lambda: self._runner.fetch(host, rows))
         batches = tuple(self._batches)
-        ended = EndedChunk(self._info, self._views, places, host[:rows], batches, collected)
-        self._lent[self._turn] = ended
+        launched = LaunchedFeature(self._info, self._views, places, host[:rows], batches, fetched)
+        self._lent[self._turn] = launched
         self._turn = (self._turn + 1) % len(self._lent)
         self._reset()
-        return ended
+        return launched
 
     def discard(self) -> None:
-        """Forget the chunk so far, after an error or an interruption."""
+        """Discard the samples that were added since the last launch, and cancel their batches."""
         for batch in self._batches:
             batch.cancel()
         self._reset()
@@ -226,7 +230,7 @@ class Batcher(ABC):
         self._batches = []
 
     def _admit(self, views: int) -> slice:
-        """The rows of one more sample; raises ValueError where they do not fit."""
+        """Reserve the rows of one more sample; raises ValueError if they do not fit."""
         if self._views not in (0, views):
             raise ValueError(f"a sample of {views} views in a chunk of {self._views} views each")
         if self._rows + views > self._capacity:
@@ -239,7 +243,7 @@ class Batcher(ABC):
         return slice(self._rows - views, self._rows)
 
     def _submit(self, rows: int, launch: Callable[[torch.Tensor, int], None]) -> Future[None]:
-        """Queues the next batch of the plan, of so many rows."""
+        """Queue the next batch of the plan, which has ``rows`` rows."""
         host, first = self._runner.hosts[self._turn], self._submitted
         batch = self._pool.submit(self._order, lambda: launch(host, first))
         self._submitted += rows
@@ -248,17 +252,18 @@ class Batcher(ABC):
 
 
 @dataclass(slots=True)
-class EndedChunk:
-    """A chunk whose batches are all submitted.
+class LaunchedFeature:
+    """One feature of a chunk whose batches are all launched.
 
     Attributes:
-        backbone: what embeds it.
-        views: views per sample.
-        places: the chunk's row of each feature, in the order of the plan.
-        host: float32 ``[rows, D]``, the features in the order of the plan, once they are there.
-        batches: the batches, in the order of the plan.
-        collected: done when the batches are launched, with the device's last event.
-        taken: whether the features were copied out of ``host``.
+        backbone: the backbone that computes the feature.
+        views: number of views per sample.
+        places: index into the chunk's rows for each row of ``host``.
+        host: float32 ``[rows, D]``, the features in the order of the batch plan; valid once
+            ``batches`` and the event of ``fetched`` are done.
+        batches: futures of the batches, in the order of the plan.
+        fetched: future of the event that completes when ``host`` is filled; see ``Runner.fetch``.
+        taken: whether :meth:`take` has copied the features out of ``host``.
     """
 
     backbone: Backbone
@@ -266,7 +271,7 @@ class EndedChunk:
     places: IntArray | slice
     host: torch.Tensor
     batches: Sequence[Future[None]]
-    collected: Future[torch.cuda.Event | None]
+    fetched: Future[torch.cuda.Event | None]
     taken: bool = False
 
     @property
@@ -275,14 +280,14 @@ class EndedChunk:
         return self.backbone.feature
 
     def take(self, first_sample: int = 0, first_view: int = 0) -> npt.NDArray[np.float32]:
-        """Wait for the features, and check every row; may be called by another thread.
+        """Wait for the features, and check every row. May be called from any thread.
 
         Args:
             first_sample: index of the chunk's first sample, for messages.
-            first_view: the first of its views, for messages.
+            first_view: index of its first view, for messages.
 
         Returns:
-            Features of all rows in the order added, ``[rows, D]``, a copy of its own.
+            Features of all rows in the order added, float32 ``[rows, D]``, as a new array.
 
         Raises:
             BackboneError: a batch or the device failed, or a feature is not finite.
@@ -290,9 +295,9 @@ class EndedChunk:
         """
         for batch in self.batches:
             batch.result()
-        event = self.collected.result()
+        event = self.fetched.result()
         if event is not None:
-            # Whichever thread this is: its own current device may be another GPU.
+            # The current device of the calling thread may be another GPU.
             with device_errors(self.feature), torch.cuda.device(self.backbone.device):
                 event.synchronize()
         features = np.empty(tuple(self.host.shape), np.float32)
@@ -310,7 +315,7 @@ class EndedChunk:
 
 
 def stages_of(device: torch.device, threads: int) -> int:
-    """Staging buffers of a batcher: one is filled while every thread computes from another."""
+    """Number of staging buffers: one is filled while each thread computes from another."""
     return _GPU_STAGES if device.type == "cuda" else threads + 1
 
 
@@ -322,7 +327,8 @@ def _allocating(feature: str, batch: int) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise _out_of_memory(feature, batch, first_line(error)) from error
     except RuntimeError as error:
-        # "CUDA error: out of memory" too: here it may be main memory that cannot be pinned.
+        # This includes "CUDA error: out of memory", which here may mean that main memory could not
+        # be pinned.
         raise BackboneError(
             f"The buffers of {feature} could not be allocated: {first_line(error)}\n"
             "Free memory of the machine or the GPU, and continue with --resume."
@@ -332,6 +338,7 @@ def _allocating(feature: str, batch: int) -> Iterator[None]:
 def _out_of_memory(feature: str, batch: int, problem: str) -> BackboneError:
     return BackboneError(
         f"batch size {batch} of {feature} needs more GPU memory than is free: {problem}\n"
-        f"Free the GPU and go on with --resume, or try --batch-size {feature}={max(1, batch // 2)} "
-        "in a new build: the batch size changes the last bits of features."
+        f"Free the GPU and continue with --resume, or try --batch-size "
+        f"{feature}={max(1, batch // 2)} in a new build: the batch size changes the last bits of "
+        "features."
     )

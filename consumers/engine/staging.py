@@ -19,7 +19,7 @@ from featurestore.wording import first_line
 def device_errors(feature: str) -> Iterator[None]:
     """Turn an error of the device itself into BackboneError.
 
-    Kernels fail late: an error of any batch before surfaces at the next wait or copy.
+    Kernels run asynchronously: the error of an earlier batch is raised by a later wait or copy.
     """
     try:
         yield
@@ -28,13 +28,13 @@ def device_errors(feature: str) -> Iterator[None]:
 
 
 class Stage:
-    """One host buffer, and its place on the device.
+    """One host buffer, and its copy on the device.
 
-    On CUDA it is copied on a stream of its own, so that the next batch travels while this one is
+    On CUDA it is copied in a separate stream, so that the next batch is copied while this one is
     computed.
 
     Attributes:
-        array: the host buffer.
+        array: the host buffer as a numpy array, of the given shape and dtype.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Stage:
     ) -> None:
         self._host = torch.zeros(shape, dtype=dtype, pin_memory=copier is not None)
         self.array: npt.NDArray[Any] = self._host.numpy()
-        # Copied to a place of its own, so that no batch but the first can run out of memory here.
+        # The device's buffer is allocated once, so that no later batch can run out of memory here.
         self._sent = self._host if copier is None else torch.empty_like(self._host, device=device)
         self._device = device
         self._copier = copier
@@ -54,15 +54,15 @@ class Stage:
         self._used: torch.cuda.Event | None = None
 
     def wait(self) -> None:
-        """Waits until the device has read what was in the host buffer."""
+        """Waits until the device has read the host buffer, so that it can be overwritten."""
         if self._copied is not None:
             self._copied.synchronize()
             self._copied = None
 
     def send(self, shape: tuple[int, ...]) -> torch.Tensor:
-        """Copies the first elements, as ``shape``, to the device.
+        """Copies the first elements of the buffer to the device, as a tensor of ``shape``.
 
-        The result holds until the next call; on a CPU it is the buffer itself.
+        The tensor is valid until the next call; on a CPU it is the buffer itself.
         """
         count = int(np.prod(shape))
         host, sent = self._host.view(-1)[:count], self._sent.view(-1)[:count]
@@ -71,18 +71,19 @@ class Stage:
         return sent.view(shape)
 
     def use(self) -> None:
-        """Notes that everything which reads what was sent is queued on the device by now."""
+        """Records that every kernel that reads the sent tensor is queued on the device."""
         if self._copier is not None:
             self._used = torch.cuda.current_stream(self._device).record_event()
 
     def _copy(self, host: torch.Tensor, sent: torch.Tensor, copier: torch.cuda.Stream) -> None:
-        # The device's current stream, which need not be the current device's.
+        # The current stream of this buffer's device, which need not be the current device.
         compute = torch.cuda.current_stream(self._device)
-        # Before its first use, its memory may have been that of something still to be computed.
+        # Before the first use, queued kernels may still use the memory for another tensor.
         copier.wait_event(self._used or compute.record_event())
         with torch.cuda.stream(copier):
             sent.copy_(host, non_blocking=True)
-        # Waiting for it sleeps: a thread that spins would take a core from the producers.
+        # A blocking event lets the waiting thread sleep: spinning would take a CPU core from the
+        # producers.
         copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         copied.record(copier)
         compute.wait_event(copied)
@@ -90,14 +91,14 @@ class Stage:
 
 
 class Staging:
-    """Host buffers, each used again once the device has read it.
+    """A free list of host buffers; a buffer is reused when the device has read it.
 
     Args:
-        shape: of one buffer.
-        dtype: of its elements.
-        device: where the buffers are copied to.
-        feature: what they are for, for messages.
-        stages: how many.
+        shape: shape of one buffer.
+        dtype: dtype of its elements.
+        device: device that the buffers are copied to.
+        feature: name of the feature, for messages.
+        stages: number of buffers.
     """
 
     def __init__(
@@ -117,10 +118,10 @@ class Staging:
             self._free.put(Stage(shape, dtype, device, copier))
 
     def take(self) -> Stage:
-        """A buffer to fill; waits for one.
+        """Waits for a free buffer and returns it, to be filled.
 
         Raises:
-            BackboneError: the device failed on something before.
+            BackboneError: the device failed on an earlier batch.
         """
         stage = self._free.get()
         try:
@@ -132,5 +133,5 @@ class Staging:
         return stage
 
     def give_back(self, stage: Stage) -> None:
-        """Ends the use of a buffer: its batch is launched, or will never be."""
+        """Returns a buffer to the free list: its batch is launched or was discarded."""
         self._free.put(stage)

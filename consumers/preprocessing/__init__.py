@@ -1,1 +1,1 @@
-"""What a model expects of its inputs: pixels, padding, masks and token ids."""
+"""The inputs that a model expects: pixels, padding, masks and token ids."""

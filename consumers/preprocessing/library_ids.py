@@ -1,8 +1,8 @@
-"""Whether producers make the ids that a model's own library makes of a text.
+"""Checks that producers compute the same token ids as a model's own library.
 
-A library may clean a text before its tokenizer sees it, or wrap the tokenizer in a class that does.
-So each text backbone is compared with its library's own call when it is loaded, on texts that hold
-what libraries treat in their own ways, and on masked views of them.
+A library may clean a text before tokenization, or wrap the tokenizer in a class that does. So when
+a text backbone is loaded, its ids are compared with those of the library, for texts with characters
+that libraries treat differently and for masked views of these texts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from consumers.checkpoints.loading import text_spec
 from producers.recipes import text_views
 from producers.recipes.tokens import TextSpec, TokenEncoder
 
-# Texts to their ids: a row for each text.
+# Function from texts to their ids, one row per text.
 Own = Callable[[list[str]], Sequence[Sequence[int]]]
 
 PROBES = (
@@ -43,15 +43,15 @@ _VIEWS = 3
 
 
 def checked_spec(checkpoint: Checkpoint, tokenizer: Any, max_length: int) -> TextSpec:
-    """A transformers tokenizer, if producers make the ids of its own call.
+    """The specification of a transformers tokenizer, checked against transformers' own ids.
 
     Args:
-        checkpoint: where the tokenizer is from.
+        checkpoint: the checkpoint of the tokenizer.
         tokenizer: a transformers tokenizer.
-        max_length: the most ids of a text, special ones included.
+        max_length: maximum number of ids of a text, including special ids.
 
     Raises:
-        ConfigError: it cannot be run without transformers, or gives other ids there.
+        ConfigError: the tokenizer cannot run without transformers, or gives other ids there.
     """
     spec = text_spec(checkpoint, tokenizer, max_length)
 
@@ -68,27 +68,27 @@ def checked_spec(checkpoint: Checkpoint, tokenizer: Any, max_length: int) -> Tex
 def check_ids(
     checkpoint: Checkpoint, spec: TextSpec, own: Own, library: str, *, padded: bool = False
 ) -> None:
-    """Refuses a model whose library makes other ids of a text than producers do.
+    """Refuses a model whose library computes other ids of a text than producers do.
 
     Args:
-        checkpoint: for messages.
-        spec: how producers tokenize.
-        own: the library's own call, with its truncation.
-        library: its name, for messages.
-        padded: whether ``own`` gives rows of the full length, which the model gets as they are.
+        checkpoint: the checkpoint, for messages.
+        spec: the specification that producers use.
+        own: the library's function, with its truncation.
+        library: name of the library, for messages.
+        padded: whether ``own`` returns rows of the full length, which the model expects.
 
     Raises:
-        ConfigError: they differ; the first such text is named.
+        ConfigError: the ids differ; the message quotes the first such text.
     """
     text = first_difference(spec, own, padded=padded)
     if text is not None:
         raise checkpoint.error(
-            f"has a tokenizer.json that reads {text[:60]!r} otherwise than {library}'s own call"
+            f"has a tokenizer.json that reads {text[:60]!r} otherwise than {library} does"
         )
 
 
 def first_difference(spec: TextSpec, own: Own, *, padded: bool = False) -> str | None:
-    """The first text of which ``own`` makes other ids; see :func:`check_ids`."""
+    """The first text for which ``own`` returns other ids, or None; see :func:`check_ids`."""
     encoder = TokenEncoder(spec)
     for index, probe in enumerate(PROBES):
         views = text_views.draw(probe, base_seed=0, index=index, views=_VIEWS)

@@ -1,11 +1,11 @@
-"""Padding masks in the form that attention takes, made without a look at their values.
+"""Padding masks in the form that attention takes, computed without inspecting their values.
 
-Given which tokens are padding, transformers asks whether any is, to leave the mask out if not. On a
-GPU that answer has to be waited for, once per batch, while nothing is queued behind it. A mask that
-is prepared already is taken as it comes.
+Given a 0/1 mask, transformers checks whether any token is padding, and omits the mask if not. On a
+GPU this check waits for the device once per batch, with no work queued behind it. A prepared mask
+is used without a check.
 
-T5 adds the mask to its position bias, which is the same in all layers, in each of them anew: for
-every head and pair of tokens of every text. Here the bias is asked for with the mask in it.
+T5 adds the mask to its position bias in every layer, for every head and pair of tokens of every
+text, although the bias is the same in all layers. Here the mask is added once, to the bias itself.
 """
 
 from __future__ import annotations
@@ -20,25 +20,26 @@ import torch
 
 from consumers.device.gpu_errors import gpu_advice
 
-# Encoders whose every layer attends to the whole text. A prepared mask would undo a window or a
-# causal order, which the short texts below might not show.
+# Encoders in which every layer attends to the whole text. A prepared mask would disable a window or
+# a causal order, which the short texts below might not reveal.
 _WHOLE_TEXT = ("albert", "bert", "distilbert", "mpnet", "roberta", "t5", "xlm-roberta")
-# Two texts of the same beginning, the second padded: its features tell whether padding was seen.
+# Two texts with the same first tokens, the second padded: its features show whether the padding was
+# attended to.
 _IDS = ((1, 2, 3, 4), (1, 2, 0, 0))
 _LENGTHS = (4, 2)
-# Relative to the largest value; a mask that is ignored or misread moves features by far more.
+# Relative to the largest value; an ignored or misread mask changes features by far more.
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
 
 def prepare_masks(encoder: Any) -> bool:
-    """Have a transformers text encoder get its masks prepared, if it then computes the same.
+    """Make a transformers text encoder use prepared masks, if its features stay the same.
 
     Args:
-        encoder: takes ``input_ids`` and ``attention_mask``, gives ``last_hidden_state``.
+        encoder: takes ``input_ids`` and ``attention_mask``, returns ``last_hidden_state``.
 
     Returns:
-        Whether it does now. Other kinds of encoders, and most of transformers before 5, take no
-        prepared mask: they are left as they are.
+        Whether the encoder was changed. Other kinds of encoders, and most encoders of transformers
+        before 5, do not accept prepared masks: they are not changed.
 
     Raises:
         RuntimeError: the GPU failed.
@@ -48,7 +49,7 @@ def prepare_masks(encoder: Any) -> bool:
     expected = _answer(encoder)
     biased = [m for m in encoder.modules() if getattr(m, "has_relative_attention_bias", False)]
     bias = _MaskedBias(biased[0].compute_bias) if len(biased) == 1 else None
-    # Not a hook: sentence-transformers calls forward itself, which passes hooks by.
+    # Not a hook: sentence-transformers calls forward directly, which ignores hooks.
     encoder.forward = _prepared(encoder, bias)
     if bias is not None:
         biased[0].compute_bias = bias
@@ -61,15 +62,15 @@ def prepare_masks(encoder: Any) -> bool:
 
 
 class _MaskedBias:
-    """Adds a mask, ``[B, 1, 1, L]``, to what T5's first layer adds to attention's scores.
+    """Adds a mask, ``[B, 1, 1, L]``, to the position bias of T5's first layer.
 
-    The sum, ``[B, heads, L, L]``, goes on to the other layers, and is laid out as attention wants
-    it, so that none of them makes a copy.
+    The sum, ``[B, heads, L, L]``, is passed to the other layers. It has the memory layout that
+    attention needs, so that no layer copies it.
     """
 
     def __init__(self, compute: Callable[..., torch.Tensor]) -> None:
         self._compute = compute
-        # Each thread embeds texts of its own.
+        # Each thread embeds other texts.
         self._own = threading.local()
 
     def __call__(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -79,7 +80,7 @@ class _MaskedBias:
 
     @contextmanager
     def adding(self, mask: torch.Tensor) -> Iterator[None]:
-        """Adds ``mask`` to what this thread computes meanwhile."""
+        """Adds ``mask`` to the biases that this thread computes in the block."""
         self._own.mask = mask
         try:
             yield
@@ -95,7 +96,7 @@ def _prepared(encoder: Any, bias: _MaskedBias | None) -> Callable[..., Any]:
         mask = kwargs.get("attention_mask")
         if mask is None or mask.ndim != 2:
             return forward(*args, **kwargs)
-        # What is added to attention's scores, [B, 1, 1, L]: the same for all heads and queries.
+        # The summand of attention's scores, [B, 1, 1, L]: the same for all heads and queries.
         added = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
         added = added.masked_fill(mask == 0, torch.finfo(dtype).min)[:, None, None, :]
         if bias is None:
@@ -108,13 +109,13 @@ def _prepared(encoder: Any, bias: _MaskedBias | None) -> Callable[..., Any]:
 
 def _equal(encoder: Any, expected: list[torch.Tensor]) -> bool:
     try:
-        found = _answer(encoder)
+        states = _answer(encoder)
     except (IndexError, RuntimeError, TypeError, ValueError) as error:
         if gpu_advice(error):
             raise  # the mask is not to blame; without it, features would have other last bits
         return False
     within = _TOLERANCE[encoder.dtype] * max(float(e.abs().max()) for e in expected)
-    pairs = zip(found, expected, strict=True)
+    pairs = zip(states, expected, strict=True)
     return all(float((one - other).abs().max()) <= within for one, other in pairs)
 
 

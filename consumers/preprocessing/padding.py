@@ -1,8 +1,8 @@
-"""Features of a text that do not depend on the texts beside it, for encoders that leave that open.
+"""Makes the features of a text independent of its padding, for encoders that ignore the mask.
 
 Producers pad on the right, whatever side a tokenizer pads on: an encoder that respects the mask
-gives the same features. Some do not: a Fourier transform or a convolution takes the padding for
-text. Theirs are computed for the texts of one length at a time, which need none.
+gives the same features. Some encoders do not: a Fourier transform or a convolution treats padding
+as text. They embed texts of one length at a time, without padding.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import torch
 
 from producers.recipes.tokens import TextSpec, TokenEncoder
 
-# Token ids and their mask, both int64 [B, L], to features, float32 [B, D].
+# Function from token ids and their mask, both int64 [B, L], to features, float32 [B, D].
 Embed = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
-# Known to do so; in half precision the check below may not tell it from rounding.
+# Known to ignore the mask; in half precision the check below cannot distinguish it from rounding.
 _IGNORES_MASK = ("convbert", "fnet")
 # A text padded by this many tokens must give the same features, up to rounding.
 _PADDING = 5
@@ -34,12 +34,12 @@ def encode_text(spec: TextSpec, text: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def depends_on_padding(encoder: Any, embed: Embed, spec: TextSpec) -> bool:
-    """Whether a text has other features where it is padded, beyond rounding.
+    """Whether padding changes the features of a text, beyond rounding.
 
     Args:
         encoder: the transformers model, on its device.
-        embed: ids and mask to features, by that model.
-        spec: its tokenizer.
+        embed: the model's function from ids and mask to features.
+        spec: the tokenizer.
     """
     if encoder.config.model_type in _IGNORES_MASK:
         return True
@@ -54,25 +54,25 @@ def depends_on_padding(encoder: Any, embed: Embed, spec: TextSpec) -> bool:
 
 
 def embed_by_length(embed: Embed, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """What ``embed`` gives for each text without its padding; waits for a GPU."""
+    """Embeds each text without padding, by length; waits for the GPU."""
     lengths = mask.sum(dim=1)
     features: torch.Tensor | None = None
     for length in sorted(set(lengths.tolist())):
         rows = lengths == length
-        found = embed(ids[rows, :length], mask[rows, :length])
+        vectors = embed(ids[rows, :length], mask[rows, :length])
         if features is None:
-            features = found.new_empty(len(ids), found.shape[1])
-        features[rows] = found
+            features = vectors.new_empty(len(ids), vectors.shape[1])
+        features[rows] = vectors
     if features is None:
         raise ValueError("a batch has no texts")
     return features
 
 
 def attend_to_whole_texts(encoder: Any) -> None:
-    """Have BigBird attend to the whole of every text.
+    """Make BigBird attend to the whole text.
 
-    By itself it does so from the first batch on that is short, and in blocks before: the features
-    of a long text would depend on which batches came earlier.
+    By default it attends in blocks until the first short batch, and to the whole text from then on:
+    the features of a long text would depend on earlier batches.
     """
     if hasattr(encoder, "set_attention_type"):
         encoder.set_attention_type("original_full")

@@ -1,4 +1,4 @@
-"""What a checkpoint's image processor does to pixels: the sizes for producers, the scaling here."""
+"""A checkpoint's image processor: its geometry for producers, and its scaling of pixels."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ import torch
 from consumers.checkpoints.checkpoints import Checkpoint, read_json
 from producers.recipes.image_views import ImageSpec
 
-# The two processors, under the names that transformers has given them over time, and the fields
-# that a configuration may leave out.
+# The defaults of the two supported processors, for fields that a configuration may omit.
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _COMMON = {
@@ -38,10 +37,10 @@ class Preprocessing:
     """A checkpoint's image processor.
 
     Attributes:
-        image: how a producer sizes the pixels.
+        image: geometry of the clean view.
         scale: factor that maps 0..255 to 0..1.
-        mean: subtracted from the scaled channels, three values.
-        std: the channels are divided by it, three values.
+        mean: three values, subtracted from the scaled channels.
+        std: three values, by which the channels are divided.
     """
 
     image: ImageSpec
@@ -51,14 +50,14 @@ class Preprocessing:
 
 
 def read_preprocessing(checkpoint: Checkpoint, image_size: int) -> Preprocessing:
-    """Read a checkpoint's image processor, in any layout that transformers has saved.
+    """Read a checkpoint's image processor, in any file layout of transformers.
 
     Args:
         checkpoint: a CLIP or BLIP-2 checkpoint.
-        image_size: S that the vision tower was made for.
+        image_size: S, image size of the vision tower in pixels.
 
     Raises:
-        ConfigError: no processor, or one that this pipeline does not reproduce.
+        ConfigError: there is no processor, or this pipeline does not reproduce it.
     """
     kind, config = _processor_config(checkpoint)
     for step in ("do_resize", "do_rescale", "do_normalize"):
@@ -77,7 +76,7 @@ def read_preprocessing(checkpoint: Checkpoint, image_size: int) -> Preprocessing
 
 
 def _processor_config(checkpoint: Checkpoint) -> tuple[str, dict[str, Any]]:
-    # transformers 5 nests it in processor_config.json and prefers it there.
+    # transformers 5 saves it in processor_config.json, and prefers that file.
     config = read_json(checkpoint, "processor_config.json").get("image_processor")
     config = config or read_json(checkpoint, "preprocessor_config.json")
     if not config:
@@ -122,14 +121,15 @@ def _three(values: float | Sequence[float]) -> tuple[float, ...]:
 
 
 class Normalizer:
-    """Scales uint8 pixels to what a vision tower takes, with the processor's own rounding.
+    """Scales uint8 pixels to the input of a vision tower, with the processor's own rounding.
 
-    A pixel has 256 values, so the whole arithmetic of transformers' PIL processors is a table of
-    ``[3, 256]``: float64 product rounded to float32, then float32 difference and quotient. Looked
-    up on a GPU, it is exactly equal there too, and only bytes travel to it.
+    A pixel has 256 values, so the arithmetic of transformers' PIL processors is a table
+    ``[3, 256]``: float64 product rounded to float32, then float32 difference and quotient. A lookup
+    gives exactly the same values on a GPU, and only bytes are copied to it.
 
     Attributes:
-        table: ``[3, 256]`` of the model's dtype, on its device.
+        table: ``[3, 256]``, the value of each channel and level, in the model's dtype and on its
+            device.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class Normalizer:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        """Makes the table of a processor, or takes one that is known: float32 ``[3, 256]``."""
+        """Computes the table of a processor, or uses a given table, float32 ``[3, 256]``."""
         table = lookup_table(spec) if isinstance(spec, Preprocessing) else spec
         self.table = torch.from_numpy(table).to(device=device, dtype=dtype)
 
@@ -147,8 +147,8 @@ class Normalizer:
         batch, height, width, channels = pixels.shape
         planes = self.table.new_empty(batch, channels, height, width)
         for c in range(channels):
-            # One plane at a time keeps the int32 copy small, which index_select takes as it is:
-            # indexing would make int64 of it, and take three times as long on a CPU.
+            # One plane at a time keeps the int32 copy small. index_select accepts int32, whereas
+            # indexing converts to int64 and takes three times as long on a CPU.
             values = self.table[c].index_select(0, pixels[..., c].flatten().int())
             planes[:, c] = values.view(batch, height, width)
         return planes

@@ -1,8 +1,8 @@
-"""An image processor of any library, taken apart by example.
+"""Reads an image processor of any library by example, and checks the result.
 
-Its geometry is read by the adapter that knows the library and made by the producers; its arithmetic
-is a table of 256 values per channel, read off the processor itself. That both together are what the
-processor does is then checked on whole posters: a step that nobody knew of is found, not ignored.
+The adapter of the library reads the geometry, which the producers apply; the arithmetic is a table
+of 256 values per channel, computed by the processor itself. Both together are then compared with
+the processor on whole images, so that unknown steps are detected.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from PIL import Image
 from consumers.checkpoints.checkpoints import Checkpoint
 from producers.recipes.image_views import ImageSpec, clean_view
 
-# A poster, a landscape and one smaller than any model's input; odd sides tell roundings apart.
+# A portrait, a landscape and an image smaller than any model's input; odd sides reveal roundings.
 _PROBES = ((301, 447), (383, 290), (61, 47))
 
 Table = npt.NDArray[np.float32]
@@ -24,15 +24,15 @@ Process = Callable[[Image.Image], npt.NDArray[np.float32]]
 
 
 def read_table(checkpoint: Checkpoint, scale: Process) -> Table:
-    """The value that each channel and pixel value becomes, float32 ``[3, 256]``.
+    """The value of each channel and pixel level after scaling, float32 ``[3, 256]``.
 
     Args:
-        checkpoint: for messages.
-        scale: the processor's arithmetic without its resizing and cropping: an RGB image of
-            ``[H, W]`` to float32 ``[3, H, W]``.
+        checkpoint: the checkpoint, for messages.
+        scale: the processor without resizing and cropping: maps an RGB image of ``[H, W]`` to
+            float32 ``[3, H, W]``.
 
     Raises:
-        ConfigError: it does something else.
+        ConfigError: ``scale`` returns another shape or dtype.
     """
     grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
     values = scale(Image.fromarray(np.stack([grey] * 3, axis=2)))
@@ -44,17 +44,17 @@ def read_table(checkpoint: Checkpoint, scale: Process) -> Table:
 def check_by_example(
     checkpoint: Checkpoint, image: ImageSpec, table: Table, process: Process, levels: float = 0
 ) -> None:
-    """Compares what producers and table make of three posters with what the processor makes.
+    """Compares geometry and table with the processor on three images.
 
     Args:
-        checkpoint: for messages.
+        checkpoint: the checkpoint, for messages.
         image: the geometry.
-        table: the arithmetic.
-        process: the whole processor: an RGB image to float32 ``[3, S, S]``.
-        levels: by how many of a pixel's 256 values they may differ.
+        table: the arithmetic, float32 ``[3, 256]``.
+        process: the whole processor: maps an RGB image to float32 ``[3, S, S]``.
+        levels: allowed difference in levels of a pixel, of which there are 256.
 
     Raises:
-        ConfigError: they differ by more.
+        ConfigError: the difference is larger.
     """
     level = abs(table[:, 255:] - table[:, :1])[:, None] / 255  # [3, 1, 1]
     rng = np.random.default_rng(0)

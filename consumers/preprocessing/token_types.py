@@ -1,7 +1,7 @@
-"""The type of each token, for encoders that are given it beside the ids.
+"""The token types, for encoders that take them in addition to the ids.
 
-Producers send ids alone. A tokenizer gives a text's own tokens one type, and each special token
-before and behind them a type that depends on its place: so types follow from the lengths.
+Producers only send ids. A tokenizer assigns one type to all tokens of a text, and to each special
+token before and after them a type that depends on its position: so the lengths determine the types.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from typing import Any
 
 import torch
 
-# Token ids and their mask, both int64 [B, L], to the types, int64 [B, L].
+# Function from token ids and their mask, both int64 [B, L], to the types, int64 [B, L].
 Types = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def read_types(tokenizer: Any, forward: Callable[..., Any]) -> Types | None:
-    """How a tokenizer types its tokens; None where it, or the encoder, has no types.
+    """The function that computes token types; None if the tokenizer or the encoder has none.
 
     Args:
         tokenizer: a fast tokenizer of transformers.
-        forward: the encoder's own function.
+        forward: the encoder's forward function.
 
     Raises:
         ValueError: tokens of one text have several types.
@@ -29,8 +29,8 @@ def read_types(tokenizer: Any, forward: Callable[..., Any]) -> Types | None:
     name = "token_type_ids"
     if name not in tokenizer.model_input_names or name not in inspect.signature(forward).parameters:
         return None
-    found = tokenizer("a spy", return_token_type_ids=True, return_special_tokens_mask=True)
-    types, special = found[name], found["special_tokens_mask"]
+    encoded = tokenizer("a spy", return_token_type_ids=True, return_special_tokens_mask=True)
+    types, special = encoded[name], encoded["special_tokens_mask"]
     start = special.index(0)
     end = len(special) - special[::-1].index(0)
     own = set(types[start:end])

@@ -1,4 +1,4 @@
-"""Whether a store can be gone on with: its numbers, samples, inputs and placeholders."""
+"""Whether a store can be continued: its fingerprint, samples, inputs and placeholders."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from featurestore.wording import amount
 from producers.sources.inputs import InputStat, InputStats, changed_inputs, read_cache
 from producers.sources.source import Scan
 
-# Beside the store's records: sizes and times of the inputs that its rows were made of.
+# Sizes and modification times of the inputs that the store's rows were computed from.
 INPUT_CACHE = "records/runs/inputs.jsonl"
 
 
 def check_intent(config: BuildConfig, state: str) -> None:
-    """Refuses a store that is there when nothing was said about it, and the other way round."""
+    """Refuses an existing store without --resume or --overwrite, and options that need --resume."""
     if config.append and not config.resume:
-        raise ConfigError("--append adds to a store that is there: give --resume as well.")
+        raise ConfigError("--append extends an existing store: give --resume as well.")
     if config.remake_changed and not config.resume:
-        raise ConfigError("--remake-changed goes on with a store: give --resume as well.")
+        raise ConfigError("--remake-changed continues an existing store: give --resume as well.")
     if state == "store" and not (config.resume or config.overwrite):
         raise InputError(
             f"{config.store} already holds a feature store; nothing was changed.\n"
-            "Go on with it with --resume, or start again with --overwrite, which deletes it."
+            "Continue it with --resume, or start again with --overwrite, which deletes it."
         )
 
 
@@ -35,9 +35,9 @@ class Known:
     """The fingerprints that a build must agree with: the store's, and its extension's.
 
     Args:
-        config: what was asked for.
-        stored: the store to go on with, or None for a new one.
-        wanted: what is to be added to it, or None.
+        config: the complete configuration.
+        stored: the store to continue, or None for a new one.
+        wanted: the extension of ``stored`` to build, or None.
     """
 
     def __init__(
@@ -49,21 +49,21 @@ class Known:
         self._made = None if wanted is None else wanted.made
 
     def get(self, field: str, default: str | int) -> str | int:
-        """What the extension or else the store was begun with."""
+        """The value of a field in the fingerprint of the extension, or of the store."""
         for store in (self._made, self._stored):
             if store is not None and field in store.fingerprint:
                 return store.fingerprint[field]
         return default
 
     def view_parts(self) -> Fingerprint:
-        """Where the parts of the views end, if they were made apart."""
+        """The ends of the view ranges, if they were built separately."""
         parts = str(self._stored.fingerprint.get("view_parts", "")) if self._stored else ""
         if self._wanted is not None and self._wanted.kind == "views":
             parts = self._wanted.parts(self._config.views)
         return {"view_parts": parts} if parts else {}
 
     def compare(self, new: Fingerprint) -> dict[str, str]:
-        """Compares those fields that ``new`` holds; returns those that were allowed to differ."""
+        """Compares the fields of ``new``; returns those that differ and were allowed to."""
         allow = self._config.allow_version_change
         changed: dict[str, str] = {}
         for store in (self._stored, self._made):
@@ -78,16 +78,16 @@ class Known:
 
 
 def _differs(wanted: Extension | None, field: str, stored: Fingerprint) -> bool:
-    """Whether a field of the fingerprint is the extension's own affair."""
+    """Whether the extension may differ from the store in a fingerprint field."""
     if wanted is None:
         return False
-    if field == "codec":  # one for all features, and older stores do not say it
+    if field == "codec":  # one for all features, and absent from older fingerprints
         return False
     return wanted.differs(field) or (wanted.kind == "features" and field not in stored)
 
 
 def check_samples(stored: FeatureStore, found: Scan, wanted: Extension | None) -> None:
-    """Refuses another sample list than the one that is built from."""
+    """Refuses a sample list that differs from the one that the store was built from."""
     last = stored
     if wanted is not None and wanted.kind == "samples":
         if wanted.made is None:
@@ -104,35 +104,34 @@ def check_inputs(
     found: Scan,
     stats: InputStats,
 ) -> tuple[dict[int, InputStat], list[int]]:
-    """Compares the inputs of committed samples with what was read for them.
+    """Compares the inputs of committed samples with the inputs that were read for them.
 
     Returns:
-        Sizes and times of those that were read again, so that the next resume need not; and the
-        chunks to make again, as ``remake_changed`` asks for.
+        Sizes and modification times of the inputs that were read again, so that the next resume
+        need not read them; and the chunks to rebuild if ``remake_changed`` is set.
 
     Raises:
-        StoreMismatchError: inputs are others, and their chunks are not to be made again or cannot.
+        StoreMismatchError: inputs changed, and their chunks may not or cannot be rebuilt.
     """
     cached = {} if config.verify_inputs else read_cache(stored.path / INPUT_CACHE)
     records, remake = stored.records, config.remake_changed
-    changed, confirmed = changed_inputs(found, records, stats, cached, mended=remake)
+    changed, confirmed = changed_inputs(found, records, stats, cached, repaired=remake)
     if not changed:
         return confirmed, []
     names = [repr(name) for of in changed.values() for name in of]
     advice = ""
     if not remake:
-        advice = "Restore them; or, if they are as they should be, add --remake-changed."
+        advice = "Restore them; or, if the change is intended, add --remake-changed."
     elif wanted is not None:
-        advice = "Restore them: what is being added is made of the same inputs as the store."
+        advice = "Restore them: what is being added must be computed from the inputs of the store."
     elif 2 * len(names) > sum(bool(r.image_sha256) + bool(r.text_sha256) for r in records):
-        advice = "These are most of them: is it the right --data-dir? If so, --overwrite the store."
+        advice = "Most inputs changed: is it the right --data-dir? If so, --overwrite the store."
     if advice:
-        hold = "holds" if len(names) == 1 else "hold"
         raise StoreMismatchError(
             stored.path,
             "content of inputs",
-            "the SHA-256 of what was read",
-            f"{amount(len(names), 'file')} {hold} something else: {some(names)}",
+            "the content that was read",
+            f"other content in {amount(len(names), 'file')}: {some(names)}",
             advice,
         )
     return confirmed, sorted({index // stored.spec.chunk for index in changed})
@@ -141,19 +140,19 @@ def check_inputs(
 def check_placeholders(
     config: CompleteConfig, stored: FeatureStore, remade: Collection[int]
 ) -> None:
-    """Refuses a store that has placeholders where none are wanted."""
+    """Refuses a store with placeholders if ``bad_sample`` is ``fail``."""
     if config.bad_sample == "fail":
         kept = [b for b in stored.bad_inputs if b.index // stored.spec.chunk not in remade]
         refuse_bad(kept, stored.samples, f"{stored.path} has placeholders for")
 
 
 def refuse_bad(bad: Sequence[BadInput], samples: Sequence[Sample], where: str) -> None:
-    """Raises BadInputsError where there is a bad input."""
+    """Raises BadInputsError if there are bad inputs."""
     if not bad:
         return
     listed = [f"{samples[b.index].stem!r} {b.modality} {b.reason}" for b in bad]
     raise BadInputsError(
         f"{where} {amount(len(bad), 'input')} that cannot be used: {some(listed)}.\n"
-        "Mend them and go on with --resume --remake-changed; or leave them out in another --store; "
-        "or accept --bad-sample placeholder."
+        "Repair them and continue with --resume --remake-changed; or remove them and use another "
+        "--store; or accept --bad-sample placeholder."
     )

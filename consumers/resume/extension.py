@@ -1,4 +1,4 @@
-"""What is to be added to a store: features, views or samples."""
+"""Extensions of a store: features, views or samples that a build adds to it."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ _LISTED = 5
 
 @dataclass(frozen=True, slots=True)
 class Extension:
-    """What is to be added to a complete store.
+    """An extension of a complete store.
 
     Attributes:
-        kind: ``features``, ``views`` or ``samples``.
-        base: the store.
-        made: the extension as far as it was made before, or None.
+        kind: what is added: ``features``, ``views`` or ``samples``.
+        base: the store that is extended.
+        made: the extension as an earlier build left it, or None if none was started.
     """
 
     kind: str
@@ -46,45 +46,45 @@ class Extension:
     made: FeatureStore | None
 
     def parts(self, views: int) -> str:
-        """Where the parts of the views end that are made apart, for the fingerprint."""
+        """The ends of the view ranges that are built separately, for the fingerprint."""
         ends = str(self.base.fingerprint.get("view_parts", self.base.spec.views))
         return f"{ends},{views}" if self.kind == "views" else ends
 
     @property
     def first_view(self) -> int:
-        """The first view that is made; the store has those before it."""
+        """Index of the first view to build; the store has the views before it."""
         return self.base.spec.views if self.kind == "views" else 0
 
     def rows_before(self, feature: str, chunk: int) -> npt.NDArray[np.float32]:
-        """A chunk's rows that the store has already, float32 ``[n, V, D]``."""
+        """The rows of a chunk that the store has already, float32 ``[n, V, D]``."""
         return self.base.read_chunk(feature, chunk)
 
     def changed_before(self, chunk: int) -> Mapping[str, str]:
-        """What was another than the store's fingerprint says when its chunk was made."""
+        """The fingerprint fields that differed when the store's chunk was built."""
         return self.base.ledger[chunk].changed
 
     def require_same_inputs(self, record: SampleRecord) -> None:
-        """Raises StoreMismatchError unless a sample was read as it was for the store."""
+        """Raises StoreMismatchError unless the sample's inputs are those of the store's sample."""
         extension.require_same_inputs(self.base, record)
 
     def finish(self, writer: StoreWriter) -> FeatureStore:
-        """Puts the extension in place; returns the store with it."""
+        """Puts the extension in place; returns the extended store."""
         extension.finish(self.base, writer, self.whole(writer.fingerprint))
         return FeatureStore(self.base.path)
 
     def takes_over(self, chunk: int) -> bool:
-        """Whether all of a chunk is in the store, as it is to be."""
+        """Whether the store has a chunk completely, so that it need not be built."""
         spec = self.base.spec
         return self.kind == "samples" and (chunk + 1) * spec.chunk <= spec.samples
 
     def differs(self, field: str) -> bool:
-        """Whether a field of the fingerprint is the extension's own."""
+        """Whether a fingerprint field may differ between the store and its extension."""
         return field in _GROWN[self.kind]
 
     def whole(self, fingerprint: Fingerprint) -> Fingerprint:
-        """The fingerprint of the store with the extension in it, whose own is ``fingerprint``.
+        """The fingerprint of the extended store, given that of the extension.
 
-        The order of its fields is that of a store made at once.
+        The fields are in the order of a store that was built in one run.
         """
         if self.kind != "features":
             return fingerprint
@@ -95,10 +95,10 @@ class Extension:
 
 
 def completed(config: BuildConfig, stored: FeatureStore | None) -> CompleteConfig:
-    """The configuration with what was not said: the store's own, or the paper's."""
+    """Completes a configuration with the values of the store, or the paper's defaults."""
     views, features = config.views, config.features
     if stored is not None:
-        # What the store itself lacks comes first: only a complete one is added to.
+        # Missing chunks of the store are built first: only a complete store is extended.
         made = _made(stored) if stored.complete else None
         last = stored if made is None else made
         views = views or last.spec.views
@@ -113,12 +113,12 @@ def completed(config: BuildConfig, stored: FeatureStore | None) -> CompleteConfi
 def find_extension(
     config: CompleteConfig, stored: FeatureStore | None, found: Scan
 ) -> Extension | None:
-    """What ``config``, completed, adds to ``stored``; None where it adds nothing.
+    """Finds the extension of ``stored`` that ``config`` asks for; None if it adds nothing.
 
     Raises:
-        InputError: more than one thing, another one than was begun, to a store that is not
-            complete, or something is in the way of a new feature.
-        StoreMismatchError: samples were added that cannot be.
+        InputError: it adds more than one kind, or something else than an unfinished extension
+            does, or a file is in the way of a new feature.
+        StoreMismatchError: the data folder has new samples that cannot be appended.
     """
     if stored is None or not config.resume:
         return None
@@ -127,41 +127,41 @@ def find_extension(
     if config.views > stored.spec.views:
         kinds.append("views")
     made = _made(stored)
-    goes_on = made is not None and made.spec.samples > stored.spec.samples
-    if stored.samples != found.samples and (config.append or goes_on):
+    appending = made is not None and made.spec.samples > stored.spec.samples
+    if stored.samples != found.samples and (config.append or appending):
         if not _is_appended(stored, found):
             raise sample_changes(stored, found)
         kinds.append("samples")
     if not kinds or not stored.complete:
-        return None  # a store that is not complete is compared field by field, and refuses
+        return None  # the fields of an incomplete store are compared, and refused, later
     if len(kinds) > 1:
         raise InputError(
-            f"{stored.path} would get other {' and '.join(kinds)} at once; nothing was changed.\n"
-            "Extend it by one after the other."
+            f"{stored.path} would get more {' and '.join(kinds)} at once; nothing was changed.\n"
+            "Add one kind after the other."
         )
     wanted = Extension(kinds[0], stored, made)
     _require_free_names(stored, new)
-    if made is not None and not _is_begun(wanted, config, found, new):
+    if made is not None and not _is_started(wanted, config, found, new):
         raise InputError(
-            f"An extension of {stored.path} by something else is not finished; nothing was "
-            f"changed.\nGo on with it with --resume alone, or delete {stored.path / EXTENSION} "
+            f"{stored.path} has an unfinished extension by something else; nothing was "
+            f"changed.\nContinue that one with --resume alone, or delete {stored.path / EXTENSION} "
             "to drop it."
         )
     return wanted
 
 
 def _require_free_names(stored: FeatureStore, new: Sequence[str]) -> None:
-    """Refuses features whose folders something else is in the place of: it would be replaced.
+    """Refuses new features whose folders would replace existing files.
 
     Raises:
-        InputError: there is something.
+        InputError: a file or folder with a feature's name exists.
     """
     for name in new:
         place = stored.path / name
         if place.is_symlink() or (status_of(place) is not None and not _is_empty_folder(place)):
             raise InputError(
-                f"{place} is in the way of the feature {name!r}, and no build made it; nothing was "
-                "changed.\nMove it away, or build into another --store."
+                f"{place} is in the way of the feature {name!r}, and no build created it; nothing "
+                "was changed.\nMove it away, or build into another --store."
             )
 
 
@@ -169,8 +169,8 @@ def _is_empty_folder(path: Path) -> bool:
     return is_folder(path) and next(path.iterdir(), None) is None
 
 
-def made_features(config: CompleteConfig, wanted: Extension | None) -> tuple[str, ...]:
-    """The features that this build makes."""
+def features_to_build(config: CompleteConfig, wanted: Extension | None) -> tuple[str, ...]:
+    """The features that this build computes."""
     if wanted is None:
         return config.features
     if wanted.kind == "features":
@@ -179,7 +179,7 @@ def made_features(config: CompleteConfig, wanted: Extension | None) -> tuple[str
 
 
 def sample_changes(stored: FeatureStore, found: Scan) -> StoreMismatchError:
-    """The error for another sample list: what came or went, and what can be kept."""
+    """The error for a changed sample list: which samples came or went, and what can be kept."""
     before = {_names(s) for s in stored.samples}
     now = {_names(s) for s in found.samples}
     renamed = _renamed(before - now, now - before)
@@ -189,16 +189,17 @@ def sample_changes(stored: FeatureStore, found: Scan) -> StoreMismatchError:
         advice = "Give them the names that the store was built from, or build into another --store."
     elif before - now:
         advice = (
-            "Rows are addressed by position: restore what is gone, or build into another --store."
+            "Rows are addressed by position: restore the missing samples, or build into another "
+            "--store."
         )
     elif _is_appended(stored, found):
         advice = (
-            "All new ones come after the last: every row keeps its place. Once the store is "
-            "complete, --resume --append adds them; until then, move them away."
+            "All new samples come after the last one, so every row keeps its place. Once the store "
+            "is complete, --resume --append adds them; until then, move them away."
         )
     else:
         advice = (
-            "New ones come before old ones and would move their rows: move them away, or build "
+            "New samples come before old ones and would move their rows: move them away, or build "
             "into another --store."
         )
     return StoreMismatchError(
@@ -211,7 +212,7 @@ def sample_changes(stored: FeatureStore, found: Scan) -> StoreMismatchError:
 
 
 def _renamed(gone: set[tuple[str, str, str]], new: set[tuple[str, str, str]]) -> list[str]:
-    """Files that are there under another suffix, if that is all that changed."""
+    """The files whose suffix changed, if nothing else changed in the sample list."""
     if {names[0] for names in gone} != {names[0] for names in new}:
         return []
     return [
@@ -223,14 +224,14 @@ def _renamed(gone: set[tuple[str, str, str]], new: set[tuple[str, str, str]]) ->
 
 
 def some(items: Sequence[str]) -> str:
-    """The first few, and how many more."""
+    """The first few items, and the number of the others."""
     more = f" and {len(items) - _LISTED} more" if len(items) > _LISTED else ""
     return ", ".join(items[:_LISTED]) + more
 
 
 @contextmanager
 def naming_extension() -> Iterator[None]:
-    """Names a damaged file of an extension as what it is in the store that is extended."""
+    """Names a damaged file of an extension by its path in the store that is extended."""
     try:
         yield
     except CorruptStoreError as e:
@@ -244,8 +245,8 @@ def _made(stored: FeatureStore) -> FeatureStore | None:
         return FeatureStore(stored.path / EXTENSION)
 
 
-def _is_begun(wanted: Extension, config: CompleteConfig, found: Scan, new: Sequence[str]) -> bool:
-    """Whether the extension that was begun is the one that is wanted."""
+def _is_started(wanted: Extension, config: CompleteConfig, found: Scan, new: Sequence[str]) -> bool:
+    """Whether the unfinished extension is the wanted one."""
     made = wanted.made
     assert made is not None
     features = new if wanted.kind == "features" else wanted.base.features

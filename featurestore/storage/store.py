@@ -93,21 +93,28 @@ def chunk_fits(chunk: int, views: int, dims: Mapping[str, int]) -> bool:
 
 
 def choose_chunk(asked: int, views: int, dims: Mapping[str, int]) -> int:
-    """Samples per chunk: ``asked``, or for 0 at least 64 and enough to fill whole pages.
+    """Samples per chunk: ``asked``, or for 0 at least 64 so that they fill whole memory pages.
 
     Raises:
-        ConfigError: chunks of ``asked`` samples do not fill whole pages, so they cannot be mapped.
+        ConfigError: ``asked`` samples do not fill whole memory pages, so training could not map
+            the chunks.
     """
     step = _page_step(views, dims)
     if asked == 0:
         return max(64, step)
     if asked % step:
         raise ConfigError(
-            f"--chunk is a multiple of {step} for {amount(views, 'view')} of {dict(dims)}, "
-            f"found {asked}.\n"
-            "Chunks fill whole pages of memory, so that training can map them."
+            f"--chunk {asked} does not fill whole memory pages with {rows_of(views, dims)}: "
+            f"use a multiple of {step}."
         )
     return asked
+
+
+def rows_of(views: int, dims: Mapping[str, int]) -> str:
+    """A sample's rows in words: ``10 views (features of 32, 96 and 64 numbers)``."""
+    *most, last = (f"{dim:,}" for dim in dims.values())
+    numbers = f"{', '.join(most)} and {last}" if most else last
+    return f"{amount(views, 'view')} (features of {numbers} numbers)"
 
 
 def root_document(spec: StoreSpec, fingerprint: Fingerprint, listing: bytes) -> bytes:

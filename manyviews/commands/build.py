@@ -159,9 +159,10 @@ def print_report(report: BuildReport, scanned: Mapping[str, Any]) -> None:
         )
     say_list("images without a synopsis", [repr(n) for n in scanned["unmatched_images"]])
     say_list("synopses without an image", [repr(n) for n in scanned["unmatched_texts"]])
-    say_list("left out", [f"{name!r} ({reason})" for name, reason in scanned["left_out"]])
-    if scanned["left_out"]:
-        say(f"left out are {counted_reasons(scanned['left_out'])}")
+    if is_verbose():
+        say_list("left out", [f"{name!r} ({reason})" for name, reason in scanned["left_out"]])
+    elif scanned["left_out"]:
+        say(f"left out: {counted_reasons(scanned['left_out'])}")
     for line in advice(scanned["left_out"], scanned["alike"]):
         say(line)
     for name, count in report.truncated.items():

@@ -1,1 +1,1 @@
-"""The image recipe's parts: what is drawn for a view, and the operations on pixels."""
+"""Parts of the image recipe: the random draws of a view, and the pixel operations."""

@@ -5,8 +5,9 @@
  * continued by reflection; a value is the sum over the kernel's rows and columns, in this order,
  * of single-rounded multiply-adds, then rounded to nearest, halves to even.
  *
- * Two passes of one dimension give the same sum but for roundings. So they decide every value but
- * those that lie nearer to a half than both sums' errors together; those are summed by the rule.
+ * Two one-dimensional passes give the same sum except for roundings. So they give every value,
+ * except those that are closer to a half than both sums' errors together; these are summed by the
+ * rule.
  */
 #include "kernels.h"
 
@@ -14,30 +15,30 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define UNIT 0x1p-24f /* the most that one rounding changes, relative to the result */
-#define LANES 8       /* values that are summed by the rule at once */
-#define SCALE 0x1p64f /* keeps the smallest weights out of the slow range below 2^-126; exact */
+#define UNIT 0x1p-24f /* maximum relative error of one rounding */
+#define LANES 8       /* number of values that are summed by the rule at once */
+#define SCALE 0x1p64f /* scales the smallest weights out of the slow subnormal range; exact */
 
 struct blurring {
     ptrdiff_t width, height, taps, radius;
     const float *weights; /* [taps] */
     float *square;        /* [taps][taps], times SCALE */
-    ptrdiff_t reach;      /* taps to either side that the two passes use */
-    float doubt;          /* the most that both sums differ */
-    ptrdiff_t pitch;      /* of the padded plane */
+    ptrdiff_t reach;      /* number of taps to either side in the two passes */
+    float doubt;          /* maximum difference of both sums */
+    ptrdiff_t pitch;      /* distance of rows in the padded plane */
     float *padded;        /* [height + 2 radius][pitch] */
-    float *smooth;        /* the same, smoothed along its rows: [height + 2 radius][width] */
+    float *smooth;        /* padded, smoothed along rows: [height + 2 radius][width] */
     float *row;           /* [width] */
-    uint8_t *doubtful;    /* [width] which values of the row are in doubt */
-    ptrdiff_t *near;      /* [height * width] positions of the values that are in doubt */
+    uint8_t *doubtful;    /* [width] flags of the row's values in doubt */
+    ptrdiff_t *near;      /* [height * width] positions of all values in doubt */
 };
 
 /* The bound on the difference of both sums. Pixels are at most 255, so a partial sum is at most
- * 255 times the weights so far. One rounding is off by at most UNIT times its result; a multiply-add
- * also by no more than its product, as leaving the sum alone would be. The rule's sum: that, for
- * every weight. Each pass: one such sum per tap, and over all taps together the products and the
- * sums of two, 1 each. The square's own rounding, 1; and what lies beyond the reach is left out,
- * on two sides in two passes. Second-order terms are far below the tenth that is added. */
+ * 255 times the weights so far. One rounding is off by at most UNIT times its result; a
+ * multiply-add also by no more than its product, as leaving the sum alone would be. The rule's sum:
+ * that, for every weight. Each pass: one such sum per tap, and over all taps together the products
+ * and the sums of two, 1 each. The square's own rounding, 1; and what lies beyond the reach is left
+ * out, on two sides in two passes. Second-order terms are far below the tenth that is added. */
 static void bound(struct blurring *b)
 {
     double so_far = 0.0, rule = 0.0, beyond = 0.0;
@@ -53,7 +54,7 @@ static void bound(struct blurring *b)
     b->doubt = (float)(1.1 * 255.0 * (rule + passes + UNIT + 4.0 * beyond));
 }
 
-/* Position of a pixel of the continued picture: reflected at its edges, which are not repeated. */
+/* Position of a pixel outside of the image: reflected at its edges, which are not repeated. */
 static ptrdiff_t reflected(ptrdiff_t at, ptrdiff_t size)
 {
     at = at < 0 ? -at : at;
@@ -89,13 +90,13 @@ static void smooth(const struct blurring *b, const float *restrict middle, ptrdi
     }
 }
 
-/* Rounds row y, and adds its values that are in doubt to the list. They are few, and most rows have
- * none: so they are looked for only where there is one. */
+/* Rounds row y, and adds the positions of its values in doubt to the list. Most rows have none, so
+ * the positions are only searched for if there is one. */
 VECTORISED
 static ptrdiff_t round_row(const struct blurring *b, ptrdiff_t y, ptrdiff_t count,
                            uint8_t *restrict out)
 {
-    /* Bytes may be anything's, so the compiler must be told that no store changes these. */
+    /* A byte pointer may alias anything: restrict promises that no store changes these. */
     const float *restrict row = b->row;
     uint8_t *restrict doubtful = b->doubtful;
     const ptrdiff_t width = b->width;
@@ -115,7 +116,7 @@ static ptrdiff_t round_row(const struct blurring *b, ptrdiff_t y, ptrdiff_t coun
     return count;
 }
 
-/* The rule's value where there is doubt: LANES sums side by side, as each waits for itself. */
+/* Sums the values in doubt by the rule: LANES independent sums at a time, to hide latency. */
 FUSED
 static void sum_by_the_rule(const struct blurring *b, ptrdiff_t count, uint8_t *plane)
 {

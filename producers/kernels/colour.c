@@ -1,4 +1,4 @@
-/* Brightness, contrast, saturation and gray, as Pillow's ImageEnhance and convert("L") have them. */
+/* Brightness, contrast, saturation and gray, equal to Pillow's ImageEnhance and convert("L"). */
 #include "kernels.h"
 
 /* ITU-R 601-2 luma in 16-bit fixed point, rounded to nearest. */
@@ -7,8 +7,8 @@ static inline uint8_t luma(uint8_t r, uint8_t g, uint8_t b)
     return (uint8_t)((19595u * r + 38470u * g + 7471u * b + 0x8000u) >> 16);
 }
 
-/* From the degenerate picture towards (factor < 1) the pixel or beyond (factor > 1): two roundings
- * to float, then truncated and clipped. */
+/* Interpolates from the degenerate image to the pixel (factor < 1), or extrapolates (factor > 1):
+ * two roundings to float, then truncated and clipped. */
 static inline uint8_t blended(int degenerate, int pixel, float factor)
 {
     float change = factor * (float)(pixel - degenerate);
@@ -17,7 +17,7 @@ static inline uint8_t blended(int degenerate, int pixel, float factor)
     return (uint8_t)(int)(value < 255.0f ? value : 255.0f);
 }
 
-/* The degenerate picture is black. */
+/* The degenerate image is black. */
 VECTORISED
 void brightness(uint8_t *planes, ptrdiff_t n, float factor)
 {
@@ -25,7 +25,7 @@ void brightness(uint8_t *planes, ptrdiff_t n, float factor)
         planes[i] = blended(0, planes[i], factor);
 }
 
-/* The degenerate picture is one gray: the mean luma, rounded half up. */
+/* The degenerate image is one gray level: the mean luma, rounded half up. */
 VECTORISED
 void contrast(uint8_t *planes, ptrdiff_t n, float factor)
 {
@@ -37,7 +37,7 @@ void contrast(uint8_t *planes, ptrdiff_t n, float factor)
         planes[i] = blended(mean, planes[i], factor);
 }
 
-/* The degenerate picture is the gray one. */
+/* The degenerate image is the gray version. */
 VECTORISED
 void saturation(uint8_t *planes, ptrdiff_t n, float factor)
 {
@@ -50,7 +50,7 @@ void saturation(uint8_t *planes, ptrdiff_t n, float factor)
     }
 }
 
-/* Luma in all three planes. */
+/* Sets all three planes to the luma. */
 VECTORISED
 void gray(uint8_t *planes, ptrdiff_t n)
 {

@@ -1,6 +1,6 @@
-"""What is drawn for a view: torch's random numbers, in the order of the paper's transforms.
+"""The random draws of a view: torch's random numbers, in the order of the paper's transforms.
 
-torch's generator is the Mersenne Twister, whose words numpy gives too. Every draw takes one word.
+torch's generator is the Mersenne Twister, which numpy has too. Every draw takes one 32-bit word.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ _JITTER_BOUNDS = (*((np.float32(0.6), np.float32(1.4)),) * 3, (np.float32(-0.1),
 _SCALE = (np.float32(0.08), np.float32(1.0))
 _SIGMA = (np.float32(0.1), np.float32(2.0))
 _RATIO = (3.0 / 4.0, 4.0 / 3.0)
-# Shares of views, as float32 like what is compared with them.
+# Shares of views, rounded to float32 like the draws that are compared with them.
 _JITTER_SHARE = float(np.float32(0.8))
 _GRAY_SHARE = float(np.float32(0.2))
 _TRIES = 10
-# Ten crops that do not fit take twenty words, everything after the crop twelve.
+# Ten crops that do not fit take twenty words, and all other draws together at most fourteen.
 _WORDS = 2 * _TRIES + 2 + 12
 
 
 @dataclass(frozen=True, slots=True)
 class ViewDraws:
-    """What was drawn for one view.
+    """The random draws of one view.
 
     Attributes:
-        box: left, top, width and height of the crop, in the poster's pixels.
-        flip: whether it is mirrored.
-        jitter: the changes of colour in the order in which they are made, each with its factor.
-        gray: whether it becomes gray.
-        sigma: standard deviation of the blur in pixels of the view; None for a sharp view.
+        box: left, top, width and height of the crop, in pixels of the poster.
+        flip: whether the view is mirrored.
+        jitter: the colour operations with their factors, in the order of application.
+        gray: whether the view is converted to gray.
+        sigma: standard deviation of the blur in pixels of the view; None for no blur.
     """
 
     box: Box
@@ -53,11 +53,11 @@ def draw(seeds: Iterable[int], width: int, height: int) -> list[ViewDraws]:
     """Draw views of a poster of this size.
 
     Args:
-        seeds: one of each view, below 2³².
-        width: of the poster, in pixels.
-        height: of the poster, in pixels.
+        seeds: seed of each view, below 2³².
+        width: width of the poster in pixels.
+        height: height of the poster in pixels.
     """
-    # Setting up a generator takes longer than anything that is done with it.
+    # One generator is seeded again for each view: creating one takes longer than all draws.
     generator = np.random.RandomState()
     drawn = []
     for seed in seeds:
@@ -68,19 +68,19 @@ def draw(seeds: Iterable[int], width: int, height: int) -> list[ViewDraws]:
 
 
 def blur_taps(size: int) -> int:
-    """Taps of the blur: a tenth of the view, as in SimCLR, made odd; 23 at 224."""
+    """Number of taps of the blur: a tenth of the view as in SimCLR, made odd; 23 for 224 pixels."""
     return int(0.1 * size) // 2 * 2 + 1
 
 
 def blur_weights(sigma: float, taps: int) -> Floats:
-    """A Gaussian of one dimension, normalised to the sum 1, as torchvision computes it.
+    """A one-dimensional Gaussian with the sum 1, as torchvision computes it.
 
     Args:
-        sigma: a float32 value.
-        taps: odd.
+        sigma: standard deviation in pixels, a float32 value.
+        taps: number of taps, odd.
 
     Returns:
-        float32 [taps].
+        The weights, float32 [taps].
     """
     at = np.arange(taps, dtype=np.float32) - np.float32(taps // 2)
     scaled = at / np.float32(sigma)
@@ -90,7 +90,7 @@ def blur_weights(sigma: float, taps: int) -> Floats:
 
 
 def _view(words: Iterator[int], width: int, height: int) -> ViewDraws:
-    """One view from the words of its generator."""
+    """Draws one view from the words of its generator."""
     box = _crop(words, width, height)
     flip = _share(words) < 0.5
     jitter: tuple[tuple[str, float], ...] = ()
@@ -104,12 +104,12 @@ def _view(words: Iterator[int], width: int, height: int) -> ViewDraws:
 
 
 def _share(words: Iterator[int]) -> float:
-    """A uniform float32 between 0 and 1; it needs no rounding."""
+    """A uniform draw from [0, 1), exact in float32."""
     return (next(words) & 0xFFFFFF) * 2.0**-24
 
 
 def _crop(words: Iterator[int], width: int, height: int) -> Box:
-    """A part of the poster: up to ten tries of an area and an aspect ratio, then the centre."""
+    """Draws a crop: up to ten tries of an area and an aspect ratio, then the centre."""
     exp = exponential()
     for _ in range(_TRIES):
         area = height * width * float(uniform(next(words), *_SCALE))
@@ -128,7 +128,7 @@ def _crop(words: Iterator[int], width: int, height: int) -> Box:
 
 
 def _permutation(words: Iterator[int], size: int) -> list[int]:
-    """torch.randperm's shuffle."""
+    """The shuffle of ``torch.randperm``."""
     order = list(range(size))
     for i in range(size - 1):
         other = i + next(words) % (size - i)
@@ -137,10 +137,10 @@ def _permutation(words: Iterator[int], size: int) -> list[int]:
 
 
 def _sum_of_lanes(values: Floats) -> np.float32:
-    """The sum in torch's order, which is part of the recipe: it decides the last bit.
+    """The sum in torch's order, which determines the last bit and so is part of the recipe.
 
-    Whole groups of eight are added lane by lane, four groups at a time; what is left over one by
-    one, and the lanes to it.
+    Groups of eight values are added lane by lane, four groups at a time. The remaining values are
+    added one by one, then the lanes.
     """
     groups = values[: len(values) // 8 * 8].reshape(-1, 8)
     fours = len(groups) // 4 * 4

@@ -1,9 +1,10 @@
 """torch's float32 exp, without torch and the same on every machine.
 
-Crops and blur weights are exponentials, and the recipe is defined by those that torch has on a CPU
-with AVX-512, which are off by one unit in the last place for one argument in a hundred. Which ones
-no simple rule says, so ``exp_exceptions.npz`` lists them: for every log-ratio that can be drawn,
-and for every float32 that can be the exponent of a weight. ``tools/exp_exceptions.py`` wrote it.
+Crops and blur weights are exponentials, and the recipe is defined by the results of torch on a CPU
+with AVX-512, which are off by one unit in the last place for one argument in a hundred. No simple
+rule gives these arguments, so ``exp_exceptions.npz`` lists them: among all log-ratios that can be
+drawn, and among all float32 values that can be the exponent of a weight. The file was written by
+``tools/exp_exceptions.py``.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float32]
 Words = npt.NDArray[np.uint32]
 
-# log(3/4) and log(4/3), correctly rounded, as torch has them with AVX-512; with AVX2 the first is
-# the next one above.
+# log(3/4) and log(4/3), correctly rounded, as in torch with AVX-512; with AVX2 the first one is the
+# next float32 above.
 LOG_RATIO = (np.float32(-0.28768208622932434), np.float32(0.28768211603164673))
 
 # A uniform draw has 24 bits.
 RATIO_DRAWS = 1 << 24
 
-# Bits of -x for the exponents x of a weight, 0 apart. The largest is -(1 / 2)² / 2, the neighbour's
-# at sigma = 2; at -104 and below even the smallest float32 is too large, and torch has 0 as well.
+# Bits of -x for the exponents x of a weight, except 0. The largest x is -(1 / 2)² / 2, that of the
+# neighbouring pixel for sigma = 2; from -104 down exp(x) is 0 in float32, and in torch as well.
 WEIGHT_BITS = range(
     int(np.float32(0.125).view(np.uint32)),
     int(np.float32(104.0).view(np.uint32)) + 1,
@@ -35,10 +36,10 @@ WEIGHT_BITS = range(
 
 
 def uniform(draws: Any, low: np.float32, high: np.float32) -> Any:
-    """Uniform float32 from the low 24 bits of draws, rounded once as torch's is.
+    """Uniform float32 from the low 24 bits of draws, rounded once as in torch.
 
-    In double precision nothing is rounded: the product has 48 bits, and the sum of it and ``low``
-    reaches over at most 53 for the recipe's bounds. So the only rounding is the last one.
+    Double precision is exact here: the product has 48 bits, and its sum with ``low`` at most 53 for
+    the recipe's bounds. So the conversion to float32 is the only rounding.
     """
     span = float(np.float32(high - low))
     return np.float32((draws & 0xFFFFFF) * 2.0**-24 * span + float(low))
@@ -46,44 +47,44 @@ def uniform(draws: Any, low: np.float32, high: np.float32) -> Any:
 
 def log_ratios(draws: Words) -> Floats:
     """The logarithm of a crop's aspect ratio for each draw."""
-    found: Floats = uniform(draws, *LOG_RATIO)
-    return found
+    ratios: Floats = uniform(draws, *LOG_RATIO)
+    return ratios
 
 
 def weight_arguments(bits: Words) -> Floats:
-    """The exponents whose negations have these bits."""
+    """The exponents x for which -x has these bits."""
     return -bits.view(np.float32)
 
 
 @dataclass(frozen=True, slots=True)
 class Exceptions:
-    """Arguments at which torch's exp is not the correctly rounded one.
+    """Arguments for which torch's exp is not correctly rounded.
 
     Attributes:
-        keys: uint32, ascending; a draw for ratios, the bits of -x for weights.
-        up: whether torch's is the next float32 above, not the one below.
+        keys: uint32 [n], ascending: the draw of a ratio, or the bits of -x for a weight.
+        up: bool [n], whether torch's result is the next float32 above instead of below.
     """
 
     keys: Words
     up: npt.NDArray[np.bool_]
 
     def units(self, keys: Words) -> npt.NDArray[np.int32]:
-        """How many units in the last place torch's exp is above the correctly rounded one."""
+        """Difference of torch's exp from the correctly rounded one, in units in the last place."""
         at = self.keys.searchsorted(keys)  # the last key lies beyond all arguments
         sign = np.where(self.up[at], np.int32(1), np.int32(-1))
-        found: npt.NDArray[np.int32] = sign * (self.keys[at] == keys)
-        return found
+        units: npt.NDArray[np.int32] = sign * (self.keys[at] == keys)
+        return units
 
 
 @dataclass(frozen=True, slots=True)
 class Exponential:
-    """torch's float32 exp where the recipe needs it."""
+    """torch's float32 exp for the arguments that the recipe needs."""
 
     _ratio: Exceptions
     _weight: Exceptions
 
     def ratio(self, draw: int) -> float:
-        """The aspect ratio that one draw means."""
+        """The aspect ratio of a draw."""
         drawn = np.array([draw & 0xFFFFFF], np.uint32)
         return float(_exp(log_ratios(drawn), self._ratio.units(drawn))[0])
 
@@ -94,7 +95,7 @@ class Exponential:
 
 @cache
 def exponential() -> Exponential:
-    """The function with its table, which is read once."""
+    """The function with its table, which is read once per process."""
     with files(__package__).joinpath("exp_exceptions.npz").open("rb") as file, np.load(file) as t:
         return Exponential(
             *(
@@ -105,13 +106,13 @@ def exponential() -> Exponential:
 
 
 def _exceptions(first: int, steps: npt.NDArray[np.uint8], up: npt.NDArray[np.uint8]) -> Exceptions:
-    """Reads one list: the number of sound arguments before each exception; 255 is no exception."""
+    """Reads one list: gaps between exceptions in arguments, where 255 only extends a gap."""
     at = first - 1 + np.cumsum(steps.astype(np.int64) + (steps != 255))
     keys = np.append(at[steps != 255], 2**32 - 1).astype(np.uint32)
     return Exceptions(keys, np.unpackbits(up, count=len(keys)).astype(np.bool_))
 
 
 def _exp(arguments: Floats, units: npt.NDArray[np.int32]) -> Floats:
-    """The correctly rounded exp, moved by ``units`` in the last place."""
+    """The correctly rounded exp, changed by ``units`` in the last place."""
     rounded = np.exp(arguments, dtype=np.float64).astype(np.float32)
     return (rounded.view(np.int32) + units).view(np.float32)

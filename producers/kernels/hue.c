@@ -1,15 +1,15 @@
-/* A turn of the colour circle: to Pillow's HSV in bytes, and back. */
+/* Rotation of the hue: conversion to Pillow's HSV in bytes, and back. */
 #include "kernels.h"
 
-/* Pixels that are on their way, so many at a time. */
+/* A block of pixels between the two conversions. */
 enum { BLOCK = 256 };
 struct hsv {
     uint8_t hue[BLOCK], saturation[BLOCK], value[BLOCK];
 };
 
 /* Pillow's arithmetic mixes float and double; each conversion below is one of its roundings. Where it
- * divides by 6, this multiplies, which is faster and gives the same for all colours. The loop has no
- * branches, so that it can be vectorised: grey pixels, whose hue and saturation are 0 by
+ * divides by 6, this multiplies, which is faster and gives the same for all colours. The loop has
+ * no branches, so that it can be vectorised: grey pixels, whose hue and saturation are 0 by
  * definition, divide by 1 instead of by their chroma of 0, and that makes both 0. */
 VECTORISED
 static void to_hsv(const uint8_t *restrict red, const uint8_t *restrict green,
@@ -66,7 +66,7 @@ static void to_rgb(const struct hsv *restrict from, ptrdiff_t n, uint8_t shift,
 
 void hue(uint8_t *planes, ptrdiff_t n, float factor)
 {
-    /* Of 255 steps, although hues wrap at 256. */
+    /* The shift is in 255 steps, although hues are modulo 256: as the paper's code has it. */
     uint8_t shift = (uint8_t)(int)((double)factor * 255.0);
     struct hsv block;
     for (ptrdiff_t i = 0; i < n; i += BLOCK) {

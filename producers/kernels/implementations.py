@@ -1,4 +1,4 @@
-"""Which code does the operations on pixels: the C extension, or libraries where it is not built."""
+"""The two implementations of the pixel operations: the C extension, and Pillow with numpy."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Planes = npt.NDArray[np.uint8]
 
 
 class Kernels(Protocol):
-    """The operations; planes are uint8 ``[3, height, width]`` and changed in place."""
+    """The pixel operations. Planes are uint8 ``[3, height, width]`` and are changed in place."""
 
     def prepare(self, poster: npt.NDArray[np.uint8], /) -> Any:
-        """Uint8 ``[H, W, 3]`` in the form that ``resize`` takes, once for all views."""
+        """Convert a poster, uint8 ``[H, W, 3]``, to the form that ``resize`` takes."""
 
     def resize(
         self,
@@ -34,7 +34,7 @@ class Kernels(Protocol):
         planes: Planes,
         /,
     ) -> None:
-        """Resize the box (left, top, width, height) of a poster, or its mirror image, to planes."""
+        """Resize a box (left, top, width, height) of a poster to planes, and maybe mirror it."""
 
     def brightness(self, planes: Planes, factor: float, /) -> None:
         """Blend with black."""
@@ -43,23 +43,23 @@ class Kernels(Protocol):
         """Blend with the mean gray."""
 
     def saturation(self, planes: Planes, factor: float, /) -> None:
-        """Blend with the gray picture."""
+        """Blend with the gray image."""
 
     def hue(self, planes: Planes, factor: float, /) -> None:
-        """Turn the colour circle by this part of it."""
+        """Rotate the hue by ``factor`` of the full circle."""
 
     def gray(self, planes: Planes, /) -> None:
-        """Make gray."""
+        """Convert to gray."""
 
     def blur(self, planes: Planes, weights: npt.NDArray[np.float32], /) -> None:
-        """Convolve with the square of these weights."""
+        """Convolve with the outer product of these weights."""
 
     def interleave(self, planes: Planes, pixels: npt.NDArray[np.uint8], /) -> None:
-        """Copy to pixels, uint8 ``[height, width, 3]``."""
+        """Copy planes to pixels, uint8 ``[height, width, 3]``."""
 
 
 def has_compiled() -> bool:
-    """Whether the C extension was built and loads."""
+    """Whether the C extension was built and can be imported."""
     return _HAS_COMPILED
 
 
@@ -67,7 +67,7 @@ def implementation(*, compiled_code: bool) -> Kernels:
     """The C extension or the libraries.
 
     Raises:
-        RuntimeError: the extension is asked for but was not built.
+        RuntimeError: ``compiled_code`` is true and the extension was not built.
     """
     if not compiled_code:
         return library

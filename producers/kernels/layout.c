@@ -1,7 +1,7 @@
-/* Moving pixels without changing them. */
+/* Changes of the pixel layout. */
 #include "kernels.h"
 
-/* Planes of n bytes to pixels of three. */
+/* Copies three planes of n bytes to n pixels of three bytes. */
 VECTORISED
 void interleave(const uint8_t *planes, ptrdiff_t n, uint8_t *restrict pixels)
 {

@@ -1,7 +1,7 @@
-"""The operations on pixels by Pillow and numpy, for machines where the C ones were not built.
+"""The pixel operations with Pillow and numpy, for installations without the C extension.
 
-The same face and the same results, to the last bit, at a fraction of the speed. Each operation is
-Pillow's own, on whose arithmetic the recipe rests; only the blur is torch's.
+The interface and the results are those of the extension, to the last bit, at a fraction of the
+speed. Each operation is Pillow's own, which defines the recipe; only the blur is that of torch.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ Planes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 
-# The most that one rounding to float32 changes, relative to the result.
+# Maximum relative error of one rounding to float32.
 _UNIT = 2.0**-24
 
 
 def prepare(poster: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """The poster as it is: Pillow takes it as such."""
+    """Returns the poster unchanged."""
     return poster
 
 
 def resize(
     poster: npt.NDArray[np.uint8], box: Box, filter: int, mirrored: bool, planes: Planes
 ) -> None:
-    """Resizes the box of the poster, columns first as Pillow ≤ 12 does, and may mirror it."""
+    """Resizes a box of the poster, first its columns as in Pillow ≤ 12, and may mirror it."""
     left, top, width, height = box
     part = np.ascontiguousarray(poster[top : top + height, left : left + width])
     columns, rows = planes.shape[2], planes.shape[1]
@@ -49,27 +49,27 @@ def contrast(planes: Planes, factor: float) -> None:
 
 
 def saturation(planes: Planes, factor: float) -> None:
-    """Blends with the gray picture."""
+    """Blends with the gray image."""
     _store(ImageEnhance.Color(_image(planes)).enhance(factor), planes)
 
 
 def hue(planes: Planes, factor: float) -> None:
-    """Turns the colour circle."""
+    """Rotates the hue by ``factor`` of the full circle."""
     hsv = np.array(_image(planes).convert("HSV"))
-    hsv[..., 0] += np.int32(factor * 255).astype(np.uint8)  # the whole circle is 256: it wraps
+    hsv[..., 0] += np.int32(factor * 255).astype(np.uint8)  # hues are modulo 256
     _store(Image.frombuffer("HSV", hsv.shape[1::-1], hsv.tobytes()).convert("RGB"), planes)
 
 
 def gray(planes: Planes) -> None:
-    """Luma in all three planes."""
+    """Sets all three planes to the luma."""
     planes[...] = np.asarray(_image(planes).convert("L"))
 
 
 def blur(planes: Planes, weights: Floats) -> None:
     """Blurs each plane, reflected at its edges, as torch's convolution does; see ``blur.c``.
 
-    Two passes in double precision decide all values but those that the rule's own roundings could
-    have carried over a half; these are summed by the rule.
+    Two one-dimensional passes in double precision give all values, except those so close to a half
+    that the roundings of torch's sum may matter; these are summed in torch's order.
     """
     radius = len(weights) // 2
     square = np.outer(weights, weights)  # float32, each product rounded
@@ -84,7 +84,7 @@ def blur(planes: Planes, weights: Floats) -> None:
 
 
 def interleave(planes: Planes, pixels: npt.NDArray[np.uint8]) -> None:
-    """Planes to pixels."""
+    """Copies planes to pixels, uint8 ``[height, width, 3]``."""
     pixels[...] = planes.transpose(1, 2, 0)
 
 
@@ -97,7 +97,7 @@ def _store(image: Image.Image, planes: Planes) -> None:
 
 
 def _pass(values: Doubles, weights: Floats, axis: int) -> Doubles:
-    """One dimension of the blur; the axis loses the padding."""
+    """One pass of the blur along ``axis``, which loses its padding."""
     length = values.shape[axis] - len(weights) + 1
     total: Doubles = np.zeros(())
     for k, weight in enumerate(weights.tolist()):
@@ -107,14 +107,14 @@ def _pass(values: Doubles, weights: Floats, axis: int) -> Doubles:
 
 
 def _doubt(square: Floats) -> float:
-    """The most by which the rule's sum differs from the exact one; ``blur.c`` derives it."""
+    """Maximum difference of torch's sum from the exact one; ``blur.c`` derives it."""
     flat = square.ravel().astype(np.float64)
     rule = np.minimum(flat, _UNIT * np.cumsum(flat)).sum()
     return float(1.1 * 255 * (rule + _UNIT))
 
 
 def _sums_by_the_rule(padded: Doubles, square: Floats, at: tuple[Any, ...]) -> Floats:
-    """Single-rounded float32 multiply-adds over the square's rows and columns, in this order."""
+    """Sums by fused multiply-adds in float32, over the rows and columns of ``square`` in order."""
     plane, top, left = at
     sums = np.zeros(len(plane), np.float32)
     for (i, j), weight in np.ndenumerate(square):
@@ -124,10 +124,10 @@ def _sums_by_the_rule(padded: Doubles, square: Floats, at: tuple[Any, ...]) -> F
 
 
 def _sum_rounded_once(a: Doubles, b: Doubles) -> Floats:
-    """The float32 nearest to the exact sum of values that are not negative.
+    """The float32 nearest to the exact sum of nonnegative values.
 
-    Rounding to double first could make a tie of what is none. So the double is made odd where it is
-    not exact: that keeps the side of the tie on which the sum lies.
+    Rounding to double first could create a tie. Therefore an inexact double is rounded to odd,
+    which keeps it on its side of the tie.
     """
     total = a + b
     part = total - a

@@ -1,4 +1,4 @@
-/* The Python face of the kernels: takes buffers, checks them, lets go of the interpreter. */
+/* The Python interface of the kernels: checks buffers, and releases the interpreter lock. */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
@@ -9,9 +9,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define POSTER "producers.kernels.compiled.poster" /* the name of its capsules */
+#define POSTER "producers.kernels.compiled.poster" /* name of its capsules */
 
-/* A C-contiguous buffer of this element format and number of dimensions, or -1 with an error. */
+/* Gets a C-contiguous buffer of this format and number of dimensions; -1 with an error set. */
 static int take(PyObject *array, const char *name, int flags, const char *format, int dimensions,
                 Py_buffer *view)
 {
@@ -30,7 +30,7 @@ static int take(PyObject *array, const char *name, int flags, const char *format
     return -1;
 }
 
-/* uint8 [3, height, width], none of them empty. */
+/* Gets a buffer uint8 [3, height, width] that is not empty. */
 static int take_planes(PyObject *array, Py_buffer *view)
 {
     if (take(array, "planes", PyBUF_WRITABLE, "B", 3, view) < 0)
@@ -108,7 +108,7 @@ static PyObject *py_resize(PyObject *Py_UNUSED(module), PyObject *args)
     return NULL;
 }
 
-/* An operation on the colours, with the factor that was drawn for it, of at most this size. */
+/* Runs a colour operation with its factor, whose absolute value is at most `most`. */
 static PyObject *recolour(PyObject *args, void (*operation)(uint8_t *, ptrdiff_t, float),
                           double limit)
 {
@@ -162,8 +162,8 @@ static PyObject *py_gray(PyObject *Py_UNUSED(module), PyObject *array)
     return done(0);
 }
 
-/* Whether a blurred value cannot leave a byte: no weight is negative or not a number, and they sum
- * to 1, but for roundings. */
+/* Whether blurred values fit into a byte: no weight is negative or NaN, and their sum is 1 except
+ * for roundings. */
 static int normalised(const Py_buffer *weights)
 {
     double sum = 0.0;

@@ -1,4 +1,4 @@
-/* Resizing with antialiasing, as Pillow up to version 12 does it: columns first, then rows. */
+/* Resizing with antialiasing, equal to Pillow up to version 12: columns first, then rows. */
 #include "kernels.h"
 
 #include <math.h>
@@ -8,24 +8,25 @@
 #include <immintrin.h>
 #endif
 
-/* Coefficients have 22 bits behind the point: 8 bits of pixel, 2 for overshoot, 32 in all. */
+/* Coefficients have 22 fractional bits: 8 bits of pixel, 2 for overshoot, 32 in total. */
 #define PRECISION 22
 #define HALF (1 << (PRECISION - 1))
 #define LOW_BITS 11
 #define LOW_MASK ((1 << LOW_BITS) - 1)
-#define LANES 32  /* a side of the blocks that are turned, and neighbours that are summed at once */
-#define STRIP 512 /* rows whose columns are resized at a time */
+# efine LANES 32  /* side of the transposed blocks, and number of neighbours that are summed at once
+# */
+#define STRIP 512 /* number of rows whose columns are resized at a time */
 #ifndef MANYVIEWS_LANES
-#define MANYVIEWS_LANES 64 /* the most neighbours that a vector may hold; tests build it with less */
+#define MANYVIEWS_LANES 64 /* maximum neighbours in a vector; tests build it with less */
 #endif
 
-/* Which input pixels make an output pixel, and with which share. */
+/* The input pixels of each output pixel, and their shares. */
 struct coefficients {
-    ptrdiff_t most;   /* the most taps of an output pixel */
-    ptrdiff_t *first; /* [size] its first input pixel */
-    ptrdiff_t *count; /* [size] how many there are */
-    int32_t *shares;  /* [size][most] their shares; 0 where there are fewer */
-    int32_t *pairs;   /* [size][most] the same for vectors of pairs, see sum_pairs */
+    ptrdiff_t most;   /* maximum number of taps */
+    ptrdiff_t *first; /* [size] first input pixel of each output pixel */
+    ptrdiff_t *count; /* [size] number of its input pixels */
+    int32_t *shares;  /* [size][most] their shares, then 0 */
+    int32_t *pairs;   /* [size][most] the shares for vectors of pairs, see sum_pairs */
 };
 
 static double kernel(enum filter filter, double x)
@@ -47,7 +48,7 @@ static void release(struct coefficients c)
     free(c.pairs);
 }
 
-/* A share is 2^11 times its high part and its low part, both of 16 bits; two in one word. */
+/* A share is 2^11 times its high part plus its low part, of 16 bits each; a word holds two. */
 static void split(const int32_t *shares, ptrdiff_t most, int32_t *pairs)
 {
     for (ptrdiff_t k = 0; k < most; k += 2) {
@@ -67,7 +68,7 @@ static int compute(struct coefficients *c, enum filter filter, ptrdiff_t from, p
 {
     double scale = (double)from / (double)to, widened = scale < 1.0 ? 1.0 : scale;
     double support = (filter == BILINEAR ? 1.0 : 2.0) * widened;
-    c->most = (ptrdiff_t)ceil(support) * 2 + 2; /* even, at least one more than there are */
+    c->most = (ptrdiff_t)ceil(support) * 2 + 2; /* even, at least one more than needed */
     c->first = calloc((size_t)to, sizeof *c->first);
     c->count = calloc((size_t)to, sizeof *c->count);
     c->shares = calloc((size_t)(to * c->most), sizeof *c->shares);
@@ -114,7 +115,7 @@ static void sum_pairs(const uint8_t *in, ptrdiff_t stride, const int32_t *pairs,
     __m256i high[4] = {zero, zero, zero, zero}, low[4] = {zero, zero, zero, zero};
     for (ptrdiff_t k = 0; k < count; k += 2, in += 2 * stride) {
         __m256i one = _mm256_loadu_si256((const __m256i *)in);
-        /* Of an odd one out, the partner's share is 0. */
+        /* If the number of taps is odd, the last partner's share is 0. */
         __m256i two = k + 1 < count ? _mm256_loadu_si256((const __m256i *)(in + stride)) : zero;
         __m256i first = _mm256_unpacklo_epi8(one, two), second = _mm256_unpackhi_epi8(one, two);
         __m256i taps[4] = {_mm256_unpacklo_epi8(first, zero), _mm256_unpackhi_epi8(first, zero),
@@ -131,15 +132,16 @@ static void sum_pairs(const uint8_t *in, ptrdiff_t stride, const int32_t *pairs,
         high[i] = _mm256_add_epi32(_mm256_slli_epi32(high[i], LOW_BITS), low[i]);
         high[i] = _mm256_srai_epi32(high[i], PRECISION);
     }
-    /* Packing clips, and undoes what unpacking did to the order. */
+    /* Packing clips, and reverses the reordering by unpacking. */
     __m256i first = _mm256_packs_epi32(high[0], high[1]);
     __m256i second = _mm256_packs_epi32(high[2], high[3]);
     _mm256_storeu_si256((__m256i *)out, _mm256_packus_epi16(first, second));
 }
 
-/* The same for twice as many, by an instruction that adds to the sum so far as well. */
+/* The same for twice as many neighbours, by an instruction that also adds to the sum. */
 __attribute__((target("avx512bw,avx512vnni")))
-static void sum_wide_pairs(const uint8_t *in, ptrdiff_t stride, const int32_t *pairs, ptrdiff_t count,
+static void sum_wide_pairs(const uint8_t *in, ptrdiff_t stride, const int32_t *pairs, ptrdiff_t
+count,
                      uint8_t *out)
 {
     const __m512i zero = _mm512_setzero_si512();
@@ -181,7 +183,7 @@ static void sum_lanes(const uint8_t *restrict in, ptrdiff_t stride, const int32_
         out[j] = clipped(sums[j]);
 }
 
-/* Output pixel i of each of n neighbouring lines that run in steps of stride. */
+/* Computes output pixel i of n neighbouring lines whose elements are `stride` apart. */
 static void combine(const struct coefficients *c, ptrdiff_t i, const uint8_t *in, ptrdiff_t stride,
                     uint8_t *out, ptrdiff_t n)
 {
@@ -201,7 +203,7 @@ static void combine(const struct coefficients *c, ptrdiff_t i, const uint8_t *in
                   n - j < LANES ? n - j : LANES);
 }
 
-/* Whole blocks are the rule, and a length that the compiler knows is far faster. */
+/* Most blocks are complete, and a length that the compiler knows is far faster. */
 static inline void copy(uint8_t *to, const uint8_t *from, ptrdiff_t n)
 {
     if (n == LANES)
@@ -211,9 +213,9 @@ static inline void copy(uint8_t *to, const uint8_t *from, ptrdiff_t n)
 }
 
 /* Rows become columns: `high` rows of n bytes, to n rows of LANES, the first `high` bytes of each
- * theirs. An index of a block is five bits of its row and five of its column. Dealing the block's two
- * halves out in turn moves each bit up by one and the highest to the end: after five times, rows
- * and columns have changed places. */
+ * theirs. An index of a block is five bits of its row and five of its column. Dealing the block's
+ * two halves out in turn moves each bit up by one and the highest to the end: after five times,
+ * rows and columns have changed places. */
 static void turn(const uint8_t *from, ptrdiff_t pitch, ptrdiff_t high, ptrdiff_t n, uint8_t *to)
 {
     enum { HALF_BLOCK = LANES * LANES / 2 };
@@ -252,7 +254,8 @@ struct poster *turned(const uint8_t *pixels, ptrdiff_t width, ptrdiff_t height)
         turn(pixels + y * 3 * width, 3 * width, high, 3 * width, strip);
         for (ptrdiff_t x = 0; x < width; x++)
             for (int p = 0; p < 3; p++)
-                memcpy(poster->columns + p * plane + x * pitch + y, strip + (3 * x + p) * LANES, LANES);
+                memcpy(poster->columns + p * plane + x * pitch + y, strip + (3 * x + p) * LANES,
+                LANES);
     }
     free(strip);
     return poster;
@@ -286,7 +289,8 @@ int resize(const struct poster *poster, struct box box, enum filter filter, int 
         ptrdiff_t pitch = poster->pitch;
         for (ptrdiff_t y = 0; y < box.height; y += STRIP)
             for (int p = 0; p < 3; p++)
-                resize_columns(poster->columns + (p * poster->width + box.left) * pitch + box.top + y,
+                resize_columns(poster->columns + (p * poster->width + box.left) * pitch + box.top +
+                y,
                                pitch, box.height - y < STRIP ? box.height - y : STRIP, mirrored,
                                &across, lines + (y * 3 + p) * width, width);
         for (ptrdiff_t i = 0; i < height; i++)

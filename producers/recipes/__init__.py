@@ -1,1 +1,1 @@
-"""How views are made of an image and of a text, and how texts become token ids."""
+"""The recipes of image views and text views, and the encoding of texts as token ids."""

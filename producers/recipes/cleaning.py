@@ -1,10 +1,10 @@
-"""How open_clip cleans a text before its tokenizer sees it.
+"""open_clip's cleaning of a text before tokenization.
 
-Written out here because importing open_clip loads torch. That it is what the library does is
-checked when a model is loaded (``consumers.preprocessing.library_ids``).
+It is implemented here because importing open_clip loads torch. Loading a model checks that the
+results equal those of the library (``consumers.preprocessing.library_ids``).
 
-Mojibake is told by a look at the whole text, so a view's clean text is not always that of its
-words. Where it is, each word is cleaned once for all views, see :func:`clean_words`.
+Mojibake is detected in the text as a whole, so the clean text of a view may differ from its cleaned
+words. If it does not, each word is cleaned once for all views, see :func:`clean_words`.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from collections.abc import Callable, Sequence
 from producers.recipes.text_views import MASK
 
 CLEANINGS = ("lower", "whitespace", "canonicalize")
-"""open_clip's names for its ways of cleaning."""
+"""open_clip's names of its cleaning functions."""
 
 Clean = Callable[[str], str]
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
-# ftfy cuts longer texts into parts of this length, wherever that is.
+# ftfy splits longer texts into parts of this length, at any character.
 _PART = 1_000_000
 
 
 def cleaner(name: str) -> Clean:
-    """The function of one of ``CLEANINGS``: after mojibake and entities, white space and more."""
+    """The cleaning function with a name of ``CLEANINGS``."""
     return functools.partial(_clean, name)
 
 
 def _clean(name: str, text: str) -> str:
-    import ftfy  # in those producers only that clean
+    import ftfy  # imported only by producers that clean texts
 
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
     if name == "canonicalize":
@@ -42,16 +42,16 @@ def _clean(name: str, text: str) -> str:
 
 
 def clean_words(words: Sequence[str], clean: Clean) -> list[str] | None:
-    """The words cleaned one by one, if that makes the clean text of every view.
+    """Cleans words one by one, if that gives the clean text of every view.
 
-    Compares two texts: all words, and all words with a mask before and after each. Whatever two
-    neighbours do to each other in a view is in one of them.
+    This is checked with two texts: all words, and all words with a mask before and after each.
+    Every pair of neighbours that a view can have is in one of them.
 
     Returns:
-        As many words, which may hold a space; None where views must be cleaned as a whole.
+        The cleaned words, which may contain spaces; None if views must be cleaned as a whole.
     """
     distinct = {word: clean(word) for word in dict.fromkeys(words)}
-    # A word that vanishes changes which one is first.
+    # If a word becomes empty, another word may become the first one.
     if not all(distinct.values()) or any(map(_may_hold_entity, distinct)):
         return None
     cleaned, mask = [distinct[word] for word in words], clean(MASK)
@@ -70,19 +70,19 @@ def _between(mask: str, words: Sequence[str]) -> str:
 
 
 def _may_hold_entity(word: str) -> bool:
-    """Whether an entity may be in a word: ftfy leaves entities where ``<`` is in the text.
+    """Whether a word may contain an entity: ftfy keeps entities in texts that contain ``<``.
 
-    Characters of full width are made narrow first.
+    ftfy replaces full-width characters first.
     """
     return "＆" in word or ("&" in word and (";" in word or html.unescape(word) != word))
 
 
 def _is_fixed_by_characters(text: str) -> bool:
-    """Whether ftfy finds no mojibake in a text without entities, so no character sways others.
+    """Whether ftfy cleans a text without entities character by character, finding no mojibake.
 
-    Its search for mojibake looks at a few neighbouring characters. Where that finds nothing, what
-    is left (ligatures, widths, quotes, accents) concerns single characters and those that combine
-    with them. Characters that are not printable would be removed, which makes new neighbours.
+    The search for mojibake looks at a few neighbouring characters. If it finds nothing, the other
+    fixes (ligatures, widths, quotes, accents) only affect single characters and those that combine
+    with them. Unprintable characters would be removed, which creates new neighbours.
     """
     if len(text) > _PART or not text.isprintable():
         return False

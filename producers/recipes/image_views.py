@@ -1,8 +1,8 @@
 """The image recipe: each backbone's clean view, and the augmented views that all of them share.
 
-Views are the paper's, pixel for pixel: torchvision's first-generation transforms on a PIL image,
-seeded per view. What is drawn and what is done to pixels is written out in ``producers.kernels``,
-so neither torch nor torchvision is needed, nor does the installed Pillow matter.
+Views equal the paper's, pixel for pixel: torchvision's first-generation transforms of a PIL image,
+seeded per view. ``producers.kernels`` implements the random draws and the pixel operations, so the
+views need neither torch nor torchvision and do not depend on the installed Pillow.
 """
 
 from __future__ import annotations
@@ -22,11 +22,14 @@ from producers.kernels.draws import ViewDraws
 from producers.kernels.exponential import exponential
 from producers.kernels.implementations import Kernels, has_compiled, implementation
 
+# Renamed whenever an augmented view changes, so that no store mixes two recipes.
+IMAGE_RECIPE = "simclr-2"
+
 # The filters that every implementation of the kernels has.
 _KERNEL_FILTERS = (int(Image.Resampling.BILINEAR), int(Image.Resampling.BICUBIC))
 
-# Pillow 12 resizes a strip that is taller than this many times its width by rows first. No crop of
-# an augmented view is one.
+# Pillow 12 resizes an image that is taller than this many times its width by rows first. No crop of
+# an augmented view is that narrow.
 _STRIP = 100
 
 Pixels = NDArray[np.uint8]
@@ -34,17 +37,17 @@ Pixels = NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class ImageSpec:
-    """How one image processor makes its clean view; read from the checkpoint's own configuration.
+    """The geometry of an image processor's clean view, read from the checkpoint's configuration.
 
     Attributes:
-        size: S, the side of the square view.
-        shortest_edge: resize the shorter side to this, then cut the centre S x S (CLIP); None
-            resizes to a square whatever the shape (BLIP-2).
-        resample: the value of a ``PIL.Image.Resampling``, 3 for bicubic.
-        squash: without a shortest edge, the side of that square, of which the centre S x S is cut
-            (DeiT); None is S.
-        rounded_centre: where the margin around the centre is odd, round half of it to the nearest
-            even number, as torchvision does; transformers rounds it down.
+        size: S, side of the square view in pixels.
+        shortest_edge: length in pixels that the shorter side is resized to, before the centre S x S
+            is cropped (CLIP); None resizes to a square, ignoring the aspect ratio (BLIP-2).
+        resample: value of a ``PIL.Image.Resampling``, 3 for bicubic.
+        squash: without a shortest edge, side of that square in pixels, of which the centre S x S is
+            cropped (DeiT); None means S.
+        rounded_centre: whether half of an odd margin around the centre is rounded to the nearest
+            even number, as torchvision does, and not down, as transformers does.
     """
 
     size: int
@@ -54,7 +57,7 @@ class ImageSpec:
     rounded_centre: bool = False
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
-        """The (width, height) that a poster is resized to, before any crop."""
+        """The (width, height) in pixels that a poster is resized to, before any crop."""
         if self.shortest_edge is None:
             side = self.squash or self.size
             return side, side
@@ -68,19 +71,20 @@ class ImageSpec:
 def clean_view(
     poster: Image.Image, spec: ImageSpec, kernels: Kernels | None = None, prepared: Any = None
 ) -> Pixels:
-    """View 0: what the backbone's own processor makes of the poster, before scaling to floats.
+    """View 0: the pixels of the backbone's image processor, before their conversion to floats.
 
     Args:
         poster: mode ``RGB``, of any size.
         spec: the processor's geometry.
-        kernels: what resizes; None chooses the fastest.
-        prepared: the poster by ``kernels.prepare``, where that was done already.
+        kernels: implementation of the operations; None chooses the fastest.
+        prepared: result of ``kernels.prepare`` for the poster, if it was called already.
 
     Returns:
-        uint8 [S, S, 3]; parts that a small poster does not reach are black.
+        uint8 [S, S, 3]; the margins of a poster that is smaller than S are black.
 
     Raises:
-        BadSampleError: ``too-large``, a strip so thin that its resized form would not fit.
+        BadSampleError: ``too-large``: the poster is so narrow that its resized form has too many
+            pixels.
     """
     _check_rgb(poster)
     width, height = check_clean(poster, spec)
@@ -104,7 +108,8 @@ def check_clean(poster: Image.Image, spec: ImageSpec) -> tuple[int, int]:
     """The (width, height) that a poster is resized to for its clean view.
 
     Raises:
-        BadSampleError: ``too-large``, a strip so thin that its resized form would not fit.
+        BadSampleError: ``too-large``: the poster is so narrow that its resized form has too many
+            pixels.
     """
     width, height = spec.resized(*poster.size)
     if width * height > MAX_PIXELS:
@@ -125,45 +130,45 @@ def augmented_views(
     kernels: Kernels | None = None,
     prepared: Any = None,
 ) -> None:
-    """Make the augmented views of one poster in place, or the last of them.
+    """Compute the augmented views of one poster into ``out``, or only the last ones.
 
     Args:
         poster: mode ``RGB``, at full size.
-        size: S, the side of the views.
-        base_seed: the build's seed.
-        index: the sample's index.
-        views: V, the number of views with the clean one.
-        out: uint8 [A, S, S, 3], overwritten with the A augmented views among those that are made.
-        first_view: the first view that is made; the clean one, 0, is not an augmented one.
-        kernels: what makes the pixels; None chooses the fastest.
-        prepared: the poster by ``kernels.prepare``, where that was done already.
+        size: S, side of the views in pixels.
+        base_seed: seed of the build.
+        index: index of the sample.
+        views: V, number of views including the clean one.
+        out: uint8 [A, S, S, 3], overwritten with the augmented views from ``first_view`` on.
+        first_view: index of the first view to compute; view 0 is clean, not augmented.
+        kernels: implementation of the operations; None chooses the fastest.
+        prepared: result of ``kernels.prepare`` for the poster, if it was called already.
 
     Raises:
-        ValueError: the poster is not RGB, or ``out`` is not of this shape and dtype.
+        ValueError: the poster is not RGB, or ``out`` has another shape or dtype.
     """
     _check_rgb(poster)
-    made = range(max(first_view, 1), views)
-    expected = (len(made), size, size, 3)
+    numbers = range(max(first_view, 1), views)
+    expected = (len(numbers), size, size, 3)
     if out.shape != expected or out.dtype != np.uint8:
         raise ValueError(f"out must be uint8 {expected}, got {out.dtype} {out.shape}")
-    if not made:
+    if not numbers:
         return
     kernels = kernels or fastest()
     if prepared is None:
         prepared = kernels.prepare(np.asarray(poster))
-    seeds = [view_seed(base_seed, index, view, "image") for view in made]
+    seeds = [view_seed(base_seed, index, view, "image") for view in numbers]
     for drawn, view in zip(draws.draw(seeds, *poster.size), out, strict=True):
         apply(prepared, drawn, view, kernels)
 
 
 def apply(prepared: Any, drawn: ViewDraws, out: Pixels, kernels: Kernels) -> None:
-    """Make one view: what was drawn, done in the paper's order.
+    """Compute one view from its random draws, in the paper's order of operations.
 
     Args:
-        prepared: the poster, by ``kernels.prepare``.
-        drawn: for a poster of this size.
-        out: uint8 [S, S, 3], overwritten.
-        kernels: what makes the pixels.
+        prepared: result of ``kernels.prepare`` for the poster.
+        drawn: the draws of the view, for a poster of this size.
+        out: uint8 [S, S, 3], overwritten with the view.
+        kernels: implementation of the operations.
     """
     size = len(out)
     planes = np.empty((3, size, size), np.uint8)
@@ -184,21 +189,21 @@ def apply(prepared: Any, drawn: ViewDraws, out: Pixels, kernels: Kernels) -> Non
 
 
 def warm_up() -> None:
-    """Read the table that draws need, so that no sample waits for it."""
+    """Read the table that the draws need, so that the first sample does not wait for it."""
     exponential()
 
 
 def fastest() -> Kernels:
-    """The C kernels where they were built, else the libraries'."""
+    """The C kernels if they were built, or those of Pillow and numpy."""
     return implementation(compiled_code=has_compiled())
 
 
 def _centre(planes: Pixels, spec: ImageSpec) -> Pixels:
-    """The centre of planes [3, height, width] as uint8 [S, S, 3], black where there is none."""
+    """The centre of planes [3, height, width] as uint8 [S, S, 3]; margins are black."""
     size = spec.size
     view = np.zeros((size, size, 3), np.uint8)
     margins = [side - size for side in planes.shape[1:]]
-    # Floored whichever of both is larger; Python's round goes to the even one of two neighbours.
+    # Also for negative margins, // rounds down, and round() rounds halves to even.
     top, left = (round(m / 2) if spec.rounded_centre else m // 2 for m in margins)
     rows, columns = (slice(max(at, 0), at + size) for at in (top, left))
     part = planes[:, rows, columns].transpose(1, 2, 0)
@@ -208,6 +213,6 @@ def _centre(planes: Pixels, spec: ImageSpec) -> Pixels:
 
 
 def _check_rgb(poster: Image.Image) -> None:
-    """Refuse an image that ``decode.image`` did not make."""
+    """Refuse an image of another mode than ``decode.image`` returns."""
     if poster.mode != "RGB":
         raise ValueError(f"a poster must be RGB, got mode {poster.mode}")

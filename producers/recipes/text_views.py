@@ -8,20 +8,23 @@ from dataclasses import dataclass
 
 from featurestore.records import view_seed
 
+# Renamed whenever a masked view changes, so that no store mixes two recipes.
+TEXT_RECIPE = "mask-15-1"
+
 MASK = "[MASK]"
 MASK_SHARE = 0.15
 
 
 def masked_words(words: Sequence[str], seed: int) -> list[int]:
-    """Which words a view hides.
+    """Draw the words that a view hides.
 
     Args:
-        words: the text's white-space words; only their number matters.
-        seed: the view's seed.
+        words: words of the text, separated by white space; only their number matters.
+        seed: seed of the view.
 
     Returns:
-        Positions in ``words``, none twice, in the order they were drawn: 15% of the words, halves
-        rounded to even, at least one; none where there is no word.
+        Distinct positions in ``words``, in the order drawn: 15% of the words, halves rounded to
+        even, at least one; empty if there are no words.
     """
     if not words:
         return []
@@ -31,9 +34,9 @@ def masked_words(words: Sequence[str], seed: int) -> list[int]:
 
 
 def _shuffle(items: list[int], generator: random.Random) -> None:
-    """``generator.shuffle(items)``, written out: about half the time, and part of the recipe.
+    """Python's ``generator.shuffle(items)``, in about half the time, as part of the recipe.
 
-    How Python shuffles may change with its version; which words a view hides may not.
+    Another version of Python may shuffle differently; the hidden words must not change.
     """
     draw_bits = generator.getrandbits
     for last in range(len(items) - 1, 0, -1):
@@ -46,12 +49,12 @@ def _shuffle(items: list[int], generator: random.Random) -> None:
 
 @dataclass(frozen=True, slots=True)
 class TextViews:
-    """Text views of one sample, before they are written out.
+    """Text views of one sample, in a compact form.
 
     Attributes:
-        text: view 0, white space included.
-        words: its white-space words, of which the other views are made.
-        masked: for each view but view 0 the positions in ``words`` that it hides.
+        text: view 0, including its white space.
+        words: its words, separated by white space, from which the other views are built.
+        masked: for each view except view 0, the positions in ``words`` that it hides.
         has_clean: whether view 0 is one of the views.
     """
 
@@ -62,15 +65,15 @@ class TextViews:
 
     @property
     def clean(self) -> list[str]:
-        """View 0, where it is one of the views."""
+        """A list of view 0, or an empty list if it is not one of the views."""
         return [self.text] if self.has_clean else []
 
     def texts(self) -> list[str]:
-        """The texts, one a view. Of a text without words, all but view 0 are empty."""
+        """The text of each view. For a text without words, all views except view 0 are empty."""
         return [*self.clean, *(self._masked_view(positions) for positions in self.masked)]
 
     def _masked_view(self, positions: Sequence[int]) -> str:
-        """The words joined by one space, with these replaced by ``[MASK]``."""
+        """The words joined by one space, with ``[MASK]`` at these positions."""
         view = list(self.words)
         for position in positions:
             view[position] = MASK
@@ -78,16 +81,16 @@ class TextViews:
 
 
 def draw(text: str, base_seed: int, index: int, views: int, first_view: int = 0) -> TextViews:
-    """Draw the text views of one sample, or the last of them.
+    """Draw the text views of one sample, or only the last ones.
 
     Args:
-        text: the synopsis; view 0 is this very text, white space included.
-        base_seed: the build's seed.
-        index: the sample's index.
-        views: V, the number of views with the clean one.
-        first_view: the first view that is drawn, up to V-1.
+        text: the synopsis; view 0 is this text, including its white space.
+        base_seed: seed of the build.
+        index: index of the sample.
+        views: V, number of views including the clean one.
+        first_view: index of the first view to draw, at most V-1.
     """
     words = text.split()
-    made = range(max(first_view, 1), views)
-    masked = [masked_words(words, view_seed(base_seed, index, view, "text")) for view in made]
+    numbers = range(max(first_view, 1), views)
+    masked = [masked_words(words, view_seed(base_seed, index, view, "text")) for view in numbers]
     return TextViews(text, words, masked, has_clean=first_view == 0)

@@ -1,7 +1,7 @@
-"""Text views to token ids, with the tokenizers library alone.
+"""Encoding of text views as token ids, with the tokenizers library alone.
 
-Rows are encoded one by one: this is called in each of many producer processes, which set
-``TOKENIZERS_PARALLELISM=false`` so that the library does not start threads of its own.
+Rows are encoded one by one: many producer processes do this at the same time, and set
+``TOKENIZERS_PARALLELISM=false`` so that the library does not start threads.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from producers.recipes.word_ids import WordIds
 
 TokenArray = NDArray[np.int32]
 
-# What the check at start encodes in both ways: punctuation, digits, cases and other scripts.
+# Texts that the check at the start encodes in both ways: punctuation, digits, cases, other scripts.
 _PROBES = (
     "A young wizard's quest -- it begins in 1984, doesn't it?  He said: \"No!\" (twice).",
     " Ünlü naïve ΟΔΟΣ 東京 123-456 e.g. U.S.A.\n\n[MASK] [MASK]; the end",
@@ -31,16 +31,16 @@ _PROBE_VIEWS = 5
 
 @dataclass(frozen=True, slots=True)
 class TextSpec:
-    """How one text backbone's tokenizer is called; read from its checkpoint.
+    """The tokenizer of a text backbone and its settings, read from the checkpoint.
 
     Attributes:
-        tokenizer_json: the whole ``tokenizer.json``.
-        max_length: the most ids of a text, the special ones included; longer texts are cut.
-        pad_id: fills the rows behind a text's ids.
-        strip: remove white space around the text first, as sentence-transformers does.
-        lower: make the text lower case first.
-        clean: how open_clip cleans the text before all this, one of ``cleaning.CLEANINGS``; ``""``
-            for other libraries.
+        tokenizer_json: content of ``tokenizer.json``.
+        max_length: maximum number of ids of a text, including special ids; longer texts are cut.
+        pad_id: id that fills the rows behind a text's ids.
+        strip: whether to remove white space around the text first, as sentence-transformers does.
+        lower: whether to convert the text to lower case first.
+        clean: name of open_clip's cleaning that comes before all this, one of
+            ``cleaning.CLEANINGS``; ``""`` for other libraries.
     """
 
     tokenizer_json: str
@@ -51,7 +51,7 @@ class TextSpec:
     clean: str = ""
 
     def __post_init__(self) -> None:
-        """Check what the tokenizer itself would accept and silently misunderstand."""
+        """Check values that the tokenizer would accept and silently misinterpret."""
         if self.max_length < 1:
             raise ValueError(f"max_length must be at least 1, got {self.max_length}")
         if self.clean and self.clean not in CLEANINGS:
@@ -62,43 +62,44 @@ class TokenEncoder:
     """Encodes texts exactly as the checkpoint's own tokenizer does.
 
     Attributes:
-        spec: what the encoder was made from.
-        by_words: whether ids of views can be put together from those of words, which is faster.
+        spec: the specification of the tokenizer.
+        by_words: whether the ids of a view can be joined from the ids of its words, which is
+            faster.
     """
 
     def __init__(self, spec: TextSpec) -> None:
         self.spec = spec
         self._clean = cleaner(spec.clean) if spec.clean else None
-        # Settings saved in the file are overruled: others may have been in force at the time.
+        # The file may contain settings of an earlier use, which do not apply here.
         self._tokenizer = Tokenizer.from_str(spec.tokenizer_json)
         self._tokenizer.no_padding()
         self._cut_texts()
         self._before, self._after = self._special_ids()
         self._room = spec.max_length - len(self._before) - len(self._after)
-        self.by_words = self._room > 0 and all(map(self._words_make_the_same, _PROBES))
+        self.by_words = self._room > 0 and all(map(self._agrees_by_words, _PROBES))
 
     def encode_views(self, views: TextViews, ids: TokenArray, lengths: TokenArray) -> int:
         """Encode the views of one sample in place.
 
         Args:
             views: the views, without lone surrogates.
-            ids: int32 [views, max_length], overwritten; rows are filled up with ``pad_id``.
+            ids: int32 [views, max_length], overwritten with the ids, then ``pad_id``.
             lengths: int32 [views], overwritten with the number of ids of each row.
 
         Returns:
-            How many texts were cut.
+            Number of texts that were cut.
 
         Raises:
-            ValueError: an array is not of this shape and dtype.
+            ValueError: an array has another shape or dtype.
         """
         if self.by_words and views.words and views.masked:
             words = self._word_ids(views.words)
             if words is not None and words.hold:
-                return self._put_together(views, words, ids, lengths)
+                return self._join_words(views, words, ids, lengths)
         return self.encode(views.texts(), ids, lengths)
 
     def encode(self, texts: Sequence[str], ids: TokenArray, lengths: TokenArray) -> int:
-        """The same for any texts: V of them, without lone surrogates."""
+        """Encode any texts without lone surrogates; see :meth:`encode_views`."""
         _check(ids, (len(texts), self.spec.max_length), "ids")
         _check(lengths, (len(texts),), "lengths")
         encodings = self._tokenizer.encode_batch_fast(self._prepare(texts))
@@ -112,14 +113,14 @@ class TokenEncoder:
         return cut
 
     def count(self, text: str) -> int:
-        """How many ids a text has before it is cut, special ones included."""
+        """Number of ids of a text before it is cut, including special ids."""
         with self._uncut():
             return len(self._tokenizer.encode_batch_fast(self._prepare([text]))[0].ids)
 
-    def _put_together(
+    def _join_words(
         self, views: TextViews, words: WordIds, ids: TokenArray, lengths: TokenArray
     ) -> int:
-        """The views of one sample from the ids of its words; view 0 has white space of its own."""
+        """Joins the ids of words to views; view 0 is encoded as a whole, with its white space."""
         first = len(views.clean)
         _check(ids, (first + len(views.masked), self.spec.max_length), "ids")
         cut = self.encode(views.clean, ids[:first], lengths[:first]) if first else 0
@@ -134,32 +135,32 @@ class TokenEncoder:
             cut += more
         return cut
 
-    def _words_make_the_same(self, text: str) -> bool:
-        """Encodes some views in both ways."""
+    def _agrees_by_words(self, text: str) -> bool:
+        """Whether joining the ids of words gives the ids of whole texts, for some views."""
         views = text_views.draw(text, base_seed=0, index=0, views=_PROBE_VIEWS)
         words = self._word_ids(views.words)
         if words is None:
             return True  # such texts are always encoded as a whole
         if not words.hold:
             return False
-        made = [np.zeros((_PROBE_VIEWS, self.spec.max_length + 1), np.int32) for _ in range(2)]
-        found, expected = ((array[:, 1:], array[:, 0]) for array in made)
-        cut = self._put_together(views, words, *found), self.encode(views.texts(), *expected)
-        return cut[0] == cut[1] and np.array_equal(made[0], made[1])
+        both = [np.zeros((_PROBE_VIEWS, self.spec.max_length + 1), np.int32) for _ in range(2)]
+        joined, whole = ((array[:, 1:], array[:, 0]) for array in both)
+        cut = self._join_words(views, words, *joined), self.encode(views.texts(), *whole)
+        return cut[0] == cut[1] and np.array_equal(both[0], both[1])
 
     def _word_ids(self, words: Sequence[str]) -> WordIds | None:
-        """The ids of a sample's words; None where its views must be cleaned as a whole."""
+        """The ids of a sample's words; None if its views must be cleaned as a whole."""
         cleaned, mask = list(words), MASK
         if self._clean is not None:
-            found = clean_words(words, self._clean)
-            if found is None:
+            by_word = clean_words(words, self._clean)
+            if by_word is None:
                 return None
-            cleaned, mask = found, self._clean(MASK)
+            cleaned, mask = by_word, self._clean(MASK)
         with self._uncut():
             return WordIds(cleaned, self._encode_parts, mask)
 
     def _special_ids(self) -> tuple[list[int], list[int]]:
-        """What stands before and after a text's own ids."""
+        """The special ids before and after the ids of a text."""
         with self._uncut():
             encoding = self._tokenizer.encode("x")
         special = encoding.special_tokens_mask
@@ -168,14 +169,14 @@ class TokenEncoder:
         return encoding.ids[:before], encoding.ids[len(special) - after :]
 
     def _encode_parts(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of clean parts without the special ones. White space is left: it is in the view."""
+        """Ids of parts of a clean text, without special ids; white space is kept."""
         if self.spec.lower:
             texts = [text.lower() for text in texts]
-        made = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        return [encoding.ids for encoding in made]
+        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
 
     def _prepare(self, texts: Sequence[str]) -> list[str]:
-        """The texts as the tokenizer is to see them."""
+        """The texts as they are passed to the tokenizer."""
         prepared = list(texts) if self._clean is None else [self._clean(text) for text in texts]
         if self.spec.strip:
             prepared = [text.strip() for text in prepared]

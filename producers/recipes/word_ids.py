@@ -1,10 +1,11 @@
-"""Ids of masked views, put together from the ids of their words.
+"""Ids of masked views, joined from the ids of their words.
 
-A sample's 70 texts are the same words over and over, but for those that are hidden. So each word is
-encoded once, and a view's ids are looked up. That equals encoding the view where a tokenizer splits
-at white space and a word's ids depend at most on its neighbours: true of the usual ones, but not of
-all, nor of every text (a word may begin with an accent that joins the space before it). So it is
-checked for every sample, with two texts in which all neighbours occur that views can have.
+The 70 texts of a sample consist of the same words, except for the hidden ones. Therefore each word
+is encoded once, and the ids of a view are looked up. This equals encoding the view if the tokenizer
+splits at white space and the ids of a word depend at most on its neighbours. It is true of the
+usual tokenizers, but not of all, nor for every text (a word may begin with an accent that joins the
+space before it). So it is checked for every sample, with two texts that contain every pair of
+neighbours that a view can have.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from numpy.typing import NDArray
 from producers.recipes.text_views import MASK
 
 Ids = NDArray[np.int32]
-# Texts to their ids, without special ones and uncut.
+# Function from texts to their ids, without special ids and without truncation.
 Encode = Callable[[Sequence[str]], list[list[int]]]
 
-# A word is encoded with the space before it, which some tokenizers make part of it; a view's first
-# word has none. These are the forms that every sample has: the mask, both ways.
+# A word is encoded with the space before it, which some tokenizers include in the word; the first
+# word of a view has none. Every sample has these forms: the mask in both ways, and the first word.
 _FIRST_MASK, _MASK, _FIRST_WORD = 0, 1, 2
 
 
@@ -30,11 +31,11 @@ class WordIds:
     """The ids of one sample's words.
 
     Attributes:
-        hold: whether ids put together are those of the texts.
+        hold: whether the joined ids equal the ids of the whole texts.
     """
 
     def __init__(self, words: Sequence[str], encode: Encode, mask: str = MASK) -> None:
-        """Encodes the words, of which there is at least one, and what hides a word."""
+        """Encodes the words, at least one, and the mask."""
         distinct = {word: form for form, word in enumerate(dict.fromkeys(words), _FIRST_WORD + 1)}
         ids = encode([mask, f" {mask}", words[0], *(f" {word}" for word in distinct)])
         self._ids = np.fromiter(chain.from_iterable(ids), np.int32)
@@ -48,11 +49,11 @@ class WordIds:
         """The ids of a view.
 
         Args:
-            masked: positions of the words that it hides.
-            room: the most ids that are wanted, at least 1.
+            masked: positions of the hidden words.
+            room: maximum number of ids to return, at least 1.
 
         Returns:
-            At most ``room`` ids, and whether there are more.
+            At most ``room`` ids, and whether the view has more.
         """
         forms = self._forms.copy()
         forms[masked] = _MASK
@@ -63,7 +64,7 @@ class WordIds:
         return self._join(forms[:words])[:room], bool(ends[-1] > room)
 
     def _join(self, forms: NDArray[np.intp]) -> Ids:
-        """The ids of these forms, one behind the other."""
+        """The concatenated ids of these forms."""
         lengths = self._lengths[forms]
         ends = lengths.cumsum()
         at = np.arange(ends[-1]) + np.repeat(self._starts[forms] - ends + lengths, lengths)
@@ -71,9 +72,9 @@ class WordIds:
         return joined
 
     def _check(self, words: Sequence[str], inner: list[int], encode: Encode, mask: str) -> bool:
-        """Compares two texts: all words, and all words with a mask before and after each."""
+        """Checks two texts: all words, and all words with a mask before and after each."""
         between = [_FIRST_MASK, *chain.from_iterable((form, _MASK) for form in inner), _MASK]
         masked = f"{mask} {f' {mask} '.join(words)} {mask} {mask}"
         expected = encode([" ".join(words), masked])
-        found = (self._join(self._forms), self._join(np.array(between)))
-        return all(f.tolist() == e for f, e in zip(found, expected, strict=True))
+        joined = (self._join(self._forms), self._join(np.array(between)))
+        return all(j.tolist() == e for j, e in zip(joined, expected, strict=True))

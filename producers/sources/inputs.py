@@ -1,8 +1,8 @@
-"""Whether the inputs of committed samples are still what they were.
+"""Checks whether the inputs of committed samples have changed.
 
-The ledger holds the SHA-256 of every input. To read them all again would take as long as the data
-set is large, so sizes and modification times are kept beside the logs, and only a file in which one
-of them differs is read. The cache decides nothing: without it everything is read.
+The ledger holds the SHA-256 of every input. Reading all inputs again takes long for a large data
+set, so sizes and modification times are cached beside the logs, and a file is read only if one of
+them differs. The cache is an optimisation only: without it all files are read.
 """
 
 from __future__ import annotations
@@ -26,17 +26,18 @@ from producers.sources.source import Scan
 
 # Size in bytes and modification time in ns of the poster, then of the synopsis.
 InputStat = tuple[int, int, int, int]
-# The same of every sample, int64 ``[N, 4]``.
+# The ``InputStat`` of every sample, int64 ``[N, 4]``.
 InputStats = npt.NDArray[np.int64]
 
 _MISSING = (-1, -1)
-_UNKNOWN = (-2, -2, -2, -2)  # like nothing that ``stat_inputs`` says
+_UNKNOWN = (-2, -2, -2, -2)  # different from every result of ``stat_inputs``
 
 
 def stat_inputs(found: Scan) -> InputStats:
-    """What the file system says of every sample's inputs, in the order of the samples.
+    """Sizes and modification times of every sample's inputs, in the order of the samples.
 
-    Taken before anything is read: a file that changes in between then differs from what is kept.
+    Must be called before any input is read: the stats of a file that changes afterwards then differ
+    from the cached ones.
     """
     folder = os.fsencode(found.data_dir) + b"/"
     stats = np.empty((len(found.samples), 4), np.int64)
@@ -49,7 +50,7 @@ def stat_inputs(found: Scan) -> InputStats:
 
 
 def stat_of(stats: InputStats, index: int) -> InputStat:
-    """What was found of one sample."""
+    """The stats of one sample."""
     image_size, image_time, text_size, text_time = stats[index].tolist()
     return image_size, image_time, text_size, text_time
 
@@ -59,19 +60,19 @@ def _stat(path: bytes) -> tuple[int, int]:
         status = os.stat(path)  # noqa: PTH116  a Path for each of 50,000 files takes longer
     except OSError:
         return _MISSING
-    # Nanoseconds do not fit from the year 2262 on: what counts is that other times look different.
+    # From the year 2262 on nanoseconds do not fit into int64; distinct times must stay distinct.
     return status.st_size, (status.st_mtime_ns + 2**63) % 2**64 - 2**63
 
 
 def read_cache(path: Path) -> dict[int, InputStat]:
-    """The kept sizes and times by sample; empty where there are none that can be read."""
+    """The cached sizes and times by sample index; empty if the cache cannot be read."""
     try:
         lines = path.read_bytes().splitlines()
     except OSError:
         return {}
     cached: dict[int, InputStat] = {}
     for line in lines:
-        # A torn line says nothing: what it would have said is found by reading again.
+        # Torn lines are skipped: their inputs are read again.
         with suppress(ValueError, TypeError, OverflowError, RecursionError):
             for index, *values in json.loads(line):
                 image_size, image_time, text_size, text_time = map(int, values)
@@ -80,9 +81,9 @@ def read_cache(path: Path) -> dict[int, InputStat]:
 
 
 def extend_cache(path: Path, stats: Mapping[int, InputStat]) -> None:
-    """Keeps sizes and times of more samples; later ones replace earlier ones.
+    """Adds sizes and times of samples to the cache; later entries replace earlier ones.
 
-    A store without a folder for them, as that of a trial, has none.
+    Does nothing if the cache's folder does not exist, as in the store of a trial.
     """
     if not path.parent.is_dir():
         return
@@ -98,32 +99,32 @@ def changed_inputs(
     stats: InputStats,
     cached: Mapping[int, InputStat],
     *,
-    mended: bool = False,
+    repaired: bool = False,
 ) -> tuple[dict[int, list[str]], dict[int, InputStat]]:
-    """Names of inputs of committed samples that are not what was read for them.
+    """Finds the inputs of committed samples whose content changed since it was read.
 
     Args:
-        found: the data folder now.
-        records: the committed samples.
-        stats: what :func:`stat_inputs` says now.
-        cached: what :func:`read_cache` says; empty to read everything.
-        mended: name those inputs as well that could not be read then, and can be now; and those
-            that ended their producer, where the file looks different. They have no content to
-            compare.
+        found: the data folder as it is now.
+        records: the records of the committed samples.
+        stats: the result of :func:`stat_inputs`.
+        cached: the result of :func:`read_cache`; empty to read all inputs.
+        repaired: whether to include inputs that could not be read then and can be read now, and
+            inputs that ended their producer and whose size or time changed. The store has no digest
+            of them.
 
     Returns:
-        File names by sample, in order, and the sizes and times to keep of those samples whose
-        inputs were read and found unchanged.
+        Names of the changed files by sample index, in order; and the stats of the samples whose
+        inputs were read and found unchanged, to be cached.
 
     Raises:
-        StorageError: an input whose content is known cannot be read, so nobody can tell.
+        StorageError: an input with a recorded digest cannot be read, so it cannot be compared.
     """
     changed: dict[int, list[str]] = {}
     confirmed: dict[int, InputStat] = {}
     for record in records:
         now, kept = stat_of(stats, record.index), cached.get(record.index, _UNKNOWN)
         unread, ended = (
-            {bad.modality for bad in record.bad if mended and bad.reason in reasons}
+            {bad.modality for bad in record.bad if repaired and bad.reason in reasons}
             for reasons in (source.UNREADABLE, source.ENDED)
         )
         if now == kept and not unread:
@@ -153,10 +154,15 @@ def changed_inputs(
 
 
 def _sha256(path: Path, cap_bytes: int, *, was_read: bool = False) -> str:
-    """Of a file's content, or empty where it cannot be read.
+    """SHA-256 of a file's content, in hexadecimal; empty if the file cannot be read.
+
+    Args:
+        path: path of the file.
+        cap_bytes: maximum size in bytes.
+        was_read: whether the store has a digest of the file.
 
     Raises:
-        StorageError: nobody can tell whether what ``was_read`` is still the same.
+        StorageError: the file ``was_read`` before and now fails with an error of the machine.
     """
     try:
         return hashlib.sha256(source.read_capped(path, cap_bytes)).hexdigest()

@@ -1,7 +1,7 @@
 """Find, pair and order the samples of a data folder, and read their bytes with a size cap.
 
-Scanning opens no file: a FIFO would block, and a poster is not read before its turn. Names come
-from the folder and are used as values only; none is ever taken apart into a path.
+Scanning opens no file: a FIFO would block, and a poster is not read before its turn. Names that
+the folder lists are used as values only; no name is ever parsed as a path.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from featurestore.system.links import leads_outside
 from featurestore.system.refusals import refusal
 from producers.sources.unused import advice, alike_stems, counted_reasons, subfolder_with_both
 
-# Suffixes in order of precedence: of one stem's files, the first kind found is the sample's.
+# Suffixes in order of precedence: a sample uses the first kind that exists for its stem.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".JPG", ".JPEG")
 TEXT_SUFFIXES = (".json", ".JSON")
 
-# What the machine lacks, not the file: no input gets a placeholder for it.
+# Errors of the machine, not of the file: they never lead to a placeholder.
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-# What ``read_capped`` says of a file that it does not return.
+# Reasons for which ``read_capped`` refuses a file.
 UNREADABLE = ("missing", "not-a-file", "too-large", "unreadable")
-# What is said of an input that ended the producers which tried it.
+# Reasons for inputs that ended the producers which processed them.
 ENDED = ("killed", "timeout")
 
 MAX_IMAGE_BYTES = 256 * 2**20
@@ -43,19 +43,19 @@ _LAYOUT = (
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """What a data folder holds, in an order that depends on names only.
+    """The contents of a data folder, in an order that depends on names only.
 
     Attributes:
-        data_dir: the folder, as it was given.
+        data_dir: path of the folder, as given.
         samples: the pairs, sorted by stem, by code point; ``samples[i].index == i``.
         unmatched_images: file names of posters without a synopsis, sorted.
         unmatched_texts: file names of synopses without a poster, sorted.
         left_out: (name, reason) of every other entry, sorted: ``suffix``, a file of another
             suffix; ``dotfile``; ``directory``, a subfolder; ``not-a-file``, a FIFO, socket or
-            device; ``outside``, a symlink that leaves the folder; ``dangling``, one that leads
-            nowhere; ``shadowed``, a file whose stem has another of a preferred suffix.
-        alike: (poster, synopsis, in what they differ) of unmatched files whose stems look the same:
-            ``Unicode form`` (NFC, NFD) or ``case``.
+            device; ``outside``, a symlink that leaves the folder; ``dangling``, a symlink to a
+            missing file; ``shadowed``, a file whose stem has another file of a preferred suffix.
+        alike: (poster, synopsis, difference) of unmatched files whose stems look the same; the
+            difference is ``Unicode form`` (NFC, NFD) or ``case``.
     """
 
     data_dir: Path
@@ -76,11 +76,11 @@ def scan(data_dir: Path, *, follow_links: bool = False) -> Scan:
 
     Args:
         data_dir: the folder; its subfolders are not entered.
-        follow_links: use symlinks that leave the folder, as those of DVC, git-annex and the hub's
-            cache do.
+        follow_links: whether to use symlinks that leave the folder, as those of DVC, git-annex and
+            the hub's cache do.
 
     Returns:
-        The samples in their fixed order, and everything that was found and not used.
+        The samples in their fixed order, and every entry that is not used.
 
     Raises:
         InputError: the folder is missing, unreadable or not a folder, or holds no pair.
@@ -117,7 +117,7 @@ def scan(data_dir: Path, *, follow_links: bool = False) -> Scan:
 
 
 def _no_pair(found: Scan) -> InputError:
-    """The error for a folder without a sample: what it holds, and what would help."""
+    """The error for a folder without a sample: its contents, and advice."""
     images, texts = len(found.unmatched_images), len(found.unmatched_texts)
     reasons = f": {counted_reasons(found.left_out)}" if found.left_out else ""
     lines = [
@@ -133,41 +133,41 @@ def _no_pair(found: Scan) -> InputError:
 
 
 def image_path(data_dir: Path, sample: Sample) -> Path:
-    """Where the sample's poster lies; a name that the folder listed holds no slash."""
+    """Path of the sample's poster; names that a folder lists contain no slash."""
     return data_dir / _native(sample.image_name)
 
 
 def text_path(data_dir: Path, sample: Sample) -> Path:
-    """Where the sample's synopsis lies; a name that the folder listed holds no slash."""
+    """Path of the sample's synopsis; names that a folder lists contain no slash."""
     return data_dir / _native(sample.text_name)
 
 
 def name_bytes(name: str) -> bytes:
-    """The bytes of a file's name: what the file system goes by, in every locale."""
+    """The bytes of a file's name, as the file system has them, in every locale."""
     return name.encode("utf-8", "surrogateescape")
 
 
 def require_inputs(found: Scan) -> None:
-    """Tell a few missing files from a folder that was deleted or unmounted since the scan.
+    """Check that the folder was not deleted or unmounted since the scan.
 
     Raises:
-        StorageError: none of the samples' synopses is there any more.
+        StorageError: all of the samples' synopses are missing.
     """
     if not any(text_path(found.data_dir, sample).exists() for sample in found.samples):
-        raise StorageError(found.data_dir, "it is gone, with all that was found in it")
+        raise StorageError(found.data_dir, "the folder and all its samples are gone")
 
 
 def _utf8(name: str) -> str:
-    """A name that the folder listed, decoded as UTF-8 in every locale.
+    """A listed file name, decoded as UTF-8 in every locale.
 
-    In the locale ``C`` Python may take file names for ASCII, and the same folder would give other
+    In the locale ``C`` Python may decode file names as ASCII: the same folder would have other
     names, in another order, and so another store.
     """
     return os.fsencode(name).decode("utf-8", "surrogateescape")
 
 
 def _native(name: str) -> str:
-    """The name as this process's locale spells it; ``_utf8`` undone."""
+    """The inverse of ``_utf8``: the name in the encoding of this process's locale."""
     return os.fsdecode(name_bytes(name))
 
 
@@ -175,19 +175,19 @@ def read_capped(path: Path, cap_bytes: int) -> bytes:
     """Read a whole file of at most ``cap_bytes`` bytes.
 
     Args:
-        path: the file; a symlink is followed, because ``scan`` has checked where it leads.
-        cap_bytes: the most bytes to accept; at most one more is ever held.
+        path: path of the file; symlinks are followed, because ``scan`` has checked their targets.
+        cap_bytes: maximum size in bytes; at most one more byte is ever read.
 
     Returns:
         The file's bytes.
 
     Raises:
         BadSampleError: ``missing``, ``not-a-file``, ``too-large`` or ``unreadable``.
-        StorageError: this process or machine has no memory or descriptor left, which says nothing
-            about the file.
+        StorageError: this process or machine has no memory or descriptor left, which is no fault
+            of the file.
     """
     try:
-        # O_NONBLOCK: should a FIFO have taken the file's place since the scan, open() returns.
+        # O_NONBLOCK: open() must return even if a FIFO replaced the file since the scan.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
         try:
             return _read_descriptor(descriptor, cap_bytes)
@@ -198,20 +198,20 @@ def read_capped(path: Path, cap_bytes: int) -> bytes:
     except OSError as error:
         if error.errno in _EXHAUSTED:
             raise refusal(path, error) from error
-        # Opening a socket fails with ENXIO, before its kind could be asked.
+        # Opening a socket fails with ENXIO, before fstat() could tell its kind.
         reason = "not-a-file" if error.errno == errno.ENXIO else "unreadable"
         raise BadSampleError(reason, error.strerror or str(error)) from error
 
 
 def _read_descriptor(descriptor: int, cap_bytes: int) -> bytes:
-    """``read_capped`` on an open descriptor."""
+    """Reads an open file; see :func:`read_capped`."""
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         raise BadSampleError("not-a-file", "a directory, FIFO, socket or device")
     if status.st_size > cap_bytes:
         raise BadSampleError("too-large", f"{status.st_size:,} bytes; at most {cap_bytes:,}")
     data = b"".join(_read_blocks(descriptor, cap_bytes + 1))
-    if len(data) > cap_bytes:  # it grew meanwhile
+    if len(data) > cap_bytes:  # it grew since fstat()
         raise BadSampleError("too-large", f"more than {cap_bytes:,} bytes")
     return data
 
@@ -225,7 +225,7 @@ def _read_blocks(descriptor: int, limit_bytes: int) -> Iterator[bytes]:
 
 
 def _resolved_folder(data_dir: Path) -> Path:
-    """``data_dir`` without symlinks; ``InputError`` where it is not a folder."""
+    """``data_dir`` with symlinks resolved; raises InputError if it is not a folder."""
     try:
         root = data_dir.resolve(strict=True)
         is_folder = root.is_dir()
@@ -249,17 +249,17 @@ def _entries(data_dir: Path) -> Iterator[os.DirEntry[str]]:
 
 
 def _objection(entry: os.DirEntry[str], root: Path, *, follow_links: bool) -> str | None:
-    """Why an entry cannot be part of a sample, or None where it can."""
+    """Why an entry cannot be part of a sample, or None if it can."""
     if entry.name.startswith("."):
         return "dotfile"
     fits = entry.name.endswith((*IMAGE_SUFFIXES, *TEXT_SUFFIXES))
     if not entry.is_symlink():
-        # What the listing says of an entry needs no call for each of many files.
+        # The listing has the entry's type: no system call per file is needed.
         if entry.is_file(follow_symlinks=False):
             return None if fits else "suffix"
         return "directory" if entry.is_dir(follow_symlinks=False) else "not-a-file"
     try:
-        mode = entry.stat().st_mode  # of what the link leads to
+        mode = entry.stat().st_mode  # of the link's target
     except OSError:
         return "dangling" if fits else "suffix"
     if fits and not follow_links and leads_outside(Path(entry.path), root):
@@ -272,7 +272,7 @@ def _objection(entry: os.DirEntry[str], root: Path, *, follow_links: bool) -> st
 
 
 def _by_stem(names: Sequence[str], suffixes: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
-    """The file name of each stem, and the names that lost to one of a preferred suffix."""
+    """The file name of each stem, and the names whose stem has a file of a preferred suffix."""
     chosen: dict[str, str] = {}
     shadowed: list[str] = []
     for suffix in suffixes:

@@ -1,4 +1,4 @@
-"""What a data folder holds that becomes no sample, in words, and what to do about it."""
+"""Messages about the entries of a data folder that become no sample."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from itertools import islice
 from pathlib import Path, PurePath
 
 from featurestore.system.links import FOLLOW
+from featurestore.wording import amount
 
-# Reason: what it means, in the order in which it is said.
-REASONS: Mapping[str, str] = {
-    "suffix": "another suffix",
-    "outside": "a link that leaves the folder",
-    "dangling": "a link that leads nowhere",
-    "directory": "a subfolder",
-    "not-a-file": "a FIFO, socket or device",
-    "dotfile": "a dotfile",
-    "shadowed": "the stem has another file",
+# The meaning of each reason, singular and plural, in the order of the message.
+REASONS: Mapping[str, tuple[str, str]] = {
+    "suffix": ("file with another suffix", "files with another suffix"),
+    "outside": ("link out of the folder", "links out of the folder"),
+    "dangling": ("link to a missing file", "links to missing files"),
+    "directory": ("subfolder", "subfolders"),
+    "not-a-file": ("FIFO, socket or device", "FIFOs, sockets or devices"),
+    "dotfile": ("dotfile", "dotfiles"),
+    "shadowed": ("second file of one stem", "second files of one stem"),
 }
-# Suffixes under which people keep posters; what a file holds is decided by its bytes all the same.
+# Common suffixes of pictures; the format of a poster is detected from its bytes, not its suffix.
 _PICTURES = (
     *(".jpg", ".jpeg", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff", ".jp2"),
     *(".jfif", ".jpe", ".heic"),
@@ -33,25 +34,32 @@ LeftOut = Sequence[tuple[str, str]]
 
 
 def counted_reasons(left_out: LeftOut) -> str:
-    """``40 another suffix (.png 39, .txt 1), as '1.png'; 2 a subfolder, as 'train'``."""
+    """What was left out and why, in one line.
+
+    Two examples: ``1 subfolder: 'train'``, and ``40 files with another suffix (.png 39, .txt 1),
+    such as '1.png'``. Several reasons are joined by semicolons.
+    """
     counts = Counter(reason for _, reason in left_out)
     example = {reason: name for name, reason in reversed(left_out)}
-    said = []
-    for reason, meaning in REASONS.items():
-        if counts[reason]:
-            which = _suffixes(left_out) if reason == "suffix" else ""
-            said.append(f"{counts[reason]:,} {meaning}{which}, as {example[reason]!r}")
-    return "; ".join(said)
+    parts = []
+    for reason, nouns in REASONS.items():
+        if counts[reason] == 1:
+            parts.append(f"1 {nouns[0]}: {example[reason]!r}")
+        elif counts[reason]:
+            suffixes = _suffixes(left_out) if reason == "suffix" else ""
+            parts.append(f"{amount(counts[reason], *nouns)}{suffixes}, such as {example[reason]!r}")
+    return "; ".join(parts)
 
 
 def _suffixes(left_out: LeftOut) -> str:
+    """The most frequent suffixes with their counts, in parentheses."""
     counts = Counter(PurePath(name).suffix for name, reason in left_out if reason == "suffix")
     shown = [f"{suffix or 'none'} {n:,}" for suffix, n in counts.most_common(_SUFFIXES_SHOWN)]
     return f" ({', '.join(shown)}{', …' if len(counts) > len(shown) else ''})"
 
 
 def advice(left_out: LeftOut, alike: Sequence[tuple[str, str, str]] = ()) -> Iterator[str]:
-    """What a user can do so that more of a folder is used, most helpful first."""
+    """Lines of advice on how to use more of a data folder, most helpful first."""
     counts = Counter(reason for _, reason in left_out)
     if counts["outside"]:
         yield (
@@ -60,7 +68,7 @@ def advice(left_out: LeftOut, alike: Sequence[tuple[str, str, str]] = ()) -> Ite
         )
     if counts["dangling"]:
         yield (
-            f"{_links(counts['dangling'])} nowhere: fetch what is meant (git annex get, dvc pull)."
+            f"{_links(counts['dangling'])} to missing files: fetch them (git annex get, dvc pull)."
         )
     if alike:
         image, text, how = alike[0]
@@ -73,8 +81,8 @@ def advice(left_out: LeftOut, alike: Sequence[tuple[str, str, str]] = ()) -> Ite
     ]
     if pictures:
         yield (
-            f"Rename posters such as {pictures[0]!r} to .jpg: that is the suffix which is looked "
-            "for, and the bytes decide about the format."
+            f"Rename posters such as {pictures[0]!r} to .jpg: a poster is found by this suffix, "
+            "and its format is detected from its bytes."
         )
 
 
@@ -85,25 +93,25 @@ def _links(count: int) -> str:
 def alike_stems(
     images: Mapping[str, str], texts: Mapping[str, str]
 ) -> tuple[tuple[str, str, str], ...]:
-    """Posters and synopses without each other whose stems look the same.
+    """Finds unmatched posters and synopses whose stems look the same.
 
     Args:
         images: the file name of each stem of a poster without a synopsis.
         texts: the file name of each stem of a synopsis without a poster.
 
     Returns:
-        (poster, synopsis, in what they differ: ``Unicode form`` or ``case``), sorted; a name is in
-        at most one of them.
+        Sorted tuples of a poster, a synopsis and their difference, ``Unicode form`` or ``case``;
+        a name is in at most one of them.
     """
-    found: list[tuple[str, str, str]] = []
+    pairs: list[tuple[str, str, str]] = []
     for how, key in (("Unicode form", _composed), ("case", _caseless)):
-        used = {name for pair in found for name in pair[:2]}
+        used = {name for pair in pairs for name in pair[:2]}
         by_key = {key(stem): name for stem, name in sorted(texts.items()) if name not in used}
         for stem, name in sorted(images.items()):
             other = None if name in used else by_key.pop(key(stem), None)
             if other is not None:
-                found.append((name, other, how))
-    return tuple(sorted(found))
+                pairs.append((name, other, how))
+    return tuple(sorted(pairs))
 
 
 def _composed(stem: str) -> str:
@@ -117,9 +125,9 @@ def _caseless(stem: str) -> str:
 def subfolder_with_both(
     data_dir: Path, names: Sequence[str], images: tuple[str, ...], texts: tuple[str, ...]
 ) -> str | None:
-    """The first of a folder's subfolders that seems to hold what was looked for, or None.
+    """The first subfolder that seems to hold posters and synopses, or None.
 
-    Of each at most 1,000 entries are looked at, by their names.
+    Looks at the names of at most 1,000 entries of each subfolder.
     """
     for name in names[:_LOOKED_AT]:
         try:

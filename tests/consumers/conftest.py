@@ -49,7 +49,7 @@ def pictures() -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def sentences() -> list[str]:
-    """72 texts of 0 to 900 words, some with masks, odd blanks, capitals and foreign signs."""
+    """72 texts of 0 to 900 words, some with masks, odd blanks, capitals and other scripts."""
     rng = random.Random(2)
     line = "love war [MASK] Detective king, ghost? dragon 1999 café Ünder naïve x-ray the of"
     words = line.split()

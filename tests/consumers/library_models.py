@@ -1,4 +1,4 @@
-"""Tiny checkpoints of the libraries that declared backbones come from, each saved by its own."""
+"""Tiny checkpoints of the libraries of custom backbones, each saved by its library."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SIDE = 32
 
 
 def make_library_models(folders: dict[str, Path], sentence: Path) -> None:
-    """Makes a checkpoint for each adapter in its folder; ``sentence`` is linked to as it is."""
+    """Creates a checkpoint for each adapter in a folder; ``sentence`` is linked."""
     ensure_importable()
     makers = {
         "transformers-image": _make_dinov2,
@@ -90,7 +90,7 @@ def _make_open_clip(folder: Path) -> None:
 
 
 def make_clip_tokenizer(folder: Path) -> None:
-    """Gives an open_clip checkpoint CLIP's own vocabulary, as on the hub: no name of a tokenizer.
+    """Gives an open_clip checkpoint CLIP's own vocabulary, as on the hub, without a tokenizer name.
 
     open_clip then uses its own code and vocabulary; beside it lies the same as ``tokenizer.json``.
     """

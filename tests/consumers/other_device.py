@@ -4,7 +4,7 @@
 
 Fake tensors have shapes, dtypes and devices, and no values; an operation on tensors of two devices
 fails as it does on a GPU, which the ``meta`` device alone would let pass for most operations. torch
-lets Python register a device for that: for a whole process, so this is one of its own. Prints a
+lets Python register a device for that: for a whole process, so this is a separate one. Prints a
 JSON line for each backbone and dtype: the features' device, dtype and shape, or what failed.
 """
 
@@ -36,7 +36,7 @@ FORGOTTEN = "forgotten"
 
 
 def load_all(folder: Path, dtype: str) -> dict[str, Any]:
-    """The paper's four, one of every adapter, and one that is not wholly moved."""
+    """The paper's four backbones, one of every adapter, and one that is only partly moved."""
     tiny_folders = checkpoints.make_checkpoints(folder / "tiny")
     libraries = {adapter: folder / adapter for adapter in ADAPTERS}
     libraries["open-clip-text"] = libraries["open-clip-image"]

@@ -1,4 +1,4 @@
-"""Whole builds: the numbers, the bytes after any death, what is refused, and hostile names."""
+"""Whole builds: features, bytes after a kill, refused inputs and options, and hostile names."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from featurestore.errors import (
 )
 from featurestore.imdb.labels import write_labels
 from featurestore.imdb.materialize import PREFIX, materialize
-from featurestore.records import view_seed
+from featurestore.records import FEATURES, view_seed
 from featurestore.storage.store import FeatureStore
 from tests import warm
 from tests.conftest import ROOT, tree_digest
@@ -54,7 +54,7 @@ Start = Callable[..., subprocess.Popen[str]]
 
 @pytest.fixture(scope="session")
 def short_texts(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo's 48 pairs with a few words of each synopsis: most of a build was to embed them."""
+    """The demo's 48 pairs with a few words of each synopsis, so that embedding is fast."""
     folder = tmp_path_factory.mktemp("short") / "dataset"
     shutil.copytree(demo_data / "dataset", folder)
     for path in folder.glob("*.json"):
@@ -79,13 +79,13 @@ def configure(demo_data: Path, short_texts: Path, checkpoints: dict[str, str]) -
 
 @pytest.fixture(scope="session")
 def golden(demo_store: Path) -> Path:
-    """An undisturbed build of all features, as ``ALL`` has it."""
+    """An uninterrupted build of all features with the options ``ALL``."""
     return demo_store
 
 
 @pytest.fixture(scope="session")
 def golden_text(configure: Configure, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An undisturbed build of the text feature."""
+    """An uninterrupted build of the text feature."""
     store = tmp_path_factory.mktemp("golden") / "text"
     build(configure(store))
     return store
@@ -128,7 +128,7 @@ def arguments(config: BuildConfig, *more: str) -> list[str]:
 
 
 def augmented(poster: Image.Image, index: int) -> list[Image.Image]:
-    """Views 1.. as the recipe says, written out with torchvision and the published seeds."""
+    """Views 1.. of the recipe, implemented with torchvision and the published seeds."""
     from torchvision import transforms as tv
 
     recipe = tv.Compose(
@@ -163,7 +163,7 @@ def masked(text: str, index: int) -> list[str]:
 
 
 def sample_inputs(data: Path, index: int) -> tuple[list[Image.Image], list[str]]:
-    """The views of one sample, made without any of our code but the seeds' formula."""
+    """The views of one sample, computed without the project's code except the seeds' formula."""
     stem = sorted(p.stem for p in data.glob("*.json"))[index]
     (path,) = (p for p in data.glob(f"{stem}.*") if p.suffix != ".json")
     try:
@@ -279,8 +279,8 @@ def lines(store: Path) -> int:
 
 
 # Producers that stop at a gate, so that a build can be met in its middle, however slow or fast the
-# machine is. A sample is begun only when all but ``slots`` of those before it are taken: until the
-# first chunk is whole, no more than its samples and those of the other slots are begun.
+# machine is. A sample is started only when all but ``slots`` of those before it are taken: until
+# the first chunk is complete, only its samples and those of the other slots are started.
 GATE = """
 import os, time
 from producers import decode
@@ -325,7 +325,7 @@ def open_gate(site: Path) -> None:
 
 @pytest.fixture
 def start(site: Path, configure: Configure) -> Iterator[Start]:
-    """Starts a build in a process group of its own; returns after its first commit."""
+    """Starts a build in a new process group; returns after its first commit."""
     environment = gated(site, TEXT["chunk"])
     started: list[subprocess.Popen[str]] = []
 
@@ -356,6 +356,14 @@ def wait_for(condition: Callable[[], object], seconds: float) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.005)
+
+
+def logged(store: Path) -> list[dict[str, Any]]:
+    """The events in the log of a build that runs, without their times."""
+    (log,) = (store / "records" / "runs").glob("*.log")
+    whole = log.read_text().rpartition("\n")[0]
+    events = [json.loads(line) for line in whole.splitlines()]
+    return [{k: v for k, v in event.items() if k != "time"} for event in events]
 
 
 def gone(process: psutil.Process) -> bool:
@@ -403,7 +411,7 @@ def test_kill_9_and_resume_with_all_features(
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 )
-def test_a_stop_signal_ends_it_after_the_chunk_in_hand(
+def test_a_stop_signal_ends_a_build_after_the_current_chunk(
     golden_text: Path,
     configure: Configure,
     tmp_path: Path,
@@ -416,11 +424,16 @@ def test_a_stop_signal_ends_it_after_the_chunk_in_hand(
     process = start(store)
     before = lines(store)
     os.killpg(process.pid, number)  # as a terminal does: the producers get it too
+    name = signal.Signals(number).name
+    # Acknowledged at once: the gate is closed, so no sample of the current chunk can arrive.
+    wait_for(lambda: {"event": "stopping", "signal": name} in logged(store), 60)
     open_gate(site)
     output, errors = process.communicate(timeout=300)
     assert process.returncode == code
     assert output == ""
-    name = signal.Signals(number).name
+    acknowledged = "press Ctrl-C again" if number == signal.SIGINT else f"a second {name}"
+    assert f"Stopping after the current chunk{';' if number == signal.SIGINT else ','}" in errors
+    assert acknowledged in errors
     assert f"Stopped by {name} after {lines(store)} of 12 chunks" in errors
     assert "--resume" in errors
     assert "Traceback" not in errors
@@ -433,7 +446,7 @@ def test_a_stop_signal_ends_it_after_the_chunk_in_hand(
 def test_ctrl_c_twice_stops_at_once(
     golden_text: Path, configure: Configure, tmp_path: Path, start: Start
 ) -> None:
-    """The chunk in hand can never be finished here: only the second one can end the build."""
+    """The current chunk can never be completed here: only the second signal ends the build."""
     store = tmp_path / "s"
     process = start(store)
     sent = 0
@@ -446,7 +459,7 @@ def test_ctrl_c_twice_stops_at_once(
             process.wait(timeout=0.5 if sent == 1 else 15)
     _, errors = process.communicate()
     assert process.returncode == 130
-    assert sent >= 2
+    assert sent >= 2, errors
     assert lines(store) <= 2
     assert "--resume" in errors
     assert "Traceback" not in errors
@@ -486,14 +499,14 @@ def test_a_second_build_is_refused_and_the_first_unharmed(
 def test_two_that_start_together_do_not_undo_each_other(
     golden_text: Path, configure: Configure, tmp_path: Path
 ) -> None:
-    """The other one makes the whole store while this one still loads its models."""
+    """Another process builds the whole store while this one still loads its models."""
     config = configure(tmp_path / "s")
 
     def be_overtaken(event: str, _facts: Mapping[str, Any]) -> None:
         if event == "loading":
             build(config)
 
-    with pytest.raises(InputError, match="Another process made"):
+    with pytest.raises(InputError, match="Another process created"):
         build(config, [be_overtaken])
     assert tree_digest(config.store) == tree_digest(golden_text)
     build(_replace(config, resume=True))  # the lock is free again
@@ -505,7 +518,7 @@ def test_two_that_start_together_do_not_undo_each_other(
 def refused(
     kind: type[ManyViewsError], config: BuildConfig, *expected: str, watched: Path | None = None
 ) -> None:
-    """``build`` raises one short error that holds every text, and changes nothing on disk."""
+    """Asserts that ``build`` raises a short error with every text, and changes nothing on disk."""
     folder = watched or config.store.parent
     before = tree_digest(folder, mtimes=True)
     with pytest.raises(kind) as caught:
@@ -611,7 +624,7 @@ def test_other_content_under_the_same_name_in_the_hubs_cache_is_refused(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The cache names a file by the SHA-256 that its content had when it was fetched."""
+    """The hub's cache names a file by the SHA-256 of its content when it was fetched."""
     from huggingface_hub import constants
     from safetensors.torch import load_file, save_file
 
@@ -676,13 +689,13 @@ def test_more_slots_than_memory(configure: Configure, tmp_path: Path) -> None:
 def test_added_views_that_do_not_fill_the_chunks_of_the_store(
     golden_text: Path, configure: Configure
 ) -> None:
-    """Nobody gave --chunk, and no other could be given."""
+    """The chunk size is that of the store, because --chunk was not given."""
     config = configure(golden_text, resume=True, views=9, chunk=0)
-    refused(InputError, config, "chunks of 4 samples, which 9 views", "another --store")
+    refused(InputError, config, "chunks of 4 samples, which do not fill", "with 9 views")
 
 
 def test_chunks_that_do_not_fill_pages(configure: Configure, tmp_path: Path) -> None:
-    refused(ConfigError, configure(tmp_path / "s", chunk=3), "multiple of 2", "found 3")
+    refused(ConfigError, configure(tmp_path / "s", chunk=3), "--chunk 3 does not", "multiple of 2.")
 
 
 # Bad samples ------------------------------------------------------------------------------------
@@ -713,7 +726,7 @@ def stop_at_a_chunk(event: str, _facts: Mapping[str, Any]) -> None:
 def test_any_number_of_threads_gives_the_same_store(
     configure: Configure, demo_data: Path, tmp_path: Path
 ) -> None:
-    """Whatever torch computes with elsewhere in the process, and whatever a resume changes."""
+    """Features do not depend on torch's settings elsewhere in the process, nor on a resume."""
     before = torch.get_num_threads()
     changes: dict[str, Any] = {"features": ("clip_image", "clip_text", "blip2_text"), "chunk": 4}
     changes["data_dir"] = copy_pairs(
@@ -737,20 +750,20 @@ def test_any_number_of_threads_gives_the_same_store(
     assert "cpu_threads" not in FeatureStore(golden).fingerprint
 
 
-def test_a_store_of_a_gpu_goes_on_with_its_batches_where_that_is_allowed(
+def test_a_store_of_a_gpu_keeps_its_batch_plan_on_a_cpu_if_allowed(
     golden_text: Path, configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(golden_text, tmp_path / "s")
     ledger = tmp_path / "s/records/ledger.jsonl"
     *committed, _ = ledger.read_bytes().splitlines(keepends=True)
     ledger.write_bytes(b"".join(committed))
-    told = dict(FeatureStore(golden_text).fingerprint)
-    told |= {"device_kind": "cuda: NVIDIA L4", "batch_plan": "tokens-2-by-8"}
+    recorded = dict(FeatureStore(golden_text).fingerprint)
+    recorded |= {"device_kind": "cuda: NVIDIA L4", "batch_plan": "tokens-2-by-8"}
     honest = FeatureStore.__init__
 
     def begun_on_a_gpu(self: FeatureStore, path: Path) -> None:
         honest(self, path)
-        self.fingerprint = told
+        self.fingerprint = recorded
 
     monkeypatch.setattr(FeatureStore, "__init__", begun_on_a_gpu)
     lengths: list[int] = []
@@ -890,7 +903,7 @@ def test_hostile_names_are_values_and_never_paths(
 
 
 def half_built(configure: Configure, data: Path, store: Path) -> BuildConfig:
-    """A store of ``data`` whose second and last chunk is still to be made."""
+    """A store of ``data`` without its second and last chunk."""
     from featurestore.storage import writer as stores
     from featurestore.verify.repair import repair
     from featurestore.verify.store import verify
@@ -914,7 +927,7 @@ def test_a_committed_input_that_changed_is_refused_by_name(
     undisturbed = first.read_bytes()
     before = tree_digest(store)
     first.write_text('{"plot": "another film"}')
-    with pytest.raises(StoreMismatchError, match=f"1 file holds something else: '{names[0]}'"):
+    with pytest.raises(StoreMismatchError, match=f"other content in 1 file: '{names[0]}'"):
         build(_replace(config, resume=True))
     assert tree_digest(store) == before
     # Same content at another time, and a change to what was not read yet, are fine.
@@ -947,3 +960,39 @@ def test_another_suffix_is_another_sample_list(
     poster.rename(poster.with_suffix(".jpeg"))
     with pytest.raises(StoreMismatchError, match="sample list"):
         build(_replace(config, resume=True))
+
+
+@pytest.mark.parametrize(("features", "numbers"), [(FEATURES, ""), (("blip2_text",), "64")])
+def test_a_chunk_size_is_refused_before_the_models_are_loaded(
+    configure: Configure,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    features: tuple[str, ...],
+    numbers: str,
+) -> None:
+    """The checkpoints' own configurations state the dimensions."""
+
+    def load(*_: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("consumers.backbones.registry.load", load)
+    config = configure(tmp_path / "s", features=features, views=10, chunk=3)
+    with pytest.raises(ConfigError) as caught:
+        build(config)
+    message = str(caught.value)
+    assert message.startswith("--chunk 3 does not fill whole memory pages with 10 views (features ")
+    assert f"{numbers} numbers): use a multiple of " in message
+    assert len(message.splitlines()) == 1
+    multiple = int(message.rpartition(" ")[2].rstrip("."))
+    monkeypatch.undo()
+    assert build(_replace(config, chunk=multiple)).built == 48
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+def test_a_dimension_known_before_loading_is_that_of_the_model(
+    checkpoints: dict[str, str], feature: str
+) -> None:
+    model = checkpoints[feature]
+    known = registry.known_dim(feature, model)
+    assert known == registry.load(feature, model, "cpu", "float32").dim
+    assert registry.known_dim(feature, "no/such-model-anywhere") is None

@@ -1,4 +1,4 @@
-"""Whole builds on a real GPU, where there is one: its bytes, however they are stopped."""
+"""Whole builds on a GPU, if there is one: equal bytes after any interruption."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def committed(ledger: Path) -> int:
 def test_float32_is_as_exact_as_on_a_cpu(
     configure: Configure, demo_store: Path, tmp_path: Path
 ) -> None:
-    """TF32 would be a hundred times farther away."""
+    """With TF32 the difference would be a hundred times larger."""
     build(configure(tmp_path / "store", dtype="float32"))
     found, expected = FeatureStore(tmp_path / "store"), FeatureStore(demo_store)
     for name in FEATURES:
@@ -135,7 +135,7 @@ def test_every_batch_reads_its_own_rows(checkpoints: dict[str, str], feature: st
     with pool:
         for _ in range(2):
             add()
-            found = batcher.end().take()
+            found = batcher.launch().take()
             with torch.inference_mode():
                 expected = [honest(*(t.to(DEVICE) for t in b)).cpu().numpy() for b in alone]
             np.testing.assert_allclose(found, np.concatenate(expected), rtol=1e-3, atol=1e-4)

@@ -29,9 +29,9 @@ def test_a_line_of_the_table(
 ) -> None:
     work = Work(backbone(feature), BATCH, samples=1)
     row, minutes = measure(work, BATCH, peak=1e9, seconds=0.001, rounds=1)
-    told = capsys.readouterr().out
-    assert f"{feature}: as in a build / model alone" in told
-    assert f"minutes for MM-IMDb: {minutes:,.1f}" in told  # a run may be ended before the next
+    printed = capsys.readouterr().out
+    assert f"{feature}: as in a build / model alone" in printed
+    assert f"minutes for MM-IMDb: {minutes:,.1f}" in printed  # a run may be ended before the next
     assert (len(row), row[0]) == (len(HEAD), feature)
     assert minutes > 0
     # 80 images are computed for 70; texts are padded to the longest of their batch.

@@ -1,4 +1,4 @@
-"""Views added to a store: how many are made for it, and that they are those of a build at once."""
+"""Views added to a store: only the new ones are computed, and they equal those of one build."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import pytest
 
 from consumers.build import build
 from consumers.config import BuildConfig
-from consumers.plan import Plan, decide, make_plan
+from consumers.decisions import decide
+from consumers.plan import Plan, make_plan
 from consumers.resume.extension import completed, find_extension
 from featurestore.storage.store import FeatureStore
 from featurestore.storage.writer import StoreWriter
@@ -54,7 +55,7 @@ Made = Callable[[], Counter[str]]
 
 @pytest.fixture
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
-    """How many views were made since the last call, by kind."""
+    """The number of views computed since the last call, by kind."""
     site, notes = tmp_path / "site", tmp_path / "made"
     site.mkdir()
     (site / "sitecustomize.py").write_text(COUNTING)
@@ -151,7 +152,7 @@ def test_a_trial_makes_what_is_added_and_writes_what_is_written(
 
 
 def planned(config: BuildConfig) -> Plan:
-    """The build that may begin, as ``check`` plans it."""
+    """The plan of a build, as ``check`` makes it."""
     found, stored = scan(config.data_dir), FeatureStore(config.store)
     complete = completed(config, stored)
     wanted = find_extension(complete, stored, found)

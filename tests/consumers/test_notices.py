@@ -1,4 +1,4 @@
-"""What is said about slow ways, once each."""
+"""Notices about slow code paths, one for each."""
 
 from __future__ import annotations
 

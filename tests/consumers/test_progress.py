@@ -1,4 +1,4 @@
-"""What a terminal, a pipe and the log are told of a build."""
+"""The output of a build on a terminal, in a pipe and in the log."""
 
 import io
 import json
@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from consumers.progress import LiveDisplay, Meter, PlainDisplay, RunLog
+from consumers.stopping import Notifier
 from manyviews.operations.watch.runs import newest_run
 
 STARTED = {
@@ -59,7 +60,7 @@ def test_rates_are_those_of_the_last_minute(clock):
 
 
 def test_samples_that_come_in_bursts_are_counted_over_two_chunks(clock):
-    """A minute's window alone would hold a burst and a part of a pause, and swing between them."""
+    """A window of a minute would contain bursts and parts of pauses: the rate would oscillate."""
     meter = Meter()
     meter.start({**STARTED, "chunk": 10})
     rates = []
@@ -154,7 +155,7 @@ def test_the_log_holds_every_event_but_samples_and_begins_with_the_store(tmp_pat
 
 
 def test_the_log_holds_the_rate_that_the_display_shows_with_each_chunk(clock, tmp_path):
-    """``status`` reads it there: a build has one rate, whoever is asked."""
+    """``status`` reads the rate from the log, so that it equals the displayed one."""
     log, meter, stream = RunLog(tmp_path), Meter(), io.StringIO()
     show = PlainDisplay(stream, interval_s=0.0)
     meter.start(STARTED)
@@ -193,3 +194,41 @@ def test_a_log_that_cannot_be_written_does_not_stop_a_build(tmp_path):
     full("chunk", {})
     assert full._file is None
     full("chunk", {})
+
+
+def test_an_event_of_a_handler_waits_for_the_event_that_it_interrupts():
+    """A handler runs while an observer writes: its event comes directly after, not inside."""
+    lines = []
+
+    def observe(event, **facts):
+        lines.append(f"<{event}")
+        if event == "sample":
+            notify.from_handler("stopping", signal="SIGINT")
+        lines.append(f"{event}>")
+
+    notify = Notifier(observe)
+    notify("sample", filled=1)
+    assert lines == ["<sample", "sample>", "<stopping", "stopping>"]
+    notify.from_handler("stopping", signal="SIGTERM")
+    assert lines[4:] == ["<stopping", "stopping>"]
+
+
+def test_a_handler_does_not_fail_on_a_closed_terminal():
+    def observe(event, **facts):
+        raise OSError(5, "Input/output error")
+
+    Notifier(observe).from_handler("stopping", signal="SIGHUP")
+    with pytest.raises(OSError, match="Input/output error"):
+        Notifier(observe)("sample")
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_a_stop_signal_is_acknowledged_on_every_display(live):
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=100)
+    display = LiveDisplay(console) if live else PlainDisplay(stream)
+    display("started", STARTED)
+    display("stopping", {"signal": "SIGINT"})
+    display.close()
+    line = "Stopping after the current chunk; press Ctrl-C again to give it up."
+    assert line in stream.getvalue()

@@ -28,7 +28,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
 
 @pytest.fixture(scope="session")
 def short(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    """A bench with six chunks, more than are in hand at a time: a stop leaves some over."""
+    """A bench with six chunks, more than are in flight at a time, so that a stop leaves some."""
     return Bench(tmp_path_factory.mktemp("short"), bench.zygote, views=16, chunk=2)
 
 

@@ -44,7 +44,7 @@ def tokenizer() -> str:
 
 @dataclass
 class FakeText:
-    """A text backbone whose features tell every token and its place, whatever the batch."""
+    """A text backbone whose features depend on every token and its place, not on the batch."""
 
     feature: str
     dim: int
@@ -58,9 +58,9 @@ class FakeText:
     def embed(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         self.calls += 1
         places = torch.arange(1, input_ids.shape[1] + 1)
-        told = ((input_ids + 1) * places * attention_mask).sum(dim=1)
+        sums = ((input_ids + 1) * places * attention_mask).sum(dim=1)
         factors = torch.arange(1, self.dim + 1) + len(self.feature)
-        return (told[:, None] * factors % _MODULUS).float() - _MODULUS // 2
+        return (sums[:, None] * factors % _MODULUS).float() - _MODULUS // 2
 
 
 Wrap = Callable[[FakeText, torch.Tensor, Callable[[], torch.Tensor]], Any]
@@ -93,7 +93,7 @@ def loaded(wrap: dict[str, Wrap] | None = None, **changes: Any) -> Iterator[dict
 
 
 def declared_text(request: Any) -> FakeText:
-    """An adapter, as one of a user's own: exact, and its weights are its model's last name."""
+    """A custom adapter: exact, and its weights are the last part of its model's name."""
     spec = TextSpec(tokenizer(), request.max_length or 32)
     weights = hashlib.sha256(Path(request.model).name.encode()).hexdigest()
     made = FakeText(request.feature, 64, spec, request.model, weights)
@@ -124,7 +124,7 @@ def config(data: Path, store: Path, **changes: Any) -> BuildConfig:
 
 
 def make(data: Path, store: Path, observers: tuple[Observer, ...] = (), **changes: Any) -> Any:
-    """An undisturbed build."""
+    """An uninterrupted build."""
     with loaded():
         report: BuildReport = build(config(data, store, **changes), observers)
     return report

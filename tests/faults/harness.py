@@ -1,4 +1,4 @@
-"""What the fault tests share: the golden build, runs with faults, and what must hold after each.
+"""Common code of the fault tests: the golden build, runs with faults, and checks after each run.
 
 Every fault is counted where it happens, and a test whose fault did not happen fails.
 """
@@ -74,7 +74,7 @@ class Run:
 
 @cache
 def namespaces_allowed() -> bool:
-    """Whether this machine lets us mount file systems of our own."""
+    """Whether this machine allows tests to mount file systems."""
     command = [*_NAMESPACE, "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
     try:
         return subprocess.run(command, capture_output=True, timeout=120).returncode == 0
@@ -83,7 +83,7 @@ def namespaces_allowed() -> bool:
 
 
 class Zygote:
-    """The process that forks one child per run; with ``mounts``, in a mount namespace of its own.
+    """The process that forks one child per run; with ``mounts``, in a separate mount namespace.
 
     Args:
         mounts: shell commands that are run before it starts, as root of the namespace.
@@ -123,7 +123,7 @@ class Zygote:
         return self._ask(do="start", task=task)["pid"]
 
     def wait(self, pid: int, timeout_s: float = 240.0) -> Run:
-        """Waits for the child's end, and for that of every process of it."""
+        """Waits until the child and all of its processes have ended."""
         reply = self._ask(do="wait", pid=pid, timeout_s=timeout_s)
         known = {f.name for f in fields(Run)}
         return Run(**{name: value for name, value in reply.items() if name in known})
@@ -137,7 +137,7 @@ class Zygote:
 
 
 class Bench:
-    """A data folder, a golden build of it, and runs of builds that something is done to."""
+    """A data folder, a golden build of it, and runs of builds with faults."""
 
     def __init__(self, folder: Path, zygote: Zygote, *, views: int = 8, chunk: int = 4) -> None:
         self.folder = folder
@@ -184,22 +184,22 @@ class Bench:
         return "command", [*typed, "--device", "cpu", *more]
 
     def task(self, steps: Sequence[tuple[str, Any]], **more: Any) -> dict[str, Any]:
-        """A task with everything that a child needs to know."""
+        """A task with all parameters of a child."""
         return {"steps": steps, "tokenizer": str(self.tokenizer), "dims": DIMS, **more}
 
     def run(self, steps: Sequence[tuple[str, Any]], timeout_s: float = 240.0, **more: Any) -> Run:
-        """Runs ``steps`` in one child; counts and checks what is the same for every run."""
+        """Runs ``steps`` in one child; counts the fault, and checks what holds for every run."""
         run = self.zygote.wait(self.zygote.start(self.task(steps, **more)), timeout_s)
         self.check(run)
         return run
 
     def check(self, run: Run) -> None:
-        """What must hold however a run ended."""
+        """Checks what must hold after every run."""
         assert run.kind not in ("defect", "hung"), run
         assert run.leftovers == [], run
 
     def value(self, step: tuple[str, Any]) -> Any:
-        """What a single step returns."""
+        """The return value of a single step."""
         run = self.run([step])
         assert run.kind == "done", run
         return run.values[0]
@@ -216,7 +216,7 @@ class Bench:
         return run
 
     def recover(self, store: Path, what: object, **changes: Any) -> None:
-        """No damage, then a resume, and the golden bytes."""
+        """Asserts that nothing is damaged, and that a resume gives the golden bytes."""
         name = str(store)
         steps: list[tuple[str, Any]] = []
         if (store / "zarr.json").exists():

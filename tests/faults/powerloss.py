@@ -29,7 +29,7 @@ class Inode:
 
 
 class Disk:
-    """A folder's names and contents, as they are and as far as they are safe."""
+    """A folder's names and contents, both the current ones and those that are safe on disk."""
 
     def __init__(self, root: Path) -> None:
         """Starts with what is in ``root``, all of it safe."""
@@ -91,14 +91,14 @@ class Disk:
         for change in self._pending:
             if _parent(change[1]) == name:
                 _apply(self._safe, change)
-                if change[0] == "unlink":  # what was inside is gone for good, with all its names
+                if change[0] == "unlink":  # the content is lost, with all its names
                     kept = [c for c in kept if not c[1].startswith(f"{change[1]}/")]
             else:
                 kept.append(change)
         self._pending = kept
 
     def states(self, rng: random.Random) -> Iterator[tuple[str, Tree]]:
-        """Trees that may be found after a power cut now, each with what was done to it."""
+        """Trees that may exist after a power cut now, each with a description."""
         lost, kept = dict(self._safe), dict(self._safe)
         for change in self._pending:
             _apply(kept, change)
@@ -112,7 +112,7 @@ class Disk:
 
 
 def _sources(name: str) -> Iterator[str]:
-    """What a file or folder may have been called before it was renamed to ``name``."""
+    """Names that a file or folder may have had before it was renamed to ``name``."""
     yield name + PARTIAL
     store, _, inner = name.partition("/")
     yield f"{store}/{EXTENSION}/final/{PurePosixPath(name).name}"
@@ -160,7 +160,7 @@ def _content(inode: Inode, damage: str, rng: random.Random) -> bytes:
 
 
 def digest(tree: Tree) -> str:
-    """One number for a tree, to try each only once."""
+    """A hash of a tree, so that each tree is tried once."""
     whole = hashlib.sha256()
     for name, content in sorted(tree.items()):
         whole.update(repr((name, content)).encode())

@@ -43,10 +43,10 @@ class Folder:
         _, opcode, request, node, *_ = _IN.unpack_from(data)
         body = data[_IN.size :]
         if opcode in (_FORGET, _BATCH_FORGET, _INTERRUPT):
-            return  # nobody waits for an answer
+            return  # the request expects no answer
         if opcode == _OPEN and self._paths[node].name in self._stuck:
             print(self._paths[node].name, flush=True)
-            return  # somebody waits, and does not get one
+            return  # the request is never answered
         try:
             reply, error = self._reply(opcode, node, body), 0
         except OSError as e:
@@ -98,7 +98,7 @@ class Folder:
 
 
 def serve(folder: Path, mount: Path, stuck: set[str]) -> None:
-    """Mounts, serves until standard input ends, and lets go of whoever waits."""
+    """Mounts, serves until standard input ends, and releases all waiting processes."""
     libc = ctypes.CDLL(None, use_errno=True)
     device = os.open("/dev/fuse", os.O_RDWR)
     options = f"fd={device},rootmode=40000,user_id={os.getuid()},group_id={os.getgid()}"
@@ -119,7 +119,7 @@ def serve(folder: Path, mount: Path, stuck: set[str]) -> None:
 
 
 class Mount:
-    """A folder of which some files cannot be opened, nor given up.
+    """A folder in which opening some files blocks and cannot be interrupted.
 
     Attributes:
         path: where it is mounted.
@@ -135,7 +135,7 @@ class Mount:
         return self._server.stdout.readline().strip()
 
     def release(self) -> None:
-        """Ends the file system: whoever waits gets an error, or dies of what was sent to it."""
+        """Ends the file system: waiting processes get an error, or die of a pending signal."""
         assert self._server.stdin is not None
         self._server.stdin.close()
         self._server.wait(30)

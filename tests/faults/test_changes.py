@@ -1,4 +1,4 @@
-"""Something else on resume: configuration, versions, inputs; and what may differ without a trace.
+"""Changes on resume: configuration, versions and inputs; and changes that have no effect.
 
 Every field of ``BuildConfig`` and every field of the fingerprint has a case, found by looking at
 the classes themselves: a new one without a case is a failing test.
@@ -84,7 +84,7 @@ CASES: dict[str, list[Same | Refused]] = {
         ),
     ],
     "batch_sizes": [
-        Same({}),  # what the store was begun with
+        Same({}),  # the value that the store was started with
         mismatch(dict.fromkeys(DIMS, 8), "blip2_text.batch_size", 16, 8),
     ],
     "backbones": [
@@ -115,10 +115,10 @@ CASES: dict[str, list[Same | Refused]] = {
 
 
 @pytest.fixture(scope="session")
-def begun(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def half_built(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with two of three chunks, and variants of its data folder beside it."""
     folder = tmp_path_factory.mktemp("changes")
-    golden, store = folder / "golden", folder / "begun"
+    golden, store = folder / "golden", folder / "half_built"
     assert bench.run([bench.build(golden, models=MODELS)]).kind == "done"
     for n in range(120, 400):
         shutil.rmtree(store, ignore_errors=True)
@@ -132,8 +132,8 @@ def begun(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def resume(bench: Bench, begun: Path, at: Path, **changes: Any) -> Run:
-    shutil.copytree(begun / "begun", at)
+def resume(bench: Bench, half_built: Path, at: Path, **changes: Any) -> Run:
+    shutil.copytree(half_built / "half_built", at)
     name, values = bench.build(at, models=MODELS, resume=True)
     step = (name, values | changes)
     return bench.run([step], fault={"n": -1, "action": "none"})
@@ -146,32 +146,32 @@ def test_no_field_of_the_configuration_is_forgotten() -> None:
 
 @pytest.mark.parametrize("name", [field.name for field in fields(BuildConfig)])
 def test_each_field_of_the_configuration_changed(
-    bench: Bench, begun: Path, store: Path, name: str
+    bench: Bench, half_built: Path, store: Path, name: str
 ) -> None:
     for number, case in enumerate(CASES[name]):
         at = store.with_name(f"{name}-{number}")
-        value = case.value(begun) if callable(case.value) else case.value
+        value = case.value(half_built) if callable(case.value) else case.value
         changes = {name: value}
         if name == "overwrite":
             changes = {"overwrite": True, "resume": value == "with resume"}
         if name == "store":
-            shutil.copytree(begun / "begun", value)
-        run = resume(bench, begun, at, **changes)
+            shutil.copytree(half_built / "half_built", value)
+        run = resume(bench, half_built, at, **changes)
         COUNTS["configuration changed"] += 1
         if isinstance(case, Same):
             assert run.kind == "done", run
             where = Path(value) if name == "store" else at
-            assert different(tree_digest(where), tree_digest(begun / "golden")) == {}, name
+            assert different(tree_digest(where), tree_digest(half_built / "golden")) == {}, name
         else:
             assert (run.kind, run.type) == ("error", case.type), run
             assert all(text in run.message for text in case.texts), run
             assert len(run.message.splitlines()) <= 4, run
             assert run.exit_code == (1 if case.type == "BadInputsError" else 2), run
-            assert different(tree_digest(at), tree_digest(begun / "begun")) == {}, name
+            assert different(tree_digest(at), tree_digest(half_built / "half_built")) == {}, name
 
 
 def test_a_bad_sample_that_is_still_to_come_may_stop_the_build(bench: Bench, store: Path) -> None:
-    """``--bad-sample`` changes no number: stopped by it, the build goes on without it."""
+    """``--bad-sample`` changes no features: a build that it stopped resumes without it."""
     run = bench.run([bench.build(store, bad_sample="fail")])
     assert run.kind == "error", run
     assert "0000006" in run.message
@@ -195,17 +195,17 @@ def edit(store: Path, name: str, value: Any) -> None:
 
 
 def test_each_field_of_the_fingerprint_is_compared(
-    bench: Bench, begun: Path, tmp_path: Path
+    bench: Bench, half_built: Path, tmp_path: Path
 ) -> None:
-    """Each in turn is another in the store: refused by name, with both values."""
-    stored = FeatureStore(begun / "begun").fingerprint
+    """Each field in turn differs in the store: refused with its name and both values."""
+    stored = FeatureStore(half_built / "half_built").fingerprint
     allowed = set()
     for name, now in stored.items():
         value: Any = now + 1 if isinstance(now, int) else f"{now}x"
         if name.endswith(".dtype"):
             value = "torch.float16"
         store = tmp_path / name
-        shutil.copytree(begun / "begun", store)
+        shutil.copytree(half_built / "half_built", store)
         edit(store, name, value)
         asked = {"models": MODELS, "dtype": "float32", "resume": True}
         run = bench.run([bench.build(store, **asked)])
@@ -225,8 +225,8 @@ def test_each_field_of_the_fingerprint_is_compared(
         if permitted.kind == "done":
             allowed.add(name)
             lines = list(map(json.loads, (store / LEDGER).read_bytes().splitlines()))
-            told = [line.get("changed") for line in lines]
-            assert told == [None, None, {name: f"{value} -> {now}"}], name
+            recorded = [line.get("changed") for line in lines]
+            assert recorded == [None, None, {name: f"{value} -> {now}"}], name
             assert verify(store).findings == []
     versions = {name for name in stored if name.startswith("version.")}
     assert len(versions) >= 7
@@ -270,7 +270,7 @@ def golden(data: Path) -> Path:
 def test_eight_producers_and_a_slow_first_sample(
     data: Path, golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All others are ready before the first one; the rows are the same."""
+    """All other samples are ready before the first one; the rows are the same."""
     assert b'"w0 w1' in (data / "0000000.json").read_bytes()
     site, ready = tmp_path / "site", []
     site.mkdir()
@@ -307,7 +307,7 @@ def test_other_samples_are_listed_up_to_five(data: Path, golden: Path, tmp_path:
 
 
 def test_inputs_that_change_while_they_are_read(data: Path, tmp_path: Path) -> None:
-    """Gone, cut, longer, and a FIFO in their place, after the scan and before their turn."""
+    """Inputs that are deleted, truncated, extended or replaced by a FIFO after the scan."""
     copied, store = tmp_path / "data", tmp_path / "store"
     shutil.copytree(data, copied)
     last = [copied / f"{i:07d}.json" for i in range(14, SAMPLES)]
@@ -341,8 +341,8 @@ def test_inputs_that_change_while_they_are_read(data: Path, tmp_path: Path) -> N
     assert tree_digest(store) == before
 
 
-def test_inputs_that_were_mended_are_made_again(tmp_path: Path) -> None:
-    """And no other chunk is: the store is then that of a build from the mended folder."""
+def test_repaired_inputs_are_rebuilt(tmp_path: Path) -> None:
+    """Only their chunks are rebuilt; the store then equals a build from the repaired folder."""
     data, store, away = make_data(tmp_path / "data"), tmp_path / "store", tmp_path / "away"
     (data / "0000002.json").write_text('{"plot": ')
     (data / "0000009.json").rename(away)
@@ -371,12 +371,12 @@ def test_inputs_that_were_mended_are_made_again(tmp_path: Path) -> None:
     assert make(data, store, resume=True, remake_changed=True).built == 0
 
 
-def test_a_kill_while_mended_inputs_are_made_again(bench: Bench, store: Path) -> None:
-    """At any operation: what was dropped is missing, nothing else is, and a resume makes it."""
-    data, mended = store.parent / "data", '{"plot": "mended"}'
+def test_a_kill_while_repaired_inputs_are_rebuilt(bench: Bench, store: Path) -> None:
+    """At any operation: only the dropped chunks are missing, and a resume rebuilds them."""
+    data, repaired = store.parent / "data", '{"plot": "repaired"}'
     shutil.copytree(bench.data, data)
-    (data / "0000006.json").write_text(mended)
-    golden = store.parent / "mended"
+    (data / "0000006.json").write_text(repaired)
+    golden = store.parent / "repaired"
     assert bench.run([bench.build(golden, data_dir=str(data))]).kind == "done"
     wanted = bench.value(("digest", str(golden)))
     step = bench.build(store, data_dir=str(data), resume=True, remake_changed=True)
@@ -404,17 +404,17 @@ def test_no_chunk_is_given_up_where_it_may_be_a_mistake(
     shutil.copytree(data, copied)
     shutil.copytree(golden, store)
     changes: dict[str, Any] = {}
-    told = "the right --data-dir"
+    advice = "the right --data-dir"
     for path in sorted(copied.glob("*.json"))[: 10 if how == "most" else 1]:
         path.write_text(json.dumps({"plot": path.stem}))
     if how == "adding":
-        changes, told = {"views": 2 * VIEWS}, "what is being added"
+        changes, advice = {"views": 2 * VIEWS}, "what is being added"
     elif how == "gone":
         (copied / "0000005.json").unlink()
-        told = "sample list"
+        advice = "sample list"
     COUNTS["input changed"] += 1
     before = tree_digest(store, mtimes=True)
-    with pytest.raises(StoreMismatchError, match=told):
+    with pytest.raises(StoreMismatchError, match=advice):
         make(copied, store, resume=True, remake_changed=True, **changes)
     assert tree_digest(store, mtimes=True) == before
 
@@ -441,6 +441,6 @@ def test_resume_of_nothing_begins_and_of_everything_does_nothing(
         again = bench.run([bench.build(path, resume=True)], fault={"n": -1, "action": "none"})
         assert again.values[0]["built"] == 0, again
         assert again.operations <= 1, again
-        told = bench.value(bench.command(path, "--resume"))
-        assert "nothing to do" in told["stderr"]
+        ended = bench.value(bench.command(path, "--resume"))
+        assert "nothing to do" in ended["stderr"]
         assert tree_digest(path, mtimes=True) == before

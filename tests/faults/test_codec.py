@@ -53,14 +53,14 @@ def test_resumed_to_the_same_bytes(data: Path, golden: Path, tmp_path: Path, sai
     assert "version.numcodecs" in FeatureStore(store).fingerprint
 
 
-@pytest.mark.parametrize(("begun", "now"), [("zstd", "none"), ("none", "zstd")])
-def test_another_codec_is_refused(data: Path, tmp_path: Path, begun: str, now: str) -> None:
+@pytest.mark.parametrize(("started", "now"), [("zstd", "none"), ("none", "zstd")])
+def test_another_codec_is_refused(data: Path, tmp_path: Path, started: str, now: str) -> None:
     store = tmp_path / "store"
-    interrupted(data, store, codec=begun)
+    interrupted(data, store, codec=started)
     before = tree_digest(store)
-    with pytest.raises(StoreMismatchError, match=f"--codec {begun}") as caught:
+    with pytest.raises(StoreMismatchError, match=f"--codec {started}") as caught:
         make(data, store, resume=True, codec=now)
-    assert (caught.value.field, caught.value.stored, caught.value.new) == ("codec", begun, now)
+    assert (caught.value.field, caught.value.stored, caught.value.new) == ("codec", started, now)
     assert tree_digest(store) == before
 
 

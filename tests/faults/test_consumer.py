@@ -1,4 +1,4 @@
-"""Backbones that fail in the middle of a build: earlier chunks stay, nothing of this one is there.
+"""Backbones that fail in the middle of a build: earlier chunks stay, this one leaves no trace.
 
 ``tests/consumers`` holds the same faults against a batcher alone; here they go through ``build``.
 """
@@ -101,7 +101,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
 def test_a_fault_costs_its_chunk_and_no_other(
     data: Path, golden: Path, tmp_path: Path, name: str
 ) -> None:
-    """The fault comes in each backbone in turn, at another chunk each; every run goes on."""
+    """The fault occurs in each backbone in turn, at different chunks; every run resumes."""
     act, message = FAULTS[name]
     store, fired = tmp_path / "store", 0
     for number, (feature, chunk) in enumerate((("blip2_text", 1), ("clip_text", 3))):
@@ -145,7 +145,7 @@ def test_a_fault_costs_its_chunk_and_no_other(
 def test_out_of_memory_for_a_moment_changes_nothing(
     data: Path, golden: Path, tmp_path: Path
 ) -> None:
-    """Another process had the GPU: the batch is tried again, never split."""
+    """Another process used the GPU's memory: the batch is tried again, never split."""
     asked: list[list[list[int]]] = []
     fired: list[int] = []
 
@@ -167,7 +167,7 @@ def test_out_of_memory_for_a_moment_changes_nothing(
 
 
 def test_a_feature_of_zeros_is_a_feature(data: Path, tmp_path: Path) -> None:
-    """A zero vector is finite and has a place in a z-score: decided to be legal."""
+    """A zero vector is finite and has a z-score: it is accepted."""
 
     def zeros(_fake: FakeText, _ids: torch.Tensor, honest: Any) -> Any:
         return torch.zeros_like(honest())
@@ -254,7 +254,7 @@ def test_texts_are_embedded_while_the_next_samples_are_awaited(
 def test_a_producers_defect_costs_its_chunk_and_no_other(
     data: Path, golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not even the one before, of which most texts were not embedded yet."""
+    """Nor is the previous chunk, most of whose texts were not embedded yet."""
     store = tmp_path / "store"
 
     def slow(_fake: FakeText, _ids: torch.Tensor, honest: Any) -> Any:

@@ -1,4 +1,4 @@
-"""One flipped byte anywhere: ``verify`` names the file, and nobody reads a wrong number.
+"""One flipped byte anywhere: ``verify`` names the file, and no reader returns a wrong number.
 
 ``tests/featurestore`` holds each kind of damage against each function; here every offset of every
 kind of file (a sample of them, unless the profile is nightly) goes through every way of reading.
@@ -55,7 +55,7 @@ def copy(sound: tuple[Path, Any], tmp_path: Path) -> Path:
 
 
 def kinds(root: Path) -> set[str]:
-    """The kinds of files that a store has: a chunk's number and a feature's name do not count."""
+    """The kind of a store's file, without the chunk's number and the feature's name."""
     names = {p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()}
     names = {n for n in names if not n.startswith("records/runs/")}
     return {
@@ -73,7 +73,7 @@ def test_every_kind_of_file_is_damaged_below(sound: tuple[Path, Any]) -> None:
 
 
 def everything(path: Path) -> dict[str, Any]:
-    """All that a reader can get out of a store."""
+    """Everything that a reader can read from a store."""
     store = FeatureStore(path)
     found: dict[str, Any] = {"samples": store.samples, "records": store.records}
     for name in store.features:
@@ -94,7 +94,7 @@ def equal(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 
 def meaning(file: str, data: bytes) -> Any:
-    """What a file says; white space between the tokens of a document says nothing."""
+    """The meaning of a file; white space between the tokens of a document has none."""
     return json.loads(data) if file.endswith("zarr.json") else data
 
 
@@ -142,7 +142,7 @@ def test_a_flipped_byte_is_named_and_never_read(
 def test_no_way_of_reading_takes_a_damaged_chunk_for_data(
     sound: tuple[Path, Any], copy: Path, file: str, damage: str
 ) -> None:
-    """Named by file and chunk; after repair exactly that is made again."""
+    """Named by file and chunk; after a repair exactly that chunk is rebuilt."""
     path, chunk = copy / file, int(file.split("c.")[-1][0])
     data = path.read_bytes()
     if damage == "delete":
@@ -185,7 +185,7 @@ def test_a_sound_file_in_the_wrong_place_is_damage(copy: Path, folder: str) -> N
 
 
 def test_without_the_option_only_sizes_are_looked_at(copy: Path) -> None:
-    """Opening is as fast as it was; that a flip is then read is why the option is there."""
+    """Opening stays fast; the flipped byte is then read, which is why the option exists."""
     path = copy / "clip_image" / "c.0.0.0"
     data = bytearray(path.read_bytes())
     data[40] ^= 0x40
@@ -200,7 +200,7 @@ def test_without_the_option_only_sizes_are_looked_at(copy: Path) -> None:
 def test_a_chunk_that_the_ledger_does_not_know_is_not_there(
     sound: tuple[Path, Any], tmp_path: Path
 ) -> None:
-    """Its file is complete and right, and still nobody committed it: it is made again."""
+    """Its file is complete and correct, but was not committed: it is rebuilt."""
     store = tmp_path / "store"
     make_store(store, samples=SAMPLES, chunks=[0])
     for folder in (*DIMS, *(f"records/moments/{name}" for name in DIMS)):

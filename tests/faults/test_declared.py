@@ -1,4 +1,4 @@
-"""Resuming with another backbone of one's own: no field of its table is forgotten.
+"""Resuming with a changed custom backbone: every field of its table is compared.
 
 ``test_changes.py`` holds the paper's features; here is one that the configuration declares, by an
 adapter that says no more of itself than it must.
@@ -32,7 +32,7 @@ OWN = BackboneConfig(
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The value may not change: the field that is named, and what it was."""
+    """A value that may not change: the named field, and its stored value."""
 
     value: Any
     field: str
@@ -64,13 +64,13 @@ def stop(event: str, _facts: Mapping[str, Any]) -> None:
 def stores(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     """The data, a golden store, and one that was stopped after its first chunks."""
     folder = tmp_path_factory.mktemp("declared")
-    data, golden, begun = (folder / name for name in ("data", "golden", "begun"))
+    data, golden, started = (folder / name for name in ("data", "golden", "started"))
     fakes.make_data(data)
     build(config(data, golden, OWN))
     with pytest.raises(KeyboardInterrupt):
-        build(config(data, begun, OWN), [stop])
-    assert 1 <= len(fakes.committed(begun)) < fakes.CHUNKS
-    return data, golden, begun
+        build(config(data, started, OWN), [stop])
+    assert 1 <= len(fakes.committed(started)) < fakes.CHUNKS
+    return data, golden, started
 
 
 def test_no_field_of_a_declared_backbone_is_forgotten() -> None:
@@ -82,10 +82,10 @@ def test_no_field_of_a_declared_backbone_is_forgotten() -> None:
 def test_each_field_of_a_declared_backbone_changed(
     stores: tuple[Path, Path, Path], tmp_path: Path, name: str
 ) -> None:
-    data, golden, begun = stores
+    data, golden, started = stores
     for number, case in enumerate(CASES[name]):
         store = tmp_path / str(number)
-        shutil.copytree(begun, store)
+        shutil.copytree(started, store)
         value = case.value if isinstance(case, Refused) else case
         asked = config(data, store, replace(OWN, **{name: value}), resume=True)
         COUNTS["configuration changed"] += 1
@@ -97,15 +97,15 @@ def test_each_field_of_a_declared_backbone_changed(
             build(asked)
         if case.stored is not None:
             assert f"stored: {case.stored}\n  now:    {value}\n" in str(caught.value)
-        assert tree_digest(store) == tree_digest(begun)
+        assert tree_digest(store) == tree_digest(started)
 
 
 def test_another_tokenizer_is_refused(
     stores: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The adapter's hash of its weights says nothing of it: the store knows what producers made."""
-    data, _, begun = stores
-    shutil.copytree(begun, tmp_path / "store")
+    """The weights' hash does not cover it: the fingerprint has the specification of inputs."""
+    data, _, started = stores
+    shutil.copytree(started, tmp_path / "store")
     other = json.loads(fakes.tokenizer())
     vocabulary = other["model"]["vocab"]
     vocabulary["w1"], vocabulary["w2"] = vocabulary["w2"], vocabulary["w1"]
@@ -113,21 +113,21 @@ def test_another_tokenizer_is_refused(
     with pytest.raises(StoreMismatchError, match=r"another own\.input_sha256\."):
         build(config(data, tmp_path / "store", OWN, resume=True))
     COUNTS["configuration changed"] += 1
-    assert tree_digest(tmp_path / "store") == tree_digest(begun)
+    assert tree_digest(tmp_path / "store") == tree_digest(started)
 
 
 def test_each_field_of_its_fingerprint_is_compared(
     stores: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:
-    data, _, begun = stores
-    stored = FeatureStore(begun).fingerprint
+    data, _, started = stores
+    stored = FeatureStore(started).fingerprint
     own = [name for name in stored if name.startswith("own.")]
     kept = {"model", "weights_sha256", "dtype", "batch_size", "adapter", "pooling", "size"}
     assert {name.removeprefix("own.") for name in own} == kept | {"max_length", "input_sha256"}
     for name in own:
         value = stored[name]
         store = tmp_path / name
-        shutil.copytree(begun, store)
+        shutil.copytree(started, store)
         edit(store, name, value + 1 if isinstance(value, int) else f"{value}x")
         asked = config(data, store, OWN, resume=True, dtype="float32")
         if name == "own.model":  # says nothing that the weights' hash does not

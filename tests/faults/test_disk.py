@@ -78,12 +78,12 @@ def mounted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
 @needs_mounts
 @pytest.mark.parametrize("part", range(2))
 def test_a_real_disk_that_is_full_but_for_n_pages(mounted: Bench, part: int) -> None:
-    """One page more each time, until the build fits; space is freed, and the build goes on."""
+    """One page more each time, until the build fits; then space is freed, and it resumes."""
     store, refused = Path("/mnt/small/store"), 0
     for pages in range(part, 400, 2 if NIGHTLY else 8):
-        begun: list[tuple[str, Any]] = [("erase", str(store)), ("fill", ["/mnt/small", 0])]
-        begun += [("remove", "/mnt/small/filling"), ("fill", ["/mnt/small", pages * PAGE])]
-        assert mounted.run(begun).kind == "done"
+        prepared: list[tuple[str, Any]] = [("erase", str(store)), ("fill", ["/mnt/small", 0])]
+        prepared += [("remove", "/mnt/small/filling"), ("fill", ["/mnt/small", pages * PAGE])]
+        assert mounted.run(prepared).kind == "done"
         run = mounted.run([mounted.build(store)], unforeseen=True)
         if run.kind == "done":
             break
@@ -121,7 +121,7 @@ def test_a_disk_without_room_for_another_file(mounted: Bench) -> None:
 def test_a_line_of_the_ledger_that_finds_no_room_is_no_commit(
     bench: Bench, tmp_path: Path, store: Path
 ) -> None:
-    """The disk is full in the middle of the line: what was written of it is cut off again."""
+    """The disk is full in the middle of a line: the partial line is truncated again."""
     log = tmp_path / "operations.json"
     assert bench.run([bench.build(store)], record=str(log)).kind == "done"
     written = [o["path"] for o in json.loads(log.read_bytes()) if o["op"] == "write"]
@@ -158,7 +158,7 @@ def test_a_disk_that_cannot_be_written(mounted: Bench) -> None:
 
 @needs_mounts
 def test_the_temporary_folder_may_be_on_another_disk(mounted: Bench) -> None:
-    """Files under construction lie beside their targets: no rename ever crosses a border."""
+    """Temporary files are beside their targets: no rename crosses a file system."""
     store, log = Path("/mnt/small/store"), mounted.folder / "operations.json"
     devices = [mounted.value(("device", d)) for d in ("/mnt/small", tempfile.gettempdir())]
     assert devices[0] != devices[1]
@@ -207,7 +207,7 @@ UNREADABLE = Path("/proc/self/mem")
 
 
 def test_a_file_of_the_store_that_cannot_be_read(bench: Bench, store: Path) -> None:
-    """EIO is named with its file, by every reader; nobody takes it for a missing chunk."""
+    """Every reader reports EIO with the file, and not as a missing chunk."""
     shutil.copytree(bench.golden_store, store)
     for file in ("clip_text/c.0.0.0", "records/ledger.jsonl", "zarr.json"):
         kept = (store / file).read_bytes()
@@ -235,7 +235,7 @@ def test_an_input_that_cannot_be_read_is_a_bad_sample() -> None:
 
 
 def test_a_storm_of_signals_interrupts_nothing(bench: Bench, store: Path) -> None:
-    """A timer rings every half millisecond, in every system call that there is."""
+    """A timer signal every half millisecond interrupts every system call."""
     run = bench.run([bench.build(store), ("digest", str(store))], storm_s=0.0005)
     assert run.kind == "done", run
     assert run.fired > 20
@@ -259,7 +259,7 @@ def test_a_store_of_any_name(bench: Bench, tmp_path: Path, name: str) -> None:
 
 
 def test_a_store_behind_a_link(bench: Bench, tmp_path: Path) -> None:
-    """A link to a folder is that folder; one that leads nowhere is refused and stays."""
+    """A link to a folder is followed; a link to a missing folder is refused and kept."""
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
     (tmp_path / "dangling").symlink_to("nowhere")
@@ -301,7 +301,7 @@ decode.text = text
 def test_a_write_that_fails_is_told_while_a_sample_takes_for_ever(
     data: Path, golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody finds out after the sample's time limit that the disk was full all the while."""
+    """The full disk is reported at once, not after the sample's time limit."""
     site, store, failed = tmp_path / "site", tmp_path / "store", []
     site.mkdir()
     (site / "sitecustomize.py").write_text(ENDLESS)
@@ -332,7 +332,7 @@ def test_a_write_that_fails_is_told_while_a_sample_takes_for_ever(
 def test_of_two_failures_at_once_none_is_lost(
     data: Path, golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The backbone fails in a chunk, then the disk in the one before, which is being written."""
+    """The backbone fails in a chunk, then the disk in the previous one, which is being written."""
     store, broken, rows = tmp_path / "store", threading.Event(), 0
 
     def act(_fake: Any, ids: Any, honest: Any) -> Any:
@@ -379,17 +379,17 @@ def golden(data: Path) -> Path:
 def test_a_folder_of_the_store_that_is_deleted_meanwhile(
     data: Path, golden: Path, tmp_path: Path, part: str
 ) -> None:
-    """The next chunk finds it gone and says so, once; nothing is made in its place."""
-    store, told = tmp_path / "store", []
+    """The next chunk reports the missing store once; nothing is created in its place."""
+    store, events = tmp_path / "store", []
 
     def delete(event: str, _facts: Mapping[str, Any]) -> None:
         if event == "chunk":
-            told.append(event)
+            events.append(event)
             shutil.rmtree(store / part)
 
     with loaded(), pytest.raises(StorageError, match="No such file or directory") as caught:
         build(config(data, store), [delete])
-    assert told == ["chunk"]
+    assert events == ["chunk"]
     assert Path(caught.value.path).is_relative_to(store)
     assert caught.value.exit_code == 1
     COUNTS["folder deleted"] += 1
@@ -402,8 +402,8 @@ def test_a_folder_of_the_store_that_is_deleted_meanwhile(
 
 @pytest.mark.parametrize("how", ["deleted", "emptied"])
 def test_a_data_folder_that_goes_away_meanwhile(tmp_path: Path, how: str) -> None:
-    """A disk that is unmounted is no thousand bad samples: the build stops, and goes on later."""
-    # More chunks than can be in hand when the second is told of.
+    """An unmounted disk causes no bad samples: the build stops, and can be resumed later."""
+    # More chunks than can be in flight when the second one is reported.
     data, store = make_data(tmp_path / "data", 9 * CHUNK), tmp_path / "store"
     golden, away = tmp_path / "golden", tmp_path / "away"
     make(data, golden)

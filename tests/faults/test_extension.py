@@ -1,4 +1,4 @@
-"""Features, views and samples added later: what was there stays, and it dies anywhere unharmed.
+"""Features, views and samples added later: the store stays intact after a fault anywhere.
 
 The backbones of these builds are exact functions of each text, so that a store that was extended
 holds what one that was made at once holds: for features and samples every byte of it.
@@ -113,7 +113,7 @@ def test_a_damaged_chunk_of_more_views_is_made_again(
 def test_it_dies_at_every_operation(
     bench: Bench, grown: Path, store: Path, kind: str, action: str, start: int
 ) -> None:
-    """What was there is there, or the next build puts the whole in place; then it is complete."""
+    """The old store is intact, or the next build puts the extension in place."""
     base, expected, step = KINDS[kind](bench, grown, store)
     whole = [tree_digest(base), expected]
     n, met = start, set()
@@ -127,10 +127,10 @@ def test_it_dies_at_every_operation(
         expect(run, Mode(action, sticky=False, every=1), store.parent)
         assert action == "kill" or not partials(store), run
         met.add(_state(store, whole, run))
-        # As it was asked for, or --resume alone once it was begun.
-        begun = (store / EXTENSION / "zarr.json").exists() or not (store / "zarr.json").exists()
+        # With the original options, or --resume alone once the extension was started.
+        started = (store / EXTENSION / "zarr.json").exists() or not (store / "zarr.json").exists()
         plain = {"append": False, "features": None, "views": None}
-        later = (step[0], step[1] | plain) if begun and n % 2 else step
+        later = (step[0], step[1] | plain) if started and n % 2 else step
         after = bench.run([later, ("verify", str(store)), ("digest", str(store))])
         assert after.kind == "done", (run, after)
         assert after.values[1] == [], run
@@ -174,7 +174,7 @@ def refused(bench: Bench, store: Path, *texts: str, **changes: Any) -> None:
 def test_what_cannot_be_added_is_told(bench: Bench, grown: Path, store: Path) -> None:
     shutil.copytree(bench.golden_store, store)
     more = {"data_dir": str(grown / "more")}
-    # Told apart: after the last, between, and gone.
+    # Three different cases: after the last sample, between samples, and missing.
     refused(bench, store, "+'0000011', +'0000012', +'zzz'", "--resume --append adds them", **more)
     between = grown / "between"
     shutil.copytree(grown / "more", between)
@@ -184,9 +184,9 @@ def test_what_cannot_be_added_is_told(bench: Bench, grown: Path, store: Path) ->
     gone = grown / "gone"
     shutil.copytree(grown / "more", gone)
     (gone / "0000003.json").unlink()
-    refused(bench, store, "-'0000003'", "restore what is gone", data_dir=str(gone), append=True)
+    refused(bench, store, "-'0000003'", "restore the missing", data_dir=str(gone), append=True)
     both = {"views": 16, "append": True}
-    refused(bench, store, "other views and samples at once", "one after the other", **more, **both)
+    refused(bench, store, "more views and samples at once", "one kind after", **more, **both)
     refused(bench, store, "another views.", "stored: 8\n", "now:    4\n", views=4)
 
 
@@ -215,7 +215,7 @@ def test_another_extension_than_was_begun_is_told(bench: Bench, grown: Path, sto
 
 
 def test_an_input_that_changed_is_told(bench: Bench, grown: Path, store: Path) -> None:
-    """At the start, before anything is made."""
+    """A changed input is refused at the start, before anything is built."""
     shutil.copytree(bench.golden_store, store)
     moved = grown / "moved"
     shutil.copytree(bench.data, moved)
@@ -237,7 +237,7 @@ GROWTH: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("kind", GROWTH)
 def test_an_input_that_changes_before_it_is_read_again_is_told(tmp_path: Path, kind: str) -> None:
-    """Between the look at the start and its turn: no row of it joins those of what it was."""
+    """An input changes after the check at the start: none of its rows is added to the old ones."""
     data, store, expected = tmp_path / "data", tmp_path / "store", tmp_path / "expected"
     fakes.make_data(data)
     few = {"features": ("clip_text",), "batch_sizes": {"clip_text": 8}}
@@ -287,7 +287,7 @@ def test_a_signal_while_it_is_added(short: Bench, store: Path, name: str) -> Non
         run = short.fault(command, n, name)
         if not run.fired:
             break
-        if run.kind == "killed":  # where no chunk is in hand, it acts as on any program
+        if run.kind == "killed":  # without a current chunk, the signal acts as on any program
             assert (name, run.code) == ("SIGTERM", -number), run
         else:
             [ended] = run.values
@@ -304,7 +304,7 @@ def test_a_signal_while_it_is_added(short: Bench, store: Path, name: str) -> Non
 
 @pytest.fixture
 def half_made(bench: Bench, grown: Path, store: Path) -> dict[str, str]:
-    """The golden store with one of three chunks of more views; what it is to become."""
+    """The golden store with one of three chunks of more views, and the complete store."""
     _, expected, step = views(bench, grown, store)
     for n in range(80, 400, 5):
         shutil.rmtree(store)

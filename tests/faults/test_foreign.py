@@ -1,4 +1,4 @@
-"""Stores that someone else has had in hand: refused before any write, with the file's name.
+"""Stores with unknown changes: refused before any write, and the message names the file.
 
 ``test_damage.py`` holds every flipped byte against every reader; here whole files are of another
 kind, and it is ``build --resume`` that must not write a byte into what it does not understand.
@@ -27,7 +27,7 @@ Change = Callable[[Path], None]
 
 
 @pytest.fixture(scope="session")
-def begun(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def started(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two of three chunks, of the golden build."""
     store = tmp_path_factory.mktemp("foreign") / "store"
     for n in range(120, 400):
@@ -58,7 +58,7 @@ def of_another_array(store: Path) -> None:
 
 
 def edited(file: str, **changes: Any) -> Change:
-    """A document that is valid, and says something else."""
+    """A valid document with another content."""
 
     def change(store: Path) -> None:
         document = json.loads((store / file).read_bytes())
@@ -128,9 +128,11 @@ CASES: dict[str, tuple[Change, str, str]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_resume_refuses_before_any_write(bench: Bench, begun: Path, store: Path, name: str) -> None:
+def test_resume_refuses_before_any_write(
+    bench: Bench, started: Path, store: Path, name: str
+) -> None:
     change, file, text = CASES[name]
-    shutil.copytree(begun, store)
+    shutil.copytree(started, store)
     change(store)
     COUNTS["foreign store"] += 1
     before = tree_digest(store) if "1 GB" not in name else {}
@@ -146,10 +148,10 @@ def test_resume_refuses_before_any_write(bench: Bench, begun: Path, store: Path,
         FeatureDataset(store)
 
 
-def test_older_and_newer_versions_are_told_what_to_do(
-    bench: Bench, begun: Path, store: Path
+def test_older_and_newer_versions_are_refused_with_advice(
+    bench: Bench, started: Path, store: Path
 ) -> None:
-    shutil.copytree(begun, store)
+    shutil.copytree(started, store)
     of_schema(3)(store)
     run = bench.run([bench.build(store, resume=True)])
     assert "stored: 3" in run.message
@@ -162,10 +164,10 @@ STRAYS = ("c.2.0.0.partial", "ledger.jsonl.partial", "x.tmp", "zarr.json~", ".DS
 
 
 def test_leftovers_are_swept_or_ignored_and_never_read(
-    bench: Bench, begun: Path, store: Path
+    bench: Bench, started: Path, store: Path
 ) -> None:
-    """Partial files are the store's own and go; whatever else lies there is another's and stays."""
-    shutil.copytree(begun, store)
+    """Partial files of the store are removed; all other files are kept."""
+    shutil.copytree(started, store)
     folders = ["", "records", "clip_text", "records/moments/blip2_text"]
     for folder in folders:
         for name in STRAYS:
@@ -183,10 +185,10 @@ def test_leftovers_are_swept_or_ignored_and_never_read(
 
 @pytest.mark.parametrize("file", ["clip_text/c.1.0.0", "records/moments/blip2_text/c.0.0.0"])
 def test_a_chunk_that_the_ledger_names_and_that_is_lost(
-    bench: Bench, begun: Path, store: Path, file: str
+    bench: Bench, started: Path, store: Path, file: str
 ) -> None:
-    """Never NaN, which is what another library reads there: named, dropped, made again."""
-    shutil.copytree(begun, store)
+    """Never read as NaN, as other libraries do: named, dropped and rebuilt."""
+    shutil.copytree(started, store)
     (store / file).unlink()
     COUNTS["chunk lost"] += 1
     found = bench.value(("verify", str(store)))

@@ -1,4 +1,4 @@
-"""Posters, synopses and names that someone made to break us, through whole builds and one by one.
+"""Hostile posters, synopses and names, in whole builds and one by one.
 
 ``tests/producers`` holds prefixes, flipped bytes, bombs and odd modes against ``decode`` alone.
 """
@@ -59,7 +59,7 @@ RED = Image.new("RGB", (8, 6), (200, 10, 30))
 
 @pytest.fixture(scope="module")
 def producer() -> Any:
-    """One that lives in this process, with its slot."""
+    """A producer in this process, with its slot."""
     texts = (TextSpec(tokenizer(), 32),)
     job = Job("/nowhere", VIEWS, 123, (ImageSpec(16, 16), ImageSpec(16, None)), texts, 2)
     ring = Ring(job.layout, job.slots)
@@ -89,7 +89,7 @@ POSTERS: dict[str, tuple[bytes, str | None]] = {
 
 
 def test_each_kind_of_poster_in_one_folder(producer: Any, tmp_path: Path) -> None:
-    """All are named .jpg: what they are is decided by their bytes, and bad ones become black."""
+    """All are named .jpg: the format is detected from the bytes, and bad ones become black."""
     for i, (data, _) in enumerate(POSTERS.values()):
         (tmp_path / f"{i:02}.jpg").write_bytes(data)
         (tmp_path / f"{i:02}.json").write_text('{"plot": "w1 w2"}')
@@ -176,7 +176,7 @@ def odd_images() -> dict[str, bytes]:
 
 
 def test_odd_but_legal_images() -> None:
-    """Fine or refused with a reason; of several frames the first, and no time for the rest."""
+    """Decoded or refused with a reason; of several frames only the first is decoded."""
     found = {}
     for name, data in odd_images().items():
         start = time.process_time()

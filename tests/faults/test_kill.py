@@ -42,7 +42,7 @@ def rounds(kind: str) -> list[Any]:
 
 @pytest.fixture(scope="session")
 def own_memory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    """A bench whose ``/dev/shm`` nobody else writes to, where this machine allows it."""
+    """A bench with a private ``/dev/shm``, if this machine allows it."""
     mounts = "mount -t tmpfs tmpfs /dev/shm" if namespaces_allowed() else ""
     zygote = Zygote(mounts)
     yield Bench(tmp_path_factory.mktemp("killed"), zygote)
@@ -51,7 +51,7 @@ def own_memory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
 
 @pytest.fixture(scope="session")
 def seconds(own_memory: Bench, tmp_path_factory: pytest.TempPathFactory) -> float:
-    """How long an undisturbed build takes."""
+    """Duration of an uninterrupted build in seconds."""
     store = tmp_path_factory.mktemp("timed") / "store"
     start = time.monotonic()
     assert own_memory.run([own_memory.build(store, workers=2)], forked=False).kind == "done"
@@ -119,7 +119,7 @@ def test_kill_of_the_build(
 
 @pytest.mark.parametrize("seeds", rounds("producer"), ids=str)
 def test_kill_of_a_producer(own_memory: Bench, seconds: float, store: Path, seeds: range) -> None:
-    """The build goes on with another one, or says which ended; it never hangs."""
+    """The build replaces the process, or names the one that ended; it never hangs."""
     for seed in seeds:
         rng = random.Random(f"producer {seed}")
         for tried in range(ATTEMPTS):
@@ -170,7 +170,7 @@ def test_kill_of_the_resume(own_memory: Bench, seconds: float, store: Path, seed
 
 
 def test_a_kill_in_each_chunk_of_a_resume(own_memory: Bench, store: Path) -> None:
-    """A resume from every number of committed chunks: only the missing samples are made."""
+    """A resume from every number of committed chunks: only the missing samples are built."""
     for n, left in ((40, 11), (100, 7), (130, 3)):
         shutil.rmtree(store, ignore_errors=True)
         run = own_memory.fault(own_memory.build(store), n, "kill")

@@ -1,6 +1,6 @@
-"""Surroundings that must not matter, and limits that must be named: environment, clock, resources.
+"""Environments that must not matter, and limits that must be reported: locale, clock, resources.
 
-Everything here is one small text build, in this process or in one of its own, and its bytes are
+Everything here is one small text build, in this process or in a separate one, and its bytes are
 compared with those of one golden build.
 """
 
@@ -118,7 +118,7 @@ def test_the_environment_does_not_matter(
 
 
 class Clock(datetime.datetime):
-    """A wall clock that goes back an hour with every look at it."""
+    """A wall clock that goes back an hour with every call."""
 
     looks = 0
     start = 0.0
@@ -160,7 +160,7 @@ def test_the_wall_clock_does_not_matter(
 
 
 def test_no_timeout_looks_at_the_wall_clock() -> None:
-    """Those that decide anything use the monotonic clock."""
+    """All decisions use the monotonic clock."""
     for package in ("featurestore", "producers", "consumers"):
         for path in (ROOT / package).rglob("*.py"):
             assert "time.time()" not in path.read_text(), path
@@ -282,7 +282,7 @@ else:
 
 @pytest.mark.parametrize("missing", [0, 4096])
 def test_a_ring_gets_exactly_what_is_there_or_says_so(missing: int) -> None:
-    """Memory that the kernel itself refuses: to the last byte it works, a page less is an error."""
+    """Memory that the kernel refuses: the exact amount suffices, a page less is an error."""
     layout = SlotLayout(7, (), (31,))
     needed = 5 * layout.slot_bytes
     script = FULL.format(root=str(ROOT), allowed=needed - missing)
@@ -305,7 +305,7 @@ def test_a_ring_gets_exactly_what_is_there_or_says_so(missing: int) -> None:
 def test_a_reader_at_every_disk_operation_sees_committed_chunks_only(
     data: Path, golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever the writer is at, a reader finds whole chunks of right numbers, or no store."""
+    """At any time a reader finds complete chunks of correct numbers, or no store."""
     store, seen = tmp_path / "store", []
     right = FeatureStore(golden)
 
@@ -352,7 +352,7 @@ def test_a_reader_at_every_disk_operation_sees_committed_chunks_only(
 def test_a_dataset_that_is_open_is_not_disturbed_by_the_next_build(
     data: Path, tmp_path: Path
 ) -> None:
-    """``--overwrite`` replaces the files: who has mapped the old ones reads on in them."""
+    """``--overwrite`` replaces the files: a reader that mapped the old files still reads them."""
     store = tmp_path / "store"
     make(data, store)
     dataset = FeatureDataset(store, zscore="none", views="all")

@@ -55,7 +55,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp(prefix="machine-"))
         self.path = self.folder / "store"
         # The chunks that must be there, of these the damaged ones, and of these those with a file
-        # that is missing or of another length, with which no build goes on.
+        # that is missing or of another length, which no build continues.
         self.committed: set[int] = set()
         self.damaged: set[int] = set()
         self.obvious: set[int] = set()
@@ -96,7 +96,7 @@ class StoreMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.obvious)
     @rule()
     def refused_build(self) -> None:
-        """A build does not go on with a store that lacks a committed file."""
+        """A build does not continue a store that lacks a committed file."""
         before = tree(self.path)
         with pytest.raises(CorruptStoreError, match="verify --repair"):
             self._build(1)
@@ -140,7 +140,7 @@ class StoreMachine(RuleBasedStateMachine):
         lines = [line for line in whole.split(b"\n") if line]
         return {int(line.split(b",")[0].split(b":")[1]) for line in lines}
 
-    def _mend(self) -> list[int] | None:
+    def _repair_store(self) -> list[int] | None:
         lock = stores.take_lock(self.path)
         try:
             found = verify(self.path)
@@ -152,7 +152,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(operation=st.integers(1, 6))
     def killed_repair(self, operation: int) -> None:
         """A repair that dies has dropped what is damaged, or nothing yet."""
-        killed = killed_at(operation, self._mend)
+        killed = killed_at(operation, self._repair_store)
         now = self._lines()
         assert now in (self.committed - self.damaged, *([self.committed] if killed else []))
         COUNTS["machine kill of a repair"] += killed
@@ -233,12 +233,12 @@ class StoreMachine(RuleBasedStateMachine):
         COUNTS["machine stray file"] += 1
         happened("stray file")
 
-    # --- what finds it and mends it
+    # --- detection and repair
 
     @rule()
-    def mend(self) -> None:
+    def repair(self) -> None:
         """``verify --repair``: damaged chunks are no longer committed, and only they."""
-        dropped = self._mend()
+        dropped = self._repair_store()
         assert (dropped is not None) == bool(self.damaged)
         self.committed -= self.damaged
         if dropped is not None:
@@ -251,7 +251,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule()
     def to_the_end(self) -> None:
         """Repair and build: always the golden bytes."""
-        self.mend()
+        self.repair()
         self.build(CHUNKS)
         assert tree(self.path) == self.golden
         found = verify(self.path)

@@ -210,7 +210,7 @@ def test_an_exception_that_no_pipe_takes_is_reported_all_the_same(tmp_path: Path
 # Memory --------------------------------------------------------------------------------------
 
 
-def test_a_memory_bomb_is_a_bad_sample_and_its_producer_goes_on(
+def test_a_memory_bomb_is_a_bad_sample_and_its_producer_continues(
     tmp_path: Path, undisturbed: list[Made], mark: Path
 ) -> None:
     """64 GiB are asked for; a few are given, and the next sample finds them free again."""
@@ -289,11 +289,11 @@ def test_a_producer_whose_parent_is_gone_ends_before_it_does_anything(tmp_path: 
     job, ring = (tmp_path / "job").open("w+b"), (tmp_path / "ring").open("w+b")
     tasks, results = os.pipe(), os.pipe()
     numbers = [job.fileno(), tasks[0], results[1], ring.fileno()]
-    strangers_pid = os.getppid()  # alive, and not the parent
+    other_pid = os.getppid()  # alive, and not the parent
     done = subprocess.run(
         [
             *(sys.executable, "-P", "-v", parent.__file__),
-            *(str(strangers_pid), "producers.worker", *map(str, numbers)),
+            *(str(other_pid), "producers.worker", *map(str, numbers)),
         ],
         pass_fds=numbers,
         capture_output=True,
@@ -306,7 +306,7 @@ def test_a_producer_whose_parent_is_gone_ends_before_it_does_anything(tmp_path: 
         os.close(fd)
     job.close()
     ring.close()
-    # The job is empty: a producer that read it would have met a defect and said so.
+    # The job is empty: a producer that read it would have reported a defect.
     assert (done.returncode, done.stdout) == (0, b"")
     imported = done.stderr.decode()
     assert "import 'ctypes'" in imported

@@ -61,9 +61,9 @@ def golden(data: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def begun(data: Path) -> Path:
+def half_built(data: Path) -> Path:
     """A store of which two chunks are committed."""
-    store = data.parent / "begun"
+    store = data.parent / "half_built"
 
     def stop(event: str, facts: Any) -> None:
         if event == "chunk" and facts["built"] == 2 * CHUNK:
@@ -75,8 +75,8 @@ def begun(data: Path) -> Path:
 
 
 @pytest.fixture
-def half(begun: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(begun, tmp_path / "store")
+def half(half_built: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(half_built, tmp_path / "store")
 
 
 # Before the models ----------------------------------------------------------------------------
@@ -168,7 +168,7 @@ def test_options_that_do_not_fit_are_refused_before_a_model_is_loaded(
 ) -> None:
     for error, words, changes in (
         (StoreMismatchError, "another chunk", {"chunk": 8}),
-        (ConfigError, "--chunk is a multiple of", {"chunk": 3}),
+        (ConfigError, "--chunk 3 does not fill whole memory pages", {"chunk": 3}),
         (StoreMismatchError, "another clip_text.batch_size", {"batch_sizes": {"clip_text": 4}}),
         (StoreMismatchError, "another blip2_text.dtype", {"dtype": "bfloat16"}),
     ):
@@ -323,9 +323,9 @@ def test_a_real_disk_that_is_too_small(mounted: Bench) -> None:  # noqa: F811
     """Whatever is free, a build is refused before it begins, or it fits."""
     store, refused, needed = Path("/mnt/small/store"), 0, 0
     for pages in range(0, 400, 4):
-        begun: list[tuple[str, Any]] = [("erase", str(store)), ("fill", ["/mnt/small", 0])]
-        begun += [("remove", "/mnt/small/filling"), ("fill", ["/mnt/small", pages * 4096])]
-        assert mounted.run(begun).kind == "done"
+        prepared: list[tuple[str, Any]] = [("erase", str(store)), ("fill", ["/mnt/small", 0])]
+        prepared += [("remove", "/mnt/small/filling"), ("fill", ["/mnt/small", pages * 4096])]
+        assert mounted.run(prepared).kind == "done"
         run = mounted.run([mounted.build(store)])
         if run.kind == "done":
             break
@@ -446,15 +446,17 @@ def test_a_lock_that_another_user_closed(half: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(
-    ("name", "goes_on"),
+    ("name", "continues"),
     [("EINVAL", True), ("EOPNOTSUPP", True), ("ENOSYS", True), ("EIO", False), ("EBADF", False)],
 )
-def test_folders_that_cannot_be_synced(bench: Bench, store: Path, name: str, goes_on: bool) -> None:
+def test_folders_that_cannot_be_synced(
+    bench: Bench, store: Path, name: str, continues: bool
+) -> None:
     """One warning and the same store; a sync that failed is an error still."""
     [done] = bench.run([bench.command(store)], folder_sync=name).values
     COUNTS["no sync of folders"] += 1
     warned = [line for line in done["stderr"].splitlines() if line.startswith("Warning: ")]
-    if not goes_on:
+    if not continues:
         assert done["code"] == 1, done
         assert os.strerror(getattr(errno, name)) in done["stderr"]
         assert warned == []

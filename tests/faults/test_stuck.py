@@ -1,4 +1,4 @@
-"""Processes that SIGKILL does not end: builds, checks and ``close`` go on without them.
+"""Processes that SIGKILL does not end: builds, checks and ``close`` continue without them.
 
 They wait in the kernel for a file system that does not answer (``stuck``), as with a hard NFS
 mount. Where none may be mounted, one test takes the end of a process away from its parent instead.
@@ -46,7 +46,7 @@ KILL_S, TIMEOUT_S = 1.0, 2.0
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """SIGKILL has a second, and what is left alone is gone once its file system is."""
+    """The process is left alone after a second, and ends with its file system."""
     monkeypatch.setattr(process, "END_S", KILL_S)
     before = fds()
     assert not children()
@@ -75,7 +75,7 @@ def stuck_children() -> list[int]:
 def test_a_producer_that_does_not_end_is_replaced(
     folder: Path, tmp_path: Path, undisturbed: list[Made]
 ) -> None:
-    """The sample is tried twice, then has a placeholder; nobody else is touched."""
+    """The sample is tried twice, then has a placeholder; no other sample is affected."""
     with mounted(folder, tmp_path / "mount", ["s04.json"]) as mount:
         start = time.monotonic()
         made, slots, held = [], [], set()
@@ -110,7 +110,7 @@ def test_a_producer_that_does_not_end_is_replaced(
 def test_a_slot_is_used_again_once_its_process_has_ended(
     folder: Path, tmp_path: Path, undisturbed: list[Made]
 ) -> None:
-    """The file system answers before the second try: a moment without it costs nothing."""
+    """The file system answers before the second try: a short outage changes nothing."""
     with (
         mounted(folder, tmp_path / "mount", ["s04.json"]) as mount,
         ProducerPool(
@@ -157,7 +157,7 @@ def test_two_samples_that_do_not_end_are_no_matter_of_samples(folder: Path, tmp_
 
 
 def test_close_does_not_wait_for_it(folder: Path, tmp_path: Path) -> None:
-    """Not even where it was not found yet; what ends the block names it."""
+    """Leaving the block does not wait for it; the error names it."""
     with mounted(folder, tmp_path / "mount", ["s01.json"]) as mount:
         with pytest.raises(InterruptedBuildError) as caught, pool_for(mount.path) as pool:  # noqa: PT012
             pool.release(pool.take())
@@ -246,7 +246,7 @@ class Endless(subprocess.Popen[bytes]):
 def test_wherever_no_file_system_may_be_mounted(
     folder: Path, undisturbed: list[Made], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first producer is stopped, and neither signal nor wait gets through to it."""
+    """The first producer is stopped, and neither signals nor waits reach it."""
     monkeypatch.setattr(process.subprocess, "Popen", Endless)
     monkeypatch.setattr(Endless, "left", 1)
     with pool_for(folder, workers=1, timeout_s=TIMEOUT_S) as pool:

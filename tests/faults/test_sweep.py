@@ -70,7 +70,7 @@ def sweep(
 
 
 def expect(run: Run, mode: Mode, root: Path) -> None:
-    """The run ended as it should for this fault, and said so."""
+    """Asserts that the run ended as expected for this fault, with a message."""
     if mode.action == "kill":
         assert run.kind == "killed", run
         assert run.code == -9, run
@@ -172,7 +172,7 @@ def test_resume(bench: Bench, half_built: Path, store: Path, mode: Mode, numbers
 
 @pytest.fixture(scope="session")
 def other_store(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A complete store of other numbers: whatever of it survives an overwrite is seen."""
+    """A complete store of other numbers, to detect files that survive an overwrite."""
     store = tmp_path_factory.mktemp("other") / "store"
     run = bench.run([bench.build(store, seed=7)])
     assert run.kind == "done", run
@@ -221,7 +221,7 @@ def test_overwrite(
 )
 @pytest.mark.parametrize("again", [False, True], ids=["first", "again"])
 def test_materialize(bench: Bench, tmp_path: Path, mode: Mode, numbers: range, again: bool) -> None:
-    """No manifest unless everything is there, of this run; and a second run writes the same."""
+    """The manifest only exists if all files are of this run; a second run writes the same."""
     out = tmp_path / "out"
     step = ("materialize", [str(bench.golden_store), str(out)])
     assert bench.run([step]).kind == "done"
@@ -274,7 +274,7 @@ def damage(store: Path) -> None:
     cases([("kill", False, 1), ("ENOSPC", False, 2), ("EIO", True, 1)], parts=1),
 )
 def test_repair(bench: Bench, store: Path, mode: Mode, numbers: range) -> None:
-    """A repair that fails leaves the damage as it was or repaired; another one ends it."""
+    """A failed repair leaves the damage unchanged or repaired; a second repair completes it."""
     name = str(store)
 
     def step() -> tuple[str, Any]:
@@ -305,7 +305,7 @@ def operations() -> Iterator[str]:
 
 
 def test_the_sweep_meets_every_kind_of_operation(bench: Bench, store: Path) -> None:
-    """So many operations that no sweep above can have ended early, and of every kind."""
+    """Enough operations, and of every kind, that no sweep above can have ended early."""
     assert bench.operations > 140
     for operation in operations():
         plan = {"n": 1, "action": "EIO", "only": [operation]}

@@ -40,8 +40,8 @@ import torch
 import zarr  # noqa: F401  for the children
 
 import consumers.build
+import consumers.decisions
 import consumers.main_loop
-import consumers.plan
 from consumers.backbones import registry
 from consumers.backbones.config import BackboneConfig
 from consumers.config import BuildConfig
@@ -89,7 +89,7 @@ class FakeText:
 
 
 class ForkedProducer:
-    """Stands in for ``subprocess.Popen``: a process of its own, with no interpreter to start."""
+    """Replaces ``subprocess.Popen``: forks a process instead of starting an interpreter."""
 
     def __init__(
         self, arguments: list[str], *, stderr: Any, pass_fds: tuple[int, ...], **_: Any
@@ -139,7 +139,7 @@ def _become_producer(arguments: list[str], stderr: int, keep: tuple[int, ...]) -
 
 
 class Shared:
-    """What must outlive a killed child: how far it came, and what was done to it."""
+    """Data that must survive a killed child: its progress, and the injected faults."""
 
     def __init__(self) -> None:
         self._map = mmap.mmap(-1, mmap.PAGESIZE)
@@ -171,10 +171,10 @@ class Shared:
 
 
 class Fault:
-    """Does something to the n-th operation, and to all later ones where it is sticky.
+    """Injects a fault into the n-th operation, and into all later ones if it is sticky.
 
     A kill in the middle of a write leaves the first half of it in the file. An action may also be
-    the names of signals, joined by ``+``: this process gets them, and the operation goes on.
+    the names of signals, joined by ``+``: this process gets them, and the operation continues.
     """
 
     def __init__(self, shared: Shared, plan: dict[str, Any]) -> None:
@@ -382,7 +382,7 @@ def _limit(task: dict[str, Any]) -> None:
 
 
 def _surround(task: dict[str, Any]) -> None:
-    """Gives this process the surroundings of a task: what its file system lacks."""
+    """Applies the restrictions of a task's file system to this process."""
     if no_lock := task.get("flock"):
         locks.fcntl.flock = lambda *_: _refuse(no_lock)
     if no_sync := task.get("folder_sync"):
@@ -542,9 +542,9 @@ def main(mounts: str) -> None:
         _mount(mounts)
     torch.set_num_threads(1)
     # A fifth of a child's time, if each read the metadata of all packages anew.
-    consumers.plan.version = functools.cache(consumers.plan.version)
-    for name in consumers.plan._VERSIONED:
-        consumers.plan.version(name)
+    consumers.decisions.version = functools.cache(consumers.decisions.version)
+    for name in consumers.decisions._VERSIONED:
+        consumers.decisions.version(name)
     gc.freeze()  # or a collection in a child would copy the pages of everything imported
     ctypes.CDLL(None).prctl(_SUBREAPER, 1)
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")

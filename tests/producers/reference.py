@@ -1,4 +1,4 @@
-"""The paper's views by the paper's own means: torchvision's first transforms on a PIL image.
+"""The paper's views by the paper's code: torchvision's first transforms on a PIL image.
 
 The recipe is defined by torchvision on a CPU with AVX-512. Elsewhere torch's ``exp`` and ``log``
 have other last bits, and one view in 500 another value, so there the views are compared with
@@ -32,7 +32,7 @@ RECORDING = os.environ.get("MANYVIEWS_RECORD_DIGESTS", "")
 
 @cache
 def torch_is_the_recipes() -> bool:
-    """Whether torch's exp here is the one that it has with AVX-512; then its log is as well."""
+    """Whether torch's exp, and so its log, is the version for AVX-512 on this machine."""
     bits = np.arange(WEIGHT_BITS.start, WEIGHT_BITS.stop, 997, dtype=np.int64).astype(np.uint32)
     exponents = weight_arguments(bits)
     found = torch.exp(torch.from_numpy(exponents)).numpy()
@@ -46,7 +46,7 @@ recipes_exp = pytest.mark.skipif(
 
 
 def digest(*values: Image.Image | np.ndarray) -> str:
-    """32 hexadecimal digits that tell the values apart."""
+    """A digest of the values, 32 hexadecimal digits."""
     found = hashlib.sha256()
     for value in values:
         found.update(np.ascontiguousarray(value))
@@ -59,7 +59,7 @@ def require_torchvisions(
     inputs: Iterable[Image.Image | np.ndarray],
     make: Callable[[], np.ndarray],
 ) -> None:
-    """Asserts that values are what torchvision makes on a CPU with AVX-512.
+    """Asserts that values equal torchvision's on a CPU with AVX-512.
 
     Args:
         case: the name under which their digest is recorded.

@@ -1,4 +1,4 @@
-"""Untrusted bytes: every damage gives pixels, text or a counted reason, never anything else."""
+"""Untrusted bytes: any damage gives pixels, text or a documented reason, and no other error."""
 
 import io
 import json
@@ -31,7 +31,7 @@ def encode(kind: str, source: Image.Image = NOISE, **options) -> bytes:
 
 
 def reason(data: bytes) -> str | None:
-    """The reason that an image is refused for, None where it decodes."""
+    """The reason for refusing an image, or None if it can be decoded."""
     try:
         pixels = decode.image(data)
     except BadSampleError as caught:
@@ -179,7 +179,7 @@ def webp_claiming(width: int, height: int) -> bytes:
 
 @contextmanager
 def at_most(size: int) -> Iterator[None]:
-    """The block takes at most so many bytes more than there were, at any moment of it."""
+    """Asserts that the block's peak memory exceeds the previous use by at most so many bytes."""
     # The kernel's peak begins anew: an earlier test's would hide this one's.
     Path("/proc/self/clear_refs").write_text("5")
     before = peak()

@@ -1,4 +1,4 @@
-"""Whatever the installed Pillow identifies is decoded as Pillow does it, if the limits allow."""
+"""Every format that the installed Pillow identifies is decoded as by Pillow, within limits."""
 
 import io
 import struct
@@ -153,7 +153,7 @@ def kind_of(name: str) -> str:
 
 
 def test_every_format_that_pillow_identifies_is_decoded_or_refused_for_a_reason() -> None:
-    """In a process of its own: Pillow imports every parser that it has."""
+    """Runs in a separate process, because Pillow imports all of its parsers."""
     code = (
         "from PIL import Image; Image.init()\n"
         "from producers import formats\n"
@@ -179,7 +179,7 @@ def test_an_uncommon_format_is_what_pillow_makes_of_it(name: str) -> None:
 
 
 def test_a_name_says_nothing(tmp_path: Path) -> None:
-    """An AVIF file that is named .jpg is the poster that Pillow shows, not a black one."""
+    """An AVIF file that is named .jpg is decoded as by Pillow, and is not black."""
     (tmp_path / "a.jpg").write_bytes(FILES["AVIF RGB"])
     pixels = np.asarray(decode.image((tmp_path / "a.jpg").read_bytes())).astype(int)
     assert np.abs(pixels - np.asarray(WIDE)).mean() < 40
@@ -240,13 +240,13 @@ CLAIMS = {
 @pytest.mark.parametrize("name", CLAIMS)
 def test_the_limits_hold_before_pixels_are_allocated(name: str) -> None:
     formats.accepted()
-    reason(FILES["AVIF RGB"])  # a library's first call takes memory of its own
+    reason(FILES["AVIF RGB"])  # the first call of a library allocates memory
     with at_most(50 << 20):
         assert reason(CLAIMS[name]) in {"too-large", "broken", "not-an-image"}
 
 
 def test_what_an_icon_holds_is_limited_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its size is not that which the icon says, and Pillow's limit may have been switched off."""
+    """The image in the icon is larger than claimed, and Pillow's limit may be disabled."""
     from tests.producers.test_decode import png_claiming
 
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)

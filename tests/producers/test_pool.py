@@ -1,4 +1,4 @@
-"""The pool with real producer processes: order, deaths, stalls, defects, and what is left over.
+"""The pool with real producer processes: order, deaths, stalls, defects, and leaks.
 
 Producers are made to misbehave by a ``sitecustomize.py`` on their ``PYTHONPATH``, which acts on
 marker words in a synopsis; the product has no hook for it.
@@ -127,15 +127,15 @@ def take_all(pool: ProducerPool) -> list[Made]:
 
 
 def children() -> list[psutil.Process]:
-    """The living producers of this process; other tests may have helpers of their own alive."""
+    """The running producers of this process, without the helper processes of other tests."""
     return [p for p in psutil.Process().children() if is_ours(p)]
 
 
 def is_ours(process: psutil.Process) -> bool:
     try:
         command = process.cmdline()
-        foreign = "tests.warm" in command or "resource_tracker" in " ".join(command)
-        return process.status() != psutil.STATUS_ZOMBIE and not foreign
+        unrelated = "tests.warm" in command or "resource_tracker" in " ".join(command)
+        return process.status() != psutil.STATUS_ZOMBIE and not unrelated
     except psutil.NoSuchProcess:
         return False
 
@@ -155,7 +155,7 @@ def eventually(condition: Callable[[], object], seconds: float = 120.0) -> None:
 
 @contextmanager
 def promptly(seconds: float = 10.0) -> Iterator[None]:
-    """What is in the block takes at most so long on a machine that does nothing else.
+    """Asserts that the block takes at most so long on an idle machine.
 
     On one that does, the processors' time tells what was done, and the clock only that it was no
     time limit that ended it.
@@ -288,7 +288,7 @@ def test_a_sample_that_does_it_twice_is_a_bad_one(
     assert (bad.index, bad.modality, bad.reason) == (4, "text", reason)
     assert detail in bad.detail
     assert bad.detail.endswith("2 times")
-    # The empty text stands in, and nobody else is touched.
+    # The empty text replaces it, and no other sample is affected.
     record, _, lengths = made[4]
     assert (record.words, record.text_sha256, lengths) == (0, "", [0] * VIEWS)
     assert [m[1:] for m in made[:4] + made[5:]] == [
@@ -348,7 +348,7 @@ def test_two_bad_ones_side_by_side_are_told_apart(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("misbehaving")
 def test_a_long_row_of_killers_ends(tmp_path: Path) -> None:
-    """Every sample kills: some end is reached, and it is not an endless restart."""
+    """Every sample kills its producer: the pool gives up instead of restarting forever."""
     folder = write(tmp_path / "data", plots(dict.fromkeys(range(SAMPLES), "<exit-0>")))
     with pool_for(folder) as pool:
         made = take_all(pool)
@@ -424,7 +424,7 @@ sys.stdin.read()
 def test_no_producer_outlives_a_killed_parent(
     tmp_path: Path, misbehaving: Path, moment: str
 ) -> None:
-    """Whether the producers work, have yet to find out whose they are, or hang in a sample."""
+    """Whether producers work, are still starting, or hang in a sample."""
     folder = write(tmp_path / "data", plots({0: "<wait>"} if moment == "stuck" else {}))
     (tmp_path / "job.json").write_bytes(job_for(folder, 4).to_json())
     with subprocess.Popen(
@@ -453,7 +453,7 @@ def alive(process: psutil.Process) -> bool:
 
 @pytest.mark.parametrize("moment", ["ready", "starting"])
 def test_producers_leave_ctrl_c_to_their_parent(data: Path, moment: str) -> None:
-    """A terminal sends it to the whole group, also to producers that have not begun yet."""
+    """A terminal sends it to the whole group, also to producers that are still starting."""
     with pool_for(data) as pool:
         if moment == "ready":
             pool.take()

@@ -1,4 +1,4 @@
-"""How child processes start, wherever this project is installed and whatever the machine lacks."""
+"""The start of child processes, for any installation and with limited resources."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_nothing_in_site_packages_comes_before_the_standard_library(
 def test_children_have_the_packages_of_their_parent(
     place: Path, job_file: Path, tmp_path: Path
 ) -> None:
-    """Not those of the same names that PYTHONPATH has, which a child alone would find first."""
+    """Packages of the same names in PYTHONPATH, which would come first, are not imported."""
     for name in PACKAGES:
         (tmp_path / "decoy" / name).mkdir(parents=True)
         (tmp_path / "decoy" / name / "__init__.py").write_text("raise ImportError('a decoy')\n")
@@ -151,7 +151,7 @@ for more in range(40):
 
 
 def test_too_few_descriptors_are_no_matter_of_a_folder(job_file: Path) -> None:
-    """Wherever they run out, from none to as many as two producers need."""
+    """Any number of descriptors, from none to as many as two producers need."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", FEW, ROOT, job_file],
         capture_output=True,
@@ -184,7 +184,7 @@ Connection._send = half
 
 
 def test_half_a_report_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its producer is stopped in the middle of it: that is a stall like any other."""
+    """A producer that is stopped while it sends a report is a stall like any other."""
     (tmp_path / "sitecustomize.py").write_text(STOPPED)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
     monkeypatch.setenv("MARK", str(tmp_path / "mark"))

@@ -1,4 +1,4 @@
-"""The ring: its layout, its memory, and what is left of it."""
+"""The slots: layout, memory, and leaks."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def arrays_of(slot: SlotArrays) -> list[np.ndarray]:
 
 
 def fill(slots: list[SlotArrays]) -> None:
-    """Gives every array of every slot values of its own."""
+    """Fills every array of every slot with different values."""
     for s, slot in enumerate(slots):
         for a, array in enumerate(arrays_of(slot)):
             array[...] = (np.arange(array.size) + 31 * a + 101 * s).reshape(array.shape) % 251

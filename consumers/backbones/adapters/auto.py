@@ -1,4 +1,4 @@
-"""What the adapters for transformers share: loading by ``AutoModel``, whatever the class."""
+"""Common code of the adapters for transformers: loading by ``AutoModel``, for any class."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def load_auto(
 
     Args:
         checkpoint: a checkpoint of transformers.
-        dtype: the weights' dtype.
-        unused: the tower that a model of images and texts can do without: half of its memory.
+        dtype: dtype of the weights.
+        unused: name of the tower of an image-text model that is not needed; dropping it halves the
+            memory.
 
     Returns:
-        The network, and the names of its weights that the checkpoint lacks. A pooler is often one
-        of them: many checkpoints were saved without, and what transformers puts in its place is
-        drawn at random.
+        The network, and the names of its weights that the checkpoint lacks. These are often those
+        of a pooler: many checkpoints have none, and transformers then initialises it at random.
 
     Raises:
-        ConfigError: the checkpoint is damaged, wants code of its own, or weights have other shapes.
+        ConfigError: the checkpoint is damaged, needs custom code, or has weights of other shapes.
     """
     with checkpoint.loading():
         network, report = AutoModel.from_pretrained(
@@ -50,14 +50,14 @@ def load_auto(
 
 
 def required(value: T | None, name: str) -> T:
-    """``value``; raises ValueError where the model has none of that name."""
+    """Returns ``value``; raises ValueError for None, because the model has no ``name``."""
     if value is None:
         raise ValueError(f"it has no {name}")
     return value
 
 
-def vector_of(found: Any) -> torch.Tensor:
-    """What ``get_image_features`` and its like return: from transformers 5 on, an output object."""
-    if not isinstance(found, torch.Tensor):
-        found = required(getattr(found, "pooler_output", None), "projection")
-    return found.float()  # type: ignore[no-any-return]
+def vector_of(output: Any) -> torch.Tensor:
+    """The vectors in the output of ``get_image_features``, an object from transformers 5 on."""
+    if not isinstance(output, torch.Tensor):
+        output = required(getattr(output, "pooler_output", None), "projection")
+    return output.float()  # type: ignore[no-any-return]

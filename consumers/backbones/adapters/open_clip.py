@@ -1,4 +1,4 @@
-"""``open-clip-image`` and ``open-clip-text``: the towers of an open_clip model, loaded apart."""
+"""``open-clip-image`` and ``open-clip-text``: the two towers of an open_clip model."""
 
 from __future__ import annotations
 
@@ -63,10 +63,10 @@ class OpenClipImage:
 class OpenClipText:
     """Projected text features, not normalised; a ``TextBackbone``.
 
-    Every text is padded to the model's context, as it always was when the model was trained.
+    Every text is padded to the model's context length, as it was in the training of the model.
 
     Attributes:
-        settings: how texts are cleaned before they are tokenized.
+        settings: name of the cleaning of texts before tokenization.
     """
 
     def __init__(self, request: BackboneRequest, checkpoint: Checkpoint) -> None:
@@ -86,7 +86,7 @@ class OpenClipText:
         self.fingerprint = checkpoint.fingerprint(files)
 
     @torch.inference_mode()
-    def embed(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:  # noqa: ARG002  these models have none
+    def embed(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:  # noqa: ARG002  these models take no mask
         """Embed int64 ``[B, L]`` with its 0/1 mask ``[B, L]``; returns float32 ``[B, D]``."""
         missing = self.text.max_length - input_ids.shape[1]
         ids = torch.nn.functional.pad(input_ids, (0, missing), value=self.text.pad_id)
@@ -109,7 +109,7 @@ def load_text(request: BackboneRequest) -> OpenClipText:
 
     Raises:
         ConfigError: the checkpoint is missing, damaged or of another kind, or its
-            ``tokenizer.json`` does not give the ids that open_clip's own tokenizer gives.
+            ``tokenizer.json`` gives other ids than open_clip's own tokenizer.
     """
     return OpenClipText(request, _resolve(request))
 
@@ -132,7 +132,7 @@ def _load_network(checkpoint: Checkpoint, size: int) -> Any:
 
 
 def _embeddings(network: Any) -> Any:
-    """The module that gives each token its vector; some models have a text tower of its own."""
+    """The token embeddings; some models have a separate text tower."""
     tower = getattr(network, "text", network)
     inner = getattr(tower, "transformer", None)
     own = getattr(tower, "token_embedding", None)
@@ -147,7 +147,7 @@ def _side(checkpoint: Checkpoint, size: int | tuple[int, int]) -> int:
 
 
 def _text_spec(checkpoint: Checkpoint) -> TextSpec:
-    """The fast tokenizer in the folder and the library's cleaning, if they give its own ids."""
+    """The folder's fast tokenizer with the library's cleaning, checked against its ids."""
     if not (checkpoint.folder / "tokenizer.json").is_file():
         raise checkpoint.error("has no tokenizer.json")
     with checkpoint.loading("open_clip"):
@@ -155,13 +155,13 @@ def _text_spec(checkpoint: Checkpoint) -> TextSpec:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
         row = own(["a spy"])[0]
     spec = text_spec(checkpoint, tokenizer, len(row))
-    # What open_clip fills up with; its own tokenizer does not ask the folder's.
+    # The padding id of open_clip, whose own tokenizer does not use that of the folder.
     spec = replace(spec, pad_id=int(row[-1]), clean=_cleaning(own))
     check_ids(checkpoint, spec, lambda texts: own(texts).tolist(), "open_clip", padded=True)
     return spec
 
 
 def _cleaning(tokenizer: Any) -> str:
-    """The name of the cleaning that one of open_clip's tokenizers does."""
+    """The name of the cleaning function of an open_clip tokenizer; ``""`` for none."""
     function = getattr(tokenizer, "clean_fn", None)
     return next((name for name in CLEANINGS if get_clean_fn(name) is function), "")

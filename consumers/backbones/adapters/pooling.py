@@ -1,4 +1,4 @@
-"""How the output of an encoder becomes one vector per row; always in float32."""
+"""Reductions of an encoder's output to one vector per row; always in float32."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``timm``: any image model that timm saved, as a folder or on the hub."""
+"""``timm``: any image model in timm's format, in a folder or on the hub."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class TimmImage:
     """Features of a timm model before its classifier; an ``ImageBackbone``.
 
     Attributes:
-        settings: the pooling that is used.
+        settings: name of the pooling.
     """
 
     def __init__(self, request: BackboneRequest, checkpoint: Checkpoint) -> None:
@@ -61,7 +61,7 @@ class TimmImage:
             first: torch.Tensor = states[:, 0]
             return first.float()
         if states.ndim == 4 and states.shape[1] != self._network.num_features:
-            states = states.permute(0, 3, 1, 2)  # some keep the channels last
+            states = states.permute(0, 3, 1, 2)  # some models have the channels last
         return mean_of_image(states[:, prefix:])
 
     def _probe_dim(self, checkpoint: Checkpoint, pooling: str) -> int:
@@ -88,14 +88,14 @@ def load(request: BackboneRequest) -> TimmImage:
     """
     checkpoint = checkpoints.resolve(request.model, request.feature)
     if not isinstance(checkpoint.config.get("architecture"), str):
-        found = checkpoint.config.get("model_type") or "nameless"
-        raise checkpoint.error(f"is a {found} checkpoint, expected timm's (no architecture)")
+        kind = checkpoint.config.get("model_type") or "nameless"
+        raise checkpoint.error(f"is a {kind} checkpoint, expected timm's (no architecture)")
     checkpoint.check_weights()
     return TimmImage(request, checkpoint)
 
 
 def _load_network(checkpoint: Checkpoint, size: int) -> Any:
-    """The model with the weights of the very file that the fingerprint covers."""
+    """Loads the model with the weights of exactly the file that the fingerprint covers."""
     fixed = checkpoint.config.get("pretrained_cfg", checkpoint.config).get("fixed_input_size")
     (weights,) = checkpoint.weights()
     with checkpoint.loading("timm"):
@@ -104,7 +104,7 @@ def _load_network(checkpoint: Checkpoint, size: int) -> Any:
             pretrained=True,
             pretrained_cfg_overlay={"source": "", "file": str(checkpoint.folder / weights)},
             num_classes=0,
-            # A transformer's positions are made for one size; a convolution takes any.
+            # A transformer's position embeddings have one size; a convolution accepts any.
             **({"img_size": size} if size and fixed else {}),
         )
 

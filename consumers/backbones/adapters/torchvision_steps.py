@@ -1,4 +1,4 @@
-"""The transforms of timm and open_clip: torchvision's on a Pillow image, read and tried out."""
+"""The transforms of timm and open_clip, which are torchvision's: reads and tests them."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def read_transform(
     squash: bool,
     interpolation: str,
 ) -> tuple[ImageSpec, Table]:
-    """Geometry and arithmetic of a transform, which is then tried out as a whole.
+    """Reads the geometry and the arithmetic of a transform, and tests both on whole images.
 
     Args:
         checkpoint: for messages.
         transform: a ``Compose`` that ends in conversion to a tensor and normalisation.
-        size: S, the side of what it gives.
-        resized: what it resizes to before it cuts the centre.
-        squash: whether both sides are resized to that, or the shorter one.
-        interpolation: the name of a Pillow filter, in small letters.
+        size: S, side of the resulting image in pixels.
+        resized: length in pixels that it resizes to before it crops the centre.
+        squash: whether both sides are resized to that length, or only the shorter one.
+        interpolation: name of a Pillow filter, in lower case.
 
     Raises:
         ConfigError: the transform does something else.

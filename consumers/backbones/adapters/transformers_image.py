@@ -25,8 +25,8 @@ ensure_importable()
 import transformers  # noqa: E402
 from transformers import AutoImageProcessor  # noqa: E402
 
-# What a processor may differ by that resizes with torchvision, which keeps fractions of a pixel's
-# 256 values: Pillow, and so the producers, round after each of two passes.
+# Allowed difference, in levels of 256, from a processor that resizes with torchvision, which keeps
+# fractions of a level: Pillow, and so the producers, round after each of two passes.
 _ROUNDING = 1.05
 # ConvNeXt's processor squashes images from this size on, and crops below it.
 _CONVNEXT_SQUASHES = 384
@@ -36,7 +36,7 @@ class TransformersImage:
     """Features of a vision encoder; an ``ImageBackbone``.
 
     Attributes:
-        settings: the pooling that is used.
+        settings: name of the pooling.
     """
 
     def __init__(self, request: BackboneRequest, checkpoint: Checkpoint) -> None:
@@ -74,7 +74,7 @@ class TransformersImage:
         if pooling == "mean":
             return mean_of_image(states)
         if states.ndim != 3:
-            raise ValueError("it has no tokens, and so no first one")
+            raise ValueError("it has no tokens, so no first token")
         first: torch.Tensor = states[:, 0].float()
         return first
 
@@ -87,7 +87,7 @@ class TransformersImage:
     def _choose(
         self, checkpoint: Checkpoint, asked: str, missing: tuple[str, ...]
     ) -> tuple[str, int]:
-        """The pooling, as asked for or the model's own, and the length of its vectors."""
+        """The requested pooling, or that of the model, and the dimension of its vectors."""
         if asked:
             pooling = asked
         elif hasattr(self._network, "get_image_features"):
@@ -129,7 +129,7 @@ def load(request: BackboneRequest) -> TransformersImage:
 
 
 def _read_processor(checkpoint: Checkpoint, size: int) -> tuple[ImageSpec, Table, int]:
-    """Geometry and arithmetic of a checkpoint's processor, and the side that it has by itself."""
+    """Geometry and arithmetic of a checkpoint's processor, and its default side in pixels."""
     backend: dict[str, Any] = {"backend": "pil"}
     if int(transformers.__version__.split(".")[0]) < 5:
         backend = {"use_fast": False}
@@ -195,7 +195,7 @@ def _side(size: dict[str, int]) -> int:
 
 
 def _resized(config: dict[str, Any], native: ImageSpec, size: int) -> dict[str, Any]:
-    """The processor's arguments for another side; what is cut away stays the same share."""
+    """The processor's arguments for another side; the cropped share stays the same."""
     if config.get("do_center_crop"):
         before = native.shortest_edge or native.squash or native.size
         resized = round(before * size / native.size)

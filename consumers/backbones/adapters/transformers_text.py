@@ -28,9 +28,9 @@ from featurestore.wording import one_line
 ensure_importable()
 from transformers import AutoTokenizer  # noqa: E402
 
-# A tokenizer without a limit of its own says 10**30.
+# A tokenizer without a limit reports 10**30.
 _LONGEST = 100_000
-# Trained on texts that all had the full length: their features depend on the padding.
+# Models trained on texts padded to the full length: their features depend on the padding.
 _FULL_LENGTH = ("siglip", "siglip2", "siglip_text_model", "siglip2_text_model")
 
 
@@ -38,7 +38,7 @@ class TransformersText:
     """Features of a text encoder; a ``TextBackbone``.
 
     Attributes:
-        settings: the pooling that is used.
+        settings: name of the pooling.
     """
 
     def __init__(self, request: BackboneRequest, checkpoint: Checkpoint) -> None:
@@ -63,7 +63,7 @@ class TransformersText:
             pooling, self.dim = self._choose(checkpoint, request.pooling, missing)
         self.settings = {"pooling": pooling}
         if pooling != "projection":
-            self._project = None  # nor what else is beside the encoder
+            self._project = None  # frees the parts beside the encoder
         freeze(whole if self._project else self._encoder, request.device, checkpoint)
         with checkpoint.loading():
             prepare_masks(self._encoder)
@@ -83,7 +83,7 @@ class TransformersText:
         return self._vectors(ids, mask.long(), self.settings["pooling"])
 
     def _vectors(self, ids: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
-        """The vectors of a batch; raises ValueError where the model has no such pooling."""
+        """The vectors of a batch; raises ValueError if the model has no such pooling."""
         if self._full:
             missing = self.text.max_length - ids.shape[1]
             ids = torch.nn.functional.pad(ids, (0, missing), value=self.text.pad_id)
@@ -107,10 +107,10 @@ class TransformersText:
     def _choose(
         self, checkpoint: Checkpoint, asked: str, missing: tuple[str, ...]
     ) -> tuple[str, int]:
-        """The pooling, as asked for or the model's own, and the length of its vectors.
+        """The requested pooling, or that of the model, and the dimension of its vectors.
 
-        A text of the full length is tried while the weights are still in main memory: positions
-        that the model does not have end a GPU's context.
+        A text of the full length is embedded while the weights are still in main memory: on a GPU,
+        positions that the model does not have would end the CUDA context.
         """
         pooling = asked or ("projection" if self._project else "mean")
         ids, mask = encode_text(self.text, "a " * self.text.max_length)
@@ -146,7 +146,7 @@ def load(request: BackboneRequest) -> TransformersText:
 
 
 def _encoder_of(whole: Any) -> Any:
-    """The part that reads texts: a tower, the encoder before a decoder, or the whole."""
+    """The part that embeds texts: a tower, the encoder before a decoder, or the whole model."""
     if hasattr(whole, "get_text_features") and hasattr(whole, "text_model"):
         return whole.text_model
     return whole.get_encoder() if whole.config.is_encoder_decoder else whole

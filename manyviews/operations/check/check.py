@@ -13,9 +13,10 @@ from typing import Any
 
 from consumers.backbones.registry import modality_of, resolve_device
 from consumers.config import BuildConfig, CompleteConfig
+from consumers.decisions import Decided, decide
 from consumers.notices import slow_paths
-from consumers.plan import Decided, Plan, decide, make_plan
-from consumers.resume.extension import completed, made_features
+from consumers.plan import Plan, make_plan
+from consumers.resume.extension import completed, features_to_build
 from featurestore.errors import (
     BadInputsError,
     ConfigError,
@@ -129,7 +130,7 @@ class _Check:
         self._say = say
         self._device = device
         self._free = Free.now(device)
-        features = made_features(config, target.wanted)
+        features = features_to_build(config, target.wanted)
         self._models = find_models(config, features, device)
         self._models_group = models_group(self._models)
 
@@ -255,7 +256,7 @@ class _Check:
             group.failure("trial", error)
             return group, None
         todo = self._target.todo(len(self._scanned.samples))
-        todo += sum(len(plan.spec.samples_of(chunk)) for chunk in plan.remade)
+        todo += sum(len(plan.spec.samples_of(chunk)) for chunk in plan.decided.remade)
         group = forecast_group(plan, trial, todo)
         for notice in slow_paths(plan.job, _texts(plan)):
             what, _, advice = notice.partition(": ")
@@ -278,7 +279,7 @@ class _Check:
             return group
         samples = self._scanned.samples
         needed = None if spec is None else store_bytes(spec, samples)
-        remade = () if plan is None else plan.remade
+        remade = () if plan is None else plan.decided.remade
         left = None if spec is None else self._target.missing_bytes(spec, samples, remade)
         machine.disk_into(group, store, needed, left, self._target.freed_bytes, why)
         machine.limits_into(group, need.workers, need.threads)

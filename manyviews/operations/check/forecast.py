@@ -86,7 +86,7 @@ def run_trial(plan: Plan, folder: Path | None, aim_s: float = _AIM_S) -> Trial:
         InterruptedBuildError: a signal ended the trial.
         ManyViewsError: the error that a build of these samples would raise.
     """
-    total = len(plan.found.samples)
+    total = len(plan.decided.found.samples)
     short = _measure(plan, folder, 1)
     # The three samples are produced in parallel: times between them do not show slow producers.
     slow_s = short.total_s / (short.samples * plan.workers)
@@ -99,7 +99,7 @@ def run_trial(plan: Plan, folder: Path | None, aim_s: float = _AIM_S) -> Trial:
 
 def _measure(plan: Plan, folder: Path | None, chunk: int) -> Trial:
     """Builds three chunks of ``chunk`` samples each."""
-    chosen = evenly(plan.found.samples, 3 * chunk)
+    chosen = evenly(plan.decided.found.samples, 3 * chunk)
     marks: list[tuple[float, float]] = []
 
     def on_event(event: str, **facts: Any) -> None:
@@ -119,20 +119,22 @@ def _measure(plan: Plan, folder: Path | None, chunk: int) -> Trial:
 
 def _reduced(plan: Plan, indices: list[int], chunk: int, store: Path) -> Plan:
     """The same plan for a few samples, renumbered from 0, and for a separate store."""
-    samples = SampleList.of(plan.found.samples[i] for i in indices)
-    small = replace(
-        plan,
-        config=replace(plan.config, store=store, bad_sample="placeholder"),
-        found=replace(plan.found, samples=samples),
-        stats=plan.stats[indices],
+    samples = SampleList.of(plan.decided.found.samples[i] for i in indices)
+    # New features and new samples take as long by themselves; new views need those of the store.
+    wanted = plan.decided.wanted
+    if wanted is not None:
+        wanted = _TrialViews("views", wanted.base, None, chunk) if wanted.kind == "views" else None
+    decided = replace(
+        plan.decided,
+        config=replace(plan.decided.config, store=store, bad_sample="placeholder"),
+        found=replace(plan.decided.found, samples=samples),
+        stats=plan.decided.stats[indices],
         confirmed={},
         remade=(),
-        spec=replace(plan.spec, samples=len(samples), chunk=chunk),
-        wanted=None,
+        wanted=wanted,
     )
-    if plan.wanted is None or plan.wanted.kind != "views":
-        return small  # new features and new samples are built as in a new store
-    return replace(small, wanted=_TrialViews("views", plan.wanted.base, None, chunk))
+    spec = replace(plan.spec, samples=len(samples), chunk=chunk)
+    return replace(plan, decided=decided, spec=spec)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +166,7 @@ class _TrialViews(Extension):
 def _build(plan: Plan, folder: Path, on_event: Callable[..., None]) -> BuildReport:
     from consumers import main_loop  # loads torch
 
-    writer = UnnamedStore(folder, plan.spec, plan.fingerprint, plan.found.samples)
+    writer = UnnamedStore(folder, plan.spec, plan.fingerprint, plan.decided.found.samples)
     try:
         return main_loop.run_plan(plan, writer, on_event)
     except InterruptedBuildError as error:

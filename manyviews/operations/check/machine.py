@@ -93,14 +93,16 @@ def need_of(
         return Need(weights, 0, 0, 0, workers, threads)
     rows = [plan.spec.chunk * len(part) for part in plan.view_parts]
     buffers = [
-        batch_bytes(m, plan.backbones[m.feature], plan.batch_sizes[m.feature], rows, plan.threads)
+        batch_bytes(
+            m, plan.backbones[m.feature], plan.batch_sizes[m.feature], rows, plan.decided.threads
+        )
         for m in models
     ]
     kept, working, host = zip(*buffers, strict=True)
     # Backbones reuse the working memory of one another: the largest counts once, for all threads.
     device = sum(kept) + max(working)
     queue = plan.job.layout.slot_bytes * plan.job.slots
-    return Need(weights, device, sum(host), queue, plan.workers, plan.threads)
+    return Need(weights, device, sum(host), queue, plan.workers, plan.decided.threads)
 
 
 def device_into(group: Group, device: str) -> None:

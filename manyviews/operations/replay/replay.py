@@ -19,7 +19,6 @@ import numpy as np
 from PIL import Image
 
 from consumers.backbones.registry import REGISTRY
-from consumers.plan import IMAGE_RECIPE, TEXT_RECIPE
 from featurestore.errors import ConfigError, InputError, StoreMismatchError
 from featurestore.records import PAPER_VIEWS, BadInput, Sample, SampleRecord, view_seed
 from featurestore.storage.fingerprint import Fingerprint
@@ -28,8 +27,8 @@ from manyviews.operations.replay import recorded
 from producers.kernels import draws
 from producers.kernels.draws import ViewDraws
 from producers.recipes import image_views, text_views
-from producers.recipes.image_views import ImageSpec, Pixels
-from producers.recipes.text_views import TextViews
+from producers.recipes.image_views import IMAGE_RECIPE, ImageSpec, Pixels
+from producers.recipes.text_views import TEXT_RECIPE, TextViews
 from producers.sources import source
 
 PAPER_SEED, PAPER_SIZE = 123, 224

@@ -1,4 +1,4 @@
-"""Declared backbones: what the page says to type, and each adapter against its own library."""
+"""Custom backbones: the examples of the documentation, and each adapter against its library."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def tables() -> dict[str, BackboneConfig]:
 def place(
     tmp_path_factory: pytest.TempPathFactory, demo_data: Path, checkpoints: dict[str, str]
 ) -> Path:
-    """What the page speaks of: a few samples, and tiny models in folders of the models' names."""
+    """The inputs of the examples: a few samples, and tiny models in folders of their names."""
     folder = tmp_path_factory.mktemp("declared")
     data = folder / "imdb/dataset"
     data.mkdir(parents=True)
@@ -215,12 +215,12 @@ def test_a_package_offers_an_adapter_by_name(
     monkeypatch.delitem(sys.modules, "my_backbone", raising=False)
     backbone = declared.load("mine", BackboneConfig(adapter="colours"), "cpu", "float32")
     assert (backbone.feature, backbone.dim) == ("mine", 12)
-    with pytest.raises(ConfigError, match=r"There are: .*colours, and module:function"):
+    with pytest.raises(ConfigError, match=r"Known adapters: .*colours; a custom one is"):
         declared.check("mine", BackboneConfig(adapter="colors"))
 
 
 def shared(self: Any, pixels: torch.Tensor) -> torch.Tensor:
-    """Keeps the size of its batch where another thread puts its own meanwhile."""
+    """Stores its batch size in an attribute that another thread overwrites."""
     self.kept = len(pixels)
     time.sleep(0.01)
     return pixels.flatten(1)[:, :12].float() + self.kept

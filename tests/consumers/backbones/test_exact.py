@@ -32,7 +32,7 @@ def embed_pictures(backbone: Backbone, pictures: np.ndarray, batch: int = 24) ->
         batcher = ImageBatcher(backbone, batch, len(pictures), pool)
         for start in range(0, len(pictures), 8):
             batcher.add(pictures[start], pictures[start + 1 : start + 8])
-        return batcher.end().take()
+        return batcher.launch().take()
 
 
 def embed_sentences(backbone: Backbone, sentences: list[str], batch: int = 7) -> np.ndarray:
@@ -44,7 +44,7 @@ def embed_sentences(backbone: Backbone, sentences: list[str], batch: int = 7) ->
         batcher = TextBatcher(backbone, batch, len(sentences), pool)
         for start in range(0, len(sentences), 8):
             batcher.add(ids[start : start + 8], lengths[start : start + 8])
-        return batcher.end().take()
+        return batcher.launch().take()
 
 
 def test_clip_image(backbone: Load, tiny_folders: dict[str, Path], pictures: np.ndarray) -> None:

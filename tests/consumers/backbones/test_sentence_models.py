@@ -42,14 +42,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 @functools.cache
 def load(folder: Path, adapter: str = "sentence-transformers", **settings: Any) -> Any:
-    """Loads without trying out, which takes a second."""
+    """Loads without the self-test, which takes a second."""
     loader = declared._loader("f", adapter)
     device = torch.device("cpu")
     return loader(BackboneRequest("f", str(folder), device, torch.float32, **settings))
 
 
 def tokens(backbone: Any, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and mask as a batch has them."""
+    """Ids and mask in the form of a batch."""
     ids = np.empty((len(texts), backbone.text.max_length), np.int32)
     lengths = np.empty(len(texts), np.int32)
     TokenEncoder(backbone.text).encode(texts, ids, lengths)
@@ -65,7 +65,7 @@ def assert_close(found: np.ndarray, expected: np.ndarray) -> None:
 
 
 def encode_alone(folder: Path, texts: list[str]) -> np.ndarray:
-    """The library's own features of each text, without any other beside it."""
+    """The library's own features of each text, embedded alone."""
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(str(folder), device="cpu")
@@ -81,7 +81,7 @@ def test_vectors_are_those_of_the_librarys_own_call(made: Callable[..., Path], k
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_threads_do_not_change_a_byte(made: Callable[..., Path], kind: str) -> None:
-    """Some encoders keep something between two layers, or change with the lengths of batches."""
+    """Some encoders keep state between layers, or depend on the lengths of earlier batches."""
     backbone = load(made(kind))
     ids, mask = tokens(backbone, list(TEXTS))
     order = mask.sum(1).argsort()
@@ -143,7 +143,7 @@ def test_a_tokenizer_that_pads_left(made: Callable[..., Path], kind: str, poolin
 def test_states_are_those_of_transformers_own_call(
     made: Callable[..., Path], kind: str, pooling: str
 ) -> None:
-    """The same encoders by themselves: types, padding side and what ignores a mask."""
+    """The same encoders without the library: token types, padding side and ignored masks."""
     from transformers import AutoModel, AutoTokenizer
 
     folder = made(kind, side="left")

@@ -113,7 +113,7 @@ def test_t5_adds_its_mask_once_for_all_layers(monkeypatch: pytest.MonkeyPatch) -
 def test_a_gpu_that_fails_while_masks_are_prepared_is_told(
     monkeypatch: pytest.MonkeyPatch, tiny_folders: dict[str, Path], call: int
 ) -> None:
-    """Neither as a defect, nor by going on with masks that are not prepared."""
+    """It is neither reported as a defect nor answered by using masks that are not prepared."""
     honest, calls = masking._answer, []
 
     def answer(encoder: Any) -> list[torch.Tensor]:

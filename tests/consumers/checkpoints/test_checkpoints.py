@@ -71,7 +71,7 @@ def test_a_zipped_pickle_is_not_run(copy: Any, tmp_path: Path) -> None:
 
 
 def save_legacy(folder: Path) -> Path:
-    """Replaces a checkpoint's weights by what torch.save wrote before version 1.6."""
+    """Replaces a checkpoint's weights by a file in the format of torch.save before torch 1.6."""
     from safetensors.torch import load_file
 
     weights = load_file(folder / "model.safetensors")
@@ -96,7 +96,7 @@ def test_weights_from_before_torch_1_6(feature: str, copy: Any, backbone: Any) -
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.int64])
 def test_such_weights_that_are_truncated(dtype: torch.dtype, tmp_path: Path) -> None:
-    """Wherever they end: also within the last value, which its neighbour's view shares."""
+    """Truncation is found anywhere, also within the last value, which a view shares."""
     whole = torch.arange(60).to(dtype).view(3, 20)
     named = {"one": whole, "view": whole[1:], "other": torch.ones(7, dtype=torch.bool)}
     path = tmp_path / "pytorch_model.bin"
@@ -156,7 +156,7 @@ def test_missing_folders_and_models(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     message = refused("blip2_text", "nobody/nothing-of-this-name")
     assert "nobody/nothing-of-this-name" in message
     assert "--model blip2_text=DIR" in message
-    assert "could not be had" in refused("clip_text", "not a name")
+    assert "could be neither fetched from the hub nor found" in refused("clip_text", "not a name")
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"model_type": "bert"}'])
@@ -166,7 +166,7 @@ def test_damaged_config(content: str, copy: Any) -> None:
     assert "clip" in refused("clip_image", folder)
 
 
-def test_foreign_sentence_modules(copy: Any) -> None:
+def test_unknown_sentence_modules(copy: Any) -> None:
     folder = copy("sentence")
     modules = json.loads((folder / "modules.json").read_text())
     modules[0]["type"] = "custom_st.Transformer"

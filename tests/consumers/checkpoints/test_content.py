@@ -1,4 +1,4 @@
-"""Digests of weights: right whatever was kept, and kept where that is safe."""
+"""Digests of weights: always correct, and only cached where that is safe."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def sha256(data: bytes) -> str:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of the test's own, in a process that has hashed nothing yet."""
+    """An empty cache for the test, in a process that has hashed nothing yet."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(content, "_hashed", {})
     return tmp_path / "cache/manyviews/sha256"
@@ -50,7 +50,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Moves this module's clock on: a test need not wait until a file has settled."""
+    """Advances the module's clock, so that a test need not wait until a file has settled."""
     clock = time.time_ns
 
     def move(seconds: float) -> None:
@@ -60,12 +60,12 @@ def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
 
 def forget(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a new process."""
+    """Clears the digests that the process has computed."""
     monkeypatch.setattr(content, "_hashed", {})
 
 
 def test_a_name_says_nothing(cache: Path, tmp_path: Path) -> None:
-    """A blob of the hub's cache whose content is not the one that it is named by."""
+    """A blob of the hub's cache whose name is the digest of another content."""
     blob = tmp_path / "blobs" / sha256(WEIGHTS)
     blob.parent.mkdir()
     blob.write_bytes(b"other weights")

@@ -1,4 +1,4 @@
-"""A convolution of whole patches, as a product, is that convolution; others are left alone."""
+"""A convolution of whole patches equals its matrix product; other ones are not replaced."""
 
 from __future__ import annotations
 

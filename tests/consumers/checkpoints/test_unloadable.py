@@ -1,4 +1,4 @@
-"""Whatever a library raises while it loads a model becomes an error that says what to do."""
+"""Every error of a library that loads a model becomes an error with advice."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def siglip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_siglip_without_sentencepiece(
     siglip: Path, checkpoints: dict[str, str], tmp_path: Path, config: dict[str, Any]
 ) -> None:
-    """``build`` ends with 2, and ``check`` looks at the rest: other model, data and machine."""
+    """``build`` exits with 2, and ``check`` still checks other models, data and machine."""
     folder = Path(shutil.copytree(siglip, tmp_path / "siglip"))
     (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 64, **config}))
     data = tmp_path / "data"
@@ -192,7 +192,7 @@ def _router(folder: Path) -> list[Any]:
 def test_modules_that_are_not_supported(
     checkpoints: dict[str, str], tmp_path: Path, make: Any, message: str
 ) -> None:
-    """Each as the library saves and loads it."""
+    """Each format, as the library saves and loads it."""
     ensure_importable()
     from sentence_transformers import SentenceTransformer
 

@@ -1,4 +1,4 @@
-"""Batches side by side: in whatever thread, each in one thread of torch, and stopped in time."""
+"""Parallel batches: each in any thread, with one intra-op thread of torch, and stopped in time."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_images_come_before_texts_and_each_in_order() -> None:
 
 
 def test_an_error_costs_its_chunk_and_those_after_it_and_no_chunk_before() -> None:
-    """A batch of the chunk before may wait behind it; of its own chunk no other is computed."""
+    """Queued batches of earlier chunks are still computed; those of the failed chunk are not."""
 
     def fail() -> None:
         raise ValueError("of a batch")
@@ -123,7 +123,7 @@ def test_an_interruption_while_the_rest_is_computed_stops_it() -> None:
 
 
 def test_other_modules_are_not_disturbed_by_a_stop() -> None:
-    """What the rest of the process computes meanwhile, and afterwards."""
+    """The settings of other threads of the process, during and after the block."""
     module, started = torch.nn.Identity(), threading.Event()
 
     def long() -> None:
@@ -190,7 +190,7 @@ def test_nothing_that_is_computed_keeps_gradients() -> None:
 
 
 def forward_pass(seconds: float) -> None:
-    """A model's, seen from Python: many modules, one after the other."""
+    """A forward pass of many modules, one after the other."""
     module, end = torch.nn.Identity(), time.monotonic() + seconds
     while time.monotonic() < end:
         module(torch.ones(1))
@@ -214,7 +214,7 @@ def test_idle_seconds_are_those_without_a_task() -> None:
 
 @pytest.mark.parametrize("feature", ["clip_image", "clip_text", "blip2_image", "blip2_text"])
 def test_any_number_of_threads_gives_the_same_bytes(backbone: Any, feature: str) -> None:
-    """Nothing that a model keeps between its layers is another thread's."""
+    """State that a model keeps between its layers is separate for each thread."""
     loaded, rng = backbone(feature), np.random.default_rng(3)
     found = set()
     pixels = rng.integers(0, 256, (40, 224, 224, 3), dtype=np.uint8)
@@ -226,12 +226,12 @@ def test_any_number_of_threads_gives_the_same_bytes(backbone: Any, feature: str)
                 if feature.endswith("image"):
                     images = ImageBatcher(loaded, 3, 40, pool)
                     images.add(pixels[0], pixels[1:])
-                    found.add(images.end().take().tobytes())
+                    found.add(images.launch().take().tobytes())
                 else:
                     texts = TextBatcher(loaded, 1, 40, pool)
                     limit = loaded.text.max_length
                     wide = np.zeros((40, limit), np.int32)
                     wide[:, :128] = ids[:, :limit]
                     texts.add(wide, lengths)
-                    found.add(texts.end().take().tobytes())
+                    found.add(texts.launch().take().tobytes())
     assert len(found) == 1

@@ -51,7 +51,7 @@ def TextBatcher(backbone: Any, batch: int, rows: int) -> batching.TextBatcher:
 
 @dataclass
 class FakeImages:
-    """Features that tell every pixel, and the batch they were made in."""
+    """Features that depend on every pixel and on the batch."""
 
     feature: str = "clip_image"
     dim: int = 3
@@ -67,7 +67,7 @@ class FakeImages:
 
 @dataclass
 class FakeTexts:
-    """Features that tell every id, and the batch they were made in."""
+    """Features that depend on every id and on the batch."""
 
     feature: str = "blip2_text"
     dim: int = 2
@@ -159,7 +159,7 @@ def test_image_batches_follow_the_plan(samples: int, views: int, batch: int) -> 
         scratch = sample.copy()
         batcher.add(scratch[0], scratch[1:])
         scratch[:] = 77  # a slot of the ring is refilled at once
-    features = batcher.end().take()
+    features = batcher.launch().take()
     padded = [np.zeros((batch, SIDE, SIDE, 3), np.uint8) for _ in image_plan(len(pixels), batch)]
     for stage, part in zip(padded, image_plan(len(pixels), batch), strict=True):
         stage[: part.stop - part.start] = pixels[part]
@@ -177,7 +177,7 @@ def test_text_batches_follow_the_plan(samples: int, views: int, batch: int) -> N
         scratch = ids[start : start + views].copy()
         batcher.add(scratch, lengths[start : start + views])
         scratch[:] = 77
-    features = batcher.end().take()
+    features = batcher.launch().take()
     plan = text_plan(lengths, batch * LIMIT, batch * 8, LIMIT)
     assert len(model.batches) == len(plan)
     for (got, mask), part in zip(model.batches, plan, strict=True):
@@ -202,7 +202,7 @@ def test_any_split_of_a_real_chunk_gives_the_same_bytes(backbone: Any) -> None:
                 rows = slice(start, start + views)
                 images.add(pixels[start], pixels[rows][1:])
                 texts.add(ids[rows], lengths[rows])
-            results.append(images.end().take().tobytes() + texts.end().take().tobytes())
+            results.append(images.launch().take().tobytes() + texts.launch().take().tobytes())
     assert len(set(results)) == 1
 
 
@@ -218,28 +218,28 @@ def test_discard_forgets_the_chunk() -> None:
     fresh_images, fresh_texts = ImageBatcher(FakeImages(), 3, 8), TextBatcher(FakeTexts(), 3, 8)
     fresh_images.add(pixels[0], pixels[1:])
     fresh_texts.add(ids, lengths)
-    np.testing.assert_array_equal(images.end().take(), fresh_images.end().take())
-    np.testing.assert_array_equal(texts.end().take(), fresh_texts.end().take())
+    np.testing.assert_array_equal(images.launch().take(), fresh_images.launch().take())
+    np.testing.assert_array_equal(texts.launch().take(), fresh_texts.launch().take())
 
 
 def test_discard_cancels_what_is_queued() -> None:
-    """What nobody takes is not computed, and its buffers can be filled again."""
-    begun, go = threading.Event(), threading.Event()
+    """A discarded chunk is not computed, and its buffers can be filled again."""
+    started, go = threading.Event(), threading.Event()
 
     def answer(pixels: torch.Tensor) -> torch.Tensor:
         computed.append(pixels.clone())
-        begun.set()
+        started.set()
         assert go.wait(60)
         return torch.ones(len(pixels), 3)
 
     computed: list[torch.Tensor] = []
     batcher, pixels = ImageBatcher(fake(FakeImages, answer), 2, 8), image_rows(4)
     batcher.add(pixels[0], pixels[1:])  # the second batch waits behind the first
-    assert begun.wait(60)
+    assert started.wait(60)
     batcher.discard()
     go.set()
     batcher.add(pixels[0], pixels[1:])
-    assert batcher.end().take().shape == (4, 3)
+    assert batcher.launch().take().shape == (4, 3)
     np.testing.assert_array_equal(
         np.stack(computed), pixels.reshape(2, 2, SIDE, SIDE, 3)[[0, 0, 1]]
     )
@@ -253,10 +253,10 @@ def test_a_chunk_that_is_not_taken_is_not_overwritten(buffers: int) -> None:
     def make(seed: int) -> Any:
         if buffers == 1:
             texts.add(*text_rows(8, seed))
-            return texts.end()
+            return texts.launch()
         pixels = image_rows(8, seed)
         images.add(pixels[0], pixels[1:])
-        return images.end()
+        return images.launch()
 
     alone = [make(seed).take() for seed in range(3)]
     assert not np.array_equal(alone[0], alone[1])
@@ -275,11 +275,11 @@ def run(model: Any, views: int = 4, samples: int = 2, batch: int = 3) -> np.ndar
         for sample in range(samples):
             pixels = image_rows(views, sample)
             images.add(pixels[0], pixels[1:])
-        return images.end().take(first_sample=100)
+        return images.launch().take(first_sample=100)
     texts = TextBatcher(model, batch, samples * views)
     for sample in range(samples):
         texts.add(*text_rows(views, sample))
-    return texts.end().take(first_sample=100)
+    return texts.launch().take(first_sample=100)
 
 
 @pytest.mark.parametrize("base", [FakeImages, FakeTexts])
@@ -370,7 +370,7 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match=r"not in 1\.\.12"):
         texts.add(ids, lengths * 0)
     with pytest.raises(ValueError, match="empty"):
-        images.end().take()
+        images.launch().take()
     images.add(pixels[0], pixels[1:])
     with pytest.raises(ValueError, match="full at 5"):
         images.add(pixels[0], pixels[1:])

@@ -1,4 +1,4 @@
-"""What decides which kernels run, and how many batches run at once."""
+"""The choice of kernels, and the number of batches that run at once."""
 
 import os
 import subprocess

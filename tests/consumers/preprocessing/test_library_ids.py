@@ -153,7 +153,7 @@ def test_ids_are_those_of_the_librarys_own_call(loaded: Any, name: str) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_so_are_those_of_masked_views(loaded: Any, name: str) -> None:
-    """Whether they are put together from words or not."""
+    """The ids are equal whether they are joined from words or not."""
     backbone, encoder, own = loaded(name)
     ids, lengths = np.empty((9, backbone.text.max_length), np.int32), np.empty(9, np.int32)
     for index, text in enumerate((*TEXTS, " ".join(TEXTS))):
@@ -163,7 +163,7 @@ def test_so_are_those_of_masked_views(loaded: Any, name: str) -> None:
 
 
 def test_open_clips_vectors_are_the_librarys(folders: dict[str, Path], loaded: Any) -> None:
-    """Texts with quotes and entities had vectors of another direction."""
+    """Without the cleaning, texts with quotes and entities have other vectors."""
     import open_clip
 
     backbone, encoder, own = loaded("open-clip-text own")
@@ -180,7 +180,7 @@ def test_open_clips_vectors_are_the_librarys(folders: dict[str, Path], loaded: A
 
 
 def edited(folder: Path, tmp_path: Path, edit: Callable[[dict[str, Any]], None]) -> Path:
-    """A copy whose ``tokenizer.json`` is another."""
+    """A copy with another ``tokenizer.json``."""
     copy = Path(shutil.copytree(folder, tmp_path / "edited"))
     for path in copy.rglob("tokenizer.json"):
         document = json.loads(path.read_text("utf-8"))
@@ -218,7 +218,7 @@ def test_a_tokenizer_that_draws_at_random_is_refused(
 def test_a_token_without_a_row_in_the_model_is_refused(
     folders: dict[str, Path], name: str, tmp_path: Path
 ) -> None:
-    """It ended a build with an IndexError, once a text had the token."""
+    """Without the check, a build ends with an IndexError at the first text with the token."""
 
     def with_another(document: dict[str, Any]) -> None:
         token = {"id": 1000, "content": "<zebra>", "special": False, "normalized": False}

@@ -196,7 +196,10 @@ def test_choose_chunk_fills_whole_pages():
     assert store.choose_chunk(0, 70, {"a": 512, "b": 768, "c": 2048}) == 64
     assert store.choose_chunk(0, 1, {"a": 1}) == 1024
     assert store.choose_chunk(8, 4, {"a": 64, "b": 32}) == 8
-    with pytest.raises(ManyViewsError, match=r"multiple of 8.*found 4"):
+    with pytest.raises(
+        ManyViewsError,
+        match=r"--chunk 4 .* 4 views \(features of 64 and 32 numbers\): use a multiple of 8",
+    ):
         store.choose_chunk(4, 4, {"a": 64, "b": 32})
 
 

@@ -6,10 +6,11 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from consumers.plan import IMAGE_RECIPE, TEXT_RECIPE
 from featurestore.records import BadInput, Sample, SampleRecord
 from featurestore.storage.store import FeatureStore, StoreSpec
 from featurestore.storage.writer import create, take_lock
+from producers.recipes.image_views import IMAGE_RECIPE
+from producers.recipes.text_views import TEXT_RECIPE
 from producers.sources import source
 from tests.featurestore.stores import make_fingerprint, make_rows
 

@@ -1,4 +1,4 @@
-"""Calls the C kernels with random sizes and parameters, many of them hostile, until time is up.
+"""Calls the C kernels with random sizes and parameters, many of them invalid, for a given time.
 
 Usage:
     python -m tests.producers.kernels.fuzz_kernels compiled.so SECONDS SEED
@@ -48,7 +48,7 @@ def bytes_in(rng: random.Random, *shape: int) -> np.ndarray:
 
 
 def valid(rng: random.Random) -> tuple[str, list[Any]]:
-    """A call that must give what the libraries give; the last array is what it changes."""
+    """A call whose result must equal that of the libraries; it changes the last array."""
     height, width = rng.choice(SIDES), rng.choice(SIDES)
     planes = bytes_in(rng, 3, height, width)
     name = rng.choice(("resize", "brightness", "contrast", "saturation", "hue", "gray", "blur"))
@@ -73,7 +73,7 @@ def valid(rng: random.Random) -> tuple[str, list[Any]]:
 
 
 def call(kernels: Any, name: str, arguments: list[Any], *, prepared: bool = False) -> None:
-    """Calls an operation; of ``resize`` the first argument is what is to be prepared."""
+    """Calls an operation; the first argument of ``resize`` is prepared first."""
     if name == "resize" and not prepared:
         arguments = [kernels.prepare(arguments[0]), *arguments[1:]]
     getattr(kernels, name)(*arguments)
@@ -120,7 +120,7 @@ def spoiled(rng: random.Random) -> tuple[str, list[Any]]:
 
 
 def too_large(kernels: ModuleType) -> None:
-    """Scratch memory that cannot be had is a MemoryError. The allocator's limit is 64 MiB."""
+    """A failed allocation of scratch memory is a MemoryError. The allocator's limit is 64 MiB."""
     high, wide = np.zeros((40_000, 1, 3), np.uint8), np.zeros((3, 1, 999), np.uint8)
     large, weight = np.zeros((3, 3000, 3000), np.uint8), np.ones(1, np.float32)
     attempts = (
@@ -137,14 +137,14 @@ def too_large(kernels: ModuleType) -> None:
 
 
 def allocated() -> int:
-    """Bytes that the sanitizer's allocator has given out."""
+    """Number of bytes that the sanitizer's allocator has allocated."""
     counter = ctypes.CDLL(None).__sanitizer_get_current_allocated_bytes
     counter.restype = ctypes.c_size_t
     return int(counter())
 
 
 def check_for_leaks(kernels: ModuleType, seed: int) -> None:
-    """The same calls twice, the first time for caches to fill; nothing may be left after."""
+    """Makes the same calls twice, first to fill caches; the second time no memory may leak."""
     for _ in range(2):
         before = allocated()
         for number in range(300):

@@ -1,4 +1,4 @@
-"""The C kernels and the libraries' give the same values, and refuse what does not fit."""
+"""The C kernels and those of the libraries return equal values, and refuse invalid arguments."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from tests.conftest import ROOT
 
 NIGHTLY = os.environ.get("MANYVIEWS_TEST_PROFILE") == "nightly"
 SECONDS = 300 if NIGHTLY else 2
-# Other arguments every night, and the same ones whenever somebody changes something.
+# Other arguments in each nightly run, and the same arguments in all other runs.
 SEED = int.from_bytes(os.urandom(4), "big") if NIGHTLY else 7
 KERNELS = ROOT / "producers" / "kernels"
 CHECKED = "address,undefined,float-cast-overflow,float-divide-by-zero"
@@ -90,7 +90,7 @@ def test_a_fuzz_finds_nothing(sanitized: Path, runtime: str) -> None:
 
 
 def test_the_sanitizers_see_a_mistake(tmp_path: Path, runtime: str, sanitized: Path) -> None:
-    """The same kernels, but one copies a pixel too many."""
+    """The same kernels, except that one copies one pixel too many."""
     layout = tmp_path / "layout.c"
     sound = (KERNELS / "layout.c").read_text("ascii")
     layout.write_text(sound.replace("i < n", "i <= n"), "ascii")

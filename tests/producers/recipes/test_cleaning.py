@@ -1,4 +1,4 @@
-"""open_clip's cleaning against open_clip itself, and of words against that of whole views."""
+"""The cleaning against open_clip itself, and cleaned words against cleaned whole views."""
 
 from __future__ import annotations
 

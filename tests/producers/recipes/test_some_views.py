@@ -1,4 +1,4 @@
-"""The last views of a sample, as a store that gets more of them needs: no others are made."""
+"""Only the last views of a sample are computed, as for a store that gets more views."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PLOT = "The castle of the king, and his men -- " * 3
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Scan:
-    """A sample like most, an empty one, a strip that CLIP's view 0 cannot be made of, no image."""
+    """An ordinary sample, an empty one, a strip without a possible CLIP view 0, and no image."""
     folder = tmp_path_factory.mktemp("data")
     posters = [photo("china", (120, 80)), photo("coffee", (40, 60)), Image.new("RGB", (1, 65_000))]
     for number, (poster, plot) in enumerate(zip(posters, (PLOT, " \n", "one  word "), strict=True)):
@@ -42,7 +42,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Scan:
 
 @cache
 def text_specs() -> tuple[TextSpec, TextSpec]:
-    """Of two tokenizers; the second is trained here, and not twice alike."""
+    """The specifications of two tokenizers; the second one is trained here."""
     whole = Tokenizer(models.WordLevel({"[UNK]": 0, "MASK": 1, "the": 2, "king": 3}, "[UNK]"))
     whole.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     return TextSpec(whole.to_str(), 39), TextSpec(unigram().to_str(), 24)
@@ -81,7 +81,7 @@ def test_the_last_views_are_those_of_all(found: Scan, first_view: int) -> None:
 
 
 def test_what_cannot_be_used_is_the_same_without_the_clean_view(found: Scan) -> None:
-    """Of a strip that CLIP's view 0 cannot be made of, no view is made, whichever are asked for."""
+    """A strip without a possible CLIP view 0 has no views at all, whichever are requested."""
     bad = [report["bad"] for _, report in produce(found, 3)]
     assert [[reason for _, reason, _ in of] for of in bad[:2]] == [[], []]
     assert [reason for _, reason, _ in bad[2]] == ["too-large"]
@@ -149,7 +149,7 @@ def test_a_part_of_the_views_is_found_wherever_they_begin(found: Scan, first_vie
 def test_an_input_with_two_faults_is_one_bad_input(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plot: list[Any]
 ) -> None:
-    """The worse one counts, since nothing of the text is left, and its detail names the other."""
+    """The worse problem counts, because no text is left, and its detail names the other."""
     photo("china", (40, 30)).save(tmp_path / "0.jpg")
     (tmp_path / "0.json").write_text(json.dumps({"plot": plot}))
     found = scan(tmp_path)

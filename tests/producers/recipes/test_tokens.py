@@ -161,7 +161,7 @@ def test_max_length_is_checked():
 
 
 def byte_level() -> Tokenizer:
-    """As GPT-2 and RoBERTa: a space is part of the word behind it."""
+    """Like GPT-2 and RoBERTa: a space is part of the following word."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(
@@ -182,7 +182,7 @@ def mask_that_takes_the_space() -> Tokenizer:
 
 
 def end_of_word() -> Tokenizer:
-    """As CLIP's own: lower case, split by an expression, words end with a mark."""
+    """Like CLIP's tokenizer: lower case, split by a pattern, words end with a mark."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", end_of_word_suffix="</w>"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -204,7 +204,7 @@ def words_run_together() -> Tokenizer:
 
 
 def text_is_bounded() -> Tokenizer:
-    """Each text gets a mark of its own, and so would each word."""
+    """Each text gets a mark, and so would each word that is encoded alone."""
     tokenizer = wordpiece()
     tokenizer.normalizer = normalizers.Prepend("the")
     return tokenizer
@@ -223,7 +223,7 @@ TOKENIZERS: dict[str, tuple[Callable[[], Tokenizer], bool]] = {
 
 @pytest.fixture(scope="module", params=TOKENIZERS)
 def both_ways(request) -> Callable[..., bool]:
-    """Encodes views in both ways and compares; gives whether words can be put together."""
+    """Encodes views in both ways and compares; returns whether words can be joined."""
     make, by_words = TOKENIZERS[request.param]
     file = make().to_str()
     encoders: dict[tuple[int, bool], TokenEncoder] = {}
@@ -279,7 +279,7 @@ def pieces(tokenizer: Tokenizer) -> Callable[[list[str]], list[list[int]]]:
 
 
 @pytest.mark.parametrize("name", [name for name, (_, by_words) in TOKENIZERS.items() if by_words])
-def test_ordinary_texts_are_put_together_from_words(name):
+def test_ordinary_texts_are_joined_from_words(name):
     make, _ = TOKENIZERS[name]
     for text in [*CORPUS, "one", "x" * 500, "It's 1984 -- [MASK] isn't?"]:
         assert WordIds(text.split(), pieces(make())).hold

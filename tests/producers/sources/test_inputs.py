@@ -1,4 +1,4 @@
-"""Inputs of committed samples that changed are found, whatever the file system says of them."""
+"""Changed inputs of committed samples are detected, even with unreliable stats."""
 
 import errno
 import hashlib
@@ -105,26 +105,26 @@ def test_only_the_file_that_looks_different_is_read(folder, monkeypatch):
 
 def test_an_input_that_could_not_be_read_has_nothing_to_compare(folder):
     records = [SampleRecord(r.index, "", r.text_sha256, 1) for r in records_of(folder)]
-    (folder / "1.jpg").write_bytes(b"mended")
+    (folder / "1.jpg").write_bytes(b"repaired")
     assert check(folder, records, {}) == []
 
 
 def test_a_poster_of_too_many_pixels_is_no_file_of_too_many_bytes(folder):
-    """Both are too large, but of one the content is known: it is not mended by being there."""
+    """Both are too large, but the content of one is known: its presence is no change."""
     records, cached = records_of(folder), kept(folder)
     bad = (BadInput(1, "image", "too-large", "20000 x 20000"),)
     read = records[1]
     records[1] = SampleRecord(1, read.image_sha256, read.text_sha256, 1, bad)
     found = scan(folder)
 
-    def mended():
-        return changed_inputs(found, records, stat_inputs(found), cached, mended=True)[0]
+    def repaired():
+        return changed_inputs(found, records, stat_inputs(found), cached, repaired=True)[0]
 
-    assert mended() == {}
+    assert repaired() == {}
     (folder / "1.jpg").write_bytes(b"a smaller one")
-    assert mended() == {1: ["1.jpg"]}
+    assert repaired() == {1: ["1.jpg"]}
     records[1] = SampleRecord(1, "", read.text_sha256, 1, bad)  # of bytes
-    assert mended() == {1: ["1.jpg"]}
+    assert repaired() == {1: ["1.jpg"]}
 
 
 @pytest.mark.parametrize("reason", ["killed", "timeout"])
@@ -133,13 +133,13 @@ def test_an_input_that_ended_its_producer_is_tried_again_once_it_looks_different
     bad = (BadInput(1, "image", reason, "twice"),)
     records[1] = SampleRecord(1, "", records[1].text_sha256, 1, bad)
 
-    def mended(cached):
+    def repaired(cached):
         found = scan(folder)
-        return changed_inputs(found, records, stat_inputs(found), cached, mended=True)[0]
+        return changed_inputs(found, records, stat_inputs(found), cached, repaired=True)[0]
 
-    assert mended(cached) == {}
+    assert repaired(cached) == {}
     (folder / "1.jpg").write_bytes(b"a poster that can be decoded")
-    assert mended(cached) == mended({}) == {1: ["1.jpg"]}
+    assert repaired(cached) == repaired({}) == {1: ["1.jpg"]}
     assert check(folder, records, cached) == []  # only where it is asked for
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from featurestore.errors import BadSampleError, InputError, StorageError
 from featurestore.records import Sample
+from producers.sources import unused
 from producers.sources.source import Scan, image_path, read_capped, scan, text_path
 
 
@@ -139,7 +140,7 @@ def test_only_regular_files_count(tmp_path):
     os.mkfifo(tmp_path / "fifo.jpg")
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(os.path.relpath(tmp_path / "socket.jpg"))
-        found = scan(tmp_path)  # opening the FIFO would block here for ever
+        found = scan(tmp_path)  # opening the FIFO would block here forever
     assert stems(found) == ["a"]
     assert dict(found.left_out) == {
         "dir.jpg": "directory",
@@ -265,11 +266,11 @@ def message_of(folder) -> str:
 
 
 def test_no_pair_names_the_suffix_that_posters_have(tmp_path):
-    """The bytes decide about the format, which is no reason to look for every suffix."""
+    """The format is detected from the bytes, but only certain suffixes are used."""
     fill(tmp_path, *(f"{i}.png" for i in range(40)), *(f"{i}.json" for i in range(40)), "x.txt")
     message = message_of(tmp_path)
     assert "0 images and 40 texts seen, 41 entries left out" in message
-    assert "41 another suffix (.png 40, .txt 1), as '0.png'" in message
+    assert "41 files with another suffix (.png 40, .txt 1), such as '0.png'" in message
     assert "Rename posters such as '0.png' to .jpg" in message
 
 
@@ -279,7 +280,7 @@ def test_no_pair_names_the_subfolder_that_holds_them(tmp_path):
     fill(tmp_path / "a", "x.jpg", "y.jpg")
     fill(tmp_path / "train", "x.jpg", "x.json")
     message = message_of(tmp_path)
-    assert "3 a subfolder, as 'a'" in message
+    assert "3 subfolders, such as 'a'" in message
     assert f"Subfolders are not entered: name {tmp_path / 'train'} instead." in message
 
 
@@ -288,7 +289,7 @@ def test_no_pair_of_links_that_lead_nowhere(tmp_path):
         (tmp_path / f"{i}.jpg").symlink_to(f"../.git/annex/objects/{i}")
         (tmp_path / f"{i}.json").symlink_to(f"../.git/annex/objects/{i}t")
     message = message_of(tmp_path)
-    assert "6 a link that leads nowhere, as" in message
+    assert "6 links to missing files, such as" in message
     assert "git annex get" in message
 
 
@@ -375,7 +376,7 @@ def test_read_capped_closes_what_it_opened(tmp_path):
 
 
 def test_read_capped_does_not_blame_a_file_for_what_the_machine_lacks(tmp_path):
-    """It would get a placeholder, and the build would go on to the next."""
+    """Otherwise the sample would get a placeholder, and the build would continue."""
     (tmp_path / "f").write_bytes(b"sound")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
@@ -389,7 +390,7 @@ def test_read_capped_does_not_blame_a_file_for_what_the_machine_lacks(tmp_path):
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
 def test_an_exhausted_machine_is_no_bad_sample(tmp_path, monkeypatch, number):
-    """Every other input would be as bad, and a store full of placeholders the result."""
+    """Otherwise every input would fail, and the store would be full of placeholders."""
 
     def exhausted(*_, **__):
         raise OSError(number, os.strerror(number))
@@ -398,3 +399,10 @@ def test_an_exhausted_machine_is_no_bad_sample(tmp_path, monkeypatch, number):
     monkeypatch.setattr(os, "open", exhausted)
     with pytest.raises(StorageError, match=os.strerror(number)):
         read_capped(tmp_path / "a", 10)
+
+
+def test_what_was_left_out_is_said_in_one_line():
+    one = unused.counted_reasons([("notes.txt", "suffix")])
+    assert one == "1 file with another suffix: 'notes.txt'"
+    more = unused.counted_reasons([("a", "directory"), ("b", "directory"), ("c.txt", "suffix")])
+    assert more == "1 file with another suffix: 'c.txt'; 2 subfolders, such as 'a'"

@@ -170,7 +170,7 @@ def test_the_folder(found: Scan) -> None:
     levels = [level_of(group, label) for label in labels]
     assert levels == ["ok", "warning", "warning", "warning", "warning"]
     assert "'folder.jpg'" in group.lines[-1].text
-    assert "1 a subfolder, as 'folder.jpg'" in group.lines[-1].advice
+    assert "1 subfolder: 'folder.jpg'" in group.lines[-1].advice
     assert all(line.advice for line in group.lines if line.level != "ok")
 
 

@@ -15,7 +15,6 @@ import pytest
 import torch
 from PIL import Image
 
-from consumers.plan import IMAGE_RECIPE, TEXT_RECIPE
 from featurestore.errors import ConfigError, InputError, StoreMismatchError
 from featurestore.records import BadInput, SampleRecord, view_seed
 from featurestore.storage.store import FeatureStore, StoreSpec
@@ -25,7 +24,8 @@ from manyviews import main
 from manyviews.operations.replay.contact_sheet import LABEL, grid, png, sheet
 from manyviews.operations.replay.replay import Recipe, Replay, from_folder, from_store, store_size
 from producers.pool import ProducerPool
-from producers.recipes.image_views import ImageSpec
+from producers.recipes.image_views import IMAGE_RECIPE, ImageSpec
+from producers.recipes.text_views import TEXT_RECIPE
 from producers.sources import source
 from producers.worker import Job
 from tests.featurestore.stores import make_fingerprint, make_rows
