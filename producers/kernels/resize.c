@@ -13,8 +13,7 @@
 #define HALF (1 << (PRECISION - 1))
 #define LOW_BITS 11
 #define LOW_MASK ((1 << LOW_BITS) - 1)
-# efine LANES 32  /* side of the transposed blocks, and number of neighbours that are summed at once
-# */
+#define LANES 32  /* side of the transposed blocks, and neighbours that are summed at once */
 #define STRIP 512 /* number of rows whose columns are resized at a time */
 #ifndef MANYVIEWS_LANES
 #define MANYVIEWS_LANES 64 /* maximum neighbours in a vector; tests build it with less */
