@@ -414,7 +414,7 @@ def test_a_data_folder_that_goes_away_meanwhile(tmp_path: Path, how: str) -> Non
             if how == "emptied":
                 data.mkdir()
 
-    with loaded(), pytest.raises(StorageError, match="is gone") as caught:
+    with loaded(), pytest.raises(StorageError, match="are gone") as caught:
         build(config(data, store), [unmount])
     assert str(data) in str(caught.value)
     assert caught.value.exit_code == 1

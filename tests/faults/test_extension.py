@@ -148,7 +148,7 @@ def _state(store: Path, whole: list[dict[str, str]], run: Run) -> str:
     }
     if not (store / "zarr.json").exists():
         assert (store / EXTENSION / "final/zarr.json").exists(), run
-        with pytest.raises(InputError, match="extended"):
+        with pytest.raises(InputError, match="merge is not finished"):
             FeatureStore(store)
         [finding] = verify(store).findings
         assert "build --resume finishes it" in finding.problem
@@ -208,7 +208,7 @@ def test_another_extension_than_was_begun_is_told(bench: Bench, grown: Path, sto
             break
     assert run.kind == "killed"
     changes = {"append": True, "data_dir": str(grown / "more"), "views": 8}
-    refused(bench, store, "something else is not finished", "--resume alone", **changes)
+    refused(bench, store, "an unfinished extension by something else", "--resume alone", **changes)
     plain = bench.build(store, resume=True, views=None, features=None)
     assert bench.run([plain]).values[0]["built"] == 11
     assert FeatureStore(store).spec.views == 16

@@ -395,7 +395,7 @@ def test_an_unfinished_store_without_locks(
     dead_holder(half)
     done = lockless(typed("status", "--store", half))
     assert done["code"] == 0
-    assert "nobody can tell whether it is being written" in done["stdout"]
+    assert "whether a process is writing to it is unknown" in done["stdout"]
     facts = json.loads(lockless(typed("status", "--store", half, "--json"))["stdout"])
     assert (facts["lock"], facts["holder"], facts["running"]) == ("unknown", None, False)
     before = tree_digest(half)

@@ -184,7 +184,7 @@ def _router(folder: Path) -> list[Any]:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (_static, "the module StaticEmbedding, which is unsupported: it gives nothing for the em"),
+        (_static, "the module StaticEmbedding, which is unsupported: it has no tokens for the em"),
         (_bow, "the module BoW, which is unsupported: it counts words"),
         (_router, "the module Router, which is unsupported: it embeds queries and documents diff"),
     ],

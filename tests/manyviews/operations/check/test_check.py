@@ -427,7 +427,7 @@ def test_a_store_mismatch_is_reported_without_loading_the_models(
     first = min(p.stem for p in data.glob("*.json"))
     (data / f"{first}.json").write_text('{"plot": "another"}')
     how: dict[str, str] = {"clip_image": "nobody/nothing"} if absent else {}
-    for folder, refusal in ((data, "something else"), (workplace / "store", "")):
+    for folder, refusal in ((data, "other content"), (workplace / "store", "")):
         more: list[object] = ["--data-dir", folder] if refusal else ["--seed", 5]
         more += [] if absent else ["--no-calibration"]
         code, output, _ = check("--store", workplace / "store", *more, "--json", **how)

@@ -91,7 +91,7 @@ def test_a_store_of_links_is_that_of_the_files(
     asked = options(made, links, checkpoints)
     code, _, errors = run(*asked)
     assert code == 2
-    assert "32 a link that leaves the folder" in errors
+    assert "32 links out of the folder" in errors
     assert "32 links lead out of the folder: --follow-links (follow_links = true" in errors
     assert not made.exists()
     if layout == "dvc":  # also as an option in a TOML file

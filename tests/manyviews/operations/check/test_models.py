@@ -55,7 +55,7 @@ def arrays_of(thing: Any, seen: set[int]) -> Iterator[tuple[int, int]]:
 
 def allocated(embedder: Embedder, feature: str) -> int:
     """Bytes of all batchers of a feature; shared memory counts once."""
-    sets = [*embedder._images, *embedder._texts, *embedder._ending]
+    sets = [*embedder._images, *embedder._texts, *embedder._launched]
     batchers = [b for parts in sets for b in parts if b.backbone.feature == feature]
     assert batchers
     sizes: dict[int, int] = {}
