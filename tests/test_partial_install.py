@@ -62,19 +62,19 @@ def test_a_store_is_read_verified_and_trained_from(demo_store: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "package"),
+    ("arguments", "module", "package"),
     [
-        ("check --data-dir {data} --device cpu", "tokenizers"),
-        ("views --data-dir {data} --stem {stem}", "tokenizers"),
+        ("check --data-dir {data} --device cpu", "tokenizers", "tokenizers"),
+        ("views --data-dir {data} --stem {stem}", "PIL", "pillow"),
     ],
 )
 def test_a_command_names_the_package_that_it_lacks(
-    demo_data: Path, arguments: str, package: str
+    demo_data: Path, arguments: str, module: str, package: str
 ) -> None:
     data = demo_data / "dataset"
     stem = sorted(path.stem for path in data.glob("*.json"))[1]
     typed = arguments.format(data=data, stem=stem).split()
-    done = run("from manyviews.main import main; main()", *typed, blocked=(package,))
+    done = run("from manyviews.main import main; main()", *typed, blocked=(module,))
     assert done.returncode == 2, done.stderr
     assert f"needs the package {package}, which is not installed" in done.stderr
 

@@ -53,12 +53,20 @@ def job(found: Scan, first_view: int) -> Job:
     return Job(str(found.data_dir), VIEWS, 123, images, text_specs(), 1, first_view=first_view)
 
 
+def one_slot(planned: Job) -> SlotArrays:
+    """A slot whose memory lives as long as its arrays."""
+    ring = Ring(planned.layout, 1)
+    [slot] = ring.slots
+    ring.close()
+    return slot
+
+
 def produce(found: Scan, first_view: int) -> list[tuple[SlotArrays, dict[str, Any]]]:
     """Every sample's arrays and report."""
     planned, made = job(found, first_view), []
     producer = Producer(planned)
     for sample in found.samples:
-        [slot] = Ring(planned.layout, 1).slots
+        slot = one_slot(planned)
         made.append((slot, producer.produce(sample, slot, {})))
     return made
 
@@ -121,7 +129,7 @@ def test_no_other_view_is_made(
         monkeypatch.setattr(module, name, count)
 
     planned = job(found, first_view)
-    producer, [slot] = Producer(planned), Ring(planned.layout, 1).slots
+    producer, slot = Producer(planned), one_slot(planned)
     counted(image_views, "apply")
     counted(image_views, "clean_view")
     counted(text_views, "masked_words")
@@ -163,7 +171,7 @@ def test_an_input_with_two_faults_is_one_bad_input(
 
     producer = Producer(planned)
     monkeypatch.setattr(text_views, "draw", short)
-    [slot] = Ring(planned.layout, 1).slots
+    slot = one_slot(planned)
     [[modality, reason, detail]] = producer.produce(found.samples[0], slot, {})["bad"]
     assert (modality, reason) == ("text", "out-of-memory")
     assert "GiB" in detail
