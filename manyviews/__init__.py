@@ -42,12 +42,12 @@ if TYPE_CHECKING:
     from manyviews.api import build as build
     from manyviews.api import check as check
     from manyviews.api import export as export
-    from manyviews.api import labels as labels
     from manyviews.api import materialize as materialize
     from manyviews.api import probe as probe
     from manyviews.api import report as report
     from manyviews.api import status as status
     from manyviews.api import verify as verify
+    from manyviews.operations.labels import labels as labels
 
 __all__ = [
     "BackboneError",
@@ -85,40 +85,24 @@ __all__ = [
 ]
 
 _HOMES = {
+    **{name: "featurestore.errors" for name in __all__ if name.endswith(("Error", "Warning"))},
+    # Loads them lazily as well, and is the only module that knows their rooms.
     **dict.fromkeys(
         (
-            "BackboneError",
-            "BadInputsError",
-            "ConfigError",
-            "CorruptStoreError",
-            "InputError",
-            "InterruptedBuildError",
-            "ManyViewsError",
-            "ManyViewsWarning",
-            "ProducerError",
-            "StorageError",
-            "StorageFullError",
-            "StoreLockedError",
-            "StoreMismatchError",
-            "UnsyncedFolderWarning",
+            *("DeviceBatches", "FeatureBatchSampler", "FeatureDataset", "FeatureStore"),
+            *("Shard", "Shuffle", "__version__"),
         ),
-        "featurestore.errors",
+        "featurestore",
     ),
     **dict.fromkeys(
         (
-            *("build", "check", "export", "labels", "materialize"),
+            *("build", "check", "export", "materialize"),
             *("probe", "report", "status", "verify"),
         ),
         "manyviews.api",
     ),
     "BuildConfig": "consumers.config",
-    "DeviceBatches": "featurestore.training.device",
-    "FeatureBatchSampler": "featurestore.sampling.samplers",
-    "FeatureDataset": "featurestore.training.dataset",
-    "FeatureStore": "featurestore.storage.store",
-    "Shard": "featurestore.sampling.sharding",
-    "Shuffle": "featurestore.sampling.sharding",
-    "__version__": "featurestore",
+    "labels": "manyviews.operations.labels",
     "make_datamodule": "featurestore.datamodule",
 }
 

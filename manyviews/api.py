@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from consumers.build import Observer
     from consumers.config import BuildConfig
     from consumers.main_loop import BuildReport
-    from featurestore.imdb.labels import LabelReport
     from featurestore.imdb.materialize import Materialized
     from featurestore.verify.findings import Verification
     from manyviews.operations.check.check import CheckReport
@@ -68,46 +67,6 @@ def check(
     split = _path(split_json)
     request = CheckRequest(config=config, split_json=split, full=full, calibrate=calibrate)
     return run_check(request, say)
-
-
-def labels(
-    data_dir: Path | str,
-    out_dir: Path | str,
-    *,
-    follow_links: bool = False,
-    embeddings_dir: Path | str | None = None,
-    views: int | None = None,
-    seed: int | None = None,
-    prefix: str = "mm_imdb1_globals_aug70",
-) -> LabelReport:
-    """Writes the label files of a data folder, and noisy labels of every view if asked for.
-
-    Args:
-        data_dir: folder of posters and synopses, whose genres are read.
-        out_dir: folder of the label files; created.
-        follow_links: use symbolic links that lead out of ``data_dir``.
-        embeddings_dir: where noisy labels are written, beside materialized embeddings; None for
-            clean labels only.
-        views: views of the noisy labels; None for those of the embeddings, or 70 before they exist.
-        seed: of the noise; None for that of the embeddings, or 123 before they exist.
-        prefix: what the names of the embeddings begin with.
-
-    Raises:
-        ConfigError: ``views`` or ``seed`` is not what the embeddings' manifest says.
-        InputError: the folder cannot be read, or no sample has a known genre.
-        StorageError: a file could not be written.
-    """
-    from manyviews.operations.labels import write_folder_labels
-
-    return write_folder_labels(
-        Path(data_dir),
-        Path(out_dir),
-        follow_links=follow_links,
-        embeddings_dir=_path(embeddings_dir),
-        views=views,
-        seed=seed,
-        prefix=prefix,
-    )
 
 
 def materialize(
@@ -256,7 +215,7 @@ def probe(
 
     Args:
         store: folder of a complete store.
-        labels_dir: a folder that :func:`labels` wrote.
+        labels_dir: a folder that ``labels`` wrote.
         split_json: the split file.
         features: names of features; None for all.
         threshold: above which a probability is a prediction; None chooses it on the dev split.

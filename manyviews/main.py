@@ -101,7 +101,7 @@ def run_command(arguments: list[str] | None) -> int:
         elif refused is not None:
             message = str(refused)
         else:
-            message = f"{type(e).__name__}: {e}\nThis is a defect; --debug shows where it happened."
+            message = _defect(e)
         return fail(message, 1, debug=root.get("debug", False))
     finally:
         warnings.showwarning = show
@@ -122,13 +122,15 @@ def _show_warning(
         say(warnings.formatwarning(message, category, filename, lineno, line).rstrip())
 
 
+def _defect(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}\nThis is a defect; --debug shows where it happened."
+
+
 def _missing_package(error: ModuleNotFoundError) -> str:
     """Names the package that a partial installation lacks; one of ours missing is a defect."""
     name = (error.name or "").partition(".")[0]
     if name in ("", "consumers", "featurestore", "manyviews", "producers"):
-        return (
-            f"{type(error).__name__}: {error}\nThis is a defect; --debug shows where it happened."
-        )
+        return _defect(error)
     package = {"PIL": "pillow", "sklearn": "scikit-learn"}.get(name, name)
     return (
         f"This command needs the package {package}, which is not installed.\n"

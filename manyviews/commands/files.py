@@ -116,14 +116,14 @@ def labels(
     Example:
       python cli.py labels --data-dir imdb/dataset --out-dir labels
     """
-    from manyviews.operations.labels import write_folder_labels
+    from manyviews.operations.labels import labels as run
 
     if augment and embeddings_dir is None:
         raise ConfigError("--augment needs --embeddings-dir, the folder of the embeddings.")
     for option, value in (("embeddings-dir", embeddings_dir), ("views", views), ("seed", seed)):
         if value is not None and not augment:
             raise ConfigError(f"--{option} requires --augment, which was not given.")
-    report = write_folder_labels(
+    report = run(
         data_dir,
         out_dir,
         follow_links=follow_links,

@@ -14,12 +14,12 @@ from producers.sources import source
 from producers.sources.source import Scan
 
 
-def write_folder_labels(
-    data_dir: Path,
-    out_dir: Path,
+def labels(
+    data_dir: Path | str,
+    out_dir: Path | str,
     *,
     follow_links: bool = False,
-    embeddings_dir: Path | None = None,
+    embeddings_dir: Path | str | None = None,
     views: int | None = None,
     seed: int | None = None,
     prefix: str = PREFIX,
@@ -41,12 +41,14 @@ def write_folder_labels(
         InputError: the folder cannot be read, or no sample has a known genre.
         StorageError: a file could not be written.
     """
-    if embeddings_dir is not None:
-        views, seed = views_and_seed(embeddings_dir, prefix, views, seed)
-    samples = source.scan(data_dir, follow_links=follow_links)
-    report = write_labels([s.stem for s in samples.samples], _documents(samples), out_dir)
-    if embeddings_dir is not None:
-        write_augmented_labels(out_dir, embeddings_dir, views, prefix, seed)
+    beside = None if embeddings_dir is None else Path(embeddings_dir)
+    if beside is not None:
+        views, seed = views_and_seed(beside, prefix, views, seed)
+    samples = source.scan(Path(data_dir), follow_links=follow_links)
+    stems = [sample.stem for sample in samples.samples]
+    report = write_labels(stems, _documents(samples), Path(out_dir))
+    if beside is not None:
+        write_augmented_labels(Path(out_dir), beside, views, prefix, seed)
     return report
 
 
