@@ -56,10 +56,12 @@ def _planned(task: Mapping[str, Any]) -> Any:
     from consumers.decisions import decide
     from consumers.plan import make_plan
     from consumers.resume.extension import completed
-    from producers.sources.source import scan
+    from producers.sources.kinds import scan_collection
 
-    config = completed(_config(task), None)
-    return make_plan(decide(config, scan(config.data_dir), None, None), lambda *_, **__: None)
+    given = _config(task)
+    found = scan_collection(given.inputs)
+    config = completed(given, None, found)
+    return make_plan(decide(config, found, None, None), lambda *_, **__: None)
 
 
 def _producers_alone(task: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,11 +147,11 @@ def _engine(task: Mapping[str, Any]) -> dict[str, Any]:
 def _transport(task: Mapping[str, Any]) -> dict[str, Any]:
     """CPU of both sides for samples of which next to nothing is made."""
     from producers.pool import ProducerPool
-    from producers.sources.source import scan
+    from producers.sources.pairs import scan
     from producers.worker import Job
 
     found = scan(Path(task["data"]))
-    job = Job(str(found.data_dir.resolve()), task["views"], 0, (), (), 4)
+    job = Job(found.places.source, task["views"], 0, (), (), 4)
     first = 200  # by then the producer has started
     with ProducerPool(job, found.samples, workers=1, timeout_s=300) as pool:
         (worker,) = pool._workers

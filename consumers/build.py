@@ -31,7 +31,8 @@ from featurestore.storage.writer import StoreWriter
 from featurestore.system.durable import make_folder
 from featurestore.system.locks import FileLock
 from featurestore.system.refusals import is_folder
-from producers.sources.source import Scan, scan
+from producers.sources.kinds import scan_collection
+from producers.sources.scan import Scan
 
 if TYPE_CHECKING:
     from consumers.main_loop import BuildReport
@@ -89,7 +90,7 @@ def _can_run_again(config: BuildConfig) -> bool:
 
 
 def _build(config: BuildConfig, notify: Callable[..., None]) -> BuildReport:
-    found = scan(config.data_dir, follow_links=config.follow_links)
+    found = scan_collection(config.inputs)
     notify("scanned", **_scan_facts(found))
     state = stores.state_of(config.store)
     check_intent(config, state)
@@ -98,7 +99,7 @@ def _build(config: BuildConfig, notify: Callable[..., None]) -> BuildReport:
     with ExitStack() as stack:
         lock = _lock(config, stack) if state != "absent" else None
         stored = _open(config) if state == "store" and config.resume else None
-        config = completed(config, stored)
+        config = completed(config, stored, found)
         wanted = find_extension(config, stored, found)
         _require_sound(stored, wanted)
         plan = make_plan(decide(config, found, stored, wanted), notify)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tomllib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -14,6 +14,8 @@ from consumers.backbones.config import BackboneConfig, check_name, parse_backbon
 from featurestore.errors import ConfigError
 from featurestore.records import FEATURES, PAPER_VIEWS
 from featurestore.storage.codecs import CODECS, NONE
+from producers.sources.collection import CollectionConfig
+from producers.sources.recognize import recognize
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,19 +23,22 @@ class BuildConfig:
     """The configuration of a build. Defaults are the paper's.
 
     Attributes:
-        data_dir: folder of posters and synopses.
-        follow_links: whether to use symbolic links in it that lead out of it.
         store: folder of the store.
+        data_dir: folder of MM-IMDb's posters and synopses.
+        data: path of a collection whose kind is recognized.
+        collection: the description of a collection. Exactly one of ``data_dir``, ``data`` and
+            ``collection`` is given.
+        follow_links: whether to use symbolic links in it that lead out of it.
         resume: whether to continue an existing store; features or views that a complete store
             lacks are added to it.
         append: with ``resume``, whether to add samples that come after the last one of a complete
             store.
         overwrite: whether to delete an existing store.
         views: number of views per sample, including the clean one; None for that of the store, or
-            the paper's 70.
+            the paper's 70 for MM-IMDb and 8 for other collections.
         seed: base seed of both recipes.
         features: names of the features to compute; None for those of the store, or the paper's
-            four.
+            four for MM-IMDb, and those of CLIP for the inputs of other collections.
         models: hub id or local folder of each feature whose model is not the default.
         batch_sizes: batch size, in rows, of each feature whose batch size is not the default.
         backbones: custom backbones, by feature; ``features`` selects among them.
@@ -42,8 +47,8 @@ class BuildConfig:
             CPUs.
         slots: number of samples in flight between producers and backbones; 0 chooses it by
             ``workers``.
-        chunk: number of samples per chunk, the unit of commit; 0 chooses 64, or more if the
-            dimensions need it to fill whole memory pages.
+        chunk: number of samples per chunk, the unit of commit; 0 chooses about 4,480 rows, at
+            least 64 samples, that fill whole memory pages.
         codec: ``none``, which training maps, or ``zstd`` for an archive; None for that of the
             store, or ``none``.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
@@ -59,8 +64,10 @@ class BuildConfig:
         sample_timeout_s: time after which a sample counts as stuck, in seconds.
     """
 
-    data_dir: Path
     store: Path
+    data_dir: Path | None = None
+    data: Path | str | None = None
+    collection: CollectionConfig | None = None
     follow_links: bool = False
     resume: bool = False
     append: bool = False
@@ -90,6 +97,11 @@ class BuildConfig:
         Raises:
             ConfigError: a value is out of range, with the value found.
         """
+        if sum(given is not None for given in (self.data_dir, self.data, self.collection)) != 1:
+            raise ConfigError(
+                "Name the inputs once: --data-dir DIR (MM-IMDb's layout), --data PATH (any "
+                "collection), or a table [collection] in the --config file."
+            )
         if self.views is not None:
             _at_least("views", self.views, 1)
         _at_least("seed", self.seed, 0)
@@ -116,6 +128,23 @@ class BuildConfig:
             _known_feature("model", feature, known)
         if not 0 < self.sample_timeout_s < math.inf:
             raise ConfigError(f"sample_timeout_s is positive, found {self.sample_timeout_s}.")
+
+    @property
+    def inputs(self) -> CollectionConfig:
+        """The collection to read.
+
+        Raises:
+            InputError: ``data`` is not there, or of no known kind.
+        """
+        if self.data_dir is not None:
+            return CollectionConfig.mm_imdb(self.data_dir, follow_links=self.follow_links)
+        if self.collection is not None:
+            return replace(
+                self.collection,
+                follow_links=self.collection.follow_links or self.follow_links,
+            )
+        assert self.data is not None
+        return recognize(self.data, follow_links=self.follow_links)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,15 +16,16 @@ from consumers.config import CompleteConfig
 from consumers.engine.batch_plan import batch_plan
 from consumers.resume.checks import Known, check_inputs, check_placeholders, check_samples
 from consumers.resume.extension import Extension, features_to_build
-from featurestore.errors import InputError
+from featurestore.errors import ConfigError, InputError
+from featurestore.records import Modality
 from featurestore.storage.codecs import NONE
 from featurestore.storage.fingerprint import VERSION, Fingerprint
 from featurestore.storage.store import FeatureStore, choose_chunk, chunk_fits, rows_of
 from featurestore.wording import amount
 from producers.recipes.image_views import IMAGE_RECIPE
 from producers.recipes.text_views import TEXT_RECIPE
-from producers.sources.inputs import InputStat, InputStats, stat_inputs
-from producers.sources.source import Scan
+from producers.sources.inputs import InputStat, stat_inputs
+from producers.sources.scan import InputStats, Scan
 
 # The versions of these libraries can change features; those of zarr, click and rich cannot.
 _VERSIONED = (
@@ -44,7 +45,7 @@ class Decided:
 
     Attributes:
         config: the complete configuration.
-        found: the samples of the data folder.
+        found: the samples of the collection.
         stored: the store to continue, or None for a new one.
         wanted: the extension of ``stored`` to build, or None.
         known: the fingerprints that the build must agree with.
@@ -79,7 +80,7 @@ def decide(
 
     Args:
         config: the complete configuration.
-        found: the samples of the data folder.
+        found: the samples of the collection.
         stored: the store to continue, or None for a new one.
         wanted: the extension of ``stored`` to build, or None.
 
@@ -92,6 +93,9 @@ def decide(
     features = features_to_build(config, wanted)
     for name, own in declared_backbones(config, features).items():
         declared.check(name, own)
+    for name in features:
+        if name not in config.backbones:
+            require_input(found, name, registry.info(name).modality)
     asked = _asked(config, found, features) | known.view_parts()
     _check_chunk(config, features)
     if stored is not None:
@@ -125,6 +129,20 @@ def decide(
         remade=remade,
         asked=asked | kind,
     )
+
+
+def require_input(found: Scan, feature: str, modality: Modality) -> None:
+    """Refuses a feature whose input no sample of the collection has.
+
+    Raises:
+        ConfigError: the collection has none.
+    """
+    if modality not in found.modalities:
+        has = found.modalities[0]
+        raise ConfigError(
+            f"{feature} is computed from {modality}s, and {found.path} holds {has}s only.\n"
+            f"Choose features of {has}s with --features, or name a collection with {modality}s."
+        )
 
 
 def _settled(
@@ -197,6 +215,8 @@ def _asked(config: CompleteConfig, found: Scan, features: Sequence[str]) -> Fing
     return {
         "samples": len(found.samples),
         "stems_sha256": found.stems_sha256,
+        "preset": found.collection.preset,
+        "clean_text": found.collection.clean_rule,
         "views": config.views,
         "seed": config.seed,
         "image_recipe": IMAGE_RECIPE,

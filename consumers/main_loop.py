@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,13 @@ from consumers.plan import Plan
 from consumers.resume.checks import INPUT_CACHE, refuse_bad
 from consumers.stopping import Notifier, stop_signals
 from featurestore.errors import InterruptedBuildError
-from featurestore.records import BadInput, SampleRecord
+from featurestore.records import BadInput, SampleRecord, present_in
 from featurestore.storage.store import FeatureStore
 from featurestore.storage.writer import StoreWriter
 from featurestore.wording import amount
 from producers.pool import ProducerPool
 from producers.sources.inputs import extend_cache, stat_of
-from producers.sources.source import require_inputs
+from producers.sources.scan import require_inputs
 
 
 @dataclass(slots=True)
@@ -152,7 +153,13 @@ class _Run:
         start = time.monotonic()
         with (
             stop_signals(self._acknowledge) as stopped,
-            ProducerPool(plan.job, wanted, workers=workers, timeout_s=timeout_s) as pool,
+            ProducerPool(
+                plan.job,
+                wanted,
+                workers=workers,
+                timeout_s=timeout_s,
+                where=self._decided.found.places.where,
+            ) as pool,
             Committer(self._commit) as committer,
             # Exited first: what the committer waits for is computed by then, or cancelled.
             ComputePool(self._decided.threads, plan.device) as compute,
@@ -237,7 +244,10 @@ class _Run:
         """Writes and commits one chunk; runs in the committer's thread."""
         spec = self._writer.spec
         indices = spec.samples_of(launched.chunk)
-        rows = {parts[0].feature: self._rows(launched.chunk, parts) for parts in launched.features}
+        rows = {
+            parts[0].feature: self._rows(launched.chunk, launched.records, parts)
+            for parts in launched.features
+        }
         changed = dict(self._plan.changed)
         if self._wanted is not None:
             for record in launched.records:
@@ -248,13 +258,25 @@ class _Run:
         stats = {i: stat_of(self._decided.stats, i) for i in indices}
         extend_cache(self._decided.config.store / INPUT_CACHE, stats)
 
-    def _rows(self, chunk: int, parts: Sequence[LaunchedFeature]) -> npt.NDArray[np.float32]:
-        """A chunk's rows of one feature, float32 ``[n, V, D]``, including the store's own views."""
-        indices = self._writer.spec.samples_of(chunk)
-        rows = [
-            part.take(indices[0], views.start).reshape(len(indices), -1, part.backbone.dim)
-            for views, part in zip(self._plan.view_parts, parts, strict=True)
-        ]
+    def _rows(
+        self, chunk: int, records: Sequence[SampleRecord], parts: Sequence[LaunchedFeature]
+    ) -> npt.NDArray[np.float32]:
+        """A chunk's rows of one feature, float32 ``[n, V, D]``, including the store's own views.
+
+        The rows of samples without the feature's input are zeros.
+        """
+        present = present_in(records, registry.modality_of(parts[0].backbone))
+        samples = [record.index for record in compress(records, present)]
+        rows = []
+        for views, part in zip(self._plan.view_parts, parts, strict=True):
+            taken = part.take(samples, views.start).reshape(
+                len(samples), len(views), part.backbone.dim
+            )
+            if len(samples) < len(records):
+                spread = np.zeros((len(records), *taken.shape[1:]), np.float32)
+                spread[present] = taken
+                taken = spread
+            rows.append(taken)
         if self._wanted is not None and self._wanted.kind == "views":
             rows.insert(0, self._wanted.rows_before(parts[0].feature, chunk))
         return np.concatenate(rows, axis=1) if len(rows) > 1 else rows[0]

@@ -8,16 +8,24 @@ from typing import TYPE_CHECKING, Any
 
 from consumers.backbones import declared, registry
 from consumers.config import CompleteConfig
-from consumers.decisions import Decided, batch_size_of, chunk_of, declared_backbones
+from consumers.decisions import (
+    Decided,
+    batch_size_of,
+    chunk_of,
+    declared_backbones,
+    require_input,
+)
 from consumers.engine.batch_plan import plan_multiple
 from consumers.resume.checks import Known
 from consumers.resume.extension import Extension
 from featurestore.errors import ConfigError, ManyViewsError, StorageError
+from featurestore.records import Modality
 from featurestore.storage.fingerprint import Fingerprint
 from featurestore.storage.store import StoreSpec
 from featurestore.system.limits import usable_cpus
 from producers.kernels.implementations import has_compiled
 from producers.slots import require_room
+from producers.sources.scan import Scan
 from producers.worker import Job
 
 if TYPE_CHECKING:
@@ -92,12 +100,18 @@ def make_plan(
     workers = config.workers or default_workers()
     notify("loading", device=device)
     loaded = _load_all(decided, refused)
-    job = _job(config, loaded, workers, decided.wanted)
+    job = _job(config, loaded, workers, decided.wanted, decided.found)
     require_room(job.layout, job.slots)
     dims = {name: backbone.dim for name, backbone in loaded.items()}
     spec = StoreSpec(
-        len(decided.found.samples), config.views, chunk_of(config, stored, dims), dims, config.codec
+        len(decided.found.samples),
+        config.views,
+        chunk_of(config, stored, dims),
+        dims,
+        config.codec,
+        {name: registry.modality_of(backbone) for name, backbone in loaded.items()},
     )
+    _require_inputs(decided.found, spec.modalities)
     fingerprint |= _backbone_fields(config, loaded, batch_sizes)
     fingerprint["chunk"] = spec.chunk
     return Plan(
@@ -110,6 +124,12 @@ def make_plan(
         fingerprint=fingerprint,
         changed={} if stored is None else known.compare(fingerprint),
     )
+
+
+def _require_inputs(found: Scan, modalities: Mapping[str, Modality]) -> None:
+    """Refuses features whose input the collection does not have."""
+    for name, modality in modalities.items():
+        require_input(found, name, modality)
 
 
 def default_workers() -> int:
@@ -148,13 +168,17 @@ def _load(config: CompleteConfig, name: str, device: str, known: Known) -> Any:
 
 
 def _job(
-    config: CompleteConfig, backbones: Mapping[str, Any], workers: int, wanted: Extension | None
+    config: CompleteConfig,
+    backbones: Mapping[str, Any],
+    workers: int,
+    wanted: Extension | None,
+    found: Scan,
 ) -> Job:
     kinds = {name: registry.modality_of(backbone) for name, backbone in backbones.items()}
     images = [b.image for name, b in backbones.items() if kinds[name] == "image"]
     texts = [b.text for name, b in backbones.items() if kinds[name] == "text"]
     return Job(
-        data_dir=str(config.data_dir.resolve()),
+        source=found.places.source,
         views=config.views,
         seed=config.seed,
         images=tuple(dict.fromkeys(images)),

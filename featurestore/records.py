@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
 
 Modality = Literal["image", "text"]
 Salt = Literal["image", "text", "labels"]
 
 FEATURES: tuple[str, ...] = ("clip_image", "clip_text", "blip2_image", "blip2_text")
 PAPER_VIEWS = 70
+GENERIC_VIEWS = 8  # of a collection other than the paper's
 
 # Short enough to be part of a file name with any prefix.
 _FEATURE_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
@@ -30,21 +34,22 @@ def is_feature_name(name: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One poster with its synopsis.
+    """One sample: at most one image, and any number of texts.
 
     Attributes:
-        index: position in the sorted list of stems; row (index, view) is ``index * V + view``.
-        stem: the file name without its suffix; undecodable bytes as surrogate escapes.
-        image_name: the poster's file name, with suffix.
-        text_name: the synopsis' file name, with suffix.
+        index: position in the collection; row (index, view) is ``index * V + view``.
+        stem: the sample's id; of MM-IMDb the file name without its suffix, with undecodable bytes
+            as surrogate escapes.
+        image_name: of MM-IMDb the poster's file name, with suffix; else None.
+        text_name: of MM-IMDb the synopsis' file name, with suffix; else None.
     """
 
     index: int
     stem: str
-    image_name: str
-    text_name: str
+    image_name: str | None = None
+    text_name: str | None = None
 
-    def values(self) -> tuple[int, str, str, str]:
+    def values(self) -> tuple[int, str, str | None, str | None]:
         """The four attributes in order, to send to a process: ``Sample(*values)`` restores them."""
         return self.index, self.stem, self.image_name, self.text_name
 
@@ -72,21 +77,33 @@ class SampleRecord:
 
     Attributes:
         index: the sample's index.
-        image_sha256: hex digest of the poster's bytes, or ``""`` if they could not be read.
-        text_sha256: hex digest of the synopsis' bytes, or ``""`` if they could not be read.
-        words: number of words of the synopsis, split at white space: ``len(text.split())``.
+        image_sha256: hex digest of the image's encoded bytes; ``""`` if they were not or could not
+            be read; None if the sample has no image.
+        text_sha256: hex digest of the texts (of MM-IMDb, of the synopsis' file); ``""`` if they
+            were not or could not be read; None if the sample has no text.
+        words: number of words of the clean text, split at white space: ``len(text.split())``.
         bad: the inputs of this sample that a placeholder replaces.
     """
 
     index: int
-    image_sha256: str
-    text_sha256: str
+    image_sha256: str | None
+    text_sha256: str | None
     words: int
     bad: tuple[BadInput, ...] = ()
 
+    def has(self, modality: Modality) -> bool:
+        """Whether the sample has an input of this modality, usable or not."""
+        digest = self.image_sha256 if modality == "image" else self.text_sha256
+        return digest is not None
+
+
+def present_in(records: Sequence[SampleRecord], modality: Modality) -> npt.NDArray[np.bool_]:
+    """Whether each sample has an input of a modality, usable or not: bool ``[n]``."""
+    return np.fromiter((record.has(modality) for record in records), bool, len(records))
+
 
 def stems_sha256(stems: Iterable[str]) -> str:
-    """Hex SHA-256 of a list of stems, joined by NUL bytes, which no file name contains."""
+    """Hex SHA-256 of the ids in order, joined by NUL bytes, which no id contains."""
     return hashlib.sha256(
         b"\0".join(s.encode("utf-8", "surrogateescape") for s in stems)
     ).hexdigest()

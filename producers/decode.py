@@ -186,11 +186,11 @@ def plot_text(parsed: object) -> DecodedText:
     if not plot:
         return DecodedText("")
     if isinstance(plot, str):
-        return _encodable(plot)
+        return encodable(plot)
     if not isinstance(plot, list):
         return DecodedText("", "plot-type", f"plot is {type(plot).__name__}")
     strings = [item for item in plot if isinstance(item, str)]
-    joined = _encodable(" ".join(strings))
+    joined = encodable(" ".join(strings))
     if len(strings) == len(plot):
         return joined
     dropped = len(plot) - len(strings)
@@ -270,8 +270,8 @@ def _webp_is_cut(data: bytes) -> bool:
     return data.startswith(b"RIFF") and int.from_bytes(data[4:8], "little") + 8 > len(data)
 
 
-def _encodable(plot: str) -> DecodedText:
-    """Replaces lone surrogates in a text, and records their number if there are any."""
+def encodable(plot: str) -> DecodedText:
+    """The text, without lone surrogates, which no tokenizer accepts: they become U+FFFD."""
     repaired, count = _SURROGATE.subn("\N{REPLACEMENT CHARACTER}", plot)
     if not count:
         return DecodedText(plot)

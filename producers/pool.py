@@ -19,6 +19,10 @@ from producers.slots import Ring, SlotArrays
 from producers.worker import STAGES, Job
 
 
+def _nowhere(_sample: Sample) -> None:
+    """The default locator: the sample has the names of its files itself."""
+
+
 def _nothing() -> None:
     """The default callback of :meth:`ProducerPool.take`; does nothing."""
 
@@ -43,6 +47,7 @@ class SampleViews:
 @dataclass(slots=True)
 class _Task:
     sample: Sample
+    where: Any
     slot: int
     skip: dict[str, str] = field(default_factory=dict)
     kills: Counter[str] = field(default_factory=Counter)
@@ -52,7 +57,12 @@ class _Task:
         return self.sample.stem
 
     def message(self) -> bytes:
-        message = {"sample": self.sample.values(), "slot": self.slot, "skip": self.skip}
+        message = {
+            "sample": self.sample.values(),
+            "where": self.where,
+            "slot": self.slot,
+            "skip": self.skip,
+        }
         return json.dumps(message).encode("ascii")
 
 
@@ -66,9 +76,22 @@ class ProducerPool(Crew[_Task]):
     """
 
     def __init__(
-        self, job: Job, samples: Iterable[Sample], *, workers: int, timeout_s: float
+        self,
+        job: Job,
+        samples: Iterable[Sample],
+        *,
+        workers: int,
+        timeout_s: float,
+        where: Callable[[Sample], Any] = _nowhere,
     ) -> None:
         """Reserves the slots and starts ``workers`` processes.
+
+        Args:
+            job: the work of the processes.
+            samples: the samples, in the order in which they are taken.
+            workers: number of processes.
+            timeout_s: time after which a sample counts as stuck, in seconds.
+            where: function that returns a sample's locator, plain values for the job's reader.
 
         Raises:
             ConfigError: the slots need more memory than is free.
@@ -76,6 +99,7 @@ class ProducerPool(Crew[_Task]):
             StorageError: a temporary file cannot be written.
         """
         self._todo: Iterator[Sample] = iter(samples)
+        self._where = where
         self._order: deque[int] = deque()
         self._done: dict[int, SampleViews] = {}
         self._free = list(range(job.slots))
@@ -145,7 +169,7 @@ class ProducerPool(Crew[_Task]):
         if sample is None:
             return None
         self._order.append(sample.index)
-        return _Task(sample, self._free.pop())
+        return _Task(sample, self._where(sample), self._free.pop())
 
     def _finish(self, task: _Task, report: dict[str, Any]) -> None:
         index = task.sample.index

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ from producers.recipes.image_views import ImageSpec
 from producers.recipes.tokens import TextSpec, TokenEncoder
 from producers.serving import Handler, out_of_memory, serve
 from producers.slots import Ring, SlotArrays, SlotLayout
-from producers.sources import source
+from producers.sources.readers import open_reader
 
 STAGES = ("", "image", "text")
 _DETAIL_CHARS = 200
@@ -35,7 +34,7 @@ class Job:
     """The work of every producer of a build.
 
     Attributes:
-        data_dir: path of the data folder.
+        source: plain values that describe the reader of the inputs, see ``open_reader``.
         views: V, the number of views including the clean view.
         seed: base seed of both recipes.
         images: the distinct image specifications.
@@ -45,7 +44,7 @@ class Job:
         first_view: index of the first view to compute, at most V-1.
     """
 
-    data_dir: str
+    source: Mapping[str, Any]
     views: int
     seed: int
     images: tuple[ImageSpec, ...]
@@ -78,18 +77,21 @@ class Producer:
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._data_dir = Path(job.data_dir)
+        self._reader = open_reader(job.source)
         self._kernels = implementation(compiled_code=job.compiled) if job.images else None
         self._encoders = [TokenEncoder(spec) for spec in job.texts]
         self._bad: dict[str, tuple[str, str]] = {}
 
-    def produce(self, sample: Sample, arrays: SlotArrays, skip: dict[str, str]) -> dict[str, Any]:
-        """Fills ``arrays`` with the sample's views.
+    def produce(
+        self, sample: Sample, arrays: SlotArrays, skip: dict[str, str], where: Any = None
+    ) -> dict[str, Any]:
+        """Fills ``arrays`` with the sample's views; the arrays of an absent input are not filled.
 
         Args:
             sample: the sample.
             arrays: the arrays of the slot.
             skip: reason for each modality that must not be tried again.
+            where: the sample's locator, for the reader.
 
         Returns:
             The report: digests, number of words, bad inputs, truncated texts.
@@ -98,20 +100,27 @@ class Producer:
         report: dict[str, Any] = {"image_sha256": "", "text_sha256": "", "words": 0, "cut": []}
         if self._job.images:
             arrays.stage[0] = STAGES.index("image")
-            self._image(sample, arrays, skip.get("image"), report)
+            self._image(sample, where, arrays, skip.get("image"), report)
         arrays.stage[0] = STAGES.index("text")
-        self._text(sample, arrays, skip.get("text"), report)
+        self._text(sample, where, arrays, skip.get("text"), report)
         arrays.stage[0] = 0
         report["bad"] = [[modality, *why] for modality, why in self._bad.items()]
         return report
 
     def _image(
-        self, sample: Sample, arrays: SlotArrays, skip: str | None, report: dict[str, Any]
+        self,
+        sample: Sample,
+        where: Any,
+        arrays: SlotArrays,
+        skip: str | None,
+        report: dict[str, Any],
     ) -> None:
         try:
             _refuse(skip)
-            path = source.image_path(self._data_dir, sample)
-            data = source.read_capped(path, source.MAX_IMAGE_BYTES)
+            data = self._reader.image(sample, where)
+            if data is None:
+                report["image_sha256"] = None
+                return
             report["image_sha256"] = hashlib.sha256(data).hexdigest()
             self._image_views(decode.image(data), sample.index, arrays)
         except (BadSampleError, MemoryError) as e:
@@ -142,15 +151,22 @@ class Producer:
             )
 
     def _text(
-        self, sample: Sample, arrays: SlotArrays, skip: str | None, report: dict[str, Any]
+        self,
+        sample: Sample,
+        where: Any,
+        arrays: SlotArrays,
+        skip: str | None,
+        report: dict[str, Any],
     ) -> None:
         text = ""
         try:
             _refuse(skip)
-            path = source.text_path(self._data_dir, sample)
-            data = source.read_capped(path, source.MAX_TEXT_BYTES)
-            report["text_sha256"] = hashlib.sha256(data).hexdigest()
-            decoded = decode.text(data)
+            texts = self._reader.texts(sample, where)
+            if texts is None:
+                report["text_sha256"], report["cut"] = None, [0] * len(self._encoders)
+                return
+            report["text_sha256"] = texts.sha256
+            decoded = texts.decoded()
             text = decoded.text
             if decoded.reason is not None:
                 self._record("text", decoded.reason, decoded.detail)
@@ -210,7 +226,7 @@ def _prepare(data: bytes, fds: Sequence[int]) -> Handler:
 
     def produce(task: dict[str, Any]) -> dict[str, Any]:
         sample = Sample(*task["sample"])
-        report = producer.produce(sample, ring.slot(task["slot"]), task["skip"])
+        report = producer.produce(sample, ring.slot(task["slot"]), task["skip"], task["where"])
         return {"index": sample.index, **report}
 
     return produce

@@ -17,7 +17,7 @@ from featurestore.imdb.genres import _KEYS, CLASS_NAMES
 from featurestore.imdb.splits import read_split
 from manyviews import main
 from producers import decode
-from producers.sources import source, unused
+from producers.sources import files, pairs, unused
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs" / "inputs.md").read_text("utf-8")
@@ -127,9 +127,9 @@ def test_the_page_has_every_command_with_json() -> None:
 
 def test_the_folder() -> None:
     text = section("The folder")
-    assert ", ".join(f"`{suffix}`" for suffix in source.IMAGE_SUFFIXES) in text
-    assert ", ".join(f"`{suffix}`" for suffix in source.TEXT_SUFFIXES) in text
-    for cap in (source.MAX_IMAGE_BYTES, source.MAX_TEXT_BYTES):
+    assert ", ".join(f"`{suffix}`" for suffix in pairs.IMAGE_SUFFIXES) in text
+    assert ", ".join(f"`{suffix}`" for suffix in pairs.TEXT_SUFFIXES) in text
+    for cap in (files.MAX_IMAGE_BYTES, files.MAX_TEXT_BYTES):
         assert f"{cap >> 20} MiB" in text
     assert f"{decode.MAX_PIXELS:,}" in text
     assert f"{decode.MAX_SIDE:,}" in text
@@ -146,7 +146,7 @@ def test_a_synopsis_and_genres() -> None:
     [said] = re.findall(r"reason: (.*?)detail:", decode.DecodedText.__doc__ or "", re.DOTALL)
     reasons = re.findall(r"``([a-z0-9-]+)``", said)
     assert len(reasons) == 8
-    assert all(f"`{word}`" in text for word in (*reasons, *source.UNREADABLE))
+    assert all(f"`{word}`" in text for word in (*reasons, *files.UNREADABLE))
     assert ", ".join(CLASS_NAMES) in " ".join(section("Genres").split())
 
 

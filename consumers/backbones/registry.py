@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
@@ -274,7 +274,7 @@ def check_features(
     rows: npt.NDArray[Any],
     expected_dim: int,
     *,
-    first_sample: int = 0,
+    samples: Sequence[int] | None = None,
     first_view: int = 0,
     views: int = 1,
 ) -> None:
@@ -284,7 +284,7 @@ def check_features(
         feature: the feature's name, for the message.
         rows: features in the order ``sample * views + view``.
         expected_dim: D.
-        first_sample: index of the sample of the first row.
+        samples: indices of the samples; None for 0, 1, ...
         first_view: index of the first view of each sample.
         views: number of rows per sample.
 
@@ -302,9 +302,10 @@ def check_features(
             return
     bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
     row = int(bad[0])
+    sample = row // views if samples is None else samples[row // views]
     raise BackboneError(
         f"{feature} returned values that are not finite in {len(bad)} of {len(rows)} rows, "
-        f"first for sample {first_sample + row // views}, view {first_view + row % views}.\n"
+        f"first for sample {sample}, view {first_view + row % views}.\n"
         "Nothing of this chunk was written. float16 overflows in some models: "
         "try --dtype bfloat16 or float32."
     )

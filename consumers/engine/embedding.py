@@ -54,13 +54,15 @@ class Embedder:
     def add(self, views: SampleViews) -> None:
         """Adds one sample, whose arrays may be reused when this returns.
 
+        An input that the sample does not have is not embedded.
+
         Raises:
             BackboneError: a batch failed.
         """
-        for images in self._images:
+        for images in self._images if views.record.has("image") else ():
             for part, batcher in zip(self._parts, images, strict=True):
                 batcher.add(*views.arrays.images(batcher.backbone.image, part))
-        for k, texts in enumerate(self._texts):
+        for k, texts in enumerate(self._texts if views.record.has("text") else ()):
             for part, text_batcher in zip(self._parts, texts, strict=True):
                 text_batcher.add(*views.arrays.texts(k, part))
 

@@ -201,14 +201,14 @@ class Batcher(ABC):
 
         Returns:
             The chunk's features, which may not be computed yet. They must be taken before rows are
-            added to the chunk that is ``buffers`` chunks later.
+            added to the chunk that is ``buffers`` chunks later. If no sample was added, there are
+            no rows.
 
         Raises:
             BackboneError: a batch failed.
-            ValueError: no sample was added.
         """
         if not self._rows:
-            raise ValueError("the chunk is empty")
+            return _without_rows(self._info)
         places = self._launch_rest()
         host, rows = self._runner.hosts[self._turn], self._rows
         fetched = self._pool.submit(self._order, lambda: self._runner.fetch(host, rows))
@@ -279,12 +279,14 @@ class LaunchedFeature:
         """The feature's name."""
         return self.backbone.feature
 
-    def take(self, first_sample: int = 0, first_view: int = 0) -> npt.NDArray[np.float32]:
+    def take(
+        self, samples: Sequence[int] | None = None, first_view: int = 0
+    ) -> npt.NDArray[np.float32]:
         """Wait for the features, and check every row. May be called from any thread.
 
         Args:
-            first_sample: index of the chunk's first sample, for messages.
-            first_view: index of its first view, for messages.
+            samples: indices of the samples that were added, for messages; None for 0, 1, ...
+            first_view: index of their first view, for messages.
 
         Returns:
             Features of all rows in the order added, float32 ``[rows, D]``, as a new array.
@@ -307,11 +309,18 @@ class LaunchedFeature:
             self.feature,
             features,
             self.backbone.dim,
-            first_sample=first_sample,
+            samples=samples,
             first_view=first_view,
             views=self.views,
         )
         return features
+
+
+def _without_rows(backbone: Backbone) -> LaunchedFeature:
+    """The feature of a chunk none of whose samples has the backbone's input."""
+    fetched: Future[torch.cuda.Event | None] = Future()
+    fetched.set_result(None)
+    return LaunchedFeature(backbone, 1, slice(None), torch.empty(0, backbone.dim), (), fetched)
 
 
 def stages_of(device: torch.device, threads: int) -> int:

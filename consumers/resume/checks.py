@@ -11,8 +11,8 @@ from featurestore.records import BadInput, Sample
 from featurestore.storage.fingerprint import Fingerprint, compare_fingerprints
 from featurestore.storage.store import FeatureStore
 from featurestore.wording import amount
-from producers.sources.inputs import InputStat, InputStats, changed_inputs, read_cache
-from producers.sources.source import Scan
+from producers.sources.inputs import InputStat, changed_inputs, read_cache
+from producers.sources.scan import InputStats, Scan
 
 # Sizes and modification times of the inputs that the store's rows were computed from.
 INPUT_CACHE = "records/runs/inputs.jsonl"

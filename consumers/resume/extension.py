@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from consumers.config import BuildConfig, CompleteConfig
 from featurestore.errors import CorruptStoreError, InputError, StoreMismatchError
-from featurestore.records import FEATURES, PAPER_VIEWS, Sample, SampleRecord
+from featurestore.records import FEATURES, GENERIC_VIEWS, PAPER_VIEWS, Sample, SampleRecord
 from featurestore.storage import extension
 from featurestore.storage.codecs import NONE
 from featurestore.storage.fingerprint import Fingerprint
@@ -20,7 +20,8 @@ from featurestore.storage.store import EXTENSION, FeatureStore
 from featurestore.storage.writer import StoreWriter
 from featurestore.system.refusals import is_folder, status_of
 from featurestore.wording import amount
-from producers.sources.source import Scan
+from producers.sources.collection import MM_IMDB
+from producers.sources.scan import Scan
 
 # Fingerprint fields in which a store and its extension differ.
 _GROWN = {
@@ -94,8 +95,12 @@ class Extension:
         return {**base, **{k: v for k, v in fingerprint.items() if k not in base}, "chunk": chunk}
 
 
-def completed(config: BuildConfig, stored: FeatureStore | None) -> CompleteConfig:
-    """Completes a configuration with the values of the store, or the paper's defaults."""
+def completed(config: BuildConfig, stored: FeatureStore | None, found: Scan) -> CompleteConfig:
+    """Completes a configuration with the values of the store, or the collection's defaults.
+
+    Raises:
+        ConfigError: the collection has no inputs for a feature.
+    """
     views, features = config.views, config.features
     if stored is not None:
         # Missing chunks of the store are built first: only a complete store is extended.
@@ -105,9 +110,18 @@ def completed(config: BuildConfig, stored: FeatureStore | None) -> CompleteConfi
         if features is None or (stored.complete and set(features) <= set(stored.features)):
             features = tuple(dict.fromkeys((*stored.features, *last.features)))
     said = {f.name: getattr(config, f.name) for f in fields(config)}
-    said |= {"views": views or PAPER_VIEWS, "features": features or FEATURES}
+    is_paper = found.collection.kind == MM_IMDB
+    said |= {
+        "views": views or (PAPER_VIEWS if is_paper else GENERIC_VIEWS),
+        "features": features or (FEATURES if is_paper else _features_of(found)),
+    }
     said["codec"] = config.codec or (NONE if stored is None else stored.spec.codec)
     return CompleteConfig(**said)
+
+
+def _features_of(found: Scan) -> tuple[str, ...]:
+    """The default features of a collection other than MM-IMDb: CLIP's, for the inputs it has."""
+    return tuple(f"clip_{modality}" for modality in found.modalities)
 
 
 def find_extension(
@@ -259,4 +273,4 @@ def _is_appended(stored: FeatureStore, found: Scan) -> bool:
 
 
 def _names(sample: Sample) -> tuple[str, str, str]:
-    return sample.stem, sample.image_name, sample.text_name
+    return sample.stem, sample.image_name or "", sample.text_name or ""

@@ -263,7 +263,7 @@ def _index_blocks(store: FeatureStore) -> Iterator[str]:
     views = store.spec.views
     for sample, record in zip(store.samples, store.records, strict=True):
         first = sample.index * views
-        names = f"{_quoted(sample.stem)},{_quoted(sample.image_name)},{record.words}"
+        names = f"{_quoted(sample.stem)},{_quoted(sample.image_name or '')},{record.words}"
         yield "".join(f"{first + v},{sample.index},{v},{names}\n" for v in range(views))
 
 

@@ -59,8 +59,8 @@ def train_moments(
     """Moments over all views of the given samples, merged in the order of the chunks.
 
     A sample with a placeholder, in either modality, is excluded, as training excludes it by
-    default. The scale does not depend on the samples that a reader keeps: all parts of a split, and
-    materialized files, share one scale.
+    default, and so is one without the feature's input. The scale does not depend on the samples
+    that a reader keeps: all parts of a split, and materialized files, share one scale.
 
     Args:
         store: a complete store; with ``chunks``, it may be incomplete.
@@ -79,10 +79,11 @@ def train_moments(
     chosen = np.zeros(store.spec.samples, bool)
     chosen[train] = True
     chosen[[bad.index for bad in store.bad_inputs]] = False
+    chosen &= store.present(feature)
     if not chosen.any():
         raise InputError(
-            "Every sample of the training split has a placeholder: there is nothing to take a "
-            "z-score from."
+            f"Every sample of the training split has a placeholder, or no input of {feature}: "
+            "there is nothing to take a z-score from."
         )
     dim = store.spec.dims[feature]
     parts = []

@@ -10,7 +10,6 @@ renames only; if that is interrupted, the next build finishes it. During the mer
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +23,6 @@ from featurestore.storage.store import (
     RECORDS,
     SAMPLES,
     FeatureStore,
-    StoreSpec,
     is_store,
     root_document,
 )
@@ -63,7 +61,9 @@ def finish(base: FeatureStore, made: FeatureStore, fingerprint: Fingerprint) -> 
     entries = [_merged(base.ledger[e.chunk], e) if adds else e for e in made.ledger.entries]
     dims = {**base.spec.dims, **made.spec.dims} if adds else made.spec.dims
     listing = durable.read_bytes(made.path / SAMPLES, made.path)
-    document = root_document(_with_dims(made.spec, dims), fingerprint, listing)
+    modalities = {**base.spec.modalities, **made.spec.modalities}
+    spec = replace(made.spec, dims=dict(dims), modalities=modalities)
+    document = root_document(spec, fingerprint, listing)
     lines = b"".join(format_entry(e) + b"\n" for e in entries)
     for name, data in ((SAMPLES, listing), (Ledger.FILE, lines)):
         durable.replace_file(path / FINAL / Path(name).name, data)
@@ -108,7 +108,7 @@ def require_same_inputs(base: FeatureStore, record: SampleRecord) -> None:
         (before.text_sha256, record.text_sha256),
     )
     for known, new in pairs:
-        if known and new and known != new:
+        if "" not in (known, new) and known != new:
             raise StoreMismatchError(
                 base.path,
                 f"content of {base.samples[record.index].stem!r}",
@@ -125,10 +125,6 @@ def _move_folder(source: Path, target: Path) -> None:
         durable.move(source, target)
 
 
-def _with_dims(spec: StoreSpec, dims: Mapping[str, int]) -> StoreSpec:
-    return replace(spec, dims=dict(dims))
-
-
 def _merged(base: ChunkEntry, added: ChunkEntry) -> ChunkEntry:
     """One ledger entry for a chunk whose features come from two builds."""
     samples = [_merged_record(*pair) for pair in zip(base.samples, added.samples, strict=True)]
@@ -141,6 +137,6 @@ def _merged_record(base: SampleRecord, added: SampleRecord) -> SampleRecord:
     bad = {b.modality: b for b in (*added.bad, *base.bad)}
     return replace(
         base,
-        image_sha256=base.image_sha256 or added.image_sha256,
+        image_sha256=added.image_sha256 if base.image_sha256 == "" else base.image_sha256,
         bad=tuple(bad[m] for m in ("image", "text") if m in bad),
     )

@@ -69,7 +69,9 @@ class Scale:
 
 
 def moments_of(rows: npt.NDArray[np.float32]) -> Moments:
-    """Moments of ``float32 [n, D]``, computed in two passes."""
+    """Moments of ``float32 [n, D]``, computed in two passes; of no rows, zeros with count 0."""
+    if not len(rows):
+        return Moments(0, np.zeros(rows.shape[1]), np.zeros(rows.shape[1]))
     wide = rows.astype(np.float64)
     mean = wide.mean(axis=0)
     wide -= mean
@@ -80,15 +82,16 @@ def moments_of(rows: npt.NDArray[np.float32]) -> Moments:
 
 
 def merge(parts: Iterable[Moments]) -> Moments:
-    """Merges moments in the order given.
+    """Merges moments in the order given; those of no rows change nothing.
 
     Raises:
         ValueError: there are no rows, so that mean and deviation are undefined.
     """
     total: Moments | None = None
     for part in parts:
-        total = part if total is None else _merge_two(total, part)
-    if total is None or total.count == 0:
+        if part.count:
+            total = part if total is None else _merge_two(total, part)
+    if total is None:
         raise ValueError("moments of no rows are undefined")
     return total
 

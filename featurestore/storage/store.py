@@ -17,16 +17,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from featurestore.errors import ConfigError, CorruptStoreError, InputError, StoreMismatchError
-from featurestore.records import BadInput, SampleRecord, stems_sha256
+from featurestore.records import BadInput, Modality, SampleRecord, present_in, stems_sha256
 from featurestore.samples import SampleList
 from featurestore.storage import arrays
 from featurestore.storage.arrays import ArraySpec
@@ -38,7 +38,7 @@ from featurestore.system import durable
 from featurestore.system.refusals import is_file, is_folder
 from featurestore.wording import amount
 
-SCHEMA = 2
+SCHEMA = 3
 RECORDS = "records"
 RUNS = "records/runs"
 SAMPLES = "records/samples.jsonl"
@@ -56,6 +56,8 @@ class StoreSpec:
         chunk: the number of samples per chunk, K.
         dims: the number of dimensions, D, by feature, in the order of the build.
         codec: the codec of the features' chunks, ``none`` or ``zstd``.
+        modalities: the input that each feature is computed from, ``image`` or ``text``, by feature;
+            a feature that is not listed has rows of every sample.
     """
 
     samples: int
@@ -63,6 +65,7 @@ class StoreSpec:
     chunk: int
     dims: Mapping[str, int]
     codec: str = NONE
+    modalities: Mapping[str, Modality] = field(default_factory=dict)
 
     def feature(self, name: str) -> ArraySpec:
         """The array of a feature, float32 ``[N, V, D]``."""
@@ -72,6 +75,14 @@ class StoreSpec:
     def moments(self, name: str) -> ArraySpec:
         """The array of a feature's moments, float64 ``[chunks, 2, D]``."""
         return ArraySpec(f"{RECORDS}/moments/{name}", (self.chunks, 2, self.dims[name]), 1, "<f8")
+
+    def present(self, name: str, records: Sequence[SampleRecord]) -> npt.NDArray[np.bool_]:
+        """Whether each sample has the input of a feature, bool ``[n]``.
+
+        The rows of the others are zeros, and in no moments.
+        """
+        modality = self.modalities.get(name)
+        return np.ones(len(records), bool) if modality is None else present_in(records, modality)
 
     @property
     def chunks(self) -> int:
@@ -121,7 +132,7 @@ def root_document(spec: StoreSpec, fingerprint: Fingerprint, listing: bytes) -> 
     """The root's ``zarr.json`` of a store whose list of samples is the file ``listing``."""
     record: dict[str, Any] = {
         "schema": SCHEMA,
-        "shape": {**asdict(spec), "dims": dict(spec.dims)},
+        "shape": {**asdict(spec), "dims": dict(spec.dims), "modalities": dict(spec.modalities)},
         "fingerprint": fingerprint,
         "samples_sha256": hashlib.sha256(listing).hexdigest(),
     }
@@ -140,6 +151,10 @@ def _parse_shape(shape: Mapping[str, Any]) -> StoreSpec:
     numbers = (spec.samples, spec.views, spec.chunk, *spec.dims.values())
     if not spec.dims or not all(type(number) is int and number > 0 for number in numbers):
         raise ValueError(f"not the shape of a store: {dict(shape)}")
+    if not set(spec.modalities) <= set(spec.dims) or not (
+        set(spec.modalities.values()) <= set(get_args(Modality))
+    ):
+        raise ValueError(f"not the modalities of {list(spec.dims)}: {dict(spec.modalities)}")
     if spec.codec not in CODECS:
         raise ValueError(f"codec {spec.codec!r}, known are {', '.join(CODECS)}")
     return spec
@@ -321,7 +336,19 @@ class FeatureStore:
         if chunk not in self.ledger:
             raise CorruptStoreError(spec.file(chunk), "the chunk is not committed", chunk=chunk)
         mean, m2 = self._read(spec, chunk)[0]
-        return Moments(len(self.spec.samples_of(chunk)) * self.spec.views, mean, m2)
+        present = self.spec.present(feature, self.ledger[chunk].samples)
+        return Moments(int(present.sum()) * self.spec.views, mean, m2)
+
+    def present(self, feature: str) -> npt.NDArray[np.bool_]:
+        """Whether each sample has the input of a feature, bool ``[N]``.
+
+        True for samples that are not committed yet. The rows of the others are zeros.
+        """
+        present = np.ones(self.spec.samples, bool)
+        for entry in self.ledger.entries:
+            samples = self.spec.samples_of(entry.chunk)
+            present[samples.start : samples.stop] = self.spec.present(feature, entry.samples)
+        return present
 
     def require_complete(self) -> None:
         """Raises InputError if chunks are missing."""

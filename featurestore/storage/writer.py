@@ -131,7 +131,8 @@ class StoreWriter(FeatureStore):
             feature, moments = self.spec.feature(name), self.spec.moments(name)
             if rows[name].shape != (len(expected), *feature.shape[1:]):
                 raise ValueError(f"{name}: {rows[name].shape} does not fit chunk {chunk}")
-            computed = moments_of(rows[name].reshape(-1, feature.shape[2]))
+            present = self.spec.present(name, samples)
+            computed = moments_of(rows[name][present].reshape(-1, feature.shape[2]))
             for spec, block in (
                 (feature, rows[name]),
                 (moments, np.stack([computed.mean, computed.m2])[None]),

@@ -24,7 +24,7 @@ from featurestore.verify.findings import Verification
 from featurestore.verify.lines import read_line, sample_problems, unended_line
 from featurestore.wording import amount
 
-_SCHEMA = 2
+_SCHEMA = 3
 _LEDGER = "records/ledger.jsonl"
 _SAMPLES = "records/samples.jsonl"
 _GROUPS = ("zarr.json", "records/zarr.json", "records/moments/zarr.json")

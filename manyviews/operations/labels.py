@@ -10,8 +10,8 @@ from featurestore.imdb.embeddings_manifest import views_and_seed
 from featurestore.imdb.labels import LabelReport, write_augmented_labels, write_labels
 from featurestore.imdb.materialize import PREFIX
 from producers import decode
-from producers.sources import source
-from producers.sources.source import Scan
+from producers.sources import files, pairs
+from producers.sources.scan import Scan
 
 
 def labels(
@@ -44,7 +44,7 @@ def labels(
     beside = None if embeddings_dir is None else Path(embeddings_dir)
     if beside is not None:
         views, seed = views_and_seed(beside, prefix, views, seed)
-    samples = source.scan(Path(data_dir), follow_links=follow_links)
+    samples = pairs.scan(Path(data_dir), follow_links=follow_links)
     stems = [sample.stem for sample in samples.samples]
     report = write_labels(stems, _documents(samples), Path(out_dir))
     if beside is not None:
@@ -56,7 +56,7 @@ def _documents(samples: Scan) -> Iterator[object]:
     """Each sample's parsed synopsis, None if it cannot be read."""
     for sample in samples.samples:
         try:
-            path = source.text_path(samples.data_dir, sample)
-            yield decode.document(source.read_capped(path, source.MAX_TEXT_BYTES))
+            path = files.text_path(samples.path, sample)
+            yield decode.document(files.read_capped(path, files.MAX_TEXT_BYTES))
         except BadSampleError:
             yield None

@@ -9,43 +9,34 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from featurestore.errors import BadSampleError
-from featurestore.records import SampleRecord
+from featurestore.records import Modality, Sample, SampleRecord
 from featurestore.system import durable
 from featurestore.system.refusals import machine_error, refusal
-from producers.sources import source
-from producers.sources.source import Scan
+from producers.sources.collection import GENERIC
+from producers.sources.files import ENDED, UNREADABLE
+from producers.sources.scan import Inputs, InputStats, Scan
 
-# Size in bytes and modification time in ns of the poster, then of the synopsis.
+# One row of ``InputStats``.
 InputStat = tuple[int, int, int, int]
-# The ``InputStat`` of every sample, int64 ``[N, 4]``.
-InputStats = npt.NDArray[np.int64]
 
-_MISSING = (-1, -1)
 _UNKNOWN = (-2, -2, -2, -2)  # different from every result of ``stat_inputs``
 
 
 def stat_inputs(found: Scan) -> InputStats:
-    """Sizes and modification times of every sample's inputs, in the order of the samples.
+    """What ``Places.stats`` says of every sample, for the mapping of the collection.
 
     Must be called before any input is read: the stats of a file that changes afterwards then differ
     from the cached ones.
     """
-    folder = os.fsencode(found.data_dir) + b"/"
-    stats = np.empty((len(found.samples), 4), np.int64)
-    for sample in found.samples:
-        stats[sample.index] = (
-            *_stat(folder + source.name_bytes(sample.image_name)),
-            *_stat(folder + source.name_bytes(sample.text_name)),
-        )
+    stats = found.places.stats()
+    if found.collection.preset == GENERIC:
+        # Unchanged files must be read again if other columns or members are taken from them.
+        stats[:, 1::2] ^= int(found.collection.mapping_sha256[:15], 16)
     return stats
 
 
@@ -53,15 +44,6 @@ def stat_of(stats: InputStats, index: int) -> InputStat:
     """The stats of one sample."""
     image_size, image_time, text_size, text_time = stats[index].tolist()
     return image_size, image_time, text_size, text_time
-
-
-def _stat(path: bytes) -> tuple[int, int]:
-    try:
-        status = os.stat(path)  # noqa: PTH116  a Path for each of 50,000 files takes longer
-    except OSError:
-        return _MISSING
-    # From the year 2262 on nanoseconds do not fit into int64; distinct times must stay distinct.
-    return status.st_size, (status.st_mtime_ns + 2**63) % 2**64 - 2**63
 
 
 def read_cache(path: Path) -> dict[int, InputStat]:
@@ -121,31 +103,34 @@ def changed_inputs(
     """
     changed: dict[int, list[str]] = {}
     confirmed: dict[int, InputStat] = {}
+    inputs = Inputs(found)
     for record in records:
         now, kept = stat_of(stats, record.index), cached.get(record.index, _UNKNOWN)
         unread, ended = (
             {bad.modality for bad in record.bad if repaired and bad.reason in reasons}
-            for reasons in (source.UNREADABLE, source.ENDED)
+            for reasons in (UNREADABLE, ENDED)
         )
         if now == kept and not unread:
             continue
         sample = found.samples[record.index]
-        image, text = (
-            source.image_path(found.data_dir, sample),
-            source.text_path(found.data_dir, sample),
-        )
         names = []
-        for modality, path, cap, digest, looks_the_same in (
-            ("image", image, source.MAX_IMAGE_BYTES, record.image_sha256, now[:2] == kept[:2]),
-            ("text", text, source.MAX_TEXT_BYTES, record.text_sha256, now[2:] == kept[2:]),
+        parts: tuple[tuple[Modality, str | None, bool], ...] = (
+            ("image", record.image_sha256, now[:2] == kept[:2]),
+            ("text", record.text_sha256, now[2:] == kept[2:]),
+        )
+        for name, (modality, digest, looks_the_same) in zip(
+            found.places.names(sample), parts, strict=True
         ):
-            if digest:
-                is_changed = not looks_the_same and _sha256(path, cap, was_read=True) != digest
+            if digest or digest is None:
+                is_changed = (
+                    not looks_the_same
+                    and _sha256(inputs, found, sample, modality, was_read=True) != digest
+                )
             else:
-                is_changed = modality in unread and bool(_sha256(path, cap))
+                is_changed = modality in unread and bool(_sha256(inputs, found, sample, modality))
                 is_changed |= modality in ended and not looks_the_same
             if is_changed:
-                names.append(path.name)
+                names.append(name)
         if names:
             changed[record.index] = names
         else:
@@ -153,21 +138,39 @@ def changed_inputs(
     return changed, confirmed
 
 
-def _sha256(path: Path, cap_bytes: int, *, was_read: bool = False) -> str:
-    """SHA-256 of a file's content, in hexadecimal; empty if the file cannot be read.
-
-    Args:
-        path: path of the file.
-        cap_bytes: maximum size in bytes.
-        was_read: whether the store has a digest of the file.
+def sha256_of(inputs: Inputs, sample: Sample, modality: Modality) -> str | None:
+    """Hex digest of one of a sample's inputs, as the ledger records it; None if it has none.
 
     Raises:
-        StorageError: the file ``was_read`` before and now fails with an error of the machine.
+        BadSampleError: the input cannot be read.
+    """
+    if modality == "image":
+        data = inputs.image(sample)
+        return None if data is None else hashlib.sha256(data).hexdigest()
+    texts = inputs.texts(sample)
+    return None if texts is None else texts.sha256
+
+
+def _sha256(
+    inputs: Inputs, found: Scan, sample: Sample, modality: Modality, *, was_read: bool = False
+) -> str | None:
+    """As :func:`sha256_of`; empty if the input cannot be read.
+
+    Args:
+        inputs: reads the inputs.
+        found: the collection.
+        sample: the sample.
+        modality: which of its inputs.
+        was_read: whether the store knows the input's digest, or that the sample has none.
+
+    Raises:
+        StorageError: the input ``was_read`` before and now fails with an error of the machine.
     """
     try:
-        return hashlib.sha256(source.read_capped(path, cap_bytes)).hexdigest()
+        return sha256_of(inputs, sample, modality)
     except BadSampleError as e:
         refused = machine_error(e.__cause__)
         if was_read and refused is not None and e.reason == "unreadable":
-            raise refusal(path, refused) from e
+            name = found.places.names(sample)[modality == "text"]
+            raise refusal(found.path / name, refused) from e
         return ""

@@ -21,7 +21,7 @@ from featurestore.storage.store import FeatureStore
 from featurestore.storage.writer import StoreWriter
 from manyviews.operations.check.forecast import forecast_group, run_trial
 from manyviews.operations.check.target import open_target
-from producers.sources.source import scan
+from producers.sources.pairs import scan
 
 FEATURES = ("clip_image", "blip2_image", "clip_text")
 SAMPLES, BEFORE, AFTER = 12, 4, 8
@@ -79,7 +79,7 @@ def config(demo_data: Path, checkpoints: dict[str, str], tmp_path: Path) -> Buil
     whole = scan(demo_data / "dataset")
     for sample in whole.samples[:SAMPLES]:
         for name in (sample.image_name, sample.text_name):
-            shutil.copyfile(whole.data_dir / name, data / name)
+            shutil.copyfile(whole.path / name, data / name)
     return BuildConfig(
         data_dir=data,
         store=tmp_path / "store",

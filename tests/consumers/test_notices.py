@@ -19,7 +19,9 @@ def spec(*, by_words: bool) -> TextSpec:
 
 
 def job(*, images: int, compiled: bool) -> Job:
-    return Job("data", 4, 123, (ImageSpec(224, 224),) * images, (), 2, compiled)
+    return Job(
+        {"kind": "pairs", "root": "data"}, 4, 123, (ImageSpec(224, 224),) * images, (), 2, compiled
+    )
 
 
 def test_fast_ways_need_no_words() -> None:

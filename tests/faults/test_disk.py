@@ -31,7 +31,7 @@ from featurestore.system import durable
 from featurestore.system.durable import replace_file
 from featurestore.training.dataset import FeatureDataset
 from featurestore.verify.store import verify
-from producers.sources.source import read_capped
+from producers.sources.files import read_capped
 from tests.conftest import ROOT, tree_digest
 from tests.faults.fakes import (
     CHUNK,

@@ -28,7 +28,8 @@ from producers import decode
 from producers.recipes.image_views import ImageSpec
 from producers.recipes.tokens import TextSpec
 from producers.slots import Ring
-from producers.sources.source import scan
+from producers.sources.pairs import scan
+from producers.sources.readers import pair_source
 from producers.worker import Job, Producer
 from tests.conftest import tree_digest
 from tests.faults.fakes import config, loaded, make, tokenizer
@@ -61,14 +62,21 @@ RED = Image.new("RGB", (8, 6), (200, 10, 30))
 def producer() -> Any:
     """A producer in this process, with its slot."""
     texts = (TextSpec(tokenizer(), 32),)
-    job = Job("/nowhere", VIEWS, 123, (ImageSpec(16, 16), ImageSpec(16, None)), texts, 2)
+    job = Job(
+        {"kind": "pairs", "root": "/nowhere"},
+        VIEWS,
+        123,
+        (ImageSpec(16, 16), ImageSpec(16, None)),
+        texts,
+        2,
+    )
     ring = Ring(job.layout, job.slots)
     yield lambda folder: (Producer(_moved(job, folder)), ring.slots[0])
     ring.close()
 
 
 def _moved(job: Job, folder: Path) -> Job:
-    return Job(str(folder), job.views, job.seed, job.images, job.texts, job.slots)
+    return Job(pair_source(folder), job.views, job.seed, job.images, job.texts, job.slots)
 
 
 POSTERS: dict[str, tuple[bytes, str | None]] = {

@@ -21,7 +21,7 @@ import pytest
 from featurestore.errors import ProducerError
 from producers import parent
 from producers.pool import ProducerPool
-from producers.sources.source import scan
+from producers.sources.pairs import scan
 from tests.producers.test_pool import (
     ROOT,
     SAMPLES,
@@ -320,10 +320,10 @@ PARENT = """
 import sys
 from pathlib import Path
 from producers.pool import ProducerPool
-from producers.sources.source import scan
+from producers.sources.pairs import scan
 from producers.worker import Job
 job = Job.from_json(Path(sys.argv[1]).read_bytes())
-with ProducerPool(job, scan(Path(job.data_dir)).samples, workers=2, timeout_s=4.0) as pool:
+with ProducerPool(job, scan(Path(job.source["root"])).samples, workers=2, timeout_s=4.0) as pool:
     print("started", flush=True)
     while True:
         try:

@@ -27,7 +27,7 @@ from manyviews import main
 from manyviews.operations.report.runs import throughput
 from manyviews.operations.watch.runs import newest_run
 from producers.sources.inputs import changed_inputs, read_cache, stat_inputs
-from producers.sources.source import scan
+from producers.sources.pairs import scan
 from tests.conftest import ROOT, tree_digest
 from tests.faults import fakes
 from tests.faults.harness import COUNTS

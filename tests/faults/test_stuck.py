@@ -22,7 +22,8 @@ from manyviews import main
 from manyviews.operations.check.reading import Reading, read
 from producers import process
 from producers.pool import ProducerPool
-from producers.sources.source import scan
+from producers.sources.pairs import scan
+from producers.sources.readers import pair_source
 from tests.conftest import tree_digest
 from tests.faults.fakes import CHUNK, make, make_data
 from tests.faults.harness import COUNTS
@@ -211,9 +212,9 @@ def test_a_build_is_finished_without_it(golden: Path, tmp_path: Path) -> None:
 
 
 def test_a_check_names_the_file_and_reads_the_rest(folder: Path, tmp_path: Path) -> None:
-    honest = read(Reading(folder), scan(folder).samples, 2, 60.0)
+    honest = read(Reading(pair_source(folder)), scan(folder).samples, 2, 60.0)
     with mounted(folder, tmp_path / "mount", ["s07.jpg"]) as mount:
-        looks = read(Reading(mount.path), scan(mount.path).samples, 2, TIMEOUT_S)
+        looks = read(Reading(pair_source(mount.path)), scan(mount.path).samples, 2, TIMEOUT_S)
         COUNTS["process that does not end"] += 2
     assert looks[7].image_bad == ("timeout", "no result within 2 s, 2 times")
     assert looks[7].text_bad is None

@@ -29,7 +29,8 @@ from featurestore.records import BadInput, SampleRecord
 from producers import process
 from producers.pool import ProducerPool
 from producers.recipes.tokens import TextSpec
-from producers.sources.source import scan
+from producers.sources.pairs import scan
+from producers.sources.readers import pair_source
 from producers.worker import Job
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -105,7 +106,7 @@ def job_for(folder: Path, slots: int) -> Job:
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(VOCABULARY)}, "[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     spec = TextSpec(tokenizer.to_str(), max_length=32)
-    return Job(str(folder), VIEWS, 123, (), (spec,), slots)
+    return Job(pair_source(folder), VIEWS, 123, (), (spec,), slots)
 
 
 def pool_for(
@@ -406,10 +407,11 @@ PARENT = """
 import sys
 from pathlib import Path
 from producers.pool import ProducerPool
-from producers.sources.source import scan
+from producers.sources.pairs import scan
+from producers.sources.readers import pair_source
 from producers.worker import Job
 job = Job.from_json(Path(sys.argv[1]).read_bytes())
-pool = ProducerPool(job, scan(Path(job.data_dir)).samples, workers=3, timeout_s=60)
+pool = ProducerPool(job, scan(Path(job.source["root"])).samples, workers=3, timeout_s=60)
 if sys.argv[2] == "ready":
     for _ in range(4):
         pool.take()

@@ -29,17 +29,17 @@ import producers
 from pathlib import Path
 from manyviews.operations.check.reading import Reading, read
 from producers.pool import ProducerPool
-from producers.sources.source import scan
+from producers.sources.pairs import scan
 from producers.worker import Job
 job = Job.from_json(Path(job_file).read_bytes())
-samples = scan(Path(job.data_dir)).samples
+samples = scan(Path(job.source["root"])).samples
 with ProducerPool(job, samples, workers=2, timeout_s=60) as pool:
     words = []
     for _ in samples:
         views = pool.take()
         words.append(views.record.words)
         pool.release(views)
-looks = read(Reading(Path(job.data_dir), images=False), samples, 1, 60)
+looks = read(Reading(job.source, images=False), samples, 1, 60)
 assert words == [look.words for look in looks]
 from manyviews.operations.demo.demo import _command
 shown = subprocess.run(_command("--help"), capture_output=True, text=True)
@@ -131,10 +131,10 @@ sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from featurestore.errors import ManyViewsError
 from producers.pool import ProducerPool
-from producers.sources.source import scan
+from producers.sources.pairs import scan
 from producers.worker import Job
 job = Job.from_json(Path(sys.argv[2]).read_bytes())
-samples = scan(Path(job.data_dir)).samples
+samples = scan(Path(job.source["root"])).samples
 free = len(os.listdir("/proc/self/fd")) - 1
 for more in range(40):
     resource.setrlimit(resource.RLIMIT_NOFILE, (free + more, 4096))

@@ -37,7 +37,8 @@ from manyviews.operations.check.machine import Free, need_of
 from manyviews.operations.check.models import find_models, known_dims, models_group
 from manyviews.operations.check.reading import Reading, evenly, read
 from manyviews.operations.check.target import Target, open_target
-from producers.sources.source import Scan, scan
+from producers.sources.kinds import scan_collection
+from producers.sources.scan import Scan
 
 SAMPLED = 500
 _UNLOADED = "First correct the errors above that prevent loading the models."
@@ -104,9 +105,9 @@ def run_check(request: CheckRequest, say: Say) -> CheckReport:
         ConfigError: an option is not possible on this machine.
         InterruptedBuildError: a signal ended the trial.
     """
-    scanned = scan(request.config.data_dir, follow_links=request.config.follow_links)
+    scanned = scan_collection(request.config.inputs)
     target = open_target(request.config, scanned) if request.has_store else Target.none()
-    config = completed(request.config, target.stored)
+    config = completed(request.config, target.stored, scanned)
     device = resolve_device(request.config.device)
     return _Check(request, scanned, config, device, target, say).run()
 
@@ -227,13 +228,15 @@ class _Check:
         chosen = samples if self._request.full else evenly(samples, SAMPLED)
         texts = {} if plan is None else _texts(plan)
         reading = Reading(
-            self._scanned.data_dir,
+            self._scanned.places.source,
             images=plan is None or bool(plan.job.images),
             texts=tuple(texts.values()),
         )
         self._say(f"reading {len(chosen):,} of {amount(len(samples), 'sample')}")
         workers = self._config.workers or usable_cpus()
-        looks = read(reading, chosen, workers, self._config.sample_timeout_s)
+        looks = read(
+            reading, chosen, workers, self._config.sample_timeout_s, self._scanned.places.where
+        )
         fatal = self._config.bad_sample == "fail"
         groups = [inputs.posters_group(looks, samples, fatal=fatal)] if reading.images else []
         limits = {name: spec.max_length for name, spec in texts.items()}

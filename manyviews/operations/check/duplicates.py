@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from featurestore.errors import BadSampleError
 from featurestore.imdb.splits import SplitComparison
-from featurestore.records import Sample
+from featurestore.records import Modality, Sample
 from featurestore.wording import amount
 from manyviews.operations.check.findings import Group
-from producers.sources import source
-from producers.sources.source import Scan
+from producers.sources.inputs import sha256_of
+from producers.sources.scan import Inputs, Scan
 
 # Threads help: reading waits for the disk, and hashlib releases the interpreter lock.
 _THREADS = 8
@@ -52,37 +50,29 @@ def _crosses(same: Sequence[Sample], split: SplitComparison) -> bool:
 
 def duplicate_posters(scanned: Scan) -> list[list[Sample]]:
     """Groups of samples whose posters have identical bytes, in the order of the samples."""
-    return _duplicates(scanned, source.image_path, source.MAX_IMAGE_BYTES)
+    return _duplicates(scanned, "image")
 
 
 def duplicate_synopses(scanned: Scan) -> list[list[Sample]]:
     """Groups of samples whose synopses have identical bytes, in the order of the samples."""
-    return _duplicates(scanned, source.text_path, source.MAX_TEXT_BYTES)
+    return _duplicates(scanned, "text")
 
 
-def _duplicates(
-    scanned: Scan, path_of: Callable[[Path, Sample], Path], cap_bytes: int
-) -> list[list[Sample]]:
-    """Groups of samples with identical files; reads only files whose size occurs twice."""
+def _duplicates(scanned: Scan, modality: Modality) -> list[list[Sample]]:
+    """Groups of samples with identical inputs; reads only inputs whose size occurs twice."""
+    inputs = Inputs(scanned)
 
-    def size(sample: Sample) -> int:
+    def digest(sample: Sample) -> str | None:
         try:
-            return path_of(scanned.data_dir, sample).stat().st_size
-        except OSError:
-            return 0
-
-    def digest(sample: Sample) -> bytes:
-        try:
-            data = source.read_capped(path_of(scanned.data_dir, sample), cap_bytes)
+            return sha256_of(inputs, sample, modality)
         except BadSampleError:
-            return b""
-        return hashlib.sha256(data).digest()
+            return None
 
+    # Empty files are reported as bad inputs, not as duplicates.
+    sizes = (max(size, 0) for size in scanned.places.sizes(modality))
+    suspects = [sample for group in _groups(scanned.samples, sizes, empty=0) for sample in group]
     with ThreadPoolExecutor(_THREADS) as threads:
-        # Empty files are reported as bad inputs, not as duplicates.
-        sizes = _groups(scanned.samples, threads.map(size, scanned.samples), empty=0)
-        suspects = [sample for group in sizes for sample in group]
-        return _groups(suspects, threads.map(digest, suspects), empty=b"")
+        return _groups(suspects, threads.map(digest, suspects), empty=None)
 
 
 def _groups(

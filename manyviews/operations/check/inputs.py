@@ -21,7 +21,7 @@ from manyviews.operations.check.findings import (
 )
 from manyviews.operations.check.reading import Look
 from producers.decode import ImageFacts
-from producers.sources.source import Scan
+from producers.sources.scan import Scan
 from producers.sources.unused import advice, counted_reasons
 
 # Posters of MM-IMDb are 256 pixels wide or more, and up to twice as high.
@@ -34,7 +34,7 @@ def data_group(scanned: Scan) -> Group:
     """The pairs of poster and synopsis, and all other files in the folder."""
     group = Group("data")
     group.facts = {
-        "data_dir": str(scanned.data_dir),
+        "data_dir": str(scanned.path),
         "samples": len(scanned.samples),
         "unmatched_images": list(scanned.unmatched_images),
         "unmatched_texts": list(scanned.unmatched_texts),

@@ -8,9 +8,8 @@ processes is reported as bad.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
-from pathlib import Path
 from typing import IO, Any
 
 from featurestore.errors import BadSampleError
@@ -22,7 +21,7 @@ from producers.decode import ImageFacts
 from producers.process import Child, temporary_file
 from producers.recipes.tokens import TextSpec, TokenEncoder
 from producers.serving import Handler, out_of_memory, serve
-from producers.sources import source
+from producers.sources.readers import Reader, Synopsis, Texts, open_reader
 
 # The reason and detail of a bad input.
 _Bad = tuple[str, str]
@@ -58,25 +57,25 @@ class Reading:
     """The job of the reading processes.
 
     Attributes:
-        data_dir: the data folder.
+        source: plain values that describe the reader of the inputs, see ``open_reader``.
         images: whether posters are read.
         texts: the text specifications whose tokens are counted.
     """
 
-    data_dir: Path
+    source: Mapping[str, Any]
     images: bool = True
     texts: tuple[TextSpec, ...] = ()
 
     def to_json(self) -> bytes:
         """Serializes the job."""
-        values = [str(self.data_dir), self.images, [asdict(text) for text in self.texts]]
+        values = [self.source, self.images, [asdict(text) for text in self.texts]]
         return json.dumps(values).encode("ascii")
 
     @classmethod
     def from_json(cls, data: bytes) -> Reading:
         """Restores the job from the result of :meth:`to_json`."""
-        data_dir, images, texts = json.loads(data)
-        return cls(Path(data_dir), images, tuple(TextSpec(**text) for text in texts))
+        source, images, texts = json.loads(data)
+        return cls(source, images, tuple(TextSpec(**text) for text in texts))
 
 
 def evenly(samples: Sequence[Sample], count: int) -> list[Sample]:
@@ -85,7 +84,17 @@ def evenly(samples: Sequence[Sample], count: int) -> list[Sample]:
     return [samples[i * len(samples) // chosen] for i in range(chosen)]
 
 
-def read(reading: Reading, samples: Sequence[Sample], workers: int, timeout_s: float) -> list[Look]:
+def nowhere(_sample: Sample) -> None:
+    """The locator of samples that have the names of their files themselves."""
+
+
+def read(
+    reading: Reading,
+    samples: Sequence[Sample],
+    workers: int,
+    timeout_s: float,
+    where: Callable[[Sample], Any] = nowhere,
+) -> list[Look]:
     """Reads the samples' inputs in at most ``workers`` processes; returns them in their order.
 
     Args:
@@ -93,12 +102,13 @@ def read(reading: Reading, samples: Sequence[Sample], workers: int, timeout_s: f
         samples: the samples to read.
         workers: number of processes.
         timeout_s: maximum number of seconds per file.
+        where: function that returns a sample's locator.
 
     Raises:
         ProducerError: processes cannot be started or ended, or repeatedly end.
     """
     kinds = ("image", "text") if reading.images else ("text",)
-    files = [_File(sample, kind) for sample in samples for kind in kinds]
+    files = [_File(sample, kind, where(sample)) for sample in samples for kind in kinds]
     if not files:
         return []
     with (
@@ -109,10 +119,13 @@ def read(reading: Reading, samples: Sequence[Sample], workers: int, timeout_s: f
     return [_joined(*(looks[sample.index, kind] for kind in kinds)) for sample in samples]
 
 
-def look_at(reading: Reading, encoders: Sequence[TokenEncoder], sample: Sample) -> Look:
+def look_at(
+    reading: Reading, encoders: Sequence[TokenEncoder], sample: Sample, where: Any = None
+) -> Look:
     """Reads one sample's inputs in this process."""
-    text = _text(reading, encoders, sample, None)
-    return _joined(_image(reading, sample, None), text) if reading.images else _joined(text)
+    reader = open_reader(reading.source)
+    text = _text(reader, encoders, sample, where, None)
+    return _joined(_image(reader, sample, where, None), text) if reading.images else _joined(text)
 
 
 def _joined(*parts: dict[str, Any]) -> Look:
@@ -133,12 +146,14 @@ class _File:
     Attributes:
         sample: the file's sample.
         kind: ``image`` or ``text``.
+        where: the sample's locator.
         kills: number of processes that it ended.
         skip: reason and detail if it must not be opened again, or None.
     """
 
     sample: Sample
     kind: str
+    where: Any = None
     kills: int = 0
     skip: _Bad | None = None
 
@@ -147,7 +162,12 @@ class _File:
         return self.sample.stem
 
     def message(self) -> bytes:
-        message = {"sample": self.sample.values(), "kind": self.kind, "skip": self.skip}
+        message = {
+            "sample": self.sample.values(),
+            "kind": self.kind,
+            "where": self.where,
+            "skip": self.skip,
+        }
         return json.dumps(message).encode("ascii")
 
 
@@ -193,23 +213,26 @@ def main(arguments: Sequence[str]) -> None:
 def _prepare(data: bytes, _fds: Sequence[int]) -> Handler:
     reading = Reading.from_json(data)
     encoders = [TokenEncoder(spec) for spec in reading.texts]
+    reader = open_reader(reading.source)
 
     def look(task: dict[str, Any]) -> dict[str, Any]:
         sample = Sample(*task["sample"])
         if task["kind"] == "image":
-            return _image(reading, sample, task["skip"])
-        return _text(reading, encoders, sample, task["skip"])
+            return _image(reader, sample, task["where"], task["skip"])
+        return _text(reader, encoders, sample, task["where"], task["skip"])
 
     return look
 
 
-def _image(reading: Reading, sample: Sample, skip: Sequence[str] | None) -> dict[str, Any]:
-    """Describes a poster; ``skip`` is the reason and detail if it must not be opened."""
+def _image(
+    reader: Reader, sample: Sample, where: Any, skip: Sequence[str] | None
+) -> dict[str, Any]:
+    """Describes an image; ``skip`` is the reason and detail if it must not be opened."""
     facts, bad = None, skip
     if bad is None:
         try:
-            path = source.image_path(reading.data_dir, sample)
-            facts = decode.describe(source.read_capped(path, source.MAX_IMAGE_BYTES))
+            data = reader.image(sample, where)
+            facts = None if data is None else decode.describe(data)
         except (BadSampleError, MemoryError) as error:
             bad = _why(error)
     image = None if facts is None else list(astuple(facts))
@@ -217,35 +240,31 @@ def _image(reading: Reading, sample: Sample, skip: Sequence[str] | None) -> dict
 
 
 def _text(
-    reading: Reading,
+    reader: Reader,
     encoders: Sequence[TokenEncoder],
     sample: Sample,
+    where: Any,
     skip: Sequence[str] | None,
 ) -> dict[str, Any]:
-    """Describes a synopsis; ``skip`` is the reason and detail if it must not be opened."""
+    """Describes texts; ``skip`` is the reason and detail if they must not be opened."""
     if skip is None:
         try:
-            return _text_of(_document(reading.data_dir, sample), encoders, sample, None)
+            return _text_of(reader.texts(sample, where), encoders, sample, None)
         except (BadSampleError, MemoryError) as error:
             skip = _why(error)
     return _text_of(None, encoders, sample, skip)
 
 
-def _document(data_dir: Path, sample: Sample) -> object:
-    path = source.text_path(data_dir, sample)
-    return decode.document(source.read_capped(path, source.MAX_TEXT_BYTES))
-
-
 def _text_of(
-    document: object,
+    texts: Texts | None,
     encoders: Sequence[TokenEncoder],
     sample: Sample,
     bad: Sequence[str] | None,
 ) -> dict[str, Any]:
-    decoded = decode.plot_text(document) if bad is None else decode.DecodedText("")
+    decoded = decode.DecodedText("") if texts is None else texts.decoded()
     if decoded.reason is not None:
         bad = (decoded.reason, decoded.detail)
-    row, unknown = genres_vector(document)
+    row, unknown = genres_vector(texts.document() if isinstance(texts, Synopsis) else None)
     return {
         "index": sample.index,
         "text_bad": None if bad is None else list(bad),

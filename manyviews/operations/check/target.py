@@ -18,7 +18,7 @@ from featurestore.storage.store import LOCK, FeatureStore, StoreSpec
 from featurestore.system.locks import Holder, lock_holder, require_locks
 from featurestore.wording import amount
 from manyviews.operations.check.findings import Group
-from producers.sources.source import Scan
+from producers.sources.scan import Scan
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ def open_target(config: BuildConfig, scanned: Scan) -> Target:
             require_place(config.store)
             return Target(group, None, None, parent, freed)
         stored = FeatureStore(config.store)
-        wanted = find_extension(completed(config, stored), stored, scanned)
+        wanted = find_extension(completed(config, stored, scanned), stored, scanned)
     except ManyViewsError as error:
         group.failure("store", error)
         return Target(group, None, None, parent)

@@ -11,7 +11,7 @@ from featurestore.errors import BadSampleError, InputError
 from featurestore.records import BadInput, Sample, SampleRecord
 from featurestore.system.links import LEAVES, leads_outside
 from producers import decode
-from producers.sources import source
+from producers.sources import files
 
 
 def modalities(record: SampleRecord | None) -> tuple[str, ...]:
@@ -34,7 +34,7 @@ def poster(
     if known is not None and record is not None and not record.image_sha256:
         return None, known  # the build did not read it: there is no hash to compare with
     try:
-        data = _read(source.image_path(data_dir, sample), source.MAX_IMAGE_BYTES)
+        data = _read(files.image_path(data_dir, sample), files.MAX_IMAGE_BYTES)
         if record is not None:
             _require_same(data, record.image_sha256, sample.image_name)
         if known is not None:
@@ -56,7 +56,7 @@ def text(
     if known is not None and record is not None and not record.text_sha256:
         return "", known
     try:
-        data = _read(source.text_path(data_dir, sample), source.MAX_TEXT_BYTES)
+        data = _read(files.text_path(data_dir, sample), files.MAX_TEXT_BYTES)
     except BadSampleError as error:
         return "", BadInput(sample.index, "text", error.reason, error.detail)
     if record is not None:
@@ -81,7 +81,7 @@ def require_inside(data_dir: Path, sample: Sample) -> None:
         InputError: one of its files is such a link.
     """
     folder = data_dir.resolve()
-    for path in (source.image_path(data_dir, sample), source.text_path(data_dir, sample)):
+    for path in (files.image_path(data_dir, sample), files.text_path(data_dir, sample)):
         if leads_outside(path, folder):
             raise InputError(f"{path.name!r} in {data_dir} is {LEAVES}.")
 
@@ -89,7 +89,7 @@ def require_inside(data_dir: Path, sample: Sample) -> None:
 def _read(path: Path, cap_bytes: int) -> bytes:
     """The file's bytes; a missing file is an InputError here, not a bad sample."""
     try:
-        return source.read_capped(path, cap_bytes)
+        return files.read_capped(path, cap_bytes)
     except BadSampleError as error:
         if error.reason != "missing":
             raise
@@ -99,7 +99,7 @@ def _read(path: Path, cap_bytes: int) -> bytes:
         ) from None
 
 
-def _require_same(data: bytes, recorded: str, name: str) -> None:
+def _require_same(data: bytes, recorded: str | None, name: str | None) -> None:
     """Refuses a file whose SHA-256 differs from the recorded one; ``""`` is no record."""
     if not recorded:
         return

@@ -29,7 +29,7 @@ from producers.kernels.draws import ViewDraws
 from producers.recipes import image_views, text_views
 from producers.recipes.image_views import IMAGE_RECIPE, ImageSpec, Pixels
 from producers.recipes.text_views import TEXT_RECIPE, TextViews
-from producers.sources import source
+from producers.sources import pairs
 
 PAPER_SEED, PAPER_SIZE = 123, 224
 # The paper's image processors for view 0: CLIP's crops the centre, BLIP-2's changes the aspect.
@@ -147,7 +147,7 @@ def from_folder(data_dir: Path, stem: str, recipe: Recipe, *, follow_links: bool
     Raises:
         InputError: the folder does not contain the sample.
     """
-    samples = source.scan(data_dir, follow_links=follow_links).samples
+    samples = pairs.scan(data_dir, follow_links=follow_links).samples
     return _replay(data_dir, find(samples, stem, str(data_dir)), recipe, None)
 
 

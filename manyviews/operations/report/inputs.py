@@ -15,7 +15,7 @@ from featurestore.records import BadInput
 from featurestore.storage.store import FeatureStore
 from featurestore.system.links import LEAVES, leads_outside
 from producers import decode
-from producers.sources import source
+from producers.sources import files
 
 LISTED = 500
 PICTURED = 100
@@ -63,10 +63,10 @@ def _picture(
     chunk, position = divmod(bad.index, store.spec.chunk)
     record = store.ledger[chunk].samples[position]
     try:
-        path = source.image_path(data_dir, store.samples[bad.index])
+        path = files.image_path(data_dir, store.samples[bad.index])
         if not follow_links and leads_outside(path, data_dir.resolve()):
             return "", f"the poster is {LEAVES}"
-        data = source.read_capped(path, source.MAX_IMAGE_BYTES)
+        data = files.read_capped(path, files.MAX_IMAGE_BYTES)
         if hashlib.sha256(data).hexdigest() != record.image_sha256:
             return "", "the poster has changed since the build"
         poster = decode.image(data)

@@ -79,9 +79,9 @@ def test_check_features() -> None:
             check_features("clip_text", wrong, 4)
     rows[4, 1], rows[5, 0], rows[5, 1] = np.inf, -np.inf, np.nan
     with pytest.raises(BackboneError, match="2 of 6 rows, first for sample 11, view 1"):
-        check_features("clip_text", rows, 4, first_sample=10, views=3)
+        check_features("clip_text", rows, 4, samples=range(10, 20), views=3)
     with pytest.raises(BackboneError, match="first for sample 11, view 9"):  # of added views
-        check_features("clip_text", rows, 4, first_sample=10, first_view=8, views=3)
+        check_features("clip_text", rows, 4, samples=range(10, 20), first_view=8, views=3)
 
 
 def test_loading_is_silent(tiny_folders: dict, capfd: pytest.CaptureFixture[str]) -> None:

@@ -275,11 +275,11 @@ def run(model: Any, views: int = 4, samples: int = 2, batch: int = 3) -> np.ndar
         for sample in range(samples):
             pixels = image_rows(views, sample)
             images.add(pixels[0], pixels[1:])
-        return images.launch().take(first_sample=100)
+        return images.launch().take(range(100, 200))
     texts = TextBatcher(model, batch, samples * views)
     for sample in range(samples):
         texts.add(*text_rows(views, sample))
-    return texts.launch().take(first_sample=100)
+    return texts.launch().take(range(100, 200))
 
 
 @pytest.mark.parametrize("base", [FakeImages, FakeTexts])

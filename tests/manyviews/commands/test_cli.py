@@ -219,7 +219,7 @@ def test_an_unexpected_exception_is_a_defect_with_a_hint(
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("never thought of")
 
-    monkeypatch.setattr("producers.sources.source.scan", broken)
+    monkeypatch.setattr("producers.sources.pairs.scan", broken)
     arguments = ("labels", "--data-dir", "d", "--out-dir", "o")
     code, output, errors = run(*arguments)
     assert (code, output) == (1, "")
@@ -246,7 +246,7 @@ def test_ctrl_c_exits_with_130_and_says_how_to_continue(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("producers.sources.source.scan", interrupted)
+    monkeypatch.setattr("producers.sources.pairs.scan", interrupted)
     code, _, errors = run("labels", "--data-dir", "d", "--out-dir", "o")
     assert (code, errors.strip()) == (130, "Interrupted: run the same command again.")
     monkeypatch.setattr("consumers.build.scan", interrupted)

@@ -11,7 +11,7 @@ from featurestore.storage.store import FeatureStore, StoreSpec
 from featurestore.storage.writer import create, take_lock
 from producers.recipes.image_views import IMAGE_RECIPE
 from producers.recipes.text_views import TEXT_RECIPE
-from producers.sources import source
+from producers.sources import pairs
 from tests.featurestore.stores import make_fingerprint, make_rows
 
 VIEWS = 8
@@ -29,7 +29,7 @@ def store_of(
     **fingerprint: str | int,
 ) -> FeatureStore:
     """A store with the hashes of the ``read`` files of the folder, and synthetic rows."""
-    samples = source.scan(folder).samples
+    samples = pairs.scan(folder).samples
     spec = StoreSpec(len(samples), VIEWS, CHUNK, DIMS)
     known = make_fingerprint(spec, [s.stem for s in samples])
     known |= {"image_recipe": IMAGE_RECIPE, "text_recipe": TEXT_RECIPE, **fingerprint}

@@ -191,7 +191,7 @@ def test_spec_round_trips_through_json_and_is_hashable(spec):
 
 def test_importing_the_producers_stays_light():
     code = (
-        "import sys, producers.sources.source, producers.decode, producers.recipes.image_views\n"
+        "import sys, producers.sources.readers, producers.decode, producers.recipes.image_views\n"
         "import producers.recipes.text_views, producers.recipes.tokens\n"
         "import featurestore.system.torchvision_ops\n"
         "heavy = {'torch', 'torchvision', 'transformers', 'zarr', 'consumers'} & set(sys.modules)\n"

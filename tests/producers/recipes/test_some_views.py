@@ -17,7 +17,8 @@ from producers.recipes import image_views, text_views
 from producers.recipes.image_views import ImageSpec
 from producers.recipes.tokens import TextSpec, TokenEncoder
 from producers.slots import Ring, SlotArrays
-from producers.sources.source import Scan, scan
+from producers.sources.pairs import scan
+from producers.sources.scan import Scan
 from producers.worker import Job, Producer
 from tests.producers.pictures import photo
 from tests.producers.recipes.test_tokens import unigram
@@ -50,7 +51,7 @@ def text_specs() -> tuple[TextSpec, TextSpec]:
 
 def job(found: Scan, first_view: int) -> Job:
     images = (CLIP, BLIP, SMALL)
-    return Job(str(found.data_dir), VIEWS, 123, images, text_specs(), 1, first_view=first_view)
+    return Job(found.places.source, VIEWS, 123, images, text_specs(), 1, first_view=first_view)
 
 
 def one_slot(planned: Job) -> SlotArrays:

@@ -9,9 +9,9 @@ import pytest
 
 from featurestore.errors import StorageError
 from featurestore.records import BadInput, SampleRecord
-from producers.sources import source
+from producers.sources import files
 from producers.sources.inputs import changed_inputs, extend_cache, read_cache, stat_inputs, stat_of
-from producers.sources.source import scan
+from producers.sources.pairs import scan
 
 
 @pytest.fixture
@@ -96,8 +96,8 @@ def test_a_file_that_became_unreadable_is_named(folder):
 
 def test_only_the_file_that_looks_different_is_read(folder, monkeypatch):
     records, cached = records_of(folder), kept(folder)
-    read, honest = [], source.read_capped
-    monkeypatch.setattr(source, "read_capped", lambda p, cap: read.append(p.name) or honest(p, cap))
+    read, honest = [], files.read_capped
+    monkeypatch.setattr(files, "read_capped", lambda p, cap: read.append(p.name) or honest(p, cap))
     os.utime(folder / "1.json", ns=(1, 1))
     assert check(folder, records, cached) == []
     assert read == ["1.json"]

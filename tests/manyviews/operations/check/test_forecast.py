@@ -22,7 +22,7 @@ from featurestore.storage.ledger import format_entry
 from featurestore.storage.writer import StoreWriter
 from featurestore.system import durable
 from manyviews.operations.check.forecast import Trial, run_trial
-from producers.sources.source import scan
+from producers.sources.pairs import scan
 from tests.conftest import tree_digest
 
 ROUNDS = 3

@@ -17,7 +17,9 @@ from manyviews.operations.check.duplicates import duplicate_posters, duplicate_s
 from manyviews.operations.check.findings import Group, spread
 from manyviews.operations.check.reading import Look, Reading, evenly, look_at, read
 from producers.recipes.tokens import TextSpec, TokenEncoder
-from producers.sources.source import Scan, scan
+from producers.sources.pairs import scan
+from producers.sources.readers import pair_source
+from producers.sources.scan import Scan
 from tests.conftest import ROOT
 from tests.manyviews.operations.conftest import GOOD
 
@@ -29,7 +31,7 @@ def found(messy: Path) -> Scan:
 
 @pytest.fixture(scope="module")
 def looks(found: Scan) -> list[Look]:
-    return read(Reading(found.data_dir), found.samples, 2, 60.0)
+    return read(Reading(found.places.source), found.samples, 2, 60.0)
 
 
 def level_of(group: Group, label: str) -> str:
@@ -43,7 +45,7 @@ def level_of(group: Group, label: str) -> str:
 def test_child_processes_return_what_reading_in_this_process_does(
     found: Scan, looks: list[Look]
 ) -> None:
-    reading = Reading(found.data_dir)
+    reading = Reading(found.places.source)
     assert looks == [look_at(reading, [], sample) for sample in found.samples]
 
 
@@ -104,7 +106,7 @@ def test_files_that_end_block_or_fill_a_process_are_named_and_the_rest_is_read(
     found: Scan, looks: list[Look], tmp_path: Path
 ) -> None:
     folder = tmp_path / "data"
-    shutil.copytree(found.data_dir, folder, symlinks=True)
+    shutil.copytree(found.path, folder, symlinks=True)
     samples = found.samples
     marks = {
         (3, "image"): "<exit>",
@@ -121,7 +123,7 @@ def test_files_that_end_block_or_fill_a_process_are_named_and_the_rest_is_read(
             file.write_bytes(file.read_bytes() + mark.encode())
         else:
             file.write_bytes(mark.encode())
-    made = read(Reading(folder), samples, 2, 3.0)
+    made = read(Reading(pair_source(folder)), samples, 2, 3.0)
     killed = ("killed", "the decoder was ended by exit status 9, 2 times")
     bad = {
         (look.index, kind): why
@@ -151,7 +153,7 @@ def test_files_that_end_block_or_fill_a_process_are_named_and_the_rest_is_read(
 def test_a_bad_text_has_the_tokens_of_the_empty_text(found: Scan) -> None:
     """Every sample has a token count, also one whose text is bad."""
     spec = TextSpec(Tokenizer(models.WordLevel({"w": 0}, "w")).to_str(), max_length=8)
-    reading = Reading(found.data_dir, images=False, texts=(spec,))
+    reading = Reading(found.places.source, images=False, texts=(spec,))
     made = read(reading, found.samples, 1, 60.0)
     assert made == [look_at(reading, [TokenEncoder(spec)], s) for s in found.samples]
     assert {len(look.tokens) for look in made} == {1}
@@ -235,7 +237,7 @@ def test_synopses(found: Scan, looks: list[Look]) -> None:
     assert facts["empty"] == ["noplot"]
     words = []
     for sample in found.samples:
-        text = (found.data_dir / sample.text_name).read_text()
+        text = (found.path / sample.text_name).read_text()
         words.append(0 if text == "{" else len(json.loads(text).get("plot", "").split()))
     assert facts["words"]["max"] == max(words)
     assert facts["words"]["median"] == sorted(words)[(len(words) - 1) // 2]

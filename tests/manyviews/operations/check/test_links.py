@@ -14,7 +14,7 @@ import pytest
 from consumers.config import BuildConfig
 from featurestore.storage.store import FeatureStore
 from manyviews import main
-from producers.sources.source import scan
+from producers.sources.pairs import scan
 from tests.conftest import tree_digest
 
 STEM = "0107922"

@@ -26,7 +26,8 @@ from manyviews.operations.replay.replay import Recipe, Replay, from_folder, from
 from producers.pool import ProducerPool
 from producers.recipes.image_views import IMAGE_RECIPE, ImageSpec
 from producers.recipes.text_views import TEXT_RECIPE
-from producers.sources import source
+from producers.sources import pairs
+from producers.sources.readers import pair_source
 from producers.worker import Job
 from tests.featurestore.stores import make_fingerprint, make_rows
 from tests.manyviews.operations.stores import CHUNK, DIMS, VIEWS, store_of
@@ -37,7 +38,7 @@ TRUNCATED = "0100003"  # the only unusable poster of the demo data
 
 
 def stems(folder: Path) -> list[str]:
-    return [s.stem for s in source.scan(folder).samples]
+    return [s.stem for s in pairs.scan(folder).samples]
 
 
 def read_poster(folder: Path, stem: str) -> Image.Image:
@@ -69,8 +70,8 @@ def test_pixels_equal_torchvision(folder: Path, at: int) -> None:
 @pytest.mark.parametrize(("seed", "size"), [(123, 224), (9, 64)])
 def test_pixels_and_texts_equal_those_of_producers(folder: Path, seed: int, size: int) -> None:
     clip, blip2 = ImageSpec(size, size), ImageSpec(size, None)
-    job = Job(str(folder), VIEWS, seed, (clip, blip2), (), slots=4)
-    samples = source.scan(folder).samples[:5]  # the first is the truncated one
+    job = Job(pair_source(folder), VIEWS, seed, (clip, blip2), (), slots=4)
+    samples = pairs.scan(folder).samples[:5]  # the first is the truncated one
     with ProducerPool(job, samples, workers=1, timeout_s=60.0) as pool:
         for sample in samples:
             made = pool.take()
@@ -277,7 +278,7 @@ def test_a_recorded_placeholder_is_replayed(folder: Path, tmp_path: Path) -> Non
 
 
 def test_a_recorded_unreadable_file_is_not_read(folder: Path, tmp_path: Path) -> None:
-    samples = source.scan(folder).samples
+    samples = pairs.scan(folder).samples
     spec = StoreSpec(len(samples), VIEWS, 48, DIMS)
     known = make_fingerprint(spec, [s.stem for s in samples])
     known |= {"image_recipe": IMAGE_RECIPE, "text_recipe": TEXT_RECIPE}

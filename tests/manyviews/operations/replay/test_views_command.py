@@ -13,7 +13,7 @@ from PIL import Image
 
 from manyviews import main
 from manyviews.operations.replay.replay import Recipe, from_folder
-from producers.sources import source
+from producers.sources import pairs
 
 STEM = "0107922"
 
@@ -120,7 +120,7 @@ def test_contradictory_options_are_refused(views: Any, tmp_path: Path) -> None:
 def test_control_characters_are_escaped(
     tmp_path: Path, folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    [sample] = [s for s in source.scan(folder).samples if s.stem == STEM]
+    [sample] = [s for s in pairs.scan(folder).samples if s.stem == STEM]
     (tmp_path / "a.jpg").write_bytes((folder / sample.image_name).read_bytes())
     plot = "\x1b[2Jred \u202eword\n"
     (tmp_path / "a.json").write_text(json.dumps({"plot": plot}))

@@ -11,7 +11,9 @@ import pytest
 from featurestore.errors import BadSampleError, InputError, StorageError
 from featurestore.records import Sample
 from producers.sources import unused
-from producers.sources.source import Scan, image_path, read_capped, scan, text_path
+from producers.sources.files import image_path, read_capped, text_path
+from producers.sources.pairs import scan
+from producers.sources.scan import Scan
 
 
 def fill(folder, *names):
@@ -35,7 +37,7 @@ def test_pairs_are_sorted_by_code_point(tmp_path):
     found = scan(tmp_path)
     assert stems(found) == ["10", "9", "B", "b", "é", "🎬"]
     assert found.samples[1] == Sample(1, "9", "9.jpg", "9.json")
-    assert found.data_dir == tmp_path
+    assert found.path == tmp_path
     assert (found.unmatched_images, found.unmatched_texts, found.left_out) == ((), (), ())
     assert found.stems_sha256 == hashlib.sha256("10\x009\0B\0b\0é\0🎬".encode()).hexdigest()
     assert image_path(tmp_path, found.samples[0]) == tmp_path / "10.jpg"

@@ -1,0 +1,102 @@
+"""What a collection of images and texts is: its kind, its place and its columns."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from featurestore.errors import ConfigError
+
+Kind = Literal["mm-imdb", "folder", "table", "imagefolder", "webdataset", "huggingface"]
+CleanText = Literal["join", "first", "longest"]
+Order = Literal["given", "id"]
+
+KINDS: tuple[str, ...] = get_args(Kind)
+MM_IMDB = "mm-imdb"
+# The presets of a store: names, labels and digests of the published data set, or of any other.
+GENERIC = "generic"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CollectionConfig:
+    """Where the samples come from; the table ``[collection]`` of a TOML file.
+
+    Attributes:
+        kind: the kind of source, one of ``KINDS``.
+        path: a folder, a file, a pattern of files, or the id of a data set of the hub.
+        id: column of the ids; None for the kind's own.
+        image: column or member of the images.
+        text: columns, keys or members of the texts, read in this order.
+        labels: column, key or member of the labels.
+        split: column or key that names the part of the split.
+        order: ``given``, or ``id`` to sort the rows of a table by id.
+        recursive: whether subfolders of a ``folder`` are entered.
+        text_key: key of the texts in the ``.json`` files of a ``folder``.
+        clean_text: which of several texts is the clean one, view 0: all ``join``-ed by a space, the
+            ``first``, or the ``longest``; None for the kind's default.
+        config: name of the configuration of a hub data set.
+        revision: revision of a hub data set.
+        splits: names of the splits of a hub data set to read, in this order; empty for all.
+        follow_links: whether to use symbolic links that lead out of a folder.
+    """
+
+    kind: str
+    path: str
+    id: str | None = None
+    image: str | None = None
+    text: tuple[str, ...] = ()
+    labels: str | None = None
+    split: str | None = None
+    order: str = "given"
+    recursive: bool = False
+    text_key: str = "text"
+    clean_text: str | None = None
+    config: str | None = None
+    revision: str | None = None
+    splits: tuple[str, ...] = ()
+    follow_links: bool = False
+
+    def __post_init__(self) -> None:
+        """Checks the choices.
+
+        Raises:
+            ConfigError: a value is not one of its choices.
+        """
+        for name, value, allowed in (
+            ("kind", self.kind, KINDS),
+            ("order", self.order, get_args(Order)),
+            ("clean_text", self.clean_text, (None, *get_args(CleanText))),
+        ):
+            if value not in allowed:
+                choices = ", ".join(str(choice) for choice in allowed if choice is not None)
+                raise ConfigError(f"[collection] {name} is one of {choices}, found {value!r}.")
+
+    @classmethod
+    def mm_imdb(cls, data_dir: Path | str, *, follow_links: bool = False) -> CollectionConfig:
+        """The published layout: a flat folder of posters and synopses of the same stem."""
+        return cls(kind=MM_IMDB, path=str(data_dir), follow_links=follow_links)
+
+    @property
+    def preset(self) -> str:
+        """``mm-imdb`` or ``generic``: which names, labels and digests a store of it has."""
+        return MM_IMDB if self.kind == MM_IMDB else GENERIC
+
+    @property
+    def clean_rule(self) -> str:
+        """Which of several texts is the clean one."""
+        return self.clean_text or ("join" if self.kind == MM_IMDB else "first")
+
+    @property
+    def mapping_sha256(self) -> str:
+        """Hex SHA-256 of what is read from where, except for the place.
+
+        Sizes and times of files do not show that another column is read: the cached ones hold only
+        for the same mapping.
+        """
+        values: dict[str, Any] = asdict(self)
+        for name in ("path", "labels", "split", "splits", "follow_links", "clean_text"):
+            del values[name]
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode("ascii")).hexdigest()

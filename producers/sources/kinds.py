@@ -1,0 +1,26 @@
+"""Scan a collection of any kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from featurestore.errors import ConfigError
+from producers.sources import pairs
+from producers.sources.collection import MM_IMDB, CollectionConfig
+from producers.sources.scan import Scan
+
+
+def scan_collection(collection: CollectionConfig) -> Scan:
+    """Scans a collection: finds its samples and where their inputs are, and decodes none of them.
+
+    Raises:
+        ConfigError: the collection's description does not fit what is there.
+        InputError: the collection is missing or unreadable, or holds no sample.
+    """
+    if collection.kind == MM_IMDB:
+        return pairs.scan(Path(collection.path), follow_links=collection.follow_links)
+    if collection.kind == "folder":
+        from producers.sources import folder
+
+        return folder.scan(collection)
+    raise ConfigError(f"Collections of kind {collection.kind!r} cannot be read yet.")
