@@ -1,16 +1,13 @@
-"""The configuration of a build: its options, and the TOML file that may set them."""
+"""The configuration of a build."""
 
 from __future__ import annotations
 
 import math
-import tomllib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
 
-from consumers.backbones.config import BackboneConfig, check_name, parse_backbone
+from consumers.backbones.config import BackboneConfig, check_name
 from featurestore.errors import ConfigError
 from featurestore.records import FEATURES, PAPER_VIEWS
 from featurestore.storage.codecs import CODECS, NONE
@@ -66,7 +63,7 @@ class BuildConfig:
 
     store: Path
     data_dir: Path | None = None
-    data: Path | str | None = None
+    data: Path | None = None
     collection: CollectionConfig | None = None
     follow_links: bool = False
     resume: bool = False
@@ -204,56 +201,3 @@ def expand_models(models: Mapping[str, str], declared: Collection[str] = ()) -> 
             _known_feature("model", name, known, " or blip2")
             expanded[name] = model
     return expanded
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """Reads a configuration file: the fields of :class:`BuildConfig`, as TOML.
-
-    Raises:
-        ConfigError: not readable, not TOML, an unknown key, or a value of another type.
-    """
-    try:
-        # Editors on Windows write a byte order mark first, which TOML does not allow.
-        values = tomllib.loads(path.read_text("utf-8-sig"))
-    except (OSError, ValueError) as e:
-        raise ConfigError(f"{path} is not a readable TOML file: {e}.") from None
-    known = {f.name: f for f in fields(BuildConfig)}
-    unknown = sorted(set(values) - set(known))
-    if unknown:
-        raise ConfigError(
-            f"{path} sets {', '.join(unknown)}, which is not known.\n"
-            f"Known: {', '.join(sorted(known))}."
-        )
-    typed = {name: _typed(path, name, value) for name, value in values.items()}
-    if "models" in typed:
-        typed["models"] = expand_models(typed["models"], typed.get("backbones", {}))
-    return typed
-
-
-def _typed(path: Path, name: str, value: Any) -> Any:
-    """Converts a TOML value to the type of its field."""
-    hint = get_type_hints(BuildConfig)[name]
-    if not _fits(value, hint):
-        raise ConfigError(f"{path}: {name} has the wrong type: {value!r}.")
-    if hint is Path:
-        return Path(value)
-    if isinstance(value, list):
-        return tuple(value)
-    if name == "backbones":
-        return {feature: parse_backbone(str(path), feature, t) for feature, t in value.items()}
-    return value
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a TOML value can be converted to the annotated type."""
-    choices, of = get_args(hint), get_origin(hint)
-    if of is UnionType:
-        return any(_fits(value, choice) for choice in choices)
-    if of is tuple:
-        return isinstance(value, list) and all(_fits(item, choices[0]) for item in value)
-    if of is Mapping:
-        return isinstance(value, dict) and all(_fits(v, choices[1]) for v in value.values())
-    if hint is BackboneConfig:
-        return True  # parse_backbone gives a better message
-    written: dict[Any, tuple[type, ...]] = {Path: (str,), float: (float, int)}
-    return type(value) in written.get(hint, (hint,))

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from consumers.config import BuildConfig, read_toml
+from consumers.config import BuildConfig
+from consumers.config_file import read_toml
 from featurestore.storage.store import FeatureStore
 from manyviews import main
 from tests.conftest import ROOT

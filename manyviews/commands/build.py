@@ -71,7 +71,8 @@ def build(toml: Path | None, as_json: bool, **options: Any) -> int:
 def build_config(toml: Path | None, options: Mapping[str, Any]) -> BuildConfig:
     """Merges the TOML file, the environment and the options into a configuration."""
     from consumers.backbones.registry import REGISTRY
-    from consumers.config import BuildConfig, expand_models, read_toml
+    from consumers.config import BuildConfig, expand_models
+    from consumers.config_file import read_toml
 
     values: dict[str, Any] = {} if toml is None else read_toml(toml)
     given = {name: value for name, value in options.items() if value not in (None, ())}
@@ -86,10 +87,12 @@ def build_config(toml: Path | None, options: Mapping[str, Any]) -> BuildConfig:
     if "features" in given:
         given["features"] = tuple(f.strip() for f in given["features"].split(","))
     values |= given
-    for name in ("data_dir", "store"):
-        if name not in values:
-            option = "--" + name.replace("_", "-")
-            raise ConfigError(f"{option} is missing: give it as an option or in --config.")
+    if any(name in given for name in ("data", "data_dir")):
+        # An option replaces the inputs that the file names; two options are refused.
+        for name in {"data", "data_dir", "collection"} - set(given):
+            values.pop(name, None)
+    if "store" not in values:
+        raise ConfigError("--store is missing: give it as an option or in --config.")
     return BuildConfig(**values | {"models": models, "batch_sizes": sizes})
 
 

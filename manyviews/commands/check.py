@@ -89,7 +89,7 @@ def check(
 
 def _config(toml: Path | None, options: Mapping[str, Any]) -> tuple[BuildConfig, bool]:
     """The configuration of the build to check, and whether its store was named."""
-    from consumers.config import read_toml
+    from consumers.config_file import read_toml
 
     store = options["store"] or ({} if toml is None else read_toml(toml)).get("store")
     config = build_config(toml, {**options, "store": store or Path()})

@@ -124,6 +124,12 @@ _FLAG: dict[str, Any] = {
 }  # None, so that --config decides where an option is not given
 _BUILD_OPTIONS = (
     click.option("--data-dir", type=FOLDER, help="Folder of <stem>.jpg posters and <stem>.json."),
+    click.option(
+        "--data",
+        type=FOLDER,
+        help="Any collection: a folder of images, texts or both, a table, tar files or a saved "
+        "data set; its kind is recognized. More in a table [collection] of --config.",
+    ),
     click.option("--follow-links", **_FLAG, help=_FOLLOW),
     click.option("--store", type=FOLDER, help="Folder of the feature store."),
     click.option(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -100,3 +101,38 @@ class CollectionConfig:
         for name in ("path", "labels", "split", "splits", "follow_links", "clean_text"):
             del values[name]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode("ascii")).hexdigest()
+
+
+def parse_collection(source: str, table: Mapping[str, Any], folder: Path) -> CollectionConfig:
+    """Reads the table ``[collection]`` of a TOML file.
+
+    Args:
+        source: the file's name, for messages.
+        table: the table.
+        folder: the folder that a path in it is relative to.
+
+    Raises:
+        ConfigError: an unknown or missing key, or a value of the wrong type or choice.
+    """
+    known = {field.name: field for field in fields(CollectionConfig)}
+    unknown = sorted(set(table) - set(known))
+    if unknown:
+        raise ConfigError(
+            f"{source}: [collection] sets {', '.join(unknown)}, which is not known.\n"
+            f"Known: {', '.join(known)}."
+        )
+    lacking = [name for name in ("kind", "path") if name not in table]
+    if lacking:
+        raise ConfigError(f"{source}: [collection] lacks {' and '.join(lacking)}.")
+    values = dict(table)
+    for name, value in table.items():
+        listed = name in ("text", "splits")
+        if listed and isinstance(value, str):
+            values[name] = (value,)
+        elif listed and isinstance(value, list) and all(isinstance(v, str) for v in value):
+            values[name] = tuple(value)
+        elif type(value) is not (bool if name in ("recursive", "follow_links") else str):
+            raise ConfigError(f"{source}: [collection] {name} has the wrong type: {value!r}.")
+    if not (values["kind"] == "huggingface" and not (folder / values["path"]).exists()):
+        values["path"] = str(folder / values["path"])
+    return CollectionConfig(**values)

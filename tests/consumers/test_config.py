@@ -6,12 +6,17 @@ from typing import Any
 import pytest
 
 from consumers.backbones.config import BackboneConfig
-from consumers.config import BuildConfig, expand_models, read_toml
+from consumers.config import BuildConfig, expand_models
+from consumers.config_file import read_toml
 from consumers.resume.extension import completed
 from featurestore.errors import ConfigError, StoreMismatchError
-from featurestore.records import FEATURES
+from featurestore.records import FEATURES, Sample
+from featurestore.samples import SampleList
 from featurestore.storage.fingerprint import compare_fingerprints
 from featurestore.storage.store import StoreSpec
+from producers.sources.collection import CollectionConfig
+from producers.sources.pairs import PairPlaces
+from producers.sources.scan import Scan
 from tests.featurestore.stores import DIMS, make_fingerprint
 
 DINO = BackboneConfig(adapter="transformers-image", model="facebook/dinov2-base")
@@ -19,6 +24,8 @@ DINO = BackboneConfig(adapter="transformers-image", model="facebook/dinov2-base"
 # Per field: values that are accepted and values that are refused. A new field must be added here.
 ACCEPTED = {
     "data_dir": [Path("data")],
+    "data": [Path("photos")],
+    "collection": [CollectionConfig(kind="table", path="t.csv")],
     "store": [Path("store")],
     "follow_links": [True, False],
     "resume": [True, False],
@@ -65,10 +72,13 @@ REFUSED = {
     "bad_sample": ["skip", ""],
     "sample_timeout_s": [0, -1.0, math.nan, math.inf],
 }
-NOT_CHECKED = {"data_dir", "store", "resume", "overwrite", "device", "allow_version_change"}
+NOT_CHECKED = {"data_dir", "data", "collection", "store", "resume", "overwrite", "device"}
+NOT_CHECKED |= {"allow_version_change"}
 NOT_CHECKED |= {"follow_links", "append", "verify_inputs", "remake_changed"}
 TOML = {
     "data_dir": ('"d"', "1"),
+    "data": ('"d"', "1"),
+    "collection": ('{kind = "folder", path = "d"}', '"folder"'),
     "store": ('"s"', "[]"),
     "follow_links": ("true", '"yes"'),
     "resume": ("true", "1"),
@@ -97,7 +107,8 @@ NAMES = [f.name for f in fields(BuildConfig)]
 
 
 def config(**changes) -> BuildConfig:
-    return BuildConfig(**{"data_dir": Path("d"), "store": Path("s")} | changes)
+    inputs = {} if {"data", "collection"} & set(changes) else {"data_dir": Path("d")}
+    return BuildConfig(**inputs | {"store": Path("s")} | changes)
 
 
 def test_no_field_is_forgotten():
@@ -127,7 +138,9 @@ def test_resume_and_overwrite_exclude_each_other():
 
 
 def test_the_defaults_are_the_papers():
-    found = completed(config(), None)
+    samples = SampleList.of([Sample(0, "a", "a.jpg", "a.json")])
+    scanned = Scan(CollectionConfig.mm_imdb("d"), samples, PairPlaces(Path("d"), samples))
+    found = completed(config(), None, scanned)
     assert (found.views, found.seed, found.features) == (70, 123, FEATURES)
 
 
@@ -168,7 +181,7 @@ def test_toml_values(tmp_path):
         'store = "東京"\nfeatures = ["clip_text"]\nsample_timeout_s = 3\n[models]\nblip2 = "b"',
     )
     assert values == {
-        "store": Path("東京"),
+        "store": tmp_path / "東京",
         "features": ("clip_text",),
         "sample_timeout_s": 3,
         "models": {"blip2_image": "b", "blip2_text": "b"},

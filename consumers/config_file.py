@@ -1,0 +1,77 @@
+"""The TOML file that may set the options of a build."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+from consumers.backbones.config import BackboneConfig, parse_backbone
+from consumers.config import BuildConfig, expand_models
+from featurestore.errors import ConfigError
+from producers.sources.collection import CollectionConfig, parse_collection
+
+# The file that is read if it is in the current folder and no other one is named.
+DEFAULT_FILE = "manyviews.toml"
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Reads a configuration file: the fields of :class:`BuildConfig`, as TOML.
+
+    Paths in it are relative to its folder.
+
+    Raises:
+        ConfigError: not readable, not TOML, an unknown key, or a value of another type.
+    """
+    try:
+        # Editors on Windows write a byte order mark first, which TOML does not allow.
+        values = tomllib.loads(path.read_text("utf-8-sig"))
+    except (OSError, ValueError) as e:
+        raise ConfigError(f"{path} is not a readable TOML file: {e}.") from None
+    known = {f.name: f for f in fields(BuildConfig)}
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise ConfigError(
+            f"{path} sets {', '.join(unknown)}, which is not known.\n"
+            f"Known: {', '.join(sorted(known))}."
+        )
+    typed = {name: _typed(path, name, value) for name, value in values.items()}
+    if "models" in typed:
+        typed["models"] = expand_models(typed["models"], typed.get("backbones", {}))
+    return typed
+
+
+def _typed(path: Path, name: str, value: Any) -> Any:
+    """Converts a TOML value to the type of its field."""
+    hint = get_type_hints(BuildConfig)[name]
+    if not _fits(value, hint):
+        raise ConfigError(f"{path}: {name} has the wrong type: {value!r}.")
+    if name == "collection":
+        return parse_collection(str(path), value, path.parent)
+    if Path in (hint, *get_args(hint)):
+        return path.parent / value
+    if isinstance(value, list):
+        return tuple(value)
+    if name == "backbones":
+        return {feature: parse_backbone(str(path), feature, t) for feature, t in value.items()}
+    return value
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a TOML value can be converted to the annotated type."""
+    choices, of = get_args(hint), get_origin(hint)
+    if of is UnionType:
+        return any(_fits(value, choice) for choice in choices)
+    if of is tuple:
+        return isinstance(value, list) and all(_fits(item, choices[0]) for item in value)
+    if of is Mapping:
+        return isinstance(value, dict) and all(_fits(v, choices[1]) for v in value.values())
+    if hint is BackboneConfig:
+        return True  # parse_backbone gives a better message
+    if hint is CollectionConfig:
+        return isinstance(value, dict)
+    written: dict[Any, tuple[type, ...]] = {Path: (str,), float: (float, int)}
+    return type(value) in written.get(hint, (hint,))
