@@ -217,7 +217,7 @@ def test_order_of_the_folder_does_not_matter(
     real = os.scandir
 
     class Reversed:
-        def __init__(self, path: Path) -> None:
+        def __init__(self, path: str) -> None:
             with real(path) as entries:
                 self.entries = sorted(entries, key=lambda entry: entry.name, reverse=True)
 
