@@ -91,10 +91,16 @@ def printed(
         "report": ("--store", store, "--out", folder / "page.html"),
     }
     found: dict[str, Any] = {"labels_dir": labels, "out": out}
+    lines: list[str] = []
+
+    def echo(text: str = "", err: bool = False, **_: Any) -> None:
+        if not err:
+            lines.append(text)
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("click.echo", echo)
         for command, arguments in asked.items():
-            lines: list[str] = []
-            patch.setattr("click.echo", lambda text="", err=False, **_: err or lines.append(text))  # noqa: B023
+            lines.clear()
             with pytest.raises(SystemExit) as ended:
                 main.main([command, *map(str, arguments), "--json"])
             assert ended.value.code in (0, 3), (command, lines)

@@ -57,7 +57,11 @@ def test_a_forked_program_has_the_same_environment(
     tmp_path: Path, environment: dict[str, str], kind: str
 ) -> None:
     (tmp_path / "program.py").write_text(SEEN)
-    program = {"-c": ["-c", SEEN], "-m": ["-m", "program"], "script": [tmp_path / "program.py"]}
+    program: dict[str, list[str | Path]] = {
+        "-c": ["-c", SEEN],
+        "-m": ["-m", "program"],
+        "script": [tmp_path / "program.py"],
+    }
 
     def call(popen: Any) -> Any:
         with popen(

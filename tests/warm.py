@@ -55,12 +55,14 @@ _READ_AT_IMPORT = ("CUDA", "HF_", "LC_", "LD_", "MKL", "OMP", "PYTHON", "TORCH",
 _FREE = ("PYTHONPATH", "CUDA_VISIBLE_DEVICES", "TORCHINDUCTOR_CACHE_DIR")
 _ENVIRONMENT = dict(os.environ)
 
+_POPEN: Any = subprocess.Popen  # whose private methods are in no stub
+
 
 class Popen(subprocess.Popen[Any]):
     """``subprocess.Popen`` of ``[sys.executable, SCRIPT | -c CODE | -m MODULE, ...]``."""
 
     def _execute_child(self, *passed: Any) -> None:
-        given = inspect.signature(subprocess.Popen._execute_child).bind(self, *passed).arguments
+        given = inspect.signature(_POPEN._execute_child).bind(self, *passed).arguments
         arguments = [os.fspath(a) for a in given["args"]]
         environment = dict(os.environ if given["env"] is None else given["env"])
         _check(arguments, environment, given)
@@ -76,7 +78,7 @@ class Popen(subprocess.Popen[Any]):
         self._pidfd = os.pidfd_open(self.pid)
         self._child_created = True
         names = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
-        self._close_pipe_fds(*(given[name] for name in names))
+        _POPEN._close_pipe_fds(self, *(given[name] for name in names))
 
     def _internal_poll(self, *_: Any, **__: Any) -> int | None:
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -44,7 +44,8 @@ def pictures() -> np.ndarray:
     across, down = rng.normal(0, 50, (2, 64, 1, 1, 3))
     grain = rng.normal(0, 20, (64, 224, 224, 3))
     tilt = across * ramp[None, None, :, None] + down * ramp[None, :, None, None]
-    return np.clip(base + tilt + grain, 0, 255).astype(np.uint8)
+    found: np.ndarray = np.clip(base + tilt + grain, 0, 255).astype(np.uint8)
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -77,6 +78,7 @@ def _make_open_clip(folder: Path) -> None:
 
     tokenizer = _wordpiece()
     vision = {"image_size": SIDE, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
+    text: dict[str, Any]
     text = {"context_length": 32, "vocab_size": len(tokenizer), "width": 32, "heads": 2}
     text |= {"layers": 1, "hf_tokenizer_name": "in-this-folder"}
     preprocess = {"mean": [0.48, 0.45, 0.4], "std": [0.26, 0.26, 0.27]}

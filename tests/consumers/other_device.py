@@ -62,7 +62,7 @@ def embed(name: str, backbone: Any) -> torch.Tensor:
     for network in vars(backbone).values():
         if isinstance(network, torch.nn.Module):
             multiply_patches(network)  # as on a GPU
-            network._apply(moved)
+            network._apply(moved)  # type: ignore[no-untyped-call]
     backbone.device = OTHER
     owner: Any = SimpleNamespace(backbone=backbone)
     if not hasattr(backbone, "image"):
@@ -78,7 +78,7 @@ def embed(name: str, backbone: Any) -> torch.Tensor:
 def main(folder: Path) -> None:
     """Prints the lines."""
     loaded = {dtype: load_all(folder / dtype, dtype) for dtype in ("float32", "bfloat16")}
-    _setup_privateuseone_for_python_backend()  # type: ignore[no-untyped-call]
+    _setup_privateuseone_for_python_backend()
     for dtype, models in loaded.items():
         for name, backbone in models.items():
             line: dict[str, Any] = {"backbone": name, "dtype": dtype, "dim": backbone.dim}

@@ -115,6 +115,7 @@ def _replace(config: BuildConfig, **changes: Any) -> BuildConfig:
 
 def arguments(config: BuildConfig, *more: str) -> list[str]:
     """The command that a user would type for ``config``."""
+    assert config.features is not None
     typed = [*CLI, "build", "--data-dir", str(config.data_dir), "--store", str(config.store)]
     typed += ["--views", str(config.views), "--chunk", str(config.chunk)]
     typed += ["--features", ",".join(config.features), "--workers", str(config.workers)]

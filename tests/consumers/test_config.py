@@ -12,7 +12,7 @@ from consumers.resume.extension import completed
 from featurestore.errors import ConfigError, StoreMismatchError
 from featurestore.records import FEATURES, Sample
 from featurestore.samples import SampleList
-from featurestore.storage.fingerprint import compare_fingerprints
+from featurestore.storage.fingerprint import Fingerprint, compare_fingerprints
 from featurestore.storage.store import StoreSpec
 from producers.sources.collection import CollectionConfig
 from producers.sources.pairs import PairPlaces
@@ -22,7 +22,7 @@ from tests.featurestore.stores import DIMS, make_fingerprint
 DINO = BackboneConfig(adapter="transformers-image", model="facebook/dinov2-base")
 
 # Per field: values that are accepted and values that are refused. A new field must be added here.
-ACCEPTED = {
+ACCEPTED: dict[str, list[Any]] = {
     "data_dir": [Path("data")],
     "data": [Path("photos")],
     "collection": [CollectionConfig(kind="table", path="t.csv")],
@@ -50,7 +50,7 @@ ACCEPTED = {
     "remake_changed": [True, False],
     "sample_timeout_s": [0.1, 300],
 }
-REFUSED = {
+REFUSED: dict[str, list[Any]] = {
     "views": [0, -1],
     "seed": [-1],
     "features": [(), ("clip_text", "clip_text"), ("clip",), ("",)],
@@ -106,24 +106,26 @@ TOML = {
 NAMES = [f.name for f in fields(BuildConfig)]
 
 
-def config(**changes) -> BuildConfig:
-    inputs = {} if {"data", "collection"} & set(changes) else {"data_dir": Path("d")}
+def config(**changes: Any) -> BuildConfig:
+    inputs: dict[str, Any] = (
+        {} if {"data", "collection"} & set(changes) else {"data_dir": Path("d")}
+    )
     return BuildConfig(**inputs | {"store": Path("s")} | changes)
 
 
-def test_no_field_is_forgotten():
+def test_no_field_is_forgotten() -> None:
     assert set(ACCEPTED) == set(NAMES)
     assert set(REFUSED) | NOT_CHECKED == set(NAMES)
     assert set(TOML) == set(NAMES)
 
 
 @pytest.mark.parametrize(("name", "value"), [(n, v) for n, vs in ACCEPTED.items() for v in vs])
-def test_accepted(name, value):
+def test_accepted(name: str, value: Any) -> None:
     assert getattr(config(**{name: value}), name) == value
 
 
 @pytest.mark.parametrize(("name", "value"), [(n, v) for n, vs in REFUSED.items() for v in vs])
-def test_refused_with_name_and_value(name, value):
+def test_refused_with_name_and_value(name: str, value: Any) -> None:
     with pytest.raises(ConfigError) as caught:
         config(**{name: value})
     message = str(caught.value).replace("-", "_")
@@ -132,19 +134,19 @@ def test_refused_with_name_and_value(name, value):
     assert str(found).replace("-", "_") in message
 
 
-def test_resume_and_overwrite_exclude_each_other():
+def test_resume_and_overwrite_exclude_each_other() -> None:
     with pytest.raises(ConfigError, match="choose one"):
         config(resume=True, overwrite=True)
 
 
-def test_the_defaults_are_the_papers():
+def test_the_defaults_are_the_papers() -> None:
     samples = SampleList.of([Sample(0, "a", "a.jpg", "a.json")])
     scanned = Scan(CollectionConfig.mm_imdb("d"), samples, PairPlaces(Path("d"), samples))
     found = completed(config(), None, scanned)
     assert (found.views, found.seed, found.features) == (70, 123, FEATURES)
 
 
-def test_expand_models():
+def test_expand_models() -> None:
     assert expand_models({"blip2": "b", "clip_text": "t"}) == {
         "blip2_image": "b",
         "blip2_text": "b",
@@ -158,14 +160,14 @@ def test_expand_models():
 # --- TOML ---
 
 
-def toml(folder: Path, text: str):
+def toml(folder: Path, text: str) -> dict[str, Any]:
     path = folder / "build.toml"
     path.write_bytes(text.encode("utf-8", "surrogateescape"))
     return read_toml(path)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_toml_field(tmp_path, name):
+def test_toml_field(tmp_path: Path, name: str) -> None:
     good, bad = TOML[name]
     values = toml(tmp_path, f"{name} = {good}")
     assert list(values) == [name]
@@ -175,7 +177,7 @@ def test_toml_field(tmp_path, name):
         toml(tmp_path, f"{name} = {bad}")
 
 
-def test_toml_values(tmp_path):
+def test_toml_values(tmp_path: Path) -> None:
     values = toml(
         tmp_path,
         'store = "東京"\nfeatures = ["clip_text"]\nsample_timeout_s = 3\n[models]\nblip2 = "b"',
@@ -191,25 +193,25 @@ def test_toml_values(tmp_path):
 @pytest.mark.parametrize(
     "text", ["views = 1\nviews = 2", "views =", "x", "views = 1 # \udcff", "\ufeff[", "{}"]
 )
-def test_not_toml(tmp_path, text):
+def test_not_toml(tmp_path: Path, text: str) -> None:
     with pytest.raises(ConfigError, match="not a readable TOML file"):
         toml(tmp_path, text)
 
 
-def test_a_byte_order_mark_is_no_part_of_the_toml(tmp_path):
+def test_a_byte_order_mark_is_no_part_of_the_toml(tmp_path: Path) -> None:
     assert toml(tmp_path, "\ufeffviews = 3") == {"views": 3}
     with pytest.raises(ConfigError, match="not a readable TOML file"):
         toml(tmp_path, "\ufeff\ufeffviews = 3")
 
 
-def test_toml_missing_or_a_folder(tmp_path):
+def test_toml_missing_or_a_folder(tmp_path: Path) -> None:
     for path in (tmp_path / "none.toml", tmp_path):
         with pytest.raises(ConfigError, match="not a readable"):
             read_toml(path)
 
 
 @pytest.mark.parametrize("items", ["[1]", "[[1]]", "[true]"])
-def test_toml_features_hold_strings(tmp_path, items):
+def test_toml_features_hold_strings(tmp_path: Path, items: str) -> None:
     with pytest.raises(ConfigError, match="features has the wrong type"):
         toml(tmp_path, f"features = {items}")
 
@@ -231,7 +233,7 @@ max_length = 256
 """
 
 
-def test_toml_backbones(tmp_path):
+def test_toml_backbones(tmp_path: Path) -> None:
     values = toml(tmp_path, TABLE)
     found = config(**values)
     assert found.features == ("clip_image", "dino")
@@ -263,12 +265,12 @@ def test_toml_backbones(tmp_path):
         ("adapter = 'timm'\nsize = -1", "size is at least 0, found -1"),
     ],
 )
-def test_toml_backbones_refused(tmp_path, line, problem):
+def test_toml_backbones_refused(tmp_path: Path, line: str, problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
         toml(tmp_path, f"[backbones.dino]\n{line}")
 
 
-def test_features_may_be_declared_and_must_be(tmp_path):
+def test_features_may_be_declared_and_must_be(tmp_path: Path) -> None:
     assert config(features=("dino",), backbones={"dino": DINO}).features == ("dino",)
     for name, value in (("features", ("vit",)), ("models", {"vit": "x"})):
         with pytest.raises(ConfigError, match=r"clip_image.*dino, found 'vit'"):
@@ -276,7 +278,7 @@ def test_features_may_be_declared_and_must_be(tmp_path):
     assert expand_models({"dino": "d", "blip2": "b"}, ["dino"])["dino"] == "d"
 
 
-def test_toml_unknown_keys(tmp_path):
+def test_toml_unknown_keys(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"sets view, worker, which is not known.\nKnown:.*views"):
         toml(tmp_path, "worker = 1\nview = 2\nseed = 1")
 
@@ -288,20 +290,22 @@ ALLOWED = ["device_kind", "version.pillow", "version.torch"]
 INFORMATIVE = ["clip_image.model", "clip_text.model"]
 
 
-def compare(new, *, allow=False, stored=STORED):
+def compare(
+    new: Fingerprint, *, allow: bool = False, stored: Fingerprint = STORED
+) -> dict[str, str]:
     return compare_fingerprints(Path("s"), stored, new, allow_version_change=allow)
 
 
-def other(value):
+def other(value: str | int) -> str | int:
     return value + 1 if isinstance(value, int) else value + "x"
 
 
-def test_equal_fingerprints():
+def test_equal_fingerprints() -> None:
     assert compare(dict(STORED)) == compare(dict(STORED), allow=True) == {}
 
 
 @pytest.mark.parametrize("name", [n for n in STORED if n not in INFORMATIVE])
-def test_a_changed_field_is_refused_by_name(name):
+def test_a_changed_field_is_refused_by_name(name: str) -> None:
     new = STORED | {name: other(STORED[name])}
     for allow in [False] if name in ALLOWED else [False, True]:
         with pytest.raises(StoreMismatchError) as caught:
@@ -313,7 +317,7 @@ def test_a_changed_field_is_refused_by_name(name):
 
 
 @pytest.mark.parametrize("name", [n for n in STORED if n not in (*INFORMATIVE, "codec")])
-def test_a_missing_or_new_field_is_refused_by_name(name):
+def test_a_missing_or_new_field_is_refused_by_name(name: str) -> None:
     fewer = {n: v for n, v in STORED.items() if n != name}
     for stored, new in ((STORED, fewer), (fewer, STORED)):
         with pytest.raises(StoreMismatchError) as caught:
@@ -322,7 +326,7 @@ def test_a_missing_or_new_field_is_refused_by_name(name):
         assert None in (caught.value.stored, caught.value.new)
 
 
-def test_a_store_that_names_no_codec_has_none():
+def test_a_store_that_names_no_codec_has_none() -> None:
     older = {n: v for n, v in STORED.items() if n != "codec"}
     assert compare(STORED, stored=older) == {}
     with pytest.raises(StoreMismatchError) as caught:
@@ -331,11 +335,11 @@ def test_a_store_that_names_no_codec_has_none():
 
 
 @pytest.mark.parametrize("name", INFORMATIVE)
-def test_the_models_name_is_not_compared(name):
+def test_the_models_name_is_not_compared(name: str) -> None:
     assert compare(STORED | {name: "/another/folder"}) == {}
 
 
-def test_versions_may_change_with_permission_and_are_told():
+def test_versions_may_change_with_permission_and_are_told() -> None:
     new = STORED | {name: other(STORED[name]) for name in ALLOWED}
     assert compare(new, allow=True) == {
         "device_kind": "cpu -> cpux",

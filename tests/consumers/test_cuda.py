@@ -109,13 +109,15 @@ def test_every_batch_reads_its_own_rows(checkpoints: dict[str, str], feature: st
     honest, rng = model.embed, np.random.default_rng(0)
 
     def slow(*batch: torch.Tensor) -> torch.Tensor:
-        torch.cuda._sleep(10_000_000)
-        return honest(*batch)
+        torch.cuda._sleep(10_000_000)  # type: ignore[no-untyped-call]
+        found: torch.Tensor = honest(*batch)
+        return found
 
     model.embed = slow
     rows, size = 35, 3
     pool = ComputePool(1, model.device)
     batcher: Any
+    alone: list[tuple[torch.Tensor, ...]]
     if feature.endswith("image"):
         side = model.image.size
         # Of one colour each, so that no row looks like another.

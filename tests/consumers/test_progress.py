@@ -3,17 +3,20 @@
 import io
 import json
 import time
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
+from consumers.build import Observer
 from consumers.progress import LiveDisplay, Meter, PlainDisplay, RunLog
 from consumers.stopping import Notifier
 from manyviews.operations.watch.runs import newest_run
 
-STARTED = {
+STARTED: Mapping[str, Any] = {
     "samples": 25_959,
     "done": 9_959,
     "views": 70,
@@ -24,23 +27,33 @@ STARTED = {
     "features": {"clip_image": 512, "clip_text": 512, "blip2_image": 768, "blip2_text": 2048},
     "notices": ["dropped 12 bytes of a torn last line of the ledger"],
 }
+Clock = list[float]
 
 
 @pytest.fixture
-def clock(monkeypatch):
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     now = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     return now
 
 
-def run(listener, clock, samples, seconds_each, waited_share=0.0):
+def run(
+    listener: Meter | Observer,
+    clock: Clock,
+    samples: int,
+    seconds_each: float,
+    waited_share: float = 0.0,
+) -> None:
     for number in range(1, samples + 1):
         clock[0] += seconds_each
         facts = {"filled": 3, "waited_s": number * seconds_each * waited_share}
-        listener("sample", facts) if callable(listener) else listener.sample(facts)
+        if isinstance(listener, Meter):
+            listener.sample(facts)
+        else:
+            listener("sample", facts)
 
 
-def test_rates_and_time_left(clock):
+def test_rates_and_time_left(clock: Clock) -> None:
     meter = Meter()
     meter.start(STARTED)
     assert (meter.samples_per_s, meter.eta_s, meter.bottleneck) == (0.0, None, "unknown")
@@ -51,7 +64,7 @@ def test_rates_and_time_left(clock):
     assert meter.eta_s == pytest.approx((25_959 - 9_959 - 51) / 4.0)
 
 
-def test_rates_are_those_of_the_last_minute(clock):
+def test_rates_are_those_of_the_last_minute(clock: Clock) -> None:
     meter = Meter()
     meter.start(STARTED)
     run(meter, clock, 100, 1.0)
@@ -59,7 +72,7 @@ def test_rates_are_those_of_the_last_minute(clock):
     assert meter.samples_per_s == pytest.approx(4.0, rel=0.02)
 
 
-def test_samples_that_come_in_bursts_are_counted_over_two_chunks(clock):
+def test_samples_that_come_in_bursts_are_counted_over_two_chunks(clock: Clock) -> None:
     """A window of a minute would contain bursts and parts of pauses: the rate would oscillate."""
     meter = Meter()
     meter.start({**STARTED, "chunk": 10})
@@ -71,7 +84,7 @@ def test_samples_that_come_in_bursts_are_counted_over_two_chunks(clock):
     assert rates[3:] == pytest.approx([0.1] * 5, rel=0.1)
 
 
-def test_the_rate_falls_while_nothing_comes(clock):
+def test_the_rate_falls_while_nothing_comes(clock: Clock) -> None:
     meter = Meter()
     meter.start(STARTED)
     run(meter, clock, 20, 1.0)
@@ -80,7 +93,9 @@ def test_the_rate_falls_while_nothing_comes(clock):
 
 
 @pytest.mark.parametrize(("share", "side"), [(0.9, "producers"), (0.1, "backbones")])
-def test_the_slower_side_is_the_one_that_is_waited_for(clock, share, side):
+def test_the_slower_side_is_the_one_that_is_waited_for(
+    clock: Clock, share: float, side: str
+) -> None:
     meter = Meter()
     meter.start(STARTED)
     run(meter, clock, 20, 1.0, share)
@@ -88,7 +103,7 @@ def test_the_slower_side_is_the_one_that_is_waited_for(clock, share, side):
     assert meter.line().endswith(f"queue 3/34, slower side: {side}")
 
 
-def test_rates_are_left_out_until_they_are_known(clock):
+def test_rates_are_left_out_until_they_are_known(clock: Clock) -> None:
     meter = Meter()
     meter.start(STARTED)
     run(meter, clock, 1, 1.0)
@@ -97,7 +112,7 @@ def test_rates_are_left_out_until_they_are_known(clock):
     assert "samples/s" in meter.line()
 
 
-def test_plain_lines_are_few_and_whole(clock):
+def test_plain_lines_are_few_and_whole(clock: Clock) -> None:
     stream = io.StringIO()
     show = PlainDisplay(stream, interval_s=10.0)
     show("started", STARTED)
@@ -111,7 +126,7 @@ def test_plain_lines_are_few_and_whole(clock):
     assert "1.0 samples/s, 70 views/s" in lines[-1]
 
 
-def test_a_chunk_that_takes_minutes_is_reported_by_its_samples(clock):
+def test_a_chunk_that_takes_minutes_is_reported_by_its_samples(clock: Clock) -> None:
     stream = io.StringIO()
     show = PlainDisplay(stream, interval_s=10.0)
     show("started", STARTED)
@@ -120,7 +135,7 @@ def test_a_chunk_that_takes_minutes_is_reported_by_its_samples(clock):
     assert [line.partition(" ")[0] for line in rates] == ["9,961/25,959", "9,963/25,959"]
 
 
-def test_the_live_lines_fit_a_narrow_terminal(clock):
+def test_the_live_lines_fit_a_narrow_terminal(clock: Clock) -> None:
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=True, width=80, legacy_windows=False)
     show = LiveDisplay(console)
@@ -138,7 +153,7 @@ def test_the_live_lines_fit_a_narrow_terminal(clock):
     assert "\x1b[?25h" in stream.getvalue()  # the cursor is given back
 
 
-def test_the_log_holds_every_event_but_samples_and_begins_with_the_store(tmp_path):
+def test_the_log_holds_every_event_but_samples_and_begins_with_the_store(tmp_path: Path) -> None:
     log = RunLog(tmp_path)
     log("scanned", {"samples": 2})
     assert list(tmp_path.iterdir()) == []
@@ -154,7 +169,9 @@ def test_the_log_holds_every_event_but_samples_and_begins_with_the_store(tmp_pat
     assert all(e["time"].endswith("+00:00") for e in events)
 
 
-def test_the_log_holds_the_rate_that_the_display_shows_with_each_chunk(clock, tmp_path):
+def test_the_log_holds_the_rate_that_the_display_shows_with_each_chunk(
+    clock: Clock, tmp_path: Path
+) -> None:
     """``status`` reads the rate from the log, so that it equals the displayed one."""
     log, meter, stream = RunLog(tmp_path), Meter(), io.StringIO()
     show = PlainDisplay(stream, interval_s=0.0)
@@ -183,12 +200,13 @@ def test_the_log_holds_the_rate_that_the_display_shows_with_each_chunk(clock, tm
     assert run.samples_per_s() == pytest.approx(40 / 44.0)
 
 
-def test_a_log_that_cannot_be_written_does_not_stop_a_build(tmp_path):
+def test_a_log_that_cannot_be_written_does_not_stop_a_build(tmp_path: Path) -> None:
     log = RunLog(tmp_path / "missing")
     log("started", STARTED)
     log("chunk", {})
     full = RunLog(tmp_path)
     full("started", STARTED)
+    assert full._file is not None
     full._file.close()
     full._file = Path("/dev/full").open("wb", buffering=0)
     full("chunk", {})
@@ -196,11 +214,11 @@ def test_a_log_that_cannot_be_written_does_not_stop_a_build(tmp_path):
     full("chunk", {})
 
 
-def test_an_event_of_a_handler_waits_for_the_event_that_it_interrupts():
+def test_an_event_of_a_handler_waits_for_the_event_that_it_interrupts() -> None:
     """A handler runs while an observer writes: its event comes directly after, not inside."""
-    lines = []
+    lines: list[str] = []
 
-    def observe(event, **facts):
+    def observe(event: str, **facts: Any) -> None:
         lines.append(f"<{event}")
         if event == "sample":
             notify.from_handler("stopping", signal="SIGINT")
@@ -213,8 +231,8 @@ def test_an_event_of_a_handler_waits_for_the_event_that_it_interrupts():
     assert lines[4:] == ["<stopping", "stopping>"]
 
 
-def test_a_handler_does_not_fail_on_a_closed_terminal():
-    def observe(event, **facts):
+def test_a_handler_does_not_fail_on_a_closed_terminal() -> None:
+    def observe(event: str, **facts: Any) -> None:
         raise OSError(5, "Input/output error")
 
     Notifier(observe).from_handler("stopping", signal="SIGHUP")
@@ -223,7 +241,7 @@ def test_a_handler_does_not_fail_on_a_closed_terminal():
 
 
 @pytest.mark.parametrize("live", [False, True])
-def test_a_stop_signal_is_acknowledged_on_every_display(live):
+def test_a_stop_signal_is_acknowledged_on_every_display(live: bool) -> None:
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=True, width=100)
     display = LiveDisplay(console) if live else PlainDisplay(stream)

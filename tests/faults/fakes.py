@@ -83,7 +83,8 @@ def loaded(wrap: dict[str, Wrap] | None = None, **changes: Any) -> Iterator[dict
             setattr(fake, name, value)
         if wrap and feature in wrap:
             honest, act = fake.embed, wrap[feature]
-            fake.embed = lambda ids, mask: act(fake, ids, lambda: honest(ids, mask))  # type: ignore[method-assign]
+            changed: Any = fake
+            changed.embed = lambda ids, mask: act(fake, ids, lambda: honest(ids, mask))
         made[feature] = fake
         return fake
 

@@ -104,23 +104,28 @@ class Zygote:
             stderr=self._errors,
             env=environment,
         )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._requests, self._replies = self._process.stdin, self._process.stdout
         self._read()
 
     def _read(self) -> dict[str, Any]:
-        line = self._process.stdout.readline()
+        line = self._replies.readline()
         if not line:
             self._errors.seek(0)
             raise RuntimeError(f"the zygote ended: {self._errors.read().decode()[-4000:]}")
-        return json.loads(line)
+        reply: dict[str, Any] = json.loads(line)
+        return reply
 
     def _ask(self, **request: Any) -> dict[str, Any]:
-        self._process.stdin.write(json.dumps(request).encode("ascii") + b"\n")
-        self._process.stdin.flush()
+        self._requests.write(json.dumps(request).encode("ascii") + b"\n")
+        self._requests.flush()
         return self._read()
 
     def start(self, task: dict[str, Any]) -> int:
         """Forks a child that does ``task``; returns its process id."""
-        return self._ask(do="start", task=task)["pid"]
+        pid: int = self._ask(do="start", task=task)["pid"]
+        return pid
 
     def wait(self, pid: int, timeout_s: float = 240.0) -> Run:
         """Waits until the child and all of its processes have ended."""
@@ -130,9 +135,9 @@ class Zygote:
 
     def close(self) -> None:
         """Ends it."""
-        self._process.stdin.close()
+        self._requests.close()
         self._process.wait(timeout=60)
-        self._process.stdout.close()
+        self._replies.close()
         self._errors.close()
 
 

@@ -67,8 +67,11 @@ def test_an_extended_store(bench: Bench, grown: Path, store: Path, kind: str) ->
     assert not (store / EXTENSION).exists()
     before, after = zarr.open_group(base, mode="r"), zarr.open_group(store, mode="r")
     for name in FeatureStore(base).features:
-        n, v, _ = before[name].shape
-        np.testing.assert_array_equal(after[name][:n, :v], before[name][:])
+        old, new = before[name], after[name]
+        assert isinstance(old, zarr.Array)
+        assert isinstance(new, zarr.Array)
+        n, v, _ = old.shape
+        np.testing.assert_array_equal(new[:n, :v], old[:])
     # Nothing is left to do, whatever is said of it.
     for _ in range(2):
         again = bench.run([(step[0], step[1] | {"append": False, "features": None})])
@@ -246,8 +249,8 @@ def test_an_input_that_changes_before_it_is_read_again_is_told(tmp_path: Path, k
         fakes.make(data, path, **base)
     before = tree_digest(store)
     if kind == "samples":
-        for suffix, content in (("jpg", "not looked at"), ("json", '{"plot": "w1 w2"}')):
-            (data / f"later.{suffix}").write_text(content)
+        for suffix, later in (("jpg", "not looked at"), ("json", '{"plot": "w1 w2"}')):
+            (data / f"later.{suffix}").write_text(later)
     changed = data / "0000017.json"  # of the last chunk, which new samples join
     content = changed.read_bytes()
 

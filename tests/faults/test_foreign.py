@@ -40,7 +40,10 @@ def started(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def replaced(file: str, data: bytes) -> Change:
-    return lambda store: (store / file).write_bytes(data) and None
+    def change(store: Path) -> None:
+        (store / file).write_bytes(data)
+
+    return change
 
 
 def halved(store: Path) -> None:
@@ -91,7 +94,10 @@ def sealed(line: bytes, old: bytes, new: bytes) -> bytes:
 
 
 def ledger(make: Callable[[list[bytes]], list[bytes]]) -> Change:
-    return lambda store: (store / LEDGER).write_bytes(b"".join(make(lines_of(store)))) and None
+    def change(store: Path) -> None:
+        (store / LEDGER).write_bytes(b"".join(make(lines_of(store))))
+
+    return change
 
 
 # Per case what is done, the file that is named, and what the message says of it.

@@ -84,7 +84,7 @@ def killed(bench: Bench, store: Path, wait_s: float, *, group: bool = False, **m
 
 def ended(process: psutil.Process) -> bool:
     try:
-        return process.status() == psutil.STATUS_ZOMBIE
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True
 

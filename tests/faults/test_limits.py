@@ -91,6 +91,7 @@ def test_the_environment_does_not_matter(
 ) -> None:
     """The command in another locale, time zone, folder, umask, and with 64 descriptors."""
     mask, store = {"ascii": 0o077, "utf-8": 0o002}[encoding], tmp_path / "store"
+    command: list[str | Path]
     command = ["build", "--data-dir", data.name, "--store", store, "--views", str(VIEWS)]
     command += ["--chunk", str(CHUNK), "--features", ",".join(DIMS), "--device", "cpu"]
     command += [f"--batch-size={name}={BATCH}" for name in DIMS]

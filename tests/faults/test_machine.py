@@ -291,9 +291,11 @@ class StoreMachine(RuleBasedStateMachine):
             return
         group = zarr.open_group(self.path, mode="r")
         for name in DIMS:
+            array = group[name]
+            assert isinstance(array, zarr.Array)
             for chunk in self._sound()[:2]:
                 part = slice(chunk * CHUNK, (chunk + 1) * CHUNK)
-                np.testing.assert_array_equal(group[name][part], self.rows[name][part])
+                np.testing.assert_array_equal(array[part], self.rows[name][part])
 
 
 # Processes share the nightly examples; each part draws others.

@@ -13,6 +13,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -105,7 +107,7 @@ decode.text = text
 
 
 @pytest.fixture(autouse=True)
-def nothing_left():
+def nothing_left() -> Iterator[None]:
     """Neither a process nor a descriptor nor a name in /dev/shm may stay behind."""
     before, names = fds(), shared_names()
     assert not children()
@@ -229,12 +231,16 @@ def test_a_memory_bomb_is_a_bad_sample_and_its_producer_continues(
     assert [made[i] for i in rest] == [undisturbed[i] for i in rest]
 
 
+def is_limited(producer: psutil.Process) -> bool:
+    return bool(producer.rlimit(psutil.RLIMIT_AS)[0] != resource.RLIM_INFINITY)
+
+
 def test_the_limit_on_memory_is_what_a_producer_has_and_4_gib(tmp_path: Path) -> None:
     folder = write(tmp_path / "data", plots())
     with pool_for(folder, workers=2) as pool:
         pool.release(pool.take())
         for producer in children():
-            eventually(lambda p=producer: p.rlimit(psutil.RLIMIT_AS)[0] != resource.RLIM_INFINITY)
+            eventually(partial(is_limited, producer))
             soft, hard = producer.rlimit(psutil.RLIMIT_AS)
             assert 4 << 30 < soft <= (5 << 30) + producer.memory_info().vms
             assert hard == resource.getrlimit(resource.RLIMIT_AS)[1]

@@ -215,7 +215,8 @@ def test_the_models_error_comes_once_the_store_is_sound(
         command = [sys.executable, ROOT / "cli.py", *arguments]
         done = warm.run(command, capture_output=True, text=True)
         assert done.returncode in (1, 2), done
-        return done.stderr
+        said: str = done.stderr
+        return said
 
     assert str(tmp_path / "none") in run()
     (half / "clip_text/c.0.0.0").unlink()
@@ -356,7 +357,8 @@ def lockless(request: Any, bench: Bench) -> Callable[..., dict[str, Any]]:
     def run(step: tuple[str, Any]) -> dict[str, Any]:
         done = bench.run([step], flock=request.param)
         assert done.kind == "done", done
-        return done.values[0]
+        result: dict[str, Any] = done.values[0]
+        return result
 
     return run
 
@@ -537,7 +539,8 @@ def test_two_users_of_a_group_share_a_store(bench: Bench, mask: int, code: int) 
             with tempfile.TemporaryDirectory() as other:
                 warm = bench.command(Path(other) / "store")
                 steps = [warm, ("become", [uid, GROUP]), bench.command(store, *step, *more)]
-                return bench.run(steps, umask=mask).values[2]
+                result: dict[str, Any] = bench.run(steps, umask=mask).values[2]
+                return result
 
         first = build_as(GROUP + 1)
         assert first["code"] == 3, first

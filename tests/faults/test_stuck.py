@@ -123,11 +123,10 @@ def test_a_slot_is_used_again_once_its_process_has_ended(
 
         released: list[int] = []
 
-        def look() -> bool:
+        def look() -> None:
             if pool.replaced.total() == 1 and not released:
                 released.extend(pool._held)
                 mount.release()
-            return False
 
         record = pool.take(look).record
         assert record.index == 4
@@ -248,7 +247,7 @@ def test_wherever_no_file_system_may_be_mounted(
     folder: Path, undisturbed: list[Made], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first producer is stopped, and neither signals nor waits reach it."""
-    monkeypatch.setattr(process.subprocess, "Popen", Endless)
+    monkeypatch.setattr(subprocess, "Popen", Endless)
     monkeypatch.setattr(Endless, "left", 1)
     with pool_for(folder, workers=1, timeout_s=TIMEOUT_S) as pool:
         made = [pool.take()]

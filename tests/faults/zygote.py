@@ -14,10 +14,12 @@ import base64
 import contextlib
 import ctypes
 import errno
+import fcntl
 import functools
 import gc
 import hashlib
 import importlib
+import importlib.metadata
 import io
 import json
 import mmap
@@ -28,11 +30,13 @@ import shutil
 import signal
 import stat
 import struct
+import subprocess
 import sys
 import threading
 import time
 import traceback
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +117,7 @@ class ForkedProducer:
             ready = select.select([fd], [], [], timeout)[0]
             os.close(fd)
             if not ready:
-                raise process.subprocess.TimeoutExpired("producer", timeout or 0.0)
+                raise subprocess.TimeoutExpired("producer", timeout or 0.0)
             self._code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         return self._code
 
@@ -149,7 +153,8 @@ class Shared:
 
     @property
     def operations(self) -> int:
-        return struct.unpack_from("q", self._map, 0)[0]
+        [value] = struct.unpack_from("q", self._map, 0)
+        return int(value)
 
     @operations.setter
     def operations(self, value: int) -> None:
@@ -157,7 +162,8 @@ class Shared:
 
     @property
     def fired(self) -> int:
-        return struct.unpack_from("q", self._map, 8)[0]
+        [value] = struct.unpack_from("q", self._map, 8)
+        return int(value)
 
     def fire(self, operation: str, path: Path) -> None:
         if not self.fired:
@@ -230,7 +236,12 @@ def _raise_signal(number: int) -> None:
         os.kill(os.getpid(), number)
         return
     handled = threading.Event()
-    callback = _PENDING_CALL(lambda _: handled.set() or 0)
+
+    def report(_: object) -> int:
+        handled.set()
+        return 0
+
+    callback = _PENDING_CALL(report)
     _callbacks.append(callback)
     interval = sys.getswitchinterval()
     sys.setswitchinterval(60)  # the main thread must not run between these two
@@ -325,9 +336,9 @@ def _lock_free(store: str) -> bool:
 
 def _fill(arguments: list[Any]) -> int:
     """Fills the file system of a folder until so many bytes are left; returns what it took."""
-    folder, left = arguments
+    folder, left = Path(arguments[0]), int(arguments[1])
     size = 0
-    with (Path(folder) / "filling").open("ab", buffering=0) as file:
+    with (folder / "filling").open("ab", buffering=0) as file:
         for block in (65536, 4096, 1):
             try:
                 while True:
@@ -348,7 +359,7 @@ def _become(ids: list[int]) -> None:
     os.setuid(uid)
 
 
-_STEPS = {
+_STEPS: dict[str, Callable[[Any], Any]] = {
     "become": _become,
     "build": _build,
     "command": _command,
@@ -384,14 +395,20 @@ def _limit(task: dict[str, Any]) -> None:
 def _surround(task: dict[str, Any]) -> None:
     """Applies the restrictions of a task's file system to this process."""
     if no_lock := task.get("flock"):
-        locks.fcntl.flock = lambda *_: _refuse(no_lock)
+        _replace(fcntl, "flock", lambda *_: _refuse(no_lock))
     if no_sync := task.get("folder_sync"):
         honest = os.fsync
-        os.fsync = lambda fd: _refuse(no_sync) if _is_folder(fd) else honest(fd)
+        _replace(os, "fsync", lambda fd: _refuse(no_sync) if _is_folder(fd) else honest(fd))
     if task.get("unforeseen"):  # what was free is taken by another program meanwhile
-        space.require_space = consumers.build.require_space = lambda *_: None
+        for module in (space, consumers.build):
+            _replace(module, "require_space", lambda *_: None)
     if "umask" in task:
         os.umask(task["umask"])
+
+
+def _replace(module: types.ModuleType, name: str, new: Any) -> None:
+    """Replaces a name of a module until this process ends."""
+    setattr(module, name, new)
 
 
 def _refuse(name: str) -> None:
@@ -406,14 +423,19 @@ def _run(task: dict[str, Any]) -> dict[str, Any]:
     """Does the steps of a task in this process."""
     tokenizer = Path(task["tokenizer"]).read_text("utf-8")
     dims = task["dims"]
-    registry.load = lambda feature, *asked: FakeText(feature, *asked, tokenizer, dims[feature])
+
+    def load(feature: str, model: str, device: str, dtype: str) -> FakeText:
+        return FakeText(feature, model, device, dtype, tokenizer, dims[feature])
+
+    _replace(registry, "load", load)
     if task.get("forked", True):
-        os.fsync = os.fstat  # half of the time, and no matter to a process that dies
-        process.subprocess = types.SimpleNamespace(
+        _replace(os, "fsync", os.fstat)  # half of the time, and no matter to a process that dies
+        used = types.SimpleNamespace(
             Popen=ForkedProducer,
-            DEVNULL=process.subprocess.DEVNULL,
-            TimeoutExpired=process.subprocess.TimeoutExpired,
+            DEVNULL=subprocess.DEVNULL,
+            TimeoutExpired=subprocess.TimeoutExpired,
         )
+        _replace(process, "subprocess", used)
     recorder = None
     if fault := task.get("fault"):
         durable.hook = Fault(_shared, fault)
@@ -533,7 +555,7 @@ def _mount(commands: str) -> None:
     for file, number in ids.items():
         Path("/proc/self", file).write_text(f"0 {number} 1")
     for command in ("mount --make-rprivate /", commands):
-        process.subprocess.run(["sh", "-c", command], check=True)
+        subprocess.run(["sh", "-c", command], check=True)
 
 
 def main(mounts: str) -> None:
@@ -542,9 +564,10 @@ def main(mounts: str) -> None:
         _mount(mounts)
     torch.set_num_threads(1)
     # A fifth of a child's time, if each read the metadata of all packages anew.
-    consumers.decisions.version = functools.cache(consumers.decisions.version)
+    version = functools.cache(importlib.metadata.version)
+    _replace(consumers.decisions, "version", version)
     for name in consumers.decisions._VERSIONED:
-        consumers.decisions.version(name)
+        version(name)
     gc.freeze()  # or a collection in a child would copy the pages of everything imported
     ctypes.CDLL(None).prctl(_SUBREAPER, 1)
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")

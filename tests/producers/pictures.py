@@ -83,7 +83,8 @@ def drawn(width: int, height: int, seed: int) -> Image.Image:
     rng = random.Random(seed)
 
     def colour() -> tuple[int, int, int]:
-        return tuple(rng.choice((0, 255, rng.randrange(256))) for _ in range(3))
+        red, green, blue = (rng.choice((0, 255, rng.randrange(256))) for _ in range(3))
+        return red, green, blue
 
     def point() -> tuple[int, int]:
         return rng.randrange(-width // 4, width + 1), rng.randrange(-height // 4, height + 1)

@@ -49,7 +49,7 @@ def digest(*values: Image.Image | np.ndarray) -> str:
     """A digest of the values, 32 hexadecimal digits."""
     found = hashlib.sha256()
     for value in values:
-        found.update(np.ascontiguousarray(value))
+        found.update(np.ascontiguousarray(value).data)
     return found.hexdigest()[:32]
 
 

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (11, 13, 3), n
 REASONS = {"empty", "not-an-image", "format", "truncated", "too-large", "broken"}
 
 
-def encode(kind: str, source: Image.Image = NOISE, **options) -> bytes:
+def encode(kind: str, source: Image.Image = NOISE, **options: Any) -> bytes:
     buffer = io.BytesIO()
     source.save(buffer, kind, **options)
     return buffer.getvalue()
@@ -64,7 +65,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_whole_files_decode_to_what_pillow_makes_of_them(kind):
+def test_whole_files_decode_to_what_pillow_makes_of_them(kind: str) -> None:
     data = FILES[kind]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -73,7 +74,7 @@ def test_whole_files_decode_to_what_pillow_makes_of_them(kind):
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_every_prefix_is_refused_or_decodes(kind):
+def test_every_prefix_is_refused_or_decodes(kind: str) -> None:
     data = FILES[kind]
     found = [reason(data[:length]) for length in range(len(data))]
     assert found[0] == "empty"
@@ -85,14 +86,14 @@ def test_every_prefix_is_refused_or_decodes(kind):
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_every_flipped_byte_is_refused_or_decodes(kind):
+def test_every_flipped_byte_is_refused_or_decodes(kind: str) -> None:
     data = FILES[kind]
     for position, byte in enumerate(data):
         for mask in (0x01, 0x80, 0xFF):
             reason(data[:position] + bytes([byte ^ mask]) + data[position + 1 :])
 
 
-def test_a_tag_of_the_wrong_type_is_damage():
+def test_a_tag_of_the_wrong_type_is_damage() -> None:
     data = bytearray(encode("TIFF"))
     [directory] = struct.unpack_from("<I", data, 4)
     [entries] = struct.unpack_from("<H", data, directory)
@@ -130,11 +131,11 @@ def test_a_tag_of_the_wrong_type_is_damage():
         (b'{"plot": ["a"]}', "not-an-image"),
     ],
 )
-def test_what_is_no_accepted_image(data, expected):
+def test_what_is_no_accepted_image(data: bytes, expected: str) -> None:
     assert reason(data) == expected
 
 
-def test_no_parser_or_program_beyond_the_accepted_ones_is_started(tmp_path):
+def test_no_parser_or_program_beyond_the_accepted_ones_is_started(tmp_path: Path) -> None:
     code = (
         "import os, subprocess, sys\n"
         "from featurestore.errors import BadSampleError\n"
@@ -213,12 +214,12 @@ def test_the_peak_is_measured() -> None:
     ],
     ids=["png", "strip", "png-max", "thin", "webp", "gif", "bmp"],
 )
-def test_bombs_are_refused_before_pixels_are_allocated(data):
+def test_bombs_are_refused_before_pixels_are_allocated(data: bytes) -> None:
     with at_most(50 << 20):
         assert reason(data) in {"too-large", "not-an-image"}
 
 
-def test_text_chunks_that_unpack_to_much_are_bounded():
+def test_text_chunks_that_unpack_to_much_are_bounded() -> None:
     def chunk(kind: bytes, body: bytes) -> bytes:
         return (
             struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -231,12 +232,14 @@ def test_text_chunks_that_unpack_to_much_are_bounded():
         assert reason(data) in {None, "broken"}
 
 
-def test_the_limit_holds_whatever_another_library_set(monkeypatch):
+def test_the_limit_holds_whatever_another_library_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     assert reason(png_claiming(60_000, 60_000)) == "too-large"
 
 
-def test_pillows_warning_below_the_limit_is_no_failure(monkeypatch, recwarn):
+def test_pillows_warning_below_the_limit_is_no_failure(
+    monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     assert NOISE.width * NOISE.height in range(101, 200)
     assert reason(FILES["png"]) is None
@@ -259,7 +262,7 @@ CONTAINERS = {
 
 
 @pytest.mark.parametrize("mode", CONTAINERS)
-def test_modes_become_rgb_as_pillow_converts_them(mode):
+def test_modes_become_rgb_as_pillow_converts_them(mode: str) -> None:
     source = NOISE.convert("I").convert(mode) if mode == "I;16" else NOISE.convert(mode)
     for kind in CONTAINERS[mode]:
         data = encode(kind, source)
@@ -267,32 +270,32 @@ def test_modes_become_rgb_as_pillow_converts_them(mode):
         assert np.array_equal(np.asarray(decode.image(data)), expected), kind
 
 
-def test_16_bit_grey_is_clamped_as_in_the_paper():
+def test_16_bit_grey_is_clamped_as_in_the_paper() -> None:
     ramp = Image.fromarray(np.array([[0, 100, 255, 256, 65_535]], np.uint16))
     for kind in ("TIFF", "PNG"):
         pixels = np.asarray(decode.image(encode(kind, ramp)))
         assert pixels[0].tolist() == [[value] * 3 for value in (0, 100, 255, 255, 255)]
 
 
-def test_alpha_is_dropped_not_blended():
+def test_alpha_is_dropped_not_blended() -> None:
     hidden = NOISE.copy()
     hidden.putalpha(0)
     assert np.array_equal(np.asarray(decode.image(encode("PNG", hidden))), np.asarray(NOISE))
 
 
-def test_exif_orientation_is_ignored():
+def test_exif_orientation_is_ignored() -> None:
     exif = Image.Exif()
     for orientation in (*range(10), 255):
         exif[0x0112] = orientation
         assert decode.image(encode("PNG", NOISE, exif=exif)).size == NOISE.size
 
 
-def test_broken_exif_is_no_failure(recwarn):
+def test_broken_exif_is_no_failure(recwarn: pytest.WarningsRecorder) -> None:
     assert reason(encode("JPEG", NOISE, exif=b"Exif\0\0II*\0\xff\xff\xff\xff")) is None
     assert not recwarn.list
 
 
-def test_the_first_frame_of_an_animation_counts():
+def test_the_first_frame_of_an_animation_counts() -> None:
     frames = [NOISE.convert("P"), NOISE.rotate(180).convert("P")]
     for kind in ("GIF", "PNG", "TIFF"):
         data = encode(kind, frames[0], save_all=True, append_images=frames[1:])
@@ -301,8 +304,8 @@ def test_the_first_frame_of_an_animation_counts():
         ), kind
 
 
-def test_anything_but_pillows_normal_failures_surfaces(monkeypatch):
-    def fail(*_, **__):
+def test_anything_but_pillows_normal_failures_surfaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise KeyError("a bug")
 
     monkeypatch.setattr(ImageFile.ImageFile, "load", fail)
@@ -310,8 +313,8 @@ def test_anything_but_pillows_normal_failures_surfaces(monkeypatch):
         decode.image(FILES["bmp"])
 
 
-def test_memory_that_runs_out_is_a_reason(monkeypatch):
-    def fail(*_, **__):
+def test_memory_that_runs_out_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise MemoryError
 
     monkeypatch.setattr(ImageFile.ImageFile, "load", fail)
@@ -319,7 +322,7 @@ def test_memory_that_runs_out_is_a_reason(monkeypatch):
         decode.image(FILES["bmp"])
 
 
-def test_decoded_pixels_need_no_bytes_any_more():
+def test_decoded_pixels_need_no_bytes_any_more() -> None:
     pixels = decode.image(FILES["jpeg"])
     assert type(pixels) is Image.Image
 
@@ -343,7 +346,7 @@ def test_decoded_pixels_need_no_bytes_any_more():
 )
 @pytest.mark.parametrize("ascii_only", [True, False])
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
-def test_sound_texts(document, text, ascii_only, mark):
+def test_sound_texts(document: dict[str, Any], text: str, ascii_only: bool, mark: bytes) -> None:
     data = mark + json.dumps(document, ensure_ascii=ascii_only).encode()
     assert decode.text(data) == DecodedText(text)
 
@@ -376,17 +379,17 @@ def test_sound_texts(document, text, ascii_only, mark):
         (b'{"plot": [null, 1, ["x"]]}', "plot-items"),
     ],
 )
-def test_texts_of_which_nothing_can_be_used(data, reason):
+def test_texts_of_which_nothing_can_be_used(data: bytes, reason: str) -> None:
     decoded = decode.text(data)
     assert (decoded.text, decoded.reason) == ("", reason)
     assert is_detail(decoded.detail)
 
 
-def test_nan_elsewhere_in_the_document_is_read():
+def test_nan_elsewhere_in_the_document_is_read() -> None:
     assert decode.text(b'{"rating": NaN, "votes": -Infinity, "plot": "a"}') == DecodedText("a")
 
 
-def test_strings_beside_non_strings_are_kept():
+def test_strings_beside_non_strings_are_kept() -> None:
     decoded = decode.text(b'{"plot": ["a", 1, "b", null]}')
     assert decoded == DecodedText("a b", "plot-items", "2 of 4 are not strings")
 
@@ -400,23 +403,23 @@ def test_strings_beside_non_strings_are_kept():
         (r"\ud83c\udfac \ud83c", "🎬 \ufffd", 1),
     ],
 )
-def test_lone_surrogates_are_replaced(escaped, text, replaced):
+def test_lone_surrogates_are_replaced(escaped: str, text: str, replaced: int) -> None:
     for plot in (f'"{escaped}"', f'["{escaped}"]'):
         decoded = decode.text(f'{{"plot": {plot}}}'.encode())
         assert decoded == DecodedText(text, "lone-surrogate", f"{replaced} characters replaced")
         decoded.text.encode()
 
 
-def test_surrogates_are_replaced_beside_non_strings_too():
+def test_surrogates_are_replaced_beside_non_strings_too() -> None:
     assert decode.text(rb'{"plot": ["\ud800", 1]}').text == "\ufffd"
 
 
-def test_a_pair_of_escapes_is_one_character():
+def test_a_pair_of_escapes_is_one_character() -> None:
     assert decode.text(rb'{"plot": "\ud83c\udfac"}') == DecodedText("🎬")
 
 
 @pytest.mark.parametrize("document", ['{"plot": ["a", "é"], "x": {"y": [1, 2.5, null]}}'])
-def test_every_damaged_text_gives_text_or_a_reason(document):
+def test_every_damaged_text_gives_text_or_a_reason(document: str) -> None:
     data = document.encode()
     for position in range(len(data)):
         decode.text(data[:position])

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from featurestore.errors import ProducerError, StorageError
 from featurestore.records import BadInput, SampleRecord
-from producers import process
 from producers.pool import ProducerPool
 from producers.recipes.tokens import TextSpec
 from producers.sources.pairs import scan
@@ -147,6 +147,10 @@ def fds() -> list[str]:
     return sorted(str(link.readlink()) for link in links)
 
 
+def is_zombie(process: psutil.Process) -> bool:
+    return bool(process.status() == psutil.STATUS_ZOMBIE)
+
+
 def eventually(condition: Callable[[], object], seconds: float = 120.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
@@ -239,7 +243,7 @@ def test_idle_producers_are_killed(data: Path, undisturbed: list[Made]) -> None:
         for victim in victims:
             victim.kill()
         for victim in victims:
-            eventually(lambda v=victim: v.status() == psutil.STATUS_ZOMBIE)
+            eventually(partial(is_zombie, victim))
         for views in held:
             pool.release(views)
         assert take_all(pool) == undisturbed[2:]
@@ -375,7 +379,7 @@ def test_a_full_folder_of_temporary_files_is_named(
     full = Path("/dev/full")
     if not full.exists():
         pytest.skip("no /dev/full here")
-    monkeypatch.setattr(process.tempfile, "TemporaryFile", lambda: full.open("wb"))
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda: full.open("wb"))
     with pytest.raises(StorageError, match=r"No space left") as caught:
         pool_for(data)
     assert tempfile.gettempdir() in str(caught.value)
@@ -448,7 +452,7 @@ def test_no_producer_outlives_a_killed_parent(
 
 def alive(process: psutil.Process) -> bool:
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return process.is_running() and not is_zombie(process)
     except psutil.NoSuchProcess:
         return False
 

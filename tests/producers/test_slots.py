@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featurestore.errors import ConfigError
+from featurestore.system.limits import available_bytes
 from producers import slots as rings
 from producers.recipes.image_views import ImageSpec
 from producers.slots import Ring, SlotArrays, SlotLayout
@@ -140,7 +141,7 @@ def test_too_little_memory_is_found_before_any_is_taken(monkeypatch: pytest.Monk
 
 
 def test_the_real_machine_has_memory_but_not_without_end() -> None:
-    assert 0 < rings.available_bytes() < 2**50
+    assert 0 < available_bytes() < 2**50
     with pytest.raises(ConfigError, match="are free"):
         Ring(SMALL, 2**40)
 

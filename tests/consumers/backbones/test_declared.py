@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import shutil
 import sys
@@ -223,7 +224,8 @@ def shared(self: Any, pixels: torch.Tensor) -> torch.Tensor:
     """Stores its batch size in an attribute that another thread overwrites."""
     self.kept = len(pixels)
     time.sleep(0.01)
-    return pixels.flatten(1)[:, :12].float() + self.kept
+    found: torch.Tensor = pixels.flatten(1)[:, :12].float() + self.kept
+    return found
 
 
 @pytest.mark.parametrize(
@@ -244,8 +246,7 @@ def test_what_is_no_backbone_is_refused_before_a_build(
     (tmp_path / "faulty_backbone.py").write_text(blocks(PAGE, "python")[0])
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "faulty_backbone", raising=False)
-    import faulty_backbone
-
+    faulty_backbone = importlib.import_module("faulty_backbone")
     for name, value in change.items():
         monkeypatch.setattr(faulty_backbone.Colours, name, value)
     with pytest.raises(ConfigError, match=message):

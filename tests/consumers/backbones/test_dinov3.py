@@ -89,7 +89,8 @@ def test_what_differs_by_more_than_rounding_is_refused(
     original = DINOv3ViTImageProcessor.resize
 
     def blurred(self: Any, image: torch.Tensor, **keywords: Any) -> torch.Tensor:
-        return original(self, image, **keywords | {"antialias": False})
+        resized: torch.Tensor = original(self, image, **keywords | {"antialias": False})
+        return resized
 
     monkeypatch.setattr(DINOv3ViTImageProcessor, "resize", blurred)
     with pytest.raises(ConfigError, match="not reproduced: it differs from ours"):

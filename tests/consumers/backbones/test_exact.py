@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from consumers.backbones.registry import Backbone
+from consumers.backbones.registry import ImageBackbone, TextBackbone
 from consumers.device.computing import ComputePool
 from consumers.engine.batching import ImageBatcher, TextBatcher
 from consumers.preprocessing.pixels import Normalizer, read_preprocessing
 from producers.recipes.tokens import TokenEncoder
 
-Load = Callable[[str], Backbone]
+Load = Callable[[str], Any]  # a feature is of images or of texts, as its name says
 
 
 def assert_exact(ours: np.ndarray, theirs: np.ndarray) -> None:
@@ -27,7 +28,7 @@ def assert_exact(ours: np.ndarray, theirs: np.ndarray) -> None:
     assert (np.abs(ours - theirs) / spread).max() <= 2e-5
 
 
-def embed_pictures(backbone: Backbone, pictures: np.ndarray, batch: int = 24) -> np.ndarray:
+def embed_pictures(backbone: ImageBackbone, pictures: np.ndarray, batch: int = 24) -> np.ndarray:
     with ComputePool(2, backbone.device) as pool:
         batcher = ImageBatcher(backbone, batch, len(pictures), pool)
         for start in range(0, len(pictures), 8):
@@ -35,7 +36,7 @@ def embed_pictures(backbone: Backbone, pictures: np.ndarray, batch: int = 24) ->
         return batcher.launch().take()
 
 
-def embed_sentences(backbone: Backbone, sentences: list[str], batch: int = 7) -> np.ndarray:
+def embed_sentences(backbone: TextBackbone, sentences: list[str], batch: int = 7) -> np.ndarray:
     spec = backbone.text
     ids = np.full((len(sentences), spec.max_length), spec.pad_id, np.int32)
     lengths = np.zeros(len(sentences), np.int32)
@@ -148,6 +149,8 @@ def test_bfloat16_pools_in_float32(
     from tests.consumers.conftest import KINDS
 
     folder = str(tiny_folders[KINDS[feature]])
+    half: Any
+    full: Any
     half, full = (registry.load(feature, folder, "cpu", d) for d in ("bfloat16", "float32"))
     if feature == "blip2_text":
         ours, exact = embed_sentences(half, sentences), embed_sentences(full, sentences)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -84,7 +85,9 @@ def test_check_features() -> None:
         check_features("clip_text", rows, 4, samples=range(10, 20), first_view=8, views=3)
 
 
-def test_loading_is_silent(tiny_folders: dict, capfd: pytest.CaptureFixture[str]) -> None:
+def test_loading_is_silent(
+    tiny_folders: dict[str, Path], capfd: pytest.CaptureFixture[str]
+) -> None:
     from tests.consumers.conftest import KINDS
 
     for feature in FEATURES:

@@ -54,7 +54,7 @@ def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     clock = time.time_ns
 
     def move(seconds: float) -> None:
-        monkeypatch.setattr(content.time, "time_ns", lambda: clock() + int(seconds * 1e9))
+        monkeypatch.setattr(time, "time_ns", lambda: clock() + int(seconds * 1e9))
 
     return move
 
@@ -239,7 +239,7 @@ def test_an_entry_of_another_user_is_not_believed(
     content_sha256(path)
     forget(monkeypatch)
     user = os.geteuid()
-    monkeypatch.setattr(content.os, "geteuid", lambda: user + 1)
+    monkeypatch.setattr(os, "geteuid", lambda: user + 1)
     assert content_sha256(path) == sha256(WEIGHTS)
     assert len(reads) == 2
 

@@ -71,7 +71,7 @@ def test_a_model_that_would_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub.hf_api import ModelInfo
 
     sizes = {"config.json": 100, "model.safetensors": 5000, "pytorch_model.bin": 6000, "x.md": 9}
-    answer = ModelInfo(
+    answer = ModelInfo(  # type: ignore[no-untyped-call]
         id="some/clip", siblings=[{"rfilename": n, "size": s} for n, s in sizes.items()]
     )
     monkeypatch.setattr(HfApi, "model_info", lambda *_, **__: answer)

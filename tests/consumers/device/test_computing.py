@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from concurrent.futures import CancelledError, Future
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -46,10 +47,15 @@ def test_images_come_before_texts_and_each_in_order() -> None:
     done: list[int] = []
     with ComputePool(1, CPU) as pool:
         started, go = threading.Event(), threading.Event()
-        pool.submit(Order.TEXTS, lambda: (started.set(), go.wait(LONG_S)))
+
+        def block() -> None:
+            started.set()
+            go.wait(LONG_S)
+
+        pool.submit(Order.TEXTS, block)
         assert started.wait(LONG_S)
         for number, order in enumerate([Order.TEXTS, Order.IMAGES, Order.TEXTS, Order.IMAGES]):
-            pool.submit(order, lambda n=number: done.append(n))
+            pool.submit(order, partial(done.append, number))
         go.set()
     assert done == [1, 3, 0, 2]
 

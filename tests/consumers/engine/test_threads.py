@@ -15,7 +15,9 @@ from tests.conftest import ROOT
 BUSY = "CUDA-capable device(s) is/are busy or unavailable"
 
 
-def test_a_cpu_computes_as_many_batches_at_once_as_it_may_use_cpus(monkeypatch):
+def test_a_cpu_computes_as_many_batches_at_once_as_it_may_use_cpus(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(devices, "usable_cpus", lambda: 5)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # torchrun and many clusters set it
     assert devices.resolve_threads(0, "cpu") == 5
@@ -25,7 +27,7 @@ def test_a_cpu_computes_as_many_batches_at_once_as_it_may_use_cpus(monkeypatch):
         devices.resolve_threads(3, "cuda:1")
 
 
-def test_the_device_kind_names_what_chooses_the_kernels():
+def test_the_device_kind_names_what_chooses_the_kernels() -> None:
     kind = devices.device_kind("cpu")
     assert kind.startswith(f"cpu: {torch.backends.cpu.get_cpu_capability()} ")
     code = "from consumers.device.devices import device_kind; print(device_kind('cpu'))"
@@ -41,8 +43,10 @@ def test_the_device_kind_names_what_chooses_the_kernels():
 
 
 @pytest.mark.parametrize("installed", [True, False])
-def test_a_gpu_is_known_by_its_name_and_by_its_libraries(monkeypatch, installed):
-    def version(name):
+def test_a_gpu_is_known_by_its_name_and_by_its_libraries(
+    monkeypatch: pytest.MonkeyPatch, installed: bool
+) -> None:
+    def version(name: str) -> str:
         if installed and name == "nvidia-cublas-cu12":
             return "12.8.4.1"
         raise PackageNotFoundError(name)
@@ -55,8 +59,8 @@ def test_a_gpu_is_known_by_its_name_and_by_its_libraries(monkeypatch, installed)
     assert devices.device_kind("cuda:0") == f"cuda: NVIDIA L4, cuBLAS {cublas}, cuDNN 91002"
 
 
-def test_a_gpu_that_another_process_has_to_itself_is_told(monkeypatch):
-    def busy(_device):
+def test_a_gpu_that_another_process_has_to_itself_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def busy(_device: str) -> None:
         raise torch.AcceleratorError(f"CUDA error: {BUSY}\nCUDA kernel errors might be ...")
 
     monkeypatch.setattr(torch.cuda, "get_device_name", busy)
@@ -68,10 +72,16 @@ def test_a_gpu_that_another_process_has_to_itself_is_told(monkeypatch):
     assert "another --device" in advice
 
 
-def test_switches_that_decide_last_bits_are_set_whatever_they_were(monkeypatch):
+def cudnn_sdp_enabled() -> bool:
+    return bool(torch.backends.cuda.cudnn_sdp_enabled())  # type: ignore[no-untyped-call]
+
+
+def test_switches_that_decide_last_bits_are_set_whatever_they_were(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
     monkeypatch.setenv("CUBLASLT_WORKSPACE_SIZE", "1")
-    before = torch.get_float32_matmul_precision(), torch.backends.cuda.cudnn_sdp_enabled()
+    before = torch.get_float32_matmul_precision(), cudnn_sdp_enabled()
     try:
         torch.set_float32_matmul_precision("medium")
         torch.backends.cuda.enable_cudnn_sdp(True)
@@ -79,7 +89,7 @@ def test_switches_that_decide_last_bits_are_set_whatever_they_were(monkeypatch):
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
         assert os.environ["CUBLASLT_WORKSPACE_SIZE"] == "32768"
         assert torch.get_float32_matmul_precision() == "highest"
-        assert not torch.backends.cuda.cudnn_sdp_enabled()
+        assert not cudnn_sdp_enabled()
     finally:
         torch.set_float32_matmul_precision(before[0])
         torch.backends.cuda.enable_cudnn_sdp(before[1])

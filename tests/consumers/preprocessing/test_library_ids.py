@@ -135,7 +135,8 @@ def loaded(folders: dict[str, Path]) -> Callable[[str], Any]:
 
 def rows_of(backbone: Any, ids: np.ndarray, lengths: np.ndarray, name: str) -> list[list[int]]:
     if name.startswith("open-clip"):  # which gives the whole row to its model
-        return ids.tolist()
+        whole: list[list[int]] = ids.tolist()
+        return whole
     return [row[:length].tolist() for row, length in zip(ids, lengths, strict=True)]
 
 

@@ -369,6 +369,7 @@ def test_augmented_labels_use_views_and_seed_of_the_embeddings(
     beside.mkdir()
     facts = {"views_per_sample": 3, "seed": 5, "original_rows": 48}
     (beside / f"{PREFIX}_manifest.json").write_text(json.dumps(facts))
+    common: tuple[str | Path, ...]
     common = ("labels", "--data-dir", demo_data / "dataset", "--out-dir", out, "--augment")
     common = (*common, "--embeddings-dir", beside)
     for option in ("--views", "--seed"):

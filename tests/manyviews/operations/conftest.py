@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ def messy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder, for reading only; the stem of a sample names its problem."""
     folder = tmp_path_factory.mktemp("messy")
 
-    def put(stem: str, image: Image.Image | bytes, text: str, **options: object) -> None:
+    def put(stem: str, image: Image.Image | bytes, text: str, **options: Any) -> None:
         if isinstance(image, bytes):
             (folder / f"{stem}.jpg").write_bytes(image)
         else:

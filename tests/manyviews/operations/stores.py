@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from featurestore.records import BadInput, Sample, SampleRecord
@@ -24,7 +24,7 @@ def store_of(
     folder: Path,
     *,
     chunks: Sequence[int] = (0, 1),
-    bad: dict[int, tuple[BadInput, ...]] | None = None,
+    bad: Mapping[int, tuple[BadInput, ...]] | None = None,
     read: Sequence[str] = ("image", "text"),
     **fingerprint: str | int,
 ) -> FeatureStore:

@@ -16,6 +16,7 @@ import random
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -36,6 +37,7 @@ LEAK_BYTES = 100_000
 def load(path: str) -> ModuleType:
     loader = importlib.machinery.ExtensionFileLoader("compiled", path)
     spec = importlib.util.spec_from_file_location("compiled", path, loader=loader)
+    assert spec is not None
     module = importlib.util.module_from_spec(spec)
     loader.exec_module(module)
     return module
@@ -123,7 +125,7 @@ def too_large(kernels: ModuleType) -> None:
     """A failed allocation of scratch memory is a MemoryError. The allocator's limit is 64 MiB."""
     high, wide = np.zeros((40_000, 1, 3), np.uint8), np.zeros((3, 1, 999), np.uint8)
     large, weight = np.zeros((3, 3000, 3000), np.uint8), np.ones(1, np.float32)
-    attempts = (
+    attempts: tuple[Callable[[], object], ...] = (
         lambda: kernels.prepare(np.zeros((5000, 5000, 3), np.uint8)),
         lambda: kernels.resize(kernels.prepare(high), (0, 0, 1, 40_000), 3, False, wide),
         lambda: kernels.blur(large, weight),

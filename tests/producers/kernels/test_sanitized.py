@@ -32,6 +32,7 @@ def build(sources: list[Path], others: list[Path], built: Path) -> None:
     objects = [built.with_name(f"{source.stem}.o") for source in sources]
     for source, made in zip(sources, objects, strict=True):
         subprocess.run(["gcc", *FLAGS, "-c", source, "-o", made], check=True)
+    link: list[str | Path]
     link = ["gcc", "-shared", f"-fsanitize={CHECKED}", *objects, *others, "-lm", "-o", built]
     subprocess.run(link, check=True)
 

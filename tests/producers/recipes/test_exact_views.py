@@ -38,7 +38,8 @@ def make(name: str, kernels: Kernels | None = None, views: int = VIEWS.stop) -> 
 def shapes() -> list[tuple[int, int]]:
     """Width and height of the pictures that are not whole photographs."""
     given = (name.partition(" ")[2] for name in names())
-    return [tuple(map(int, shape.split("x"))) for shape in given if shape]
+    sides = (shape.split("x") for shape in given if shape)
+    return [(int(width), int(height)) for width, height in sides]
 
 
 def test_the_pictures_are_many_and_of_all_sizes() -> None:

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from featurestore.records import view_seed
+from featurestore.records import Salt, view_seed
 from producers.recipes.text_views import draw, masked_words
 
 WORDS = [f"w{i}" for i in range(200)]
@@ -21,18 +21,13 @@ WORDS = [f"w{i}" for i in range(200)]
         (25958, 69, "text", 486677006),
     ],
 )
-def test_seed_known_answers(index, view, salt, expected):
+def test_seed_known_answers(index: int, view: int, salt: Salt, expected: int) -> None:
     assert view_seed(123, index, view, salt) == expected
 
 
-def test_seeds_differ_in_every_part():
-    parts = [
-        (b, i, v, s)
-        for b in (1, 12)
-        for i in range(12)
-        for v in range(12)
-        for s in ("image", "text")
-    ]
+def test_seeds_differ_in_every_part() -> None:
+    salts: tuple[Salt, ...] = ("image", "text")
+    parts = [(b, i, v, s) for b in (1, 12) for i in range(12) for v in range(12) for s in salts]
     assert len({view_seed(*part) for part in parts}) == len(parts)
 
 
@@ -52,7 +47,7 @@ def test_seeds_differ_in_every_part():
         (90, 14),
     ],
 )
-def test_mask_counts_round_halves_to_even(words, hidden):
+def test_mask_counts_round_halves_to_even(words: int, hidden: int) -> None:
     for seed in (0, 1, 2**32 - 1):
         positions = masked_words(WORDS[:words], seed)
         assert len(positions) == len(set(positions)) == hidden
@@ -79,14 +74,14 @@ def reference_view(text: str, index: int, view: int) -> str:
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 10, 33, 150, 700])
-def test_views_equal_the_reference(count):
+def test_views_equal_the_reference(count: int) -> None:
     text = "\n ".join(f"word{i},é" for i in range(count)) + " "
     made = views(text, base_seed=123, index=count, views=70)
     assert made[0] == text
     assert made[1:] == [reference_view(text, count, view) for view in range(1, 70)]
 
 
-def test_known_view():
+def test_known_view() -> None:
     text = "a b c d e f g h i j"
     assert views(text, 123, 0, 2)[1] == "[MASK] [MASK] c d e f g h i j"
 
@@ -94,22 +89,22 @@ def test_known_view():
 @pytest.mark.parametrize(
     ("text", "masked"), [("", ""), (" \n\t", ""), ("one", "[MASK]"), (" one ", "[MASK]")]
 )
-def test_texts_of_at_most_one_word(text, masked):
+def test_texts_of_at_most_one_word(text: str, masked: str) -> None:
     assert views(text, 123, 5, 4) == [text, masked, masked, masked]
 
 
 @pytest.mark.parametrize("text", ["\x00 a", "a\u00a0b c", "\u202eabc \u0301", "[MASK] [MASK]"])
-def test_any_unicode_white_space_separates_words(text):
+def test_any_unicode_white_space_separates_words(text: str) -> None:
     made = views(text, 123, 1, 3)
     assert made[0] == text
     assert all(len(view.split(" ")) == len(text.split()) for view in made[1:])
 
 
-def test_one_view_is_the_clean_one():
+def test_one_view_is_the_clean_one() -> None:
     assert views(" a  b ", 123, 0, 1) == [" a  b "]
 
 
-def test_global_generator_is_left_alone():
+def test_global_generator_is_left_alone() -> None:
     random.seed(1)
     before = random.getstate()
     views("a b c", 123, 0, 70)

@@ -1,6 +1,6 @@
 """Token ids against transformers' own tokenizer call, on tokenizers trained here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -74,7 +74,7 @@ def unigram() -> Tokenizer:
 
 
 @pytest.fixture(scope="module", params=["wordpiece", "unigram"])
-def tokenizer(request) -> Tokenizer:
+def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     return {"wordpiece": wordpiece, "unigram": unigram}[request.param]()
 
 
@@ -91,11 +91,12 @@ def reference(tokenizer: Tokenizer, texts: list[str], max_length: int) -> list[l
 
     pad = tokenizer.id_to_token(0)
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=pad)
-    return wrapped(texts, truncation=True, max_length=max_length)["input_ids"]
+    ids: list[list[int]] = wrapped(texts, truncation=True, max_length=max_length)["input_ids"]
+    return ids
 
 
 @pytest.mark.parametrize("max_length", [3, 16, 128])
-def test_ids_equal_transformers(tokenizer, max_length):
+def test_ids_equal_transformers(tokenizer: Tokenizer, max_length: int) -> None:
     texts = TEXTS + text_views.draw(" ".join(CORPUS), 123, 3, 70).texts()
     expected = reference(tokenizer, texts, max_length)
     untruncated = [len(tokens) for tokens in reference(tokenizer, texts, 100_000)]
@@ -106,7 +107,7 @@ def test_ids_equal_transformers(tokenizer, max_length):
     assert cut == sum(count > max_length for count in untruncated) > 0
 
 
-def test_a_text_of_exactly_max_length_is_not_cut(tokenizer):
+def test_a_text_of_exactly_max_length_is_not_cut(tokenizer: Tokenizer) -> None:
     [tokens] = reference(tokenizer, ["the castle"], 100)
     _, lengths, cut = encode(TextSpec(tokenizer.to_str(), len(tokens)), ["the castle"])
     assert (lengths.tolist(), cut) == ([len(tokens)], 0)
@@ -114,22 +115,23 @@ def test_a_text_of_exactly_max_length_is_not_cut(tokenizer):
     assert (lengths.tolist(), cut) == ([len(tokens) - 1], 1)
 
 
-def test_settings_saved_in_the_file_are_overruled(tokenizer):
-    plain = encode(TextSpec(tokenizer.to_str(), 32), TEXTS)
+def test_settings_saved_in_the_file_are_overruled(tokenizer: Tokenizer) -> None:
+    plain: Sequence[np.ndarray | int] = encode(TextSpec(tokenizer.to_str(), 32), TEXTS)
     saved = Tokenizer.from_str(tokenizer.to_str())
     saved.enable_truncation(4, direction="left")
     saved.enable_padding(length=64)
-    for ours, expected in zip(encode(TextSpec(saved.to_str(), 32), TEXTS), plain, strict=True):
+    overruled: Sequence[np.ndarray | int] = encode(TextSpec(saved.to_str(), 32), TEXTS)
+    for ours, expected in zip(overruled, plain, strict=True):
         assert np.array_equal(ours, expected)
 
 
-def test_pad_id_fills_the_rest(tokenizer):
+def test_pad_id_fills_the_rest(tokenizer: Tokenizer) -> None:
     ids, lengths, _ = encode(TextSpec(tokenizer.to_str(), 32, pad_id=9), ["the castle"])
     assert (ids[0, lengths[0] :] == 9).all()
     assert lengths[0] < 32
 
 
-def test_strip_and_lower_are_applied_before_the_tokenizer():
+def test_strip_and_lower_are_applied_before_the_tokenizer() -> None:
     tokenizer = unigram()
     spec = TextSpec(tokenizer.to_str(), 64, strip=True, lower=True)
     [expected] = reference(tokenizer, ["the castle"], 64)
@@ -139,23 +141,24 @@ def test_strip_and_lower_are_applied_before_the_tokenizer():
     assert not np.array_equal(ids, other)
 
 
-def test_wrong_arrays_are_refused():
+def test_wrong_arrays_are_refused() -> None:
     spec = TextSpec(wordpiece().to_str(), 8)
     encoder = TokenEncoder(spec)
     good_ids, good_lengths = np.zeros((2, 8), np.int32), np.zeros(2, np.int32)
-    for ids, lengths in [
+    wrong: list[tuple[np.ndarray, np.ndarray]] = [
         (np.zeros((2, 9), np.int32), good_lengths),
         (np.zeros((1, 8), np.int32), good_lengths),
         (np.zeros((2, 8), np.int64), good_lengths),
         (good_ids, np.zeros((2, 1), np.int32)),
-    ]:
+    ]
+    for ids, lengths in wrong:
         with pytest.raises(ValueError, match="must be int32"):
             encoder.encode(["a", "b"], ids, lengths)
         with pytest.raises(ValueError, match="must be int32"):
             encoder.encode_views(text_views.draw("a b", 1, 0, 2), ids, lengths)
 
 
-def test_max_length_is_checked():
+def test_max_length_is_checked() -> None:
     with pytest.raises(ValueError, match="max_length must be at least 1, got 0"):
         TextSpec("{}", 0)
 
@@ -210,6 +213,7 @@ def text_is_bounded() -> Tokenizer:
     return tokenizer
 
 
+Comparison = Callable[..., None]
 TOKENIZERS: dict[str, tuple[Callable[[], Tokenizer], bool]] = {
     "wordpiece": (wordpiece, True),
     "unigram": (unigram, True),
@@ -222,8 +226,8 @@ TOKENIZERS: dict[str, tuple[Callable[[], Tokenizer], bool]] = {
 
 
 @pytest.fixture(scope="module", params=TOKENIZERS)
-def both_ways(request) -> Callable[..., bool]:
-    """Encodes views in both ways and compares; returns whether words can be joined."""
+def both_ways(request: pytest.FixtureRequest) -> Comparison:
+    """Encodes views in both ways and compares them."""
     make, by_words = TOKENIZERS[request.param]
     file = make().to_str()
     encoders: dict[tuple[int, bool], TokenEncoder] = {}
@@ -250,7 +254,9 @@ def both_ways(request) -> Callable[..., bool]:
 @pytest.mark.parametrize(
     "text", [*TEXTS, "The castle, the\u00a0STONE", "ΟΔΟΣ ΟΔΟΣ a\u0301 \u0301b"]
 )
-def test_views_are_encoded_as_their_texts_are(both_ways, text, max_length):
+def test_views_are_encoded_as_their_texts_are(
+    both_ways: Comparison, text: str, max_length: int
+) -> None:
     both_ways(text, max_length)
     both_ways(text, max_length, lower=True)
 
@@ -268,24 +274,26 @@ _CHARACTERS = st.sampled_from(_HARD) | st.characters(codec="utf-8")
     st.sampled_from([4, 12, 64]),
     st.booleans(),
 )
-def test_any_text_is_encoded_as_it_would_be_alone(both_ways, words, max_length, lower):
+def test_any_text_is_encoded_as_it_would_be_alone(
+    both_ways: Comparison, words: list[str], max_length: int, lower: bool
+) -> None:
     both_ways(" ".join(words), max_length, lower)
 
 
-def pieces(tokenizer: Tokenizer) -> Callable[[list[str]], list[list[int]]]:
+def pieces(tokenizer: Tokenizer) -> Callable[[Sequence[str]], list[list[int]]]:
     return lambda texts: [
         e.ids for e in tokenizer.encode_batch_fast(texts, add_special_tokens=False)
     ]
 
 
 @pytest.mark.parametrize("name", [name for name, (_, by_words) in TOKENIZERS.items() if by_words])
-def test_ordinary_texts_are_joined_from_words(name):
+def test_ordinary_texts_are_joined_from_words(name: str) -> None:
     make, _ = TOKENIZERS[name]
     for text in [*CORPUS, "one", "x" * 500, "It's 1984 -- [MASK] isn't?"]:
         assert WordIds(text.split(), pieces(make())).hold
 
 
-def test_a_text_that_the_check_at_start_could_not_foresee_is_told_apart():
+def test_a_text_that_the_check_at_start_could_not_foresee_is_told_apart() -> None:
     """Only words that begin with k depend on the space before them."""
     tokenizer = unigram()
     tokenizer.normalizer = normalizers.Sequence([normalizers.Replace(" k", "z")])
@@ -299,6 +307,6 @@ def test_a_text_that_the_check_at_start_could_not_foresee_is_told_apart():
     assert np.array_equal(ids, expected)
 
 
-def test_a_row_too_short_for_the_special_ids_is_left_to_the_tokenizer():
+def test_a_row_too_short_for_the_special_ids_is_left_to_the_tokenizer() -> None:
     encoder = TokenEncoder(TextSpec(wordpiece().to_str(), 2))
     assert not encoder.by_words

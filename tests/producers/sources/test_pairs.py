@@ -5,6 +5,8 @@ import hashlib
 import os
 import resource
 import socket
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +18,7 @@ from producers.sources.pairs import scan
 from producers.sources.scan import Scan
 
 
-def fill(folder, *names):
+def fill(folder: Path, *names: str) -> None:
     for name in names:
         (folder / name).write_bytes(b"")
 
@@ -25,7 +27,7 @@ def stems(found: Scan) -> list[str]:
     return [sample.stem for sample in found.samples]
 
 
-def test_pairs_are_sorted_by_code_point(tmp_path):
+def test_pairs_are_sorted_by_code_point(tmp_path: Path) -> None:
     fill(
         tmp_path,
         *(
@@ -44,7 +46,7 @@ def test_pairs_are_sorted_by_code_point(tmp_path):
     assert text_path(tmp_path, found.samples[0]) == tmp_path / "10.json"
 
 
-def test_suffix_precedence(tmp_path):
+def test_suffix_precedence(tmp_path: Path) -> None:
     order = [".jpg", ".jpeg", ".JPG", ".JPEG"]
     fill(tmp_path, *(f"s{first}{suffix}" for first in range(4) for suffix in order[first:]))
     fill(tmp_path, *(f"s{first}{suffix}" for first in range(4) for suffix in (".JSON", ".json")))
@@ -63,7 +65,7 @@ def test_suffix_precedence(tmp_path):
     assert len(found.left_out) == 3 + 2 + 1 + 4
 
 
-def test_unmatched_and_all_that_is_not_used_are_named(tmp_path):
+def test_unmatched_and_all_that_is_not_used_are_named(tmp_path: Path) -> None:
     fill(tmp_path, "a.jpg", "a.json", "b.jpeg", "c.jpg", "d.JSON", "A.json")
     fill(tmp_path, "e.Jpg", "e.png", "e.jpg.txt", "notes.txt", ".gitignore", "jpg", "json")
     (tmp_path / "sub").mkdir()
@@ -102,7 +104,7 @@ HOSTILE = [
 ]
 
 
-def test_hostile_names_survive(tmp_path):
+def test_hostile_names_survive(tmp_path: Path) -> None:
     for stem in HOSTILE:
         for suffix in (b".jpg", b".json"):
             with open(os.path.join(os.fsencode(tmp_path), stem + suffix), "wb") as file:  # noqa: PTH118, PTH123
@@ -117,7 +119,7 @@ def test_hostile_names_survive(tmp_path):
         assert image_path(tmp_path, sample).parent == tmp_path
 
 
-def test_dotfiles_are_left_out(tmp_path):
+def test_dotfiles_are_left_out(tmp_path: Path) -> None:
     fill(
         tmp_path,
         "a.jpg",
@@ -136,7 +138,7 @@ def test_dotfiles_are_left_out(tmp_path):
     assert found.left_out == tuple((name, "dotfile") for name in names)
 
 
-def test_only_regular_files_count(tmp_path):
+def test_only_regular_files_count(tmp_path: Path) -> None:
     fill(tmp_path, "a.jpg", "a.json", "dir.json", "fifo.json", "socket.json")
     (tmp_path / "dir.jpg").mkdir()
     os.mkfifo(tmp_path / "fifo.jpg")
@@ -152,7 +154,7 @@ def test_only_regular_files_count(tmp_path):
     assert found.unmatched_texts == ("dir.json", "fifo.json", "socket.json")
 
 
-def test_an_unusable_file_does_not_shadow_a_usable_one(tmp_path):
+def test_an_unusable_file_does_not_shadow_a_usable_one(tmp_path: Path) -> None:
     fill(tmp_path, "a.jpeg", "a.json")
     (tmp_path / "a.jpg").mkdir()
     found = scan(tmp_path)
@@ -160,14 +162,14 @@ def test_an_unusable_file_does_not_shadow_a_usable_one(tmp_path):
     assert found.left_out == (("a.jpg", "directory"),)
 
 
-def test_symlinks_are_followed_only_inside_the_folder(tmp_path):
+def test_symlinks_are_followed_only_inside_the_folder(tmp_path: Path) -> None:
     inside, evil = tmp_path / "x", tmp_path / "x_evil"  # a name prefix is not containment
     (inside / "sub").mkdir(parents=True)
     evil.mkdir()
     fill(evil, "secret.jpg")
     fill(inside, "real.jpg", "sub/deep.jpg", *(f"{i}.json" for i in ("in", "deep", "abs")))
     os.mkfifo(inside / "sub/pipe")
-    links = {
+    links: dict[str, str | Path] = {
         "in.jpg": "real.jpg",
         "deep.jpg": "sub/deep.jpg",
         "abs.jpg": inside / "real.jpg",
@@ -203,33 +205,35 @@ def test_symlinks_are_followed_only_inside_the_folder(tmp_path):
         }
 
 
-def test_hard_links_are_files(tmp_path):
+def test_hard_links_are_files(tmp_path: Path) -> None:
     fill(tmp_path, "a.jpg", "a.json", "b.json")
     (tmp_path / "b.jpg").hardlink_to(tmp_path / "a.jpg")
     assert stems(scan(tmp_path)) == ["a", "b"]
 
 
-def test_order_of_the_folder_does_not_matter(tmp_path, monkeypatch):
+def test_order_of_the_folder_does_not_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fill(tmp_path, *(f"{i}{suffix}" for i in range(40) for suffix in (".jpg", ".JPEG", ".json")))
     expected = scan(tmp_path)
     real = os.scandir
 
     class Reversed:
-        def __init__(self, path):
+        def __init__(self, path: str) -> None:
             with real(path) as entries:
                 self.entries = sorted(entries, key=lambda entry: entry.name, reverse=True)
 
-        def __enter__(self):
+        def __enter__(self) -> Iterator[os.DirEntry[str]]:
             return iter(self.entries)
 
-        def __exit__(self, *_):
+        def __exit__(self, *_: object) -> None:
             return None
 
     monkeypatch.setattr(os, "scandir", Reversed)
     assert scan(tmp_path) == expected
 
 
-def test_no_folder(tmp_path):
+def test_no_folder(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
         scan(tmp_path / "none")
     fill(tmp_path, "file")
@@ -241,7 +245,7 @@ def test_no_folder(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_unreadable_folder(tmp_path):
+def test_unreadable_folder(tmp_path: Path) -> None:
     tmp_path.chmod(0)
     try:
         with pytest.raises(InputError, match="cannot be read: Permission denied"):
@@ -250,7 +254,7 @@ def test_unreadable_folder(tmp_path):
         tmp_path.chmod(0o700)
 
 
-def test_no_pair_says_what_was_seen(tmp_path):
+def test_no_pair_says_what_was_seen(tmp_path: Path) -> None:
     fill(tmp_path, "a.jpg", "b.jpg", "c.json", ".d.json")
     with pytest.raises(InputError) as caught:
         scan(tmp_path)
@@ -260,14 +264,14 @@ def test_no_pair_says_what_was_seen(tmp_path):
     assert len(message.splitlines()) <= 4
 
 
-def message_of(folder) -> str:
+def message_of(folder: Path) -> str:
     with pytest.raises(InputError) as caught:
         scan(folder)
     assert len(str(caught.value).splitlines()) <= 4
     return str(caught.value)
 
 
-def test_no_pair_names_the_suffix_that_posters_have(tmp_path):
+def test_no_pair_names_the_suffix_that_posters_have(tmp_path: Path) -> None:
     """The format is detected from the bytes, but only certain suffixes are used."""
     fill(tmp_path, *(f"{i}.png" for i in range(40)), *(f"{i}.json" for i in range(40)), "x.txt")
     message = message_of(tmp_path)
@@ -276,7 +280,7 @@ def test_no_pair_names_the_suffix_that_posters_have(tmp_path):
     assert "Rename posters such as '0.png' to .jpg" in message
 
 
-def test_no_pair_names_the_subfolder_that_holds_them(tmp_path):
+def test_no_pair_names_the_subfolder_that_holds_them(tmp_path: Path) -> None:
     for name in ("a", "train", "z"):
         (tmp_path / name).mkdir()
     fill(tmp_path / "a", "x.jpg", "y.jpg")
@@ -286,7 +290,7 @@ def test_no_pair_names_the_subfolder_that_holds_them(tmp_path):
     assert f"Subfolders are not entered: name {tmp_path / 'train'} instead." in message
 
 
-def test_no_pair_of_links_that_lead_nowhere(tmp_path):
+def test_no_pair_of_links_that_lead_nowhere(tmp_path: Path) -> None:
     for i in range(3):
         (tmp_path / f"{i}.jpg").symlink_to(f"../.git/annex/objects/{i}")
         (tmp_path / f"{i}.json").symlink_to(f"../.git/annex/objects/{i}t")
@@ -298,7 +302,7 @@ def test_no_pair_of_links_that_lead_nowhere(tmp_path):
 COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
 
 
-def test_stems_that_look_the_same_are_named(tmp_path):
+def test_stems_that_look_the_same_are_named(tmp_path: Path) -> None:
     fill(tmp_path, "a.jpg", "a.json", f"{COMPOSED}.jpg", f"{DECOMPOSED}.json")
     fill(tmp_path, "Poster.jpg", "poster.json", f"Ü-{DECOMPOSED}.jpg", f"ü-{COMPOSED}.json")
     fill(tmp_path, "b.jpg", "c.json", "ALONE.jpg", "Alone.jpg", "alone.json")
@@ -313,13 +317,13 @@ def test_stems_that_look_the_same_are_named(tmp_path):
     assert len(found.unmatched_images) == 6  # they are unmatched all the same
 
 
-def test_names_that_are_not_utf8_look_like_nothing_else(tmp_path):
+def test_names_that_are_not_utf8_look_like_nothing_else(tmp_path: Path) -> None:
     for name in (b"a\xff.jpg", b"a\xff.json", b"b\xff.jpg", b"b\xfe.json"):
         (tmp_path / os.fsdecode(name)).write_bytes(b"")
     assert scan(tmp_path).alike == ()
 
 
-def test_no_pair_of_two_unicode_forms_says_so(tmp_path):
+def test_no_pair_of_two_unicode_forms_says_so(tmp_path: Path) -> None:
     """As when a Mac's archive is unpacked beside another's files."""
     fill(tmp_path, f"{COMPOSED}.jpg", f"{DECOMPOSED}.json")
     message = message_of(tmp_path)
@@ -327,13 +331,13 @@ def test_no_pair_of_two_unicode_forms_says_so(tmp_path):
     assert f"{COMPOSED}.jpg" in message
 
 
-def reason(path, cap=10) -> str:
+def reason(path: Path, cap: int = 10) -> str:
     with pytest.raises(BadSampleError) as caught:
         read_capped(path, cap)
     return caught.value.reason
 
 
-def test_read_capped(tmp_path):
+def test_read_capped(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"0123456789")
     assert read_capped(tmp_path / "f", 10) == b"0123456789"
     assert reason(tmp_path / "f", 9) == "too-large"
@@ -344,7 +348,7 @@ def test_read_capped(tmp_path):
     assert reason(tmp_path / "loop") == "unreadable"
 
 
-def test_read_capped_never_blocks_on_what_replaced_a_file(tmp_path):
+def test_read_capped_never_blocks_on_what_replaced_a_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     assert reason(tmp_path / "fifo") == "not-a-file"
     (tmp_path / "zero").symlink_to("/dev/zero")
@@ -354,21 +358,28 @@ def test_read_capped_never_blocks_on_what_replaced_a_file(tmp_path):
         assert reason(tmp_path / "socket") == "not-a-file"
 
 
-def test_read_capped_reads_files_of_many_blocks_and_no_more_than_the_cap(tmp_path, monkeypatch):
+def test_read_capped_reads_files_of_many_blocks_and_no_more_than_the_cap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = os.urandom(3 * 2**20 + 17)
     (tmp_path / "f").write_bytes(data)
     assert read_capped(tmp_path / "f", len(data)) == data
-    counted = []
+    counted: list[int] = []
     real = os.read
-    monkeypatch.setattr(os, "read", lambda fd, n: counted.append(n) or real(fd, n))
+
+    def counting(fd: int, n: int) -> bytes:
+        counted.append(n)
+        return real(fd, n)
+
+    monkeypatch.setattr(os, "read", counting)
     assert reason(tmp_path / "f", 1000) == "too-large"
     assert counted == []
     # A file that grows between its size and its bytes being asked, as /proc's do always.
-    assert reason("/proc/self/status", 100) == "too-large"
+    assert reason(Path("/proc/self/status"), 100) == "too-large"
     assert sum(counted) <= 101
 
 
-def test_read_capped_closes_what_it_opened(tmp_path):
+def test_read_capped_closes_what_it_opened(tmp_path: Path) -> None:
     fill(tmp_path, "f")
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
     for _ in range(20):
@@ -377,7 +388,7 @@ def test_read_capped_closes_what_it_opened(tmp_path):
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
 
 
-def test_read_capped_does_not_blame_a_file_for_what_the_machine_lacks(tmp_path):
+def test_read_capped_does_not_blame_a_file_for_what_the_machine_lacks(tmp_path: Path) -> None:
     """Otherwise the sample would get a placeholder, and the build would continue."""
     (tmp_path / "f").write_bytes(b"sound")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -391,10 +402,12 @@ def test_read_capped_does_not_blame_a_file_for_what_the_machine_lacks(tmp_path):
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
-def test_an_exhausted_machine_is_no_bad_sample(tmp_path, monkeypatch, number):
+def test_an_exhausted_machine_is_no_bad_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
     """Otherwise every input would fail, and the store would be full of placeholders."""
 
-    def exhausted(*_, **__):
+    def exhausted(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number))
 
     (tmp_path / "a").write_bytes(b"x")
@@ -403,7 +416,7 @@ def test_an_exhausted_machine_is_no_bad_sample(tmp_path, monkeypatch, number):
         read_capped(tmp_path / "a", 10)
 
 
-def test_what_was_left_out_is_said_in_one_line():
+def test_what_was_left_out_is_said_in_one_line() -> None:
     one = unused.counted_reasons([("notes.txt", "suffix")])
     assert one == "1 file with another suffix: 'notes.txt'"
     more = unused.counted_reasons([("a", "directory"), ("b", "directory"), ("c.txt", "suffix")])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -491,7 +492,7 @@ def test_too_few_resources_are_errors(
 ) -> None:
     monkeypatch.setattr(machine, "available_bytes", lambda: 400_000)
     monkeypatch.setattr(machine, "free_bytes", lambda _: 10)
-    monkeypatch.setattr(machine.resource, "getrlimit", lambda _: (50, 60))
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (50, 60))
     monkeypatch.setattr(machine, "process_room", lambda: 3)
     code, output, _ = check("--store", tmp_path / "new", "--json")
     assert code == 1

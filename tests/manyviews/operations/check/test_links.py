@@ -185,7 +185,7 @@ def test_links_that_lead_to_no_file_are_listed_with_their_reason(tmp_path: Path)
     for name in ("a.jpg", "a.json"):
         (outside / name).write_bytes(b"")
         (folder / name).symlink_to(outside / name)
-    targets = {
+    targets: dict[str, str | Path] = {
         "gone.jpg": outside / "none",
         "loop.jpg": "loop.jpg",
         "ping.json": "pong.json",

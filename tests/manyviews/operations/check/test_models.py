@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from consumers.device.computing import ComputePool
-from consumers.engine.batching import ImageBatcher
+from consumers.engine.batching import ImageBatcher, TextBatcher
 from consumers.engine.embedding import Embedder
 from manyviews.operations.check.models import FoundModel, batch_bytes
 
@@ -55,6 +55,7 @@ def arrays_of(thing: Any, seen: set[int]) -> Iterator[tuple[int, int]]:
 
 def allocated(embedder: Embedder, feature: str) -> int:
     """Bytes of all batchers of a feature; shared memory counts once."""
+    sets: list[list[ImageBatcher] | list[TextBatcher]]
     sets = [*embedder._images, *embedder._texts, *embedder._launched]
     batchers = [b for parts in sets for b in parts if b.backbone.feature == feature]
     assert batchers

@@ -1,6 +1,8 @@
 import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from manyviews.operations.probe.scores import best_threshold, chance, score
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
+def one_thread() -> Iterator[None]:
     # On matrices this small, several threads are slower than one.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -25,7 +27,7 @@ def one_thread():
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory) -> Path:
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demo")
     make_demo_data(folder)
     return folder
@@ -35,7 +37,7 @@ def stems_of(demo: Path) -> list[str]:
     return sorted(path.stem for path in (demo / "dataset").glob("*.json"))
 
 
-def documents(demo: Path) -> list[dict]:
+def documents(demo: Path) -> list[dict[str, Any]]:
     return [json.loads((demo / "dataset" / f"{stem}.json").read_text()) for stem in stems_of(demo)]
 
 
@@ -65,7 +67,7 @@ def all_bytes(demo: Path) -> dict[str, bytes]:
     return {str(p.relative_to(demo)): p.read_bytes() for p in demo.rglob("*") if p.is_file()}
 
 
-def test_48_pairs_and_one_poster_alone(demo):
+def test_48_pairs_and_one_poster_alone(demo: Path) -> None:
     images = {p.stem for p in (demo / "dataset").iterdir() if p.suffix in {".jpg", ".jpeg"}}
     assert len(stems_of(demo)) == 48
     assert len(images - set(stems_of(demo))) == 1
@@ -74,7 +76,7 @@ def test_48_pairs_and_one_poster_alone(demo):
     assert {p.name for p in demo.iterdir()} == {"dataset", "split.json"}
 
 
-def test_each_irregularity_occurs_once(demo):
+def test_each_irregularity_occurs_once(demo: Path) -> None:
     suffixes = Counter(path.suffix for path in (demo / "dataset").iterdir())
     assert suffixes == {".json": 48, ".jpg": 48, ".jpeg": 1}
     pictures = [p for p in (demo / "dataset").iterdir() if p.suffix != ".json"]
@@ -87,7 +89,7 @@ def test_each_irregularity_occurs_once(demo):
     assert unknown == ["reality-tv"]
 
 
-def test_posters_are_portraits_of_many_sizes(demo):
+def test_posters_are_portraits_of_many_sizes(demo: Path) -> None:
     sizes = set()
     for path in (demo / "dataset").glob("*.jp*"):
         with Image.open(path) as image:
@@ -97,7 +99,7 @@ def test_posters_are_portraits_of_many_sizes(demo):
     assert len(sizes) > 30
 
 
-def test_the_split_covers_every_sample_and_every_genre(demo):
+def test_the_split_covers_every_sample_and_every_genre(demo: Path) -> None:
     split = read_split(demo / "split.json", stems_of(demo))
     assert sorted([*split.train, *split.val, *split.test]) == list(range(48))
     assert (len(split.train), len(split.val), len(split.test)) == (30, 6, 12)
@@ -109,7 +111,7 @@ def test_the_split_covers_every_sample_and_every_genre(demo):
         assert set(np.flatnonzero(labels[part].any(0))) == used
 
 
-def test_the_same_arguments_give_the_same_bytes(demo, tmp_path):
+def test_the_same_arguments_give_the_same_bytes(demo: Path, tmp_path: Path) -> None:
     make_demo_data(tmp_path)
     assert all_bytes(tmp_path) == all_bytes(demo)
     make_demo_data(tmp_path)  # over the files of the first call
@@ -117,13 +119,13 @@ def test_the_same_arguments_give_the_same_bytes(demo, tmp_path):
     assert not list(tmp_path.rglob("*.partial"))
 
 
-def test_another_seed_gives_other_posters(demo, tmp_path):
+def test_another_seed_gives_other_posters(demo: Path, tmp_path: Path) -> None:
     make_demo_data(tmp_path, seed=1)
     assert not set(all_bytes(tmp_path).values()) & set(all_bytes(demo).values())
 
 
 @pytest.mark.parametrize("samples", [24, 25, 61])
-def test_other_sizes(tmp_path, samples):
+def test_other_sizes(tmp_path: Path, samples: int) -> None:
     make_demo_data(tmp_path, samples)
     stems = stems_of(tmp_path)
     assert len(stems) == samples
@@ -132,7 +134,7 @@ def test_other_sizes(tmp_path, samples):
     assert min(len(split.train), len(split.val), len(split.test)) >= 6
 
 
-def test_too_few_samples_and_unknown_files_are_refused(tmp_path):
+def test_too_few_samples_and_unknown_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="at least 24 samples, not 23"):
         make_demo_data(tmp_path, 23)
     assert list(tmp_path.iterdir()) == []
@@ -155,7 +157,7 @@ def bag_of_words(demo: Path) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("view", ["poster", "plot"])
-def test_a_linear_probe_beats_chance(demo, view):
+def test_a_linear_probe_beats_chance(demo: Path, view: str) -> None:
     features = posters(demo, 8) if view == "poster" else bag_of_words(demo)
     labels = torch.tensor(np.stack([genres_vector(d)[0] for d in documents(demo)]))
     split = read_split(demo / "split.json", stems_of(demo))

@@ -12,6 +12,7 @@ import tarfile
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -274,7 +275,8 @@ def _said_by_parquet(folder: Path) -> str:
     import pyarrow.parquet as pq
 
     (file,) = folder.glob("*.parquet")
-    return pq.read_schema(file).metadata[b"zscore"].decode()
+    said: bytes = pq.read_schema(file).metadata[b"zscore"]
+    return said.decode()
 
 
 def _said_by_hf(folder: Path) -> str:
@@ -539,7 +541,7 @@ def test_too_little_disk_space_is_reported_before_writing(
 @pytest.mark.parametrize("format", [f for f in FORMATS if formats.FORMATS[f].libraries])
 def test_a_missing_library_is_named(request_of: Any, monkeypatch: Any, format: str) -> None:
     def absent(name: str) -> str:
-        raise formats.PackageNotFoundError(name)
+        raise PackageNotFoundError(name)
 
     monkeypatch.setattr(formats, "version", absent)
     with pytest.raises(ConfigError, match=r'pip install -e "\.\[export\]"'):

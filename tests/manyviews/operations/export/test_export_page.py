@@ -6,6 +6,7 @@ import gc
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,7 +40,8 @@ def test_every_example_of_the_page_runs(
     for block in blocks(PAGE, "bash"):
         typed(block)
     capsys.readouterr()
-    said, scope = [], {}
+    said: list[str] = []
+    scope: dict[str, Any] = {}
     for block in blocks(PAGE, "python"):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ResourceWarning)  # webdataset does not close its files

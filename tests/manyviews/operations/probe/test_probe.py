@@ -16,6 +16,7 @@ from featurestore.errors import ConfigError, InputError
 from featurestore.imdb.materialize import materialize
 from featurestore.records import BadInput
 from featurestore.storage.store import FeatureStore
+from featurestore.training.dataset import FeatureDataset
 from manyviews import main
 from manyviews.operations.probe import probe as module
 from manyviews.operations.probe.logistic import Part, fit_probe
@@ -90,7 +91,9 @@ def test_every_number_equals_an_independent_computation(
 
     row = next(r for r in table.rows if r.features == ("noisy",) and r.views == VIEWS)
     group = zarr.open_group(request_of_probe.store, mode="r")
-    x = torch.from_numpy(np.asarray(group["noisy"][:]))
+    noisy = group["noisy"]
+    assert isinstance(noisy, zarr.Array)
+    x = torch.from_numpy(np.asarray(noisy[:]))
     y = torch.from_numpy(np.load(request_of_probe.labels_dir / "labels_all_23.npy"))
     train, test = np.setdiff1d(np.arange(80), [2]), np.setdiff1d(np.arange(100, 160), [150])
     fitted = fit_probe(Part(x[train, 0], y[train]), Part(x[80:100, 0], y[80:100]))
@@ -132,14 +135,14 @@ def test_memory_does_not_hold_all_views(
     request_of_probe: ProbeRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = []
-    read = module.FeatureDataset.batch
+    read = FeatureDataset.batch
 
     def batch(self: Any, items: Any) -> Any:
         found = read(self, items)
         sizes.append(sum(found[name].nbytes for name in self.features))
         return found
 
-    monkeypatch.setattr(module.FeatureDataset, "batch", batch)
+    monkeypatch.setattr(FeatureDataset, "batch", batch)
     monkeypatch.setattr(module, "BLOCK_BYTES", 4096)
     probe(request_of_probe)
     assert max(sizes) <= 4096

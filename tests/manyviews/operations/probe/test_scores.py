@@ -12,7 +12,7 @@ from manyviews.operations.probe.scores import best_threshold, chance, score
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_scores_equal_scikit_learn(seed):
+def test_scores_equal_scikit_learn(seed: int) -> None:
     rng = np.random.default_rng(seed)
     truth = rng.random((60, 6)) < 0.3
     probability = np.round(rng.random((60, 6)), 1)  # many ties
@@ -32,7 +32,7 @@ def test_scores_equal_scikit_learn(seed):
     assert found.mean_ap == pytest.approx(expected)
 
 
-def test_average_precision_by_hand_with_ties():
+def test_average_precision_by_hand_with_ties() -> None:
     """Samples with equal scores share a rank; a class without a positive is left out."""
     truth = np.array([[1, 0], [0, 0], [1, 0], [0, 0], [1, 0]], bool)
     probability = np.array([[0.9, 0.1], [0.5, 0.2], [0.5, 0.3], [0.4, 0.4], [0.1, 0.5]])
@@ -40,7 +40,7 @@ def test_average_precision_by_hand_with_ties():
     assert score(probability, truth, 0.5).mean_ap == pytest.approx((1 + 2 / 3 + 3 / 5) / 3)
 
 
-def test_the_order_of_samples_does_not_matter():
+def test_the_order_of_samples_does_not_matter() -> None:
     rng = np.random.default_rng(0)
     truth, probability = rng.random((50, 3)) < 0.5, rng.integers(0, 3, (50, 3)) / 3
     order = rng.permutation(50)
@@ -48,7 +48,7 @@ def test_the_order_of_samples_does_not_matter():
     assert asdict(shuffled) == pytest.approx(asdict(found))
 
 
-def test_the_best_threshold_is_the_middle_of_equal_ones():
+def test_the_best_threshold_is_the_middle_of_equal_ones() -> None:
     truth = np.array([[True, False], [False, True]])
     assert best_threshold(np.where(truth, 0.9, 0.2), truth) == pytest.approx(0.55)
     rng = np.random.default_rng(0)
@@ -58,7 +58,7 @@ def test_the_best_threshold_is_the_middle_of_equal_ones():
     assert f1_score(truth, probability > chosen, average="micro") == max(micro)
 
 
-def test_chance_is_the_expected_score():
+def test_chance_is_the_expected_score() -> None:
     truth = np.zeros((4000, 3), bool)
     truth[:1000, 0] = True  # a quarter
     truth[:2000, 1] = True  # half
@@ -74,7 +74,7 @@ def test_chance_is_the_expected_score():
 
 
 @pytest.mark.parametrize(("samples", "positives"), [(1, 1), (4, 1), (6, 3), (5, 5)])
-def test_chance_has_the_average_precision_of_a_random_order(samples, positives):
+def test_chance_has_the_average_precision_of_a_random_order(samples: int, positives: int) -> None:
     """The average precision of a random order is the mean over all orders."""
     truth = np.zeros((samples, 2), bool)
     truth[:positives, 0] = True
@@ -85,6 +85,6 @@ def test_chance_has_the_average_precision_of_a_random_order(samples, positives):
     assert chance(np.zeros(2), truth).mean_ap == pytest.approx(np.mean(every))
 
 
-def test_scoring_without_labels_is_refused():
+def test_scoring_without_labels_is_refused() -> None:
     with pytest.raises(InputError, match="nothing to score"):
         score(np.zeros((3, 2)), np.zeros((3, 2), bool), 0.5)

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Mapping
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -27,7 +28,7 @@ from featurestore.imdb.genres import CLASS_NAMES
 from featurestore.imdb.labels import write_labels
 from featurestore.records import BadInput
 from featurestore.storage.store import FeatureStore
-from manyviews.operations.report.content import Figure, Picture, Plot, Section, Table
+from manyviews.operations.report.content import Figure, Part, Picture, Plot, Section, Table
 from manyviews.operations.report.features import FeatureFacts, measure
 from manyviews.operations.report.inputs import bad_rows
 from manyviews.operations.report.page import Sources, page, write
@@ -75,7 +76,7 @@ def rows() -> dict[str, np.ndarray]:
 def store(tmp_path_factory: pytest.TempPathFactory, rows: Mapping[str, np.ndarray]) -> FeatureStore:
     """A store with hostile names, bad samples and run logs, for reading only."""
     path = tmp_path_factory.mktemp("report") / "a <b>store"
-    shape = {"samples": SAMPLES, "views": VIEWS, "chunk": CHUNK, "dims": DIMS}
+    shape: dict[str, Any] = {"samples": SAMPLES, "views": VIEWS, "chunk": CHUNK, "dims": DIMS}
     make_store(path, **shape, rows=rows, stems=STEMS, bad=BAD)
     (path / "records/runs").mkdir(exist_ok=True)
     chunks = [
@@ -106,7 +107,12 @@ def split_json(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def sources(store: FeatureStore, labels_dir: Path, split_json: Path, tmp_path_factory) -> Sources:
+def sources(
+    store: FeatureStore,
+    labels_dir: Path,
+    split_json: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Sources:
     data = tmp_path_factory.mktemp("data")
     Image.new("RGB", (30, 40), "teal").save(data / "0000003.jpg")
     return Sources(store.path, data, labels_dir, split_json)
@@ -266,7 +272,7 @@ def test_normalised_rows_are_reported_without_a_histogram(tmp_path: Path, roundi
     for name, second, is_said in (("one", plain, True), ("both", unit, False)):
         dims = {"unit": 64, "other": 64}
         stored = {"unit": unit, "other": second}
-        shape = {"samples": 40, "views": VIEWS, "chunk": 16, "dims": dims}
+        shape: dict[str, Any] = {"samples": 40, "views": VIEWS, "chunk": 16, "dims": dims}
         make_store(tmp_path / name, **shape, rows=stored)
         store = FeatureStore(tmp_path / name)
         found = page(store, Sources(store.path), choose(store))
@@ -392,6 +398,7 @@ def test_control_characters_are_shown_as_escapes() -> None:
     hostile = "<b>\u202ea\udcff\x1b&\"'"
     plot = Plot(hostile, hostile, hostile)
     table = Table(hostile, [hostile], [[hostile, hostile, Picture(hostile, hostile)]])
+    parts: tuple[Part | list[Part], ...]
     parts = (hostile, Figure(plot, hostile), table, [Figure(plot, hostile), table])
     text = render_page(hostile, hostile, [Section(hostile, hostile, *parts)])
     shown = "&lt;b&gt;\\u202ea\\udcff\\x1b&amp;&#34;&#39;"
@@ -464,8 +471,9 @@ def test_a_poster_that_is_the_recorded_one_is_shown(tmp_path: Path) -> None:
 
 def test_the_same_store_gives_the_same_bytes(sources: Sources, text: str, tmp_path: Path) -> None:
     (tmp_path / "matplotlibrc").write_text("font.size: 20\naxes.grid: True\nsvg.fonttype: path\n")
-    options = ["--store", sources.store, "--data-dir", sources.data_dir, "--out", "b.html"]
-    options += ["--labels-dir", sources.labels_dir, "--split-json", sources.split_json]
+    options = ["--store", str(sources.store), "--data-dir", str(sources.data_dir)]
+    options += ["--labels-dir", str(sources.labels_dir), "--out", "b.html"]
+    options += ["--split-json", str(sources.split_json)]
     done = subprocess.run(
         [sys.executable, str(ROOT / "cli.py"), "report", "--json", *options],
         cwd=tmp_path,  # where matplotlib looks for its settings first
@@ -581,6 +589,7 @@ next();
 
 def browse(url: Path, profile: Path, *options: str) -> str:
     """The standard output of a new headless Chromium."""
+    quiet: tuple[str, ...]
     quiet = ("disable-gpu", "disable-quic", "no-first-run", "disable-background-networking")
     quiet += ("disable-component-update", "disable-sync", "hide-scrollbars", "no-sandbox")
     command = [str(CHROMIUM), "--headless", *(f"--{name}" for name in quiet)]
@@ -603,7 +612,9 @@ def test_the_page_is_no_wider_than_a_phone(text: str, tmp_path: Path) -> None:
 
 
 @in_browser
-def test_the_page_is_legible_in_light_and_dark_mode(sources: Sources, tmp_path: Path, text) -> None:
+def test_the_page_is_legible_in_light_and_dark_mode(
+    sources: Sources, tmp_path: Path, text: str
+) -> None:
     (tmp_path / "page.html").write_text(text)
     pictures = {}
     for name, scheme in (("light", 1), ("dark", 0)):

@@ -27,7 +27,7 @@ def run_of(*chunks: tuple[float, int, float]) -> Run:
     run = Run(1)
     run.take(line("started", 0, samples=100))
     for seconds, built, waited in chunks:
-        facts = {"built": built, "seconds": seconds, "waited_s": waited}
+        facts: dict[str, Any] = {"built": built, "seconds": seconds, "waited_s": waited}
         facts |= {"samples_per_s": 2.5, "over_s": 8.0, "slower_side": "backbones"}
         run.take(line("chunk", seconds, **facts))
     return run

@@ -24,7 +24,6 @@ from consumers.progress import RunLog
 from featurestore.errors import StoreLockedError
 from featurestore.storage.store import LOCK, RUNS, FeatureStore
 from featurestore.storage.writer import take_lock
-from featurestore.system import locks
 from featurestore.system.locks import FileLock, lock_holder
 from featurestore.verify.store import verify
 from manyviews import main
@@ -168,10 +167,10 @@ def test_inspecting_a_lock_does_not_keep_a_process_from_taking_it(
         waits.append(seconds)
         os.close(looking)
 
-    monkeypatch.setattr(locks.time, "sleep", look_away)
+    monkeypatch.setattr(time, "sleep", look_away)
     lock = FileLock(path, tmp_path)
     assert len(waits) == 1
-    monkeypatch.setattr(locks.time, "sleep", waits.append)
+    monkeypatch.setattr(time, "sleep", waits.append)
     with pytest.raises(StoreLockedError):
         FileLock(path, tmp_path)
     assert sum(waits[1:]) <= 0.1
