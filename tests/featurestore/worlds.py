@@ -21,7 +21,7 @@ SPLIT = {"train": [0, 3, 5, 9], "dev": [1, 7], "test": [2, 4]}
 class World:
     """A store with its rows, split and labels."""
 
-    def __init__(self, root):
+    def __init__(self, root) -> None:
         self.root = root
         self.store = root / "store"
         self.rows = make_store(self.store, stems=STEMS, bad=BAD)
@@ -30,7 +30,7 @@ class World:
         documents = [{"genres": ["Drama"] if i % 2 else ["War", "Comedy"]} for i in range(11)]
         write_labels(STEMS, documents, root / "labels")
 
-    def materialize(self, folder: Path, zscore="all") -> Path:
+    def materialize(self, folder: Path, zscore: str = "all") -> Path:
         materialize(FeatureStore(self.store), folder, zscore=zscore, split_json=self.split)
         return folder
 

@@ -24,7 +24,7 @@ EPOCHS, SIZE = 3, 4
 class Probe(torch.nn.Module):
     """A model for Transformers' Trainer."""
 
-    def __init__(self, log, name):
+    def __init__(self, log, name) -> None:
         super().__init__()
         self.model, self.log, self.name = model(), log, name
 
@@ -36,7 +36,7 @@ class Probe(torch.nn.Module):
 
 
 class Epochs(TrainerCallback):
-    def on_epoch_begin(self, args, state, control, model=None, **keywords):
+    def on_epoch_begin(self, args, state, control, model=None, **keywords) -> None:
         probe = getattr(model, "module", model)
         probe.log.epoch(probe.name)
 
@@ -44,7 +44,7 @@ class Epochs(TrainerCallback):
 class ViewsOfEpoch(TrainerCallback):
     """The example of docs/training.md for loaders with workers."""
 
-    def on_epoch_begin(self, args, state, control, train_dataloader=None, **keywords):
+    def on_epoch_begin(self, args, state, control, train_dataloader=None, **keywords) -> None:
         train_dataloader.dataset.set_epoch(round(state.epoch))
 
 
@@ -60,10 +60,10 @@ class OwnBatches(Trainer):
 
 
 class Loops:
-    def __init__(self, store, folder):
+    def __init__(self, store, folder) -> None:
         self.store, self.folder, self.log = store, folder, Log(store)
 
-    def data(self, views="random"):
+    def data(self, views: str = "random"):
         return FeatureDataset(self.store, [FEATURE], views=views, seed=1)
 
     # Accelerate ---------------------------------------------------------------------------------
@@ -75,7 +75,7 @@ class Loops:
         )
         return self.accelerator.prepare(loader)
 
-    def walk(self, name, loader, epochs=EPOCHS):
+    def walk(self, name, loader, epochs=EPOCHS) -> None:
         try:
             for _ in range(epochs):
                 self.log.epoch(name)
@@ -84,7 +84,7 @@ class Loops:
         except ConfigError as e:
             self.log.refused(name, e)
 
-    def accelerate(self):
+    def accelerate(self) -> None:
         uneven, dispatch = {"even_batches": False}, {"dispatch_batches": True}
         self.walk("even", self.prepared(self.data()))
         self.walk("uneven", self.prepared(self.data(), uneven))
@@ -136,7 +136,7 @@ class Loops:
             callbacks=[Epochs(), *callbacks],
         )
 
-    def transformers(self):
+    def transformers(self) -> None:
         saving = {"save_strategy": "steps", "save_steps": 1}
         own = self.trainer(OwnBatches, "trainer own", **saving)
         own.train()
@@ -149,7 +149,7 @@ class Loops:
         self.log.seen["trainer predict"] = own.predict(self.data(3)).predictions.tolist()
 
 
-def main(store, folder):
+def main(store, folder) -> None:
     torch.set_num_threads(1)
     loops = Loops(store, folder)
     torch.distributed.init_process_group("gloo")

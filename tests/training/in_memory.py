@@ -23,7 +23,7 @@ KEYS = (
 
 
 class Rows(Dataset):
-    def __init__(self, domain_data):
+    def __init__(self, domain_data) -> None:
         self.domain_data = domain_data
 
     def __len__(self):
@@ -34,7 +34,7 @@ class Rows(Dataset):
 
 
 class DataModule(LightningDataModule):
-    def __init__(self, train, val, test, batch_size):
+    def __init__(self, train, val, test, batch_size) -> None:
         super().__init__()
         self.train_datasets, self.val_datasets, self.test_datasets = train, val, test
         self.batch_size = batch_size
@@ -69,7 +69,7 @@ def load(family, view_mode):
     return domains, parts
 
 
-def make(family, batch_size, view_mode="clean", **_):
+def make(family, batch_size, view_mode: str = "clean", **_):
     domains, parts = load(family, view_mode)
     groups = []
     for number, part in enumerate(parts):

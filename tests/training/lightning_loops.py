@@ -33,26 +33,26 @@ WINDOW = Shuffle(seed=5, window=2)
 
 
 class Probe(LightningModule):
-    def __init__(self, log, name, hook=None):
+    def __init__(self, log, name, hook=None) -> None:
         super().__init__()
         self.model, self.log_of, self.name = model(), log, name
         if hook is not None:
             self.train_dataloader = hook
 
-    def on_train_epoch_start(self):
+    def on_train_epoch_start(self) -> None:
         self.log_of.epoch(self.name)
 
-    def on_validation_epoch_start(self):
+    def on_validation_epoch_start(self) -> None:
         self.log_of.epoch(f"{self.name}/val")
 
     def training_step(self, batch, batch_idx):
         self.log_of.batch(self.name, batch)
         return self.model(batch[FEATURE]).square().mean()
 
-    def validation_step(self, batch, batch_idx):
+    def validation_step(self, batch, batch_idx) -> None:
         self.log_of.batch(f"{self.name}/val", batch)
 
-    def test_step(self, batch, batch_idx):
+    def test_step(self, batch, batch_idx) -> None:
         self.log_of.batch(f"{self.name}/test", batch)
 
     def predict_step(self, batch, batch_idx):
@@ -66,7 +66,7 @@ class Probe(LightningModule):
 class Pair(Probe):
     """Two loaders at once."""
 
-    def on_train_epoch_start(self):
+    def on_train_epoch_start(self) -> None:
         for side in "ab":
             self.log_of.epoch(f"pair {side}")
 
@@ -77,30 +77,30 @@ class Pair(Probe):
 
 
 class Loops:
-    def __init__(self, store, folder):
+    def __init__(self, store, folder) -> None:
         self.store, self.folder, self.log = store, folder, Log(store)
 
-    def data(self, views="random"):
+    def data(self, views: str = "random"):
         return FeatureDataset(self.store, [FEATURE], views=views, seed=1)
 
-    def trainer(self, epochs=1, **keywords):
+    def trainer(self, epochs: int = 1, **keywords):
         keywords = {"enable_checkpointing": False, "num_sanity_val_steps": 1} | QUIET | keywords
         return Trainer(max_epochs=epochs, default_root_dir=self.folder, **keywords)
 
-    def loader(self, dataset, size=4, kind=DataLoader, **keywords):
+    def loader(self, dataset, size: int = 4, kind=DataLoader, **keywords):
         sampler = FeatureBatchSampler(dataset, size, **keywords)
         if kind is DeviceBatches:
             return DeviceBatches(dataset, sampler, "cpu")
         return kind(dataset, batch_sampler=sampler)
 
-    def both(self, epochs, name, **keywords):
+    def both(self, epochs, name, **keywords) -> None:
         """Training and validation with loaders that are created before the processes."""
         trained, checked = self.data(), self.data()
         self.trainer(epochs, **keywords).fit(
             Probe(self.log, name), self.loader(trained), self.loader(checked, shuffle=None)
         )
 
-    def alone(self):
+    def alone(self) -> None:
         self.both(3, "one", devices=1)
         one = {"devices": 1}
         for kind in (DataLoader, DeviceBatches):
@@ -125,7 +125,7 @@ class Loops:
         self.trainer(3, **one).fit(Pair(self.log, "pair"), together)
         self.resumed()
 
-    def resumed(self):
+    def resumed(self) -> None:
         for kind in (DeviceBatches, StatefulDataLoader):
             name = f"resumed {kind.__name__}"
             saving = ModelCheckpoint(
@@ -145,7 +145,7 @@ class Loops:
                     ckpt_path=f"{self.folder}/{kind.__name__}/step={step}.ckpt",
                 )
 
-    def several(self):
+    def several(self) -> None:
         two = {"devices": 2, "strategy": "ddp"}
         self.both(3, "ddp", **two)
         window = self.loader(self.data(), 5, shuffle=WINDOW, drop_last=True)
@@ -174,7 +174,7 @@ class Loops:
                 self.log.refused(name, e if isinstance(e, ConfigError) else e.__context__)
 
 
-def main(store, folder):
+def main(store, folder) -> None:
     torch.set_num_threads(1)
     loops = Loops(store, folder)
     if "LOCAL_RANK" not in os.environ:

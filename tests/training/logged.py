@@ -17,16 +17,16 @@ class Log:
     Views are not taken from the loop: each row is looked up among all views.
     """
 
-    def __init__(self, store):
+    def __init__(self, store) -> None:
         dataset = FeatureDataset(store, [FEATURE], views="all", bad_samples="include")
         rows = dataset.batch(range(len(dataset)))[FEATURE]
         self._views = [[tuple(row.tolist()) for row in views] for views in rows]
         self.seen = {}
 
-    def epoch(self, name):
+    def epoch(self, name) -> None:
         self.seen.setdefault(name, []).append([])
 
-    def batch(self, name, batch):
+    def batch(self, name, batch) -> None:
         pairs = [
             (int(sample), self._views[int(sample)].index(tuple(row.tolist())))
             for sample, row in zip(batch["index"], batch[FEATURE], strict=True)
@@ -35,10 +35,10 @@ class Log:
             self.epoch(name)
         self.seen[name][-1].append(pairs)
 
-    def refused(self, name, error):
+    def refused(self, name, error) -> None:
         self.seen[name] = f"{type(error).__name__}: {error}"
 
-    def save(self, folder, rank):
+    def save(self, folder, rank) -> None:
         (Path(folder) / f"{rank}.json").write_text(json.dumps(self.seen))
 
 

@@ -31,7 +31,7 @@ FIVE = frozenset([*THREE, *CLEAN.values()])
 
 
 class Workspace(LightningModule):
-    def __init__(self, dims, size=24):
+    def __init__(self, dims, size: int = 24) -> None:
         super().__init__()
         self.encoders = nn.ModuleDict({name: nn.Linear(dim, size) for name, dim in dims.items()})
         self.decoders = nn.ModuleDict({name: nn.Linear(size, dim) for name, dim in dims.items()})
@@ -53,7 +53,7 @@ class Workspace(LightningModule):
         self.losses.append(loss.item())
         return loss
 
-    def validation_step(self, batch, batch_idx):
+    def validation_step(self, batch, batch_idx) -> None:
         assert batch[THREE][LABELS].shape[1] == 23
 
     def configure_optimizers(self):
@@ -135,7 +135,7 @@ def evaluate(make, model):
     return scores
 
 
-def main():
+def main() -> None:
     torch.set_num_threads(1)
     for backbone in sys.argv[1:]:
         make = FAMILIES[backbone]

@@ -50,7 +50,7 @@ class SharedSpace(LightningModule):
                 assert set(batch[frozenset({name})]) == {name}
         return contrastive + 10 * classes
 
-    def validation_step(self, batch, batch_idx):
+    def validation_step(self, batch, batch_idx) -> None:
         assert frozenset({I}) not in batch
         domains = batch[LABELLED]
         image, text = self.embed(domains)

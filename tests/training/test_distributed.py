@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import torch
 
@@ -34,7 +35,7 @@ def start(arguments, rank, port):
     )
 
 
-def run_ranks(arguments):
+def run_ranks(arguments) -> None:
     port = free_port()
     ranks = [start(arguments, rank, port) for rank in range(RANKS)]
     try:
@@ -45,7 +46,7 @@ def run_ranks(arguments):
     assert [rank.returncode for rank in ranks] == [0] * RANKS, "\n".join(errors)
 
 
-def test_two_ranks_read_the_split_once_and_learn_what_one_process_learns(tmp_path):
+def test_two_ranks_read_the_split_once_and_learn_what_one_process_learns(tmp_path: Path) -> None:
     make_store(tmp_path / "store", samples=31, views=4, chunk=4)
     stems = FeatureDataset(tmp_path / "store").stems
     train = [stem for i, stem in enumerate(stems) if i % 4 != 3][:TRAIN]

@@ -22,7 +22,7 @@ SAMPLES, VIEWS = 47, 8
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory):
+def store(tmp_path_factory: pytest.TempPathFactory):
     path = tmp_path_factory.mktemp("loops") / "store"
     make_store(path, samples=SAMPLES, views=VIEWS, chunk=8)
     return path
@@ -57,12 +57,12 @@ def run(program, store, folder, ranks):
 
 
 @pytest.fixture(scope="module")
-def lightning(store, tmp_path_factory):
+def lightning(store, tmp_path_factory: pytest.TempPathFactory):
     return run("lightning_loops", store, tmp_path_factory.mktemp("lightning"), [{}])
 
 
 @pytest.fixture(scope="module")
-def huggingface(store, tmp_path_factory):
+def huggingface(store, tmp_path_factory: pytest.TempPathFactory):
     ranks = [{"RANK": r, "LOCAL_RANK": r, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2} for r in range(2)]
     return run("huggingface_loops", store, tmp_path_factory.mktemp("huggingface"), ranks)
 
@@ -112,7 +112,7 @@ def batches(epoch):
 # Lightning ----------------------------------------------------------------------------------------
 
 
-def test_lightning_shares_training_and_validation_among_processes(lightning):
+def test_lightning_shares_training_and_validation_among_processes(lightning) -> None:
     orders = each_once(lightning, "ddp")
     assert len({tuple(order) for order in orders}) == 3
     for rank, logged in enumerate(lightning):
@@ -124,7 +124,7 @@ def test_lightning_shares_training_and_validation_among_processes(lightning):
             assert views(found) == drawn(epoch, part)
 
 
-def test_lightning_keeps_every_setting(lightning, store):
+def test_lightning_keeps_every_setting(lightning, store) -> None:
     data = FeatureDataset(store)
     for rank, logged in enumerate(lightning):
         for epoch, found in enumerate(logged["window"]):
@@ -143,14 +143,14 @@ def test_lightning_keeps_every_setting(lightning, store):
     each_once(lightning, "shard DeviceBatches")
 
 
-def test_lightning_is_refused_batches_that_every_process_would_read(lightning):
+def test_lightning_is_refused_batches_that_every_process_would_read(lightning) -> None:
     for rank in lightning:
         for name in ("no shard", "left alone"):
             assert rank[name].startswith("ConfigError: Each of the 2 processes")
             assert "shard=Shard.current()" in rank[name]
 
 
-def test_lightning_predicts_in_order(lightning):
+def test_lightning_predicts_in_order(lightning) -> None:
     alone = lightning[0]
     everything = list(range(SAMPLES))
     for name in ("predict DataLoader kept", "predict DataLoader shuffled"):
@@ -162,7 +162,7 @@ def test_lightning_predicts_in_order(lightning):
         assert [sample for rank in lightning for sample in samples(rank[name][0])] == everything
 
 
-def test_lightning_in_one_process(lightning):
+def test_lightning_in_one_process(lightning) -> None:
     alone = lightning[:1]
     each_once(alone, "one")
     each_once(alone, "subset", of=range(0, SAMPLES, 2))
@@ -177,7 +177,7 @@ def test_lightning_in_one_process(lightning):
             assert views(half) == drawn(number, samples(half))
 
 
-def test_lightning_overfits_the_same_batches(lightning):
+def test_lightning_overfits_the_same_batches(lightning) -> None:
     names = ["overfit DataLoader", "overfit DeviceBatches"]
     logs = [(lightning[0][name + side]) for name in names for side in ("", "/val")]
     logs += [rank["overfit" + side] for rank in lightning for side in ("", "/val")]
@@ -190,7 +190,7 @@ def test_lightning_overfits_the_same_batches(lightning):
 
 
 @pytest.mark.parametrize("kind", ["DeviceBatches", "StatefulDataLoader"])
-def test_lightning_resumes_exactly(lightning, kind):
+def test_lightning_resumes_exactly(lightning, kind: str) -> None:
     [alone] = lightning[:1]
     each_once([alone], f"resumed {kind} whole")
     whole = [batch for epoch in alone[f"resumed {kind} whole"] for batch in epoch]
@@ -203,7 +203,7 @@ def test_lightning_resumes_exactly(lightning, kind):
 # Accelerate and plain torch -----------------------------------------------------------------------
 
 
-def test_accelerate_shares_a_sampler_without_a_shard(huggingface):
+def test_accelerate_shares_a_sampler_without_a_shard(huggingface) -> None:
     for name in ("uneven", "window", "split"):
         orders = each_once(huggingface, name)
         assert len({tuple(order) for order in orders}) == 3
@@ -217,14 +217,14 @@ def test_accelerate_shares_a_sampler_without_a_shard(huggingface):
             assert views(found[0]) + views(found[1]) == drawn(epoch, seen)
 
 
-def test_accelerate_is_refused_a_sampler_with_a_shard(huggingface):
+def test_accelerate_is_refused_a_sampler_with_a_shard(huggingface) -> None:
     for rank in huggingface:
         for name in ("twice", "dispatch twice"):
             assert rank[name].startswith("ConfigError: Accelerate")
             assert "prepare()" in rank[name]
 
 
-def test_accelerate_skips_to_the_middle_of_an_epoch_and_gathers_in_order(huggingface):
+def test_accelerate_skips_to_the_middle_of_an_epoch_and_gathers_in_order(huggingface) -> None:
     for rank, logged in enumerate(huggingface):
         assert logged["gathered"] == list(range(SAMPLES))
         for epoch, found in enumerate(logged["skipped"]):
@@ -233,7 +233,7 @@ def test_accelerate_skips_to_the_middle_of_an_epoch_and_gathers_in_order(hugging
             assert views(found) == drawn(epoch, samples(found))
 
 
-def test_plain_loops_of_several_processes(huggingface):
+def test_plain_loops_of_several_processes(huggingface) -> None:
     for kind in ("plain", "device"):
         each_once(huggingface, f"{kind} own")
         for rank in huggingface:
@@ -244,7 +244,7 @@ def test_plain_loops_of_several_processes(huggingface):
 # Transformers' Trainer ----------------------------------------------------------------------------
 
 
-def test_the_trainer_with_our_batches(huggingface):
+def test_the_trainer_with_our_batches(huggingface) -> None:
     orders = each_once(huggingface, "trainer own")
     assert len({tuple(order) for order in orders}) == 3
     for rank in huggingface:
@@ -255,7 +255,7 @@ def test_the_trainer_with_our_batches(huggingface):
 
 
 @pytest.mark.parametrize("name", ["trainer bare", "trainer workers", "torch's"])
-def test_batches_of_the_libraries_own_samplers(huggingface, name):
+def test_batches_of_the_libraries_own_samplers(huggingface, name: str) -> None:
     """Transformers and Accelerate repeat a sample if the batches are not equally distributed."""
     for epoch in range(3):
         found = [rank[name][epoch] for rank in huggingface]
@@ -265,6 +265,6 @@ def test_batches_of_the_libraries_own_samplers(huggingface, name):
         assert views(found[0]) + views(found[1]) == drawn(epoch, seen)
 
 
-def test_the_trainer_predicts_in_order(huggingface):
+def test_the_trainer_predicts_in_order(huggingface) -> None:
     for rank in huggingface:
         assert rank["trainer predict"] == list(range(SAMPLES))

@@ -48,7 +48,7 @@ IN_MEMORY = ("theirs.py", "embeddings")
 FILES, STORE = ("ours.py", "embeddings"), ("ours.py", "features")
 
 
-def run_all(built, folder, runs, families, *paths):
+def run_all(built: Path, folder, runs, families, *paths):
     """NumPy's version, the output of each run for each family, and a digest of all rows."""
     script = (HERE / "published_evaluation.py").read_text()
     assert script.count(THEIRS) == 1
@@ -77,7 +77,7 @@ def run_all(built, folder, runs, families, *paths):
     return numpy, [scores[start : start + each] for start in range(0, len(scores), each)], digest
 
 
-def assert_equal_and_learned(in_memory, *others):
+def assert_equal_and_learned(in_memory, *others) -> None:
     for other in others:
         assert other == in_memory
     for scores in in_memory:
@@ -88,20 +88,20 @@ def assert_equal_and_learned(in_memory, *others):
 
 
 @pytest.fixture(scope="module")
-def installed_numpy(built, tmp_path_factory):
+def installed_numpy(built: Path, tmp_path_factory: pytest.TempPathFactory):
     """Three runs with the installed NumPy."""
     runs = [IN_MEMORY, FILES, STORE]
     return run_all(built, tmp_path_factory.mktemp("installed"), runs, ["clip", "blip2"])
 
 
-def test_files_and_store_give_the_numbers_of_tensors_in_memory(installed_numpy):
+def test_files_and_store_give_the_numbers_of_tensors_in_memory(installed_numpy) -> None:
     _, found, _ = installed_numpy
     assert [[scores["backbone"] for scores in each] for each in found] == 3 * [["clip", "blip2"]]
     assert_equal_and_learned(*found)
 
 
 @pytest.fixture(scope="module")
-def older_numpy(tmp_path_factory):
+def older_numpy(tmp_path_factory: pytest.TempPathFactory):
     """A folder with NumPy 1.26, to be placed before the installed one on the path."""
     if sys.version_info >= (3, 13):
         pytest.skip("NumPy 1.26 was never built for this Python")
@@ -117,7 +117,7 @@ def older_numpy(tmp_path_factory):
     return folder
 
 
-def test_numpy_1_reads_the_same(built, tmp_path, older_numpy, installed_numpy):
+def test_numpy_1_reads_the_same(built: Path, tmp_path: Path, older_numpy, installed_numpy) -> None:
     numpy, found, digest = run_all(built, tmp_path, [STORE], ["clip"], older_numpy)
     assert numpy == OLDER_NUMPY
     assert found == [installed_numpy[1][2][:1]]

@@ -50,7 +50,7 @@ TRAIN_KEYS = [
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
+def folders(tmp_path_factory: pytest.TempPathFactory):
     root = tmp_path_factory.mktemp("data")
     make_store(root / "store", dims=DIMS, views=VIEWS, chunk=8, stems=STEMS)
     materialize(FeatureStore(root / "store"), root / "embeddings")
@@ -61,7 +61,7 @@ def folders(tmp_path_factory):
 
 
 @pytest.fixture(params=["store", "embeddings"])
-def surroundings(request, folders, monkeypatch):
+def surroundings(request: pytest.FixtureRequest, folders, monkeypatch: pytest.MonkeyPatch):
     """The variables set, for a store and for files."""
     for name, folder in VARIABLES.items():
         monkeypatch.setenv(name, str(folders / folder))
@@ -79,7 +79,7 @@ def all_rows(groups):
     }
 
 
-def assert_equal_groups(actual, wanted):
+def assert_equal_groups(actual, wanted) -> None:
     actual, wanted = all_rows(actual), all_rows(wanted)
     assert list(actual) == list(wanted)
     assert all(torch.equal(actual[key], wanted[key]) for key in wanted)
@@ -94,7 +94,7 @@ HARMLESS = [
 
 
 @pytest.mark.parametrize("keywords", HARMLESS)
-def test_keywords_without_effect_are_accepted(surroundings, keywords):
+def test_keywords_without_effect_are_accepted(surroundings, keywords) -> None:
     plain = make_datamodule_clip_aug70()
     for module in (make_datamodule_clip_aug70(**keywords), make_datamodule("clip", **keywords)):
         assert_equal_groups(module.train_datasets, plain.train_datasets)
@@ -108,14 +108,16 @@ def test_keywords_without_effect_are_accepted(surroundings, keywords):
         *("extra_train", "extra_val", "extra_test"),
     ],
 )
-def test_keywords_that_would_have_an_effect_are_refused(surroundings, name):
+def test_keywords_that_would_have_an_effect_are_refused(surroundings, name) -> None:
     for value in ("more.npy", ["more.npy"], Path("more.npy")):
         for make in (make_datamodule_blip2_aug70, make_datasets):
             with pytest.raises(ConfigError, match=f"{name} appends rows"):
                 make(**{name: value})
 
 
-def test_a_manifest_is_accepted_where_it_is_of_these_rows(surroundings, tmp_path, monkeypatch):
+def test_a_manifest_is_accepted_where_it_is_of_these_rows(
+    surroundings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     manifest = surroundings / "embeddings" / f"{PREFIX}_manifest.json"
     monkeypatch.setenv("HOME", str(manifest.parent))
     for path in (manifest, str(manifest), f"~/{manifest.name}"):
@@ -131,13 +133,15 @@ def test_a_manifest_is_accepted_where_it_is_of_these_rows(surroundings, tmp_path
         make_datasets(manifest_path=tmp_path / "facts.json")
 
 
-def test_other_keywords_are_a_type_error(surroundings):
+def test_other_keywords_are_a_type_error(surroundings) -> None:
     for make in (make_datamodule_clip_aug70, make_datamodule, make_datasets):
         with pytest.raises(TypeError, match="bach_size"):
             make(bach_size=3)
 
 
-def test_home_folders_are_found_in_variables_and_arguments(folders, monkeypatch):
+def test_home_folders_are_found_in_variables_and_arguments(
+    folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", str(folders))
     for name, folder in VARIABLES.items():
         monkeypatch.setenv(name, f"~/{folder}")
@@ -159,7 +163,7 @@ def test_home_folders_are_found_in_variables_and_arguments(folders, monkeypatch)
         make_datamodule_clip_aug70()
 
 
-def test_datasets_are_created_from_the_paths_of_published_files(surroundings, folders):
+def test_datasets_are_created_from_the_paths_of_published_files(surroundings, folders) -> None:
     folder = Path(ours.variable("OTHER_BACKBONES_DIR_IMDB1_AUG70"))
     paths = [folder / f"{PREFIX}_blip2_{kind}.npy" for kind in ("image", "text")]
     options = {"include_labels": True, "view_mode": "view_k", "view_k": 2}
@@ -183,7 +187,7 @@ def test_datasets_are_created_from_the_paths_of_published_files(surroundings, fo
         make_datamodule(512)
 
 
-def test_a_feature_that_is_not_there_is_named(folders, tmp_path):
+def test_a_feature_that_is_not_there_is_named(folders, tmp_path: Path) -> None:
     make_store(tmp_path / "store", views=1, chunk=16, stems=STEMS)
     with pytest.raises(InputError, match="holds clip_image, clip_text, and not blip2_image"):
         make_datamodule("blip2", embeddings=tmp_path / "store", data_root=folders)
@@ -192,7 +196,7 @@ def test_a_feature_that_is_not_there_is_named(folders, tmp_path):
         make_datamodule("blip2", embeddings=tmp_path / "embeddings", data_root=folders)
 
 
-def test_the_modules_attributes_decide(surroundings):
+def test_the_modules_attributes_decide(surroundings) -> None:
     module = make_datamodule_clip_aug70(batch_size=5, num_workers=0, pin_memory=False)
     assert (module.batch_size, module.num_workers, module.pin_memory) == (5, 0, False)
     assert make_datamodule_clip_aug70().num_workers == 9
@@ -205,7 +209,7 @@ def test_the_modules_attributes_decide(surroundings):
     assert [len(b[frozenset({I0})][I0]) for b, _, _ in module.val_dataloader()] == [2, 1]
 
 
-def test_the_class_takes_datasets_of_other_kinds(surroundings):
+def test_the_class_takes_datasets_of_other_kinds(surroundings) -> None:
     from lightning.pytorch import LightningDataModule
 
     from featurestore.datamodule import GWDataModule
@@ -236,7 +240,7 @@ def test_the_class_takes_datasets_of_other_kinds(surroundings):
     assert Own(held, held, None, 2).train_dataloader() == "mine"
 
 
-def test_a_module_travels_to_other_processes(surroundings):
+def test_a_module_travels_to_other_processes(surroundings) -> None:
     module = make_datamodule_clip_aug70(view_mode="all", num_workers=0, batch_size=3)
     again = pickle.loads(pickle.dumps(module))
     assert type(again) is ours.GWDataModule
@@ -244,7 +248,7 @@ def test_a_module_travels_to_other_processes(surroundings):
     assert_equal_groups(again.val_datasets, module.val_datasets)
 
 
-def test_samples_of_a_small_split_are_all_it_has(surroundings):
+def test_samples_of_a_small_split_are_all_it_has(surroundings) -> None:
     module = make_datamodule_clip_aug70(batch_size=2)
     for amount, rows in ((2, 2), (3, 3), (32, 3)):
         actual = module.get_samples("val", amount)
@@ -254,7 +258,7 @@ def test_samples_of_a_small_split_are_all_it_has(surroundings):
 class InMemory(Dataset):
     """One set of domains as tensors, as in the published code."""
 
-    def __init__(self, domain_data):
+    def __init__(self, domain_data) -> None:
         self.domain_data = domain_data
 
     def __len__(self):
@@ -277,7 +281,7 @@ def in_memory_train(folders):
     return {frozenset(key): InMemory({name: actual[name] for name in key}) for key in TRAIN_KEYS}
 
 
-def test_every_batch_of_every_step_is_the_published_one_to_the_last_bit(surroundings):
+def test_every_batch_of_every_step_is_the_published_one_to_the_last_bit(surroundings) -> None:
     from lightning.pytorch.utilities.combined_loader import CombinedLoader
 
     datasets = in_memory_train(surroundings)
@@ -296,7 +300,7 @@ def test_every_batch_of_every_step_is_the_published_one_to_the_last_bit(surround
                 assert torch.equal(batch[key][name], rows), (key, name)
 
 
-def test_the_mean_over_views_is_the_published_one_but_for_rounding(surroundings):
+def test_the_mean_over_views_is_the_published_one_but_for_rounding(surroundings) -> None:
     module = make_datamodule_clip_aug70(view_mode="mean")
     for kind, name in (("image", I), ("text", C)):
         rows = np.load(surroundings / "embeddings" / f"{PREFIX}_clip_{kind}.npy")
@@ -306,7 +310,7 @@ def test_the_mean_over_views_is_the_published_one_but_for_rounding(surroundings)
         torch.testing.assert_close(actual, wanted, rtol=0, atol=8e-6)
 
 
-def test_published_files_of_another_name_are_read(surroundings, tmp_path):
+def test_published_files_of_another_name_are_read(surroundings, tmp_path: Path) -> None:
     for file in (surroundings / "embeddings").iterdir():
         shutil.copy(file, tmp_path / file.name.replace(PREFIX, "mine"))
     paths = [tmp_path / f"mine_clip_{kind}.npy" for kind in ("image", "text")]
@@ -314,12 +318,12 @@ def test_published_files_of_another_name_are_read(surroundings, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")  # Lightning warns of few cores
-def test_a_small_set_is_validated_when_steps_are_counted(surroundings):
+def test_a_small_set_is_validated_when_steps_are_counted(surroundings) -> None:
     """As docs/training.md says: otherwise after every epoch, and never with a partial batch."""
     from lightning.pytorch import LightningModule, Trainer
 
     class Model(LightningModule):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             self.layer = torch.nn.Linear(64, 1)
             self.validated = []
@@ -327,7 +331,7 @@ def test_a_small_set_is_validated_when_steps_are_counted(surroundings):
         def training_step(self, batch, _):
             return self.layer(batch[frozenset({I})][I]).square().mean()
 
-        def validation_step(self, batch, _):
+        def validation_step(self, batch, _) -> None:
             self.validated.append((self.global_step, len(batch[frozenset({I0})][I0])))
 
         def configure_optimizers(self):

@@ -29,7 +29,7 @@ from tests.featurestore.stores import DIMS, make_store
 
 
 @pytest.fixture(scope="module")
-def path(tmp_path_factory):
+def path(tmp_path_factory: pytest.TempPathFactory):
     path = tmp_path_factory.mktemp("reader") / "store"
     make_store(path)
     return path
@@ -40,7 +40,7 @@ def spec(path):
     return FeatureStore(path).spec.feature("clip_image")
 
 
-def map_flat(root: Path, spec: ArraySpec, chunks, advice="none"):
+def map_flat(root: Path, spec: ArraySpec, chunks, advice: str = "none"):
     """``[chunks * rows, V, D]``: chunks of this size are contiguous."""
     mapped = map_chunks(root, spec, chunks, advice)
     assert mapped.flags.c_contiguous
@@ -56,14 +56,14 @@ def open_files() -> int:
 
 
 @pytest.mark.parametrize("name", DIMS)
-def test_equal_to_zarr(path, name):
+def test_equal_to_zarr(path, name) -> None:
     flat = map_flat(path, FeatureStore(path).spec.feature(name), range(3))
     assert (flat.shape, flat.dtype) == ((12, 4, DIMS[name]), np.float32)
     np.testing.assert_array_equal(flat[:11], zarr.open_group(path, mode="r")[name][:])
     assert np.isnan(flat[11]).all()  # the padding of the last chunk
 
 
-def test_a_row_is_where_the_paper_puts_it(path, spec):
+def test_a_row_is_where_the_paper_puts_it(path, spec) -> None:
     rows = map_flat(path, spec, range(3)).reshape(-1, 64)
     expected = zarr.open_group(path, mode="r")["clip_image"][:]
     picks = np.array([[0, 0], [10, 3], [4, 0], [3, 3]])
@@ -73,7 +73,7 @@ def test_a_row_is_where_the_paper_puts_it(path, spec):
     np.testing.assert_array_equal(rows[0], expected[0, 0])
 
 
-def test_only_the_requested_chunks_are_mapped(tmp_path):
+def test_only_the_requested_chunks_are_mapped(tmp_path: Path) -> None:
     rows = make_store(tmp_path / "s", chunks=[0, 2])["clip_image"]
     spec = FeatureStore(tmp_path / "s").spec.feature("clip_image")
     flat = map_flat(tmp_path / "s", spec, [2, 0])
@@ -83,7 +83,7 @@ def test_only_the_requested_chunks_are_mapped(tmp_path):
         map_flat(tmp_path / "s", spec, range(3))
 
 
-def test_read_only(path, spec):
+def test_read_only(path, spec) -> None:
     flat = map_flat(path, spec, range(3))
     assert not flat.flags.writeable
     assert not flat[3:].reshape(-1).flags.writeable
@@ -93,7 +93,7 @@ def test_read_only(path, spec):
         flat.flags.writeable = True
 
 
-def test_no_descriptor_is_held(tmp_path):
+def test_no_descriptor_is_held(tmp_path: Path) -> None:
     # There are more chunks than free descriptors: one numpy.memmap per chunk would fail.
     make_store(tmp_path / "s", samples=40, views=1, chunk=1, dims={"clip_image": 1024})
     spec = FeatureStore(tmp_path / "s").spec.feature("clip_image")
@@ -109,7 +109,7 @@ def test_no_descriptor_is_held(tmp_path):
     assert np.isfinite(flat).all()
 
 
-def test_freed_with_the_last_view_and_not_before(path, spec):
+def test_freed_with_the_last_view_and_not_before(path, spec) -> None:
     gc.collect()
     before = mapped_files(path)
     flat = map_flat(path, spec, range(3))
@@ -124,7 +124,7 @@ def test_freed_with_the_last_view_and_not_before(path, spec):
     assert mapped_files(path) == before
 
 
-def test_a_replaced_file_does_not_disturb_a_reader(tmp_path):
+def test_a_replaced_file_does_not_disturb_a_reader(tmp_path: Path) -> None:
     rows = make_store(tmp_path / "s")["clip_image"]
     spec = FeatureStore(tmp_path / "s").spec.feature("clip_image")
     flat = map_flat(tmp_path / "s", spec, range(3))
@@ -134,7 +134,9 @@ def test_a_replaced_file_does_not_disturb_a_reader(tmp_path):
 
 
 @pytest.mark.parametrize("size", [0, 1, 4095, 4096, 4099, 4101, 8192])
-def test_a_file_of_another_size_is_refused_and_nothing_stays_mapped(tmp_path, size):
+def test_a_file_of_another_size_is_refused_and_nothing_stays_mapped(
+    tmp_path: Path, size: int
+) -> None:
     make_store(tmp_path / "s")
     spec = FeatureStore(tmp_path / "s").spec.feature("clip_image")
     assert spec.chunk_bytes == 4096
@@ -150,7 +152,7 @@ def test_a_file_of_another_size_is_refused_and_nothing_stays_mapped(tmp_path, si
     assert mapped_files(tmp_path) == 0
 
 
-def test_missing_file_and_folder_in_its_place(tmp_path):
+def test_missing_file_and_folder_in_its_place(tmp_path: Path) -> None:
     make_store(tmp_path / "s")
     spec = FeatureStore(tmp_path / "s").spec.feature("clip_image")
     chunk = tmp_path / "s/clip_image/c.2.0.0"
@@ -166,7 +168,7 @@ def test_missing_file_and_folder_in_its_place(tmp_path):
         map_flat(tmp_path / "s", spec, range(3))
 
 
-def test_chunks_that_do_not_fill_pages(tmp_path):
+def test_chunks_that_do_not_fill_pages(tmp_path: Path) -> None:
     spec = ArraySpec("x", (3, 1, 1), 1, "<f4")
     with pytest.raises(ConfigError, match=f"page of {mmap.PAGESIZE}"):
         map_flat(tmp_path, spec, [])
@@ -178,13 +180,13 @@ GAP = {"samples": 20, "views": 10, "chunk": 8, "dims": {"clip_image": 4096}}  # 
 
 
 @pytest.fixture(scope="module")
-def wide(tmp_path_factory):
+def wide(tmp_path_factory: pytest.TempPathFactory):
     path = tmp_path_factory.mktemp("wide") / "store"
     make_store(path, **GAP)
     return path
 
 
-def test_each_chunk_begins_where_a_huge_page_can(wide):
+def test_each_chunk_begins_where_a_huge_page_can(wide) -> None:
     spec = FeatureStore(wide).spec.feature("clip_image")
     mapped = map_chunks(wide, spec, range(3))
     assert mapped.shape == (3, 8, 10, 4096)
@@ -197,7 +199,7 @@ def test_each_chunk_begins_where_a_huge_page_can(wide):
         np.testing.assert_array_equal(mapped[chunk, : len(rows)], rows)
 
 
-def test_rows_of_distant_chunks_are_where_they_belong(wide):
+def test_rows_of_distant_chunks_are_where_they_belong(wide) -> None:
     expected = zarr.open_group(wide, mode="r")["clip_image"][:]
     rows = store_rows(FeatureStore(wide), "clip_image", None, advice="random")
     rng = np.random.default_rng(0)
@@ -216,7 +218,7 @@ def test_rows_of_distant_chunks_are_where_they_belong(wide):
         rows.take(np.array([20]), "all")
 
 
-def test_rows_are_prefetched_before_they_are_read(wide):
+def test_rows_are_prefetched_before_they_are_read(wide) -> None:
     spec = FeatureStore(wide).spec.feature("clip_image")
     mapped = map_chunks(wide, spec, range(3), "random")
     for chunk in range(3):
@@ -239,7 +241,9 @@ def in_memory(address: int) -> bool:
     return bool(status.value & 1)
 
 
-def test_batches_are_prefetched_only_while_the_disk_is_slow(wide, monkeypatch):
+def test_batches_are_prefetched_only_while_the_disk_is_slow(
+    wide, monkeypatch: pytest.MonkeyPatch
+) -> None:
     faults, asked = iter(range(0)), []
     monkeypatch.setattr(blocks, "_major_faults", lambda: next(faults))
     monkeypatch.setattr(blocks, "will_need", lambda *_: asked.append(True))
@@ -284,7 +288,7 @@ def mapping(folder: Path) -> tuple[int, list[set[str]]]:
 
 
 @pytest.mark.parametrize("advice", [advice for advice in ADVICE if advice != "auto"])
-def test_advice_changes_no_row(tmp_path, advice):
+def test_advice_changes_no_row(tmp_path: Path, advice) -> None:
     rows = make_store(tmp_path / "s")["clip_image"]
     spec = FeatureStore(tmp_path / "s").spec.feature("clip_image")
     flat = map_flat(tmp_path / "s", spec, range(3), advice)
@@ -309,13 +313,15 @@ def test_advice_changes_no_row(tmp_path, advice):
         (1, True, True, "random"),
     ],
 )
-def test_advice_by_memory_and_where_the_files_are(monkeypatch, size, sparse, cached, expected):
+def test_advice_by_memory_and_where_the_files_are(
+    monkeypatch: pytest.MonkeyPatch, size, sparse: bool, cached: bool, expected: str
+) -> None:
     monkeypatch.setattr(reader, "available_bytes", lambda: 1000)
     monkeypatch.setattr(reader, "is_cached", lambda _files: cached)
     assert choose_advice([], size, sparse=sparse) == expected
 
 
-def drop(files):
+def drop(files) -> None:
     for file in files:
         fd = os.open(file, os.O_RDWR)
         os.fsync(fd)
@@ -323,7 +329,7 @@ def drop(files):
         os.close(fd)
 
 
-def test_files_are_cached_until_they_are_dropped(tmp_path):
+def test_files_are_cached_until_they_are_dropped(tmp_path: Path) -> None:
     files = [tmp_path / name for name in "abc"]
     for file in files:
         file.write_bytes(os.urandom(1 << 20))
@@ -341,7 +347,7 @@ def test_files_are_cached_until_they_are_dropped(tmp_path):
     assert is_cached([tmp_path / "not there"])  # opening it raises the error
 
 
-def test_a_query_does_not_change_its_result(tmp_path):
+def test_a_query_does_not_change_its_result(tmp_path: Path) -> None:
     file = tmp_path / "large"
     file.write_bytes(os.urandom(64 << 20))
     drop([file])
@@ -350,7 +356,7 @@ def test_a_query_does_not_change_its_result(tmp_path):
     assert [is_cached([file]) for _ in range(5)] == [before] * 5
 
 
-def test_a_part_that_cannot_be_read_is_an_error_before_it_is_a_signal(tmp_path):
+def test_a_part_that_cannot_be_read_is_an_error_before_it_is_a_signal(tmp_path: Path) -> None:
     make_store(tmp_path / "s")
     spec = FeatureStore(tmp_path / "s").spec.feature("clip_image")
     flat = map_flat(tmp_path / "s", spec, range(3))
@@ -362,7 +368,9 @@ def test_a_part_that_cannot_be_read_is_an_error_before_it_is_a_signal(tmp_path):
     advise(flat[4:8], "willneed", path)
 
 
-def test_an_older_kernel_reads_ahead_instead(tmp_path, monkeypatch):
+def test_an_older_kernel_reads_ahead_instead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = make_store(tmp_path / "s")["clip_image"]
     spec = FeatureStore(tmp_path / "s").spec.feature("clip_image")
     monkeypatch.setitem(reader._MADV, "populate", 9999)

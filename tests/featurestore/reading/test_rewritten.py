@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from featurestore.storage.writer import StoreWriter, take_lock
 from featurestore.training.dataset import FeatureDataset
 from featurestore.verify.store import verify
 from tests.featurestore.stores import DIMS
+from tests.featurestore.worlds import World
 
 WAYS = {
     "zstd": {"compressors": [ZstdCodec(level=3)]},
@@ -29,7 +31,7 @@ WAYS = {
 }
 
 
-def rewrite(store, name="clip_image", change=lambda values: values, **options):
+def rewrite(store, name: str = "clip_image", change=lambda values: values, **options) -> None:
     """Replaces an array by one of the same values, written with zarr alone."""
     values = change(zarr.open_array(store / name, mode="r")[:])
     shutil.rmtree(store / name)
@@ -46,12 +48,12 @@ def rewrite(store, name="clip_image", change=lambda values: values, **options):
 
 
 @pytest.fixture
-def copy(world, tmp_path):
+def copy(world: World, tmp_path: Path):
     return shutil.copytree(world.store, tmp_path / "store")
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_same_rows(world, copy, tmp_path, way):
+def test_the_same_rows(world: World, copy, tmp_path: Path, way) -> None:
     rewrite(copy, **WAYS[way])
     for views in ("clean", "all", "mean", "random", "pair"):
         options = {"views": views, "bad_samples": "include", "checksum": True}
@@ -64,7 +66,7 @@ def test_the_same_rows(world, copy, tmp_path, way):
     assert rows.tobytes() == expected["clip_image"].numpy().tobytes()
 
 
-def test_pickles_and_loader_workers(world, copy):
+def test_pickles_and_loader_workers(world: World, copy) -> None:
     rewrite(copy, **WAYS["zstd"])
     dataset = FeatureDataset(copy, views="random", bad_samples="include")
     assert len(pickle.dumps(dataset)) < 2000
@@ -74,7 +76,7 @@ def test_pickles_and_loader_workers(world, copy):
     assert torch.equal(actual, world.open(views="random").batch(range(11))["clip_image"])
 
 
-def test_other_values_are_never_numbers(copy):
+def test_other_values_are_never_numbers(copy) -> None:
     def narrower(values):
         return values.astype(np.float16).astype(np.float32)
 
@@ -90,7 +92,7 @@ def test_other_values_are_never_numbers(copy):
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("damage", ["flip", "half", "empty", "delete"])
-def test_a_damaged_file_is_never_a_number(world, copy, way, damage):
+def test_a_damaged_file_is_never_a_number(world: World, copy, way, damage: str) -> None:
     rewrite(copy, **WAYS[way])
     files = sorted(p for p in (copy / "clip_image" / "c").rglob("*") if p.is_file())
     path = files[len(files) // 2]
@@ -116,7 +118,7 @@ def test_a_damaged_file_is_never_a_number(world, copy, way, damage):
         FeatureDataset(copy, checksum=True)
 
 
-def test_another_shape_or_type_is_refused_at_opening(copy):
+def test_another_shape_or_type_is_refused_at_opening(copy) -> None:
     rewrite(copy, change=lambda values: values.astype(np.float64), **WAYS["zstd"])
     with pytest.raises(CorruptStoreError, match="data_type"):
         FeatureDataset(copy)
@@ -125,7 +127,7 @@ def test_another_shape_or_type_is_refused_at_opening(copy):
         FeatureDataset(copy)
 
 
-def test_codecs_that_zarr_does_not_know(copy):
+def test_codecs_that_zarr_does_not_know(copy) -> None:
     path = copy / "clip_image/zarr.json"
     document = json.loads(path.read_bytes())
     for codecs in ([{"name": "bytes"}, {"name": "mystery"}], [], "zstd", None, [3]):
@@ -135,7 +137,7 @@ def test_codecs_that_zarr_does_not_know(copy):
         assert caught.value.file == "clip_image/zarr.json"
 
 
-def test_a_document_with_wrong_codecs_for_our_files(world, copy):
+def test_a_document_with_wrong_codecs_for_our_files(world: World, copy) -> None:
     path = copy / "clip_image/zarr.json"
     document = json.loads(path.read_bytes())
     little = {"name": "bytes", "configuration": {"endian": "little"}}
@@ -146,7 +148,7 @@ def test_a_document_with_wrong_codecs_for_our_files(world, copy):
             FeatureDataset(copy)[0]
 
 
-def test_a_build_refuses_a_rewritten_store_and_verify_reports_it(copy):
+def test_a_build_refuses_a_rewritten_store_and_verify_reports_it(copy) -> None:
     rewrite(copy, **WAYS["zstd"])
     assert "clip_image/zarr.json" in {finding.file for finding in verify(copy).findings}
     with (
@@ -157,17 +159,17 @@ def test_a_build_refuses_a_rewritten_store_and_verify_reports_it(copy):
 
 
 class take_lock_of:
-    def __init__(self, path):
+    def __init__(self, path) -> None:
         self.lock = take_lock(path)
 
     def __enter__(self):
         return self.lock
 
-    def __exit__(self, *exc):
+    def __exit__(self, *exc) -> None:
         self.lock.release()
 
 
-def test_both_features(world, copy):
+def test_both_features(world: World, copy) -> None:
     for name in DIMS:
         rewrite(copy, name, compressors=[ZstdCodec()])
     actual = FeatureDataset(copy, views="pair", seed=3, bad_samples="include").batch(range(11))

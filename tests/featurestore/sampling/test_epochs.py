@@ -16,7 +16,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory):
+def store(tmp_path_factory: pytest.TempPathFactory):
     path = tmp_path_factory.mktemp("epochs") / "store"
     make_store(path, samples=SAMPLES, views=8, chunk=4)
     return path
@@ -32,7 +32,7 @@ def reference(store):
     """Rows of an epoch, by the dataset's own draw and the order of a sampler never iterated."""
     dataset = FeatureDataset(store, ["clip_image"], views="random", seed=3)
 
-    def rows(epoch, start=0, stop=STEPS):
+    def rows(epoch, start: int = 0, stop=STEPS):
         sampler = FeatureBatchSampler(dataset, SIZE)
         sampler.set_epoch(epoch)
         dataset.set_epoch(epoch)
@@ -79,7 +79,7 @@ def epochs_of(*walks):
     return epochs
 
 
-def test_an_iterator_takes_the_next_epoch_however_the_last_one_was_left(dataset):
+def test_an_iterator_takes_the_next_epoch_however_the_last_one_was_left(dataset) -> None:
     sampler = FeatureBatchSampler(dataset, SIZE)
     whole = list(sampler)
     assert (sampler.epoch, dataset.epoch) == (1, 0)  # workers may still be reading for epoch 0
@@ -96,14 +96,14 @@ def test_an_iterator_takes_the_next_epoch_however_the_last_one_was_left(dataset)
     assert (sampler.state_dict()["epoch"], sampler.state_dict()["batch"]) == (4, 1)
 
 
-def test_iterators_that_never_start_change_nothing(dataset):
+def test_iterators_that_never_start_change_nothing(dataset) -> None:
     sampler = FeatureBatchSampler(dataset, SIZE)
     first, second, third = iter(sampler), iter(sampler), iter(sampler)
     iter(sampler)
     assert epochs_of(list(third), list(first), list(second)) == [0, 1, 2]
 
 
-def test_set_epoch_chooses_the_next_iterators_epoch_and_no_later_one(dataset):
+def test_set_epoch_chooses_the_next_iterators_epoch_and_no_later_one(dataset) -> None:
     sampler = FeatureBatchSampler(dataset, SIZE)
     list(sampler)
     sampler.set_epoch(7)
@@ -119,7 +119,7 @@ def test_set_epoch_chooses_the_next_iterators_epoch_and_no_later_one(dataset):
     assert epochs_of(list(early), list(sampler)) == [5, 6]
 
 
-def test_set_epoch_in_an_epoch_that_has_started(dataset):
+def test_set_epoch_in_an_epoch_that_has_started(dataset) -> None:
     """Workers have read ahead when Lightning sets the epoch that they are reading."""
     sampler = FeatureBatchSampler(dataset, SIZE)
     walk = iter(sampler)
@@ -133,7 +133,7 @@ def test_set_epoch_in_an_epoch_that_has_started(dataset):
     assert epochs_of(list(resumed), list(sampler)) == [1, 0]
 
 
-def test_a_loaded_state_is_continued_once(dataset):
+def test_a_loaded_state_is_continued_once(dataset) -> None:
     sampler = FeatureBatchSampler(dataset, SIZE)
     whole = list(sampler)
     state = sampler.state_dict() | {"epoch": 0, "batch": 3}
@@ -157,7 +157,7 @@ def test_a_loaded_state_is_continued_once(dataset):
     assert epochs_of(list(sampler)) == [1]
 
 
-def test_the_state_is_of_the_iterator_used_last(dataset):
+def test_the_state_is_of_the_iterator_used_last(dataset) -> None:
     sampler = FeatureBatchSampler(dataset, SIZE)
     first, second = iter(sampler), iter(sampler)
     next(first), next(second), next(second), next(first)
@@ -172,7 +172,7 @@ def test_the_state_is_of_the_iterator_used_last(dataset):
 
 
 @pytest.mark.parametrize("kind", ["plain", "stateful", "device", "workers"])
-def test_each_way_to_leave_an_epoch_gives_other_rows_next(dataset, reference, kind):
+def test_each_way_to_leave_an_epoch_gives_other_rows_next(dataset, reference, kind: str) -> None:
     [(_, loader)] = loaders(dataset, [kind])
     for epoch in range(2):
         it = iter(loader)
@@ -187,7 +187,7 @@ def test_each_way_to_leave_an_epoch_gives_other_rows_next(dataset, reference, ki
 
 @pytest.mark.parametrize("first", ["plain", "device"])
 @pytest.mark.parametrize("second", ["plain", "stateful", "device"])
-def test_two_loaders_of_a_zip_advance_together(store, reference, first, second):
+def test_two_loaders_of_a_zip_advance_together(store, reference, first: str, second: str) -> None:
     sides = [FeatureDataset(store, ["clip_image"], views="random", seed=3) for _ in range(2)]
     [(_, left)], [(_, right)] = loaders(sides[0], [first]), loaders(sides[1], [second])
     for epoch in range(3):
@@ -197,7 +197,7 @@ def test_two_loaders_of_a_zip_advance_together(store, reference, first, second):
             assert torch.equal(read(side), reference(epoch))
 
 
-def test_two_iterators_at_different_epochs_each_have_their_views(dataset, reference):
+def test_two_iterators_at_different_epochs_each_have_their_views(dataset, reference) -> None:
     for kind, loader in loaders(dataset, ["plain", "device"]):
         pairs = list(zip(loader, loader, strict=True))
         left, right = zip(*pairs, strict=True)
@@ -208,7 +208,9 @@ def test_two_iterators_at_different_epochs_each_have_their_views(dataset, refere
 
 @pytest.mark.parametrize("step", [0, 2, STEPS])
 @pytest.mark.parametrize("kind", ["plain", "stateful", "device"])
-def test_a_resumed_run_reads_what_the_first_would_have(dataset, store, reference, kind, step):
+def test_a_resumed_run_reads_what_the_first_would_have(
+    dataset, store, reference, kind: str, step
+) -> None:
     """After epochs that were left in the middle."""
     [(_, loader)] = loaders(dataset, [kind])
     read(itertools.islice(loader, 3))
@@ -226,7 +228,7 @@ def test_a_resumed_run_reads_what_the_first_would_have(dataset, store, reference
     assert torch.equal(read(resumed), reference(2))
 
 
-def test_windows_advance_too(dataset):
+def test_windows_advance_too(dataset) -> None:
     sampler = FeatureBatchSampler(dataset, SIZE, shuffle=Shuffle(seed=1, window=2))
     left = [list(itertools.islice(sampler, STEPS - 1)) for _ in range(3)]
     assert left[0] != left[1] != left[2]

@@ -22,7 +22,7 @@ SETTINGS = [
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
+def dataset(tmp_path_factory: pytest.TempPathFactory):
     path = tmp_path_factory.mktemp("recreation") / "store"
     make_store(path, samples=SAMPLES, views=4, chunk=4)
     return FeatureDataset(path, ["clip_image"], views="random")
@@ -34,7 +34,7 @@ def again(sampler, asked):
 
 @pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize("rank", [0, 1])
-def test_every_setting_survives(dataset, settings, rank):
+def test_every_setting_survives(dataset, settings, rank: int) -> None:
     first = FeatureBatchSampler(dataset, 5, **settings)
     second = again(first, DistributedSampler(dataset, 2, rank, shuffle=False, seed=9))
     even = settings.get("shard", Shard()).even
@@ -54,13 +54,13 @@ def test_every_setting_survives(dataset, settings, rank):
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
-def test_predictions_come_in_order(dataset, settings):
+def test_predictions_come_in_order(dataset, settings) -> None:
     first = FeatureBatchSampler(dataset, 5, **settings)
     sampler = type(first)(SequentialSampler(dataset), batch_size=first.batch_size, drop_last=False)
     assert [item for batch in sampler for item in batch] == list(range(SAMPLES))
 
 
-def test_the_position_is_copied(dataset):
+def test_the_position_is_copied(dataset) -> None:
     first = FeatureBatchSampler(dataset, 5)
     list(first)
     next(iter(first))
@@ -81,7 +81,7 @@ def test_the_position_is_copied(dataset):
     assert list(again(resumed, DistributedSampler(dataset, 2, 1))) == list(walk)
 
 
-def test_what_cannot_survive_is_an_error(dataset):
+def test_what_cannot_survive_is_an_error(dataset) -> None:
     for asked in (DistributedSampler(dataset, 2, 0), RandomSampler(dataset)):
         with pytest.raises(ConfigError, match="use_distributed_sampler=False"):
             FeatureBatchSampler(asked, batch_size=5, drop_last=False)
@@ -91,7 +91,7 @@ def test_what_cannot_survive_is_an_error(dataset):
             again(part, asked)
 
 
-def test_a_batch_size_is_a_number_everywhere_else(dataset):
+def test_a_batch_size_is_a_number_everywhere_else(dataset) -> None:
     sampler = FeatureBatchSampler(dataset, 5)
     size = sampler.batch_size
     assert size == 5

@@ -21,7 +21,7 @@ SAMPLES, CHUNK, SIZE = 61, 4, 8
 
 
 @pytest.fixture(scope="module")
-def stores(tmp_path_factory):
+def stores(tmp_path_factory: pytest.TempPathFactory):
     root = tmp_path_factory.mktemp("wrappers")
     for number, samples in enumerate((SAMPLES, 19)):
         make_store(root / str(number), samples=samples, views=8, chunk=CHUNK)
@@ -30,7 +30,7 @@ def stores(tmp_path_factory):
 
 @pytest.fixture
 def opened(stores):
-    def dataset(number=0, views="random"):
+    def dataset(number: int = 0, views: str = "random"):
         return FeatureDataset(stores / str(number), ["clip_image"], views=views, seed=number)
 
     return dataset
@@ -42,7 +42,7 @@ PICKED = list(range(0, SAMPLES, 2))
 class Doubled(Dataset):
     """A typical custom wrapper."""
 
-    def __init__(self, dataset):
+    def __init__(self, dataset) -> None:
         self.dataset = dataset
 
     def __len__(self):
@@ -77,7 +77,7 @@ KINDS = ["subset", "tensor", "split", "concat", "nested", "own"]
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("how", ["loader", "workers", "device"])
-def test_random_views_change_every_epoch(opened, kind, how):
+def test_random_views_change_every_epoch(opened, kind, how: str) -> None:
     dataset, places, factor = wrapped(opened, kind)
     sampler = FeatureBatchSampler(dataset, SIZE)
     if how == "device":
@@ -105,7 +105,7 @@ def test_random_views_change_every_epoch(opened, kind, how):
     assert sum(epochs[1][p] != epochs[2][p] for p in epochs[0]) > len(places) / 2
 
 
-def test_a_stack_and_a_wrapper_that_knows_epochs(opened):
+def test_a_stack_and_a_wrapper_that_knows_epochs(opened) -> None:
     one, two = opened(0), Subset(opened(0), range(SAMPLES))
     list(FeatureBatchSampler(StackDataset(a=one, b=two), SIZE))
     sampler = FeatureBatchSampler(StackDataset(one, two), SIZE)
@@ -113,7 +113,7 @@ def test_a_stack_and_a_wrapper_that_knows_epochs(opened):
     assert one.epoch == two.dataset.epoch == 3
 
     class Deciding(Doubled):
-        def set_epoch(self, epoch):
+        def set_epoch(self, epoch) -> None:
             self.dataset.set_epoch(epoch % 2)
 
     FeatureBatchSampler(Deciding(one), SIZE).set_epoch(3)
@@ -121,7 +121,7 @@ def test_a_stack_and_a_wrapper_that_knows_epochs(opened):
 
 
 @pytest.mark.parametrize("kind", ["subset", "split", "concat", "nested"])
-def test_windows_stay_near_the_disk(opened, kind):
+def test_windows_stay_near_the_disk(opened, kind: str) -> None:
     dataset, places, _ = wrapped(opened, kind)
     window = 3
     order = FeatureBatchSampler(dataset, SIZE, shuffle=Shuffle(window=window)).order()
@@ -137,8 +137,8 @@ def test_windows_stay_near_the_disk(opened, kind):
 
 
 def test_reading_ahead_works_through_a_subset_and_is_refused_for_several_stores(
-    opened, monkeypatch
-):
+    opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from featurestore.reading import readahead
 
     asked = []
@@ -154,7 +154,7 @@ def test_reading_ahead_works_through_a_subset_and_is_refused_for_several_stores(
         FeatureBatchSampler(Subset(list(range(9)), [1, 2]), 1, shuffle=Shuffle(window=2))
 
 
-def test_states_are_of_the_samples_beneath(opened):
+def test_states_are_of_the_samples_beneath(opened) -> None:
     part, other = Subset(opened(0), PICKED), Subset(opened(0), [*PICKED[:-1], 1])
     sampler = FeatureBatchSampler(part, SIZE)
     walk = iter(sampler)
@@ -173,7 +173,7 @@ def test_states_are_of_the_samples_beneath(opened):
         )
 
 
-def test_parts_of_a_subset_are_the_subset(opened):
+def test_parts_of_a_subset_are_the_subset(opened) -> None:
     part = Subset(opened(0), PICKED)
     ranks = [list(FeatureBatchSampler(part, SIZE, shard=Shard(rank, 2))) for rank in range(2)]
     assert sorted(item for rank in ranks for batch in rank for item in batch) == list(
@@ -181,7 +181,7 @@ def test_parts_of_a_subset_are_the_subset(opened):
     )
 
 
-def test_resident_features_in_a_subset(opened):
+def test_resident_features_in_a_subset(opened) -> None:
     held = ResidentFeatures(opened(0, views="all"), "cpu", Residency(draw="random", spare_bytes=0))
     part = Subset(held, PICKED)
     loader = DeviceBatches(part, FeatureBatchSampler(part, SIZE, shuffle=None), "cpu")

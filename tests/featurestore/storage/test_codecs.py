@@ -1,6 +1,7 @@
 """A store with compressed chunks: smaller and not mapped, but otherwise equal."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,22 +19,22 @@ from featurestore.training.dataset import FeatureDataset
 from featurestore.verify.repair import repair
 from featurestore.verify.store import verify
 from tests.featurestore.stores import DIMS, commit, make_records, make_store, tree
-from tests.featurestore.worlds import BAD, STEMS
+from tests.featurestore.worlds import BAD, STEMS, World
 
 
 @pytest.fixture(scope="module")
-def archive(tmp_path_factory):
+def archive(tmp_path_factory: pytest.TempPathFactory):
     path = tmp_path_factory.mktemp("archive") / "store"
     return path, make_store(path, stems=STEMS, bad=BAD, codec="zstd")
 
 
 @pytest.fixture
-def copy(archive, tmp_path):
+def copy(archive, tmp_path: Path):
     return shutil.copytree(archive[0], tmp_path / "store")
 
 
 @given(st.binary(min_size=1), st.sampled_from(CODECS))
-def test_what_goes_in_comes_out(data, codec):
+def test_what_goes_in_comes_out(data, codec) -> None:
     body = compress(codec, memoryview(data))
     assert bytes(decompress(codec, body, len(data))) == data
     assert bytes(compress(codec, memoryview(data))) == bytes(body)
@@ -42,7 +43,7 @@ def test_what_goes_in_comes_out(data, codec):
 @pytest.mark.parametrize(
     "damage", [lambda b: b[:-1], lambda b: b"", lambda b: b"abc", lambda b: b[2:]]
 )
-def test_what_cannot_be_decoded(damage):
+def test_what_cannot_be_decoded(damage) -> None:
     body = compress("zstd", memoryview(bytes(1000)))
     with pytest.raises(ValueError, match="zstd cannot decode"):
         decompress("zstd", memoryview(damage(bytes(body))), 1000)
@@ -51,25 +52,25 @@ def test_what_cannot_be_decoded(damage):
 
 
 @pytest.mark.parametrize("name", DIMS)
-def test_zarr_reads_it(archive, name):
+def test_zarr_reads_it(archive, name) -> None:
     path, rows = archive
     np.testing.assert_array_equal(zarr.open_group(path, mode="r")[name][:], rows[name])
 
 
 @pytest.mark.parametrize("views", ["clean", 2, "all", "mean", "random", "pair"])
-def test_the_same_rows_as_from_mapped_files(world, archive, views):
+def test_the_same_rows_as_from_mapped_files(world: World, archive, views: int | str) -> None:
     options = {"views": views, "seed": 3, "bad_samples": "include", "checksum": True}
     actual = FeatureDataset(archive[0], **options).batch([9, 0, 3, 9])
     expected = world.open(views=views, seed=3).batch([9, 0, 3, 9])
     assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
-def test_the_same_materialized_files(archive, embeddings, tmp_path):
+def test_the_same_materialized_files(archive, embeddings: Path, tmp_path: Path) -> None:
     materialize(FeatureStore(archive[0]), tmp_path / "out")
     assert tree(tmp_path / "out") == tree(embeddings)
 
 
-def test_moments_and_ledger_are_those_of_the_payload(world, archive):
+def test_moments_and_ledger_are_those_of_the_payload(world: World, archive) -> None:
     store, plain = FeatureStore(archive[0]), FeatureStore(world.store)
     assert (store.spec.codec, plain.spec.codec) == ("zstd", "none")
     for one, other in zip(store.ledger.entries, plain.ledger.entries, strict=True):
@@ -79,7 +80,7 @@ def test_moments_and_ledger_are_those_of_the_payload(world, archive):
     assert verify(archive[0]).findings == []
 
 
-def test_smaller_where_there_is_something_to_save(tmp_path):
+def test_smaller_where_there_is_something_to_save(tmp_path: Path) -> None:
     rows = make_store(tmp_path / "wide")
     rounded = {n: (r.view(np.uint32) & 0xFFFF0000).view(np.float32) for n, r in rows.items()}
     make_store(tmp_path / "narrow", rows=rounded, codec="zstd")
@@ -90,7 +91,7 @@ def test_smaller_where_there_is_something_to_save(tmp_path):
     assert sizes[1] < 0.6 * sizes[0]
 
 
-def test_a_growing_archive(archive, tmp_path):
+def test_a_growing_archive(archive, tmp_path: Path) -> None:
     rows = make_store(tmp_path / "s", stems=STEMS, chunks=[1], codec="zstd")
     dataset = FeatureDataset(tmp_path / "s", views="all", zscore="none", partial=True)
     assert dataset.indices.tolist() == [4, 5, 6, 7]
@@ -104,7 +105,7 @@ def test_a_growing_archive(archive, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["flip", "first", "half", "longer", "empty", "delete", "other"])
-def test_damage_is_named_and_never_read(archive, copy, damage):
+def test_damage_is_named_and_never_read(archive, copy, damage: str) -> None:
     file = "clip_image/c.1.0.0"
     path, data = copy / file, (copy / file).read_bytes()
     if damage == "delete":

@@ -26,7 +26,7 @@ def address(array):
     return array.__array_interface__["data"][0]
 
 
-def test_memory_is_reused_when_no_array_refers_to_it():
+def test_memory_is_reused_when_no_array_refers_to_it() -> None:
     first = results.empty(LARGE)
     assert (first.shape, first.dtype, first.flags.writeable) == (LARGE, np.float32, True)
     assert first.flags.c_contiguous
@@ -51,7 +51,7 @@ def values(kept):
         lambda array: array.view(np.uint8)[7],
     ],
 )
-def test_memory_in_use_is_not_written_to(keep):
+def test_memory_in_use_is_not_written_to(keep) -> None:
     array = results.empty(LARGE)
     array[:] = 7
     kept = keep(array)
@@ -63,7 +63,7 @@ def test_memory_in_use_is_not_written_to(keep):
     np.testing.assert_array_equal(values(kept), before)
 
 
-def test_the_kept_memory_is_limited():
+def test_the_kept_memory_is_limited() -> None:
     several = [results.empty(LARGE) for _ in range(5)]
     del several
     assert [len(memory) for memory in results._free] == [9000 * 1024 * 4] * 5
@@ -77,14 +77,14 @@ def test_the_kept_memory_is_limited():
     assert [len(memory) for memory in results._free] == [200 << 20]
 
 
-def test_results_above_the_limit_are_not_kept():
+def test_results_above_the_limit_are_not_kept() -> None:
     array = results.empty((70 << 20,))  # 280 MiB
     del array
     assert results._free == []
 
 
-def test_threads_never_get_the_same():
-    def take_turns(number):
+def test_threads_never_get_the_same() -> None:
+    def take_turns(number) -> None:
         for _ in range(50):
             array = results.empty(LARGE)
             array[::1000] = number
@@ -95,19 +95,19 @@ def test_threads_never_get_the_same():
         list(pool.map(take_turns, range(8)))
 
 
-def test_a_kernel_without_huge_pages(monkeypatch):
+def test_a_kernel_without_huge_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(results.mmap, "MADV_HUGEPAGE", 9999)  # refused: no such advice
     assert results.empty(LARGE).shape == LARGE
 
 
-def test_small_results_are_the_allocators():
+def test_small_results_are_the_allocators() -> None:
     array = results.empty((10, 3))
     assert array.base is None
     assert array.shape == (10, 3)
     assert results.empty((0, 512)).shape == (0, 512)
 
 
-def test_a_forked_process_has_separate_memory():
+def test_a_forked_process_has_separate_memory() -> None:
     array = results.empty(LARGE)
     array[:] = 1
     pid = os.fork()

@@ -5,6 +5,7 @@ torch.cuda that keeps the order of its commands, and copies late, as a GPU may.
 """
 
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ SAMPLES, VIEWS = 37, 4
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
+def folders(tmp_path_factory: pytest.TempPathFactory):
     root = tmp_path_factory.mktemp("device")
     make_store(root / "store", samples=SAMPLES, views=VIEWS, chunk=8)
     stems = [f"{i:07d}" for i in range(SAMPLES)]
@@ -38,7 +39,7 @@ def folders(tmp_path_factory):
 
 @pytest.fixture
 def open_dataset(folders):
-    def opened(views="clean", **keywords):
+    def opened(views: str = "clean", **keywords):
         return FeatureDataset(
             folders / "store", views=views, labels_dir=folders / "labels", **keywords
         )
@@ -53,7 +54,7 @@ def equal(first, second):
 # Batches ----------------------------------------------------------------------------------------
 
 
-def test_batches_are_the_samplers(open_dataset):
+def test_batches_are_the_samplers(open_dataset) -> None:
     dataset = open_dataset("random")
     loader = DeviceBatches(dataset, FeatureBatchSampler(dataset, 8), "cpu")
     for epoch in range(2):
@@ -70,7 +71,7 @@ def test_batches_are_the_samplers(open_dataset):
             assert equal(batch, reference.batch(items))
 
 
-def test_it_resumes_after_the_batch_in_use_and_not_the_one_ahead(open_dataset):
+def test_it_resumes_after_the_batch_in_use_and_not_the_one_ahead(open_dataset) -> None:
     def new_loader():
         dataset = open_dataset("random")
         return DeviceBatches(dataset, FeatureBatchSampler(dataset, 8, shuffle=Shuffle(4)), "cpu")
@@ -96,7 +97,7 @@ def test_it_resumes_after_the_batch_in_use_and_not_the_one_ahead(open_dataset):
 
 
 @pytest.mark.parametrize("name", ["cuda:99", "meta", "gpu", "cpu0"])
-def test_devices_that_are_not_there(open_dataset, name):
+def test_devices_that_are_not_there(open_dataset, name: str) -> None:
     dataset = open_dataset()
     with pytest.raises(ConfigError):
         DeviceBatches(dataset, FeatureBatchSampler(dataset, 8), name)
@@ -107,7 +108,7 @@ def test_devices_that_are_not_there(open_dataset, name):
 class FakeGpu:
     """A fake GPU that does a stream's work only when the host waits for it."""
 
-    def __init__(self, monkeypatch):
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.log, self.queue, self.current = [], [], "compute"
         fake = types.SimpleNamespace(
             Stream=lambda _: "copier",
@@ -121,10 +122,10 @@ class FakeGpu:
         gpu = self
 
         class On:
-            def __enter__(self):
+            def __enter__(self) -> None:
                 gpu.current = stream
 
-            def __exit__(self, *_):
+            def __exit__(self, *_) -> None:
                 gpu.current = "compute"
 
         return On()
@@ -134,29 +135,29 @@ class FakeGpu:
         self.log.append("buffer")
         return HostBuffer(torch.empty(count, dtype=dtype), self)
 
-    def wait_event(self, event):
+    def wait_event(self, event) -> None:
         self.log.append("compute waits")
         event.done()
 
-    def run(self, until):
+    def run(self, until) -> None:
         for work in self.queue[:until]:
             work()
         self.queue[:until] = [lambda: None] * until
 
 
 class Event:
-    def __init__(self, gpu):
+    def __init__(self, gpu) -> None:
         self.gpu, self.place = gpu, None
 
-    def record(self, stream):
+    def record(self, stream) -> None:
         assert stream in ("copier", self.gpu)
         self.place = len(self.gpu.queue)
 
-    def done(self):
+    def done(self) -> None:
         assert self.place is not None
         self.gpu.run(self.place)
 
-    def synchronize(self):
+    def synchronize(self) -> None:
         self.gpu.log.append("host waits")
         self.done()
 
@@ -164,7 +165,7 @@ class Event:
 class HostBuffer:
     """A page-locked tensor whose copies to the device happen late."""
 
-    def __init__(self, rows, gpu):
+    def __init__(self, rows, gpu) -> None:
         self.rows, self.gpu, self.dtype = rows, gpu, rows.dtype
 
     def numel(self):
@@ -191,14 +192,14 @@ class HostBuffer:
 class OnDevice:
     device = "cuda:0"
 
-    def __init__(self, rows):
+    def __init__(self, rows) -> None:
         self.rows, self.recorded = rows, False
 
-    def record_stream(self, _):
+    def record_stream(self, _) -> None:
         self.recorded = True
 
 
-def test_a_buffer_is_filled_again_only_after_it_was_read(monkeypatch):
+def test_a_buffer_is_filled_again_only_after_it_was_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise the late copy would carry another batch's rows, or none."""
     gpu = FakeGpu(monkeypatch)
     lane = device._Lane("cuda:0")
@@ -215,7 +216,9 @@ def test_a_buffer_is_filled_again_only_after_it_was_read(monkeypatch):
     assert gpu.log.count("buffer") == 3  # the larger batch took a larger one, once
 
 
-def test_batches_that_were_never_waited_for_still_arrive_whole(monkeypatch):
+def test_batches_that_were_never_waited_for_still_arrive_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     FakeGpu(monkeypatch)
     lane = device._Lane("cuda:0")
     batches = [{"x": torch.full((4,), float(n)), "y": torch.tensor([n])} for n in range(7)]
@@ -226,7 +229,7 @@ def test_batches_that_were_never_waited_for_still_arrive_whole(monkeypatch):
         assert torch.equal(ready["y"].rows, batch["y"])
 
 
-def test_what_is_on_the_device_already_is_not_sent(monkeypatch):
+def test_what_is_on_the_device_already_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = FakeGpu(monkeypatch)
     lane = device._Lane("cuda:0")
     rows = OnDevice(torch.zeros(3))
@@ -238,7 +241,7 @@ def test_what_is_on_the_device_already_is_not_sent(monkeypatch):
     assert (rows.rows == 7).all()
 
 
-def test_what_is_read_in_inference_mode_can_be_trained_from(open_dataset):
+def test_what_is_read_in_inference_mode_can_be_trained_from(open_dataset) -> None:
     """The batch that was read ahead is used when the mode is over."""
     dataset = open_dataset("random")
     walk = iter(DeviceBatches(dataset, FeatureBatchSampler(dataset, 8), "cpu"))
@@ -252,7 +255,7 @@ def test_what_is_read_in_inference_mode_can_be_trained_from(open_dataset):
         torch.testing.assert_close(weight.grad, rows.sum(0))
 
 
-def test_the_epoch_reaches_the_source_if_the_sampler_has_another_dataset(open_dataset):
+def test_the_epoch_reaches_the_source_if_the_sampler_has_another_dataset(open_dataset) -> None:
     source, other = open_dataset("random"), open_dataset("random")
     loader = DeviceBatches(source, FeatureBatchSampler(other, 8), "cpu")
     reference = open_dataset("random")
@@ -269,7 +272,9 @@ def test_the_epoch_reaches_the_source_if_the_sampler_has_another_dataset(open_da
 
 
 @pytest.mark.parametrize("views", ["clean", 3, "mean", "all"])
-def test_resident_features_are_the_datasets(open_dataset, views, monkeypatch):
+def test_resident_features_are_the_datasets(
+    open_dataset, views: int | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(resident, "_BLOCK_BYTES", 40_000)  # several blocks
     dataset = open_dataset(views)
     held = ResidentFeatures(dataset, "cpu")
@@ -283,7 +288,7 @@ def test_resident_features_are_the_datasets(open_dataset, views, monkeypatch):
             held.batch(items)
 
 
-def test_some_views_in_another_dtype(open_dataset):
+def test_some_views_in_another_dtype(open_dataset) -> None:
     dataset = open_dataset("all")
     held = ResidentFeatures(dataset, "cpu", Residency(views=[3, 1], dtype=torch.bfloat16))
     wanted = dataset.batch([7, 2])
@@ -295,7 +300,7 @@ def test_some_views_in_another_dtype(open_dataset):
     assert held.nbytes == bytes_of_features + SAMPLES * (8 + 23 * 4)
 
 
-def test_what_is_kept_twice_or_read_ahead_is_refused(open_dataset):
+def test_what_is_kept_twice_or_read_ahead_is_refused(open_dataset) -> None:
     dataset = open_dataset("all")
     for keep in (Residency([3, 3], draw="pair"), Residency([1], draw="pair"), Residency([2, 2])):
         with pytest.raises(ConfigError, match="views are different ones"):
@@ -320,7 +325,7 @@ def views_of(dataset, batch, items):
 
 
 @pytest.mark.parametrize(("draw", "each"), [("random", 1), ("pair", 2)])
-def test_draws_belong_to_seed_epoch_and_sample(open_dataset, draw, each):
+def test_draws_belong_to_seed_epoch_and_sample(open_dataset, draw: str, each: int) -> None:
     dataset = open_dataset("all")
     held = ResidentFeatures(dataset, "cpu", Residency(draw=draw))
     items = list(range(SAMPLES))
@@ -344,7 +349,7 @@ def test_draws_belong_to_seed_epoch_and_sample(open_dataset, draw, each):
 
 
 @pytest.mark.parametrize("keep", [Residency(), Residency([3, 1]), Residency(draw="random")])
-def test_labels_of_views_are_those_of_the_rows(open_dataset, keep):
+def test_labels_of_views_are_those_of_the_rows(open_dataset, keep) -> None:
     dataset = open_dataset("all", labels="augmented")
     held = ResidentFeatures(dataset, "cpu", keep)
     held.set_epoch(3)
@@ -358,7 +363,7 @@ def test_labels_of_views_are_those_of_the_rows(open_dataset, keep):
     assert batch["labels"].dtype == torch.float32
 
 
-def test_a_sample_draws_the_same_in_every_split(open_dataset, folders, tmp_path):
+def test_a_sample_draws_the_same_in_every_split(open_dataset, folders, tmp_path: Path) -> None:
     dataset = open_dataset("all")
     stems = dataset.stems
     (tmp_path / "split.json").write_text(
@@ -370,7 +375,7 @@ def test_a_sample_draws_the_same_in_every_split(open_dataset, folders, tmp_path)
     assert equal(ResidentFeatures(part, "cpu", keep).batch(range(len(part))), whole)
 
 
-def test_epochs_over_resident_features(open_dataset):
+def test_epochs_over_resident_features(open_dataset) -> None:
     held = ResidentFeatures(open_dataset("all"), "cpu", Residency(draw="random"))
     loader = DeviceBatches(held, FeatureBatchSampler(held, 8, shuffle=Shuffle(window=2)), "cpu")
     first, second = (list(loader) for _ in range(2))
@@ -382,7 +387,9 @@ def test_epochs_over_resident_features(open_dataset):
         assert torch.equal(rows, held.batch(index)["clip_text"])
 
 
-def test_what_does_not_fit_is_refused_with_both_numbers(open_dataset, monkeypatch):
+def test_what_does_not_fit_is_refused_with_both_numbers(
+    open_dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dataset = open_dataset("all")
     wanted = SAMPLES * (VIEWS * 192 * 4 + 8 + 23 * 4)
     monkeypatch.setattr(resident, "available_bytes", lambda: wanted + 999)
@@ -404,12 +411,12 @@ def test_what_does_not_fit_is_refused_with_both_numbers(open_dataset, monkeypatc
         ("all", Residency(views=[2], draw="pair")),
     ],
 )
-def test_what_does_not_go_together_is_refused(open_dataset, views, keep):
+def test_what_does_not_go_together_is_refused(open_dataset, views: str, keep) -> None:
     with pytest.raises(ConfigError):
         ResidentFeatures(open_dataset(views), "cpu", keep)
 
 
-def test_indices_stay_with_the_rows(open_dataset):
+def test_indices_stay_with_the_rows(open_dataset) -> None:
     dataset = open_dataset("clean")
     held = ResidentFeatures(dataset, "cpu")
     assert np.array_equal(held.indices, dataset.indices)
