@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import zarr
 
 from featurestore.records import BadInput, Sample, SampleRecord, stems_sha256
 from featurestore.storage.fingerprint import Fingerprint
@@ -16,6 +17,7 @@ from featurestore.system import durable
 
 DIMS = {"clip_image": 64, "clip_text": 128}
 KILLED = 9
+StoreAndRows = tuple[Path, dict[str, np.ndarray]]
 
 
 def make_samples(stems: Sequence[str]) -> list[Sample]:
@@ -114,6 +116,13 @@ def remake(path: Path, chunk: int, rows: Mapping[str, np.ndarray]) -> None:
         writer.ledger.drop([chunk])
         commit(writer, [chunk], rows, make_records(writer.spec))
         writer.finish()
+
+
+def zarr_rows(path: Path, name: str) -> np.ndarray:
+    """The values of an array of a store, read with zarr alone."""
+    array = zarr.open_group(path, mode="r")[name]
+    assert isinstance(array, zarr.Array)
+    return np.asarray(array[:])
 
 
 def tree(root: Path) -> dict[str, bytes]:

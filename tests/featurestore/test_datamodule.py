@@ -5,6 +5,7 @@ import pickle
 import shutil
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from featurestore.imdb.labels import write_labels
 from featurestore.imdb.materialize import PREFIX, materialize
 from featurestore.reading.npy_folder import NpyFolder
 from featurestore.storage.store import FeatureStore
+from tests.featurestore.stores import StoreAndRows
 
 from .stores import make_store
 
@@ -41,7 +43,7 @@ LABELLED = [{L}, {I, C, L}, {I, C, I0, C0, L}]
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory):
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data")
     make_store(root / "store", dims=DIMS, views=VIEWS, chunk=8, stems=STEMS)
     materialize(FeatureStore(root / "store"), root / "embeddings")
@@ -52,8 +54,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.fixture(params=["store", "embeddings"])
-def make(request: pytest.FixtureRequest, folders):
-    def module(family: str = "clip", **keywords):
+def make(request: pytest.FixtureRequest, folders: Path) -> Make:
+    def module(family: str = "clip", **keywords: Any) -> Any:
         keywords = {"num_workers": 0, "batch_size": 5, **keywords}
         return make_datamodule(
             family,
@@ -66,7 +68,9 @@ def make(request: pytest.FixtureRequest, folders):
     return module
 
 
-def reference(folders, family, part, mode, k: int = 0):
+def reference(
+    folders: Path, family: str, part: str, mode: str, k: int = 0
+) -> dict[str, np.ndarray]:
     """Every domain of a part, from the published files, all in memory."""
     actual = {}
     for kind, name, clean in (("image", I, I0), ("text", C, C0)):
@@ -85,11 +89,11 @@ def reference(folders, family, part, mode, k: int = 0):
     return actual
 
 
-def datasets_of(module):
+def datasets_of(module: Any) -> dict[str, Any]:
     return {p: getattr(module, f"{p}_datasets") for p in ("train", "val", "test")}
 
 
-def test_keys(make) -> None:
+def test_keys(make: Make) -> None:
     for labelled in (False, True):
         actual = datasets_of(make(include_labels=labelled))
         more = LABELLED if labelled else []
@@ -102,7 +106,7 @@ def test_keys(make) -> None:
 
 @pytest.mark.parametrize("family", ["clip", "blip2"])
 @pytest.mark.parametrize(("mode", "k"), [("clean", 0), ("view_k", 3), ("mean", 0), ("all", 0)])
-def test_values_of_every_domain(make, folders, family: str, mode: str, k: int) -> None:
+def test_values_of_every_domain(make: Make, folders: Path, family: str, mode: str, k: int) -> None:
     module = make(family, view_mode=mode, view_k=k, include_labels=True)
     for part, datasets in datasets_of(module).items():
         wanted = reference(folders, family, part, mode, k)
@@ -115,7 +119,7 @@ def test_values_of_every_domain(make, folders, family: str, mode: str, k: int) -
             torch.testing.assert_close(last, torch.from_numpy(wanted[name][-1].copy()))
 
 
-def test_rows_index_as_a_tensor_does(make, folders) -> None:
+def test_rows_index_as_a_tensor_does(make: Make, folders: Path) -> None:
     rows = make(view_mode="all").train_datasets[frozenset({I})].domain_data[I]
     wanted = torch.from_numpy(np.asarray(rows))
     assert wanted.dtype == torch.float32
@@ -131,7 +135,7 @@ def test_rows_index_as_a_tensor_does(make, folders) -> None:
 @pytest.mark.parametrize("family", ["clip", "blip2"])
 @pytest.mark.parametrize("mode", ["clean", "view_k", "all", "mean"])
 def test_train_split_scales_each_domain_by_its_training_rows_but_not_labels(
-    make, folders, mode: str, family: str
+    make: Make, folders: Path, mode: str, family: str
 ) -> None:
     module = make(family, normalize="train_split", view_mode=mode, view_k=2, include_labels=True)
     train = reference(folders, family, "train", mode, 2)
@@ -149,7 +153,7 @@ def test_train_split_scales_each_domain_by_its_training_rows_but_not_labels(
 
 
 @pytest.fixture(scope="module")
-def constant(tmp_path_factory: pytest.TempPathFactory):
+def constant(tmp_path_factory: pytest.TempPathFactory) -> StoreAndRows:
     """A store of one view, whose first dimension is 2.5 but for the last sample's 3.5."""
     root = tmp_path_factory.mktemp("constant")
     rows = {
@@ -165,7 +169,7 @@ def constant(tmp_path_factory: pytest.TempPathFactory):
     return root, rows
 
 
-def test_a_dimension_without_deviation_is_divided_by_a_millionth(constant) -> None:
+def test_a_dimension_without_deviation_is_divided_by_a_millionth(constant: StoreAndRows) -> None:
     """Small deviations divide unchanged: nothing is added to them."""
     root, rows = constant
     module = make_datamodule(
@@ -184,7 +188,7 @@ def test_a_dimension_without_deviation_is_divided_by_a_millionth(constant) -> No
         assert (actual[:, 0] == 0).sum() == len(actual) - (part == "test")
 
 
-def test_one_training_row_has_no_deviation(constant, tmp_path: Path) -> None:
+def test_one_training_row_has_no_deviation(constant: StoreAndRows, tmp_path: Path) -> None:
     split = {"train": STEMS[:1], "dev": STEMS[1:2], "test": STEMS[2:3]}
     (tmp_path / "split.json").write_text(json.dumps(split))
     with pytest.raises(InputError, match="at least two"):
@@ -193,7 +197,7 @@ def test_one_training_row_has_no_deviation(constant, tmp_path: Path) -> None:
         )
 
 
-def test_get_samples(make, folders) -> None:
+def test_get_samples(make: Make, folders: Path) -> None:
     module = make(include_labels=True)
     actual = module.get_samples("val", 2)
     assert set(actual) == set(module.val_datasets)
@@ -207,7 +211,7 @@ def test_get_samples(make, folders) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_loaders_give_aligned_batches(make, folders, workers: int) -> None:
+def test_loaders_give_aligned_batches(make: Make, folders: Path, workers: int) -> None:
     module = make(view_mode="all", include_labels=True, num_workers=workers)
     wanted = reference(folders, "clip", "train", "all")
     seen, sizes = [], []
@@ -228,7 +232,7 @@ def test_loaders_give_aligned_batches(make, folders, workers: int) -> None:
     assert seen != sorted(seen)  # shuffled
 
 
-def test_validation_is_in_order(make, folders) -> None:
+def test_validation_is_in_order(make: Make, folders: Path) -> None:
     module = make(batch_size=2)
     wanted = reference(folders, "clip", "val", "clean")
     actual = [batch[frozenset({I0})][I0] for batch, _, _ in module.val_dataloader()]
@@ -236,13 +240,13 @@ def test_validation_is_in_order(make, folders) -> None:
     assert len(list(module.test_dataloader())) == 2
 
 
-def test_a_trainer_takes_it(make) -> None:
+def test_a_trainer_takes_it(make: Make) -> None:
     from lightning.pytorch import LightningDataModule
 
     assert isinstance(make(), LightningDataModule)
 
 
-def test_datasets_travel_to_other_processes_without_their_rows(make) -> None:
+def test_datasets_travel_to_other_processes_without_their_rows(make: Make) -> None:
     dataset = make(view_mode="all", normalize="train_split").train_datasets[frozenset({I, I0})]
     data = pickle.dumps(dataset)
     assert len(data) < 20_000
@@ -252,7 +256,7 @@ def test_datasets_travel_to_other_processes_without_their_rows(make) -> None:
             assert torch.equal(again[item][name], dataset[item][name])
 
 
-def test_nothing_is_copied_for_all_views(tmp_path: Path, folders) -> None:
+def test_nothing_is_copied_for_all_views(tmp_path: Path, folders: Path) -> None:
     stems = [f"{i:05d}" for i in range(800)]
     make_store(tmp_path / "store", dims=DIMS, views=VIEWS, chunk=8, stems=stems)
     write_labels(stems, [{"genres": ["Drama"]}] * 800, tmp_path / "labels")
@@ -274,7 +278,7 @@ def test_nothing_is_copied_for_all_views(tmp_path: Path, folders) -> None:
     assert held < 2_000_000
 
 
-def anonymous_bytes():
+def anonymous_bytes() -> int:
     """Memory of this process without mapped files, which the kernel could reclaim."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:")) * 1024
@@ -310,7 +314,7 @@ def test_an_epoch_of_all_views_takes_no_memory(tmp_path: Path) -> None:
 
 
 def test_labels_are_required_only_if_requested(
-    folders, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    folders: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("MMIMDB1_DIR", str(folders))
     monkeypatch.delenv("IMDB1_LABELS_DIR_23", raising=False)
@@ -343,7 +347,7 @@ def test_labels_are_required_only_if_requested(
         make_datamodule("clip", embeddings="x", data_root="x", include_labels=True)
 
 
-def test_published_files_of_other_samples_are_refused(folders, tmp_path: Path) -> None:
+def test_published_files_of_other_samples_are_refused(folders: Path, tmp_path: Path) -> None:
     """Their manifest holds no hash, but their index names the samples."""
     published = tmp_path / "published"
     shutil.copytree(folders / "embeddings", published)
@@ -365,7 +369,7 @@ def test_published_files_of_other_samples_are_refused(folders, tmp_path: Path) -
     assert make_datamodule("clip", embeddings=published, **given).train_datasets
 
 
-def test_lightning_sets_the_epoch_of_our_batch_sampler(folders) -> None:
+def test_lightning_sets_the_epoch_of_our_batch_sampler(folders: Path) -> None:
     from lightning.fabric.utilities.data import _set_sampler_epoch
 
     from featurestore import FeatureBatchSampler, FeatureDataset
@@ -377,7 +381,7 @@ def test_lightning_sets_the_epoch_of_our_batch_sampler(folders) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # Lightning warns of few cores
-def test_a_trainer_resumes_in_the_middle_of_an_epoch(folders, tmp_path: Path) -> None:
+def test_a_trainer_resumes_in_the_middle_of_an_epoch(folders: Path, tmp_path: Path) -> None:
     from lightning.pytorch import LightningModule, Trainer
     from lightning.pytorch.callbacks import ModelCheckpoint
 
@@ -389,14 +393,14 @@ def test_a_trainer_resumes_in_the_middle_of_an_epoch(folders, tmp_path: Path) ->
             self.layer = torch.nn.Linear(64, 1)
             self.seen = []
 
-        def training_step(self, batch, number):
+        def training_step(self, batch: Any, number: int) -> torch.Tensor:
             self.seen.append((self.current_epoch, number, batch["index"], batch["clip_image"]))
             return self.layer(batch["clip_image"]).square().mean()
 
-        def configure_optimizers(self):
+        def configure_optimizers(self) -> torch.optim.Optimizer:
             return torch.optim.SGD(self.parameters(), lr=1e-3)
 
-    def fit(**keywords):
+    def fit(**keywords: Any) -> list[Any]:
         dataset = FeatureDataset(folders / "store", ["clip_image"], views="random")
         batches = DeviceBatches(dataset, FeatureBatchSampler(dataset, 4), "cpu")
         saved = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
@@ -418,7 +422,9 @@ def test_a_trainer_resumes_in_the_middle_of_an_epoch(folders, tmp_path: Path) ->
             assert torch.equal(actual[3], wanted[3])
 
 
-def test_factories_read_the_published_variables(folders, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_factories_read_the_published_variables(
+    folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("OTHER_BACKBONES_DIR_IMDB1_AUG70", str(folders / "embeddings"))
     monkeypatch.setenv("IMDB1_LABELS_DIR_23", str(folders / "labels"))
     monkeypatch.setenv("MMIMDB1_DIR", str(folders))
@@ -443,13 +449,13 @@ def test_factories_read_the_published_variables(folders, monkeypatch: pytest.Mon
         {"batch_size": 0},
     ],
 )
-def test_keywords_are_checked(make, keywords) -> None:
+def test_keywords_are_checked(make: Make, keywords: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         make(**keywords)
 
 
-def test_what_does_not_belong_together_is_refused(folders, tmp_path: Path) -> None:
-    def module(**changes):
+def test_what_does_not_belong_together_is_refused(folders: Path, tmp_path: Path) -> None:
+    def module(**changes: Any) -> Any:
         places = {"embeddings": folders / "embeddings", "data_root": folders}
         return make_datamodule("clip", **places | {"labels_dir": folders / "labels"} | changes)
 

@@ -14,7 +14,7 @@ rows = st.lists(st.tuples(names, names, names), max_size=6)
 
 
 @given(rows)
-def test_samples_come_back_as_they_were(rows) -> None:
+def test_samples_come_back_as_they_were(rows: list[tuple[str, str, str]]) -> None:
     samples = [Sample(i, *row) for i, row in enumerate(rows)]
     packed = SampleList.of(samples)
     assert list(packed) == samples

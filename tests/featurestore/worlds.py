@@ -2,8 +2,10 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from featurestore.imdb.labels import write_labels
 from featurestore.imdb.materialize import materialize
@@ -21,7 +23,7 @@ SPLIT = {"train": [0, 3, 5, 9], "dev": [1, 7], "test": [2, 4]}
 class World:
     """A store with its rows, split and labels."""
 
-    def __init__(self, root) -> None:
+    def __init__(self, root: Path) -> None:
         self.root = root
         self.store = root / "store"
         self.rows = make_store(self.store, stems=STEMS, bad=BAD)
@@ -34,10 +36,10 @@ class World:
         materialize(FeatureStore(self.store), folder, zscore=zscore, split_json=self.split)
         return folder
 
-    def open(self, **arguments) -> FeatureDataset:
+    def open(self, **arguments: Any) -> FeatureDataset:
         return FeatureDataset(self.store, **{"bad_samples": "include"} | arguments)
 
-    def scaled(self, name, chosen=slice(None)):
+    def scaled(self, name: str, chosen: slice | npt.NDArray[np.int64] = slice(None)) -> np.ndarray:
         """The z-score computed from NumPy's moments."""
         rows = self.rows[name]
         wide = rows[chosen].reshape(-1, rows.shape[2]).astype(np.float64)

@@ -4,6 +4,8 @@
 
 import os
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 from featurestore.system.torchvision_ops import ensure_importable
 
@@ -24,11 +26,11 @@ EPOCHS, SIZE = 3, 4
 class Probe(torch.nn.Module):
     """A model for Transformers' Trainer."""
 
-    def __init__(self, log, name) -> None:
+    def __init__(self, log: Log, name: str) -> None:
         super().__init__()
         self.model, self.log, self.name = model(), log, name
 
-    def forward(self, clip_image, index):
+    def forward(self, clip_image: torch.Tensor, index: torch.Tensor) -> dict[str, torch.Tensor]:
         if not self.training:
             return {"logits": index}
         self.log.batch(self.name, {"index": index, FEATURE: clip_image})
@@ -36,7 +38,9 @@ class Probe(torch.nn.Module):
 
 
 class Epochs(TrainerCallback):
-    def on_epoch_begin(self, args, state, control, model=None, **keywords) -> None:
+    def on_epoch_begin(
+        self, args: Any, state: Any, control: Any, model: Any = None, **keywords: Any
+    ) -> None:
         probe = getattr(model, "module", model)
         probe.log.epoch(probe.name)
 
@@ -44,14 +48,16 @@ class Epochs(TrainerCallback):
 class ViewsOfEpoch(TrainerCallback):
     """The example of docs/training.md for loaders with workers."""
 
-    def on_epoch_begin(self, args, state, control, train_dataloader=None, **keywords) -> None:
+    def on_epoch_begin(
+        self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **keywords: Any
+    ) -> None:
         train_dataloader.dataset.set_epoch(round(state.epoch))
 
 
 class OwnBatches(Trainer):
     """The example of docs/training.md."""
 
-    def get_train_dataloader(self):
+    def get_train_dataloader(self) -> DataLoader[Any]:
         shuffle = Shuffle(seed=self.args.seed)
         batches = FeatureBatchSampler(
             self.train_dataset, self.args.train_batch_size, shuffle=shuffle, shard=Shard.current()
@@ -60,22 +66,22 @@ class OwnBatches(Trainer):
 
 
 class Loops:
-    def __init__(self, store, folder) -> None:
+    def __init__(self, store: str, folder: str) -> None:
         self.store, self.folder, self.log = store, folder, Log(store)
 
-    def data(self, views: str = "random"):
+    def data(self, views: str = "random") -> FeatureDataset:
         return FeatureDataset(self.store, [FEATURE], views=views, seed=1)
 
     # Accelerate ---------------------------------------------------------------------------------
 
-    def prepared(self, dataset, config=None, **keywords):
+    def prepared(self, dataset: Any, config: dict[str, Any] | None = None, **keywords: Any) -> Any:
         loader = DataLoader(dataset, batch_sampler=FeatureBatchSampler(dataset, SIZE, **keywords))
         self.accelerator = Accelerator(
             cpu=True, dataloader_config=DataLoaderConfiguration(**(config or {}))
         )
         return self.accelerator.prepare(loader)
 
-    def walk(self, name, loader, epochs=EPOCHS) -> None:
+    def walk(self, name: str, loader: Any, epochs: int = EPOCHS) -> None:
         try:
             for _ in range(epochs):
                 self.log.epoch(name)
@@ -116,7 +122,7 @@ class Loops:
 
     # Trainer ------------------------------------------------------------------------------------
 
-    def trainer(self, kind, name, callbacks=(), **keywords):
+    def trainer(self, kind: Any, name: str, callbacks: Sequence[Any] = (), **keywords: Any) -> Any:
         arguments = TrainingArguments(
             output_dir=f"{self.folder}/trainer",
             use_cpu=True,
@@ -149,7 +155,7 @@ class Loops:
         self.log.seen["trainer predict"] = own.predict(self.data(3)).predictions.tolist()
 
 
-def main(store, folder) -> None:
+def main(store: str, folder: str) -> None:
     torch.set_num_threads(1)
     loops = Loops(store, folder)
     torch.distributed.init_process_group("gloo")

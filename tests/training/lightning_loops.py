@@ -8,6 +8,8 @@ process only.
 
 import os
 import sys
+from collections.abc import Callable
+from typing import Any
 
 from featurestore.system.torchvision_ops import ensure_importable
 
@@ -33,7 +35,7 @@ WINDOW = Shuffle(seed=5, window=2)
 
 
 class Probe(LightningModule):
-    def __init__(self, log, name, hook=None) -> None:
+    def __init__(self, log: Log, name: str, hook: Callable[[], Any] | None = None) -> None:
         super().__init__()
         self.model, self.log_of, self.name = model(), log, name
         if hook is not None:
@@ -45,21 +47,21 @@ class Probe(LightningModule):
     def on_validation_epoch_start(self) -> None:
         self.log_of.epoch(f"{self.name}/val")
 
-    def training_step(self, batch, batch_idx):
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         self.log_of.batch(self.name, batch)
         return self.model(batch[FEATURE]).square().mean()
 
-    def validation_step(self, batch, batch_idx) -> None:
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
         self.log_of.batch(f"{self.name}/val", batch)
 
-    def test_step(self, batch, batch_idx) -> None:
+    def test_step(self, batch: Any, batch_idx: int) -> None:
         self.log_of.batch(f"{self.name}/test", batch)
 
-    def predict_step(self, batch, batch_idx):
+    def predict_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         self.log_of.batch(self.name, batch)
         return batch["index"]
 
-    def configure_optimizers(self):
+    def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.01)
 
 
@@ -70,30 +72,30 @@ class Pair(Probe):
         for side in "ab":
             self.log_of.epoch(f"pair {side}")
 
-    def training_step(self, batch, batch_idx):
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         for side in "ab":
             self.log_of.batch(f"pair {side}", batch[side])
         return self.model(batch["a"][FEATURE]).square().mean()
 
 
 class Loops:
-    def __init__(self, store, folder) -> None:
+    def __init__(self, store: str, folder: str) -> None:
         self.store, self.folder, self.log = store, folder, Log(store)
 
-    def data(self, views: str = "random"):
+    def data(self, views: str = "random") -> FeatureDataset:
         return FeatureDataset(self.store, [FEATURE], views=views, seed=1)
 
-    def trainer(self, epochs: int = 1, **keywords):
+    def trainer(self, epochs: int = 1, **keywords: Any) -> Trainer:
         keywords = {"enable_checkpointing": False, "num_sanity_val_steps": 1} | QUIET | keywords
         return Trainer(max_epochs=epochs, default_root_dir=self.folder, **keywords)
 
-    def loader(self, dataset, size: int = 4, kind=DataLoader, **keywords):
+    def loader(self, dataset: Any, size: int = 4, kind: Any = DataLoader, **keywords: Any) -> Any:
         sampler = FeatureBatchSampler(dataset, size, **keywords)
         if kind is DeviceBatches:
             return DeviceBatches(dataset, sampler, "cpu")
         return kind(dataset, batch_sampler=sampler)
 
-    def both(self, epochs, name, **keywords) -> None:
+    def both(self, epochs: int, name: str, **keywords: Any) -> None:
         """Training and validation with loaders that are created before the processes."""
         trained, checked = self.data(), self.data()
         self.trainer(epochs, **keywords).fit(
@@ -174,7 +176,7 @@ class Loops:
                 self.log.refused(name, e if isinstance(e, ConfigError) else e.__context__)
 
 
-def main(store, folder) -> None:
+def main(store: str, folder: str) -> None:
     torch.set_num_threads(1)
     loops = Loops(store, folder)
     if "LOCAL_RANK" not in os.environ:

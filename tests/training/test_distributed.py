@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -17,13 +18,13 @@ from tests.training.ddp_epochs import EPOCHS, FEATURE, loss_of, make_model
 RANKS, TRAIN = 2, 23
 
 
-def free_port():
+def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return found.getsockname()[1]
 
 
-def start(arguments, rank, port):
+def start(arguments: Sequence[object], rank: int, port: int) -> subprocess.Popen[str]:
     variables = {"RANK": rank, "WORLD_SIZE": RANKS, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     variables |= {"PYTHONPATH": ROOT, "OMP_NUM_THREADS": 1}
     return subprocess.Popen(
@@ -35,7 +36,7 @@ def start(arguments, rank, port):
     )
 
 
-def run_ranks(arguments) -> None:
+def run_ranks(arguments: Sequence[object]) -> None:
     port = free_port()
     ranks = [start(arguments, rank, port) for rank in range(RANKS)]
     try:

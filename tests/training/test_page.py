@@ -21,13 +21,13 @@ for number, code in enumerate(sys.argv[1:]):
 
 
 @pytest.fixture
-def workplace(built: Path, tmp_path: Path):
+def workplace(built: Path, tmp_path: Path) -> Path:
     for name in ("features", "labels", "imdb"):
         (tmp_path / name).symlink_to(built / name)
     return tmp_path
 
 
-def test_every_example_of_the_page_on_training_runs(workplace) -> None:
+def test_every_example_of_the_page_on_training_runs(workplace: Path) -> None:
     typed = blocks(ROOT / "docs/training.md", "python")
     assert len(typed) >= 10
     with socket.socket() as found:

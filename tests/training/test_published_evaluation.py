@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,7 +49,13 @@ IN_MEMORY = ("theirs.py", "embeddings")
 FILES, STORE = ("ours.py", "embeddings"), ("ours.py", "features")
 
 
-def run_all(built: Path, folder, runs, families, *paths):
+def run_all(
+    built: Path,
+    folder: Path,
+    runs: list[tuple[str, dict[str, Any]]],
+    families: list[str],
+    *paths: Path,
+) -> Found:
     """NumPy's version, the output of each run for each family, and a digest of all rows."""
     script = (HERE / "published_evaluation.py").read_text()
     assert script.count(THEIRS) == 1
@@ -77,7 +84,9 @@ def run_all(built: Path, folder, runs, families, *paths):
     return numpy, [scores[start : start + each] for start in range(0, len(scores), each)], digest
 
 
-def assert_equal_and_learned(in_memory, *others) -> None:
+def assert_equal_and_learned(
+    in_memory: list[dict[str, Any]], *others: list[dict[str, Any]]
+) -> None:
     for other in others:
         assert other == in_memory
     for scores in in_memory:
@@ -88,20 +97,20 @@ def assert_equal_and_learned(in_memory, *others) -> None:
 
 
 @pytest.fixture(scope="module")
-def installed_numpy(built: Path, tmp_path_factory: pytest.TempPathFactory):
+def installed_numpy(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Found:
     """Three runs with the installed NumPy."""
     runs = [IN_MEMORY, FILES, STORE]
     return run_all(built, tmp_path_factory.mktemp("installed"), runs, ["clip", "blip2"])
 
 
-def test_files_and_store_give_the_numbers_of_tensors_in_memory(installed_numpy) -> None:
+def test_files_and_store_give_the_numbers_of_tensors_in_memory(installed_numpy: Found) -> None:
     _, found, _ = installed_numpy
     assert [[scores["backbone"] for scores in each] for each in found] == 3 * [["clip", "blip2"]]
     assert_equal_and_learned(*found)
 
 
 @pytest.fixture(scope="module")
-def older_numpy(tmp_path_factory: pytest.TempPathFactory):
+def older_numpy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with NumPy 1.26, to be placed before the installed one on the path."""
     if sys.version_info >= (3, 13):
         pytest.skip("NumPy 1.26 was never built for this Python")
@@ -117,7 +126,9 @@ def older_numpy(tmp_path_factory: pytest.TempPathFactory):
     return folder
 
 
-def test_numpy_1_reads_the_same(built: Path, tmp_path: Path, older_numpy, installed_numpy) -> None:
+def test_numpy_1_reads_the_same(
+    built: Path, tmp_path: Path, older_numpy: Path, installed_numpy: Found
+) -> None:
     numpy, found, digest = run_all(built, tmp_path, [STORE], ["clip"], older_numpy)
     assert numpy == OLDER_NUMPY
     assert found == [installed_numpy[1][2][:1]]

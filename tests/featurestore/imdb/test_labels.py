@@ -95,7 +95,7 @@ def test_spellings_of_science_fiction(spelling: str) -> None:
 
 
 @given(st.sets(st.sampled_from(NAMES)), st.data())
-def test_any_set_of_genres_in_any_order_and_case(genres, data) -> None:
+def test_any_set_of_genres_in_any_order_and_case(genres: set[str], data: st.DataObject) -> None:
     order = data.draw(st.permutations(sorted(genres)))
     change = data.draw(st.sampled_from([str, str.lower, str.upper, lambda s: f"\t{s} "]))
     row, unknown = genres_vector({"genres": [change(g) for g in order] * 2})
@@ -117,7 +117,7 @@ def test_unknown_genres_are_safe_to_print() -> None:
 @pytest.mark.parametrize(
     "document", [None, [], ["Drama"], "Drama", 3, {}, {"genres": {"Drama": 1}}]
 )
-def test_documents_without_genres(document) -> None:
+def test_documents_without_genres(document: object) -> None:
     assert named(document) == []
 
 
@@ -257,7 +257,9 @@ def test_read_back(labels_dir: Path) -> None:
         ([*STEMS, "0000004"], "lists 3 samples, expected 4"),
     ],
 )
-def test_labels_of_other_samples_are_refused(labels_dir: Path, stems, message: str) -> None:
+def test_labels_of_other_samples_are_refused(
+    labels_dir: Path, stems: list[str], message: str
+) -> None:
     with pytest.raises(InputError, match=message):
         read_labels(labels_dir, stems)
 
@@ -271,7 +273,7 @@ def test_labels_of_other_samples_are_refused(labels_dir: Path, stems, message: s
         (np.full((3, 23), np.nan, np.float32), "not finite"),
     ],
 )
-def test_damaged_labels_are_refused(labels_dir: Path, array, message: str) -> None:
+def test_damaged_labels_are_refused(labels_dir: Path, array: np.ndarray, message: str) -> None:
     np.save(labels_dir / "labels_all_23.npy", array)
     with pytest.raises(InputError, match=message):
         read_labels(labels_dir, STEMS)
@@ -377,7 +379,7 @@ def test_labels_fit_their_embeddings(labels_dir: Path, tmp_path: Path) -> None:
     [("original_rows", 4), ("stems_sha256", "f" * 64)],
 )
 def test_embeddings_of_other_samples_are_refused(
-    labels_dir: Path, tmp_path: Path, key: str, value
+    labels_dir: Path, tmp_path: Path, key: str, value: int | str
 ) -> None:
     embeddings(tmp_path, **{key: value})
     with pytest.raises(InputError, match=rf"(?s){key} of the embeddings: '?{value}.*of the labels"):

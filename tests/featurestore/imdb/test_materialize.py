@@ -22,29 +22,31 @@ from featurestore.imdb.materialize import PREFIX, materialize
 from featurestore.records import BadInput
 from featurestore.storage.store import FeatureStore, record_crc32c
 from featurestore.system import durable
-from tests.featurestore.stores import DIMS, killed_at, make_store
+from tests.featurestore.stores import DIMS, StoreAndRows, killed_at, make_store
 
 STEMS = ["a,b", 'say "x"', "two\nlines", "caf\udce9", "東京", "cr\rx", " blank ", "é", "8", "9", ""]
 BAD = {3: [BadInput(3, "image", "truncated", "")], 7: [BadInput(7, "text", "not-json", "x")]}
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory):
+def built(tmp_path_factory: pytest.TempPathFactory) -> StoreAndRows:
     path = tmp_path_factory.mktemp("materialize") / "store"
     return path, make_store(path, stems=STEMS, bad=BAD)
 
 
-def contents(folder):
+def contents(folder: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in folder.iterdir()}
 
 
-def split_file(folder, **parts):
+def split_file(folder: Path, **parts: list[str]) -> Path:
     path = folder / "split.json"
     path.write_text(json.dumps({"train": [], "dev": [], "test": []} | parts))
     return path
 
 
-def expected_rows(rows, chosen=slice(None)):
+def expected_rows(
+    rows: np.ndarray, chosen: slice | list[int] = slice(None)
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The published formula on NumPy's own moments: (x - mu) / (sigma + 1e-6) in float32."""
     dim = rows.shape[2]
     wide = rows[chosen].reshape(-1, dim).astype(np.float64)
@@ -52,7 +54,9 @@ def expected_rows(rows, chosen=slice(None)):
     return (rows.reshape(-1, dim) - mu) / (sigma + np.float32(1e-6)), mu, sigma
 
 
-def assert_rows(folder, rows, chosen=slice(None)) -> None:
+def assert_rows(
+    folder: Path, rows: dict[str, np.ndarray], chosen: slice | list[int] = slice(None)
+) -> None:
     for name in DIMS:
         expected, mu, sigma = expected_rows(rows[name], chosen)
         actual = np.load(folder / f"{PREFIX}_{name}.npy")
@@ -70,7 +74,7 @@ def assert_rows(folder, rows, chosen=slice(None)) -> None:
         assert actual.tobytes() == exact.tobytes()
 
 
-def test_rows_and_stats_over_everything(built: Path, tmp_path: Path) -> None:
+def test_rows_and_stats_over_everything(built: StoreAndRows, tmp_path: Path) -> None:
     path, rows = built
     result = materialize(FeatureStore(path), tmp_path / "out")
     assert_rows(tmp_path / "out", rows)
@@ -79,7 +83,7 @@ def test_rows_and_stats_over_everything(built: Path, tmp_path: Path) -> None:
     assert list(result.files)[-1] == f"{PREFIX}_manifest.json"
 
 
-def test_train_moments_come_from_the_split_only(built: Path, tmp_path: Path) -> None:
+def test_train_moments_come_from_the_split_only(built: StoreAndRows, tmp_path: Path) -> None:
     path, rows = built
     train = [0, 1, 4, 5, 10]
     split = split_file(tmp_path, train=[STEMS[i] for i in train], test=[STEMS[2]])
@@ -87,7 +91,9 @@ def test_train_moments_come_from_the_split_only(built: Path, tmp_path: Path) -> 
     assert_rows(tmp_path / "out", rows, train)
 
 
-def test_train_moments_leave_placeholders_out_as_training_does(built: Path, tmp_path: Path) -> None:
+def test_train_moments_leave_placeholders_out_as_training_does(
+    built: StoreAndRows, tmp_path: Path
+) -> None:
     path, rows = built
     train = [0, 3, 4, 7, 10]  # 3 has no poster, 7 no synopsis: training excludes both
     split = split_file(tmp_path, train=[STEMS[i] for i in train], test=[STEMS[2]])
@@ -95,7 +101,9 @@ def test_train_moments_leave_placeholders_out_as_training_does(built: Path, tmp_
     assert_rows(tmp_path / "out", rows, [0, 4, 10])
 
 
-def test_without_zscore_rows_are_the_stores_and_old_stats_go(built: Path, tmp_path: Path) -> None:
+def test_without_zscore_rows_are_the_stores_and_old_stats_go(
+    built: StoreAndRows, tmp_path: Path
+) -> None:
     path, rows = built
     materialize(FeatureStore(path), tmp_path)
     materialize(FeatureStore(path), tmp_path, zscore="none")
@@ -105,7 +113,7 @@ def test_without_zscore_rows_are_the_stores_and_old_stats_go(built: Path, tmp_pa
     assert not list(tmp_path.glob("*.npz"))
 
 
-def test_the_file_is_numpys_own_byte_for_byte(built: Path, tmp_path: Path) -> None:
+def test_the_file_is_numpys_own_byte_for_byte(built: StoreAndRows, tmp_path: Path) -> None:
     path, rows = built
     materialize(FeatureStore(path), tmp_path, zscore="none", prefix="p")
     for name, dim in DIMS.items():
@@ -114,7 +122,7 @@ def test_the_file_is_numpys_own_byte_for_byte(built: Path, tmp_path: Path) -> No
         assert (tmp_path / f"p_{name}.npy").read_bytes() == saved.getvalue()
 
 
-def test_the_index_is_exact(built: Path, tmp_path: Path) -> None:
+def test_the_index_is_exact(built: StoreAndRows, tmp_path: Path) -> None:
     materialize(FeatureStore(built[0]), tmp_path)
     data = (tmp_path / f"{PREFIX}_aug_index.csv").read_bytes()
     start = (
@@ -138,7 +146,7 @@ def test_the_index_is_exact(built: Path, tmp_path: Path) -> None:
     ]
 
 
-def test_the_manifest(built: Path, tmp_path: Path) -> None:
+def test_the_manifest(built: StoreAndRows, tmp_path: Path) -> None:
     store = FeatureStore(built[0])
     materialize(store, tmp_path)
     data = (tmp_path / f"{PREFIX}_manifest.json").read_bytes()
@@ -179,7 +187,7 @@ def test_blip2_is_one_model_and_dims_keep_their_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("zscore", ["all", "none"])
-def test_two_runs_are_byte_identical(built: Path, tmp_path: Path, zscore: str) -> None:
+def test_two_runs_are_byte_identical(built: StoreAndRows, tmp_path: Path, zscore: str) -> None:
     for out in ("a", "b", "b"):
         materialize(FeatureStore(built[0]), tmp_path / out, zscore=zscore)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
@@ -204,7 +212,7 @@ def test_an_incomplete_store_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_wrong_arguments(built: Path, tmp_path: Path) -> None:
+def test_wrong_arguments(built: StoreAndRows, tmp_path: Path) -> None:
     store = FeatureStore(built[0])
     for prefix in ("", "a/b", "../x", ".hidden"):
         with pytest.raises(ConfigError, match="--prefix"):
@@ -220,7 +228,7 @@ def test_wrong_arguments(built: Path, tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_noticed_before_anything_is_replaced(
-    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    built: StoreAndRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     materialize(FeatureStore(built[0]), tmp_path)
     before = contents(tmp_path)
@@ -231,7 +239,7 @@ def test_a_full_disk_is_noticed_before_anything_is_replaced(
 
 
 def test_leftovers_of_a_killed_run_count_as_free_space(
-    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    built: StoreAndRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left = tmp_path / f"{PREFIX}_blip2_text.npy.partial"
     left.write_bytes(bytes(40_000))
@@ -242,12 +250,12 @@ def test_leftovers_of_a_killed_run_count_as_free_space(
 
 @pytest.mark.parametrize("at", range(3, 25, 3))
 def test_a_second_run_into_a_folder_is_refused(
-    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at
+    built: StoreAndRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
     store, count = FeatureStore(built[0]), 0
     materialize(store, tmp_path / "golden", zscore="none")
 
-    def meet(operation, path, size):
+    def meet(operation: str, path: Path, size: int) -> int:
         nonlocal count
         count += 1
         if count == at + 1:
@@ -263,7 +271,7 @@ def test_a_second_run_into_a_folder_is_refused(
 
 @pytest.mark.parametrize("name", ["blip2_text.npy", "blip2_image.stats.npz", "mine.npy"])
 def test_nothing_is_written_beside_files_of_other_features(
-    built: Path, tmp_path: Path, name: str
+    built: StoreAndRows, tmp_path: Path, name: str
 ) -> None:
     """Readers would attribute them to this store; and they may be the only copy."""
     out = tmp_path / "out"
@@ -284,7 +292,7 @@ def test_nothing_is_written_beside_files_of_other_features(
 
 
 def test_embeddings_are_not_written_beside_labels_of_another_seed(
-    built: Path, tmp_path: Path
+    built: StoreAndRows, tmp_path: Path
 ) -> None:
     path = tmp_path / f"{PREFIX}_labels_manifest.json"
     stated = {"total_rows": 44, "views_per_sample": 4, "seed": 5}
@@ -295,7 +303,9 @@ def test_embeddings_are_not_written_beside_labels_of_another_seed(
     materialize(FeatureStore(built[0]), tmp_path)
 
 
-def test_labels_of_the_published_scripts_have_the_papers_seed(built: Path, tmp_path: Path) -> None:
+def test_labels_of_the_published_scripts_have_the_papers_seed(
+    built: StoreAndRows, tmp_path: Path
+) -> None:
     """Their manifest does not record the seed, which is a constant of the scripts."""
     spec = FeatureStore(built[0]).spec
     other = tmp_path / "store"
@@ -313,7 +323,7 @@ def test_labels_of_the_published_scripts_have_the_papers_seed(built: Path, tmp_p
 
 
 def test_embeddings_are_not_written_beside_a_damaged_labels_manifest(
-    built: Path, tmp_path: Path
+    built: StoreAndRows, tmp_path: Path
 ) -> None:
     facts = {"total_rows": 44, "views_per_sample": 4, "seed": 123, "sha256": {}}
     facts["crc32c"] = record_crc32c(facts)
@@ -326,7 +336,7 @@ def test_embeddings_are_not_written_beside_a_damaged_labels_manifest(
 
 
 def test_rows_of_an_interrupted_run_are_seen_without_its_manifest(
-    built: Path, tmp_path: Path
+    built: StoreAndRows, tmp_path: Path
 ) -> None:
     (tmp_path / f"{PREFIX}_mine.npy").write_bytes(b"half of it")
     (tmp_path / f"{PREFIX}_labels.npy").write_bytes(b"no feature")
@@ -334,7 +344,7 @@ def test_rows_of_an_interrupted_run_are_seen_without_its_manifest(
         materialize(FeatureStore(built[0]), tmp_path)
 
 
-def test_invalid_folders_and_prefixes_are_refused(built: Path, tmp_path: Path) -> None:
+def test_invalid_folders_and_prefixes_are_refused(built: StoreAndRows, tmp_path: Path) -> None:
     store, file = FeatureStore(built[0]), tmp_path / "file"
     file.touch()
     for out, prefix, message in (
@@ -349,7 +359,7 @@ def test_invalid_folders_and_prefixes_are_refused(built: Path, tmp_path: Path) -
 
 
 def test_embeddings_are_not_written_beside_labels_of_other_rows(
-    built: Path, tmp_path: Path
+    built: StoreAndRows, tmp_path: Path
 ) -> None:
     store = FeatureStore(built[0])
     rows = store.spec.samples * store.spec.views
@@ -369,7 +379,7 @@ def test_embeddings_are_not_written_beside_labels_of_other_rows(
         assert contents(tmp_path) == before
 
 
-def test_a_damaged_chunk_leaves_no_manifest(built: Path, tmp_path: Path) -> None:
+def test_a_damaged_chunk_leaves_no_manifest(built: StoreAndRows, tmp_path: Path) -> None:
     path = shutil.copytree(built[0], tmp_path / "s")
     materialize(FeatureStore(path), tmp_path / "out")
     data = bytearray((path / "clip_text/c.1.0.0").read_bytes())
@@ -383,7 +393,7 @@ def test_a_damaged_chunk_leaves_no_manifest(built: Path, tmp_path: Path) -> None
 
 @pytest.mark.usefixtures("unsynced")
 def test_a_failure_anywhere_leaves_no_manifest_and_a_rerun_completes(
-    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    built: StoreAndRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = FeatureStore(built[0])
     materialize(store, tmp_path / "golden", zscore="none")
@@ -395,7 +405,7 @@ def test_a_failure_anywhere_leaves_no_manifest_and_a_rerun_completes(
         materialize(store, out)  # an earlier run with another scale
         earlier, count = contents(out), 0
 
-        def fail(operation, path, size, at=n):
+        def fail(operation: str, path: Path, size: int, at: int = n) -> int:
             nonlocal count
             count += 1
             if count == at:
@@ -421,7 +431,7 @@ def test_a_failure_anywhere_leaves_no_manifest_and_a_rerun_completes(
 
 @pytest.mark.usefixtures("unsynced")
 def test_a_kill_anywhere_leaves_no_manifest_and_a_rerun_completes(
-    built: Path, tmp_path: Path
+    built: StoreAndRows, tmp_path: Path
 ) -> None:
     store = FeatureStore(built[0])
     golden, out = tmp_path / "golden", tmp_path / "out"

@@ -18,7 +18,9 @@ def write(folder: Path, document: object) -> Path:
     return path
 
 
-def read(folder: Path, stems=STEMS, **parts):
+def read(
+    folder: Path, stems: list[str] = STEMS, **parts: object
+) -> tuple[list[int], list[int], list[int]]:
     split = read_split(write(folder, {"train": [], "dev": [], "test": []} | parts), stems)
     return split.train.tolist(), split.val.tolist(), split.test.tolist()
 
@@ -61,7 +63,7 @@ def test_byte_order_mark_is_read(tmp_path: Path) -> None:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sets(st.integers(0, 99_999), min_size=3, max_size=40), st.data())
-def test_any_partition_is_read_back(tmp_path: Path, numbers, data) -> None:
+def test_any_partition_is_read_back(tmp_path: Path, numbers: set[int], data: st.DataObject) -> None:
     stems = sorted(f"{n:05d}" for n in numbers)
     part_of = [data.draw(st.integers(0, 3)) for _ in stems]
     spell = data.draw(st.sampled_from([str, int, lambda stem: stem.lstrip("0")]))
@@ -73,7 +75,7 @@ def test_any_partition_is_read_back(tmp_path: Path, numbers, data) -> None:
 
 
 @pytest.mark.parametrize("entry", ["7654321", 7, -10, "", 10.0, True, None, ["0000010"], {"a": 1}])
-def test_unknown_entries_are_an_error(tmp_path: Path, entry) -> None:
+def test_unknown_entries_are_an_error(tmp_path: Path, entry: object) -> None:
     with pytest.raises(InputError, match="1 of 2 entries of test name no sample"):
         read(tmp_path, test=["0000010", entry])
 
@@ -99,7 +101,7 @@ def test_hostile_entries_do_not_reach_the_terminal(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("pair", [("train", "dev"), ("train", "test"), ("dev", "test")])
-def test_overlap_is_an_error_however_it_is_spelt(tmp_path: Path, pair) -> None:
+def test_overlap_is_an_error_however_it_is_spelt(tmp_path: Path, pair: tuple[str, str]) -> None:
     first, second = pair
     with pytest.raises(InputError, match=r"1 sample is both in .*'0000010'"):
         read(tmp_path, **{first: ["0000010", "0000110"], second: [10]})
@@ -114,7 +116,7 @@ def test_missing_part(tmp_path: Path, missing: str) -> None:
 
 
 @pytest.mark.parametrize("value", [None, "0000010", {"0000010": 1}, 10])
-def test_a_part_must_be_a_list(tmp_path: Path, value) -> None:
+def test_a_part_must_be_a_list(tmp_path: Path, value: object) -> None:
     with pytest.raises(InputError, match="train must be a list"):
         read(tmp_path, train=value)
 
@@ -130,7 +132,7 @@ def test_a_part_must_be_a_list(tmp_path: Path, value) -> None:
         (b"null", "found a NoneType"),
     ],
 )
-def test_broken_files(tmp_path: Path, data, message: str) -> None:
+def test_broken_files(tmp_path: Path, data: bytes, message: str) -> None:
     path = tmp_path / "split.json"
     path.write_bytes(data)
     with pytest.raises(InputError, match=message):

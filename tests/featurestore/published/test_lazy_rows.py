@@ -3,8 +3,10 @@
 import copy
 import json
 import pickle
+from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
@@ -13,6 +15,7 @@ from featurestore.datamodule import make_datamodule
 from featurestore.errors import ConfigError, CorruptStoreError, InputError
 from featurestore.imdb.materialize import materialize
 from featurestore.published.domains import DomainDataset, DomainRows
+from featurestore.published.gw_module import GroupLoaders
 from featurestore.storage.store import FeatureStore
 from tests.featurestore.stores import make_store
 
@@ -23,7 +26,7 @@ N, D = 32, 64  # 8 samples with 4 views
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory):
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data")
     make_store(root / "store", views=4, chunk=8, stems=STEMS)
     materialize(FeatureStore(root / "store"), root / "embeddings")
@@ -32,25 +35,25 @@ def folders(tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.fixture(scope="module", params=["store", "embeddings"])
-def module(request: pytest.FixtureRequest, folders):
+def module(request: pytest.FixtureRequest, folders: Path) -> GroupLoaders:
     return make_datamodule(
         "clip", embeddings=folders / request.param, data_root=folders, view_mode="all"
     )
 
 
 @pytest.fixture
-def rows(module):
+def rows(module: GroupLoaders) -> DomainRows:
     return module.train_datasets[frozenset({IMAGE})].domain_data[IMAGE]
 
 
 @pytest.fixture
-def wanted(rows):
+def wanted(rows: DomainRows) -> torch.Tensor:
     """The same rows, read one by one."""
     return torch.stack([rows.take(np.array([i]))[0] for i in range(N)])
 
 
 @pytest.fixture
-def read(monkeypatch: pytest.MonkeyPatch):
+def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The number of rows of each read."""
     seen = []
     take = DomainRows.take
@@ -58,7 +61,9 @@ def read(monkeypatch: pytest.MonkeyPatch):
     return seen
 
 
-def test_facts_are_answered_without_reading(rows, wanted, read) -> None:
+def test_facts_are_answered_without_reading(
+    rows: DomainRows, wanted: torch.Tensor, read: list[int]
+) -> None:
     assert isinstance(rows.shape, torch.Size)
     assert rows.shape == wanted.shape == rows.size() == (N, D)
     assert (rows.dtype, rows.device) == (torch.float32, torch.device("cpu"))
@@ -111,7 +116,9 @@ ITEMS = {
 
 
 @pytest.mark.parametrize("item", ITEMS)
-def test_indexing_is_a_tensors_and_reads_the_rows_it_names(rows, wanted, read, item) -> None:
+def test_indexing_is_a_tensors_and_reads_the_rows_it_names(
+    rows: DomainRows, wanted: torch.Tensor, read: list[int], item: str
+) -> None:
     key = eval(item)
     actual = rows[key]
     assert type(actual) is torch.Tensor
@@ -121,7 +128,7 @@ def test_indexing_is_a_tensors_and_reads_the_rows_it_names(rows, wanted, read, i
 
 
 @pytest.mark.parametrize("item", ["N", "-N - 1", "[0, 32]", "(32, 0)", "0.5", "(0, 64)", "'a'"])
-def test_invalid_indices_are_refused(rows, item: str) -> None:
+def test_invalid_indices_are_refused(rows: DomainRows, item: str) -> None:
     with pytest.raises(IndexError):
         rows[eval(item)]
 
@@ -172,7 +179,9 @@ CALLS = (
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_other_tensor_attributes_read_all_rows(rows, wanted, call) -> None:
+def test_other_tensor_attributes_read_all_rows(
+    rows: DomainRows, wanted: torch.Tensor, call: str
+) -> None:
     names = globals()
     expected = eval(call, names | {"x": wanted})
     actual = eval(call, names | {"x": rows})
@@ -184,13 +193,15 @@ def test_other_tensor_attributes_read_all_rows(rows, wanted, call) -> None:
 @pytest.mark.parametrize(
     "call", ["np.asarray(x)", "np.mean(x, axis=0)", "np.sum(x)", "np.concatenate([x, x])", "x + y"]
 )
-def test_numpy_takes_rows_as_an_array(rows, wanted, call: str) -> None:
+def test_numpy_takes_rows_as_an_array(rows: DomainRows, wanted: torch.Tensor, call: str) -> None:
     array = wanted.numpy()
     actual = eval(call, {"np": np, "x": rows, "y": array})
     np.testing.assert_array_equal(actual, eval(call, {"np": np, "x": array, "y": array}))
 
 
-def test_a_tensor_dataset_of_rows_reads_what_its_batches_need(module, wanted, read) -> None:
+def test_a_tensor_dataset_of_rows_reads_what_its_batches_need(
+    module: GroupLoaders, wanted: torch.Tensor, read: list[int]
+) -> None:
     data = module.train_datasets[frozenset({IMAGE, TEXT})].domain_data
     both = TensorDataset(data[IMAGE], data[TEXT])
     assert (len(both), read) == (N, [])
@@ -203,7 +214,9 @@ def test_a_tensor_dataset_of_rows_reads_what_its_batches_need(module, wanted, re
     assert torch.equal(held.tensors[0], wanted)
 
 
-def test_iteration_reads_in_blocks(rows, wanted, read, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_iteration_reads_in_blocks(
+    rows: DomainRows, wanted: torch.Tensor, read: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("featurestore.published.lazy_rows.BLOCK", 10)
     for actual, expected in zip(rows, wanted, strict=True):
         assert torch.equal(actual, expected)
@@ -211,7 +224,9 @@ def test_iteration_reads_in_blocks(rows, wanted, read, monkeypatch: pytest.Monke
     assert torch.equal(rows.tensor(), wanted)  # a last block of another size
 
 
-def test_rows_are_copied_and_pickled_without_being_read(rows, wanted, read) -> None:
+def test_rows_are_copied_and_pickled_without_being_read(
+    rows: DomainRows, wanted: torch.Tensor, read: list[int]
+) -> None:
     for again in (copy.copy(rows), copy.deepcopy(rows), pickle.loads(pickle.dumps(rows))):
         assert type(again) is DomainRows
         assert read == []
@@ -219,7 +234,7 @@ def test_rows_are_copied_and_pickled_without_being_read(rows, wanted, read) -> N
         read.clear()
 
 
-def test_nothing_changes_rows_in_place(rows, wanted) -> None:
+def test_nothing_changes_rows_in_place(rows: DomainRows, wanted: torch.Tensor) -> None:
     assert not hasattr(rows, "mul_")
     with pytest.raises(AttributeError, match=r"clone\(\)"):
         rows.add_(1)
@@ -235,7 +250,7 @@ def test_nothing_changes_rows_in_place(rows, wanted) -> None:
     assert torch.equal(rows.tensor(), wanted)
 
 
-def test_errors_are_those_that_happened(rows, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_are_those_that_happened(rows: DomainRows, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("no_such_thing", "_private", "__setstate__", "__cuda_array_interface__"):
         with pytest.raises(AttributeError, match=name):
             getattr(rows, name)
@@ -244,7 +259,9 @@ def test_errors_are_those_that_happened(rows, monkeypatch: pytest.MonkeyPatch) -
         half_made.size()
     for error in (CorruptStoreError("c.0", "damaged"), AttributeError("a fault in reading")):
 
-        def fail(self, positions, error=error) -> None:
+        def fail(
+            self: DomainRows, positions: npt.NDArray[np.int64], error: Exception = error
+        ) -> None:
             raise error
 
         monkeypatch.setattr(DomainRows, "take", fail)
@@ -260,7 +277,7 @@ def test_errors_are_those_that_happened(rows, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_what_does_not_fit_is_refused_before_it_is_read(
-    rows, read, monkeypatch: pytest.MonkeyPatch
+    rows: DomainRows, read: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("featurestore.published.lazy_rows._SMALL_BYTES", 0)
     monkeypatch.setattr("featurestore.published.lazy_rows.available_bytes", lambda: N * D * 4 - 1)
@@ -271,7 +288,7 @@ def test_what_does_not_fit_is_refused_before_it_is_read(
     assert rows[:, :3].shape == (N, 3)
 
 
-def test_a_part_without_samples_is_an_empty_tensor(module) -> None:
+def test_a_part_without_samples_is_an_empty_tensor(module: GroupLoaders) -> None:
     empty = module.val_datasets[frozenset({IMAGE, TEXT})].domain_data[IMAGE]
     assert empty.tensor().shape == empty.shape == (0, D)
     assert empty[:5].shape == (0, D)
@@ -282,11 +299,13 @@ def test_a_part_without_samples_is_an_empty_tensor(module) -> None:
 
 
 class Doubled(DomainDataset):
-    def __getitem__(self, item):
+    def __getitem__(self, item: int) -> dict[str, torch.Tensor]:
         return {name: 2 * row for name, row in super().__getitem__(item).items()}
 
 
-def test_a_dataset_takes_tensors_too_and_plain_loaders_take_it(rows, wanted) -> None:
+def test_a_dataset_takes_tensors_too_and_plain_loaders_take_it(
+    rows: DomainRows, wanted: torch.Tensor
+) -> None:
     mixed = {"rows": rows, "numbers": torch.arange(N)}
     for kind, factor in ((DomainDataset, 1), (Doubled, 2)):
         for workers in (0, 1):

@@ -5,6 +5,7 @@ import json
 import pickle
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from featurestore.datamodule import (
 from featurestore.errors import ConfigError, InputError
 from featurestore.imdb.labels import write_labels
 from featurestore.imdb.materialize import PREFIX, materialize
+from featurestore.published.gw_module import Datasets
 from featurestore.storage.store import FeatureStore
 from tests.featurestore.stores import make_store
 
@@ -50,7 +52,7 @@ TRAIN_KEYS = [
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory):
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data")
     make_store(root / "store", dims=DIMS, views=VIEWS, chunk=8, stems=STEMS)
     materialize(FeatureStore(root / "store"), root / "embeddings")
@@ -61,7 +63,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.fixture(params=["store", "embeddings"])
-def surroundings(request: pytest.FixtureRequest, folders, monkeypatch: pytest.MonkeyPatch):
+def surroundings(
+    request: pytest.FixtureRequest, folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
     """The variables set, for a store and for files."""
     for name, folder in VARIABLES.items():
         monkeypatch.setenv(name, str(folders / folder))
@@ -71,7 +75,7 @@ def surroundings(request: pytest.FixtureRequest, folders, monkeypatch: pytest.Mo
     return folders
 
 
-def all_rows(groups):
+def all_rows(groups: Datasets) -> dict[tuple[frozenset[str], str], torch.Tensor]:
     return {
         (key, name): rows.tensor()
         for key, dataset in groups.items()
@@ -79,7 +83,7 @@ def all_rows(groups):
     }
 
 
-def assert_equal_groups(actual, wanted) -> None:
+def assert_equal_groups(actual: Datasets, wanted: Datasets) -> None:
     actual, wanted = all_rows(actual), all_rows(wanted)
     assert list(actual) == list(wanted)
     assert all(torch.equal(actual[key], wanted[key]) for key in wanted)
@@ -94,7 +98,7 @@ HARMLESS = [
 
 
 @pytest.mark.parametrize("keywords", HARMLESS)
-def test_keywords_without_effect_are_accepted(surroundings, keywords) -> None:
+def test_keywords_without_effect_are_accepted(surroundings: Path, keywords: dict[str, Any]) -> None:
     plain = make_datamodule_clip_aug70()
     for module in (make_datamodule_clip_aug70(**keywords), make_datamodule("clip", **keywords)):
         assert_equal_groups(module.train_datasets, plain.train_datasets)
@@ -108,7 +112,7 @@ def test_keywords_without_effect_are_accepted(surroundings, keywords) -> None:
         *("extra_train", "extra_val", "extra_test"),
     ],
 )
-def test_keywords_that_would_have_an_effect_are_refused(surroundings, name) -> None:
+def test_keywords_that_would_have_an_effect_are_refused(surroundings: Path, name: str) -> None:
     for value in ("more.npy", ["more.npy"], Path("more.npy")):
         for make in (make_datamodule_blip2_aug70, make_datasets):
             with pytest.raises(ConfigError, match=f"{name} appends rows"):
@@ -116,7 +120,7 @@ def test_keywords_that_would_have_an_effect_are_refused(surroundings, name) -> N
 
 
 def test_a_manifest_is_accepted_where_it_is_of_these_rows(
-    surroundings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    surroundings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifest = surroundings / "embeddings" / f"{PREFIX}_manifest.json"
     monkeypatch.setenv("HOME", str(manifest.parent))
@@ -133,14 +137,14 @@ def test_a_manifest_is_accepted_where_it_is_of_these_rows(
         make_datasets(manifest_path=tmp_path / "facts.json")
 
 
-def test_other_keywords_are_a_type_error(surroundings) -> None:
+def test_other_keywords_are_a_type_error(surroundings: Path) -> None:
     for make in (make_datamodule_clip_aug70, make_datamodule, make_datasets):
         with pytest.raises(TypeError, match="bach_size"):
             make(bach_size=3)
 
 
 def test_home_folders_are_found_in_variables_and_arguments(
-    folders, monkeypatch: pytest.MonkeyPatch
+    folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(folders))
     for name, folder in VARIABLES.items():
@@ -163,7 +167,9 @@ def test_home_folders_are_found_in_variables_and_arguments(
         make_datamodule_clip_aug70()
 
 
-def test_datasets_are_created_from_the_paths_of_published_files(surroundings, folders) -> None:
+def test_datasets_are_created_from_the_paths_of_published_files(
+    surroundings: Path, folders: Path
+) -> None:
     folder = Path(ours.variable("OTHER_BACKBONES_DIR_IMDB1_AUG70"))
     paths = [folder / f"{PREFIX}_blip2_{kind}.npy" for kind in ("image", "text")]
     options = {"include_labels": True, "view_mode": "view_k", "view_k": 2}
@@ -187,7 +193,7 @@ def test_datasets_are_created_from_the_paths_of_published_files(surroundings, fo
         make_datamodule(512)
 
 
-def test_a_feature_that_is_not_there_is_named(folders, tmp_path: Path) -> None:
+def test_a_feature_that_is_not_there_is_named(folders: Path, tmp_path: Path) -> None:
     make_store(tmp_path / "store", views=1, chunk=16, stems=STEMS)
     with pytest.raises(InputError, match="holds clip_image, clip_text, and not blip2_image"):
         make_datamodule("blip2", embeddings=tmp_path / "store", data_root=folders)
@@ -196,7 +202,7 @@ def test_a_feature_that_is_not_there_is_named(folders, tmp_path: Path) -> None:
         make_datamodule("blip2", embeddings=tmp_path / "embeddings", data_root=folders)
 
 
-def test_the_modules_attributes_decide(surroundings) -> None:
+def test_the_modules_attributes_decide(surroundings: Path) -> None:
     module = make_datamodule_clip_aug70(batch_size=5, num_workers=0, pin_memory=False)
     assert (module.batch_size, module.num_workers, module.pin_memory) == (5, 0, False)
     assert make_datamodule_clip_aug70().num_workers == 9
@@ -209,7 +215,7 @@ def test_the_modules_attributes_decide(surroundings) -> None:
     assert [len(b[frozenset({I0})][I0]) for b, _, _ in module.val_dataloader()] == [2, 1]
 
 
-def test_the_class_takes_datasets_of_other_kinds(surroundings) -> None:
+def test_the_class_takes_datasets_of_other_kinds(surroundings: Path) -> None:
     from lightning.pytorch import LightningDataModule
 
     from featurestore.datamodule import GWDataModule
@@ -234,13 +240,13 @@ def test_the_class_takes_datasets_of_other_kinds(surroundings) -> None:
         GWDataModule(held, held, None, 0)
 
     class Own(GWDataModule):
-        def train_dataloader(self):
+        def train_dataloader(self) -> str:
             return "mine"
 
     assert Own(held, held, None, 2).train_dataloader() == "mine"
 
 
-def test_a_module_travels_to_other_processes(surroundings) -> None:
+def test_a_module_travels_to_other_processes(surroundings: Path) -> None:
     module = make_datamodule_clip_aug70(view_mode="all", num_workers=0, batch_size=3)
     again = pickle.loads(pickle.dumps(module))
     assert type(again) is ours.GWDataModule
@@ -248,7 +254,7 @@ def test_a_module_travels_to_other_processes(surroundings) -> None:
     assert_equal_groups(again.val_datasets, module.val_datasets)
 
 
-def test_samples_of_a_small_split_are_all_it_has(surroundings) -> None:
+def test_samples_of_a_small_split_are_all_it_has(surroundings: Path) -> None:
     module = make_datamodule_clip_aug70(batch_size=2)
     for amount, rows in ((2, 2), (3, 3), (32, 3)):
         actual = module.get_samples("val", amount)
@@ -258,17 +264,17 @@ def test_samples_of_a_small_split_are_all_it_has(surroundings) -> None:
 class InMemory(Dataset):
     """One set of domains as tensors, as in the published code."""
 
-    def __init__(self, domain_data) -> None:
+    def __init__(self, domain_data: dict[str, torch.Tensor]) -> None:
         self.domain_data = domain_data
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(next(iter(self.domain_data.values())))
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         return {name: data[index] for name, data in self.domain_data.items()}
 
 
-def in_memory_train(folders):
+def in_memory_train(folders: Path) -> dict[frozenset[str], InMemory]:
     """All views of the training samples, from the published files, in the published order."""
     actual = {}
     for kind, name, clean in (("image", I, I0), ("text", C, C0)):
@@ -281,7 +287,7 @@ def in_memory_train(folders):
     return {frozenset(key): InMemory({name: actual[name] for name in key}) for key in TRAIN_KEYS}
 
 
-def test_every_batch_of_every_step_is_the_published_one_to_the_last_bit(surroundings) -> None:
+def test_every_batch_of_every_step_is_the_published_one_to_the_last_bit(surroundings: Path) -> None:
     from lightning.pytorch.utilities.combined_loader import CombinedLoader
 
     datasets = in_memory_train(surroundings)
@@ -300,7 +306,7 @@ def test_every_batch_of_every_step_is_the_published_one_to_the_last_bit(surround
                 assert torch.equal(batch[key][name], rows), (key, name)
 
 
-def test_the_mean_over_views_is_the_published_one_but_for_rounding(surroundings) -> None:
+def test_the_mean_over_views_is_the_published_one_but_for_rounding(surroundings: Path) -> None:
     module = make_datamodule_clip_aug70(view_mode="mean")
     for kind, name in (("image", I), ("text", C)):
         rows = np.load(surroundings / "embeddings" / f"{PREFIX}_clip_{kind}.npy")
@@ -310,7 +316,7 @@ def test_the_mean_over_views_is_the_published_one_but_for_rounding(surroundings)
         torch.testing.assert_close(actual, wanted, rtol=0, atol=8e-6)
 
 
-def test_published_files_of_another_name_are_read(surroundings, tmp_path: Path) -> None:
+def test_published_files_of_another_name_are_read(surroundings: Path, tmp_path: Path) -> None:
     for file in (surroundings / "embeddings").iterdir():
         shutil.copy(file, tmp_path / file.name.replace(PREFIX, "mine"))
     paths = [tmp_path / f"mine_clip_{kind}.npy" for kind in ("image", "text")]
@@ -318,7 +324,7 @@ def test_published_files_of_another_name_are_read(surroundings, tmp_path: Path) 
 
 
 @pytest.mark.filterwarnings("ignore")  # Lightning warns of few cores
-def test_a_small_set_is_validated_when_steps_are_counted(surroundings) -> None:
+def test_a_small_set_is_validated_when_steps_are_counted(surroundings: Path) -> None:
     """As docs/training.md says: otherwise after every epoch, and never with a partial batch."""
     from lightning.pytorch import LightningModule, Trainer
 
@@ -328,16 +334,16 @@ def test_a_small_set_is_validated_when_steps_are_counted(surroundings) -> None:
             self.layer = torch.nn.Linear(64, 1)
             self.validated = []
 
-        def training_step(self, batch, _):
+        def training_step(self, batch: Any, _: int) -> torch.Tensor:
             return self.layer(batch[frozenset({I})][I]).square().mean()
 
-        def validation_step(self, batch, _) -> None:
+        def validation_step(self, batch: Any, _: int) -> None:
             self.validated.append((self.global_step, len(batch[frozenset({I0})][I0])))
 
-        def configure_optimizers(self):
+        def configure_optimizers(self) -> torch.optim.Optimizer:
             return torch.optim.SGD(self.parameters(), lr=1e-3)
 
-    def validated(**keywords):
+    def validated(**keywords: Any) -> list[tuple[int, int]]:
         model = Model()
         quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
         quiet |= {"enable_checkpointing": False, "num_sanity_val_steps": 0, "accelerator": "cpu"}

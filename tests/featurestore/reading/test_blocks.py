@@ -1,3 +1,5 @@
+from random import Random
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -18,7 +20,7 @@ def blocks(cache_bytes: int, read: list[int]) -> ChunkedBlocks:
 
 
 @given(PICKS, st.randoms(use_true_random=False), st.sampled_from([0, 192, 10**6]))
-def test_equal_to_an_array(samples, random, cache_bytes) -> None:
+def test_equal_to_an_array(samples: list[int], random: Random, cache_bytes: int) -> None:
     picks = np.array(samples, np.int64)
     one = np.array([random.randrange(3) for _ in samples], np.int64)
     two = np.array([[random.randrange(3) for _ in range(2)] for _ in samples], np.int64)

@@ -5,6 +5,7 @@ import mmap
 import os
 import resource
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from featurestore.reading import blocks
 from featurestore.reading import mapping as reader
 from featurestore.reading.mapping import (
     ADVICE,
+    Advice,
     advise,
     choose_advice,
     is_cached,
@@ -29,18 +31,20 @@ from tests.featurestore.stores import DIMS, make_store
 
 
 @pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory):
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("reader") / "store"
     make_store(path)
     return path
 
 
 @pytest.fixture
-def spec(path):
+def spec(path: Path) -> ArraySpec:
     return FeatureStore(path).spec.feature("clip_image")
 
 
-def map_flat(root: Path, spec: ArraySpec, chunks, advice: str = "none"):
+def map_flat(
+    root: Path, spec: ArraySpec, chunks: Sequence[int], advice: str = "none"
+) -> np.ndarray:
     """``[chunks * rows, V, D]``: chunks of this size are contiguous."""
     mapped = map_chunks(root, spec, chunks, advice)
     assert mapped.flags.c_contiguous
@@ -56,14 +60,14 @@ def open_files() -> int:
 
 
 @pytest.mark.parametrize("name", DIMS)
-def test_equal_to_zarr(path, name) -> None:
+def test_equal_to_zarr(path: Path, name: str) -> None:
     flat = map_flat(path, FeatureStore(path).spec.feature(name), range(3))
     assert (flat.shape, flat.dtype) == ((12, 4, DIMS[name]), np.float32)
     np.testing.assert_array_equal(flat[:11], zarr.open_group(path, mode="r")[name][:])
     assert np.isnan(flat[11]).all()  # the padding of the last chunk
 
 
-def test_a_row_is_where_the_paper_puts_it(path, spec) -> None:
+def test_a_row_is_where_the_paper_puts_it(path: Path, spec: ArraySpec) -> None:
     rows = map_flat(path, spec, range(3)).reshape(-1, 64)
     expected = zarr.open_group(path, mode="r")["clip_image"][:]
     picks = np.array([[0, 0], [10, 3], [4, 0], [3, 3]])
@@ -83,7 +87,7 @@ def test_only_the_requested_chunks_are_mapped(tmp_path: Path) -> None:
         map_flat(tmp_path / "s", spec, range(3))
 
 
-def test_read_only(path, spec) -> None:
+def test_read_only(path: Path, spec: ArraySpec) -> None:
     flat = map_flat(path, spec, range(3))
     assert not flat.flags.writeable
     assert not flat[3:].reshape(-1).flags.writeable
@@ -109,7 +113,7 @@ def test_no_descriptor_is_held(tmp_path: Path) -> None:
     assert np.isfinite(flat).all()
 
 
-def test_freed_with_the_last_view_and_not_before(path, spec) -> None:
+def test_freed_with_the_last_view_and_not_before(path: Path, spec: ArraySpec) -> None:
     gc.collect()
     before = mapped_files(path)
     flat = map_flat(path, spec, range(3))
@@ -180,13 +184,13 @@ GAP = {"samples": 20, "views": 10, "chunk": 8, "dims": {"clip_image": 4096}}  # 
 
 
 @pytest.fixture(scope="module")
-def wide(tmp_path_factory: pytest.TempPathFactory):
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("wide") / "store"
     make_store(path, **GAP)
     return path
 
 
-def test_each_chunk_begins_where_a_huge_page_can(wide) -> None:
+def test_each_chunk_begins_where_a_huge_page_can(wide: Path) -> None:
     spec = FeatureStore(wide).spec.feature("clip_image")
     mapped = map_chunks(wide, spec, range(3))
     assert mapped.shape == (3, 8, 10, 4096)
@@ -199,7 +203,7 @@ def test_each_chunk_begins_where_a_huge_page_can(wide) -> None:
         np.testing.assert_array_equal(mapped[chunk, : len(rows)], rows)
 
 
-def test_rows_of_distant_chunks_are_where_they_belong(wide) -> None:
+def test_rows_of_distant_chunks_are_where_they_belong(wide: Path) -> None:
     expected = zarr.open_group(wide, mode="r")["clip_image"][:]
     rows = store_rows(FeatureStore(wide), "clip_image", None, advice="random")
     rng = np.random.default_rng(0)
@@ -218,7 +222,7 @@ def test_rows_of_distant_chunks_are_where_they_belong(wide) -> None:
         rows.take(np.array([20]), "all")
 
 
-def test_rows_are_prefetched_before_they_are_read(wide) -> None:
+def test_rows_are_prefetched_before_they_are_read(wide: Path) -> None:
     spec = FeatureStore(wide).spec.feature("clip_image")
     mapped = map_chunks(wide, spec, range(3), "random")
     for chunk in range(3):
@@ -242,7 +246,7 @@ def in_memory(address: int) -> bool:
 
 
 def test_batches_are_prefetched_only_while_the_disk_is_slow(
-    wide, monkeypatch: pytest.MonkeyPatch
+    wide: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     faults, asked = iter(range(0)), []
     monkeypatch.setattr(blocks, "_major_faults", lambda: next(faults))
@@ -288,7 +292,7 @@ def mapping(folder: Path) -> tuple[int, list[set[str]]]:
 
 
 @pytest.mark.parametrize("advice", [advice for advice in ADVICE if advice != "auto"])
-def test_advice_changes_no_row(tmp_path: Path, advice) -> None:
+def test_advice_changes_no_row(tmp_path: Path, advice: Advice) -> None:
     rows = make_store(tmp_path / "s")["clip_image"]
     spec = FeatureStore(tmp_path / "s").spec.feature("clip_image")
     flat = map_flat(tmp_path / "s", spec, range(3), advice)
@@ -314,14 +318,14 @@ def test_advice_changes_no_row(tmp_path: Path, advice) -> None:
     ],
 )
 def test_advice_by_memory_and_where_the_files_are(
-    monkeypatch: pytest.MonkeyPatch, size, sparse: bool, cached: bool, expected: str
+    monkeypatch: pytest.MonkeyPatch, size: int, sparse: bool, cached: bool, expected: str
 ) -> None:
     monkeypatch.setattr(reader, "available_bytes", lambda: 1000)
     monkeypatch.setattr(reader, "is_cached", lambda _files: cached)
     assert choose_advice([], size, sparse=sparse) == expected
 
 
-def drop(files) -> None:
+def drop(files: Sequence[Path]) -> None:
     for file in files:
         fd = os.open(file, os.O_RDWR)
         os.fsync(fd)

@@ -22,13 +22,13 @@ def saved(array: np.ndarray) -> bytes:
 
 
 @given(array_shapes(min_dims=0, max_dims=5, min_side=0, max_side=6), st.sampled_from(DESCRS))
-def test_header_is_what_numpy_saves(shape, descr) -> None:
+def test_header_is_what_numpy_saves(shape: tuple[int, ...], descr: str) -> None:
     array = np.zeros(shape, descr)
     assert npy_header(shape, descr) + array.tobytes() == saved(array)
 
 
 @pytest.mark.parametrize("rows", [1, 9, 10, 99_999, 1_817_130, 10**12])
-def test_header_of_large_files_without_their_values(rows) -> None:
+def test_header_of_large_files_without_their_values(rows: int) -> None:
     # A stride of zero gives numpy an array of any length in four bytes of memory.
     one = np.lib.stride_tricks.as_strided(np.zeros(1, "<f4"), (rows, 23), (0, 0), writeable=False)
     out = io.BytesIO()
@@ -93,7 +93,7 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 127), st.integers(0, 255)), max_size=4))
 def test_a_damaged_header_never_raises_anything_else(
-    tmp_path_factory: pytest.TempPathFactory, edits
+    tmp_path_factory: pytest.TempPathFactory, edits: list[tuple[int, int]]
 ) -> None:
     data = bytearray(saved(np.zeros((3, 4), np.float32)))
     for position, value in edits:

@@ -2,7 +2,9 @@ import csv
 import json
 import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,11 +21,13 @@ from tests.featurestore.worlds import BAD, GOOD, SPLIT, STEMS, World
 
 
 @pytest.fixture
-def copy(embeddings: Path, tmp_path: Path):
+def copy(embeddings: Path, tmp_path: Path) -> Path:
     return shutil.copytree(embeddings, tmp_path / "copy")
 
 
-def edit(folder, change, *, checksum: bool = False) -> None:
+def edit(
+    folder: Path, change: Callable[[dict[str, Any]], object], *, checksum: bool = False
+) -> None:
     path = folder / f"{PREFIX}_manifest.json"
     manifest = json.loads(path.read_bytes())
     change(manifest)
@@ -88,10 +92,10 @@ def test_another_zscore_than_the_files_have(world: World, tmp_path: Path, writte
     assert len(FeatureDataset(folder, zscore=written)) == 9  # the scale of the files needs no split
 
 
-def test_files_of_the_published_scripts(world: World, copy) -> None:
+def test_files_of_the_published_scripts(world: World, copy: Path) -> None:
     """Their manifest lacks the additional keys, and their index has another order."""
 
-    def published(manifest) -> None:
+    def published(manifest: dict[str, Any]) -> None:
         for key in list(manifest)[list(manifest).index("index_csv") + 1 :]:
             del manifest[key]
 
@@ -111,7 +115,7 @@ def test_files_of_the_published_scripts(world: World, copy) -> None:
         FeatureDataset(copy, checksum=True)
 
 
-def test_augmented_labels_are_in_the_same_folder(world: World, copy) -> None:
+def test_augmented_labels_are_in_the_same_folder(world: World, copy: Path) -> None:
     write_augmented_labels(world.root / "labels", copy, 4)
     every = np.load(copy / f"{PREFIX}_labels.npy").reshape(11, 4, 23)
     actual = FeatureDataset(copy, views="all", labels="augmented").batch(range(9))["labels"]
@@ -121,7 +125,7 @@ def test_augmented_labels_are_in_the_same_folder(world: World, copy) -> None:
     np.testing.assert_array_equal(own.batch(range(9))["labels"].numpy(), every[GOOD])
 
 
-def test_several_sets_of_files(world: World, copy) -> None:
+def test_several_sets_of_files(world: World, copy: Path) -> None:
     materialize(FeatureStore(world.store), copy, prefix="other")
     with pytest.raises(InputError, match="prefix="):
         FeatureDataset(copy)
@@ -133,7 +137,7 @@ def test_several_sets_of_files(world: World, copy) -> None:
 # --- damage ---
 
 
-def test_a_flipped_bit_of_the_manifest(copy) -> None:
+def test_a_flipped_bit_of_the_manifest(copy: Path) -> None:
     path = copy / f"{PREFIX}_manifest.json"
     whole = path.read_bytes()
     right = FeatureDataset(copy).batch(range(9))
@@ -150,7 +154,7 @@ def test_a_flipped_bit_of_the_manifest(copy) -> None:
 
 
 @pytest.mark.parametrize("damage", ["flip", "half", "longer", "delete", "other"])
-def test_damaged_rows(copy, damage: str) -> None:
+def test_damaged_rows(copy: Path, damage: str) -> None:
     path = copy / f"{PREFIX}_clip_text.npy"
     data = path.read_bytes()
     if damage == "delete":
@@ -180,14 +184,14 @@ def test_damaged_rows(copy, damage: str) -> None:
         lambda m: m.pop("original_rows"),
     ],
 )
-def test_a_manifest_of_other_files(copy, change) -> None:
+def test_a_manifest_of_other_files(copy: Path, change: Callable[[dict[str, Any]], object]) -> None:
     edit(copy, change)
     with pytest.raises(InputError):
         FeatureDataset(copy)
     edit(copy, lambda _: None, checksum=True)
 
 
-def test_a_damaged_index(world: World, copy) -> None:
+def test_a_damaged_index(world: World, copy: Path) -> None:
     path = copy / f"{PREFIX}_aug_index.csv"
     whole = path.read_text()
     for text, message in (
@@ -205,7 +209,7 @@ def test_a_damaged_index(world: World, copy) -> None:
     assert len(FeatureDataset(copy)) == 9  # stems are not needed
 
 
-def test_labels_of_other_samples(copy, tmp_path: Path) -> None:
+def test_labels_of_other_samples(copy: Path, tmp_path: Path) -> None:
     write_labels([*STEMS[:-1], "x"], [{"genres": ["Drama"]}] * 11, tmp_path / "labels")
     with pytest.raises(InputError, match="other samples"):
         FeatureDataset(copy, labels_dir=tmp_path / "labels")

@@ -3,7 +3,9 @@
 import json
 import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from featurestore.errors import CorruptStoreError
 from featurestore.imdb.materialize import PREFIX, materialize
 from featurestore.storage.store import FeatureStore
 from featurestore.storage.writer import StoreWriter, take_lock
+from featurestore.system.locks import FileLock
 from featurestore.training.dataset import FeatureDataset
 from featurestore.verify.store import verify
 from tests.featurestore.stores import DIMS
@@ -31,7 +34,12 @@ WAYS = {
 }
 
 
-def rewrite(store, name: str = "clip_image", change=lambda values: values, **options) -> None:
+def rewrite(
+    store: Path,
+    name: str = "clip_image",
+    change: Callable[[np.ndarray], np.ndarray] = lambda values: values,
+    **options: Any,
+) -> None:
     """Replaces an array by one of the same values, written with zarr alone."""
     values = change(zarr.open_array(store / name, mode="r")[:])
     shutil.rmtree(store / name)
@@ -48,12 +56,12 @@ def rewrite(store, name: str = "clip_image", change=lambda values: values, **opt
 
 
 @pytest.fixture
-def copy(world: World, tmp_path: Path):
+def copy(world: World, tmp_path: Path) -> Path:
     return shutil.copytree(world.store, tmp_path / "store")
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_same_rows(world: World, copy, tmp_path: Path, way) -> None:
+def test_the_same_rows(world: World, copy: Path, tmp_path: Path, way: str) -> None:
     rewrite(copy, **WAYS[way])
     for views in ("clean", "all", "mean", "random", "pair"):
         options = {"views": views, "bad_samples": "include", "checksum": True}
@@ -66,7 +74,7 @@ def test_the_same_rows(world: World, copy, tmp_path: Path, way) -> None:
     assert rows.tobytes() == expected["clip_image"].numpy().tobytes()
 
 
-def test_pickles_and_loader_workers(world: World, copy) -> None:
+def test_pickles_and_loader_workers(world: World, copy: Path) -> None:
     rewrite(copy, **WAYS["zstd"])
     dataset = FeatureDataset(copy, views="random", bad_samples="include")
     assert len(pickle.dumps(dataset)) < 2000
@@ -76,8 +84,8 @@ def test_pickles_and_loader_workers(world: World, copy) -> None:
     assert torch.equal(actual, world.open(views="random").batch(range(11))["clip_image"])
 
 
-def test_other_values_are_never_numbers(copy) -> None:
-    def narrower(values):
+def test_other_values_are_never_numbers(copy: Path) -> None:
+    def narrower(values: np.ndarray) -> np.ndarray:
         return values.astype(np.float16).astype(np.float32)
 
     rewrite(copy, change=narrower, **WAYS["zstd"])
@@ -92,7 +100,7 @@ def test_other_values_are_never_numbers(copy) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("damage", ["flip", "half", "empty", "delete"])
-def test_a_damaged_file_is_never_a_number(world: World, copy, way, damage: str) -> None:
+def test_a_damaged_file_is_never_a_number(world: World, copy: Path, way: str, damage: str) -> None:
     rewrite(copy, **WAYS[way])
     files = sorted(p for p in (copy / "clip_image" / "c").rglob("*") if p.is_file())
     path = files[len(files) // 2]
@@ -118,7 +126,7 @@ def test_a_damaged_file_is_never_a_number(world: World, copy, way, damage: str) 
         FeatureDataset(copy, checksum=True)
 
 
-def test_another_shape_or_type_is_refused_at_opening(copy) -> None:
+def test_another_shape_or_type_is_refused_at_opening(copy: Path) -> None:
     rewrite(copy, change=lambda values: values.astype(np.float64), **WAYS["zstd"])
     with pytest.raises(CorruptStoreError, match="data_type"):
         FeatureDataset(copy)
@@ -127,7 +135,7 @@ def test_another_shape_or_type_is_refused_at_opening(copy) -> None:
         FeatureDataset(copy)
 
 
-def test_codecs_that_zarr_does_not_know(copy) -> None:
+def test_codecs_that_zarr_does_not_know(copy: Path) -> None:
     path = copy / "clip_image/zarr.json"
     document = json.loads(path.read_bytes())
     for codecs in ([{"name": "bytes"}, {"name": "mystery"}], [], "zstd", None, [3]):
@@ -137,7 +145,7 @@ def test_codecs_that_zarr_does_not_know(copy) -> None:
         assert caught.value.file == "clip_image/zarr.json"
 
 
-def test_a_document_with_wrong_codecs_for_our_files(world: World, copy) -> None:
+def test_a_document_with_wrong_codecs_for_our_files(world: World, copy: Path) -> None:
     path = copy / "clip_image/zarr.json"
     document = json.loads(path.read_bytes())
     little = {"name": "bytes", "configuration": {"endian": "little"}}
@@ -148,7 +156,7 @@ def test_a_document_with_wrong_codecs_for_our_files(world: World, copy) -> None:
             FeatureDataset(copy)[0]
 
 
-def test_a_build_refuses_a_rewritten_store_and_verify_reports_it(copy) -> None:
+def test_a_build_refuses_a_rewritten_store_and_verify_reports_it(copy: Path) -> None:
     rewrite(copy, **WAYS["zstd"])
     assert "clip_image/zarr.json" in {finding.file for finding in verify(copy).findings}
     with (
@@ -159,17 +167,17 @@ def test_a_build_refuses_a_rewritten_store_and_verify_reports_it(copy) -> None:
 
 
 class take_lock_of:
-    def __init__(self, path) -> None:
+    def __init__(self, path: Path) -> None:
         self.lock = take_lock(path)
 
-    def __enter__(self):
+    def __enter__(self) -> FileLock:
         return self.lock
 
-    def __exit__(self, *exc) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.lock.release()
 
 
-def test_both_features(world: World, copy) -> None:
+def test_both_features(world: World, copy: Path) -> None:
     for name in DIMS:
         rewrite(copy, name, compressors=[ZstdCodec()])
     actual = FeatureDataset(copy, views="pair", seed=3, bad_samples="include").batch(range(11))

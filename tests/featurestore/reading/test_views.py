@@ -31,19 +31,21 @@ def test_the_published_generator() -> None:
 
 
 @given(ANY, ANY, st.lists(st.integers(0, 2**62), min_size=1, max_size=5))
-def test_draws_equal_plain_integers(seed, epoch, samples) -> None:
+def test_draws_equal_plain_integers(seed: int, epoch: int, samples: list[int]) -> None:
     actual = mix(seed, epoch, np.array(samples, np.int64))
     assert actual.tolist() == [drawn(seed, epoch, sample) for sample in samples]
 
 
 @given(ANY, ANY, st.integers(1, 70), st.lists(st.integers(0, 30_000), min_size=1, max_size=5))
-def test_random_is_a_plain_remainder(seed, epoch, count, samples) -> None:
+def test_random_is_a_plain_remainder(seed: int, epoch: int, count: int, samples: list[int]) -> None:
     actual = view_policy("random", count, seed).choose(np.array(samples, np.int64), epoch)
     assert actual.tolist() == [drawn(seed, epoch, sample) % count for sample in samples]
 
 
 @given(ANY, ANY, st.integers(2, 70), st.lists(st.integers(0, 30_000), min_size=1, max_size=5))
-def test_a_pair_is_one_of_all_ordered_pairs(seed, epoch, count, samples) -> None:
+def test_a_pair_is_one_of_all_ordered_pairs(
+    seed: int, epoch: int, count: int, samples: list[int]
+) -> None:
     actual = view_policy("pair", count, seed).choose(np.array(samples, np.int64), epoch)
     pairs = [(a, b) for a in range(count) for b in range(count) if a != b]
     assert actual.dtype == np.int64

@@ -1,7 +1,9 @@
 """Batches: every item once, the same on every rank, and the same again after a resume."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,35 +25,35 @@ pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory):
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("samplers") / "store"
     make_store(path, samples=SAMPLES, views=4, chunk=CHUNK)
     return path
 
 
 @pytest.fixture
-def dataset(store):
+def dataset(store: Path) -> FeatureDataset:
     return FeatureDataset(store, ["clip_image"], views="random", seed=3)
 
 
 class Items:
     """A dataset with only a length, which is enough for most samplers."""
 
-    def __init__(self, count) -> None:
+    def __init__(self, count: int) -> None:
         self.count = count
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.count
 
 
-def flat(batches):
+def flat(batches: Iterable[list[int]]) -> list[int]:
     return [item for batch in batches for item in batch]
 
 
 # Random orders ----------------------------------------------------------------------------------
 
 
-def philox(key, counter):
+def philox(key: tuple[int, int], counter: tuple[int, int, int, int]) -> list[int]:
     """Philox4x64-10 as in its paper: four 64-bit numbers."""
     low, (x, y) = 2**64 - 1, key
     a, b, c, d = counter
@@ -93,7 +95,7 @@ def test_every_order_is_equally_likely() -> None:
     assert chi_square < 49.7  # 23 degrees of freedom, one in a thousand
 
 
-def test_a_window_reads_its_chunks_alone_and_mixes_them(dataset) -> None:
+def test_a_window_reads_its_chunks_alone_and_mixes_them(dataset: FeatureDataset) -> None:
     window = 5
     sampler = FeatureBatchSampler(dataset, 7, shuffle=Shuffle(seed=2, window=window))
     order = sampler.order()
@@ -125,7 +127,9 @@ def test_a_window_reads_its_chunks_alone_and_mixes_them(dataset) -> None:
     shuffled=st.booleans(),
     drop_last=st.booleans(),
 )
-def test_ranks_share_an_epoch(count, ranks, size, even, shuffled, drop_last) -> None:
+def test_ranks_share_an_epoch(
+    count: int, ranks: int, size: int, even: str, shuffled: bool, drop_last: bool
+) -> None:
     try:
         samplers = [
             FeatureBatchSampler(
@@ -177,7 +181,9 @@ def test_a_rank_with_one_item_less_has_as_many_batches() -> None:
 
 
 @pytest.mark.parametrize("shuffle", SHUFFLES)
-def test_windows_are_shared_without_loss_and_near_the_disk(dataset, shuffle) -> None:
+def test_windows_are_shared_without_loss_and_near_the_disk(
+    dataset: FeatureDataset, shuffle: Shuffle | None
+) -> None:
     epochs = []
     for rank in range(3):
         sampler = FeatureBatchSampler(dataset, 8, shuffle=shuffle, shard=Shard(rank, 3))
@@ -189,12 +195,12 @@ def test_windows_are_shared_without_loss_and_near_the_disk(dataset, shuffle) -> 
 
 
 @pytest.mark.parametrize("arguments", [(2, 2), (-1, 2), (0, 0), (0, 1, "some")])
-def test_invalid_shards_are_refused(arguments) -> None:
+def test_invalid_shards_are_refused(arguments: tuple[Any, ...]) -> None:
     with pytest.raises(ConfigError):
         Shard(*arguments)
 
 
-def test_impossible_settings_are_refused_with_advice(dataset) -> None:
+def test_impossible_settings_are_refused_with_advice(dataset: FeatureDataset) -> None:
     for keywords in ({"batch_size": 0}, {"batch_size": 30, "drop_last": True}):
         with pytest.raises(ConfigError):
             FeatureBatchSampler(Items(20), **keywords)
@@ -216,7 +222,7 @@ def test_impossible_settings_are_refused_with_advice(dataset) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_plain_loader_reads_an_epoch(dataset, workers: int) -> None:
+def test_a_plain_loader_reads_an_epoch(dataset: FeatureDataset, workers: int) -> None:
     sampler = FeatureBatchSampler(dataset, 10, shuffle=Shuffle(window=4))
     loader = DataLoader(dataset, batch_sampler=sampler, num_workers=workers)
     assert len(loader) == 11
@@ -229,14 +235,16 @@ def test_a_plain_loader_reads_an_epoch(dataset, workers: int) -> None:
 # Resuming in an epoch ---------------------------------------------------------------------------
 
 
-def make_loader(store, workers, shuffle=SHUFFLES[2]):
+def make_loader(
+    store: Path, workers: int, shuffle: Shuffle | None = SHUFFLES[2]
+) -> StatefulDataLoader:
     dataset = FeatureDataset(store, ["clip_image"], views="random", seed=3)
     sampler = FeatureBatchSampler(dataset, 17, shuffle=shuffle, shard=Shard(1, 2))
     return StatefulDataLoader(dataset, batch_sampler=sampler, num_workers=workers)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_stateful_loader_resumes_after_every_step(store, workers: int) -> None:
+def test_a_stateful_loader_resumes_after_every_step(store: Path, workers: int) -> None:
     """The rest of the second epoch and the third, random views included."""
     loader = make_loader(store, workers)
     for _ in loader:
@@ -260,7 +268,9 @@ def test_a_stateful_loader_resumes_after_every_step(store, workers: int) -> None
 
 
 @pytest.mark.parametrize("shuffle", SHUFFLES)
-def test_a_sampler_alone_resumes_after_every_step(dataset, shuffle) -> None:
+def test_a_sampler_alone_resumes_after_every_step(
+    dataset: FeatureDataset, shuffle: Shuffle | None
+) -> None:
     sampler = FeatureBatchSampler(dataset, 10, shuffle=shuffle)
     states, batches = [sampler.state_dict()], []
     for batch in sampler:
@@ -274,7 +284,7 @@ def test_a_sampler_alone_resumes_after_every_step(dataset, shuffle) -> None:
         assert resumed.epoch == 1
 
 
-def test_the_state_of_one_rank_is_enough_for_all(dataset) -> None:
+def test_the_state_of_one_rank_is_enough_for_all(dataset: FeatureDataset) -> None:
     ranks = [FeatureBatchSampler(dataset, 10, shard=Shard(rank, 2)) for rank in range(2)]
     walks = [iter(rank) for rank in ranks]
     for walk in walks:
@@ -285,7 +295,7 @@ def test_the_state_of_one_rank_is_enough_for_all(dataset) -> None:
     assert list(resumed) == list(walks[1])
 
 
-def test_setting_the_epoch_that_was_loaded_keeps_the_place(dataset) -> None:
+def test_setting_the_epoch_that_was_loaded_keeps_the_place(dataset: FeatureDataset) -> None:
     sampler = FeatureBatchSampler(dataset, 10)
     whole = list(sampler)
     sampler.load_state_dict(sampler.state_dict() | {"epoch": 0, "batch": 4})
@@ -308,7 +318,9 @@ def test_setting_the_epoch_that_was_loaded_keeps_the_place(dataset) -> None:
         ("drop last", {"drop_last": True}),
     ],
 )
-def test_a_state_of_something_else_is_refused(dataset, field: str, changes) -> None:
+def test_a_state_of_something_else_is_refused(
+    dataset: FeatureDataset, field: str, changes: dict[str, Any]
+) -> None:
     same = {"batch_size": 10, "shuffle": Shuffle(1, 3), "shard": Shard(0, 2), "drop_last": False}
     state = FeatureBatchSampler(dataset, **same).state_dict()
     with pytest.raises(ConfigError, match=f"another {field}") as error:
@@ -317,7 +329,9 @@ def test_a_state_of_something_else_is_refused(dataset, field: str, changes) -> N
     FeatureBatchSampler(dataset, **same).load_state_dict(state)
 
 
-def test_a_state_of_other_samples_is_refused(dataset, store, tmp_path: Path) -> None:
+def test_a_state_of_other_samples_is_refused(
+    dataset: FeatureDataset, store: Path, tmp_path: Path
+) -> None:
     state = FeatureBatchSampler(dataset, 10).state_dict()
     stems = dataset.stems
     split = {"train": stems[:50], "dev": stems[50:51], "test": stems[51:]}
@@ -335,7 +349,7 @@ def test_a_state_of_other_samples_is_refused(dataset, store, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("damage", [{"batch": 12}, {"batch": -1}, {"epoch": "1"}, {"version": 2}])
-def test_an_invalid_state_is_refused(dataset, damage) -> None:
+def test_an_invalid_state_is_refused(dataset: FeatureDataset, damage: dict[str, Any]) -> None:
     sampler = FeatureBatchSampler(dataset, 10)
     with pytest.raises(ConfigError):
         sampler.load_state_dict(sampler.state_dict() | damage)
@@ -347,7 +361,7 @@ def test_an_invalid_state_is_refused(dataset, damage) -> None:
 
 
 def test_chunks_are_requested_before_their_window_and_once(
-    dataset, monkeypatch: pytest.MonkeyPatch
+    dataset: FeatureDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from featurestore.reading import readahead
 
@@ -368,7 +382,7 @@ def test_chunks_are_requested_before_their_window_and_once(
     assert 0 < len(asked) < 8  # chunks that are done are skipped
 
 
-def test_shuffle_is_no_boolean(dataset) -> None:
+def test_shuffle_is_no_boolean(dataset: FeatureDataset) -> None:
     for wrong in (True, False, 3):
         with pytest.raises(ConfigError, match="shuffle is a Shuffle or None"):
             FeatureBatchSampler(dataset, 4, shuffle=wrong)

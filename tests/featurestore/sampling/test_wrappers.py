@@ -1,5 +1,8 @@
 """torch's wrappers: random views keep changing, windows stay near the disk, states are exact."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -21,7 +24,7 @@ SAMPLES, CHUNK, SIZE = 61, 4, 8
 
 
 @pytest.fixture(scope="module")
-def stores(tmp_path_factory: pytest.TempPathFactory):
+def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("wrappers")
     for number, samples in enumerate((SAMPLES, 19)):
         make_store(root / str(number), samples=samples, views=8, chunk=CHUNK)
@@ -29,8 +32,8 @@ def stores(tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.fixture
-def opened(stores):
-    def dataset(number: int = 0, views: str = "random"):
+def opened(stores: Path) -> Opener:
+    def dataset(number: int = 0, views: str = "random") -> FeatureDataset:
         return FeatureDataset(stores / str(number), ["clip_image"], views=views, seed=number)
 
     return dataset
@@ -42,18 +45,18 @@ PICKED = list(range(0, SAMPLES, 2))
 class Doubled(Dataset):
     """A typical custom wrapper."""
 
-    def __init__(self, dataset) -> None:
+    def __init__(self, dataset: FeatureDataset) -> None:
         self.dataset = dataset
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, item):
+    def __getitem__(self, item: int) -> dict[str, torch.Tensor]:
         inner = self.dataset[item]
         return {**inner, "clip_image": inner["clip_image"] * 2}
 
 
-def wrapped(opened, kind):
+def wrapped(opened: Opener, kind: str) -> tuple[Dataset[Any], list[tuple[int, int]], int]:
     """A wrapper, and for each item the dataset and the item beneath, and the factor."""
     one, two = opened(0), opened(1)
     if kind == "subset":
@@ -77,7 +80,7 @@ KINDS = ["subset", "tensor", "split", "concat", "nested", "own"]
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("how", ["loader", "workers", "device"])
-def test_random_views_change_every_epoch(opened, kind, how: str) -> None:
+def test_random_views_change_every_epoch(opened: Opener, kind: str, how: str) -> None:
     dataset, places, factor = wrapped(opened, kind)
     sampler = FeatureBatchSampler(dataset, SIZE)
     if how == "device":
@@ -105,7 +108,7 @@ def test_random_views_change_every_epoch(opened, kind, how: str) -> None:
     assert sum(epochs[1][p] != epochs[2][p] for p in epochs[0]) > len(places) / 2
 
 
-def test_a_stack_and_a_wrapper_that_knows_epochs(opened) -> None:
+def test_a_stack_and_a_wrapper_that_knows_epochs(opened: Opener) -> None:
     one, two = opened(0), Subset(opened(0), range(SAMPLES))
     list(FeatureBatchSampler(StackDataset(a=one, b=two), SIZE))
     sampler = FeatureBatchSampler(StackDataset(one, two), SIZE)
@@ -113,7 +116,7 @@ def test_a_stack_and_a_wrapper_that_knows_epochs(opened) -> None:
     assert one.epoch == two.dataset.epoch == 3
 
     class Deciding(Doubled):
-        def set_epoch(self, epoch) -> None:
+        def set_epoch(self, epoch: int) -> None:
             self.dataset.set_epoch(epoch % 2)
 
     FeatureBatchSampler(Deciding(one), SIZE).set_epoch(3)
@@ -121,7 +124,7 @@ def test_a_stack_and_a_wrapper_that_knows_epochs(opened) -> None:
 
 
 @pytest.mark.parametrize("kind", ["subset", "split", "concat", "nested"])
-def test_windows_stay_near_the_disk(opened, kind: str) -> None:
+def test_windows_stay_near_the_disk(opened: Opener, kind: str) -> None:
     dataset, places, _ = wrapped(opened, kind)
     window = 3
     order = FeatureBatchSampler(dataset, SIZE, shuffle=Shuffle(window=window)).order()
@@ -137,7 +140,7 @@ def test_windows_stay_near_the_disk(opened, kind: str) -> None:
 
 
 def test_reading_ahead_works_through_a_subset_and_is_refused_for_several_stores(
-    opened, monkeypatch: pytest.MonkeyPatch
+    opened: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from featurestore.reading import readahead
 
@@ -154,7 +157,7 @@ def test_reading_ahead_works_through_a_subset_and_is_refused_for_several_stores(
         FeatureBatchSampler(Subset(list(range(9)), [1, 2]), 1, shuffle=Shuffle(window=2))
 
 
-def test_states_are_of_the_samples_beneath(opened) -> None:
+def test_states_are_of_the_samples_beneath(opened: Opener) -> None:
     part, other = Subset(opened(0), PICKED), Subset(opened(0), [*PICKED[:-1], 1])
     sampler = FeatureBatchSampler(part, SIZE)
     walk = iter(sampler)
@@ -173,7 +176,7 @@ def test_states_are_of_the_samples_beneath(opened) -> None:
         )
 
 
-def test_parts_of_a_subset_are_the_subset(opened) -> None:
+def test_parts_of_a_subset_are_the_subset(opened: Opener) -> None:
     part = Subset(opened(0), PICKED)
     ranks = [list(FeatureBatchSampler(part, SIZE, shard=Shard(rank, 2))) for rank in range(2)]
     assert sorted(item for rank in ranks for batch in rank for item in batch) == list(
@@ -181,7 +184,7 @@ def test_parts_of_a_subset_are_the_subset(opened) -> None:
     )
 
 
-def test_resident_features_in_a_subset(opened) -> None:
+def test_resident_features_in_a_subset(opened: Opener) -> None:
     held = ResidentFeatures(opened(0, views="all"), "cpu", Residency(draw="random", spare_bytes=0))
     part = Subset(held, PICKED)
     loader = DeviceBatches(part, FeatureBatchSampler(part, SIZE, shuffle=None), "cpu")

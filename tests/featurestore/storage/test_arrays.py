@@ -16,7 +16,7 @@ AXES = ("sample", "view", "dim")
 VALUES = np.random.default_rng(0).normal(size=SPEC.shape).astype(np.float32)
 
 
-def write(root, spec=SPEC, values=VALUES) -> None:
+def write(root: Path, spec: ArraySpec = SPEC, values: np.ndarray = VALUES) -> None:
     (root / "zarr.json").write_bytes(arrays.group_document({"note": "東京"}))
     (root / spec.name).mkdir(parents=True)
     (root / spec.name / "zarr.json").write_bytes(arrays.array_document(spec, AXES))
@@ -160,7 +160,7 @@ def test_the_metadata_says_what_the_layout_promises() -> None:
         ("fill_value", 0.0),
     ],
 )
-def test_metadata_of_another_array_is_refused(tmp_path: Path, field: str, value) -> None:
+def test_metadata_of_another_array_is_refused(tmp_path: Path, field: str, value: object) -> None:
     write(tmp_path)
     arrays.check_array_document(tmp_path, SPEC)
     path = tmp_path / SPEC.name / "zarr.json"
@@ -176,7 +176,7 @@ def test_metadata_of_another_array_is_refused(tmp_path: Path, field: str, value)
 
 
 @given(st.integers(1, 100_000))
-def test_aligned_rows_is_the_smallest_that_fills_pages(row_bytes) -> None:
+def test_aligned_rows_is_the_smallest_that_fills_pages(row_bytes: int) -> None:
     rows = arrays.aligned_rows(row_bytes)
     assert rows * row_bytes % 4096 == 0
     assert rows & (rows - 1) == 0  # 4096 is a power of two, so only halving could do better

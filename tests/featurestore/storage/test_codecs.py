@@ -1,6 +1,7 @@
 """A store with compressed chunks: smaller and not mapped, but otherwise equal."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,23 +19,23 @@ from featurestore.storage.writer import StoreWriter, take_lock
 from featurestore.training.dataset import FeatureDataset
 from featurestore.verify.repair import repair
 from featurestore.verify.store import verify
-from tests.featurestore.stores import DIMS, commit, make_records, make_store, tree
+from tests.featurestore.stores import DIMS, StoreAndRows, commit, make_records, make_store, tree
 from tests.featurestore.worlds import BAD, STEMS, World
 
 
 @pytest.fixture(scope="module")
-def archive(tmp_path_factory: pytest.TempPathFactory):
+def archive(tmp_path_factory: pytest.TempPathFactory) -> StoreAndRows:
     path = tmp_path_factory.mktemp("archive") / "store"
     return path, make_store(path, stems=STEMS, bad=BAD, codec="zstd")
 
 
 @pytest.fixture
-def copy(archive, tmp_path: Path):
+def copy(archive: StoreAndRows, tmp_path: Path) -> Path:
     return shutil.copytree(archive[0], tmp_path / "store")
 
 
 @given(st.binary(min_size=1), st.sampled_from(CODECS))
-def test_what_goes_in_comes_out(data, codec) -> None:
+def test_what_goes_in_comes_out(data: bytes, codec: str) -> None:
     body = compress(codec, memoryview(data))
     assert bytes(decompress(codec, body, len(data))) == data
     assert bytes(compress(codec, memoryview(data))) == bytes(body)
@@ -43,7 +44,7 @@ def test_what_goes_in_comes_out(data, codec) -> None:
 @pytest.mark.parametrize(
     "damage", [lambda b: b[:-1], lambda b: b"", lambda b: b"abc", lambda b: b[2:]]
 )
-def test_what_cannot_be_decoded(damage) -> None:
+def test_what_cannot_be_decoded(damage: Callable[[bytes], bytes]) -> None:
     body = compress("zstd", memoryview(bytes(1000)))
     with pytest.raises(ValueError, match="zstd cannot decode"):
         decompress("zstd", memoryview(damage(bytes(body))), 1000)
@@ -52,25 +53,29 @@ def test_what_cannot_be_decoded(damage) -> None:
 
 
 @pytest.mark.parametrize("name", DIMS)
-def test_zarr_reads_it(archive, name) -> None:
+def test_zarr_reads_it(archive: StoreAndRows, name: str) -> None:
     path, rows = archive
     np.testing.assert_array_equal(zarr.open_group(path, mode="r")[name][:], rows[name])
 
 
 @pytest.mark.parametrize("views", ["clean", 2, "all", "mean", "random", "pair"])
-def test_the_same_rows_as_from_mapped_files(world: World, archive, views: int | str) -> None:
+def test_the_same_rows_as_from_mapped_files(
+    world: World, archive: StoreAndRows, views: int | str
+) -> None:
     options = {"views": views, "seed": 3, "bad_samples": "include", "checksum": True}
     actual = FeatureDataset(archive[0], **options).batch([9, 0, 3, 9])
     expected = world.open(views=views, seed=3).batch([9, 0, 3, 9])
     assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
-def test_the_same_materialized_files(archive, embeddings: Path, tmp_path: Path) -> None:
+def test_the_same_materialized_files(
+    archive: StoreAndRows, embeddings: Path, tmp_path: Path
+) -> None:
     materialize(FeatureStore(archive[0]), tmp_path / "out")
     assert tree(tmp_path / "out") == tree(embeddings)
 
 
-def test_moments_and_ledger_are_those_of_the_payload(world: World, archive) -> None:
+def test_moments_and_ledger_are_those_of_the_payload(world: World, archive: StoreAndRows) -> None:
     store, plain = FeatureStore(archive[0]), FeatureStore(world.store)
     assert (store.spec.codec, plain.spec.codec) == ("zstd", "none")
     for one, other in zip(store.ledger.entries, plain.ledger.entries, strict=True):
@@ -91,7 +96,7 @@ def test_smaller_where_there_is_something_to_save(tmp_path: Path) -> None:
     assert sizes[1] < 0.6 * sizes[0]
 
 
-def test_a_growing_archive(archive, tmp_path: Path) -> None:
+def test_a_growing_archive(archive: StoreAndRows, tmp_path: Path) -> None:
     rows = make_store(tmp_path / "s", stems=STEMS, chunks=[1], codec="zstd")
     dataset = FeatureDataset(tmp_path / "s", views="all", zscore="none", partial=True)
     assert dataset.indices.tolist() == [4, 5, 6, 7]
@@ -105,7 +110,7 @@ def test_a_growing_archive(archive, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["flip", "first", "half", "longer", "empty", "delete", "other"])
-def test_damage_is_named_and_never_read(archive, copy, damage: str) -> None:
+def test_damage_is_named_and_never_read(archive: StoreAndRows, copy: Path, damage: str) -> None:
     file = "clip_image/c.1.0.0"
     path, data = copy / file, (copy / file).read_bytes()
     if damage == "delete":

@@ -22,7 +22,7 @@ strings = st.text(
 )
 
 
-def entry(chunk: int, detail: str = "", changed=None) -> ChunkEntry:
+def entry(chunk: int, detail: str = "", changed: dict[str, str] | None = None) -> ChunkEntry:
     first = chunk * ROWS
     bad = (BadInput(first + 1, "image", "truncated", detail),)
     return ChunkEntry(
@@ -33,7 +33,7 @@ def entry(chunk: int, detail: str = "", changed=None) -> ChunkEntry:
     )
 
 
-def write(root, data: bytes):
+def write(root: Path, data: bytes) -> Path:
     path = root / Ledger.FILE
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(data)
@@ -44,7 +44,7 @@ def lines(*chunks: int) -> bytes:
     return b"".join(format_entry(entry(c)) + b"\n" for c in chunks)
 
 
-def read(root) -> Ledger:
+def read(root: Path) -> Ledger:
     return Ledger(root, CHUNKS, ROWS)
 
 
@@ -58,7 +58,14 @@ def read(root) -> Ledger:
     changed=st.dictionaries(strings, strings, max_size=2),
     chunk=st.integers(0, 10**6),
 )
-def test_an_entry_is_read_back(details, hashes, words, files, changed, chunk) -> None:
+def test_an_entry_is_read_back(
+    details: list[str],
+    hashes: list[str],
+    words: list[int],
+    files: dict[str, tuple[int, int]],
+    changed: dict[str, str],
+    chunk: int,
+) -> None:
     first = chunk * 3
     samples = [
         SampleRecord(
@@ -170,7 +177,7 @@ def test_a_last_line_torn_at_any_length_is_dropped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("behind", [b"\x0b", b" ", b"\0", b"\x8a", b"\x0b{", b"\0" * 9])
-def test_more_than_a_whole_line_is_no_torn_one(tmp_path: Path, behind) -> None:
+def test_more_than_a_whole_line_is_no_torn_one(tmp_path: Path, behind: bytes) -> None:
     """A torn append ends within its line, so here the line feed was damaged."""
     write(tmp_path, lines(0, 1) + lines(2)[:-1] + behind)
     with pytest.raises(CorruptStoreError, match="line 3 is whole, but no line feed ends it"):
@@ -216,7 +223,7 @@ def test_a_flipped_byte_of_the_last_line_never_gives_another_entry(tmp_path: Pat
         b'{"chunk": 1, "crc32c": "00000000"}',
     ],
 )
-def test_a_bad_line_is_damage(tmp_path: Path, line) -> None:
+def test_a_bad_line_is_damage(tmp_path: Path, line: bytes) -> None:
     write(tmp_path, lines(0) + line + b"\n" + lines(2))
     with pytest.raises(CorruptStoreError, match="line 2"):
         read(tmp_path)

@@ -24,12 +24,12 @@ def assert_same(actual: Moments, rows: np.ndarray) -> None:
 
 
 @given(rows_of)
-def test_equal_to_numpy(rows) -> None:
+def test_equal_to_numpy(rows: np.ndarray) -> None:
     assert_same(moments_of(rows), rows)
 
 
 @given(rows_of, st.data())
-def test_any_split_merges_to_the_same(rows, data) -> None:
+def test_any_split_merges_to_the_same(rows: np.ndarray, data: st.DataObject) -> None:
     cuts = data.draw(st.lists(st.integers(1, len(rows)), unique=True, max_size=6))
     parts = [p for p in np.split(rows, sorted(cuts)) if len(p)]
     assert_same(merge(moments_of(p) for p in parts), rows)
@@ -55,7 +55,7 @@ def test_a_small_spread_far_from_zero() -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, -1e-30, 1e8, 3.0e38, np.float32(1) / 3])
-def test_a_constant_column_has_no_deviation_at_all(value) -> None:
+def test_a_constant_column_has_no_deviation_at_all(value: float) -> None:
     rows = np.full((1001, 2), value, np.float32)
     for actual in (moments_of(rows), merge(moments_of(p) for p in np.array_split(rows, 7))):
         assert (actual.sigma == 0.0).all()
@@ -85,7 +85,7 @@ def test_the_rows_are_not_changed() -> None:
 
 
 @given(rows_of)
-def test_the_scale_is_the_formula_in_float32(rows) -> None:
+def test_the_scale_is_the_formula_in_float32(rows: np.ndarray) -> None:
     mu = rows.astype(np.float64).mean(0).astype(np.float32)
     sigma = rows.astype(np.float64).std(0).astype(np.float32)
     expected = (rows - mu) / (sigma + np.float32(1e-6))

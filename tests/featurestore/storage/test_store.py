@@ -1,6 +1,8 @@
 import json
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from featurestore.storage.writer import StoreWriter, erase, state_of, take_lock
 from featurestore.storage.writer import create as create_store
 from tests.featurestore.stores import (
     DIMS,
+    StoreAndRows,
     commit,
     killed_at,
     make_fingerprint,
@@ -41,16 +44,16 @@ BAD = {
 }
 
 
-def create(path, *, spec=SPEC, stems=STEMS) -> StoreWriter:
+def create(path: Path, *, spec: StoreSpec = SPEC, stems: list[str] = STEMS) -> StoreWriter:
     lock = take_lock(path)
     return create_store(path, spec, make_fingerprint(spec, stems), make_samples(stems), lock)
 
 
-def zarr_rows(path, name):
+def zarr_rows(path: Path, name: str) -> np.ndarray:
     return zarr.open_group(path, mode="r")[name][:]
 
 
-def edit_root(path, change) -> None:
+def edit_root(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     """Changes the store's record in the root's zarr.json."""
     document = json.loads((path / "zarr.json").read_bytes())
     change(document["attributes"]["manyviews"])
@@ -58,14 +61,14 @@ def edit_root(path, change) -> None:
 
 
 @pytest.fixture(scope="module")
-def golden(tmp_path_factory: pytest.TempPathFactory):
+def golden(tmp_path_factory: pytest.TempPathFactory) -> StoreAndRows:
     """A complete store and its rows, which tests must not change."""
     path = tmp_path_factory.mktemp("golden") / "store"
     return path, make_store(path, bad=BAD)
 
 
 @pytest.fixture
-def damaged(golden, tmp_path: Path):
+def damaged(golden: StoreAndRows, tmp_path: Path) -> Path:
     """A copy of the store, for damage."""
     return shutil.copytree(golden[0], tmp_path / "copy")
 
@@ -73,7 +76,7 @@ def damaged(golden, tmp_path: Path):
 # --- create, open, read ---
 
 
-def test_everything_is_read_back(golden) -> None:
+def test_everything_is_read_back(golden: StoreAndRows) -> None:
     path, rows = golden
     opened = FeatureStore(path)
     assert opened.complete
@@ -89,7 +92,7 @@ def test_everything_is_read_back(golden) -> None:
         np.testing.assert_array_equal(read, rows[name])
 
 
-def test_moments_are_those_of_all_rows(golden) -> None:
+def test_moments_are_those_of_all_rows(golden: StoreAndRows) -> None:
     path, rows = golden
     for name, dim in DIMS.items():
         flat = rows[name].reshape(-1, dim).astype(np.float64)
@@ -114,17 +117,17 @@ def test_moments_of_a_chunk_are_those_of_its_rows(tmp_path: Path) -> None:
         store.chunk_moments("clip_text", 1)
 
 
-def test_nothing_depends_on_the_run(golden, tmp_path: Path) -> None:
+def test_nothing_depends_on_the_run(golden: StoreAndRows, tmp_path: Path) -> None:
     make_store(tmp_path / "elsewhere", bad=BAD)
     assert tree(tmp_path / "elsewhere") == tree(golden[0])
 
 
-def test_the_order_of_the_chunks_leaves_no_trace(golden, tmp_path: Path) -> None:
+def test_the_order_of_the_chunks_leaves_no_trace(golden: StoreAndRows, tmp_path: Path) -> None:
     make_store(tmp_path / "store", bad=BAD, chunks=[2, 0, 1])
     assert tree(tmp_path / "store") == tree(golden[0])
 
 
-def test_resume_at_every_chunk(golden, tmp_path: Path) -> None:
+def test_resume_at_every_chunk(golden: StoreAndRows, tmp_path: Path) -> None:
     path, rows = golden
     for done in range(4):
         resumed = tmp_path / f"after-{done}"
@@ -176,7 +179,7 @@ def test_any_path_is_valid(tmp_path: Path, name: str) -> None:
     )
 
 
-def test_a_store_behind_a_link(golden, tmp_path: Path) -> None:
+def test_a_store_behind_a_link(golden: StoreAndRows, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(golden[0])
     assert state_of(tmp_path / "link") == "store"
     assert FeatureStore(str(tmp_path / "link")).complete
@@ -240,7 +243,7 @@ def test_state_absent_and_empty(tmp_path: Path) -> None:
     assert state_of(tmp_path) == "absent"
 
 
-def test_state_store(golden) -> None:
+def test_state_store(golden: StoreAndRows) -> None:
     assert state_of(golden[0]) == "store"
 
 
@@ -302,7 +305,7 @@ UNKNOWN_CONTENTS = {
 
 @pytest.mark.parametrize("content", UNKNOWN_CONTENTS)
 def test_a_folder_with_a_features_name_is_the_stores_only_by_its_content(
-    tmp_path: Path, content
+    tmp_path: Path, content: str
 ) -> None:
     path = tmp_path / "s"
     make_store(path, dims={"dino": 64})
@@ -332,7 +335,7 @@ def test_a_folder_without_a_features_name_is_never_the_stores(tmp_path: Path, na
 # --- killed at every disk operation ---
 
 
-def sweep(scenario, start: int = 1):
+def sweep(scenario: Callable[[int], bool], start: int = 1) -> Iterator[int]:
     """Yields n = 1, 2, ... with whether ``scenario(n)`` was killed, until it passes."""
     n = start
     while scenario(n):
@@ -348,7 +351,7 @@ def test_creation_killed_at_every_operation(tmp_path: Path) -> None:
     expected = tree(tmp_path / "golden")
     states = set()
 
-    def scenario(n):
+    def scenario(n: int) -> bool:
         return killed_at(n, lambda: create(tmp_path / f"s{n}", spec=small, stems=STEMS[:5]))
 
     for n in sweep(scenario):
@@ -369,7 +372,7 @@ def test_erasure_killed_at_every_operation_leaves_nothing_of_the_old_store(tmp_p
     expected = tree(tmp_path / "golden")
     make_store(tmp_path / "old", dims={"clip_image": 64, "dino": 128})
 
-    def scenario(n):
+    def scenario(n: int) -> bool:
         path = shutil.copytree(tmp_path / "old", tmp_path / f"s{n}")
         return killed_at(n, lambda: erase(path))
 
@@ -385,13 +388,13 @@ def test_erasure_killed_at_every_operation_leaves_nothing_of_the_old_store(tmp_p
 
 
 @pytest.mark.usefixtures("unsynced")
-def test_commit_killed_at_every_operation(golden, tmp_path: Path) -> None:
+def test_commit_killed_at_every_operation(golden: StoreAndRows, tmp_path: Path) -> None:
     path, rows = golden
     records = make_records(SPEC, BAD)
     make_store(tmp_path / "first", bad=BAD, chunks=[0])
     outcomes = []
 
-    def scenario(n):
+    def scenario(n: int) -> bool:
         copy = shutil.copytree(tmp_path / "first", tmp_path / f"s{n}")
 
         def action() -> None:
@@ -435,7 +438,7 @@ def test_recovery_says_what_it_removed(tmp_path: Path) -> None:
 # --- damage ---
 
 
-def test_every_flipped_byte_of_a_chunk_file_is_found(damaged) -> None:
+def test_every_flipped_byte_of_a_chunk_file_is_found(damaged: Path) -> None:
     file = damaged / "clip_image/c.2.0.0"
     data = bytearray(file.read_bytes())
     for offset in range(0, len(data), 97):
@@ -447,7 +450,7 @@ def test_every_flipped_byte_of_a_chunk_file_is_found(damaged) -> None:
 
 
 @pytest.mark.parametrize("bit", [0x01, 0x20, 0x80])
-def test_every_flipped_byte_of_the_sample_list_is_found(damaged, bit: int) -> None:
+def test_every_flipped_byte_of_the_sample_list_is_found(damaged: Path, bit: int) -> None:
     file = damaged / store.SAMPLES
     data = bytearray(file.read_bytes())
     for offset in range(len(data)):
@@ -459,13 +462,13 @@ def test_every_flipped_byte_of_the_sample_list_is_found(damaged, bit: int) -> No
 
 
 @pytest.mark.parametrize("data", [b"", b"[]\n", b"{}\n", b"null\n", b'"abc"\n', b"[" * 100_000])
-def test_a_sample_list_of_another_kind(damaged, data) -> None:
+def test_a_sample_list_of_another_kind(damaged: Path, data: bytes) -> None:
     (damaged / store.SAMPLES).write_bytes(data)
     with pytest.raises(CorruptStoreError, match="samples"):
         _ = FeatureStore(damaged).samples
 
 
-def test_a_lost_sample_and_a_lost_file(damaged) -> None:
+def test_a_lost_sample_and_a_lost_file(damaged: Path) -> None:
     lines = (damaged / store.SAMPLES).read_bytes().splitlines(keepends=True)
     (damaged / store.SAMPLES).write_bytes(b"".join(lines[:-1]))
     with pytest.raises(CorruptStoreError):
@@ -477,14 +480,14 @@ def test_a_lost_sample_and_a_lost_file(damaged) -> None:
 
 @pytest.mark.parametrize("file", ["zarr.json", "clip_image/zarr.json"])
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"7", b"\xff\xfe", b"[" * 100_000])
-def test_metadata_that_is_not_a_json_object(damaged, file: str, data) -> None:
+def test_metadata_that_is_not_a_json_object(damaged: Path, file: str, data: bytes) -> None:
     (damaged / file).write_bytes(data)
     with pytest.raises(CorruptStoreError) as caught:
         FeatureStore(damaged)
     assert caught.value.file == file
 
 
-def test_metadata_of_another_array_or_missing(damaged) -> None:
+def test_metadata_of_another_array_or_missing(damaged: Path) -> None:
     shutil.copy(damaged / "clip_text/zarr.json", damaged / "clip_image/zarr.json")
     with pytest.raises(CorruptStoreError, match="shape"):
         FeatureStore(damaged)
@@ -493,7 +496,7 @@ def test_metadata_of_another_array_or_missing(damaged) -> None:
         FeatureStore(damaged)
 
 
-def test_huge_metadata_is_not_read(damaged) -> None:
+def test_huge_metadata_is_not_read(damaged: Path) -> None:
     with (damaged / "zarr.json").open("r+b") as file:
         file.truncate(1 << 40)  # sparse
     with pytest.raises(CorruptStoreError, match="at most"):
@@ -501,7 +504,7 @@ def test_huge_metadata_is_not_read(damaged) -> None:
 
 
 @pytest.mark.parametrize("schema", [0, 1, 3, "2", None])
-def test_another_schema_version(damaged, schema: int | str | None) -> None:
+def test_another_schema_version(damaged: Path, schema: int | str | None) -> None:
     edit_root(damaged, lambda record: record.update(schema=schema))
     with pytest.raises(StoreMismatchError) as caught:
         FeatureStore(damaged)
@@ -530,7 +533,7 @@ def test_another_schema_version(damaged, schema: int | str | None) -> None:
         lambda r: r["shape"]["dims"].update(blip2_text=64),
     ],
 )
-def test_a_damaged_record(damaged, change) -> None:
+def test_a_damaged_record(damaged: Path, change: Callable[[dict[str, Any]], object]) -> None:
     edit_root(damaged, change)
     with pytest.raises(CorruptStoreError):
         _ = FeatureStore(damaged).samples

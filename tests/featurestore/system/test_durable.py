@@ -4,7 +4,9 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,7 +27,7 @@ def fail_at(monkeypatch: pytest.MonkeyPatch, n: int, number: int) -> list[str]:
     """Makes operation ``n`` and no other fail; returns the list of operations as they happen."""
     seen: list[str] = []
 
-    def fail(operation, path, size):
+    def fail(operation: str, path: Path, size: int) -> int:
         seen.append(operation)
         if len(seen) == n:
             raise OSError(number, os.strerror(number))
@@ -39,7 +41,13 @@ def partials(folder: Path) -> list[str]:
     return [p.name for p in folder.rglob("*.partial")]
 
 
-def until_it_passes(monkeypatch: pytest.MonkeyPatch, number, prepare, action, check) -> int:
+def until_it_passes(
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    prepare: Callable[[], object],
+    action: Callable[[], object],
+    check: Callable[[str, Any], object],
+) -> int:
     """Runs ``action`` with operation 1, 2, … failing until none is left; returns how many."""
     n = 0
     while True:
@@ -67,11 +75,11 @@ def until_it_passes(monkeypatch: pytest.MonkeyPatch, number, prepare, action, ch
 
 @pytest.mark.parametrize("number", FAILURES)
 def test_replace_file_leaves_old_or_new(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     path = tmp_path / "file"
 
-    def check(operation, error) -> None:
+    def check(operation: str, error: Any) -> None:
         assert not partials(tmp_path)
         # Only the sync of the folder comes after the rename.
         renamed = operation == "fsync" and error.path == tmp_path
@@ -93,7 +101,7 @@ def test_replace_file_leaves_old_or_new(
 
 @pytest.mark.parametrize("number", FAILURES)
 def test_replace_files_renames_none_before_all_are_synced(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     paths = [tmp_path / "a/x", tmp_path / "b/y", tmp_path / "a/z"]
 
@@ -102,7 +110,7 @@ def test_replace_files_renames_none_before_all_are_synced(
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(b"old")
 
-    def check(operation, error) -> None:
+    def check(operation: str, error: Any) -> None:
         assert not partials(tmp_path)
         contents = [path.read_bytes() for path in paths]
         assert set(contents) <= {b"old", b"new" + b"er"}
@@ -122,7 +130,7 @@ def test_replace_files_renames_none_before_all_are_synced(
 
 @pytest.mark.parametrize("number", FAILURES)
 def test_append_line_leaves_no_torn_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     path = tmp_path / "lines"
     until_it_passes(
@@ -142,7 +150,7 @@ def test_a_failed_append_after_a_short_write_is_cut_off(
     path.write_bytes(b"one\n")
     sizes = []
 
-    def hook(operation, path, size):
+    def hook(operation: str, path: Path, size: int) -> int:
         if operation == "write":
             sizes.append(size)
             if len(sizes) == 2:
@@ -170,7 +178,7 @@ def test_short_writes_are_completed(
 ) -> None:
     writes = []
 
-    def hook(operation, path, size):
+    def hook(operation: str, path: Path, size: int) -> int:
         if operation == "write":
             writes.append(size)
         return min(size, most)
@@ -186,7 +194,7 @@ def test_short_writes_are_completed(
 def test_a_failed_fsync_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced = []
 
-    def hook(operation, path, size):
+    def hook(operation: str, path: Path, size: int) -> int:
         if operation == "fsync":
             synced.append(path)
             raise OSError(errno.EIO, "Input/output error")
@@ -205,11 +213,11 @@ def test_everything_is_synced_before_its_rename_and_the_folder_after(
     calls = []
     real_fsync = os.fsync
 
-    def fsync(fd) -> None:
+    def fsync(fd: int) -> None:
         calls.append(("fsync", Path(f"/proc/self/fd/{fd}").readlink().name))
         real_fsync(fd)
 
-    def hook(operation, path, size):
+    def hook(operation: str, path: Path, size: int) -> int:
         if operation == "rename":
             calls.append(("rename", path.name))
         return size
@@ -300,7 +308,7 @@ def test_a_file_renamed_meanwhile_is_not_overwritten(
     first = durable.PartialFile(path)
     first.write(b"first")
 
-    def late(fd, operation) -> None:
+    def late(fd: int, operation: int) -> None:
         monkeypatch.setattr(durable.fcntl, "flock", honest)
         first.rename()
         honest(fd, operation)
@@ -313,7 +321,7 @@ def test_a_file_renamed_meanwhile_is_not_overwritten(
 
 
 def test_nothing_stays_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def held():
+    def held() -> int:
         return len(list(Path("/proc/self/fd").iterdir()))
 
     (tmp_path / "lines").write_bytes(b"")
@@ -370,7 +378,7 @@ def test_a_real_file_size_limit(tmp_path: Path) -> None:
     ("name", "reason"),
     [("x" * 300, "too long"), ("missing/file", "No such file"), ("file/below", "Not a directory")],
 )
-def test_invalid_paths_are_refused(tmp_path: Path, name, reason: str) -> None:
+def test_invalid_paths_are_refused(tmp_path: Path, name: str, reason: str) -> None:
     (tmp_path / "file").write_bytes(b"x")
     with pytest.raises(StorageError, match=f"(?i){reason}"):
         durable.replace_file(tmp_path / name, b"x")
@@ -451,7 +459,7 @@ HOLDER = """if True:
 
 
 @pytest.fixture
-def holder(tmp_path: Path):
+def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """Starts a process that holds the lock at ``tmp_path / "lock"``."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDER, tmp_path / "lock"], stdout=subprocess.PIPE, text=True
@@ -462,14 +470,16 @@ def holder(tmp_path: Path):
         process.kill()
 
 
-def test_the_error_names_the_process_that_holds_the_lock(tmp_path: Path, holder) -> None:
+def test_the_error_names_the_process_that_holds_the_lock(
+    tmp_path: Path, holder: subprocess.Popen[str]
+) -> None:
     with pytest.raises(StoreLockedError, match="the store is being written by") as caught:
         FileLock(tmp_path / "lock", Path("the store"))
     assert (caught.value.pid, caught.value.host) == (holder.pid, socket.gethostname())
     assert lock_holder(tmp_path / "lock") == (holder.pid, socket.gethostname())
 
 
-def test_the_lock_dies_with_its_holder(tmp_path: Path, holder) -> None:
+def test_the_lock_dies_with_its_holder(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     assert lock_holder(tmp_path / "lock") is None
@@ -477,7 +487,9 @@ def test_the_lock_dies_with_its_holder(tmp_path: Path, holder) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff", b'{"pid": '])
-def test_a_holder_that_left_no_name(tmp_path: Path, holder, content: bytes) -> None:
+def test_a_holder_that_left_no_name(
+    tmp_path: Path, holder: subprocess.Popen[str], content: bytes
+) -> None:
     (tmp_path / "lock").write_bytes(content)
     with pytest.raises(StoreLockedError, match="another process") as caught:
         FileLock(tmp_path / "lock", tmp_path)

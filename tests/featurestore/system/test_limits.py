@@ -114,7 +114,7 @@ def test_odd_names_and_lines(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("files", [{}, {"memory.max": "max"}, {"memory.max": "", "pids.max": "x"}])
-def test_no_limit(tmp_path: Path, files) -> None:
+def test_no_limit(tmp_path: Path, files: dict[str, str]) -> None:
     proc = machine(tmp_path, [V2], ["0::/"], files)
     assert memory_room(proc) is None
     assert process_room(proc) is None

@@ -3,7 +3,9 @@
 import gc
 import os
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,14 +17,14 @@ LARGE = (9000, 1024)  # 35 MiB
 
 
 @pytest.fixture(autouse=True)
-def nothing_kept():
+def nothing_kept() -> Iterator[None]:
     gc.collect()
     results._free.clear()
     yield
     results._free.clear()
 
 
-def address(array):
+def address(array: np.ndarray) -> int:
     return array.__array_interface__["data"][0]
 
 
@@ -35,7 +37,7 @@ def test_memory_is_reused_when_no_array_refers_to_it() -> None:
     assert address(results.empty((1024, 9000))) == where  # another shape of the same size
 
 
-def values(kept):
+def values(kept: Any) -> Any:
     return kept.clone() if isinstance(kept, torch.Tensor) else np.array(kept)
 
 
@@ -51,7 +53,7 @@ def values(kept):
         lambda array: array.view(np.uint8)[7],
     ],
 )
-def test_memory_in_use_is_not_written_to(keep) -> None:
+def test_memory_in_use_is_not_written_to(keep: Callable[[np.ndarray], Any]) -> None:
     array = results.empty(LARGE)
     array[:] = 7
     kept = keep(array)
@@ -84,7 +86,7 @@ def test_results_above_the_limit_are_not_kept() -> None:
 
 
 def test_threads_never_get_the_same() -> None:
-    def take_turns(number) -> None:
+    def take_turns(number: int) -> None:
         for _ in range(50):
             array = results.empty(LARGE)
             array[::1000] = number

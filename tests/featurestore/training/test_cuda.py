@@ -1,5 +1,7 @@
 """Batches on a real GPU; skipped without one."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -18,19 +20,19 @@ SAMPLES = 200
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory):
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cuda") / "store"
     make_store(folder, samples=SAMPLES, views=4, chunk=8)
     return folder
 
 
-def busy(milliseconds) -> None:
+def busy(milliseconds: float) -> None:
     """Work that occupies the current stream for a while."""
     torch.cuda._sleep(int(1e6 * milliseconds))
 
 
 @pytest.mark.parametrize("resident", [False, True])
-def test_batches_are_those_of_the_host(folder, resident: bool) -> None:
+def test_batches_are_those_of_the_host(folder: Path, resident: bool) -> None:
     dataset = FeatureDataset(folder, views="all")
     source = ResidentFeatures(dataset, "cuda") if resident else dataset
     loader = DeviceBatches(source, FeatureBatchSampler(dataset, 16), "cuda")
@@ -46,7 +48,7 @@ def test_batches_are_those_of_the_host(folder, resident: bool) -> None:
         assert sum(len(batch["index"]) for batch in kept) == SAMPLES
 
 
-def test_a_batch_may_be_used_on_another_stream(folder) -> None:
+def test_a_batch_may_be_used_on_another_stream(folder: Path) -> None:
     dataset = FeatureDataset(folder, views="all")
     resident = ResidentFeatures(dataset, "cuda", Residency(draw="pair"))
     expected = [
@@ -66,7 +68,7 @@ def test_a_batch_may_be_used_on_another_stream(folder) -> None:
         assert all(torch.equal(batch[name].cpu(), rows) for name, rows in wanted.items())
 
 
-def test_batches_read_in_inference_mode_can_be_trained_from(folder) -> None:
+def test_batches_read_in_inference_mode_can_be_trained_from(folder: Path) -> None:
     dataset = FeatureDataset(folder)
     loader = DeviceBatches(dataset, FeatureBatchSampler(dataset, 16), "cuda")
     with torch.inference_mode():

@@ -5,7 +5,9 @@ import os
 import pickle
 import resource
 import shutil
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from featurestore.imdb.labels import write_augmented_labels, write_labels
 from featurestore.imdb.materialize import PREFIX, materialize
 from featurestore.reading import sources
 from featurestore.reading.npy import map_npy
+from featurestore.reading.rows import FeatureRows
 from featurestore.records import BadInput
 from featurestore.storage.store import FeatureStore
 from featurestore.storage.writer import StoreWriter, take_lock
@@ -57,7 +60,12 @@ def close(actual: torch.Tensor, expected: np.ndarray) -> None:
     ],
 )
 @pytest.mark.parametrize("zscore", ["all", "none"])
-def test_view_policies(world: World, views, reference, zscore: str) -> None:
+def test_view_policies(
+    world: World,
+    views: int | str | np.integer,
+    reference: Callable[[np.ndarray], np.ndarray],
+    zscore: str,
+) -> None:
     dataset = world.open(views=views, zscore=zscore, seed=5)
     dataset.set_epoch(2)
     batch = dataset.batch(range(11))
@@ -84,7 +92,7 @@ def test_rows_are_those_of_the_files_to_the_last_bit(
 @pytest.mark.parametrize("bad_samples", ["exclude", "include"])
 @pytest.mark.parametrize("name", DIMS)
 def test_train_zscore_uses_only_the_rows_that_are_trained_on(
-    world: World, name, bad_samples: str
+    world: World, name: str, bad_samples: str
 ) -> None:
     """Not those of sample 3, whose poster is a placeholder: training leaves out its text too.
 
@@ -271,7 +279,7 @@ def test_arguments_of_other_types(tmp_path: Path) -> None:
         assert torch.equal(dataset.batch([1, 2])["clip_text"], same.batch([1, 2])["clip_text"])
 
 
-def written_split(path, **parts):
+def written_split(path: Path, **parts: Iterable[int]) -> Path:
     names = {part: [f"{i:07d}" for i in indices] for part, indices in parts.items()}
     path.write_text(json.dumps(names))
     return path
@@ -350,7 +358,7 @@ def test_rows_of_two_states_are_never_opened_together(
     other = {name: values + 1 for name, values in rows.items()}
     honest = sources.store_rows
 
-    def late(*args, **kwargs):
+    def late(*args: Any, **kwargs: Any) -> FeatureRows:
         monkeypatch.setattr(sources, "store_rows", honest)
         opened = honest(*args, **kwargs)
         remake(tmp_path / "s", 0, other)
@@ -370,7 +378,7 @@ def test_a_store_that_grows_while_it_is_opened_is_accepted(
     rows = make_store(tmp_path / "s", chunks=[0])
     honest = sources.store_rows
 
-    def late(*args, **kwargs):
+    def late(*args: Any, **kwargs: Any) -> FeatureRows:
         monkeypatch.setattr(sources, "store_rows", honest)
         opened = honest(*args, **kwargs)
         with StoreWriter(tmp_path / "s", take_lock(tmp_path / "s")) as writer:
@@ -410,7 +418,9 @@ NUMBERS = st.lists(st.integers(-12, 12), max_size=6)
 
 
 @given(NUMBERS, SLICES, st.sampled_from([list, tuple, np.array, torch.tensor]))
-def test_indices_as_a_list_does_them(numbers, slices, kind) -> None:
+def test_indices_as_a_list_does_them(
+    numbers: list[int], slices: slice, kind: Callable[[list[int]], Any]
+) -> None:
     dataset, model = open_shared(), [i for i in range(11) if i not in BAD]
     for number in numbers:
         assert outcome(lambda: dataset[number]["index"].item()) == outcome(lambda: model[number])  # noqa: B023
@@ -434,7 +444,7 @@ def _shared(world: World) -> None:
         SHARED.append(FeatureDataset(world.store, ["clip_image"]))
 
 
-def outcome(action):
+def outcome(action: Callable[[], object]) -> object:
     try:
         return action()
     except IndexError:
@@ -442,13 +452,13 @@ def outcome(action):
 
 
 @pytest.mark.parametrize("items", [[0.5], ["1"], [True, False], [[1, 2]], 3, np.array([1.0])])
-def test_items_must_be_a_list_of_integers(world: World, items) -> None:
+def test_items_must_be_a_list_of_integers(world: World, items: Any) -> None:
     with pytest.raises(TypeError, match="integers"):
         world.open().batch(items)
 
 
 @pytest.mark.parametrize("item", [1.0, "1", None, [1]])
-def test_an_item_must_be_an_integer(world: World, item) -> None:
+def test_an_item_must_be_an_integer(world: World, item: Any) -> None:
     with pytest.raises(TypeError):
         world.open()[item]
 
@@ -546,7 +556,7 @@ def labels(world: World, tmp_path: Path) -> Path:
     return Path(shutil.copytree(world.root / "labels", tmp_path / "labels"))
 
 
-def test_augmented_labels_of_another_seed_are_refused(world: World, labels) -> None:
+def test_augmented_labels_of_another_seed_are_refused(world: World, labels: Path) -> None:
     write_augmented_labels(labels, labels, 4, seed=7)
     with pytest.raises(InputError) as caught:
         world.open(labels="augmented", labels_dir=labels)
@@ -559,7 +569,7 @@ def test_augmented_labels_of_another_seed_are_refused(world: World, labels) -> N
 
 @pytest.mark.parametrize("place", ["labels_dir", "beside", "source"])
 def test_labels_that_changed_since_they_were_augmented_are_refused(
-    world: World, labels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+    world: World, labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     """The clean labels are in ``labels_dir``, in the same folder, or where the manifest says."""
     monkeypatch.chdir(tmp_path)
@@ -593,7 +603,7 @@ def test_labels_of_another_data_set_at_the_same_path_are_not_used(
     FeatureDataset(folder, labels="augmented")
 
 
-def test_a_flip_in_augmented_labels_is_found_with_checksum(world: World, labels) -> None:
+def test_a_flip_in_augmented_labels_is_found_with_checksum(world: World, labels: Path) -> None:
     write_augmented_labels(labels, labels, 4)
     path = labels / f"{PREFIX}_labels.npy"
     asked = {"labels": "augmented", "labels_dir": labels, "checksum": True}
@@ -610,17 +620,17 @@ def test_a_flip_in_augmented_labels_is_found_with_checksum(world: World, labels)
 
 
 def test_augmented_labels_are_mapped_and_not_read(
-    world: World, labels, monkeypatch: pytest.MonkeyPatch
+    world: World, labels: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At full size they are 167 MB: opening them reads their manifest and the clean labels."""
     write_augmented_labels(labels, labels, 4)
     mapped = []
 
-    def note(path):
+    def note(path: Path) -> np.ndarray:
         mapped.append(map_npy(path))
         return mapped[-1]
 
-    def never(path) -> None:
+    def never(path: Path) -> None:
         raise AssertionError(f"{path} was read")
 
     monkeypatch.setattr("featurestore.imdb.view_labels.map_npy", note)
@@ -714,7 +724,7 @@ def test_more_chunks_than_descriptors(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def many(tmp_path_factory: pytest.TempPathFactory):
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """2,000 samples of 8 views whose rows hold their own view's number."""
     path = tmp_path_factory.mktemp("many") / "store"
     views = np.tile(np.arange(8, dtype=np.float32)[None, :, None], (2000, 1, 16))
@@ -723,20 +733,22 @@ def many(tmp_path_factory: pytest.TempPathFactory):
     return path
 
 
-def drawn(path, *, seed: int = 0, epoch: int = 0, items=range(2000)):
+def drawn(
+    path: Path, *, seed: int = 0, epoch: int = 0, items: Sequence[int] = range(2000)
+) -> np.ndarray:
     dataset = FeatureDataset(path, views="random", zscore="none", seed=seed)
     dataset.set_epoch(epoch)
     return dataset.batch(items)["clip_image"][:, 0].numpy().astype(int)
 
 
-def test_random_views_belong_to_seed_epoch_and_sample(many) -> None:
+def test_random_views_belong_to_seed_epoch_and_sample(many: Path) -> None:
     base = drawn(many)
     np.testing.assert_array_equal(drawn(many), base)
     np.testing.assert_array_equal(drawn(many, items=range(1999, -1, -1)), base[::-1])
     np.testing.assert_array_equal(drawn(many, items=[77]), base[[77]])
 
 
-def test_random_views_are_uniform_and_independent(many) -> None:
+def test_random_views_are_uniform_and_independent(many: Path) -> None:
     draws = {
         (seed, epoch): drawn(many, seed=seed, epoch=epoch) for seed in range(3) for epoch in (0, 1)
     }
@@ -753,7 +765,7 @@ def test_random_views_are_uniform_and_independent(many) -> None:
 
 
 @pytest.mark.parametrize(("seed", "epoch"), [(-1, 0), (2**64, 0), (2**70 + 3, 2**65), (0, -1)])
-def test_any_integer_seeds_the_draw(many, seed, epoch) -> None:
+def test_any_integer_seeds_the_draw(many: Path, seed: int, epoch: int) -> None:
     assert set(drawn(many, seed=seed, epoch=epoch)) == set(range(8))
 
 
@@ -777,7 +789,7 @@ def test_any_integer_seeds_the_draw(many, seed, epoch) -> None:
         ({"split": "dev", "split_json": True}, "found 'dev'"),
     ],
 )
-def test_wrong_arguments(world: World, arguments, message: str) -> None:
+def test_wrong_arguments(world: World, arguments: dict[str, Any], message: str) -> None:
     if "split_json" in arguments:
         arguments = arguments | {"split_json": world.split}
     with pytest.raises(ConfigError, match=message):

@@ -6,6 +6,7 @@ torch.cuda that keeps the order of its commands, and copies late, as a GPU may.
 
 import types
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ SAMPLES, VIEWS = 37, 4
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory):
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("device")
     make_store(root / "store", samples=SAMPLES, views=VIEWS, chunk=8)
     stems = [f"{i:07d}" for i in range(SAMPLES)]
@@ -38,8 +39,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.fixture
-def open_dataset(folders):
-    def opened(views: str = "clean", **keywords):
+def open_dataset(folders: Path) -> Opener:
+    def opened(views: str = "clean", **keywords: Any) -> FeatureDataset:
         return FeatureDataset(
             folders / "store", views=views, labels_dir=folders / "labels", **keywords
         )
@@ -47,14 +48,14 @@ def open_dataset(folders):
     return opened
 
 
-def equal(first, second):
+def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[n], second[n]) for n in first)
 
 
 # Batches ----------------------------------------------------------------------------------------
 
 
-def test_batches_are_the_samplers(open_dataset) -> None:
+def test_batches_are_the_samplers(open_dataset: Opener) -> None:
     dataset = open_dataset("random")
     loader = DeviceBatches(dataset, FeatureBatchSampler(dataset, 8), "cpu")
     for epoch in range(2):
@@ -71,8 +72,8 @@ def test_batches_are_the_samplers(open_dataset) -> None:
             assert equal(batch, reference.batch(items))
 
 
-def test_it_resumes_after_the_batch_in_use_and_not_the_one_ahead(open_dataset) -> None:
-    def new_loader():
+def test_it_resumes_after_the_batch_in_use_and_not_the_one_ahead(open_dataset: Opener) -> None:
+    def new_loader() -> DeviceBatches:
         dataset = open_dataset("random")
         return DeviceBatches(dataset, FeatureBatchSampler(dataset, 8, shuffle=Shuffle(4)), "cpu")
 
@@ -97,7 +98,7 @@ def test_it_resumes_after_the_batch_in_use_and_not_the_one_ahead(open_dataset) -
 
 
 @pytest.mark.parametrize("name", ["cuda:99", "meta", "gpu", "cpu0"])
-def test_devices_that_are_not_there(open_dataset, name: str) -> None:
+def test_devices_that_are_not_there(open_dataset: Opener, name: str) -> None:
     dataset = open_dataset()
     with pytest.raises(ConfigError):
         DeviceBatches(dataset, FeatureBatchSampler(dataset, 8), name)
@@ -118,38 +119,38 @@ class FakeGpu:
         )
         monkeypatch.setattr(device, "torch", types.SimpleNamespace(cuda=fake, empty=self.empty))
 
-    def on(self, stream):
+    def on(self, stream: str) -> Any:
         gpu = self
 
         class On:
             def __enter__(self) -> None:
                 gpu.current = stream
 
-            def __exit__(self, *_) -> None:
+            def __exit__(self, *_: object) -> None:
                 gpu.current = "compute"
 
         return On()
 
-    def empty(self, count, dtype, pin_memory):
+    def empty(self, count: int, dtype: torch.dtype, pin_memory: bool) -> HostBuffer:
         assert pin_memory
         self.log.append("buffer")
         return HostBuffer(torch.empty(count, dtype=dtype), self)
 
-    def wait_event(self, event) -> None:
+    def wait_event(self, event: Event) -> None:
         self.log.append("compute waits")
         event.done()
 
-    def run(self, until) -> None:
+    def run(self, until: int | None) -> None:
         for work in self.queue[:until]:
             work()
         self.queue[:until] = [lambda: None] * until
 
 
 class Event:
-    def __init__(self, gpu) -> None:
+    def __init__(self, gpu: FakeGpu) -> None:
         self.gpu, self.place = gpu, None
 
-    def record(self, stream) -> None:
+    def record(self, stream: object) -> None:
         assert stream in ("copier", self.gpu)
         self.place = len(self.gpu.queue)
 
@@ -165,23 +166,23 @@ class Event:
 class HostBuffer:
     """A page-locked tensor whose copies to the device happen late."""
 
-    def __init__(self, rows, gpu) -> None:
+    def __init__(self, rows: torch.Tensor, gpu: FakeGpu) -> None:
         self.rows, self.gpu, self.dtype = rows, gpu, rows.dtype
 
-    def numel(self):
+    def numel(self) -> int:
         return self.rows.numel()
 
-    def __getitem__(self, part):
+    def __getitem__(self, part: slice) -> HostBuffer:
         return HostBuffer(self.rows[part], self.gpu)
 
-    def view(self, shape):
+    def view(self, shape: Any) -> HostBuffer:
         return HostBuffer(self.rows.view(shape), self.gpu)
 
-    def copy_(self, rows):
+    def copy_(self, rows: torch.Tensor) -> HostBuffer:
         self.rows.copy_(rows)
         return self
 
-    def to(self, _, non_blocking):
+    def to(self, _: object, non_blocking: bool) -> OnDevice:
         assert non_blocking
         assert self.gpu.current == "copier"
         sent = OnDevice(torch.full_like(self.rows, -1))
@@ -192,10 +193,10 @@ class HostBuffer:
 class OnDevice:
     device = "cuda:0"
 
-    def __init__(self, rows) -> None:
+    def __init__(self, rows: torch.Tensor) -> None:
         self.rows, self.recorded = rows, False
 
-    def record_stream(self, _) -> None:
+    def record_stream(self, _: object) -> None:
         self.recorded = True
 
 
@@ -241,7 +242,7 @@ def test_what_is_on_the_device_already_is_not_sent(monkeypatch: pytest.MonkeyPat
     assert (rows.rows == 7).all()
 
 
-def test_what_is_read_in_inference_mode_can_be_trained_from(open_dataset) -> None:
+def test_what_is_read_in_inference_mode_can_be_trained_from(open_dataset: Opener) -> None:
     """The batch that was read ahead is used when the mode is over."""
     dataset = open_dataset("random")
     walk = iter(DeviceBatches(dataset, FeatureBatchSampler(dataset, 8), "cpu"))
@@ -255,7 +256,9 @@ def test_what_is_read_in_inference_mode_can_be_trained_from(open_dataset) -> Non
         torch.testing.assert_close(weight.grad, rows.sum(0))
 
 
-def test_the_epoch_reaches_the_source_if_the_sampler_has_another_dataset(open_dataset) -> None:
+def test_the_epoch_reaches_the_source_if_the_sampler_has_another_dataset(
+    open_dataset: Opener,
+) -> None:
     source, other = open_dataset("random"), open_dataset("random")
     loader = DeviceBatches(source, FeatureBatchSampler(other, 8), "cpu")
     reference = open_dataset("random")
@@ -273,7 +276,7 @@ def test_the_epoch_reaches_the_source_if_the_sampler_has_another_dataset(open_da
 
 @pytest.mark.parametrize("views", ["clean", 3, "mean", "all"])
 def test_resident_features_are_the_datasets(
-    open_dataset, views: int | str, monkeypatch: pytest.MonkeyPatch
+    open_dataset: Opener, views: int | str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resident, "_BLOCK_BYTES", 40_000)  # several blocks
     dataset = open_dataset(views)
@@ -288,7 +291,7 @@ def test_resident_features_are_the_datasets(
             held.batch(items)
 
 
-def test_some_views_in_another_dtype(open_dataset) -> None:
+def test_some_views_in_another_dtype(open_dataset: Opener) -> None:
     dataset = open_dataset("all")
     held = ResidentFeatures(dataset, "cpu", Residency(views=[3, 1], dtype=torch.bfloat16))
     wanted = dataset.batch([7, 2])
@@ -300,7 +303,7 @@ def test_some_views_in_another_dtype(open_dataset) -> None:
     assert held.nbytes == bytes_of_features + SAMPLES * (8 + 23 * 4)
 
 
-def test_what_is_kept_twice_or_read_ahead_is_refused(open_dataset) -> None:
+def test_what_is_kept_twice_or_read_ahead_is_refused(open_dataset: Opener) -> None:
     dataset = open_dataset("all")
     for keep in (Residency([3, 3], draw="pair"), Residency([1], draw="pair"), Residency([2, 2])):
         with pytest.raises(ConfigError, match="views are different ones"):
@@ -311,7 +314,9 @@ def test_what_is_kept_twice_or_read_ahead_is_refused(open_dataset) -> None:
         list(batches)
 
 
-def views_of(dataset, batch, items):
+def views_of(
+    dataset: FeatureDataset, batch: dict[str, torch.Tensor], items: list[int]
+) -> torch.Tensor:
     """The view of each row, int64 like the rows without D; the same for every feature."""
     wanted = dataset.batch(items)
     number = None
@@ -325,7 +330,7 @@ def views_of(dataset, batch, items):
 
 
 @pytest.mark.parametrize(("draw", "each"), [("random", 1), ("pair", 2)])
-def test_draws_belong_to_seed_epoch_and_sample(open_dataset, draw: str, each: int) -> None:
+def test_draws_belong_to_seed_epoch_and_sample(open_dataset: Opener, draw: str, each: int) -> None:
     dataset = open_dataset("all")
     held = ResidentFeatures(dataset, "cpu", Residency(draw=draw))
     items = list(range(SAMPLES))
@@ -349,7 +354,7 @@ def test_draws_belong_to_seed_epoch_and_sample(open_dataset, draw: str, each: in
 
 
 @pytest.mark.parametrize("keep", [Residency(), Residency([3, 1]), Residency(draw="random")])
-def test_labels_of_views_are_those_of_the_rows(open_dataset, keep) -> None:
+def test_labels_of_views_are_those_of_the_rows(open_dataset: Opener, keep: Residency) -> None:
     dataset = open_dataset("all", labels="augmented")
     held = ResidentFeatures(dataset, "cpu", keep)
     held.set_epoch(3)
@@ -363,7 +368,9 @@ def test_labels_of_views_are_those_of_the_rows(open_dataset, keep) -> None:
     assert batch["labels"].dtype == torch.float32
 
 
-def test_a_sample_draws_the_same_in_every_split(open_dataset, folders, tmp_path: Path) -> None:
+def test_a_sample_draws_the_same_in_every_split(
+    open_dataset: Opener, folders: Path, tmp_path: Path
+) -> None:
     dataset = open_dataset("all")
     stems = dataset.stems
     (tmp_path / "split.json").write_text(
@@ -375,7 +382,7 @@ def test_a_sample_draws_the_same_in_every_split(open_dataset, folders, tmp_path:
     assert equal(ResidentFeatures(part, "cpu", keep).batch(range(len(part))), whole)
 
 
-def test_epochs_over_resident_features(open_dataset) -> None:
+def test_epochs_over_resident_features(open_dataset: Opener) -> None:
     held = ResidentFeatures(open_dataset("all"), "cpu", Residency(draw="random"))
     loader = DeviceBatches(held, FeatureBatchSampler(held, 8, shuffle=Shuffle(window=2)), "cpu")
     first, second = (list(loader) for _ in range(2))
@@ -388,7 +395,7 @@ def test_epochs_over_resident_features(open_dataset) -> None:
 
 
 def test_what_does_not_fit_is_refused_with_both_numbers(
-    open_dataset, monkeypatch: pytest.MonkeyPatch
+    open_dataset: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = open_dataset("all")
     wanted = SAMPLES * (VIEWS * 192 * 4 + 8 + 23 * 4)
@@ -411,12 +418,14 @@ def test_what_does_not_fit_is_refused_with_both_numbers(
         ("all", Residency(views=[2], draw="pair")),
     ],
 )
-def test_what_does_not_go_together_is_refused(open_dataset, views: str, keep) -> None:
+def test_what_does_not_go_together_is_refused(
+    open_dataset: Opener, views: str, keep: Residency
+) -> None:
     with pytest.raises(ConfigError):
         ResidentFeatures(open_dataset(views), "cpu", keep)
 
 
-def test_indices_stay_with_the_rows(open_dataset) -> None:
+def test_indices_stay_with_the_rows(open_dataset: Opener) -> None:
     dataset = open_dataset("clean")
     held = ResidentFeatures(dataset, "cpu")
     assert np.array_equal(held.indices, dataset.indices)
