@@ -161,7 +161,7 @@ def killed_at(n: int, action: Callable[[], object]) -> bool:
         status = 1
         try:
             durable.hook = die
-            os.fsync = os.fstat  # written data survives a process without a sync
+            os.fsync = lambda fd: None  # written data survives a process without a sync
             action()
             status = 0
         finally:

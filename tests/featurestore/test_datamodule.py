@@ -4,6 +4,7 @@ import json
 import pickle
 import shutil
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from featurestore.imdb.materialize import PREFIX, materialize
 from featurestore.reading.npy_folder import NpyFolder
 from featurestore.storage.store import FeatureStore
 from tests.featurestore.stores import StoreAndRows
+from tests.featurestore.worlds import domain_data
 
 from .stores import make_store
 
@@ -40,6 +42,8 @@ I, C, I0, C0, L = (  # noqa: E741  the names of formats.md
 )
 PAIRED = [{I, C}, {I0}, {C0}, {I, I0}, {C, C0}, {I, C, I0, C0}]
 LABELLED = [{L}, {I, C, L}, {I, C, I0, C0, L}]
+
+Make = Callable[..., Any]  # creates a Lightning data module
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +218,8 @@ def test_get_samples(make: Make, folders: Path) -> None:
 def test_loaders_give_aligned_batches(make: Make, folders: Path, workers: int) -> None:
     module = make(view_mode="all", include_labels=True, num_workers=workers)
     wanted = reference(folders, "clip", "train", "all")
-    seen, sizes = [], []
+    seen: list[int] = []
+    sizes: list[int] = []
     for batch, index, loader in module.train_dataloader():
         assert set(batch) == set(module.train_datasets)
         assert (index, loader) == (len(sizes), 0)
@@ -273,7 +278,7 @@ def test_nothing_is_copied_for_all_views(tmp_path: Path, folders: Path) -> None:
     )
     held, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    rows = module.train_datasets[frozenset({I, C, I0, C0})].domain_data
+    rows = domain_data(module.train_datasets[frozenset({I, C, I0, C0})])
     assert sum(r.shape[0] * r.shape[1] * 4 for r in rows.values()) > 5_000_000
     assert held < 2_000_000
 
@@ -330,7 +335,7 @@ def test_labels_are_required_only_if_requested(
         monkeypatch.setenv("OTHER_BACKBONES_DIR_IMDB1_AUG70", str(embeddings))
         rows = make_datamodule_clip_aug70(view_mode="all").val_datasets[frozenset({I0})]
         wanted = reference(folders, "clip", "val", "all")[I0]
-        actual = np.asarray(rows.domain_data[I0])
+        actual = np.asarray(domain_data(rows)[I0])
         np.testing.assert_allclose(actual, wanted, rtol=1e-5, atol=1e-6)
         with pytest.raises(ConfigError, match="IMDB1_LABELS_DIR_23 is not set"):
             make_datamodule_clip_aug70(include_labels=True)
@@ -356,7 +361,11 @@ def test_published_files_of_other_samples_are_refused(folders: Path, tmp_path: P
     for key in ("stems_sha256", "sha256", "crc32c"):
         del facts[key]
     manifest.write_text(json.dumps(facts))
-    given = {"data_root": folders, "labels_dir": folders / "labels", "include_labels": True}
+    given: dict[str, Any] = {
+        "data_root": folders,
+        "labels_dir": folders / "labels",
+        "include_labels": True,
+    }
     assert make_datamodule("clip", embeddings=published, **given).train_datasets
     index = published / f"{PREFIX}_aug_index.csv"
     stems = NpyFolder(published, PREFIX).stems
@@ -391,11 +400,12 @@ def test_a_trainer_resumes_in_the_middle_of_an_epoch(folders: Path, tmp_path: Pa
         def __init__(self) -> None:
             super().__init__()
             self.layer = torch.nn.Linear(64, 1)
-            self.seen = []
+            self.seen: list[Any] = []
 
         def training_step(self, batch: Any, number: int) -> torch.Tensor:
             self.seen.append((self.current_epoch, number, batch["index"], batch["clip_image"]))
-            return self.layer(batch["clip_image"]).square().mean()
+            loss: torch.Tensor = self.layer(batch["clip_image"]).square().mean()
+            return loss
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return torch.optim.SGD(self.parameters(), lr=1e-3)
@@ -404,7 +414,11 @@ def test_a_trainer_resumes_in_the_middle_of_an_epoch(folders: Path, tmp_path: Pa
         dataset = FeatureDataset(folders / "store", ["clip_image"], views="random")
         batches = DeviceBatches(dataset, FeatureBatchSampler(dataset, 4), "cpu")
         saved = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
-        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        quiet: dict[str, Any] = {
+            "logger": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+        }
         model = Model()
         trainer = Trainer(accelerator="cpu", max_epochs=3, callbacks=[saved], **quiet)
         trainer.fit(model, batches, **keywords)
@@ -430,8 +444,8 @@ def test_factories_read_the_published_variables(
     monkeypatch.setenv("MMIMDB1_DIR", str(folders))
     clip = make_datamodule_clip_aug70()
     blip2 = make_datamodule_blip2_aug70(view_mode="all", include_labels=True, batch_size=7)
-    assert clip.train_datasets[frozenset({I})].domain_data[I].shape == (8, 64)
-    assert blip2.test_datasets[frozenset({L})].domain_data[L].shape == (12, 23)
+    assert domain_data(clip.train_datasets[frozenset({I})])[I].shape == (8, 64)
+    assert domain_data(blip2.test_datasets[frozenset({L})])[L].shape == (12, 23)
     with pytest.raises(TypeError, match="bach_size"):
         make_datamodule_clip_aug70(bach_size=3)
     monkeypatch.delenv("MMIMDB1_DIR")
@@ -456,7 +470,7 @@ def test_keywords_are_checked(make: Make, keywords: dict[str, Any]) -> None:
 
 def test_what_does_not_belong_together_is_refused(folders: Path, tmp_path: Path) -> None:
     def module(**changes: Any) -> Any:
-        places = {"embeddings": folders / "embeddings", "data_root": folders}
+        places: dict[str, Any] = {"embeddings": folders / "embeddings", "data_root": folders}
         return make_datamodule("clip", **places | {"labels_dir": folders / "labels"} | changes)
 
     write_labels(STEMS[:-1], [{"genres": ["Drama"]}] * 13, tmp_path / "fewer")

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from featurestore.imdb.labels import write_labels
 from featurestore.imdb.materialize import materialize
+from featurestore.published.domains import DomainDataset
 from featurestore.records import BadInput
 from featurestore.storage.store import FeatureStore
 from featurestore.training.dataset import FeatureDataset
@@ -18,6 +19,12 @@ STEMS = [f"{i:07d}" for i in range(11)]
 BAD = {3: [BadInput(3, "image", "truncated", "")], 7: [BadInput(7, "text", "not-json", "x")]}
 GOOD = [0, 1, 2, 4, 5, 6, 8, 9, 10]
 SPLIT = {"train": [0, 3, 5, 9], "dev": [1, 7], "test": [2, 4]}
+
+
+def domain_data(dataset: object) -> dict[str, Any]:
+    """The rows of a dataset of the published interface, which are used as tensors are."""
+    assert isinstance(dataset, DomainDataset)
+    return dataset.domain_data
 
 
 class World:
@@ -44,4 +51,5 @@ class World:
         rows = self.rows[name]
         wide = rows[chosen].reshape(-1, rows.shape[2]).astype(np.float64)
         mu, sigma = wide.mean(0).astype(np.float32), wide.std(0).astype(np.float32)
-        return (rows - mu) / (sigma + np.float32(1e-6))
+        scaled: np.ndarray = (rows - mu) / (sigma + np.float32(1e-6))
+        return scaled

@@ -37,7 +37,7 @@ class Probe(torch.nn.Module):
         return {"loss": self.model(clip_image).square().mean()}
 
 
-class Epochs(TrainerCallback):
+class Epochs(TrainerCallback):  # type: ignore[misc]
     def on_epoch_begin(
         self, args: Any, state: Any, control: Any, model: Any = None, **keywords: Any
     ) -> None:
@@ -45,7 +45,7 @@ class Epochs(TrainerCallback):
         probe.log.epoch(probe.name)
 
 
-class ViewsOfEpoch(TrainerCallback):
+class ViewsOfEpoch(TrainerCallback):  # type: ignore[misc]
     """The example of docs/training.md for loaders with workers."""
 
     def on_epoch_begin(
@@ -54,7 +54,7 @@ class ViewsOfEpoch(TrainerCallback):
         train_dataloader.dataset.set_epoch(round(state.epoch))
 
 
-class OwnBatches(Trainer):
+class OwnBatches(Trainer):  # type: ignore[misc]
     """The example of docs/training.md."""
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -69,7 +69,7 @@ class Loops:
     def __init__(self, store: str, folder: str) -> None:
         self.store, self.folder, self.log = store, folder, Log(store)
 
-    def data(self, views: str = "random") -> FeatureDataset:
+    def data(self, views: int | str = "random") -> FeatureDataset:
         return FeatureDataset(self.store, [FEATURE], views=views, seed=1)
 
     # Accelerate ---------------------------------------------------------------------------------
@@ -102,7 +102,7 @@ class Loops:
         self.walk("twice", self.prepared(self.data(), shard=shard))
         self.walk("dispatch twice", self.prepared(self.data(), dispatch, shard=shard))
         for name, part in (("own", shard), ("nobody's", None), ("everything", Shard())):
-            keywords = {} if part is None else {"shard": part}
+            keywords: dict[str, Any] = {} if part is None else {"shard": part}
             data = self.data()
             plain, device = (FeatureBatchSampler(data, SIZE, **keywords) for _ in range(2))
             self.walk(f"plain {name}", DataLoader(data, batch_sampler=plain))
@@ -143,13 +143,13 @@ class Loops:
         )
 
     def transformers(self) -> None:
-        saving = {"save_strategy": "steps", "save_steps": 1}
+        saving: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1}
         own = self.trainer(OwnBatches, "trainer own", **saving)
         own.train()
         for step in (6, 8):  # six steps an epoch: the first is its end
             again = self.trainer(OwnBatches, f"trainer resumed {step}")
             again.train(resume_from_checkpoint=f"{self.folder}/trainer/checkpoint-{step}")
-        workers = {"dataloader_num_workers": 1}
+        workers: dict[str, Any] = {"dataloader_num_workers": 1}
         self.trainer(Trainer, "trainer workers", [ViewsOfEpoch()], **workers).train()
         self.trainer(Trainer, "trainer bare").train()
         self.log.seen["trainer predict"] = own.predict(self.data(3)).predictions.tolist()

@@ -23,7 +23,7 @@ KEYS = (
 )
 
 
-class Rows(Dataset):
+class Rows(Dataset[dict[str, torch.Tensor]]):
     def __init__(self, domain_data: dict[str, torch.Tensor]) -> None:
         self.domain_data = domain_data
 
@@ -32,6 +32,9 @@ class Rows(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         return {name: rows[index] for name, rows in self.domain_data.items()}
+
+
+Groups = dict[frozenset[str], Rows]
 
 
 class DataModule(LightningDataModule):
@@ -77,7 +80,8 @@ def make(family: str, batch_size: int, view_mode: str = "clean", **_: object) ->
         rows = {name: domain[part].flatten(0, 1) for name, domain in domains.items()}
         keys = KEYS[2 * (number > 0) :]
         groups.append({frozenset(k): Rows({name: rows[name] for name in k}) for k in keys})
-    return DataModule(*groups, batch_size)
+    train, val, test = groups
+    return DataModule(train, val, test, batch_size)
 
 
 def make_datamodule_clip_aug70(**keywords: Any) -> DataModule:

@@ -25,7 +25,7 @@ from featurestore import DeviceBatches, FeatureBatchSampler, FeatureDataset, Sha
 from featurestore.errors import ConfigError
 from tests.training.logged import FEATURE, Log, model
 
-QUIET = {
+QUIET: dict[str, Any] = {
     "accelerator": "cpu",
     "logger": False,
     "enable_progress_bar": False,
@@ -39,7 +39,7 @@ class Probe(LightningModule):
         super().__init__()
         self.model, self.log_of, self.name = model(), log, name
         if hook is not None:
-            self.train_dataloader = hook
+            self.train_dataloader = hook  # type: ignore[method-assign]
 
     def on_train_epoch_start(self) -> None:
         self.log_of.epoch(self.name)
@@ -49,7 +49,8 @@ class Probe(LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         self.log_of.batch(self.name, batch)
-        return self.model(batch[FEATURE]).square().mean()
+        loss: torch.Tensor = self.model(batch[FEATURE]).square().mean()
+        return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self.log_of.batch(f"{self.name}/val", batch)
@@ -59,7 +60,8 @@ class Probe(LightningModule):
 
     def predict_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         self.log_of.batch(self.name, batch)
-        return batch["index"]
+        index: torch.Tensor = batch["index"]
+        return index
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.01)
@@ -75,14 +77,15 @@ class Pair(Probe):
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         for side in "ab":
             self.log_of.batch(f"pair {side}", batch[side])
-        return self.model(batch["a"][FEATURE]).square().mean()
+        loss: torch.Tensor = self.model(batch["a"][FEATURE]).square().mean()
+        return loss
 
 
 class Loops:
     def __init__(self, store: str, folder: str) -> None:
         self.store, self.folder, self.log = store, folder, Log(store)
 
-    def data(self, views: str = "random") -> FeatureDataset:
+    def data(self, views: int | str = "random") -> FeatureDataset:
         return FeatureDataset(self.store, [FEATURE], views=views, seed=1)
 
     def trainer(self, epochs: int = 1, **keywords: Any) -> Trainer:
@@ -104,7 +107,7 @@ class Loops:
 
     def alone(self) -> None:
         self.both(3, "one", devices=1)
-        one = {"devices": 1}
+        one: dict[str, Any] = {"devices": 1}
         for kind in (DataLoader, DeviceBatches):
             name = kind.__name__
             self.trainer(4, overfit_batches=2, num_sanity_val_steps=0, devices=1).fit(
@@ -136,7 +139,11 @@ class Loops:
                 every_n_train_steps=1,
                 save_top_k=-1,
             )
-            keywords = {"devices": 1, "callbacks": [saving], "enable_checkpointing": True}
+            keywords: dict[str, Any] = {
+                "devices": 1,
+                "callbacks": [saving],
+                "enable_checkpointing": True,
+            }
             self.trainer(3, **keywords).fit(
                 Probe(self.log, f"{name} whole"), self.loader(self.data(), 8, kind)
             )
@@ -148,7 +155,7 @@ class Loops:
                 )
 
     def several(self) -> None:
-        two = {"devices": 2, "strategy": "ddp"}
+        two: dict[str, Any] = {"devices": 2, "strategy": "ddp"}
         self.both(3, "ddp", **two)
         window = self.loader(self.data(), 5, shuffle=WINDOW, drop_last=True)
         self.trainer(2, **two).fit(Probe(self.log, "window"), window)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,7 +22,7 @@ class Log:
         dataset = FeatureDataset(store, [FEATURE], views="all", bad_samples="include")
         rows = dataset.batch(range(len(dataset)))[FEATURE]
         self._views = [[tuple(row.tolist()) for row in views] for views in rows]
-        self.seen = {}
+        self.seen: dict[str, Any] = {}
 
     def epoch(self, name: str) -> None:
         self.seen.setdefault(name, []).append([])
@@ -35,7 +36,7 @@ class Log:
             self.epoch(name)
         self.seen[name][-1].append(pairs)
 
-    def refused(self, name: str, error: Exception) -> None:
+    def refused(self, name: str, error: BaseException | None) -> None:
         self.seen[name] = f"{type(error).__name__}: {error}"
 
     def save(self, folder: str, rank: int) -> None:

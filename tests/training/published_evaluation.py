@@ -38,7 +38,7 @@ class Workspace(LightningModule):
         self.encoders = nn.ModuleDict({name: nn.Linear(dim, size) for name, dim in dims.items()})
         self.decoders = nn.ModuleDict({name: nn.Linear(size, dim) for name, dim in dims.items()})
         self.query = nn.Linear(size, 1)
-        self.losses = []
+        self.losses: list[float] = []
 
     def fuse(self, domains: dict[str, torch.Tensor]) -> torch.Tensor:
         encoded = torch.stack([self.encoders[n](domains[n]) for n in (IMAGE, TEXT)])  # [2, B, size]
@@ -70,7 +70,11 @@ def make_model(data: Any) -> Workspace:
 
 
 def make_trainer(**keywords: Any) -> Trainer:
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    quiet: dict[str, Any] = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+    }
     return Trainer(
         accelerator="cpu",
         devices=1,
@@ -81,7 +85,7 @@ def make_trainer(**keywords: Any) -> Trainer:
     )
 
 
-def train(make: Callable[..., Any], seed: int):
+def train(make: Callable[..., Any], seed: int) -> Workspace:
     seed_everything(seed, workers=True, verbose=False)
     data = make(
         batch_size=32,
@@ -113,21 +117,21 @@ def clean_loader(dataset: Any) -> DataLoader[Any]:
 
 
 @torch.no_grad()
-def evaluate(make: Callable[..., Any], model: Workspace):
+def evaluate(make: Callable[..., Any], model: Workspace) -> dict[str, float]:
     model.eval()
     data = make(
         batch_size=1024, num_workers=8, pin_memory=True, view_mode="clean", include_labels=True
     )
-    scores = {}
+    scores: dict[str, float] = {}
     parts = {"val": data.val_datasets[THREE], "test": data.test_datasets.get(THREE)}
     for name, dataset in parts.items():
         loader = clean_loader(dataset)
-        logits, truth = [], []
+        outputs, answers = [], []
         for image, text, labels in loader:
             shared = model.fuse({IMAGE: image.to("cpu", non_blocking=True), TEXT: text})
-            logits.append(model.decoders[LABELS](shared).float().cpu().numpy())
-            truth.append(labels.numpy())
-        logits, truth = np.concatenate(logits), np.concatenate(truth).astype(np.int64)
+            outputs.append(model.decoders[LABELS](shared).float().cpu().numpy())
+            answers.append(labels.numpy())
+        logits, truth = np.concatenate(outputs), np.concatenate(answers).astype(np.int64)
         predicted = (1.0 / (1.0 + np.exp(-logits)) >= 0.5).astype(np.int64)
         scores[f"n_{name}"] = len(truth)
         scores[f"macro_f1_{name}"] = f1_score(truth, predicted, average="macro", zero_division=0)

@@ -37,7 +37,9 @@ class SharedSpace(LightningModule):
         return F.normalize(self.image(domains[I]), dim=1), F.normalize(self.text(domains[C]), dim=1)
 
     def classify(self, domains: dict[str, torch.Tensor]) -> torch.Tensor:
-        return self.genres(torch.cat([self.image(domains[I]), self.text(domains[C])], dim=1))
+        both = torch.cat([self.image(domains[I]), self.text(domains[C])], dim=1)
+        logits: torch.Tensor = self.genres(both)
+        return logits
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         image, text = self.embed(batch[PAIR])
@@ -64,7 +66,7 @@ class SharedSpace(LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=3e-3, weight_decay=0.1)
 
 
-def train(make: Callable[..., Any], epochs: int, view_mode: str) -> tuple[object, SharedSpace]:
+def train(make: Callable[..., Any], epochs: int, view_mode: str) -> tuple[Any, SharedSpace]:
     seed_everything(0, verbose=False)
     data = make(
         batch_size=64,

@@ -21,7 +21,7 @@ RANKS, TRAIN = 2, 23
 def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+        return int(found.getsockname()[1])
 
 
 def start(arguments: Sequence[object], rank: int, port: int) -> subprocess.Popen[str]:
@@ -68,7 +68,7 @@ def test_two_ranks_read_the_split_once_and_learn_what_one_process_learns(tmp_pat
         for step in steps:  # all ranks' items as one batch
             loss = loss_of(model, dataset.batch([item for batch in step for item in batch]))
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     sizes = [[[len(batch) for batch in epoch] for epoch in rank["seen"]] for rank in found]
     assert sizes == [[[4, 4, 4], [11, 1]], [[4, 4, 3], [10, 1]]]

@@ -22,6 +22,8 @@ from tests.featurestore.stores import make_store
 from tests.training.test_distributed import free_port
 
 SAMPLES, VIEWS = 47, 8
+Epoch = list[list[list[int]]]  # batches of pairs of a sample and a view
+Log = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +84,10 @@ def drawn(epoch: int, of: Sequence[int]) -> list[int]:
     """The views that a dataset with views="random" and seed 1 draws in an epoch."""
     import numpy as np
 
-    return view_policy("random", VIEWS, 1).choose(np.asarray(of, np.int64), epoch).tolist()
+    chosen = view_policy("random", VIEWS, 1).choose(np.asarray(of, np.int64), epoch)
+    assert isinstance(chosen, np.ndarray)
+    drawn: list[int] = chosen.tolist()
+    return drawn
 
 
 def each_once(

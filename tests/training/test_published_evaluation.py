@@ -47,12 +47,13 @@ print(json.dumps(digest))
 # The datamodule in memory can read files only.
 IN_MEMORY = ("theirs.py", "embeddings")
 FILES, STORE = ("ours.py", "embeddings"), ("ours.py", "features")
+Found = tuple[str, list[list[dict[str, Any]]], str]
 
 
 def run_all(
     built: Path,
     folder: Path,
-    runs: list[tuple[str, dict[str, Any]]],
+    runs: list[tuple[str, str]],
     families: list[str],
     *paths: Path,
 ) -> Found:
@@ -116,7 +117,7 @@ def older_numpy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("NumPy 1.26 was never built for this Python")
     folder = tmp_path_factory.mktemp("numpy")
     options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary", ":all:"]
-    install = [sys.executable, "-m", "pip", "install", *options, "--target", folder]
+    install = [sys.executable, "-m", "pip", "install", *options, "--target", str(folder)]
     done = subprocess.run(
         [*install, f"numpy=={OLDER_NUMPY}"], capture_output=True, text=True, timeout=300
     )

@@ -33,7 +33,7 @@ def test_the_published_script_runs_and_beats_chance(built: Path, tmp_path: Path)
         "PYTHONPATH": ROOT,
         "OMP_NUM_THREADS": 1,
     }
-    runs = ["clip", built / "features", "blip2", built / "embeddings"]
+    runs = ["clip", str(built / "features"), "blip2", str(built / "embeddings")]
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", RUN, "train.py", *runs],
         cwd=tmp_path,

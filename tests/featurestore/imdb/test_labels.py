@@ -4,7 +4,9 @@ import itertools
 import json
 import re
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +26,7 @@ from featurestore.imdb.labels import (
     write_labels,
 )
 from featurestore.imdb.labels_manifest import verify_augmented
-from featurestore.records import view_seed
+from featurestore.records import Salt, view_seed
 from featurestore.system import durable
 from tests.featurestore.stores import killed_at
 
@@ -70,7 +72,7 @@ def numpy_noise(labels: np.ndarray, views: int, base: int) -> np.ndarray:
         (25958, 69, "text", 486677006),
     ],
 )
-def test_seeds_are_the_published_ones(index: int, view: int, salt: str, seed: int) -> None:
+def test_seeds_are_the_published_ones(index: int, view: int, salt: Salt, seed: int) -> None:
     assert view_seed(123, index, view, salt) == seed
 
 
@@ -97,7 +99,8 @@ def test_spellings_of_science_fiction(spelling: str) -> None:
 @given(st.sets(st.sampled_from(NAMES)), st.data())
 def test_any_set_of_genres_in_any_order_and_case(genres: set[str], data: st.DataObject) -> None:
     order = data.draw(st.permutations(sorted(genres)))
-    change = data.draw(st.sampled_from([str, str.lower, str.upper, lambda s: f"\t{s} "]))
+    changes: list[Callable[[str], str]] = [str, str.lower, str.upper, lambda s: f"\t{s} "]
+    change = data.draw(st.sampled_from(changes))
     row, unknown = genres_vector({"genres": [change(g) for g in order] * 2})
     assert {NAMES[i] for i in np.flatnonzero(row)} == genres
     assert unknown == []
@@ -393,15 +396,16 @@ def test_another_value_than_the_embeddings_is_a_mistake(
 ) -> None:
     embeddings(tmp_path, **{"seed": 9, key: 5})
     option = "views" if key == "views_per_sample" else "seed"
+    asked: dict[str, Any] = {option: 4}
     with pytest.raises(ConfigError, match=rf"(?s)--{option} 4 .*says 5.*Leave --{option} out") as e:
-        write_augmented_labels(labels_dir, tmp_path, **{option: 4})
+        write_augmented_labels(labels_dir, tmp_path, **asked)
     assert e.value.exit_code == 2
     assert not (tmp_path / f"{P}_labels.npy").exists()
 
 
 def test_views_and_seed_are_those_of_the_embeddings(labels_dir: Path, tmp_path: Path) -> None:
     embeddings(tmp_path, views_per_sample=4, seed=7)
-    for said in (dict[str, int](), {"views": 4}, {"seed": 7}):
+    for said in (dict[str, Any](), {"views": 4}, {"seed": 7}):
         write_augmented_labels(labels_dir, tmp_path, **said)
         expected = numpy_noise(np.load(labels_dir / "labels_all_23.npy"), 4, 7)
         assert np.array_equal(np.load(tmp_path / f"{P}_labels.npy"), expected)

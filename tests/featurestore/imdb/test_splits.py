@@ -1,4 +1,5 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ def write(folder: Path, document: object) -> Path:
 
 
 def read(
-    folder: Path, stems: list[str] = STEMS, **parts: object
+    folder: Path, stems: list[str] = STEMS, /, **parts: object
 ) -> tuple[list[int], list[int], list[int]]:
     split = read_split(write(folder, {"train": [], "dev": [], "test": []} | parts), stems)
     return split.train.tolist(), split.val.tolist(), split.test.tolist()
@@ -66,7 +67,8 @@ def test_byte_order_mark_is_read(tmp_path: Path) -> None:
 def test_any_partition_is_read_back(tmp_path: Path, numbers: set[int], data: st.DataObject) -> None:
     stems = sorted(f"{n:05d}" for n in numbers)
     part_of = [data.draw(st.integers(0, 3)) for _ in stems]
-    spell = data.draw(st.sampled_from([str, int, lambda stem: stem.lstrip("0")]))
+    spellings: list[Callable[[str], object]] = [str, int, lambda stem: stem.lstrip("0")]
+    spell = data.draw(st.sampled_from(spellings))
     named = [[s for s, p in zip(stems, part_of, strict=True) if p == part] for part in range(4)]
     shuffled = [data.draw(st.permutations(stems_of)) for stems_of in named[:3]]
     train, dev, test = ([spell(stem) for stem in part] for part in shuffled)
@@ -109,7 +111,7 @@ def test_overlap_is_an_error_however_it_is_spelt(tmp_path: Path, pair: tuple[str
 
 @pytest.mark.parametrize("missing", ["train", "dev", "test"])
 def test_missing_part(tmp_path: Path, missing: str) -> None:
-    parts = {"train": [], "dev": [], "test": []}
+    parts: dict[str, list[str]] = {"train": [], "dev": [], "test": []}
     del parts[missing]
     with pytest.raises(InputError, match=f"no key {missing}"):
         read_split(write(tmp_path, parts), STEMS)

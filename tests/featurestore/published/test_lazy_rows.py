@@ -4,6 +4,7 @@ import copy
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +17,10 @@ from featurestore.errors import ConfigError, CorruptStoreError, InputError
 from featurestore.imdb.materialize import materialize
 from featurestore.published.domains import DomainDataset, DomainRows
 from featurestore.published.gw_module import GroupLoaders
+from featurestore.published.lazy_rows import LazyRows
 from featurestore.storage.store import FeatureStore
 from tests.featurestore.stores import make_store
+from tests.featurestore.worlds import domain_data
 
 STEMS = [f"{i:07d}" for i in range(14)]
 SPLIT = {"train": STEMS[:8], "dev": [], "test": STEMS[11:]}
@@ -43,7 +46,9 @@ def module(request: pytest.FixtureRequest, folders: Path) -> GroupLoaders:
 
 @pytest.fixture
 def rows(module: GroupLoaders) -> DomainRows:
-    return module.train_datasets[frozenset({IMAGE})].domain_data[IMAGE]
+    rows = domain_data(module.train_datasets[frozenset({IMAGE})])[IMAGE]
+    assert isinstance(rows, DomainRows)
+    return rows
 
 
 @pytest.fixture
@@ -55,9 +60,14 @@ def wanted(rows: DomainRows) -> torch.Tensor:
 @pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The number of rows of each read."""
-    seen = []
+    seen: list[int] = []
     take = DomainRows.take
-    monkeypatch.setattr(DomainRows, "take", lambda self, at: seen.append(at.size) or take(self, at))
+
+    def counted(rows: DomainRows, positions: npt.NDArray[np.int64]) -> torch.Tensor:
+        seen.append(positions.size)
+        return take(rows, positions)
+
+    monkeypatch.setattr(DomainRows, "take", counted)
     return seen
 
 
@@ -202,7 +212,7 @@ def test_numpy_takes_rows_as_an_array(rows: DomainRows, wanted: torch.Tensor, ca
 def test_a_tensor_dataset_of_rows_reads_what_its_batches_need(
     module: GroupLoaders, wanted: torch.Tensor, read: list[int]
 ) -> None:
-    data = module.train_datasets[frozenset({IMAGE, TEXT})].domain_data
+    data = domain_data(module.train_datasets[frozenset({IMAGE, TEXT})])
     both = TensorDataset(data[IMAGE], data[TEXT])
     assert (len(both), read) == (N, [])
     loader = DataLoader(both, batch_size=5)
@@ -234,7 +244,7 @@ def test_rows_are_copied_and_pickled_without_being_read(
         read.clear()
 
 
-def test_nothing_changes_rows_in_place(rows: DomainRows, wanted: torch.Tensor) -> None:
+def test_nothing_changes_rows_in_place(rows: Any, wanted: torch.Tensor) -> None:
     assert not hasattr(rows, "mul_")
     with pytest.raises(AttributeError, match=r"clone\(\)"):
         rows.add_(1)
@@ -250,7 +260,7 @@ def test_nothing_changes_rows_in_place(rows: DomainRows, wanted: torch.Tensor) -
     assert torch.equal(rows.tensor(), wanted)
 
 
-def test_errors_are_those_that_happened(rows: DomainRows, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_are_those_that_happened(rows: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("no_such_thing", "_private", "__setstate__", "__cuda_array_interface__"):
         with pytest.raises(AttributeError, match=name):
             getattr(rows, name)
@@ -277,7 +287,7 @@ def test_errors_are_those_that_happened(rows: DomainRows, monkeypatch: pytest.Mo
 
 
 def test_what_does_not_fit_is_refused_before_it_is_read(
-    rows: DomainRows, read: list[int], monkeypatch: pytest.MonkeyPatch
+    rows: Any, read: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("featurestore.published.lazy_rows._SMALL_BYTES", 0)
     monkeypatch.setattr("featurestore.published.lazy_rows.available_bytes", lambda: N * D * 4 - 1)
@@ -289,7 +299,7 @@ def test_what_does_not_fit_is_refused_before_it_is_read(
 
 
 def test_a_part_without_samples_is_an_empty_tensor(module: GroupLoaders) -> None:
-    empty = module.val_datasets[frozenset({IMAGE, TEXT})].domain_data[IMAGE]
+    empty = domain_data(module.val_datasets[frozenset({IMAGE, TEXT})])[IMAGE]
     assert empty.tensor().shape == empty.shape == (0, D)
     assert empty[:5].shape == (0, D)
     assert list(empty) == []
@@ -306,7 +316,7 @@ class Doubled(DomainDataset):
 def test_a_dataset_takes_tensors_too_and_plain_loaders_take_it(
     rows: DomainRows, wanted: torch.Tensor
 ) -> None:
-    mixed = {"rows": rows, "numbers": torch.arange(N)}
+    mixed: dict[str, LazyRows | torch.Tensor] = {"rows": rows, "numbers": torch.arange(N)}
     for kind, factor in ((DomainDataset, 1), (Doubled, 2)):
         for workers in (0, 1):
             loader = DataLoader(kind(mixed), batch_size=20, num_workers=workers)

@@ -23,9 +23,11 @@ from featurestore.datamodule import (
 from featurestore.errors import ConfigError, InputError
 from featurestore.imdb.labels import write_labels
 from featurestore.imdb.materialize import PREFIX, materialize
+from featurestore.published.arguments import variable
 from featurestore.published.gw_module import Datasets
 from featurestore.storage.store import FeatureStore
 from tests.featurestore.stores import make_store
+from tests.featurestore.worlds import domain_data
 
 DIMS = {"clip_image": 64, "clip_text": 128, "blip2_image": 192, "blip2_text": 64}
 STEMS = [f"{i:07d}" for i in range(14)]
@@ -79,14 +81,14 @@ def all_rows(groups: Datasets) -> dict[tuple[frozenset[str], str], torch.Tensor]
     return {
         (key, name): rows.tensor()
         for key, dataset in groups.items()
-        for name, rows in dataset.domain_data.items()
+        for name, rows in domain_data(dataset).items()
     }
 
 
 def assert_equal_groups(actual: Datasets, wanted: Datasets) -> None:
-    actual, wanted = all_rows(actual), all_rows(wanted)
-    assert list(actual) == list(wanted)
-    assert all(torch.equal(actual[key], wanted[key]) for key in wanted)
+    found, expected = all_rows(actual), all_rows(wanted)
+    assert list(found) == list(expected)
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
 HARMLESS = [
@@ -114,9 +116,10 @@ def test_keywords_without_effect_are_accepted(surroundings: Path, keywords: dict
 )
 def test_keywords_that_would_have_an_effect_are_refused(surroundings: Path, name: str) -> None:
     for value in ("more.npy", ["more.npy"], Path("more.npy")):
+        keywords: dict[str, Any] = {name: value}
         for make in (make_datamodule_blip2_aug70, make_datasets):
             with pytest.raises(ConfigError, match=f"{name} appends rows"):
-                make(**{name: value})
+                make(**keywords)
 
 
 def test_a_manifest_is_accepted_where_it_is_of_these_rows(
@@ -159,7 +162,7 @@ def test_home_folders_are_found_in_variables_and_arguments(
     actual = make_datamodule_clip_aug70(include_labels=True)
     assert_equal_groups(actual.test_datasets, wanted.test_datasets)
     given = make_datamodule("clip", embeddings="~/embeddings", data_root="~", labels_dir="~/labels")
-    assert I in given.train_datasets[frozenset({I, C})].domain_data
+    assert I in domain_data(given.train_datasets[frozenset({I, C})])
     monkeypatch.setenv("MMIMDB_IMAGE_LATENTS", f"~/embeddings/{PREFIX}_blip2_image.npy")
     assert make_datasets()[0][frozenset({I})].domain_data[I].shape[1] == DIMS["blip2_image"]
     monkeypatch.setenv("MMIMDB1_DIR", "~nobody-of-this-name/imdb")
@@ -170,9 +173,9 @@ def test_home_folders_are_found_in_variables_and_arguments(
 def test_datasets_are_created_from_the_paths_of_published_files(
     surroundings: Path, folders: Path
 ) -> None:
-    folder = Path(ours.variable("OTHER_BACKBONES_DIR_IMDB1_AUG70"))
+    folder = Path(variable("OTHER_BACKBONES_DIR_IMDB1_AUG70"))
     paths = [folder / f"{PREFIX}_blip2_{kind}.npy" for kind in ("image", "text")]
-    options = {"include_labels": True, "view_mode": "view_k", "view_k": 2}
+    options: dict[str, Any] = {"include_labels": True, "view_mode": "view_k", "view_k": 2}
     actual = make_datasets(*map(str, paths), **options)
     module = make_datamodule_blip2_aug70(**options)
     for part, wanted in zip(actual, (module.train_datasets, module.val_datasets), strict=False):
@@ -180,7 +183,7 @@ def test_datasets_are_created_from_the_paths_of_published_files(
     assert [len(part) for part in actual] == [11, 9, 9]
     assert list(actual[0]) == [frozenset(key) for key in TRAIN_KEYS]
     by_paths = make_datamodule(image_latents_path=paths[0], caption_embeddings_path=paths[1])
-    assert by_paths.train_datasets[frozenset({I})].domain_data[I].shape[1] == DIMS["blip2_image"]
+    assert domain_data(by_paths.train_datasets[frozenset({I})])[I].shape[1] == DIMS["blip2_image"]
     one = make_datasets(caption_embeddings_path=paths[1])[0][frozenset({I, C})].domain_data
     assert (one[I].shape[1], one[C].shape[1]) == (DIMS["clip_image"], DIMS["blip2_text"])
     with pytest.raises(ConfigError, match="does not name a feature"):
@@ -190,7 +193,7 @@ def test_datasets_are_created_from_the_paths_of_published_files(
     with pytest.raises(ConfigError, match="not both"):
         make_datamodule("clip", image_latents_path=paths[0])
     with pytest.raises(ConfigError, match="Pass batch_size by name"):
-        make_datamodule(512)
+        make_datamodule(512)  # type: ignore[arg-type]
 
 
 def test_a_feature_that_is_not_there_is_named(folders: Path, tmp_path: Path) -> None:
@@ -226,7 +229,7 @@ def test_the_class_takes_datasets_of_other_kinds(surroundings: Path) -> None:
     assert isinstance(make_datamodule_clip_aug70(), GWDataModule)
     assert module.test_datasets == {}
     held = {frozenset({I}): DomainDataset({I: torch.arange(6.0).reshape(6, 1)})}
-    other = {frozenset({"x"}): TensorDataset(torch.arange(6.0))}
+    other: Any = {frozenset({"x"}): TensorDataset(torch.arange(6.0))}
     module = GWDataModule(
         train_datasets=other, val_datasets=held, test_datasets={}, batch_size=4, num_workers=0
     )
@@ -235,7 +238,8 @@ def test_the_class_takes_datasets_of_other_kinds(surroundings: Path) -> None:
         [4, 5],
     ]
     assert module.get_samples("val", 2)[frozenset({I})][I].tolist() == [[0], [1]]
-    assert module.get_samples("train", 3)[frozenset({"x"})][0].tolist() == [0, 1, 2]
+    samples: Any = module.get_samples("train", 3)[frozenset({"x"})]
+    assert samples[0].tolist() == [0, 1, 2]
     with pytest.raises(ConfigError, match="batch_size is at least 1"):
         GWDataModule(held, held, None, 0)
 
@@ -261,7 +265,7 @@ def test_samples_of_a_small_split_are_all_it_has(surroundings: Path) -> None:
         assert {value.shape[0] for group in actual.values() for value in group.values()} == {rows}
 
 
-class InMemory(Dataset):
+class InMemory(Dataset[dict[str, torch.Tensor]]):
     """One set of domains as tensors, as in the published code."""
 
     def __init__(self, domain_data: dict[str, torch.Tensor]) -> None:
@@ -312,7 +316,7 @@ def test_the_mean_over_views_is_the_published_one_but_for_rounding(surroundings:
         rows = np.load(surroundings / "embeddings" / f"{PREFIX}_clip_{kind}.npy")
         cube = torch.from_numpy(rows).view(len(STEMS), VIEWS, -1)
         wanted = cube.index_select(0, torch.tensor(list(PARTS["train"]))).mean(dim=1)
-        actual = module.train_datasets[frozenset({I, C})].domain_data[name].contiguous()
+        actual = domain_data(module.train_datasets[frozenset({I, C})])[name].contiguous()
         torch.testing.assert_close(actual, wanted, rtol=0, atol=8e-6)
 
 
@@ -332,10 +336,11 @@ def test_a_small_set_is_validated_when_steps_are_counted(surroundings: Path) -> 
         def __init__(self) -> None:
             super().__init__()
             self.layer = torch.nn.Linear(64, 1)
-            self.validated = []
+            self.validated: list[tuple[int, int]] = []
 
         def training_step(self, batch: Any, _: int) -> torch.Tensor:
-            return self.layer(batch[frozenset({I})][I]).square().mean()
+            loss: torch.Tensor = self.layer(batch[frozenset({I})][I]).square().mean()
+            return loss
 
         def validation_step(self, batch: Any, _: int) -> None:
             self.validated.append((self.global_step, len(batch[frozenset({I0})][I0])))
@@ -345,7 +350,11 @@ def test_a_small_set_is_validated_when_steps_are_counted(surroundings: Path) -> 
 
     def validated(**keywords: Any) -> list[tuple[int, int]]:
         model = Model()
-        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        quiet: dict[str, Any] = {
+            "logger": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+        }
         quiet |= {"enable_checkpointing": False, "num_sanity_val_steps": 0, "accelerator": "cpu"}
         data = make_datamodule_clip_aug70(batch_size=16, num_workers=0)
         Trainer(max_steps=8, **quiet, **keywords).fit(model, data)

@@ -1,4 +1,5 @@
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,8 @@ def test_equal_to_an_array(samples: list[int], random: Random, cache_bytes: int)
     source = blocks(cache_bytes, [])
     np.testing.assert_array_equal(source.take(picks, None), VALUES[picks])
     np.testing.assert_array_equal(source.take(picks, 2), VALUES[picks, 2])
-    np.testing.assert_array_equal(source.take(picks, np.int64(1)), VALUES[picks, 1])
+    numpys: Any = np.int64(1)
+    np.testing.assert_array_equal(source.take(picks, numpys), VALUES[picks, 1])
     np.testing.assert_array_equal(source.take(picks, one), VALUES[picks, one])
     np.testing.assert_array_equal(
         source.take(picks, two.reshape(-1, 2)), VALUES[picks[:, None], two.reshape(-1, 2)]

@@ -42,7 +42,12 @@ def test_the_same_as_from_the_store(
     world: World, tmp_path: Path, views: int | str, zscore: str
 ) -> None:
     folder = world.materialize(tmp_path, zscore)
-    options = {"views": views, "zscore": zscore, "seed": 4, "split_json": world.split}
+    options: dict[str, Any] = {
+        "views": views,
+        "zscore": zscore,
+        "seed": 4,
+        "split_json": world.split,
+    }
     options |= {"labels_dir": world.root / "labels", "split": "train"}
     one = FeatureDataset(world.store, **options)
     other = FeatureDataset(folder, checksum=True, **options)

@@ -24,7 +24,7 @@ from featurestore.verify.store import verify
 from tests.featurestore.stores import DIMS
 from tests.featurestore.worlds import World
 
-WAYS = {
+WAYS: dict[str, dict[str, Any]] = {
     "zstd": {"compressors": [ZstdCodec(level=3)]},
     "gzip": {"compressors": [GzipCodec()]},
     "blosc": {"compressors": [BloscCodec(cname="zstd"), Crc32cCodec()]},
@@ -41,7 +41,7 @@ def rewrite(
     **options: Any,
 ) -> None:
     """Replaces an array by one of the same values, written with zarr alone."""
-    values = change(zarr.open_array(store / name, mode="r")[:])
+    values = change(np.asarray(zarr.open_array(store / name, mode="r")[:]))
     shutil.rmtree(store / name)
     options = {"chunks": (4, *values.shape[1:])} | options
     array = zarr.create_array(
@@ -64,7 +64,7 @@ def copy(world: World, tmp_path: Path) -> Path:
 def test_the_same_rows(world: World, copy: Path, tmp_path: Path, way: str) -> None:
     rewrite(copy, **WAYS[way])
     for views in ("clean", "all", "mean", "random", "pair"):
-        options = {"views": views, "bad_samples": "include", "checksum": True}
+        options: dict[str, Any] = {"views": views, "bad_samples": "include", "checksum": True}
         expected = world.open(views=views).batch([9, 0, 3, 9])
         actual = FeatureDataset(copy, **options).batch([9, 0, 3, 9])
         assert all(torch.equal(actual[name], expected[name]) for name in expected)
@@ -110,7 +110,9 @@ def test_a_damaged_file_is_never_a_number(world: World, copy: Path, way: str, da
     if damage == "delete":
         path.unlink()  # zarr reads a missing chunk as NaN
     else:
-        path.write_bytes({"flip": flipped, "half": data[: len(data) // 2], "empty": b""}[damage])
+        path.write_bytes(
+            {"flip": bytes(flipped), "half": data[: len(data) // 2], "empty": b""}[damage]
+        )
     dataset = FeatureDataset(copy, views="all", zscore="none", bad_samples="include")
     refused = []
     for sample in range(11):

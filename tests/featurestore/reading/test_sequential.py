@@ -104,6 +104,6 @@ def test_a_file_that_cannot_be_read(folder: Path, monkeypatch: pytest.MonkeyPatc
     def refuse(*_: object) -> None:
         raise OSError(5, os.strerror(5))
 
-    monkeypatch.setattr(sequential.os, "preadv", refuse)
+    monkeypatch.setattr(os, "preadv", refuse)
     with pytest.raises(StorageError, match="Input/output error"):
         rows.take(np.arange(8), "all")

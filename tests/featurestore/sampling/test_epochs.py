@@ -1,7 +1,7 @@
 """The epoch of an iterator: that of a state, that of set_epoch, or the next."""
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from featurestore import DeviceBatches, FeatureBatchSampler, FeatureDataset, Shu
 from tests.featurestore.stores import make_store
 
 SAMPLES, SIZE, STEPS = 37, 8, 5
+Reference = Callable[..., torch.Tensor]
 
 pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
 
@@ -48,7 +49,7 @@ def reference(store: Path) -> Reference:
 def loaders(
     dataset: FeatureDataset, kinds: Sequence[str] = ("plain", "stateful", "device", "workers")
 ) -> list[tuple[str, Any]]:
-    factories = {
+    factories: dict[str, Callable[[], Any]] = {
         "plain": lambda: DataLoader(dataset, batch_sampler=FeatureBatchSampler(dataset, SIZE)),
         "stateful": lambda: StatefulDataLoader(
             dataset, batch_sampler=FeatureBatchSampler(dataset, SIZE)

@@ -5,7 +5,7 @@ import pickle
 from typing import Any
 
 import pytest
-from torch.utils.data import DistributedSampler, RandomSampler, Sampler, SequentialSampler
+from torch.utils.data import DistributedSampler, RandomSampler, SequentialSampler
 
 from featurestore import FeatureBatchSampler, FeatureDataset, Shard, Shuffle
 from featurestore.errors import ConfigError
@@ -29,7 +29,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> FeatureDataset:
     return FeatureDataset(path, ["clip_image"], views="random")
 
 
-def again(sampler: FeatureBatchSampler, asked: Sampler[Any]) -> FeatureBatchSampler:
+def again(sampler: FeatureBatchSampler, asked: Any) -> FeatureBatchSampler:
     return type(sampler)(asked, batch_size=sampler.batch_size, drop_last=sampler.drop_last)
 
 
@@ -85,6 +85,7 @@ def test_the_position_is_copied(dataset: FeatureDataset) -> None:
 
 
 def test_what_cannot_survive_is_an_error(dataset: FeatureDataset) -> None:
+    asked: Any
     for asked in (DistributedSampler(dataset, 2, 0), RandomSampler(dataset)):
         with pytest.raises(ConfigError, match="use_distributed_sampler=False"):
             FeatureBatchSampler(asked, batch_size=5, drop_last=False)

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -36,6 +36,9 @@ def dataset(store: Path) -> FeatureDataset:
     return FeatureDataset(store, ["clip_image"], views="random", seed=3)
 
 
+T = TypeVar("T")
+
+
 class Items:
     """A dataset with only a length, which is enough for most samplers."""
 
@@ -46,7 +49,7 @@ class Items:
         return self.count
 
 
-def flat(batches: Iterable[list[int]]) -> list[int]:
+def flat(batches: Iterable[Iterable[T]]) -> list[T]:
     return [item for batch in batches for item in batch]
 
 
@@ -65,7 +68,7 @@ def philox(key: tuple[int, int], counter: tuple[int, int, int, int]) -> list[int
 
 
 @pytest.mark.parametrize(("number", "purpose"), [(0, "items"), (3, "other views")])
-def test_draws_are_philox_and_never_change(number: int, purpose: str) -> None:
+def test_draws_are_philox_and_never_change(number: int, purpose: ordering.Purpose) -> None:
     # NumPy counts up before it draws, so the first block is number 1.
     wanted = [n for block in (1, 2, 3) for n in philox((2**64 - 5, 7), (block, 0, 0, number))]
     assert ordering.draws(-5, 7, purpose, 12).tolist() == wanted
@@ -85,7 +88,7 @@ def test_draws_differ_by_seed_epoch_and_purpose_and_a_longer_one_begins_with_a_s
 
 
 def test_every_order_is_equally_likely() -> None:
-    seen = {}
+    seen: dict[tuple[int, ...], int] = {}
     for epoch in range(3000):
         key = tuple(ordering.permutation(4, 0, epoch).tolist())
         seen[key] = seen.get(key, 0) + 1
@@ -201,7 +204,8 @@ def test_invalid_shards_are_refused(arguments: tuple[Any, ...]) -> None:
 
 
 def test_impossible_settings_are_refused_with_advice(dataset: FeatureDataset) -> None:
-    for keywords in ({"batch_size": 0}, {"batch_size": 30, "drop_last": True}):
+    wrong: list[dict[str, Any]] = [{"batch_size": 0}, {"batch_size": 30, "drop_last": True}]
+    for keywords in wrong:
         with pytest.raises(ConfigError):
             FeatureBatchSampler(Items(20), **keywords)
     with pytest.raises(ConfigError, match="even='pad'"):
@@ -321,7 +325,12 @@ def test_setting_the_epoch_that_was_loaded_keeps_the_place(dataset: FeatureDatas
 def test_a_state_of_something_else_is_refused(
     dataset: FeatureDataset, field: str, changes: dict[str, Any]
 ) -> None:
-    same = {"batch_size": 10, "shuffle": Shuffle(1, 3), "shard": Shard(0, 2), "drop_last": False}
+    same: dict[str, Any] = {
+        "batch_size": 10,
+        "shuffle": Shuffle(1, 3),
+        "shard": Shard(0, 2),
+        "drop_last": False,
+    }
     state = FeatureBatchSampler(dataset, **same).state_dict()
     with pytest.raises(ConfigError, match=f"another {field}") as error:
         FeatureBatchSampler(dataset, **same | changes).load_state_dict(state)
@@ -383,8 +392,10 @@ def test_chunks_are_requested_before_their_window_and_once(
 
 
 def test_shuffle_is_no_boolean(dataset: FeatureDataset) -> None:
+    wrong: Any
     for wrong in (True, False, 3):
         with pytest.raises(ConfigError, match="shuffle is a Shuffle or None"):
             FeatureBatchSampler(dataset, 4, shuffle=wrong)
-    numpys = FeatureBatchSampler(dataset, 4, shuffle=Shuffle(seed=np.int64(3)))
+    seed: Any = np.int64(3)
+    numpys = FeatureBatchSampler(dataset, 4, shuffle=Shuffle(seed=seed))
     assert list(numpys) == list(FeatureBatchSampler(dataset, 4, shuffle=Shuffle(seed=3)))

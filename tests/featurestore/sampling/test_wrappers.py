@@ -1,5 +1,6 @@
 """torch's wrappers: random views keep changing, windows stay near the disk, states are exact."""
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from featurestore.errors import ConfigError
 from tests.featurestore.stores import make_store
 
 SAMPLES, CHUNK, SIZE = 61, 4, 8
+Opener = Callable[..., FeatureDataset]
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +44,10 @@ def opened(stores: Path) -> Opener:
 PICKED = list(range(0, SAMPLES, 2))
 
 
-class Doubled(Dataset):
+class Doubled(Dataset[dict[str, torch.Tensor]]):
     """A typical custom wrapper."""
 
-    def __init__(self, dataset: FeatureDataset) -> None:
+    def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
 
     def __len__(self) -> int:
@@ -56,18 +58,19 @@ class Doubled(Dataset):
         return {**inner, "clip_image": inner["clip_image"] * 2}
 
 
-def wrapped(opened: Opener, kind: str) -> tuple[Dataset[Any], list[tuple[int, int]], int]:
+def wrapped(opened: Opener, kind: str) -> tuple[Any, list[tuple[int, int]], int]:
     """A wrapper, and for each item the dataset and the item beneath, and the factor."""
     one, two = opened(0), opened(1)
     if kind == "subset":
         return Subset(one, PICKED), [(0, item) for item in PICKED], 1
     if kind == "tensor":
-        return Subset(one, torch.tensor(PICKED)), [(0, item) for item in PICKED], 1
+        picked: Any = torch.tensor(PICKED)
+        return Subset(one, picked), [(0, item) for item in PICKED], 1
     if kind == "split":
         part, _ = random_split(one, [40, 21], torch.Generator().manual_seed(0))
         return part, [(0, item) for item in part.indices], 1
     if kind == "concat":
-        joined = ConcatDataset([Subset(one, PICKED), two])
+        joined: ConcatDataset[Any] = ConcatDataset([Subset(one, PICKED), two])
         return joined, [(0, item) for item in PICKED] + [(1, item) for item in range(19)], 1
     if kind == "nested":
         places = [(0, item) for item in range(SAMPLES)] + [(1, item) for item in range(19)]
@@ -83,6 +86,7 @@ KINDS = ["subset", "tensor", "split", "concat", "nested", "own"]
 def test_random_views_change_every_epoch(opened: Opener, kind: str, how: str) -> None:
     dataset, places, factor = wrapped(opened, kind)
     sampler = FeatureBatchSampler(dataset, SIZE)
+    loader: Iterable[dict[str, torch.Tensor]]
     if how == "device":
         loader = DeviceBatches(dataset, sampler, "cpu")
     else:
@@ -113,7 +117,8 @@ def test_a_stack_and_a_wrapper_that_knows_epochs(opened: Opener) -> None:
     list(FeatureBatchSampler(StackDataset(a=one, b=two), SIZE))
     sampler = FeatureBatchSampler(StackDataset(one, two), SIZE)
     sampler.set_epoch(3)
-    assert one.epoch == two.dataset.epoch == 3
+    beneath: Any = two.dataset
+    assert one.epoch == beneath.epoch == 3
 
     class Deciding(Doubled):
         def set_epoch(self, epoch: int) -> None:
@@ -153,8 +158,9 @@ def test_reading_ahead_works_through_a_subset_and_is_refused_for_several_stores(
     joined = FeatureBatchSampler(ConcatDataset([opened(0), opened(1)]), SIZE, shuffle=ahead)
     with pytest.raises(ConfigError, match="readahead=False"):
         list(joined)
+    numbers: Any = list(range(9))
     with pytest.raises(ConfigError, match="needs a FeatureDataset, found a list"):
-        FeatureBatchSampler(Subset(list(range(9)), [1, 2]), 1, shuffle=Shuffle(window=2))
+        FeatureBatchSampler(Subset(numbers, [1, 2]), 1, shuffle=Shuffle(window=2))
 
 
 def test_states_are_of_the_samples_beneath(opened: Opener) -> None:
@@ -165,7 +171,8 @@ def test_states_are_of_the_samples_beneath(opened: Opener) -> None:
     state = sampler.state_dict()
     with pytest.raises(ConfigError, match="another samples sha256"):
         FeatureBatchSampler(other, SIZE).load_state_dict(state)
-    again = FeatureBatchSampler(Subset(opened(0), np.array(PICKED)), SIZE)
+    picked: Any = np.array(PICKED)
+    again = FeatureBatchSampler(Subset(opened(0), picked), SIZE)
     again.load_state_dict(state)
     assert list(again) == list(walk)
     # Which of a dataset's items a subset has says nothing without the dataset's samples.
@@ -186,7 +193,8 @@ def test_parts_of_a_subset_are_the_subset(opened: Opener) -> None:
 
 def test_resident_features_in_a_subset(opened: Opener) -> None:
     held = ResidentFeatures(opened(0, views="all"), "cpu", Residency(draw="random", spare_bytes=0))
-    part = Subset(held, PICKED)
+    source: Any = held
+    part: Subset[dict[str, torch.Tensor]] = Subset(source, PICKED)
     loader = DeviceBatches(part, FeatureBatchSampler(part, SIZE, shuffle=None), "cpu")
     first, second = (torch.cat([b["clip_image"] for b in loader]) for _ in range(2))
     held.set_epoch(1)

@@ -3,11 +3,11 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,7 +19,15 @@ from featurestore.storage.writer import StoreWriter, take_lock
 from featurestore.training.dataset import FeatureDataset
 from featurestore.verify.repair import repair
 from featurestore.verify.store import verify
-from tests.featurestore.stores import DIMS, StoreAndRows, commit, make_records, make_store, tree
+from tests.featurestore.stores import (
+    DIMS,
+    StoreAndRows,
+    commit,
+    make_records,
+    make_store,
+    tree,
+    zarr_rows,
+)
 from tests.featurestore.worlds import BAD, STEMS, World
 
 
@@ -55,14 +63,19 @@ def test_what_cannot_be_decoded(damage: Callable[[bytes], bytes]) -> None:
 @pytest.mark.parametrize("name", DIMS)
 def test_zarr_reads_it(archive: StoreAndRows, name: str) -> None:
     path, rows = archive
-    np.testing.assert_array_equal(zarr.open_group(path, mode="r")[name][:], rows[name])
+    np.testing.assert_array_equal(zarr_rows(path, name), rows[name])
 
 
 @pytest.mark.parametrize("views", ["clean", 2, "all", "mean", "random", "pair"])
 def test_the_same_rows_as_from_mapped_files(
     world: World, archive: StoreAndRows, views: int | str
 ) -> None:
-    options = {"views": views, "seed": 3, "bad_samples": "include", "checksum": True}
+    options: dict[str, Any] = {
+        "views": views,
+        "seed": 3,
+        "bad_samples": "include",
+        "checksum": True,
+    }
     actual = FeatureDataset(archive[0], **options).batch([9, 0, 3, 9])
     expected = world.open(views=views, seed=3).batch([9, 0, 3, 9])
     assert all(torch.equal(actual[name], expected[name]) for name in expected)

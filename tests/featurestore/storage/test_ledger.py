@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featurestore.errors import CorruptStoreError
-from featurestore.records import BadInput, SampleRecord
+from featurestore.records import BadInput, Modality, SampleRecord
 from featurestore.storage.ledger import ChunkEntry, Ledger, format_entry, parse_entry
 
 CHUNKS, ROWS = 4, 2
@@ -67,13 +67,14 @@ def test_an_entry_is_read_back(
     chunk: int,
 ) -> None:
     first = chunk * 3
+    modalities: tuple[Modality, ...] = ("image", "text")
     samples = [
         SampleRecord(
             first + i,
             hashes[2 * i],
             hashes[2 * i + 1],
             words[i],
-            tuple(BadInput(first + i, m, "reason", details[i]) for m in ("image", "text")[:i]),
+            tuple(BadInput(first + i, m, "reason", details[i]) for m in modalities[:i]),
         )
         for i in range(3)
     ]

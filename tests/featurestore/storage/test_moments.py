@@ -46,7 +46,7 @@ def test_the_order_of_merging_is_kept_to_the_last_bit() -> None:
 def test_a_small_spread_far_from_zero() -> None:
     # float32 has steps of 8 at 1e8, so the rows are float64 here; a sum of squares gives noise.
     rng = np.random.default_rng(1)
-    rows = 1e8 + 1e-3 * rng.normal(size=(10_000, 3))
+    rows: np.ndarray = 1e8 + 1e-3 * rng.normal(size=(10_000, 3))
     actual = merge(moments_of(p) for p in np.array_split(rows, 13))
     expected = rows.astype(np.longdouble).std(0)
     np.testing.assert_allclose(actual.sigma, expected, rtol=1e-6)
@@ -98,5 +98,5 @@ def test_the_scale_is_the_formula_in_float32(rows: np.ndarray) -> None:
 
 def test_scale_of_is_float32_without_epsilon() -> None:
     scale = scale_of(moments_of(np.array([[0.0], [2.0]], np.float32)))
-    assert (scale.mu.dtype, scale.sigma.dtype) == (np.float32, np.float32)
+    assert scale.mu.dtype == scale.sigma.dtype == np.float32
     assert (scale.mu.tolist(), scale.sigma.tolist()) == ([1.0], [1.0])

@@ -34,6 +34,7 @@ from tests.featurestore.stores import (
     make_samples,
     make_store,
     tree,
+    zarr_rows,
 )
 
 SPEC = StoreSpec(11, 4, 4, DIMS)
@@ -47,10 +48,6 @@ BAD = {
 def create(path: Path, *, spec: StoreSpec = SPEC, stems: list[str] = STEMS) -> StoreWriter:
     lock = take_lock(path)
     return create_store(path, spec, make_fingerprint(spec, stems), make_samples(stems), lock)
-
-
-def zarr_rows(path: Path, name: str) -> np.ndarray:
-    return zarr.open_group(path, mode="r")[name][:]
 
 
 def edit_root(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -292,7 +289,7 @@ def test_erase_leaves_an_unfinished_store_with_its_lock(tmp_path: Path) -> None:
     lock.release()
 
 
-UNKNOWN_CONTENTS = {
+UNKNOWN_CONTENTS: dict[str, Callable[[Path], object]] = {
     "another file": lambda folder: (folder / "notes.txt").write_text("x"),
     "beside an array": lambda folder: [
         (folder / name).write_text("x") for name in ("zarr.json", "c.0.0.0", "thesis.tex")

@@ -1,4 +1,5 @@
 import errno
+import fcntl
 import os
 import signal
 import socket
@@ -286,8 +287,9 @@ WRITER = """if True:
 @pytest.mark.parametrize("killed", [False, True])
 def test_a_file_has_one_writer(tmp_path: Path, killed: bool) -> None:
     path = tmp_path / "file"
-    command = [sys.executable, "-c", WRITER, path]
+    command = [sys.executable, "-c", WRITER, str(path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
         assert other.stdout.readline() == b"open\n"
         with pytest.raises(StoreLockedError, match="file is being written by another process"):
             durable.replace_file(path, b"ours")
@@ -304,16 +306,16 @@ def test_a_file_renamed_meanwhile_is_not_overwritten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between opening and locking the temporary name, its writer renames it."""
-    path, honest = tmp_path / "file", durable.fcntl.flock
+    path, honest = tmp_path / "file", fcntl.flock
     first = durable.PartialFile(path)
     first.write(b"first")
 
     def late(fd: int, operation: int) -> None:
-        monkeypatch.setattr(durable.fcntl, "flock", honest)
+        monkeypatch.setattr(fcntl, "flock", honest)
         first.rename()
         honest(fd, operation)
 
-    monkeypatch.setattr(durable.fcntl, "flock", late)
+    monkeypatch.setattr(fcntl, "flock", late)
     with durable.open_replace(path) as second:
         assert path.read_bytes() == b"first"
         second.write(b"second")
@@ -325,14 +327,15 @@ def test_nothing_stays_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         return len(list(Path("/proc/self/fd").iterdir()))
 
     (tmp_path / "lines").write_bytes(b"")
+    actions: list[Callable[[], object]] = [
+        lambda: durable.replace_files([(tmp_path / "a", [b"x"]), (tmp_path / "b", [b"y"])]),
+        lambda: durable.append_line(tmp_path / "lines", b"x"),
+        lambda: durable.truncate(tmp_path / "lines", 0),
+    ]
     before = held()
     for n in range(1, 30):
         fail_at(monkeypatch, n, errno.EIO)
-        for action in (
-            lambda: durable.replace_files([(tmp_path / "a", [b"x"]), (tmp_path / "b", [b"y"])]),
-            lambda: durable.append_line(tmp_path / "lines", b"x"),
-            lambda: durable.truncate(tmp_path / "lines", 0),
-        ):
+        for action in actions:
             try:
                 action()
             except StorageError:
@@ -465,6 +468,7 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         [sys.executable, "-c", HOLDER, tmp_path / "lock"], stdout=subprocess.PIPE, text=True
     )
     with process:
+        assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
         yield process
         process.kill()

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from tests.conftest import ROOT
 GIB = 2**30
 
 
-def machine(tmp_path: Path, mounts: list[str], own: list[str], files: dict[str, object]) -> Path:
+def machine(tmp_path: Path, mounts: list[str], own: list[str], files: Mapping[str, object]) -> Path:
     """A /proc/self and control groups below ``tmp_path``; mounts name it by ``{root}``."""
     proc, root = tmp_path / "proc", tmp_path / "groups"
     proc.mkdir()
@@ -129,7 +130,8 @@ def test_more_used_than_allowed_leaves_nothing(tmp_path: Path) -> None:
 def test_this_machine() -> None:
     """The machine's limits leave room at least for the test itself."""
     assert 0 < available_bytes() < 2**50
-    assert process_room() is None or process_room() > 0
+    room = process_room()
+    assert room is None or room > 0
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def busy(milliseconds: float) -> None:
     """Work that occupies the current stream for a while."""
-    torch.cuda._sleep(int(1e6 * milliseconds))
+    torch.cuda._sleep(int(1e6 * milliseconds))  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.parametrize("resident", [False, True])
@@ -56,7 +56,7 @@ def test_a_batch_may_be_used_on_another_stream(folder: Path) -> None:
         for batch in DeviceBatches(resident, FeatureBatchSampler(resident, 16), "cuda")
     ]
     loader = DeviceBatches(resident, FeatureBatchSampler(resident, 16), "cuda")
-    streams = [torch.cuda.Stream() for _ in range(3)]
+    streams = [torch.cuda.Stream() for _ in range(3)]  # type: ignore[no-untyped-call]
     walk, actual = iter(loader), []
     for number in range(len(loader)):
         with torch.cuda.stream(streams[number % 3]):
@@ -75,5 +75,5 @@ def test_batches_read_in_inference_mode_can_be_trained_from(folder: Path) -> Non
         assert sum(len(batch["index"]) for batch in loader) == SAMPLES
     weight = torch.ones(64, device="cuda", requires_grad=True)
     for batch in loader:
-        (batch["clip_image"] @ weight).sum().backward()
+        (batch["clip_image"] @ weight).sum().backward()  # type: ignore[no-untyped-call]
     assert weight.grad is not None

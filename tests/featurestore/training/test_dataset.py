@@ -22,7 +22,7 @@ from featurestore.imdb.labels import write_augmented_labels, write_labels
 from featurestore.imdb.materialize import PREFIX, materialize
 from featurestore.reading import sources
 from featurestore.reading.npy import map_npy
-from featurestore.reading.rows import FeatureRows
+from featurestore.reading.rows import FeatureRows, store_rows
 from featurestore.records import BadInput
 from featurestore.storage.store import FeatureStore
 from featurestore.storage.writer import StoreWriter, take_lock
@@ -114,7 +114,8 @@ def test_splits(world: World, part: str, key: str) -> None:
     dataset = world.open(split=part, split_json=world.split)
     assert dataset.indices.tolist() == SPLIT[key]
     assert dataset.stems == [STEMS[i] for i in SPLIT[key]]
-    assert [item["index"].item() for item in dataset] == SPLIT[key]
+    items: Any = dataset
+    assert [item["index"].item() for item in items] == SPLIT[key]
     left = FeatureDataset(world.store, split=part, split_json=world.split)
     assert left.indices.tolist() == [i for i in SPLIT[key] if i not in BAD]
 
@@ -151,7 +152,8 @@ def test_items_are_as_a_lists(world: World) -> None:
     for item in (9, -10, 10**12, np.int64(9)):
         with pytest.raises(IndexError, match="dataset of 9"):
             dataset[item]
-    assert len(list(dataset)) == 9
+    items: Any = dataset
+    assert len(list(items)) == 9
 
 
 def test_batches_equal_items(world: World) -> None:
@@ -171,7 +173,7 @@ def test_batches_equal_items(world: World) -> None:
 
 def test_a_batch_is_the_list_of_its_items(world: World) -> None:
     dataset = world.open(views="pair")
-    items = dataset.__getitems__([4, 0, 9])
+    items: Any = dataset.__getitems__([4, 0, 9])
     assert len(items) == 3
     assert [item["index"].item() for item in items] == [4, 0, 9]
     assert [item["index"].item() for item in items[1:]] == [0, 9]
@@ -191,9 +193,14 @@ def test_a_batch_without_collation_is_pinned_whole(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pinned = []
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self) or self + 0)
+
+    def pinned_copy(tensor: torch.Tensor) -> torch.Tensor:
+        pinned.append(tensor)
+        return tensor + 0
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pinned_copy)
     items = world.open().__getitems__([2, 5])
-    actual = pin_memory(items)
+    actual = pin_memory(items)  # type: ignore[no-untyped-call]
     assert len(pinned) == 3
     assert [item["index"].item() for item in actual] == [2, 5]
     assert torch.equal(actual.stacked["clip_text"], items.stacked["clip_text"])
@@ -243,7 +250,11 @@ def test_an_epoch_reaches_persistent_workers(world: World, start: str, views: st
     dataset, alone = (
         world.open(views=views, zscore="train", split_json=world.split, seed=2) for _ in "ab"
     )
-    options = {"num_workers": 2, "multiprocessing_context": start, "persistent_workers": True}
+    options: dict[str, Any] = {
+        "num_workers": 2,
+        "multiprocessing_context": start,
+        "persistent_workers": True,
+    }
     loader = DataLoader(dataset, batch_size=4, **options)
     seen = []
     for epoch in (0, 1, 7):
@@ -271,10 +282,10 @@ def test_arguments_of_other_types(tmp_path: Path) -> None:
     make_store(tmp_path / "s")
     with pytest.raises(ConfigError, match="features is a list of names, found 'clip_text'"):
         FeatureDataset(tmp_path / "s", "clip_text")
-    dataset = FeatureDataset(tmp_path / "s", views="random", seed=np.int64(3))
+    dataset = FeatureDataset(tmp_path / "s", views="random", seed=np.int64(3))  # type: ignore[arg-type]
     same = FeatureDataset(tmp_path / "s", views="random", seed=3)
     for epoch in (np.int64(4), np.uint8(5)):
-        dataset.set_epoch(epoch)
+        dataset.set_epoch(epoch)  # type: ignore[arg-type]
         same.set_epoch(int(epoch))
         assert torch.equal(dataset.batch([1, 2])["clip_text"], same.batch([1, 2])["clip_text"])
 
@@ -356,7 +367,7 @@ def test_rows_of_two_states_are_never_opened_together(
     """A chunk is rebuilt between the opening of the first feature and the second."""
     rows = make_store(tmp_path / "s")
     other = {name: values + 1 for name, values in rows.items()}
-    honest = sources.store_rows
+    honest = store_rows
 
     def late(*args: Any, **kwargs: Any) -> FeatureRows:
         monkeypatch.setattr(sources, "store_rows", honest)
@@ -376,7 +387,7 @@ def test_a_store_that_grows_while_it_is_opened_is_accepted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = make_store(tmp_path / "s", chunks=[0])
-    honest = sources.store_rows
+    honest = store_rows
 
     def late(*args: Any, **kwargs: Any) -> FeatureRows:
         monkeypatch.setattr(sources, "store_rows", honest)
@@ -576,7 +587,7 @@ def test_labels_that_changed_since_they_were_augmented_are_refused(
     folder = labels if place == "beside" else world.materialize(tmp_path / "embeddings")
     write_augmented_labels(Path("labels"), folder, 4)
     source = world.store if place == "beside" else folder
-    given = {} if place == "source" else {"labels_dir": labels}
+    given: dict[str, Any] = {} if place == "source" else {"labels_dir": labels}
     FeatureDataset(source, labels="augmented", **given)
     write_labels(STEMS, [{"genres": ["Western"]}] * 11, labels)
     with pytest.raises(InputError) as caught:
@@ -638,7 +649,8 @@ def test_augmented_labels_are_mapped_and_not_read(
     dataset = world.open(labels="augmented", labels_dir=labels)
     assert dataset.batch([1])["labels"].shape == (1, 23)
     [rows] = mapped
-    assert np.shares_memory(rows, dataset._labels._rows)
+    labels_of: Any = dataset._labels
+    assert np.shares_memory(rows, labels_of._rows)
 
 
 def test_augmented_labels_of_other_kinds_are_refused(world: World) -> None:
@@ -652,7 +664,7 @@ def test_augmented_labels_of_other_kinds_are_refused(world: World) -> None:
 def test_a_growing_store_is_read_as_far_as_it_is_committed(world: World, tmp_path: Path) -> None:
     rows = make_store(tmp_path / "s", stems=STEMS, bad=BAD, chunks=[0, 2])
     there = [0, 1, 2, 3, 8, 9, 10]
-    growing = {"partial": True, "bad_samples": "include"}
+    growing: dict[str, Any] = {"partial": True, "bad_samples": "include"}
     raw = FeatureDataset(tmp_path / "s", zscore="none", views="all", **growing)
     assert raw.indices.tolist() == there
     assert raw.batch(range(7))["clip_text"].numpy().tobytes() == rows["clip_text"][there].tobytes()

@@ -4,7 +4,10 @@ CUDA itself is not used here. The lane's use of buffers, streams and events is t
 torch.cuda that keeps the order of its commands, and copies late, as a GPU may.
 """
 
+from __future__ import annotations
+
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ from featurestore.training import device, resident
 from tests.featurestore.stores import make_store
 
 SAMPLES, VIEWS = 37, 4
+Opener = Callable[..., FeatureDataset]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +44,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def open_dataset(folders: Path) -> Opener:
-    def opened(views: str = "clean", **keywords: Any) -> FeatureDataset:
+    def opened(views: int | str = "clean", **keywords: Any) -> FeatureDataset:
         return FeatureDataset(
             folders / "store", views=views, labels_dir=folders / "labels", **keywords
         )
@@ -110,7 +114,9 @@ class FakeGpu:
     """A fake GPU that does a stream's work only when the host waits for it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.log, self.queue, self.current = [], [], "compute"
+        self.log: list[str] = []
+        self.queue: list[Callable[[], object]] = []
+        self.current = "compute"
         fake = types.SimpleNamespace(
             Stream=lambda _: "copier",
             Event=lambda **_: Event(self),
@@ -140,7 +146,7 @@ class FakeGpu:
         self.log.append("compute waits")
         event.done()
 
-    def run(self, until: int | None) -> None:
+    def run(self, until: int) -> None:
         for work in self.queue[:until]:
             work()
         self.queue[:until] = [lambda: None] * until
@@ -148,7 +154,8 @@ class FakeGpu:
 
 class Event:
     def __init__(self, gpu: FakeGpu) -> None:
-        self.gpu, self.place = gpu, None
+        self.gpu = gpu
+        self.place: int | None = None
 
     def record(self, stream: object) -> None:
         assert stream in ("copier", self.gpu)
@@ -191,7 +198,7 @@ class HostBuffer:
 
 
 class OnDevice:
-    device = "cuda:0"
+    device: Any = "cuda:0"
 
     def __init__(self, rows: torch.Tensor) -> None:
         self.rows, self.recorded = rows, False
@@ -203,7 +210,7 @@ class OnDevice:
 def test_a_buffer_is_filled_again_only_after_it_was_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise the late copy would carry another batch's rows, or none."""
     gpu = FakeGpu(monkeypatch)
-    lane = device._Lane("cuda:0")
+    lane: Any = device._Lane(OnDevice.device)
     batches = [{"x": torch.full((size, 3), float(size))} for size in (4, 4, 4, 6, 2, 4)]
     sent = [lane.send(batch) for batch in batches[:2]]  # one in use, one ahead
     assert gpu.log == ["buffer", "buffer"]
@@ -221,7 +228,7 @@ def test_batches_that_were_never_waited_for_still_arrive_whole(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     FakeGpu(monkeypatch)
-    lane = device._Lane("cuda:0")
+    lane: Any = device._Lane(OnDevice.device)
     batches = [{"x": torch.full((4,), float(n)), "y": torch.tensor([n])} for n in range(7)]
     sent = [lane.send(batch) for batch in batches]
     for batch, sending in zip(batches, sent, strict=True):
@@ -232,7 +239,7 @@ def test_batches_that_were_never_waited_for_still_arrive_whole(
 
 def test_what_is_on_the_device_already_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = FakeGpu(monkeypatch)
-    lane = device._Lane("cuda:0")
+    lane: Any = device._Lane(OnDevice.device)
     rows = OnDevice(torch.zeros(3))
     gpu.queue.append(lambda: rows.rows.fill_(7))  # the gather, on another stream perhaps
     batch = {"x": rows}
@@ -252,7 +259,7 @@ def test_what_is_read_in_inference_mode_can_be_trained_from(open_dataset: Opener
         rows = batch["clip_image"]
         assert not rows.is_inference()
         weight = torch.ones(rows.shape[1], requires_grad=True)
-        (rows @ weight).sum().backward()
+        (rows @ weight).sum().backward()  # type: ignore[no-untyped-call]
         torch.testing.assert_close(weight.grad, rows.sum(0))
 
 
@@ -326,6 +333,7 @@ def views_of(
         assert torch.equal(same.sum(-1), torch.ones(same.shape[:2], dtype=torch.int64))
         assert number is None or torch.equal(number, same.int().argmax(-1))
         number = same.int().argmax(-1)
+    assert number is not None
     return number
 
 

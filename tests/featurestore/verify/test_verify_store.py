@@ -298,6 +298,7 @@ def extended(sound: StoreAndRows, copy: Path) -> tuple[Path, Path]:
     make_store(folder, dims={"blip2_text": 128}, chunks=[0])
     report = verify(copy)
     assert report.findings == []
+    assert report.extension is not None
     assert sorted(report.extension.committed) == [0]
     return copy, folder
 
