@@ -86,8 +86,8 @@ def drawn(epoch: int, of: Sequence[int]) -> list[int]:
 
     chosen = view_policy("random", VIEWS, 1).choose(np.asarray(of, np.int64), epoch)
     assert isinstance(chosen, np.ndarray)
-    drawn: list[int] = chosen.tolist()
-    return drawn
+    numbers: list[int] = chosen.tolist()
+    return numbers
 
 
 def each_once(
