@@ -44,7 +44,7 @@ from consumers.device.devices import resolve_threads
 from consumers.engine.batching import ImageBatcher, TextBatcher
 from consumers.engine.committing import Committer, LaunchedChunk
 from featurestore.records import FEATURES
-from featurestore.storage.store import choose_chunk
+from featurestore.storage.shape import choose_chunk
 
 ALONE, BUILDING = "model alone", "as in a build"
 # Fields of one colour per side of an image: noise alone would look the same to a model.

@@ -13,7 +13,8 @@ from typing import Any
 from featurestore.errors import InputError
 from featurestore.records import BadInput, stems_sha256
 from featurestore.storage.digests import fits_checksum
-from featurestore.storage.store import FeatureStore, StoreSpec, is_store, record_crc32c
+from featurestore.storage.shape import StoreSpec
+from featurestore.storage.store import FeatureStore, is_store, record_crc32c
 from featurestore.system.refusals import is_absent, refusal
 from featurestore.wording import amount
 

@@ -19,12 +19,11 @@ from featurestore.records import SampleRecord
 from featurestore.storage import arrays
 from featurestore.storage.fingerprint import Fingerprint
 from featurestore.storage.ledger import ChunkEntry, Ledger, format_entry
+from featurestore.storage.shape import MOMENTS, StoreSpec
 from featurestore.storage.store import (
     EXTENSION,
-    RECORDS,
     SAMPLES,
     FeatureStore,
-    StoreSpec,
     is_store,
     root_document,
 )
@@ -78,7 +77,7 @@ def put_in_place(path: Path) -> None:
     final = path / FINAL
     record = arrays.parse_document(final, "zarr.json")["attributes"]["manyviews"]
     for feature in record["shape"]["dims"]:
-        for name in (feature, f"{RECORDS}/moments/{feature}"):
+        for name in (feature, f"{MOMENTS}/{feature}"):
             _move_folder(path / EXTENSION / name, path / name)
     for name in _FILES:
         source = final / Path(name).name

@@ -8,6 +8,7 @@ from pathlib import Path
 from featurestore.errors import CorruptStoreError
 from featurestore.storage import arrays
 from featurestore.storage.codecs import REWRITTEN
+from featurestore.storage.shape import MOMENTS
 from featurestore.storage.space import nearest_existing
 from featurestore.storage.store import RECORDS, FeatureStore
 from featurestore.system import durable
@@ -26,7 +27,7 @@ def require_sound(store: FeatureStore) -> None:
             has another length; a build must not continue a damaged store.
         StorageError: a folder is not writable, or a file's status cannot be read.
     """
-    for group in (RECORDS, f"{RECORDS}/moments"):
+    for group in (RECORDS, MOMENTS):
         arrays.parse_document(store.path, f"{group}/zarr.json")
     for name in store.features:
         codec = arrays.check_array_document(store.path, store.spec.moments(name))

@@ -13,7 +13,7 @@ from pathlib import Path
 from featurestore.samples import SampleList
 from featurestore.storage.fingerprint import Fingerprint
 from featurestore.storage.ledger import ChunkEntry, Ledger, format_entry
-from featurestore.storage.store import StoreSpec
+from featurestore.storage.shape import StoreSpec
 from featurestore.storage.writer import StoreWriter
 from featurestore.system import durable
 

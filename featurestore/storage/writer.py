@@ -20,6 +20,7 @@ from featurestore.storage import arrays, extension
 from featurestore.storage.fingerprint import Fingerprint
 from featurestore.storage.ledger import ChunkEntry, Ledger
 from featurestore.storage.moments import moments_of
+from featurestore.storage.shape import MOMENTS, StoreSpec
 from featurestore.storage.soundness import array_names, require_sound
 from featurestore.storage.space import folder_bytes
 from featurestore.storage.store import (
@@ -29,7 +30,6 @@ from featurestore.storage.store import (
     RUNS,
     SAMPLES,
     FeatureStore,
-    StoreSpec,
     root_document,
 )
 from featurestore.system import durable
@@ -78,7 +78,7 @@ class StoreWriter(FeatureStore):
         """Removes the remains of a killed writer; returns notices about them."""
         swept = []
         extension.sweep(self.path)
-        for folder in (*array_names(self), f"{RECORDS}/moments", RECORDS, ""):
+        for folder in (*array_names(self), MOMENTS, RECORDS, ""):
             swept += durable.sweep_partials(self.path / folder)
         notices = (
             [f"removed {len(swept)} unfinished files of an interrupted build"] if swept else []
@@ -238,7 +238,7 @@ def create(
             durable.make_folder(path / array.name)
             document = arrays.array_document(array, axes)
             durable.replace_file(path / array.name / "zarr.json", document)
-    for group in (f"{RECORDS}/moments", RECORDS):
+    for group in (MOMENTS, RECORDS):
         durable.replace_file(path / group / "zarr.json", arrays.group_document({}))
     listing = SampleList.of(samples).lines
     durable.replace_file(path / SAMPLES, listing)

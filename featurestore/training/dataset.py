@@ -35,7 +35,8 @@ from featurestore.reading.sources import (
 from featurestore.reading.views import Views, view_policy
 from featurestore.sampling.callers import counted_epoch
 from featurestore.storage.moments import Scale
-from featurestore.storage.store import FeatureStore, StoreSpec
+from featurestore.storage.shape import StoreSpec
+from featurestore.storage.store import FeatureStore
 from featurestore.training.collate import Batch
 from featurestore.training.epoch import LocalEpoch, SharedEpoch
 

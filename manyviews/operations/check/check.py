@@ -26,8 +26,8 @@ from featurestore.errors import (
     StorageError,
     StoreMismatchError,
 )
+from featurestore.storage.shape import StoreSpec, choose_chunk
 from featurestore.storage.space import store_bytes
-from featurestore.storage.store import StoreSpec, choose_chunk
 from featurestore.system.limits import usable_cpus
 from featurestore.wording import amount
 from manyviews.operations.check import duplicates, inputs, libraries, machine
