@@ -16,7 +16,7 @@ import torch
 from consumers.backbones.registry import ImageBackbone, TextBackbone
 from consumers.device.computing import ComputePool, Order
 from consumers.engine.batch_plan import SHORT, IntArray, TextBatch, own_multiple, text_plan
-from consumers.engine.runner import Batcher
+from consumers.engine.batcher import Batcher
 from consumers.engine.staging import Stage
 
 
