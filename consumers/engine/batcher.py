@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from consumers.backbones.registry import Backbone, check_features
+from consumers.backbones.protocol import Backbone
+from consumers.backbones.registry import check_features
 from consumers.device.computing import ComputePool, Order
 from consumers.engine.batch_plan import IntArray
 from consumers.engine.runner import Runner, out_of_memory

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from consumers.backbones.registry import ImageBackbone, TextBackbone
+from consumers.backbones.protocol import ImageBackbone, TextBackbone
 from consumers.device.computing import ComputePool, Order
 from consumers.engine.batch_plan import SHORT, IntArray, TextBatch, own_multiple, text_plan
 from consumers.engine.batcher import Batcher

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from consumers.backbones.registry import Backbone
+from consumers.backbones.protocol import Backbone
 from consumers.device.gpu_errors import lacks_gpu_memory
 from consumers.engine.staging import Stage, device_errors
 from featurestore.errors import BackboneError

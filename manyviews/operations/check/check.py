@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from consumers.backbones.registry import modality_of, resolve_device
+from consumers.backbones.protocol import modality_of
+from consumers.backbones.registry import resolve_device
 from consumers.config import BuildConfig, CompleteConfig
 from consumers.decisions import Decided, decide
 from consumers.notices import slow_paths

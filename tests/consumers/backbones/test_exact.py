@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from consumers.backbones.registry import Backbone
+from consumers.backbones.protocol import Backbone
 from consumers.device.computing import ComputePool
 from consumers.engine.batching import ImageBatcher, TextBatcher
 from consumers.preprocessing.pixels import Normalizer, read_preprocessing
