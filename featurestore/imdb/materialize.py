@@ -26,7 +26,7 @@ from featurestore.storage.digests import FileFacts, HashingFile, read_record
 from featurestore.storage.moments import Scale
 from featurestore.storage.space import free_bytes
 from featurestore.storage.store import FeatureStore, record_crc32c
-from featurestore.system import durable
+from featurestore.system import durable, removal
 from featurestore.verify.digests import compare_files
 from featurestore.verify.findings import Finding
 
@@ -105,9 +105,9 @@ def _write_files(
     store: FeatureStore, scales: Mapping[str, Scale | None], out_dir: Path, prefix: str
 ) -> dict[str, FileFacts]:
     """Removes an earlier run's files and writes all but the manifest; size and digest by name."""
-    durable.remove(out_dir / f"{prefix}_manifest.json")
+    removal.remove(out_dir / f"{prefix}_manifest.json")
     for path in _leftovers(store, out_dir, prefix):
-        durable.remove(path)
+        removal.remove(path)
     facts: dict[str, FileFacts] = {}
     for name, scale in scales.items():
         facts[f"{prefix}_{name}.npy"] = _write_rows(store, name, scale, out_dir, prefix)
@@ -115,7 +115,7 @@ def _write_files(
             facts[f"{prefix}_{name}.stats.npz"] = _write_stats(name, scale, out_dir, prefix)
         else:
             # The file of an earlier run with a z-score would describe other rows.
-            durable.remove(out_dir / f"{prefix}_{name}.stats.npz")
+            removal.remove(out_dir / f"{prefix}_{name}.stats.npz")
     facts[f"{prefix}_aug_index.csv"] = _write_index(store, out_dir, prefix)
     return facts
 

@@ -31,7 +31,7 @@ import numpy.typing as npt
 
 from featurestore.errors import ConfigError, CorruptStoreError, StorageError
 from featurestore.storage.shape import CHECKSUM_BYTES, ArraySpec
-from featurestore.system.durable import not_there
+from featurestore.system.contents import not_there
 from featurestore.system.limits import available_bytes
 from featurestore.system.refusals import is_absent, named_errors, refusal
 

@@ -28,7 +28,8 @@ import numpy.typing as npt
 from featurestore.errors import CorruptStoreError, ManyViewsError
 from featurestore.storage.codecs import NONE, REWRITTEN, codec_documents, compress, decompress
 from featurestore.storage.shape import CHECKSUM_BYTES, ArraySpec
-from featurestore.system.durable import PARTIAL, read_bytes
+from featurestore.system.contents import read_bytes
+from featurestore.system.durable import PARTIAL
 from featurestore.system.refusals import is_folder, machine_error, refusal, status_of
 from featurestore.wording import first_line
 

@@ -11,7 +11,7 @@ from featurestore.storage.codecs import REWRITTEN
 from featurestore.storage.shape import MOMENTS
 from featurestore.storage.space import nearest_existing
 from featurestore.storage.store import RECORDS, FeatureStore
-from featurestore.system import durable
+from featurestore.system.contents import size_of
 from featurestore.system.locks import require_locks
 from featurestore.system.refusals import is_folder, named_errors, require_writable
 
@@ -41,7 +41,7 @@ def require_sound(store: FeatureStore) -> None:
                 raise CorruptStoreError(f"{array}/zarr.json", problem, advice=advice)
     for entry in store.ledger.entries:
         for file, (size, _) in entry.files.items():
-            actual_size = durable.size_of(store.path, file, entry.chunk)
+            actual_size = size_of(store.path, file, entry.chunk)
             if actual_size != size:
                 problem = f"{actual_size} bytes, expected {size}"
                 raise CorruptStoreError(file, problem, chunk=entry.chunk)

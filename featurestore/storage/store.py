@@ -33,7 +33,7 @@ from featurestore.storage.fingerprint import Fingerprint
 from featurestore.storage.ledger import Ledger
 from featurestore.storage.moments import Moments, merge
 from featurestore.storage.shape import ArraySpec, StoreSpec, parse_shape
-from featurestore.system import durable
+from featurestore.system.contents import read_bytes
 from featurestore.system.refusals import is_file, is_folder
 from featurestore.wording import amount
 
@@ -142,7 +142,7 @@ class FeatureStore:
         Raises:
             CorruptStoreError: the list is damaged.
         """
-        data = durable.read_bytes(self.path / SAMPLES, self.path)
+        data = read_bytes(self.path / SAMPLES, self.path)
         if hashlib.sha256(data).hexdigest() != self._samples_sha256:
             raise CorruptStoreError(SAMPLES, "its checksum does not match its content")
         samples = SampleList(data)

@@ -32,7 +32,7 @@ from featurestore.storage.store import (
     FeatureStore,
     root_document,
 )
-from featurestore.system import durable
+from featurestore.system import durable, removal
 from featurestore.system.locks import FileLock
 from featurestore.system.refusals import (
     is_file,
@@ -79,7 +79,7 @@ class StoreWriter(FeatureStore):
         swept = []
         extension.sweep(self.path)
         for folder in (*array_names(self), MOMENTS, RECORDS, ""):
-            swept += durable.sweep_partials(self.path / folder)
+            swept += removal.sweep_partials(self.path / folder)
         notices = (
             [f"removed {len(swept)} unfinished files of an interrupted build"] if swept else []
         )
@@ -255,13 +255,13 @@ def erase(path: Path) -> None:
     the store are not deleted.
     """
     if extension.is_pending(path):
-        durable.remove(path / extension.FINAL / "zarr.json")
-    durable.remove(path / "zarr.json")
+        removal.remove(path / extension.FINAL / "zarr.json")
+    removal.remove(path / "zarr.json")
     for entry in _own_entries(path):
         if entry.is_dir() and not entry.is_symlink():
-            durable.remove_folder(entry)
+            removal.remove_folder(entry)
         else:
-            durable.remove(entry)
+            removal.remove(entry)
 
 
 def erasable_bytes(path: Path) -> int:
