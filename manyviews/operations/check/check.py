@@ -32,7 +32,7 @@ from featurestore.storage.space import store_bytes
 from featurestore.system.limits import usable_cpus
 from featurestore.wording import amount
 from manyviews.operations.check import duplicates, inputs, libraries, machine
-from manyviews.operations.check.findings import Group, Line
+from manyviews.operations.check.findings import CheckReport, Group
 from manyviews.operations.check.forecast import forecast_group, run_trial
 from manyviews.operations.check.machine import Free, need_of
 from manyviews.operations.check.models import find_models, known_dims, models_group
@@ -63,34 +63,6 @@ class CheckRequest:
     split_json: Path | None = None
     full: bool = False
     calibrate: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class CheckReport:
-    """The findings of a check.
-
-    Attributes:
-        groups: the groups of findings, in the order in which they are printed.
-    """
-
-    groups: tuple[Group, ...]
-
-    def lines(self, level: str) -> list[tuple[str, Line]]:
-        """The lines of one level, each with the title of its group."""
-        return [(g.title, line) for g in self.groups for line in g.lines if line.level == level]
-
-    def facts(self) -> dict[str, Any]:
-        """The whole report as plain values for ``--json``."""
-        problems = [
-            {"level": level, "group": title, "what": f"{x.label}: {x.text}", "advice": x.advice}
-            for level in ("error", "warning")
-            for title, x in self.lines(level)
-        ]
-        return {
-            "ok": not self.lines("error"),
-            "problems": problems,
-            **{group.title: group.facts for group in self.groups},
-        }
 
 
 def run_check(request: CheckRequest, say: Say) -> CheckReport:
