@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +49,8 @@ _RECORDS_ENTRIES = {
     "moments",
     *(Path(f).name for f in (EXTENSION, SAMPLES, Ledger.FILE)),
 }
+
+State = Literal["absent", "store", "unfinished"]
 
 _WAIT = "Wait for it to finish or stop it; an interrupted build is continued with --resume."
 
@@ -169,8 +172,8 @@ def take_lock(path: Path) -> FileLock:
     return FileLock(path / LOCK, path, advice=_WAIT)
 
 
-def state_of(path: Path) -> str:
-    """The state of ``path``: ``absent``, ``store``, or ``unfinished`` (an interrupted creation).
+def state_of(path: Path) -> State:
+    """The state of ``path``; ``unfinished`` is an interrupted creation.
 
     Raises:
         InputError: ``path`` is something else, which must not be written to.
