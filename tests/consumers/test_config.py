@@ -13,7 +13,7 @@ from featurestore.errors import ConfigError, StoreMismatchError
 from featurestore.records import FEATURES, Sample
 from featurestore.samples import SampleList
 from featurestore.storage.fingerprint import Fingerprint, compare_fingerprints
-from featurestore.storage.store import StoreSpec
+from featurestore.storage.shape import StoreSpec
 from producers.sources.collection import CollectionConfig
 from producers.sources.pairs import PairPlaces
 from producers.sources.scan import Scan

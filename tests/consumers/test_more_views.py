@@ -21,6 +21,7 @@ from featurestore.storage.store import FeatureStore
 from featurestore.storage.writer import StoreWriter
 from manyviews.operations.check.forecast import forecast_group, run_trial
 from manyviews.operations.check.target import open_target
+from producers.sources.kinds import scan_collection
 from producers.sources.pairs import scan
 
 FEATURES = ("clip_image", "blip2_image", "clip_text")
@@ -144,7 +145,7 @@ def test_a_trial_makes_what_is_added_and_writes_what_is_written(
     found = made()
     assert found["clean"] == 0
     assert found["encoded"] == (3 + 3 * each) * (AFTER - BEFORE)
-    target = open_target(replace(config, resume=True, views=AFTER), scan(config.data_dir))
+    target = open_target(replace(config, resume=True, views=AFTER), scan_collection(config.inputs))
     facts = forecast_group(plan, trial, target.todo(SAMPLES)).facts
     assert facts["samples"] == SAMPLES
     assert facts["seconds"] == pytest.approx(trial.seconds(SAMPLES), abs=1e-3)
@@ -153,7 +154,7 @@ def test_a_trial_makes_what_is_added_and_writes_what_is_written(
 
 def planned(config: BuildConfig) -> Plan:
     """The plan of a build, as ``check`` makes it."""
-    found, stored = scan(config.data_dir), FeatureStore(config.store)
-    complete = completed(config, stored)
+    found, stored = scan_collection(config.inputs), FeatureStore(config.store)
+    complete = completed(config, stored, found)
     wanted = find_extension(complete, stored, found)
     return make_plan(decide(complete, found, stored, wanted), lambda *_, **__: None)

@@ -195,7 +195,7 @@ def golden(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_build_is_finished_without_it(golden: Path, tmp_path: Path) -> None:
     data = golden / "data"
     first = scan(data).samples[CHUNK]
-    with mounted(data, tmp_path / "mount", [first.text_name]) as mount:
+    with mounted(data, tmp_path / "mount", [str(first.text_name)]) as mount:
         store = tmp_path / "store"
         make(mount.path, store, workers=2, sample_timeout_s=TIMEOUT_S)
         assert len(stuck_children()) == 2

@@ -309,9 +309,9 @@ def test_inputs(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     data = tmp_path / "data"
     data.mkdir()
     for sample in FeatureStore(store).samples:
-        (data / sample.image_name).write_bytes(b"x")
-        (data / sample.text_name).write_bytes(b"x")
-    name = FeatureStore(store).samples[0].image_name
+        (data / str(sample.image_name)).write_bytes(b"x")
+        (data / str(sample.text_name)).write_bytes(b"x")
+    name = str(FeatureStore(store).samples[0].image_name)
     refuse(monkeypatch, name, errno.EIO)
     with pytest.raises(StorageError, match="Input/output error") as caught:
         verify_inputs(store, data, verify(store))

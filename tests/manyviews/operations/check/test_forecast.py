@@ -22,7 +22,7 @@ from featurestore.storage.ledger import format_entry
 from featurestore.storage.writer import StoreWriter
 from featurestore.system import durable
 from manyviews.operations.check.forecast import Trial, run_trial
-from producers.sources.pairs import scan
+from producers.sources.kinds import scan_collection
 from tests.conftest import tree_digest
 
 ROUNDS = 3
@@ -46,7 +46,8 @@ def config(demo_data: Path, checkpoints: dict[str, str]) -> BuildConfig:
 
 @pytest.fixture(scope="module")
 def plan(config: BuildConfig) -> Plan:
-    decided = decide(completed(config, None), scan(config.data_dir), None, None)
+    found = scan_collection(config.inputs)
+    decided = decide(completed(config, None, found), found, None, None)
     return make_plan(decided, _silent)
 
 
@@ -114,12 +115,12 @@ def test_a_trial_makes_rows_of_this_data_set_and_leaves_nothing(
     monkeypatch.setattr(durable, "hook", count)
     real = main_loop.run_plan
     monkeypatch.setattr(main_loop, "run_plan", look)
-    before = tree_digest(config.data_dir, mtimes=True)
+    before = tree_digest(Path(config.inputs.path), mtimes=True)
     trial = run_trial(plan, tmp_path, aim_s=0.0)
     assert seen[0] == (3, 1, FEATURES)
     assert seen[-1][0] == trial.samples <= 6
     assert list(tmp_path.iterdir()) == []
-    assert tree_digest(config.data_dir, mtimes=True) == before
+    assert tree_digest(Path(config.inputs.path), mtimes=True) == before
 
 
 def test_slow_producers_are_the_bottleneck(plan: Plan, tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def test_files_that_end_block_or_fill_a_process_are_named_and_the_rest_is_read(
     }
     for (index, kind), mark in marks.items():
         sample = samples[index]
-        file = folder / (sample.image_name if kind == "image" else sample.text_name)
+        file = folder / str(sample.image_name if kind == "image" else sample.text_name)
         if mark == "<once>":  # after the end of a JPEG, where it does not change the image
             file.write_bytes(file.read_bytes() + mark.encode())
         else:
@@ -237,7 +237,7 @@ def test_synopses(found: Scan, looks: list[Look]) -> None:
     assert facts["empty"] == ["noplot"]
     words = []
     for sample in found.samples:
-        text = (found.path / sample.text_name).read_text()
+        text = (found.path / str(sample.text_name)).read_text()
         words.append(0 if text == "{" else len(json.loads(text).get("plot", "").split()))
     assert facts["words"]["max"] == max(words)
     assert facts["words"]["median"] == sorted(words)[(len(words) - 1) // 2]

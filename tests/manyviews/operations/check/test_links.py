@@ -38,7 +38,7 @@ def data(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.mkdir()
     for sample in scan(demo_data / "dataset").samples[:16]:
         for name in (sample.image_name, sample.text_name):
-            shutil.copy(demo_data / "dataset" / name, folder)
+            shutil.copy(demo_data / "dataset" / str(name), folder)
     (folder / f"{scan(folder).samples[3].stem}.json").write_text("{")
     return folder
 

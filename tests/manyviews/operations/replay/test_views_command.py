@@ -121,7 +121,7 @@ def test_control_characters_are_escaped(
     tmp_path: Path, folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     [sample] = [s for s in pairs.scan(folder).samples if s.stem == STEM]
-    (tmp_path / "a.jpg").write_bytes((folder / sample.image_name).read_bytes())
+    (tmp_path / "a.jpg").write_bytes((folder / str(sample.image_name)).read_bytes())
     plot = "\x1b[2Jred \u202eword\n"
     (tmp_path / "a.json").write_text(json.dumps({"plot": plot}))
     with pytest.raises(SystemExit):

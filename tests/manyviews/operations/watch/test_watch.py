@@ -67,7 +67,14 @@ def committed(store: Path) -> int:
 def interrupted(config: BuildConfig, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A build in another process that was stopped, and the output of a watching process."""
     store = tmp_path_factory.mktemp("watched") / "store"
-    typed = ["--data-dir", config.data_dir, "--store", store, "--features", "clip_text"]
+    typed: list[object] = [
+        "--data-dir",
+        config.data_dir,
+        "--store",
+        store,
+        "--features",
+        "clip_text",
+    ]
     typed += ["--views", 8, "--chunk", 4, "--workers", 1, "--device", "cpu", "-q"]
     typed += ["--model", f"clip_text={config.models['clip_text']}"]
     with warm.Popen([*CLI, "build", *map(str, typed)]) as process:
