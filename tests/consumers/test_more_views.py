@@ -79,7 +79,7 @@ def config(demo_data: Path, checkpoints: dict[str, str], tmp_path: Path) -> Buil
     data.mkdir()
     whole = scan(demo_data / "dataset")
     for sample in whole.samples[:SAMPLES]:
-        for name in (sample.image_name, sample.text_name):
+        for name in (str(sample.image_name), str(sample.text_name)):
             shutil.copyfile(whole.path / name, data / name)
     return BuildConfig(
         data_dir=data,

@@ -49,7 +49,7 @@ def store_of(
 def _record(
     folder: Path, sample: Sample, bad: tuple[BadInput, ...], read: Sequence[str]
 ) -> SampleRecord:
-    names = {"image": sample.image_name, "text": sample.text_name}
+    names = {"image": str(sample.image_name), "text": str(sample.text_name)}
     image, text = (
         hashlib.sha256((folder / name).read_bytes()).hexdigest() if modality in read else ""
         for modality, name in names.items()
