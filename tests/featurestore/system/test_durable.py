@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -47,7 +46,7 @@ def until_it_passes(
     number: int,
     prepare: Callable[[], object],
     action: Callable[[], object],
-    check: Callable[[str, Any], object],
+    check: Callable[[str, StorageError], object],
 ) -> int:
     """Runs ``action`` with operation 1, 2, … failing until none is left; returns how many."""
     n = 0
@@ -80,7 +79,7 @@ def test_replace_file_leaves_old_or_new(
 ) -> None:
     path = tmp_path / "file"
 
-    def check(operation: str, error: Any) -> None:
+    def check(operation: str, error: StorageError) -> None:
         assert not partials(tmp_path)
         # Only the sync of the folder comes after the rename.
         renamed = operation == "fsync" and error.path == tmp_path
@@ -111,7 +110,7 @@ def test_replace_files_renames_none_before_all_are_synced(
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(b"old")
 
-    def check(operation: str, error: Any) -> None:
+    def check(operation: str, error: StorageError) -> None:
         assert not partials(tmp_path)
         contents = [path.read_bytes() for path in paths]
         assert set(contents) <= {b"old", b"new" + b"er"}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,7 @@ class FakeGpu:
         )
         monkeypatch.setattr(device, "torch", types.SimpleNamespace(cuda=fake, empty=self.empty))
 
-    def on(self, stream: str) -> Any:
+    def on(self, stream: str) -> AbstractContextManager[None]:
         gpu = self
 
         class On:
@@ -182,7 +183,7 @@ class HostBuffer:
     def __getitem__(self, part: slice) -> HostBuffer:
         return HostBuffer(self.rows[part], self.gpu)
 
-    def view(self, shape: Any) -> HostBuffer:
+    def view(self, shape: torch.Size) -> HostBuffer:
         return HostBuffer(self.rows.view(shape), self.gpu)
 
     def copy_(self, rows: torch.Tensor) -> HostBuffer:
