@@ -25,7 +25,8 @@ from consumers.plan import Plan
 from consumers.resume.checks import INPUT_CACHE, refuse_bad
 from consumers.stopping import Notifier, stop_signals
 from featurestore.errors import InterruptedBuildError
-from featurestore.records import BadInput, SampleRecord, present_in
+from featurestore.records import BadInput, SampleRecord
+from featurestore.samples import present_in
 from featurestore.storage.store import FeatureStore
 from featurestore.storage.writer import StoreWriter
 from featurestore.wording import amount

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
-
-import numpy as np
-import numpy.typing as npt
 
 Modality = Literal["image", "text"]
 Salt = Literal["image", "text", "labels"]
@@ -95,11 +92,6 @@ class SampleRecord:
         """Whether the sample has an input of this modality, usable or not."""
         digest = self.image_sha256 if modality == "image" else self.text_sha256
         return digest is not None
-
-
-def present_in(records: Sequence[SampleRecord], modality: Modality) -> npt.NDArray[np.bool_]:
-    """Whether each sample has an input of a modality, usable or not: bool ``[n]``."""
-    return np.fromiter((record.has(modality) for record in records), bool, len(records))
 
 
 def stems_sha256(stems: Iterable[str]) -> str:

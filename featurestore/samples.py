@@ -1,4 +1,4 @@
-"""A compact list of the samples of a data set, whose memory grows with the data set."""
+"""Many samples: a compact list of them, whose memory grows with the collection, and facts of all."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, overload
 
 import numpy as np
+import numpy.typing as npt
 
-from featurestore.records import Sample
+from featurestore.records import Modality, Sample, SampleRecord
 
 
 class SampleList(Sequence[Sample]):
@@ -65,3 +66,8 @@ class SampleList(Sequence[Sample]):
     def _sample(self, index: int) -> Sample:
         start = int(self._ends[index - 1]) if index else 0
         return Sample(index, *json.loads(self.lines[start : int(self._ends[index])]))
+
+
+def present_in(records: Sequence[SampleRecord], modality: Modality) -> npt.NDArray[np.bool_]:
+    """Whether each sample has an input of a modality, usable or not: bool ``[n]``."""
+    return np.fromiter((record.has(modality) for record in records), bool, len(records))

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from featurestore.errors import ConfigError
-from featurestore.records import Modality, SampleRecord, present_in
+from featurestore.records import Modality, SampleRecord
+from featurestore.samples import present_in
 from featurestore.storage.codecs import CODECS, NONE
 from featurestore.wording import amount
 
