@@ -1,4 +1,4 @@
-"""Many samples: a compact list of them, whose memory grows with the collection, and facts of all."""
+"""Many samples: a compact list of them, whose memory grows with the collection; facts of all."""
 
 from __future__ import annotations
 
