@@ -4,7 +4,9 @@ import json
 import pickle
 import shutil
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +22,8 @@ from featurestore.imdb.labels import write_labels
 from featurestore.imdb.materialize import PREFIX, materialize
 from featurestore.reading.npy_folder import NpyFolder
 from featurestore.storage.store import FeatureStore
+from tests.featurestore.stores import StoreAndRows
+from tests.featurestore.worlds import domain_data
 
 from .stores import make_store
 
@@ -39,9 +43,11 @@ I, C, I0, C0, L = (  # noqa: E741  the names of formats.md
 PAIRED = [{I, C}, {I0}, {C0}, {I, I0}, {C, C0}, {I, C, I0, C0}]
 LABELLED = [{L}, {I, C, L}, {I, C, I0, C0, L}]
 
+Make = Callable[..., Any]  # creates a Lightning data module
+
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data")
     make_store(root / "store", dims=DIMS, views=VIEWS, chunk=8, stems=STEMS)
     materialize(FeatureStore(root / "store"), root / "embeddings")
@@ -52,8 +58,8 @@ def folders(tmp_path_factory):
 
 
 @pytest.fixture(params=["store", "embeddings"])
-def make(request, folders):
-    def module(family="clip", **keywords):
+def make(request: pytest.FixtureRequest, folders: Path) -> Make:
+    def module(family: str = "clip", **keywords: Any) -> Any:
         keywords = {"num_workers": 0, "batch_size": 5, **keywords}
         return make_datamodule(
             family,
@@ -66,7 +72,9 @@ def make(request, folders):
     return module
 
 
-def reference(folders, family, part, mode, k=0):
+def reference(
+    folders: Path, family: str, part: str, mode: str, k: int = 0
+) -> dict[str, np.ndarray]:
     """Every domain of a part, from the published files, all in memory."""
     actual = {}
     for kind, name, clean in (("image", I, I0), ("text", C, C0)):
@@ -85,11 +93,11 @@ def reference(folders, family, part, mode, k=0):
     return actual
 
 
-def datasets_of(module):
+def datasets_of(module: Any) -> dict[str, Any]:
     return {p: getattr(module, f"{p}_datasets") for p in ("train", "val", "test")}
 
 
-def test_keys(make):
+def test_keys(make: Make) -> None:
     for labelled in (False, True):
         actual = datasets_of(make(include_labels=labelled))
         more = LABELLED if labelled else []
@@ -102,7 +110,7 @@ def test_keys(make):
 
 @pytest.mark.parametrize("family", ["clip", "blip2"])
 @pytest.mark.parametrize(("mode", "k"), [("clean", 0), ("view_k", 3), ("mean", 0), ("all", 0)])
-def test_values_of_every_domain(make, folders, family, mode, k):
+def test_values_of_every_domain(make: Make, folders: Path, family: str, mode: str, k: int) -> None:
     module = make(family, view_mode=mode, view_k=k, include_labels=True)
     for part, datasets in datasets_of(module).items():
         wanted = reference(folders, family, part, mode, k)
@@ -115,7 +123,7 @@ def test_values_of_every_domain(make, folders, family, mode, k):
             torch.testing.assert_close(last, torch.from_numpy(wanted[name][-1].copy()))
 
 
-def test_rows_index_as_a_tensor_does(make, folders):
+def test_rows_index_as_a_tensor_does(make: Make, folders: Path) -> None:
     rows = make(view_mode="all").train_datasets[frozenset({I})].domain_data[I]
     wanted = torch.from_numpy(np.asarray(rows))
     assert wanted.dtype == torch.float32
@@ -131,8 +139,8 @@ def test_rows_index_as_a_tensor_does(make, folders):
 @pytest.mark.parametrize("family", ["clip", "blip2"])
 @pytest.mark.parametrize("mode", ["clean", "view_k", "all", "mean"])
 def test_train_split_scales_each_domain_by_its_training_rows_but_not_labels(
-    make, folders, mode, family
-):
+    make: Make, folders: Path, mode: str, family: str
+) -> None:
     module = make(family, normalize="train_split", view_mode=mode, view_k=2, include_labels=True)
     train = reference(folders, family, "train", mode, 2)
     for part, datasets in datasets_of(module).items():
@@ -149,7 +157,7 @@ def test_train_split_scales_each_domain_by_its_training_rows_but_not_labels(
 
 
 @pytest.fixture(scope="module")
-def constant(tmp_path_factory):
+def constant(tmp_path_factory: pytest.TempPathFactory) -> StoreAndRows:
     """A store of one view, whose first dimension is 2.5 but for the last sample's 3.5."""
     root = tmp_path_factory.mktemp("constant")
     rows = {
@@ -165,7 +173,7 @@ def constant(tmp_path_factory):
     return root, rows
 
 
-def test_a_dimension_without_deviation_is_divided_by_a_millionth(constant):
+def test_a_dimension_without_deviation_is_divided_by_a_millionth(constant: StoreAndRows) -> None:
     """Small deviations divide unchanged: nothing is added to them."""
     root, rows = constant
     module = make_datamodule(
@@ -184,7 +192,7 @@ def test_a_dimension_without_deviation_is_divided_by_a_millionth(constant):
         assert (actual[:, 0] == 0).sum() == len(actual) - (part == "test")
 
 
-def test_one_training_row_has_no_deviation(constant, tmp_path):
+def test_one_training_row_has_no_deviation(constant: StoreAndRows, tmp_path: Path) -> None:
     split = {"train": STEMS[:1], "dev": STEMS[1:2], "test": STEMS[2:3]}
     (tmp_path / "split.json").write_text(json.dumps(split))
     with pytest.raises(InputError, match="at least two"):
@@ -193,7 +201,7 @@ def test_one_training_row_has_no_deviation(constant, tmp_path):
         )
 
 
-def test_get_samples(make, folders):
+def test_get_samples(make: Make, folders: Path) -> None:
     module = make(include_labels=True)
     actual = module.get_samples("val", 2)
     assert set(actual) == set(module.val_datasets)
@@ -207,10 +215,11 @@ def test_get_samples(make, folders):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_loaders_give_aligned_batches(make, folders, workers):
+def test_loaders_give_aligned_batches(make: Make, folders: Path, workers: int) -> None:
     module = make(view_mode="all", include_labels=True, num_workers=workers)
     wanted = reference(folders, "clip", "train", "all")
-    seen, sizes = [], []
+    seen: list[int] = []
+    sizes: list[int] = []
     for batch, index, loader in module.train_dataloader():
         assert set(batch) == set(module.train_datasets)
         assert (index, loader) == (len(sizes), 0)
@@ -228,7 +237,7 @@ def test_loaders_give_aligned_batches(make, folders, workers):
     assert seen != sorted(seen)  # shuffled
 
 
-def test_validation_is_in_order(make, folders):
+def test_validation_is_in_order(make: Make, folders: Path) -> None:
     module = make(batch_size=2)
     wanted = reference(folders, "clip", "val", "clean")
     actual = [batch[frozenset({I0})][I0] for batch, _, _ in module.val_dataloader()]
@@ -236,13 +245,13 @@ def test_validation_is_in_order(make, folders):
     assert len(list(module.test_dataloader())) == 2
 
 
-def test_a_trainer_takes_it(make):
+def test_a_trainer_takes_it(make: Make) -> None:
     from lightning.pytorch import LightningDataModule
 
     assert isinstance(make(), LightningDataModule)
 
 
-def test_datasets_travel_to_other_processes_without_their_rows(make):
+def test_datasets_travel_to_other_processes_without_their_rows(make: Make) -> None:
     dataset = make(view_mode="all", normalize="train_split").train_datasets[frozenset({I, I0})]
     data = pickle.dumps(dataset)
     assert len(data) < 20_000
@@ -252,7 +261,7 @@ def test_datasets_travel_to_other_processes_without_their_rows(make):
             assert torch.equal(again[item][name], dataset[item][name])
 
 
-def test_nothing_is_copied_for_all_views(tmp_path, folders):
+def test_nothing_is_copied_for_all_views(tmp_path: Path, folders: Path) -> None:
     stems = [f"{i:05d}" for i in range(800)]
     make_store(tmp_path / "store", dims=DIMS, views=VIEWS, chunk=8, stems=stems)
     write_labels(stems, [{"genres": ["Drama"]}] * 800, tmp_path / "labels")
@@ -269,18 +278,18 @@ def test_nothing_is_copied_for_all_views(tmp_path, folders):
     )
     held, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    rows = module.train_datasets[frozenset({I, C, I0, C0})].domain_data
+    rows = domain_data(module.train_datasets[frozenset({I, C, I0, C0})])
     assert sum(r.shape[0] * r.shape[1] * 4 for r in rows.values()) > 5_000_000
     assert held < 2_000_000
 
 
-def anonymous_bytes():
+def anonymous_bytes() -> int:
     """Memory of this process without mapped files, which the kernel could reclaim."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:")) * 1024
 
 
-def test_an_epoch_of_all_views_takes_no_memory(tmp_path):
+def test_an_epoch_of_all_views_takes_no_memory(tmp_path: Path) -> None:
     count, views, bound = 512, 8, 24_000_000
     stems = [f"{i:05d}" for i in range(count)]
     dims = {"blip2_image": 768, "blip2_text": 2048}
@@ -309,7 +318,9 @@ def test_an_epoch_of_all_views_takes_no_memory(tmp_path):
     assert most - before < bound < seen / 3
 
 
-def test_labels_are_required_only_if_requested(folders, monkeypatch, tmp_path):
+def test_labels_are_required_only_if_requested(
+    folders: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("MMIMDB1_DIR", str(folders))
     monkeypatch.delenv("IMDB1_LABELS_DIR_23", raising=False)
     # In the order of the published scripts: in blocks, view by view.
@@ -324,7 +335,7 @@ def test_labels_are_required_only_if_requested(folders, monkeypatch, tmp_path):
         monkeypatch.setenv("OTHER_BACKBONES_DIR_IMDB1_AUG70", str(embeddings))
         rows = make_datamodule_clip_aug70(view_mode="all").val_datasets[frozenset({I0})]
         wanted = reference(folders, "clip", "val", "all")[I0]
-        actual = np.asarray(rows.domain_data[I0])
+        actual = np.asarray(domain_data(rows)[I0])
         np.testing.assert_allclose(actual, wanted, rtol=1e-5, atol=1e-6)
         with pytest.raises(ConfigError, match="IMDB1_LABELS_DIR_23 is not set"):
             make_datamodule_clip_aug70(include_labels=True)
@@ -341,7 +352,7 @@ def test_labels_are_required_only_if_requested(folders, monkeypatch, tmp_path):
         make_datamodule("clip", embeddings="x", data_root="x", include_labels=True)
 
 
-def test_published_files_of_other_samples_are_refused(folders, tmp_path):
+def test_published_files_of_other_samples_are_refused(folders: Path, tmp_path: Path) -> None:
     """Their manifest holds no hash, but their index names the samples."""
     published = tmp_path / "published"
     shutil.copytree(folders / "embeddings", published)
@@ -350,7 +361,11 @@ def test_published_files_of_other_samples_are_refused(folders, tmp_path):
     for key in ("stems_sha256", "sha256", "crc32c"):
         del facts[key]
     manifest.write_text(json.dumps(facts))
-    given = {"data_root": folders, "labels_dir": folders / "labels", "include_labels": True}
+    given: dict[str, Any] = {
+        "data_root": folders,
+        "labels_dir": folders / "labels",
+        "include_labels": True,
+    }
     assert make_datamodule("clip", embeddings=published, **given).train_datasets
     index = published / f"{PREFIX}_aug_index.csv"
     stems = NpyFolder(published, PREFIX).stems
@@ -363,7 +378,7 @@ def test_published_files_of_other_samples_are_refused(folders, tmp_path):
     assert make_datamodule("clip", embeddings=published, **given).train_datasets
 
 
-def test_lightning_sets_the_epoch_of_our_batch_sampler(folders):
+def test_lightning_sets_the_epoch_of_our_batch_sampler(folders: Path) -> None:
     from lightning.fabric.utilities.data import _set_sampler_epoch
 
     from featurestore import FeatureBatchSampler, FeatureDataset
@@ -375,30 +390,35 @@ def test_lightning_sets_the_epoch_of_our_batch_sampler(folders):
 
 
 @pytest.mark.filterwarnings("ignore")  # Lightning warns of few cores
-def test_a_trainer_resumes_in_the_middle_of_an_epoch(folders, tmp_path):
+def test_a_trainer_resumes_in_the_middle_of_an_epoch(folders: Path, tmp_path: Path) -> None:
     from lightning.pytorch import LightningModule, Trainer
     from lightning.pytorch.callbacks import ModelCheckpoint
 
     from featurestore import DeviceBatches, FeatureBatchSampler, FeatureDataset
 
     class Model(LightningModule):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             self.layer = torch.nn.Linear(64, 1)
-            self.seen = []
+            self.seen: list[Any] = []
 
-        def training_step(self, batch, number):
+        def training_step(self, batch: Any, number: int) -> torch.Tensor:
             self.seen.append((self.current_epoch, number, batch["index"], batch["clip_image"]))
-            return self.layer(batch["clip_image"]).square().mean()
+            loss: torch.Tensor = self.layer(batch["clip_image"]).square().mean()
+            return loss
 
-        def configure_optimizers(self):
+        def configure_optimizers(self) -> torch.optim.Optimizer:
             return torch.optim.SGD(self.parameters(), lr=1e-3)
 
-    def fit(**keywords):
+    def fit(**keywords: Any) -> list[Any]:
         dataset = FeatureDataset(folders / "store", ["clip_image"], views="random")
         batches = DeviceBatches(dataset, FeatureBatchSampler(dataset, 4), "cpu")
         saved = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
-        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        quiet: dict[str, Any] = {
+            "logger": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+        }
         model = Model()
         trainer = Trainer(accelerator="cpu", max_epochs=3, callbacks=[saved], **quiet)
         trainer.fit(model, batches, **keywords)
@@ -416,14 +436,16 @@ def test_a_trainer_resumes_in_the_middle_of_an_epoch(folders, tmp_path):
             assert torch.equal(actual[3], wanted[3])
 
 
-def test_factories_read_the_published_variables(folders, monkeypatch):
+def test_factories_read_the_published_variables(
+    folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("OTHER_BACKBONES_DIR_IMDB1_AUG70", str(folders / "embeddings"))
     monkeypatch.setenv("IMDB1_LABELS_DIR_23", str(folders / "labels"))
     monkeypatch.setenv("MMIMDB1_DIR", str(folders))
     clip = make_datamodule_clip_aug70()
     blip2 = make_datamodule_blip2_aug70(view_mode="all", include_labels=True, batch_size=7)
-    assert clip.train_datasets[frozenset({I})].domain_data[I].shape == (8, 64)
-    assert blip2.test_datasets[frozenset({L})].domain_data[L].shape == (12, 23)
+    assert domain_data(clip.train_datasets[frozenset({I})])[I].shape == (8, 64)
+    assert domain_data(blip2.test_datasets[frozenset({L})])[L].shape == (12, 23)
     with pytest.raises(TypeError, match="bach_size"):
         make_datamodule_clip_aug70(bach_size=3)
     monkeypatch.delenv("MMIMDB1_DIR")
@@ -441,14 +463,14 @@ def test_factories_read_the_published_variables(folders, monkeypatch):
         {"batch_size": 0},
     ],
 )
-def test_keywords_are_checked(make, keywords):
+def test_keywords_are_checked(make: Make, keywords: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         make(**keywords)
 
 
-def test_what_does_not_belong_together_is_refused(folders, tmp_path):
-    def module(**changes):
-        places = {"embeddings": folders / "embeddings", "data_root": folders}
+def test_what_does_not_belong_together_is_refused(folders: Path, tmp_path: Path) -> None:
+    def module(**changes: Any) -> Any:
+        places: dict[str, Any] = {"embeddings": folders / "embeddings", "data_root": folders}
         return make_datamodule("clip", **places | {"labels_dir": folders / "labels"} | changes)
 
     write_labels(STEMS[:-1], [{"genres": ["Drama"]}] * 13, tmp_path / "fewer")

@@ -14,7 +14,7 @@ rows = st.lists(st.tuples(names, names, names), max_size=6)
 
 
 @given(rows)
-def test_samples_come_back_as_they_were(rows):
+def test_samples_come_back_as_they_were(rows: list[tuple[str, str, str]]) -> None:
     samples = [Sample(i, *row) for i, row in enumerate(rows)]
     packed = SampleList.of(samples)
     assert list(packed) == samples
@@ -28,20 +28,20 @@ def test_samples_come_back_as_they_were(rows):
     assert [json.loads(line) for line in packed.lines.splitlines()] == [list(r) for r in rows]
 
 
-def test_positions_become_indices():
+def test_positions_become_indices() -> None:
     packed = SampleList.of([Sample(7, "b", "b.jpg", "b.json"), Sample(3, "a", "a.jpg", "a.json")])
     assert [s.index for s in packed] == [0, 1]
     assert SampleList.of(packed) is packed
 
 
-def test_beyond_the_last():
+def test_beyond_the_last() -> None:
     packed = SampleList.of([Sample(0, "a", "a.jpg", "a.json")])
     for index in (1, -2):
         with pytest.raises(IndexError):
             packed[index]
 
 
-def test_others_are_not_equal():
+def test_others_are_not_equal() -> None:
     one = SampleList.of([Sample(0, "a", "a.jpg", "a.json")])
     assert one != SampleList.of([Sample(0, "a", "a.jpeg", "a.json")])
     assert one != SampleList.of([])
@@ -49,7 +49,7 @@ def test_others_are_not_equal():
     assert one != 1
 
 
-def test_the_same_names_written_in_another_way_are_the_same_samples():
+def test_the_same_names_written_in_another_way_are_the_same_samples() -> None:
     assert SampleList(b'["a","a.jpg","a.json"]\n') == list(
         SampleList(b'["a", "a.jpg", "a.json"]\n')
     )

@@ -1,6 +1,7 @@
 """The demo data's store, and the other files that training needs."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +11,7 @@ from featurestore.storage.store import FeatureStore
 
 
 @pytest.fixture(scope="session")
-def built(demo_data, demo_store, tmp_path_factory):
+def built(demo_data: Path, demo_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with ``features`` (a store), ``embeddings``, ``labels`` and ``imdb``; read only."""
     folder = tmp_path_factory.mktemp("built")
     (folder / "imdb").symlink_to(demo_data)

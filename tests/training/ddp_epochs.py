@@ -17,7 +17,8 @@ EPOCHS = ((4, Shuffle(seed=5)), (11, Shuffle(seed=5, window=2)))
 def loss_of(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """A mean loss over the batch, to which each item contributes independently."""
     target = torch.sin(batch["index"].double())[:, None]
-    return (model(batch[FEATURE].double()) - target).square().mean()
+    loss: torch.Tensor = (model(batch[FEATURE].double()) - target).square().mean()
+    return loss
 
 
 def make_model(dim: int) -> torch.nn.Module:
@@ -40,7 +41,7 @@ def main(store: str, split_json: str, out_dir: str) -> None:
         for step, batch in enumerate(DeviceBatches(train, batches, "cpu")):
             steps.append(batch["index"].tolist())
             optimizer.zero_grad()
-            (loss_of(model, batch) * batches.weight(step)).backward()
+            (loss_of(model, batch) * batches.weight(step)).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         if sum(map(len, steps)) != expected:
             raise RuntimeError(f"{expected} items were promised")

@@ -4,6 +4,8 @@
 
 import os
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 from featurestore.system.torchvision_ops import ensure_importable
 
@@ -24,34 +26,38 @@ EPOCHS, SIZE = 3, 4
 class Probe(torch.nn.Module):
     """A model for Transformers' Trainer."""
 
-    def __init__(self, log, name):
+    def __init__(self, log: Log, name: str) -> None:
         super().__init__()
         self.model, self.log, self.name = model(), log, name
 
-    def forward(self, clip_image, index):
+    def forward(self, clip_image: torch.Tensor, index: torch.Tensor) -> dict[str, torch.Tensor]:
         if not self.training:
             return {"logits": index}
         self.log.batch(self.name, {"index": index, FEATURE: clip_image})
         return {"loss": self.model(clip_image).square().mean()}
 
 
-class Epochs(TrainerCallback):
-    def on_epoch_begin(self, args, state, control, model=None, **keywords):
+class Epochs(TrainerCallback):  # type: ignore[misc]
+    def on_epoch_begin(
+        self, args: Any, state: Any, control: Any, model: Any = None, **keywords: Any
+    ) -> None:
         probe = getattr(model, "module", model)
         probe.log.epoch(probe.name)
 
 
-class ViewsOfEpoch(TrainerCallback):
+class ViewsOfEpoch(TrainerCallback):  # type: ignore[misc]
     """The example of docs/training.md for loaders with workers."""
 
-    def on_epoch_begin(self, args, state, control, train_dataloader=None, **keywords):
+    def on_epoch_begin(
+        self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **keywords: Any
+    ) -> None:
         train_dataloader.dataset.set_epoch(round(state.epoch))
 
 
-class OwnBatches(Trainer):
+class OwnBatches(Trainer):  # type: ignore[misc]
     """The example of docs/training.md."""
 
-    def get_train_dataloader(self):
+    def get_train_dataloader(self) -> DataLoader[Any]:
         shuffle = Shuffle(seed=self.args.seed)
         batches = FeatureBatchSampler(
             self.train_dataset, self.args.train_batch_size, shuffle=shuffle, shard=Shard.current()
@@ -60,22 +66,22 @@ class OwnBatches(Trainer):
 
 
 class Loops:
-    def __init__(self, store, folder):
+    def __init__(self, store: str, folder: str) -> None:
         self.store, self.folder, self.log = store, folder, Log(store)
 
-    def data(self, views="random"):
+    def data(self, views: int | str = "random") -> FeatureDataset:
         return FeatureDataset(self.store, [FEATURE], views=views, seed=1)
 
     # Accelerate ---------------------------------------------------------------------------------
 
-    def prepared(self, dataset, config=None, **keywords):
+    def prepared(self, dataset: Any, config: dict[str, Any] | None = None, **keywords: Any) -> Any:
         loader = DataLoader(dataset, batch_sampler=FeatureBatchSampler(dataset, SIZE, **keywords))
         self.accelerator = Accelerator(
             cpu=True, dataloader_config=DataLoaderConfiguration(**(config or {}))
         )
         return self.accelerator.prepare(loader)
 
-    def walk(self, name, loader, epochs=EPOCHS):
+    def walk(self, name: str, loader: Any, epochs: int = EPOCHS) -> None:
         try:
             for _ in range(epochs):
                 self.log.epoch(name)
@@ -84,7 +90,7 @@ class Loops:
         except ConfigError as e:
             self.log.refused(name, e)
 
-    def accelerate(self):
+    def accelerate(self) -> None:
         uneven, dispatch = {"even_batches": False}, {"dispatch_batches": True}
         self.walk("even", self.prepared(self.data()))
         self.walk("uneven", self.prepared(self.data(), uneven))
@@ -96,7 +102,7 @@ class Loops:
         self.walk("twice", self.prepared(self.data(), shard=shard))
         self.walk("dispatch twice", self.prepared(self.data(), dispatch, shard=shard))
         for name, part in (("own", shard), ("nobody's", None), ("everything", Shard())):
-            keywords = {} if part is None else {"shard": part}
+            keywords: dict[str, Any] = {} if part is None else {"shard": part}
             data = self.data()
             plain, device = (FeatureBatchSampler(data, SIZE, **keywords) for _ in range(2))
             self.walk(f"plain {name}", DataLoader(data, batch_sampler=plain))
@@ -116,7 +122,7 @@ class Loops:
 
     # Trainer ------------------------------------------------------------------------------------
 
-    def trainer(self, kind, name, callbacks=(), **keywords):
+    def trainer(self, kind: Any, name: str, callbacks: Sequence[Any] = (), **keywords: Any) -> Any:
         arguments = TrainingArguments(
             output_dir=f"{self.folder}/trainer",
             use_cpu=True,
@@ -136,20 +142,20 @@ class Loops:
             callbacks=[Epochs(), *callbacks],
         )
 
-    def transformers(self):
-        saving = {"save_strategy": "steps", "save_steps": 1}
+    def transformers(self) -> None:
+        saving: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1}
         own = self.trainer(OwnBatches, "trainer own", **saving)
         own.train()
         for step in (6, 8):  # six steps an epoch: the first is its end
             again = self.trainer(OwnBatches, f"trainer resumed {step}")
             again.train(resume_from_checkpoint=f"{self.folder}/trainer/checkpoint-{step}")
-        workers = {"dataloader_num_workers": 1}
+        workers: dict[str, Any] = {"dataloader_num_workers": 1}
         self.trainer(Trainer, "trainer workers", [ViewsOfEpoch()], **workers).train()
         self.trainer(Trainer, "trainer bare").train()
         self.log.seen["trainer predict"] = own.predict(self.data(3)).predictions.tolist()
 
 
-def main(store, folder):
+def main(store: str, folder: str) -> None:
     torch.set_num_threads(1)
     loops = Loops(store, folder)
     torch.distributed.init_process_group("gloo")

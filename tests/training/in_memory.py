@@ -6,6 +6,7 @@ The tests put it beside a script as ``dataset_1x_aug70``, to compare the numbers
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,35 +23,38 @@ KEYS = (
 )
 
 
-class Rows(Dataset):
-    def __init__(self, domain_data):
+class Rows(Dataset[dict[str, torch.Tensor]]):
+    def __init__(self, domain_data: dict[str, torch.Tensor]) -> None:
         self.domain_data = domain_data
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(next(iter(self.domain_data.values())))
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         return {name: rows[index] for name, rows in self.domain_data.items()}
 
 
+Groups = dict[frozenset[str], Rows]
+
+
 class DataModule(LightningDataModule):
-    def __init__(self, train, val, test, batch_size):
+    def __init__(self, train: Groups, val: Groups, test: Groups, batch_size: int) -> None:
         super().__init__()
         self.train_datasets, self.val_datasets, self.test_datasets = train, val, test
         self.batch_size = batch_size
 
-    def loader(self, datasets, shuffle):
+    def loader(self, datasets: Groups, shuffle: bool) -> CombinedLoader:
         each = {k: DataLoader(d, self.batch_size, shuffle=shuffle) for k, d in datasets.items()}
         return CombinedLoader(each, mode="min_size")
 
-    def train_dataloader(self):
+    def train_dataloader(self) -> CombinedLoader:
         return self.loader(self.train_datasets, True)
 
-    def val_dataloader(self):
+    def val_dataloader(self) -> CombinedLoader:
         return self.loader(self.val_datasets, False)
 
 
-def load(family, view_mode):
+def load(family: str, view_mode: str) -> tuple[dict[str, torch.Tensor], list[list[int]]]:
     """Per domain float32 ``[samples, V or 1, D]``, and the samples of each part."""
     files = Path(os.environ["OTHER_BACKBONES_DIR_IMDB1_AUG70"])
     labels = Path(os.environ["IMDB1_LABELS_DIR_23"])
@@ -69,19 +73,20 @@ def load(family, view_mode):
     return domains, parts
 
 
-def make(family, batch_size, view_mode="clean", **_):
+def make(family: str, batch_size: int, view_mode: str = "clean", **_: object) -> DataModule:
     domains, parts = load(family, view_mode)
     groups = []
     for number, part in enumerate(parts):
         rows = {name: domain[part].flatten(0, 1) for name, domain in domains.items()}
         keys = KEYS[2 * (number > 0) :]
         groups.append({frozenset(k): Rows({name: rows[name] for name in k}) for k in keys})
-    return DataModule(*groups, batch_size)
+    train, val, test = groups
+    return DataModule(train, val, test, batch_size)
 
 
-def make_datamodule_clip_aug70(**keywords):
+def make_datamodule_clip_aug70(**keywords: Any) -> DataModule:
     return make("clip", **keywords)
 
 
-def make_datamodule_blip2_aug70(**keywords):
+def make_datamodule_blip2_aug70(**keywords: Any) -> DataModule:
     return make("blip2", **keywords)

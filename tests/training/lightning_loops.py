@@ -8,6 +8,8 @@ process only.
 
 import os
 import sys
+from collections.abc import Callable
+from typing import Any
 
 from featurestore.system.torchvision_ops import ensure_importable
 
@@ -23,7 +25,7 @@ from featurestore import DeviceBatches, FeatureBatchSampler, FeatureDataset, Sha
 from featurestore.errors import ConfigError
 from tests.training.logged import FEATURE, Log, model
 
-QUIET = {
+QUIET: dict[str, Any] = {
     "accelerator": "cpu",
     "logger": False,
     "enable_progress_bar": False,
@@ -33,76 +35,79 @@ WINDOW = Shuffle(seed=5, window=2)
 
 
 class Probe(LightningModule):
-    def __init__(self, log, name, hook=None):
+    def __init__(self, log: Log, name: str, hook: Callable[[], Any] | None = None) -> None:
         super().__init__()
         self.model, self.log_of, self.name = model(), log, name
         if hook is not None:
-            self.train_dataloader = hook
+            self.train_dataloader = hook  # type: ignore[method-assign]
 
-    def on_train_epoch_start(self):
+    def on_train_epoch_start(self) -> None:
         self.log_of.epoch(self.name)
 
-    def on_validation_epoch_start(self):
+    def on_validation_epoch_start(self) -> None:
         self.log_of.epoch(f"{self.name}/val")
 
-    def training_step(self, batch, batch_idx):
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         self.log_of.batch(self.name, batch)
-        return self.model(batch[FEATURE]).square().mean()
+        loss: torch.Tensor = self.model(batch[FEATURE]).square().mean()
+        return loss
 
-    def validation_step(self, batch, batch_idx):
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
         self.log_of.batch(f"{self.name}/val", batch)
 
-    def test_step(self, batch, batch_idx):
+    def test_step(self, batch: Any, batch_idx: int) -> None:
         self.log_of.batch(f"{self.name}/test", batch)
 
-    def predict_step(self, batch, batch_idx):
+    def predict_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         self.log_of.batch(self.name, batch)
-        return batch["index"]
+        index: torch.Tensor = batch["index"]
+        return index
 
-    def configure_optimizers(self):
+    def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.01)
 
 
 class Pair(Probe):
     """Two loaders at once."""
 
-    def on_train_epoch_start(self):
+    def on_train_epoch_start(self) -> None:
         for side in "ab":
             self.log_of.epoch(f"pair {side}")
 
-    def training_step(self, batch, batch_idx):
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         for side in "ab":
             self.log_of.batch(f"pair {side}", batch[side])
-        return self.model(batch["a"][FEATURE]).square().mean()
+        loss: torch.Tensor = self.model(batch["a"][FEATURE]).square().mean()
+        return loss
 
 
 class Loops:
-    def __init__(self, store, folder):
+    def __init__(self, store: str, folder: str) -> None:
         self.store, self.folder, self.log = store, folder, Log(store)
 
-    def data(self, views="random"):
+    def data(self, views: int | str = "random") -> FeatureDataset:
         return FeatureDataset(self.store, [FEATURE], views=views, seed=1)
 
-    def trainer(self, epochs=1, **keywords):
+    def trainer(self, epochs: int = 1, **keywords: Any) -> Trainer:
         keywords = {"enable_checkpointing": False, "num_sanity_val_steps": 1} | QUIET | keywords
         return Trainer(max_epochs=epochs, default_root_dir=self.folder, **keywords)
 
-    def loader(self, dataset, size=4, kind=DataLoader, **keywords):
+    def loader(self, dataset: Any, size: int = 4, kind: Any = DataLoader, **keywords: Any) -> Any:
         sampler = FeatureBatchSampler(dataset, size, **keywords)
         if kind is DeviceBatches:
             return DeviceBatches(dataset, sampler, "cpu")
         return kind(dataset, batch_sampler=sampler)
 
-    def both(self, epochs, name, **keywords):
+    def both(self, epochs: int, name: str, **keywords: Any) -> None:
         """Training and validation with loaders that are created before the processes."""
         trained, checked = self.data(), self.data()
         self.trainer(epochs, **keywords).fit(
             Probe(self.log, name), self.loader(trained), self.loader(checked, shuffle=None)
         )
 
-    def alone(self):
+    def alone(self) -> None:
         self.both(3, "one", devices=1)
-        one = {"devices": 1}
+        one: dict[str, Any] = {"devices": 1}
         for kind in (DataLoader, DeviceBatches):
             name = kind.__name__
             self.trainer(4, overfit_batches=2, num_sanity_val_steps=0, devices=1).fit(
@@ -125,7 +130,7 @@ class Loops:
         self.trainer(3, **one).fit(Pair(self.log, "pair"), together)
         self.resumed()
 
-    def resumed(self):
+    def resumed(self) -> None:
         for kind in (DeviceBatches, StatefulDataLoader):
             name = f"resumed {kind.__name__}"
             saving = ModelCheckpoint(
@@ -134,7 +139,11 @@ class Loops:
                 every_n_train_steps=1,
                 save_top_k=-1,
             )
-            keywords = {"devices": 1, "callbacks": [saving], "enable_checkpointing": True}
+            keywords: dict[str, Any] = {
+                "devices": 1,
+                "callbacks": [saving],
+                "enable_checkpointing": True,
+            }
             self.trainer(3, **keywords).fit(
                 Probe(self.log, f"{name} whole"), self.loader(self.data(), 8, kind)
             )
@@ -145,8 +154,8 @@ class Loops:
                     ckpt_path=f"{self.folder}/{kind.__name__}/step={step}.ckpt",
                 )
 
-    def several(self):
-        two = {"devices": 2, "strategy": "ddp"}
+    def several(self) -> None:
+        two: dict[str, Any] = {"devices": 2, "strategy": "ddp"}
         self.both(3, "ddp", **two)
         window = self.loader(self.data(), 5, shuffle=WINDOW, drop_last=True)
         self.trainer(2, **two).fit(Probe(self.log, "window"), window)
@@ -174,7 +183,7 @@ class Loops:
                 self.log.refused(name, e if isinstance(e, ConfigError) else e.__context__)
 
 
-def main(store, folder):
+def main(store: str, folder: str) -> None:
     torch.set_num_threads(1)
     loops = Loops(store, folder)
     if "LOCAL_RANK" not in os.environ:

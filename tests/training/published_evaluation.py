@@ -8,6 +8,8 @@ its arguments. The test changes only its import line.
 
 import json
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,18 +33,18 @@ FIVE = frozenset([*THREE, *CLEAN.values()])
 
 
 class Workspace(LightningModule):
-    def __init__(self, dims, size=24):
+    def __init__(self, dims: dict[str, int], size: int = 24) -> None:
         super().__init__()
         self.encoders = nn.ModuleDict({name: nn.Linear(dim, size) for name, dim in dims.items()})
         self.decoders = nn.ModuleDict({name: nn.Linear(size, dim) for name, dim in dims.items()})
         self.query = nn.Linear(size, 1)
-        self.losses = []
+        self.losses: list[float] = []
 
-    def fuse(self, domains):
+    def fuse(self, domains: dict[str, torch.Tensor]) -> torch.Tensor:
         encoded = torch.stack([self.encoders[n](domains[n]) for n in (IMAGE, TEXT)])  # [2, B, size]
         return torch.tanh((self.query(encoded).softmax(dim=0) * encoded).sum(dim=0))
 
-    def training_step(self, batch, batch_idx):
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         domains = batch[FIVE]
         shared = self.fuse(domains)
         loss = F.binary_cross_entropy_with_logits(self.decoders[LABELS](shared), domains[LABELS])
@@ -53,22 +55,26 @@ class Workspace(LightningModule):
         self.losses.append(loss.item())
         return loss
 
-    def validation_step(self, batch, batch_idx):
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
         assert batch[THREE][LABELS].shape[1] == 23
 
-    def configure_optimizers(self):
+    def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.parameters(), lr=5e-3)
 
 
-def make_model(data):
+def make_model(data: Any) -> Workspace:
     pair = data.train_datasets[PAIR].domain_data
     dims = {name: int(pair[name].shape[1]) for name in (IMAGE, TEXT)}
     dims[LABELS] = int(data.train_datasets[ALONE].domain_data[LABELS].shape[1])
     return Workspace(dims)
 
 
-def make_trainer(**keywords):
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+def make_trainer(**keywords: Any) -> Trainer:
+    quiet: dict[str, Any] = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+    }
     return Trainer(
         accelerator="cpu",
         devices=1,
@@ -79,7 +85,7 @@ def make_trainer(**keywords):
     )
 
 
-def train(make, seed):
+def train(make: Callable[..., Any], seed: int) -> Workspace:
     seed_everything(seed, workers=True, verbose=False)
     data = make(
         batch_size=32,
@@ -94,7 +100,7 @@ def train(make, seed):
     return model
 
 
-def flops_of_a_step(make):
+def flops_of_a_step(make: Callable[..., Any]) -> int:
     data = make(batch_size=1, num_workers=0, view_mode="all", include_labels=True)
     data.prepare_data()
     data.setup("fit")
@@ -104,28 +110,28 @@ def flops_of_a_step(make):
     return sum(int(event.flops or 0) for event in found.key_averages())
 
 
-def clean_loader(dataset):
+def clean_loader(dataset: Any) -> DataLoader[Any]:
     domains = dataset.domain_data
     held = [domains[name].contiguous() for name in (IMAGE, TEXT, LABELS)]
     return DataLoader(TensorDataset(*held), batch_size=4, shuffle=False, num_workers=1)
 
 
 @torch.no_grad()
-def evaluate(make, model):
+def evaluate(make: Callable[..., Any], model: Workspace) -> dict[str, float]:
     model.eval()
     data = make(
         batch_size=1024, num_workers=8, pin_memory=True, view_mode="clean", include_labels=True
     )
-    scores = {}
+    scores: dict[str, float] = {}
     parts = {"val": data.val_datasets[THREE], "test": data.test_datasets.get(THREE)}
     for name, dataset in parts.items():
         loader = clean_loader(dataset)
-        logits, truth = [], []
+        outputs, answers = [], []
         for image, text, labels in loader:
             shared = model.fuse({IMAGE: image.to("cpu", non_blocking=True), TEXT: text})
-            logits.append(model.decoders[LABELS](shared).float().cpu().numpy())
-            truth.append(labels.numpy())
-        logits, truth = np.concatenate(logits), np.concatenate(truth).astype(np.int64)
+            outputs.append(model.decoders[LABELS](shared).float().cpu().numpy())
+            answers.append(labels.numpy())
+        logits, truth = np.concatenate(outputs), np.concatenate(answers).astype(np.int64)
         predicted = (1.0 / (1.0 + np.exp(-logits)) >= 0.5).astype(np.int64)
         scores[f"n_{name}"] = len(truth)
         scores[f"macro_f1_{name}"] = f1_score(truth, predicted, average="macro", zero_division=0)
@@ -135,7 +141,7 @@ def evaluate(make, model):
     return scores
 
 
-def main():
+def main() -> None:
     torch.set_num_threads(1)
     for backbone in sys.argv[1:]:
         make = FAMILIES[backbone]

@@ -7,6 +7,8 @@ only its import line.
 
 import json
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from dataset_1x_aug70 import make_datamodule_blip2_aug70, make_datamodule_clip_aug70
@@ -35,9 +37,11 @@ class SharedSpace(LightningModule):
         return F.normalize(self.image(domains[I]), dim=1), F.normalize(self.text(domains[C]), dim=1)
 
     def classify(self, domains: dict[str, torch.Tensor]) -> torch.Tensor:
-        return self.genres(torch.cat([self.image(domains[I]), self.text(domains[C])], dim=1))
+        both = torch.cat([self.image(domains[I]), self.text(domains[C])], dim=1)
+        logits: torch.Tensor = self.genres(both)
+        return logits
 
-    def training_step(self, batch, batch_idx):
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         image, text = self.embed(batch[PAIR])
         logits = 10 * image @ text.T
         target = torch.arange(len(logits))
@@ -50,7 +54,7 @@ class SharedSpace(LightningModule):
                 assert set(batch[frozenset({name})]) == {name}
         return contrastive + 10 * classes
 
-    def validation_step(self, batch, batch_idx):
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
         assert frozenset({I}) not in batch
         domains = batch[LABELLED]
         image, text = self.embed(domains)
@@ -58,11 +62,11 @@ class SharedSpace(LightningModule):
         self.scores["logits"].append(self.classify(domains))
         self.scores["labels"].append(domains[L])
 
-    def configure_optimizers(self):
+    def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.parameters(), lr=3e-3, weight_decay=0.1)
 
 
-def train(make, epochs: int, view_mode: str) -> tuple[object, SharedSpace]:
+def train(make: Callable[..., Any], epochs: int, view_mode: str) -> tuple[Any, SharedSpace]:
     seed_everything(0, verbose=False)
     data = make(
         batch_size=64,
@@ -93,7 +97,7 @@ def f1(predicted: torch.Tensor, truth: torch.Tensor) -> float:
     return 2 * hits / max(1.0, float(predicted.sum() + truth.sum()))
 
 
-def test_scores(make, model: SharedSpace) -> dict[str, float]:
+def test_scores(make: Callable[..., Any], model: SharedSpace) -> dict[str, float]:
     """Scores on clean views of the test films: genres, and retrieval of texts by images."""
     data = make(batch_size=1000, include_labels=True, num_workers=0, view_mode="clean")
     with torch.no_grad():

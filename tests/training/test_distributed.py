@@ -5,6 +5,8 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -16,13 +18,13 @@ from tests.training.ddp_epochs import EPOCHS, FEATURE, loss_of, make_model
 RANKS, TRAIN = 2, 23
 
 
-def free_port():
+def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+        return int(found.getsockname()[1])
 
 
-def start(arguments, rank, port):
+def start(arguments: Sequence[object], rank: int, port: int) -> subprocess.Popen[str]:
     variables = {"RANK": rank, "WORLD_SIZE": RANKS, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     variables |= {"PYTHONPATH": ROOT, "OMP_NUM_THREADS": 1}
     return subprocess.Popen(
@@ -34,7 +36,7 @@ def start(arguments, rank, port):
     )
 
 
-def run_ranks(arguments):
+def run_ranks(arguments: Sequence[object]) -> None:
     port = free_port()
     ranks = [start(arguments, rank, port) for rank in range(RANKS)]
     try:
@@ -45,7 +47,7 @@ def run_ranks(arguments):
     assert [rank.returncode for rank in ranks] == [0] * RANKS, "\n".join(errors)
 
 
-def test_two_ranks_read_the_split_once_and_learn_what_one_process_learns(tmp_path):
+def test_two_ranks_read_the_split_once_and_learn_what_one_process_learns(tmp_path: Path) -> None:
     make_store(tmp_path / "store", samples=31, views=4, chunk=4)
     stems = FeatureDataset(tmp_path / "store").stems
     train = [stem for i, stem in enumerate(stems) if i % 4 != 3][:TRAIN]
@@ -66,7 +68,7 @@ def test_two_ranks_read_the_split_once_and_learn_what_one_process_learns(tmp_pat
         for step in steps:  # all ranks' items as one batch
             loss = loss_of(model, dataset.batch([item for batch in step for item in batch]))
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     sizes = [[[len(batch) for batch in epoch] for epoch in rank["seen"]] for rank in found]
     assert sizes == [[[4, 4, 4], [11, 1]], [[4, 4, 3], [10, 1]]]

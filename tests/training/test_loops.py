@@ -9,6 +9,9 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,16 +22,18 @@ from tests.featurestore.stores import make_store
 from tests.training.test_distributed import free_port
 
 SAMPLES, VIEWS = 47, 8
+Epoch = list[list[list[int]]]  # batches of pairs of a sample and a view
+Log = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory):
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("loops") / "store"
     make_store(path, samples=SAMPLES, views=VIEWS, chunk=8)
     return path
 
 
-def run(program, store, folder, ranks):
+def run(program: str, store: Path, folder: Path, ranks: list[dict[str, int]]) -> list[Log]:
     """The log of each rank; ``ranks`` are the environments of the processes to start."""
     variables = {"PYTHONPATH": ROOT, "OMP_NUM_THREADS": 1, "GLOO_SOCKET_IFNAME": "lo"}
     variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "HF_HUB_OFFLINE": 1}
@@ -57,32 +62,40 @@ def run(program, store, folder, ranks):
 
 
 @pytest.fixture(scope="module")
-def lightning(store, tmp_path_factory):
+def lightning(store: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Log]:
     return run("lightning_loops", store, tmp_path_factory.mktemp("lightning"), [{}])
 
 
 @pytest.fixture(scope="module")
-def huggingface(store, tmp_path_factory):
+def huggingface(store: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Log]:
     ranks = [{"RANK": r, "LOCAL_RANK": r, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2} for r in range(2)]
     return run("huggingface_loops", store, tmp_path_factory.mktemp("huggingface"), ranks)
 
 
-def samples(epoch):
+def samples(epoch: Epoch) -> list[int]:
     return [sample for batch in epoch for sample, _ in batch]
 
 
-def views(epoch):
+def views(epoch: Epoch) -> list[int]:
     return [view for batch in epoch for _, view in batch]
 
 
-def drawn(epoch, of):
+def drawn(epoch: int, of: Sequence[int]) -> list[int]:
     """The views that a dataset with views="random" and seed 1 draws in an epoch."""
     import numpy as np
 
-    return view_policy("random", VIEWS, 1).choose(np.asarray(of, np.int64), epoch).tolist()
+    chosen = view_policy("random", VIEWS, 1).choose(np.asarray(of, np.int64), epoch)
+    assert isinstance(chosen, np.ndarray)
+    numbers: list[int] = chosen.tolist()
+    return numbers
 
 
-def each_once(ranks, name, epochs=(0, 1, 2), of=range(SAMPLES)):
+def each_once(
+    ranks: list[Log],
+    name: str,
+    epochs: Sequence[int] = (0, 1, 2),
+    of: Sequence[int] = range(SAMPLES),
+) -> list[list[int]]:
     """Checks that all ranks together read every sample once an epoch, with its epoch's view."""
     logged = [rank[name] for rank in ranks]
     assert [len(rank) for rank in logged] == [len(epochs)] * len(ranks), name
@@ -99,20 +112,22 @@ def each_once(ranks, name, epochs=(0, 1, 2), of=range(SAMPLES)):
     return orders
 
 
-def order_of(epoch, size, dataset=range(SAMPLES), **keywords):
+def order_of(
+    epoch: int, size: int, dataset: Any = range(SAMPLES), **keywords: Any
+) -> list[list[int]]:
     sampler = FeatureBatchSampler(dataset, size, **keywords)
     sampler.set_epoch(epoch)
     return list(sampler)
 
 
-def batches(epoch):
+def batches(epoch: Epoch) -> list[list[int]]:
     return [samples([batch]) for batch in epoch]
 
 
 # Lightning ----------------------------------------------------------------------------------------
 
 
-def test_lightning_shares_training_and_validation_among_processes(lightning):
+def test_lightning_shares_training_and_validation_among_processes(lightning: list[Log]) -> None:
     orders = each_once(lightning, "ddp")
     assert len({tuple(order) for order in orders}) == 3
     for rank, logged in enumerate(lightning):
@@ -124,7 +139,7 @@ def test_lightning_shares_training_and_validation_among_processes(lightning):
             assert views(found) == drawn(epoch, part)
 
 
-def test_lightning_keeps_every_setting(lightning, store):
+def test_lightning_keeps_every_setting(lightning: list[Log], store: Path) -> None:
     data = FeatureDataset(store)
     for rank, logged in enumerate(lightning):
         for epoch, found in enumerate(logged["window"]):
@@ -143,14 +158,14 @@ def test_lightning_keeps_every_setting(lightning, store):
     each_once(lightning, "shard DeviceBatches")
 
 
-def test_lightning_is_refused_batches_that_every_process_would_read(lightning):
+def test_lightning_is_refused_batches_that_every_process_would_read(lightning: list[Log]) -> None:
     for rank in lightning:
         for name in ("no shard", "left alone"):
             assert rank[name].startswith("ConfigError: Each of the 2 processes")
             assert "shard=Shard.current()" in rank[name]
 
 
-def test_lightning_predicts_in_order(lightning):
+def test_lightning_predicts_in_order(lightning: list[Log]) -> None:
     alone = lightning[0]
     everything = list(range(SAMPLES))
     for name in ("predict DataLoader kept", "predict DataLoader shuffled"):
@@ -162,7 +177,7 @@ def test_lightning_predicts_in_order(lightning):
         assert [sample for rank in lightning for sample in samples(rank[name][0])] == everything
 
 
-def test_lightning_in_one_process(lightning):
+def test_lightning_in_one_process(lightning: list[Log]) -> None:
     alone = lightning[:1]
     each_once(alone, "one")
     each_once(alone, "subset", of=range(0, SAMPLES, 2))
@@ -177,7 +192,7 @@ def test_lightning_in_one_process(lightning):
             assert views(half) == drawn(number, samples(half))
 
 
-def test_lightning_overfits_the_same_batches(lightning):
+def test_lightning_overfits_the_same_batches(lightning: list[Log]) -> None:
     names = ["overfit DataLoader", "overfit DeviceBatches"]
     logs = [(lightning[0][name + side]) for name in names for side in ("", "/val")]
     logs += [rank["overfit" + side] for rank in lightning for side in ("", "/val")]
@@ -190,7 +205,7 @@ def test_lightning_overfits_the_same_batches(lightning):
 
 
 @pytest.mark.parametrize("kind", ["DeviceBatches", "StatefulDataLoader"])
-def test_lightning_resumes_exactly(lightning, kind):
+def test_lightning_resumes_exactly(lightning: list[Log], kind: str) -> None:
     [alone] = lightning[:1]
     each_once([alone], f"resumed {kind} whole")
     whole = [batch for epoch in alone[f"resumed {kind} whole"] for batch in epoch]
@@ -203,7 +218,7 @@ def test_lightning_resumes_exactly(lightning, kind):
 # Accelerate and plain torch -----------------------------------------------------------------------
 
 
-def test_accelerate_shares_a_sampler_without_a_shard(huggingface):
+def test_accelerate_shares_a_sampler_without_a_shard(huggingface: list[Log]) -> None:
     for name in ("uneven", "window", "split"):
         orders = each_once(huggingface, name)
         assert len({tuple(order) for order in orders}) == 3
@@ -217,14 +232,16 @@ def test_accelerate_shares_a_sampler_without_a_shard(huggingface):
             assert views(found[0]) + views(found[1]) == drawn(epoch, seen)
 
 
-def test_accelerate_is_refused_a_sampler_with_a_shard(huggingface):
+def test_accelerate_is_refused_a_sampler_with_a_shard(huggingface: list[Log]) -> None:
     for rank in huggingface:
         for name in ("twice", "dispatch twice"):
             assert rank[name].startswith("ConfigError: Accelerate")
             assert "prepare()" in rank[name]
 
 
-def test_accelerate_skips_to_the_middle_of_an_epoch_and_gathers_in_order(huggingface):
+def test_accelerate_skips_to_the_middle_of_an_epoch_and_gathers_in_order(
+    huggingface: list[Log],
+) -> None:
     for rank, logged in enumerate(huggingface):
         assert logged["gathered"] == list(range(SAMPLES))
         for epoch, found in enumerate(logged["skipped"]):
@@ -233,7 +250,7 @@ def test_accelerate_skips_to_the_middle_of_an_epoch_and_gathers_in_order(hugging
             assert views(found) == drawn(epoch, samples(found))
 
 
-def test_plain_loops_of_several_processes(huggingface):
+def test_plain_loops_of_several_processes(huggingface: list[Log]) -> None:
     for kind in ("plain", "device"):
         each_once(huggingface, f"{kind} own")
         for rank in huggingface:
@@ -244,7 +261,7 @@ def test_plain_loops_of_several_processes(huggingface):
 # Transformers' Trainer ----------------------------------------------------------------------------
 
 
-def test_the_trainer_with_our_batches(huggingface):
+def test_the_trainer_with_our_batches(huggingface: list[Log]) -> None:
     orders = each_once(huggingface, "trainer own")
     assert len({tuple(order) for order in orders}) == 3
     for rank in huggingface:
@@ -255,7 +272,7 @@ def test_the_trainer_with_our_batches(huggingface):
 
 
 @pytest.mark.parametrize("name", ["trainer bare", "trainer workers", "torch's"])
-def test_batches_of_the_libraries_own_samplers(huggingface, name):
+def test_batches_of_the_libraries_own_samplers(huggingface: list[Log], name: str) -> None:
     """Transformers and Accelerate repeat a sample if the batches are not equally distributed."""
     for epoch in range(3):
         found = [rank[name][epoch] for rank in huggingface]
@@ -265,6 +282,6 @@ def test_batches_of_the_libraries_own_samplers(huggingface, name):
         assert views(found[0]) + views(found[1]) == drawn(epoch, seen)
 
 
-def test_the_trainer_predicts_in_order(huggingface):
+def test_the_trainer_predicts_in_order(huggingface: list[Log]) -> None:
     for rank in huggingface:
         assert rank["trainer predict"] == list(range(SAMPLES))

@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -20,13 +21,13 @@ for number, code in enumerate(sys.argv[1:]):
 
 
 @pytest.fixture
-def workplace(built, tmp_path):
+def workplace(built: Path, tmp_path: Path) -> Path:
     for name in ("features", "labels", "imdb"):
         (tmp_path / name).symlink_to(built / name)
     return tmp_path
 
 
-def test_every_example_of_the_page_on_training_runs(workplace):
+def test_every_example_of_the_page_on_training_runs(workplace: Path) -> None:
     typed = blocks(ROOT / "docs/training.md", "python")
     assert len(typed) >= 10
     with socket.socket() as found:

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,9 +47,16 @@ print(json.dumps(digest))
 # The datamodule in memory can read files only.
 IN_MEMORY = ("theirs.py", "embeddings")
 FILES, STORE = ("ours.py", "embeddings"), ("ours.py", "features")
+Found = tuple[str, list[list[dict[str, Any]]], str]
 
 
-def run_all(built, folder, runs, families, *paths):
+def run_all(
+    built: Path,
+    folder: Path,
+    runs: list[tuple[str, str]],
+    families: list[str],
+    *paths: Path,
+) -> Found:
     """NumPy's version, the output of each run for each family, and a digest of all rows."""
     script = (HERE / "published_evaluation.py").read_text()
     assert script.count(THEIRS) == 1
@@ -77,7 +85,9 @@ def run_all(built, folder, runs, families, *paths):
     return numpy, [scores[start : start + each] for start in range(0, len(scores), each)], digest
 
 
-def assert_equal_and_learned(in_memory, *others):
+def assert_equal_and_learned(
+    in_memory: list[dict[str, Any]], *others: list[dict[str, Any]]
+) -> None:
     for other in others:
         assert other == in_memory
     for scores in in_memory:
@@ -88,26 +98,26 @@ def assert_equal_and_learned(in_memory, *others):
 
 
 @pytest.fixture(scope="module")
-def installed_numpy(built, tmp_path_factory):
+def installed_numpy(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Found:
     """Three runs with the installed NumPy."""
     runs = [IN_MEMORY, FILES, STORE]
     return run_all(built, tmp_path_factory.mktemp("installed"), runs, ["clip", "blip2"])
 
 
-def test_files_and_store_give_the_numbers_of_tensors_in_memory(installed_numpy):
+def test_files_and_store_give_the_numbers_of_tensors_in_memory(installed_numpy: Found) -> None:
     _, found, _ = installed_numpy
     assert [[scores["backbone"] for scores in each] for each in found] == 3 * [["clip", "blip2"]]
     assert_equal_and_learned(*found)
 
 
 @pytest.fixture(scope="module")
-def older_numpy(tmp_path_factory):
+def older_numpy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with NumPy 1.26, to be placed before the installed one on the path."""
     if sys.version_info >= (3, 13):
         pytest.skip("NumPy 1.26 was never built for this Python")
     folder = tmp_path_factory.mktemp("numpy")
     options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary", ":all:"]
-    install = [sys.executable, "-m", "pip", "install", *options, "--target", folder]
+    install = [sys.executable, "-m", "pip", "install", *options, "--target", str(folder)]
     done = subprocess.run(
         [*install, f"numpy=={OLDER_NUMPY}"], capture_output=True, text=True, timeout=300
     )
@@ -117,7 +127,9 @@ def older_numpy(tmp_path_factory):
     return folder
 
 
-def test_numpy_1_reads_the_same(built, tmp_path, older_numpy, installed_numpy):
+def test_numpy_1_reads_the_same(
+    built: Path, tmp_path: Path, older_numpy: Path, installed_numpy: Found
+) -> None:
     numpy, found, digest = run_all(built, tmp_path, [STORE], ["clip"], older_numpy)
     assert numpy == OLDER_NUMPY
     assert found == [installed_numpy[1][2][:1]]

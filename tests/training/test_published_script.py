@@ -23,7 +23,7 @@ for family, source in zip(runs[1::2], runs[2::2]):
 """
 
 
-def test_the_published_script_runs_and_beats_chance(built, tmp_path):
+def test_the_published_script_runs_and_beats_chance(built: Path, tmp_path: Path) -> None:
     script = Path(__file__).with_name("published_script.py").read_text()
     assert script.count(THEIRS) == 1
     (tmp_path / "train.py").write_text(script.replace(THEIRS, OURS))
@@ -33,7 +33,7 @@ def test_the_published_script_runs_and_beats_chance(built, tmp_path):
         "PYTHONPATH": ROOT,
         "OMP_NUM_THREADS": 1,
     }
-    runs = ["clip", built / "features", "blip2", built / "embeddings"]
+    runs = ["clip", str(built / "features"), "blip2", str(built / "embeddings")]
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", RUN, "train.py", *runs],
         cwd=tmp_path,

@@ -4,7 +4,9 @@ import itertools
 import json
 import re
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +26,7 @@ from featurestore.imdb.labels import (
     write_labels,
 )
 from featurestore.imdb.labels_manifest import verify_augmented
-from featurestore.records import view_seed
+from featurestore.records import Salt, view_seed
 from featurestore.system import durable
 from tests.featurestore.stores import killed_at
 
@@ -70,46 +72,47 @@ def numpy_noise(labels: np.ndarray, views: int, base: int) -> np.ndarray:
         (25958, 69, "text", 486677006),
     ],
 )
-def test_seeds_are_the_published_ones(index, view, salt, seed):
+def test_seeds_are_the_published_ones(index: int, view: int, salt: Salt, seed: int) -> None:
     assert view_seed(123, index, view, salt) == seed
 
 
-def test_class_names_are_the_published_ones():
+def test_class_names_are_the_published_ones() -> None:
     assert list(CLASS_NAMES) == NAMES
 
 
 @pytest.mark.parametrize("key", ["genres", "Genres", "genre", "labels"])
-def test_each_published_key_is_read(key):
+def test_each_published_key_is_read(key: str) -> None:
     assert named({"plot": "", key: ["Horror"]}) == ["Horror"]
 
 
-def test_the_first_key_that_is_a_list_wins():
+def test_the_first_key_that_is_a_list_wins() -> None:
     assert named({"labels": ["War"], "genre": ["Music"], "Genres": ["Crime"]}) == ["Crime"]
     assert named({"genres": "Drama", "Genres": None, "genre": ["War"]}) == ["War"]
     assert named({"genres": [], "labels": ["War"]}) == []
 
 
 @pytest.mark.parametrize("spelling", ["Sci-Fi", " sci-fi\n", "SCIENCE FICTION", "Sci Fi", "sci fi"])
-def test_spellings_of_science_fiction(spelling):
+def test_spellings_of_science_fiction(spelling: str) -> None:
     assert named({"genres": [spelling]}) == ["Sci-Fi"]
 
 
 @given(st.sets(st.sampled_from(NAMES)), st.data())
-def test_any_set_of_genres_in_any_order_and_case(genres, data):
+def test_any_set_of_genres_in_any_order_and_case(genres: set[str], data: st.DataObject) -> None:
     order = data.draw(st.permutations(sorted(genres)))
-    change = data.draw(st.sampled_from([str, str.lower, str.upper, lambda s: f"\t{s} "]))
+    changes: list[Callable[[str], str]] = [str, str.lower, str.upper, lambda s: f"\t{s} "]
+    change = data.draw(st.sampled_from(changes))
     row, unknown = genres_vector({"genres": [change(g) for g in order] * 2})
     assert {NAMES[i] for i in np.flatnonzero(row)} == genres
     assert unknown == []
 
 
-def test_unknown_genres_are_returned_and_ignored():
+def test_unknown_genres_are_returned_and_ignored() -> None:
     row, unknown = genres_vector({"genres": ["Reality-TV ", "Drama", "drama-ish", "reality-tv"]})
     assert [NAMES[i] for i in np.flatnonzero(row)] == ["Drama"]
     assert unknown == ["reality-tv", "drama-ish", "reality-tv"]
 
 
-def test_unknown_genres_are_safe_to_print():
+def test_unknown_genres_are_safe_to_print() -> None:
     _, unknown = genres_vector({"genres": ["\x1b[2J", "\ud800", 3, None, ["Drama"], "x" * 10**6]})
     assert unknown == ["\\x1b[2j", "\\ud800", "(int)", "(NoneType)", "(list)", "x" * 80]
 
@@ -117,19 +120,19 @@ def test_unknown_genres_are_safe_to_print():
 @pytest.mark.parametrize(
     "document", [None, [], ["Drama"], "Drama", 3, {}, {"genres": {"Drama": 1}}]
 )
-def test_documents_without_genres(document):
+def test_documents_without_genres(document: object) -> None:
     assert named(document) == []
 
 
 @pytest.mark.parametrize("base", [123, 7])
-def test_noise_is_numpys_own(base):
+def test_noise_is_numpys_own(base: int) -> None:
     labels = np.stack([genres_vector(d)[0] for d in DOCUMENTS])
     blocks = list(augmented_labels(labels, 70, base))
     assert {(b.shape, b.dtype) for b in blocks} == {((70, 23), np.dtype(np.float32))}
     assert np.concatenate(blocks).tobytes() == numpy_noise(labels, 70, base).tobytes()
 
 
-def test_noise_known_answer():
+def test_noise_known_answer() -> None:
     # Computed once with NumPy: seed 3883996548, sample 0, view 1, a zero row and a one row.
     noise = np.random.default_rng(3883996548).normal(0, 0.1, 23).astype(np.float32).clip(-0.2, 0.2)
     zero, one = (next(augmented_labels(np.full((1, 23), x, np.float32), 2)) for x in (0, 1))
@@ -139,14 +142,14 @@ def test_noise_known_answer():
     assert np.array_equal(one[0], np.ones(23))
 
 
-def test_view_zero_is_exact_even_outside_the_unit_interval():
+def test_view_zero_is_exact_even_outside_the_unit_interval() -> None:
     labels = np.full((1, 23), 1.5, np.float32)
     (block,) = augmented_labels(labels, 3)
     assert np.array_equal(block[0], labels[0])
     assert block[1:].max() <= 1
 
 
-def test_files_are_the_published_bytes(tmp_path: Path):
+def test_files_are_the_published_bytes(tmp_path: Path) -> None:
     write_labels(STEMS, DOCUMENTS, tmp_path / "new" / "folder")
     folder = tmp_path / "new" / "folder"
     expected = np.zeros((3, 23), np.float32)
@@ -168,7 +171,7 @@ def test_files_are_the_published_bytes(tmp_path: Path):
     }
 
 
-def test_report(tmp_path: Path):
+def test_report(tmp_path: Path) -> None:
     stems = ["a", "b", "c", "d", "e"]
     documents = [
         {"genres": ["Adult", "Drama", "News"]},
@@ -185,7 +188,7 @@ def test_report(tmp_path: Path):
     assert np.load(tmp_path / "labels_all_23.npy").sum(1).tolist() == [1, 0, 0, 0, 0]
 
 
-def test_a_data_set_without_a_known_genre_is_refused(tmp_path: Path):
+def test_a_data_set_without_a_known_genre_is_refused(tmp_path: Path) -> None:
     """Every label would be zero, which only a failed training would reveal."""
     documents = [{"genres": ["News", "Adult"]}, {"genre": "Drama"}, None, {"Genres": ["news"]}]
     with pytest.raises(InputError) as caught:
@@ -203,14 +206,14 @@ def test_a_data_set_without_a_known_genre_is_refused(tmp_path: Path):
 
 
 @pytest.mark.parametrize("stem", ["two\nlines", "two\rlines", "\n"])
-def test_a_stem_with_a_line_break_is_refused_by_name(tmp_path: Path, stem: str):
+def test_a_stem_with_a_line_break_is_refused_by_name(tmp_path: Path, stem: str) -> None:
     with pytest.raises(InputError) as caught:
         write_labels(["a", stem], [{}, {}], tmp_path / "out")
     assert repr(stem) in str(caught.value)
     assert not (tmp_path / "out").exists()
 
 
-def test_no_samples_and_a_wrong_number_of_documents(tmp_path: Path):
+def test_no_samples_and_a_wrong_number_of_documents(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no samples"):
         write_labels([], [], tmp_path)
     with pytest.raises(ValueError, match="zip"):
@@ -218,7 +221,7 @@ def test_no_samples_and_a_wrong_number_of_documents(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_stems_that_are_not_utf8_keep_their_bytes(tmp_path: Path):
+def test_stems_that_are_not_utf8_keep_their_bytes(tmp_path: Path) -> None:
     stems = [b"caf\xe9".decode("utf-8", "surrogateescape"), "東京", "a\u2028b"]
     write_labels(stems, DOCUMENTS, tmp_path)
     assert (tmp_path / "ids_all.txt").read_bytes() == b"caf\xe9\n" + "東京\na\u2028b".encode()
@@ -226,7 +229,9 @@ def test_stems_that_are_not_utf8_keep_their_bytes(tmp_path: Path):
     assert read_labels(tmp_path, stems).shape == (3, 23)
 
 
-def test_one_final_line_feed_is_forgiven_and_white_space_belongs_to_the_stem(tmp_path: Path):
+def test_one_final_line_feed_is_forgiven_and_white_space_belongs_to_the_stem(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "ids_all.txt").write_bytes(b" a\nb \n")
     assert read_ids(tmp_path) == [" a", "b "]
 
@@ -237,7 +242,7 @@ def labels_dir(tmp_path: Path) -> Path:
     return tmp_path / "labels"
 
 
-def test_read_back(labels_dir: Path):
+def test_read_back(labels_dir: Path) -> None:
     labels = read_labels(labels_dir, STEMS)
     assert labels.dtype == np.float32
     assert [named(d) for d in DOCUMENTS] == [
@@ -255,7 +260,9 @@ def test_read_back(labels_dir: Path):
         ([*STEMS, "0000004"], "lists 3 samples, expected 4"),
     ],
 )
-def test_labels_of_other_samples_are_refused(labels_dir: Path, stems, message):
+def test_labels_of_other_samples_are_refused(
+    labels_dir: Path, stems: list[str], message: str
+) -> None:
     with pytest.raises(InputError, match=message):
         read_labels(labels_dir, stems)
 
@@ -269,20 +276,22 @@ def test_labels_of_other_samples_are_refused(labels_dir: Path, stems, message):
         (np.full((3, 23), np.nan, np.float32), "not finite"),
     ],
 )
-def test_damaged_labels_are_refused(labels_dir: Path, array, message):
+def test_damaged_labels_are_refused(labels_dir: Path, array: np.ndarray, message: str) -> None:
     np.save(labels_dir / "labels_all_23.npy", array)
     with pytest.raises(InputError, match=message):
         read_labels(labels_dir, STEMS)
 
 
 @pytest.mark.parametrize("name", ["ids_all.txt", "labels_all_23.npy"])
-def test_missing_label_files_are_named(labels_dir: Path, name):
+def test_missing_label_files_are_named(labels_dir: Path, name: str) -> None:
     (labels_dir / name).unlink()
     with pytest.raises(InputError, match=name):
         read_labels(labels_dir, STEMS)
 
 
-def test_labels_for_new_stems_never_pair_with_the_old(labels_dir: Path, monkeypatch):
+def test_labels_for_new_stems_never_pair_with_the_old(
+    labels_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def crash(_contents: object) -> None:
         raise KeyboardInterrupt
 
@@ -293,7 +302,7 @@ def test_labels_for_new_stems_never_pair_with_the_old(labels_dir: Path, monkeypa
         read_labels(labels_dir, STEMS)
 
 
-def test_augmented_files(labels_dir: Path, tmp_path: Path):
+def test_augmented_files(labels_dir: Path, tmp_path: Path) -> None:
     write_augmented_labels(labels_dir, tmp_path, 70)
     expected = numpy_noise(np.load(labels_dir / "labels_all_23.npy"), 70, 123)
     np.save(tmp_path / "expected.npy", expected)
@@ -327,7 +336,7 @@ def test_augmented_files(labels_dir: Path, tmp_path: Path):
 
 def test_a_second_run_into_a_folder_is_refused(
     labels_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     writes = 0
 
     def meet(operation: str, path: Path, size: int) -> int:
@@ -348,7 +357,7 @@ def test_a_second_run_into_a_folder_is_refused(
     assert writes > 2
 
 
-def test_prefix_views_and_seed(labels_dir: Path, tmp_path: Path):
+def test_prefix_views_and_seed(labels_dir: Path, tmp_path: Path) -> None:
     write_augmented_labels(labels_dir, tmp_path, 1, prefix="x", seed=5)
     assert np.array_equal(np.load(tmp_path / "x_labels.npy"), read_labels(labels_dir, STEMS))
     write_augmented_labels(labels_dir, tmp_path, 3, prefix="x", seed=5)
@@ -362,7 +371,7 @@ def embeddings(folder: Path, **changes: object) -> None:
     (folder / f"{P}_manifest.json").write_text(json.dumps(manifest))
 
 
-def test_labels_fit_their_embeddings(labels_dir: Path, tmp_path: Path):
+def test_labels_fit_their_embeddings(labels_dir: Path, tmp_path: Path) -> None:
     embeddings(tmp_path)
     write_augmented_labels(labels_dir, tmp_path, 2)
     assert np.load(tmp_path / f"{P}_labels.npy").shape == (6, 23)
@@ -372,7 +381,9 @@ def test_labels_fit_their_embeddings(labels_dir: Path, tmp_path: Path):
     ("key", "value"),
     [("original_rows", 4), ("stems_sha256", "f" * 64)],
 )
-def test_embeddings_of_other_samples_are_refused(labels_dir: Path, tmp_path: Path, key, value):
+def test_embeddings_of_other_samples_are_refused(
+    labels_dir: Path, tmp_path: Path, key: str, value: int | str
+) -> None:
     embeddings(tmp_path, **{key: value})
     with pytest.raises(InputError, match=rf"(?s){key} of the embeddings: '?{value}.*of the labels"):
         write_augmented_labels(labels_dir, tmp_path, 2)
@@ -380,37 +391,44 @@ def test_embeddings_of_other_samples_are_refused(labels_dir: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("key", ["views_per_sample", "seed"])
-def test_another_value_than_the_embeddings_is_a_mistake(labels_dir: Path, tmp_path: Path, key: str):
+def test_another_value_than_the_embeddings_is_a_mistake(
+    labels_dir: Path, tmp_path: Path, key: str
+) -> None:
     embeddings(tmp_path, **{"seed": 9, key: 5})
     option = "views" if key == "views_per_sample" else "seed"
+    asked: dict[str, Any] = {option: 4}
     with pytest.raises(ConfigError, match=rf"(?s)--{option} 4 .*says 5.*Leave --{option} out") as e:
-        write_augmented_labels(labels_dir, tmp_path, **{option: 4})
+        write_augmented_labels(labels_dir, tmp_path, **asked)
     assert e.value.exit_code == 2
     assert not (tmp_path / f"{P}_labels.npy").exists()
 
 
-def test_views_and_seed_are_those_of_the_embeddings(labels_dir: Path, tmp_path: Path):
+def test_views_and_seed_are_those_of_the_embeddings(labels_dir: Path, tmp_path: Path) -> None:
     embeddings(tmp_path, views_per_sample=4, seed=7)
-    for said in (dict[str, int](), {"views": 4}, {"seed": 7}):
+    for said in (dict[str, Any](), {"views": 4}, {"seed": 7}):
         write_augmented_labels(labels_dir, tmp_path, **said)
         expected = numpy_noise(np.load(labels_dir / "labels_all_23.npy"), 4, 7)
         assert np.array_equal(np.load(tmp_path / f"{P}_labels.npy"), expected)
 
 
-def test_the_papers_views_and_seed_before_there_are_embeddings(labels_dir: Path, tmp_path: Path):
+def test_the_papers_views_and_seed_before_there_are_embeddings(
+    labels_dir: Path, tmp_path: Path
+) -> None:
     write_augmented_labels(labels_dir, tmp_path)
     expected = numpy_noise(np.load(labels_dir / "labels_all_23.npy"), 70, 123)
     assert np.array_equal(np.load(tmp_path / f"{P}_labels.npy"), expected)
 
 
 @pytest.mark.parametrize("value", ["70", 2.0, True, [2]])
-def test_a_manifest_without_a_number_of_views(labels_dir: Path, tmp_path: Path, value: object):
+def test_a_manifest_without_a_number_of_views(
+    labels_dir: Path, tmp_path: Path, value: object
+) -> None:
     embeddings(tmp_path, views_per_sample=value)
     with pytest.raises(InputError, match="views_per_sample must be a number"):
         write_augmented_labels(labels_dir, tmp_path)
 
 
-def test_labels_of_other_classes_get_advice_that_helps(labels_dir: Path):
+def test_labels_of_other_classes_get_advice_that_helps(labels_dir: Path) -> None:
     """Running `labels` again would not change the number of columns."""
     np.save(labels_dir / "labels_all_23.npy", np.zeros((3, 20), np.float32))
     with pytest.raises(InputError) as caught:
@@ -422,26 +440,28 @@ def test_labels_of_other_classes_get_advice_that_helps(labels_dir: Path):
     assert len(message.splitlines()) <= 4
 
 
-def test_a_manifest_of_the_paper_has_no_stem_hash(labels_dir: Path, tmp_path: Path):
+def test_a_manifest_of_the_paper_has_no_stem_hash(labels_dir: Path, tmp_path: Path) -> None:
     (tmp_path / f"{P}_manifest.json").write_text('{"original_rows": 3, "views_per_sample": 2}')
     write_augmented_labels(labels_dir, tmp_path, 2)
 
 
 @pytest.mark.parametrize("text", ["{", "[]"])
-def test_broken_embeddings_manifest(labels_dir: Path, tmp_path: Path, text):
+def test_broken_embeddings_manifest(labels_dir: Path, tmp_path: Path, text: str) -> None:
     (tmp_path / f"{P}_manifest.json").write_text(text)
     with pytest.raises(InputError, match=r"_manifest\.json"):
         write_augmented_labels(labels_dir, tmp_path, 2)
 
 
-def test_augmented_labels_need_a_folder_and_a_view(labels_dir: Path, tmp_path: Path):
+def test_augmented_labels_need_a_folder_and_a_view(labels_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is not a folder"):
         write_augmented_labels(labels_dir, tmp_path / "none", 2)
     with pytest.raises(ConfigError, match="at least 1, not 0"):
         write_augmented_labels(labels_dir, tmp_path, 0)
 
 
-def test_an_interrupted_run_leaves_no_manifest(labels_dir: Path, tmp_path: Path, monkeypatch):
+def test_an_interrupted_run_leaves_no_manifest(
+    labels_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_augmented_labels(labels_dir, tmp_path, 2)
 
     def stop(*_args: object) -> object:
@@ -455,7 +475,7 @@ def test_an_interrupted_run_leaves_no_manifest(labels_dir: Path, tmp_path: Path,
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_memory_does_not_grow_with_views(labels_dir: Path, tmp_path: Path):
+def test_memory_does_not_grow_with_views(labels_dir: Path, tmp_path: Path) -> None:
     stems = [f"{i:04d}" for i in range(400)]
     write_labels(stems, [{"genres": ["Drama"]}] * 400, labels_dir)
     tracemalloc.start()
@@ -482,7 +502,7 @@ RECORD = "labels_all_23.digests.json"
 @pytest.mark.parametrize(
     "name", ["labels_all_23.npy", "ids_all.txt", "class_names_23.json", RECORD]
 )
-def test_a_flip_of_any_byte_of_a_label_file_is_named(labels_dir: Path, name: str):
+def test_a_flip_of_any_byte_of_a_label_file_is_named(labels_dir: Path, name: str) -> None:
     path = labels_dir / name
     whole = path.read_bytes()
     for at in range(len(whole)):
@@ -496,7 +516,7 @@ def test_a_flip_of_any_byte_of_a_label_file_is_named(labels_dir: Path, name: str
     assert read_labels(labels_dir, STEMS).shape == (3, 23)
 
 
-def test_a_label_that_was_edited_is_named_with_what_to_do(labels_dir: Path):
+def test_a_label_that_was_edited_is_named_with_what_to_do(labels_dir: Path) -> None:
     path = labels_dir / "labels_all_23.npy"
     labels = np.load(path)
     labels[0, 3] = 1
@@ -514,13 +534,13 @@ def test_a_label_that_was_edited_is_named_with_what_to_do(labels_dir: Path):
     assert read_labels(labels_dir, STEMS)[0, 3] == 1
 
 
-def test_labels_of_the_published_scripts_have_no_record(labels_dir: Path, tmp_path: Path):
+def test_labels_of_the_published_scripts_have_no_record(labels_dir: Path, tmp_path: Path) -> None:
     (labels_dir / RECORD).unlink()
     assert read_labels(labels_dir, STEMS).shape == (3, 23)
     write_augmented_labels(labels_dir, tmp_path, 2)
 
 
-def test_classes_in_another_order_are_refused(labels_dir: Path):
+def test_classes_in_another_order_are_refused(labels_dir: Path) -> None:
     """Each column would be read as another genre."""
     (labels_dir / RECORD).unlink()
     path = labels_dir / "class_names_23.json"
@@ -531,7 +551,9 @@ def test_classes_in_another_order_are_refused(labels_dir: Path):
     assert read_labels(labels_dir, STEMS).shape == (3, 23)
 
 
-def test_a_full_disk_leaves_the_old_labels(labels_dir: Path, monkeypatch):
+def test_a_full_disk_leaves_the_old_labels(
+    labels_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = {p.name: p.read_bytes() for p in labels_dir.iterdir()}
 
     def full(operation: str, path: Path, size: int) -> int:
@@ -546,7 +568,7 @@ def test_a_full_disk_leaves_the_old_labels(labels_dir: Path, monkeypatch):
     assert read_labels(labels_dir, STEMS).shape == (3, 23)
 
 
-def test_a_kill_between_the_renames_is_seen(labels_dir: Path):
+def test_a_kill_between_the_renames_is_seen(labels_dir: Path) -> None:
     """The record is renamed last: until then the older one matches none of the new files."""
     for n in itertools.count(1):
         write_labels(STEMS, DOCUMENTS, labels_dir)
@@ -571,7 +593,7 @@ def test_a_kill_between_the_renames_is_seen(labels_dir: Path):
 @pytest.mark.parametrize("name", [f"{P}_labels.npy", f"{P}_labels_manifest.json"])
 def test_a_flip_of_any_byte_of_augmented_labels_is_named(
     labels_dir: Path, tmp_path: Path, name: str
-):
+) -> None:
     write_augmented_labels(labels_dir, tmp_path, 2)
     path = tmp_path / name
     whole = path.read_bytes()
@@ -584,7 +606,7 @@ def test_a_flip_of_any_byte_of_augmented_labels_is_named(
 
 def test_augmented_labels_of_other_files_in_their_folder_are_named(
     labels_dir: Path, tmp_path: Path
-):
+) -> None:
     write_augmented_labels(labels_dir, labels_dir, 2)
     assert verify_augmented(labels_dir, P) == []
     write_labels(STEMS, DOCUMENTS[::-1], labels_dir)
@@ -598,7 +620,7 @@ def test_augmented_labels_of_other_files_in_their_folder_are_named(
     assert str(finding).endswith("its seed is 123, and that of the embeddings 7")
 
 
-def test_a_seed_that_a_flip_changed_is_not_used(labels_dir: Path, tmp_path: Path):
+def test_a_seed_that_a_flip_changed_is_not_used(labels_dir: Path, tmp_path: Path) -> None:
     """The noise would have another seed than the views in the same folder."""
     record = {"original_rows": 3, "views_per_sample": 2, "seed": 123, "sha256": {}}
     record["crc32c"] = f"{crc32c(json.dumps(record, sort_keys=True).encode()):08x}"

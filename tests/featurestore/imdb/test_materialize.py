@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,29 +22,31 @@ from featurestore.imdb.materialize import PREFIX, materialize
 from featurestore.records import BadInput
 from featurestore.storage.store import FeatureStore, record_crc32c
 from featurestore.system import durable
-from tests.featurestore.stores import DIMS, killed_at, make_store
+from tests.featurestore.stores import DIMS, StoreAndRows, killed_at, make_store
 
 STEMS = ["a,b", 'say "x"', "two\nlines", "caf\udce9", "東京", "cr\rx", " blank ", "é", "8", "9", ""]
 BAD = {3: [BadInput(3, "image", "truncated", "")], 7: [BadInput(7, "text", "not-json", "x")]}
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory):
+def built(tmp_path_factory: pytest.TempPathFactory) -> StoreAndRows:
     path = tmp_path_factory.mktemp("materialize") / "store"
     return path, make_store(path, stems=STEMS, bad=BAD)
 
 
-def contents(folder):
+def contents(folder: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in folder.iterdir()}
 
 
-def split_file(folder, **parts):
+def split_file(folder: Path, **parts: list[str]) -> Path:
     path = folder / "split.json"
     path.write_text(json.dumps({"train": [], "dev": [], "test": []} | parts))
     return path
 
 
-def expected_rows(rows, chosen=slice(None)):
+def expected_rows(
+    rows: np.ndarray, chosen: slice | list[int] = slice(None)
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The published formula on NumPy's own moments: (x - mu) / (sigma + 1e-6) in float32."""
     dim = rows.shape[2]
     wide = rows[chosen].reshape(-1, dim).astype(np.float64)
@@ -51,7 +54,9 @@ def expected_rows(rows, chosen=slice(None)):
     return (rows.reshape(-1, dim) - mu) / (sigma + np.float32(1e-6)), mu, sigma
 
 
-def assert_rows(folder, rows, chosen=slice(None)):
+def assert_rows(
+    folder: Path, rows: dict[str, np.ndarray], chosen: slice | list[int] = slice(None)
+) -> None:
     for name in DIMS:
         expected, mu, sigma = expected_rows(rows[name], chosen)
         actual = np.load(folder / f"{PREFIX}_{name}.npy")
@@ -69,7 +74,7 @@ def assert_rows(folder, rows, chosen=slice(None)):
         assert actual.tobytes() == exact.tobytes()
 
 
-def test_rows_and_stats_over_everything(built, tmp_path):
+def test_rows_and_stats_over_everything(built: StoreAndRows, tmp_path: Path) -> None:
     path, rows = built
     result = materialize(FeatureStore(path), tmp_path / "out")
     assert_rows(tmp_path / "out", rows)
@@ -78,7 +83,7 @@ def test_rows_and_stats_over_everything(built, tmp_path):
     assert list(result.files)[-1] == f"{PREFIX}_manifest.json"
 
 
-def test_train_moments_come_from_the_split_only(built, tmp_path):
+def test_train_moments_come_from_the_split_only(built: StoreAndRows, tmp_path: Path) -> None:
     path, rows = built
     train = [0, 1, 4, 5, 10]
     split = split_file(tmp_path, train=[STEMS[i] for i in train], test=[STEMS[2]])
@@ -86,7 +91,9 @@ def test_train_moments_come_from_the_split_only(built, tmp_path):
     assert_rows(tmp_path / "out", rows, train)
 
 
-def test_train_moments_leave_placeholders_out_as_training_does(built, tmp_path):
+def test_train_moments_leave_placeholders_out_as_training_does(
+    built: StoreAndRows, tmp_path: Path
+) -> None:
     path, rows = built
     train = [0, 3, 4, 7, 10]  # 3 has no poster, 7 no synopsis: training excludes both
     split = split_file(tmp_path, train=[STEMS[i] for i in train], test=[STEMS[2]])
@@ -94,7 +101,9 @@ def test_train_moments_leave_placeholders_out_as_training_does(built, tmp_path):
     assert_rows(tmp_path / "out", rows, [0, 4, 10])
 
 
-def test_without_zscore_rows_are_the_stores_and_old_stats_go(built, tmp_path):
+def test_without_zscore_rows_are_the_stores_and_old_stats_go(
+    built: StoreAndRows, tmp_path: Path
+) -> None:
     path, rows = built
     materialize(FeatureStore(path), tmp_path)
     materialize(FeatureStore(path), tmp_path, zscore="none")
@@ -104,7 +113,7 @@ def test_without_zscore_rows_are_the_stores_and_old_stats_go(built, tmp_path):
     assert not list(tmp_path.glob("*.npz"))
 
 
-def test_the_file_is_numpys_own_byte_for_byte(built, tmp_path):
+def test_the_file_is_numpys_own_byte_for_byte(built: StoreAndRows, tmp_path: Path) -> None:
     path, rows = built
     materialize(FeatureStore(path), tmp_path, zscore="none", prefix="p")
     for name, dim in DIMS.items():
@@ -113,7 +122,7 @@ def test_the_file_is_numpys_own_byte_for_byte(built, tmp_path):
         assert (tmp_path / f"p_{name}.npy").read_bytes() == saved.getvalue()
 
 
-def test_the_index_is_exact(built, tmp_path):
+def test_the_index_is_exact(built: StoreAndRows, tmp_path: Path) -> None:
     materialize(FeatureStore(built[0]), tmp_path)
     data = (tmp_path / f"{PREFIX}_aug_index.csv").read_bytes()
     start = (
@@ -137,7 +146,7 @@ def test_the_index_is_exact(built, tmp_path):
     ]
 
 
-def test_the_manifest(built, tmp_path):
+def test_the_manifest(built: StoreAndRows, tmp_path: Path) -> None:
     store = FeatureStore(built[0])
     materialize(store, tmp_path)
     data = (tmp_path / f"{PREFIX}_manifest.json").read_bytes()
@@ -169,7 +178,7 @@ def test_the_manifest(built, tmp_path):
     assert manifest["sha256"] == {n: hashlib.sha256(d).hexdigest() for n, d in others.items()}
 
 
-def test_blip2_is_one_model_and_dims_keep_their_order(tmp_path):
+def test_blip2_is_one_model_and_dims_keep_their_order(tmp_path: Path) -> None:
     make_store(tmp_path / "s", dims={"blip2_text": 64, "blip2_image": 64, "clip_text": 64})
     materialize(FeatureStore(tmp_path / "s"), tmp_path / "out")
     manifest = json.loads((tmp_path / "out" / f"{PREFIX}_manifest.json").read_bytes())
@@ -178,13 +187,13 @@ def test_blip2_is_one_model_and_dims_keep_their_order(tmp_path):
 
 
 @pytest.mark.parametrize("zscore", ["all", "none"])
-def test_two_runs_are_byte_identical(built, tmp_path, zscore):
+def test_two_runs_are_byte_identical(built: StoreAndRows, tmp_path: Path, zscore: str) -> None:
     for out in ("a", "b", "b"):
         materialize(FeatureStore(built[0]), tmp_path / out, zscore=zscore)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
-def test_constant_dimensions_become_zero(tmp_path):
+def test_constant_dimensions_become_zero(tmp_path: Path) -> None:
     rows = {"clip_image": np.full((5, 4, 64), 0.1, np.float32)}
     make_store(tmp_path / "s", samples=5, dims={"clip_image": 64}, rows=rows)
     materialize(FeatureStore(tmp_path / "s"), tmp_path / "out")
@@ -196,14 +205,14 @@ def test_constant_dimensions_become_zero(tmp_path):
 # --- refusals and failures ---
 
 
-def test_an_incomplete_store_is_refused(tmp_path):
+def test_an_incomplete_store_is_refused(tmp_path: Path) -> None:
     make_store(tmp_path / "s", chunks=[0, 1])
     with pytest.raises(InputError, match="2 of 3 chunks"):
         materialize(FeatureStore(tmp_path / "s"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_wrong_arguments(built, tmp_path):
+def test_wrong_arguments(built: StoreAndRows, tmp_path: Path) -> None:
     store = FeatureStore(built[0])
     for prefix in ("", "a/b", "../x", ".hidden"):
         with pytest.raises(ConfigError, match="--prefix"):
@@ -218,7 +227,9 @@ def test_wrong_arguments(built, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_full_disk_is_noticed_before_anything_is_replaced(built, tmp_path, monkeypatch):
+def test_a_full_disk_is_noticed_before_anything_is_replaced(
+    built: StoreAndRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     materialize(FeatureStore(built[0]), tmp_path)
     before = contents(tmp_path)
     monkeypatch.setattr("featurestore.imdb.materialize.free_bytes", lambda _: 1000)
@@ -227,7 +238,9 @@ def test_a_full_disk_is_noticed_before_anything_is_replaced(built, tmp_path, mon
     assert contents(tmp_path) == before
 
 
-def test_leftovers_of_a_killed_run_count_as_free_space(built, tmp_path, monkeypatch):
+def test_leftovers_of_a_killed_run_count_as_free_space(
+    built: StoreAndRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     left = tmp_path / f"{PREFIX}_blip2_text.npy.partial"
     left.write_bytes(bytes(40_000))
     monkeypatch.setattr("featurestore.imdb.materialize.free_bytes", lambda _: 1000)
@@ -236,11 +249,13 @@ def test_leftovers_of_a_killed_run_count_as_free_space(built, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("at", range(3, 25, 3))
-def test_a_second_run_into_a_folder_is_refused(built, tmp_path, monkeypatch, at):
+def test_a_second_run_into_a_folder_is_refused(
+    built: StoreAndRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
     store, count = FeatureStore(built[0]), 0
     materialize(store, tmp_path / "golden", zscore="none")
 
-    def meet(operation, path, size):
+    def meet(operation: str, path: Path, size: int) -> int:
         nonlocal count
         count += 1
         if count == at + 1:
@@ -255,7 +270,9 @@ def test_a_second_run_into_a_folder_is_refused(built, tmp_path, monkeypatch, at)
 
 
 @pytest.mark.parametrize("name", ["blip2_text.npy", "blip2_image.stats.npz", "mine.npy"])
-def test_nothing_is_written_beside_files_of_other_features(built, tmp_path, name):
+def test_nothing_is_written_beside_files_of_other_features(
+    built: StoreAndRows, tmp_path: Path, name: str
+) -> None:
     """Readers would attribute them to this store; and they may be the only copy."""
     out = tmp_path / "out"
     if name == "mine.npy":  # recognized only by its manifest
@@ -274,7 +291,9 @@ def test_nothing_is_written_beside_files_of_other_features(built, tmp_path, name
     materialize(FeatureStore(built[0]), out)
 
 
-def test_embeddings_are_not_written_beside_labels_of_another_seed(built, tmp_path):
+def test_embeddings_are_not_written_beside_labels_of_another_seed(
+    built: StoreAndRows, tmp_path: Path
+) -> None:
     path = tmp_path / f"{PREFIX}_labels_manifest.json"
     stated = {"total_rows": 44, "views_per_sample": 4, "seed": 5}
     path.write_text(json.dumps(stated))
@@ -284,7 +303,9 @@ def test_embeddings_are_not_written_beside_labels_of_another_seed(built, tmp_pat
     materialize(FeatureStore(built[0]), tmp_path)
 
 
-def test_labels_of_the_published_scripts_have_the_papers_seed(built, tmp_path):
+def test_labels_of_the_published_scripts_have_the_papers_seed(
+    built: StoreAndRows, tmp_path: Path
+) -> None:
     """Their manifest does not record the seed, which is a constant of the scripts."""
     spec = FeatureStore(built[0]).spec
     other = tmp_path / "store"
@@ -301,7 +322,9 @@ def test_labels_of_the_published_scripts_have_the_papers_seed(built, tmp_path):
     materialize(FeatureStore(built[0]), tmp_path)
 
 
-def test_embeddings_are_not_written_beside_a_damaged_labels_manifest(built, tmp_path):
+def test_embeddings_are_not_written_beside_a_damaged_labels_manifest(
+    built: StoreAndRows, tmp_path: Path
+) -> None:
     facts = {"total_rows": 44, "views_per_sample": 4, "seed": 123, "sha256": {}}
     facts["crc32c"] = record_crc32c(facts)
     path = tmp_path / f"{PREFIX}_labels_manifest.json"
@@ -312,14 +335,16 @@ def test_embeddings_are_not_written_beside_a_damaged_labels_manifest(built, tmp_
         materialize(FeatureStore(built[0]), tmp_path)
 
 
-def test_rows_of_an_interrupted_run_are_seen_without_its_manifest(built, tmp_path):
+def test_rows_of_an_interrupted_run_are_seen_without_its_manifest(
+    built: StoreAndRows, tmp_path: Path
+) -> None:
     (tmp_path / f"{PREFIX}_mine.npy").write_bytes(b"half of it")
     (tmp_path / f"{PREFIX}_labels.npy").write_bytes(b"no feature")
     with pytest.raises(InputError, match="holds files of mine, which"):
         materialize(FeatureStore(built[0]), tmp_path)
 
 
-def test_invalid_folders_and_prefixes_are_refused(built, tmp_path):
+def test_invalid_folders_and_prefixes_are_refused(built: StoreAndRows, tmp_path: Path) -> None:
     store, file = FeatureStore(built[0]), tmp_path / "file"
     file.touch()
     for out, prefix, message in (
@@ -333,7 +358,9 @@ def test_invalid_folders_and_prefixes_are_refused(built, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_embeddings_are_not_written_beside_labels_of_other_rows(built, tmp_path):
+def test_embeddings_are_not_written_beside_labels_of_other_rows(
+    built: StoreAndRows, tmp_path: Path
+) -> None:
     store = FeatureStore(built[0])
     rows = store.spec.samples * store.spec.views
     path = tmp_path / f"{PREFIX}_labels_manifest.json"
@@ -352,7 +379,7 @@ def test_embeddings_are_not_written_beside_labels_of_other_rows(built, tmp_path)
         assert contents(tmp_path) == before
 
 
-def test_a_damaged_chunk_leaves_no_manifest(built, tmp_path):
+def test_a_damaged_chunk_leaves_no_manifest(built: StoreAndRows, tmp_path: Path) -> None:
     path = shutil.copytree(built[0], tmp_path / "s")
     materialize(FeatureStore(path), tmp_path / "out")
     data = bytearray((path / "clip_text/c.1.0.0").read_bytes())
@@ -365,7 +392,9 @@ def test_a_damaged_chunk_leaves_no_manifest(built, tmp_path):
 
 
 @pytest.mark.usefixtures("unsynced")
-def test_a_failure_anywhere_leaves_no_manifest_and_a_rerun_completes(built, tmp_path, monkeypatch):
+def test_a_failure_anywhere_leaves_no_manifest_and_a_rerun_completes(
+    built: StoreAndRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = FeatureStore(built[0])
     materialize(store, tmp_path / "golden", zscore="none")
     golden = contents(tmp_path / "golden")
@@ -376,7 +405,7 @@ def test_a_failure_anywhere_leaves_no_manifest_and_a_rerun_completes(built, tmp_
         materialize(store, out)  # an earlier run with another scale
         earlier, count = contents(out), 0
 
-        def fail(operation, path, size, at=n):
+        def fail(operation: str, path: Path, size: int, at: int = n) -> int:
             nonlocal count
             count += 1
             if count == at:
@@ -401,7 +430,9 @@ def test_a_failure_anywhere_leaves_no_manifest_and_a_rerun_completes(built, tmp_
 
 
 @pytest.mark.usefixtures("unsynced")
-def test_a_kill_anywhere_leaves_no_manifest_and_a_rerun_completes(built, tmp_path):
+def test_a_kill_anywhere_leaves_no_manifest_and_a_rerun_completes(
+    built: StoreAndRows, tmp_path: Path
+) -> None:
     store = FeatureStore(built[0])
     golden, out = tmp_path / "golden", tmp_path / "out"
     materialize(store, golden, zscore="none")
@@ -418,7 +449,7 @@ def test_a_kill_anywhere_leaves_no_manifest_and_a_rerun_completes(built, tmp_pat
     assert contents(out) == contents(golden)
 
 
-def test_memory_does_not_grow_with_the_samples(tmp_path):
+def test_memory_does_not_grow_with_the_samples(tmp_path: Path) -> None:
     peaks = []
     for samples in (64, 1024):
         path = tmp_path / f"s{samples}"

@@ -3,8 +3,11 @@
 import copy
 import json
 import pickle
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
@@ -13,8 +16,11 @@ from featurestore.datamodule import make_datamodule
 from featurestore.errors import ConfigError, CorruptStoreError, InputError
 from featurestore.imdb.materialize import materialize
 from featurestore.published.domains import DomainDataset, DomainRows
+from featurestore.published.gw_module import GroupLoaders
+from featurestore.published.lazy_rows import LazyRows
 from featurestore.storage.store import FeatureStore
 from tests.featurestore.stores import make_store
+from tests.featurestore.worlds import domain_data
 
 STEMS = [f"{i:07d}" for i in range(14)]
 SPLIT = {"train": STEMS[:8], "dev": [], "test": STEMS[11:]}
@@ -23,7 +29,7 @@ N, D = 32, 64  # 8 samples with 4 views
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data")
     make_store(root / "store", views=4, chunk=8, stems=STEMS)
     materialize(FeatureStore(root / "store"), root / "embeddings")
@@ -32,33 +38,42 @@ def folders(tmp_path_factory):
 
 
 @pytest.fixture(scope="module", params=["store", "embeddings"])
-def module(request, folders):
+def module(request: pytest.FixtureRequest, folders: Path) -> GroupLoaders:
     return make_datamodule(
         "clip", embeddings=folders / request.param, data_root=folders, view_mode="all"
     )
 
 
 @pytest.fixture
-def rows(module):
-    return module.train_datasets[frozenset({IMAGE})].domain_data[IMAGE]
+def rows(module: GroupLoaders) -> DomainRows:
+    rows = domain_data(module.train_datasets[frozenset({IMAGE})])[IMAGE]
+    assert isinstance(rows, DomainRows)
+    return rows
 
 
 @pytest.fixture
-def wanted(rows):
+def wanted(rows: DomainRows) -> torch.Tensor:
     """The same rows, read one by one."""
     return torch.stack([rows.take(np.array([i]))[0] for i in range(N)])
 
 
 @pytest.fixture
-def read(monkeypatch):
+def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The number of rows of each read."""
-    seen = []
+    seen: list[int] = []
     take = DomainRows.take
-    monkeypatch.setattr(DomainRows, "take", lambda self, at: seen.append(at.size) or take(self, at))
+
+    def counted(rows: DomainRows, positions: npt.NDArray[np.int64]) -> torch.Tensor:
+        seen.append(positions.size)
+        return take(rows, positions)
+
+    monkeypatch.setattr(DomainRows, "take", counted)
     return seen
 
 
-def test_facts_are_answered_without_reading(rows, wanted, read):
+def test_facts_are_answered_without_reading(
+    rows: DomainRows, wanted: torch.Tensor, read: list[int]
+) -> None:
     assert isinstance(rows.shape, torch.Size)
     assert rows.shape == wanted.shape == rows.size() == (N, D)
     assert (rows.dtype, rows.device) == (torch.float32, torch.device("cpu"))
@@ -111,7 +126,9 @@ ITEMS = {
 
 
 @pytest.mark.parametrize("item", ITEMS)
-def test_indexing_is_a_tensors_and_reads_the_rows_it_names(rows, wanted, read, item):
+def test_indexing_is_a_tensors_and_reads_the_rows_it_names(
+    rows: DomainRows, wanted: torch.Tensor, read: list[int], item: str
+) -> None:
     key = eval(item)
     actual = rows[key]
     assert type(actual) is torch.Tensor
@@ -121,7 +138,7 @@ def test_indexing_is_a_tensors_and_reads_the_rows_it_names(rows, wanted, read, i
 
 
 @pytest.mark.parametrize("item", ["N", "-N - 1", "[0, 32]", "(32, 0)", "0.5", "(0, 64)", "'a'"])
-def test_invalid_indices_are_refused(rows, item):
+def test_invalid_indices_are_refused(rows: DomainRows, item: str) -> None:
     with pytest.raises(IndexError):
         rows[eval(item)]
 
@@ -172,7 +189,9 @@ CALLS = (
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_other_tensor_attributes_read_all_rows(rows, wanted, call):
+def test_other_tensor_attributes_read_all_rows(
+    rows: DomainRows, wanted: torch.Tensor, call: str
+) -> None:
     names = globals()
     expected = eval(call, names | {"x": wanted})
     actual = eval(call, names | {"x": rows})
@@ -184,14 +203,16 @@ def test_other_tensor_attributes_read_all_rows(rows, wanted, call):
 @pytest.mark.parametrize(
     "call", ["np.asarray(x)", "np.mean(x, axis=0)", "np.sum(x)", "np.concatenate([x, x])", "x + y"]
 )
-def test_numpy_takes_rows_as_an_array(rows, wanted, call):
+def test_numpy_takes_rows_as_an_array(rows: DomainRows, wanted: torch.Tensor, call: str) -> None:
     array = wanted.numpy()
     actual = eval(call, {"np": np, "x": rows, "y": array})
     np.testing.assert_array_equal(actual, eval(call, {"np": np, "x": array, "y": array}))
 
 
-def test_a_tensor_dataset_of_rows_reads_what_its_batches_need(module, wanted, read):
-    data = module.train_datasets[frozenset({IMAGE, TEXT})].domain_data
+def test_a_tensor_dataset_of_rows_reads_what_its_batches_need(
+    module: GroupLoaders, wanted: torch.Tensor, read: list[int]
+) -> None:
+    data = domain_data(module.train_datasets[frozenset({IMAGE, TEXT})])
     both = TensorDataset(data[IMAGE], data[TEXT])
     assert (len(both), read) == (N, [])
     loader = DataLoader(both, batch_size=5)
@@ -203,7 +224,9 @@ def test_a_tensor_dataset_of_rows_reads_what_its_batches_need(module, wanted, re
     assert torch.equal(held.tensors[0], wanted)
 
 
-def test_iteration_reads_in_blocks(rows, wanted, read, monkeypatch):
+def test_iteration_reads_in_blocks(
+    rows: DomainRows, wanted: torch.Tensor, read: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("featurestore.published.lazy_rows.BLOCK", 10)
     for actual, expected in zip(rows, wanted, strict=True):
         assert torch.equal(actual, expected)
@@ -211,7 +234,9 @@ def test_iteration_reads_in_blocks(rows, wanted, read, monkeypatch):
     assert torch.equal(rows.tensor(), wanted)  # a last block of another size
 
 
-def test_rows_are_copied_and_pickled_without_being_read(rows, wanted, read):
+def test_rows_are_copied_and_pickled_without_being_read(
+    rows: DomainRows, wanted: torch.Tensor, read: list[int]
+) -> None:
     for again in (copy.copy(rows), copy.deepcopy(rows), pickle.loads(pickle.dumps(rows))):
         assert type(again) is DomainRows
         assert read == []
@@ -219,7 +244,7 @@ def test_rows_are_copied_and_pickled_without_being_read(rows, wanted, read):
         read.clear()
 
 
-def test_nothing_changes_rows_in_place(rows, wanted):
+def test_nothing_changes_rows_in_place(rows: Any, wanted: torch.Tensor) -> None:
     assert not hasattr(rows, "mul_")
     with pytest.raises(AttributeError, match=r"clone\(\)"):
         rows.add_(1)
@@ -235,7 +260,7 @@ def test_nothing_changes_rows_in_place(rows, wanted):
     assert torch.equal(rows.tensor(), wanted)
 
 
-def test_errors_are_those_that_happened(rows, monkeypatch):
+def test_errors_are_those_that_happened(rows: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("no_such_thing", "_private", "__setstate__", "__cuda_array_interface__"):
         with pytest.raises(AttributeError, match=name):
             getattr(rows, name)
@@ -244,7 +269,9 @@ def test_errors_are_those_that_happened(rows, monkeypatch):
         half_made.size()
     for error in (CorruptStoreError("c.0", "damaged"), AttributeError("a fault in reading")):
 
-        def fail(self, positions, error=error):
+        def fail(
+            self: DomainRows, positions: npt.NDArray[np.int64], error: Exception = error
+        ) -> None:
             raise error
 
         monkeypatch.setattr(DomainRows, "take", fail)
@@ -259,7 +286,9 @@ def test_errors_are_those_that_happened(rows, monkeypatch):
             assert caught.value is error
 
 
-def test_what_does_not_fit_is_refused_before_it_is_read(rows, read, monkeypatch):
+def test_what_does_not_fit_is_refused_before_it_is_read(
+    rows: Any, read: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("featurestore.published.lazy_rows._SMALL_BYTES", 0)
     monkeypatch.setattr("featurestore.published.lazy_rows.available_bytes", lambda: N * D * 4 - 1)
     for use in (rows.contiguous, rows.numpy, lambda: torch.cat([rows]), lambda: np.asarray(rows)):
@@ -269,8 +298,8 @@ def test_what_does_not_fit_is_refused_before_it_is_read(rows, read, monkeypatch)
     assert rows[:, :3].shape == (N, 3)
 
 
-def test_a_part_without_samples_is_an_empty_tensor(module):
-    empty = module.val_datasets[frozenset({IMAGE, TEXT})].domain_data[IMAGE]
+def test_a_part_without_samples_is_an_empty_tensor(module: GroupLoaders) -> None:
+    empty = domain_data(module.val_datasets[frozenset({IMAGE, TEXT})])[IMAGE]
     assert empty.tensor().shape == empty.shape == (0, D)
     assert empty[:5].shape == (0, D)
     assert list(empty) == []
@@ -280,12 +309,14 @@ def test_a_part_without_samples_is_an_empty_tensor(module):
 
 
 class Doubled(DomainDataset):
-    def __getitem__(self, item):
+    def __getitem__(self, item: int) -> dict[str, torch.Tensor]:
         return {name: 2 * row for name, row in super().__getitem__(item).items()}
 
 
-def test_a_dataset_takes_tensors_too_and_plain_loaders_take_it(rows, wanted):
-    mixed = {"rows": rows, "numbers": torch.arange(N)}
+def test_a_dataset_takes_tensors_too_and_plain_loaders_take_it(
+    rows: DomainRows, wanted: torch.Tensor
+) -> None:
+    mixed: dict[str, LazyRows | torch.Tensor] = {"rows": rows, "numbers": torch.arange(N)}
     for kind, factor in ((DomainDataset, 1), (Doubled, 2)):
         for workers in (0, 1):
             loader = DataLoader(kind(mixed), batch_size=20, num_workers=workers)

@@ -5,17 +5,19 @@ import mmap
 import os
 import resource
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-import zarr
 
 from featurestore.errors import ConfigError, CorruptStoreError, StorageError
 from featurestore.reading import blocks
 from featurestore.reading import mapping as reader
 from featurestore.reading.mapping import (
     ADVICE,
+    Advice,
     advise,
     choose_advice,
     is_cached,
@@ -25,22 +27,24 @@ from featurestore.reading.mapping import (
 from featurestore.reading.rows import store_rows
 from featurestore.storage.arrays import ArraySpec
 from featurestore.storage.store import FeatureStore
-from tests.featurestore.stores import DIMS, make_store
+from tests.featurestore.stores import DIMS, make_store, zarr_rows
 
 
 @pytest.fixture(scope="module")
-def path(tmp_path_factory):
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("reader") / "store"
     make_store(path)
     return path
 
 
 @pytest.fixture
-def spec(path):
+def spec(path: Path) -> ArraySpec:
     return FeatureStore(path).spec.feature("clip_image")
 
 
-def map_flat(root: Path, spec: ArraySpec, chunks, advice="none"):
+def map_flat(
+    root: Path, spec: ArraySpec, chunks: Sequence[int], advice: Advice = "none"
+) -> np.ndarray:
     """``[chunks * rows, V, D]``: chunks of this size are contiguous."""
     mapped = map_chunks(root, spec, chunks, advice)
     assert mapped.flags.c_contiguous
@@ -56,16 +60,17 @@ def open_files() -> int:
 
 
 @pytest.mark.parametrize("name", DIMS)
-def test_equal_to_zarr(path, name):
+def test_equal_to_zarr(path: Path, name: str) -> None:
     flat = map_flat(path, FeatureStore(path).spec.feature(name), range(3))
-    assert (flat.shape, flat.dtype) == ((12, 4, DIMS[name]), np.float32)
-    np.testing.assert_array_equal(flat[:11], zarr.open_group(path, mode="r")[name][:])
+    assert flat.shape == (12, 4, DIMS[name])
+    assert flat.dtype == np.float32
+    np.testing.assert_array_equal(flat[:11], zarr_rows(path, name))
     assert np.isnan(flat[11]).all()  # the padding of the last chunk
 
 
-def test_a_row_is_where_the_paper_puts_it(path, spec):
+def test_a_row_is_where_the_paper_puts_it(path: Path, spec: ArraySpec) -> None:
     rows = map_flat(path, spec, range(3)).reshape(-1, 64)
-    expected = zarr.open_group(path, mode="r")["clip_image"][:]
+    expected = zarr_rows(path, "clip_image")
     picks = np.array([[0, 0], [10, 3], [4, 0], [3, 3]])
     taken = rows.take(picks[:, 0] * 4 + picks[:, 1], axis=0)
     np.testing.assert_array_equal(taken, expected[picks[:, 0], picks[:, 1]])
@@ -73,7 +78,7 @@ def test_a_row_is_where_the_paper_puts_it(path, spec):
     np.testing.assert_array_equal(rows[0], expected[0, 0])
 
 
-def test_only_the_requested_chunks_are_mapped(tmp_path):
+def test_only_the_requested_chunks_are_mapped(tmp_path: Path) -> None:
     rows = make_store(tmp_path / "s", chunks=[0, 2])["clip_image"]
     spec = FeatureStore(tmp_path / "s").spec.feature("clip_image")
     flat = map_flat(tmp_path / "s", spec, [2, 0])
@@ -83,7 +88,7 @@ def test_only_the_requested_chunks_are_mapped(tmp_path):
         map_flat(tmp_path / "s", spec, range(3))
 
 
-def test_read_only(path, spec):
+def test_read_only(path: Path, spec: ArraySpec) -> None:
     flat = map_flat(path, spec, range(3))
     assert not flat.flags.writeable
     assert not flat[3:].reshape(-1).flags.writeable
@@ -93,7 +98,7 @@ def test_read_only(path, spec):
         flat.flags.writeable = True
 
 
-def test_no_descriptor_is_held(tmp_path):
+def test_no_descriptor_is_held(tmp_path: Path) -> None:
     # There are more chunks than free descriptors: one numpy.memmap per chunk would fail.
     make_store(tmp_path / "s", samples=40, views=1, chunk=1, dims={"clip_image": 1024})
     spec = FeatureStore(tmp_path / "s").spec.feature("clip_image")
@@ -109,7 +114,7 @@ def test_no_descriptor_is_held(tmp_path):
     assert np.isfinite(flat).all()
 
 
-def test_freed_with_the_last_view_and_not_before(path, spec):
+def test_freed_with_the_last_view_and_not_before(path: Path, spec: ArraySpec) -> None:
     gc.collect()
     before = mapped_files(path)
     flat = map_flat(path, spec, range(3))
@@ -124,7 +129,7 @@ def test_freed_with_the_last_view_and_not_before(path, spec):
     assert mapped_files(path) == before
 
 
-def test_a_replaced_file_does_not_disturb_a_reader(tmp_path):
+def test_a_replaced_file_does_not_disturb_a_reader(tmp_path: Path) -> None:
     rows = make_store(tmp_path / "s")["clip_image"]
     spec = FeatureStore(tmp_path / "s").spec.feature("clip_image")
     flat = map_flat(tmp_path / "s", spec, range(3))
@@ -134,7 +139,9 @@ def test_a_replaced_file_does_not_disturb_a_reader(tmp_path):
 
 
 @pytest.mark.parametrize("size", [0, 1, 4095, 4096, 4099, 4101, 8192])
-def test_a_file_of_another_size_is_refused_and_nothing_stays_mapped(tmp_path, size):
+def test_a_file_of_another_size_is_refused_and_nothing_stays_mapped(
+    tmp_path: Path, size: int
+) -> None:
     make_store(tmp_path / "s")
     spec = FeatureStore(tmp_path / "s").spec.feature("clip_image")
     assert spec.chunk_bytes == 4096
@@ -150,7 +157,7 @@ def test_a_file_of_another_size_is_refused_and_nothing_stays_mapped(tmp_path, si
     assert mapped_files(tmp_path) == 0
 
 
-def test_missing_file_and_folder_in_its_place(tmp_path):
+def test_missing_file_and_folder_in_its_place(tmp_path: Path) -> None:
     make_store(tmp_path / "s")
     spec = FeatureStore(tmp_path / "s").spec.feature("clip_image")
     chunk = tmp_path / "s/clip_image/c.2.0.0"
@@ -166,7 +173,7 @@ def test_missing_file_and_folder_in_its_place(tmp_path):
         map_flat(tmp_path / "s", spec, range(3))
 
 
-def test_chunks_that_do_not_fill_pages(tmp_path):
+def test_chunks_that_do_not_fill_pages(tmp_path: Path) -> None:
     spec = ArraySpec("x", (3, 1, 1), 1, "<f4")
     with pytest.raises(ConfigError, match=f"page of {mmap.PAGESIZE}"):
         map_flat(tmp_path, spec, [])
@@ -174,31 +181,36 @@ def test_chunks_that_do_not_fill_pages(tmp_path):
 
 # --- chunks that are huge pages apart ---
 
-GAP = {"samples": 20, "views": 10, "chunk": 8, "dims": {"clip_image": 4096}}  # 1.25 MiB a chunk
+GAP: dict[str, Any] = {
+    "samples": 20,
+    "views": 10,
+    "chunk": 8,
+    "dims": {"clip_image": 4096},
+}  # 1.25 MiB a chunk
 
 
 @pytest.fixture(scope="module")
-def wide(tmp_path_factory):
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("wide") / "store"
     make_store(path, **GAP)
     return path
 
 
-def test_each_chunk_begins_where_a_huge_page_can(wide):
+def test_each_chunk_begins_where_a_huge_page_can(wide: Path) -> None:
     spec = FeatureStore(wide).spec.feature("clip_image")
     mapped = map_chunks(wide, spec, range(3))
     assert mapped.shape == (3, 8, 10, 4096)
     assert mapped.__array_interface__["data"][0] % (2 << 20) == 0
     assert mapped.strides[0] == 2 << 20
     assert not mapped.flags.writeable
-    expected = zarr.open_group(wide, mode="r")["clip_image"][:]
+    expected = zarr_rows(wide, "clip_image")
     for chunk in range(3):
         rows = expected[chunk * 8 : chunk * 8 + 8]
         np.testing.assert_array_equal(mapped[chunk, : len(rows)], rows)
 
 
-def test_rows_of_distant_chunks_are_where_they_belong(wide):
-    expected = zarr.open_group(wide, mode="r")["clip_image"][:]
+def test_rows_of_distant_chunks_are_where_they_belong(wide: Path) -> None:
+    expected = zarr_rows(wide, "clip_image")
     rows = store_rows(FeatureStore(wide), "clip_image", None, advice="random")
     rng = np.random.default_rng(0)
     for _ in range(3):
@@ -216,7 +228,7 @@ def test_rows_of_distant_chunks_are_where_they_belong(wide):
         rows.take(np.array([20]), "all")
 
 
-def test_rows_are_prefetched_before_they_are_read(wide):
+def test_rows_are_prefetched_before_they_are_read(wide: Path) -> None:
     spec = FeatureStore(wide).spec.feature("clip_image")
     mapped = map_chunks(wide, spec, range(3), "random")
     for chunk in range(3):
@@ -239,7 +251,9 @@ def in_memory(address: int) -> bool:
     return bool(status.value & 1)
 
 
-def test_batches_are_prefetched_only_while_the_disk_is_slow(wide, monkeypatch):
+def test_batches_are_prefetched_only_while_the_disk_is_slow(
+    wide: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     faults, asked = iter(range(0)), []
     monkeypatch.setattr(blocks, "_major_faults", lambda: next(faults))
     monkeypatch.setattr(blocks, "will_need", lambda *_: asked.append(True))
@@ -284,7 +298,7 @@ def mapping(folder: Path) -> tuple[int, list[set[str]]]:
 
 
 @pytest.mark.parametrize("advice", [advice for advice in ADVICE if advice != "auto"])
-def test_advice_changes_no_row(tmp_path, advice):
+def test_advice_changes_no_row(tmp_path: Path, advice: Advice) -> None:
     rows = make_store(tmp_path / "s")["clip_image"]
     spec = FeatureStore(tmp_path / "s").spec.feature("clip_image")
     flat = map_flat(tmp_path / "s", spec, range(3), advice)
@@ -309,13 +323,15 @@ def test_advice_changes_no_row(tmp_path, advice):
         (1, True, True, "random"),
     ],
 )
-def test_advice_by_memory_and_where_the_files_are(monkeypatch, size, sparse, cached, expected):
+def test_advice_by_memory_and_where_the_files_are(
+    monkeypatch: pytest.MonkeyPatch, size: int, sparse: bool, cached: bool, expected: str
+) -> None:
     monkeypatch.setattr(reader, "available_bytes", lambda: 1000)
     monkeypatch.setattr(reader, "is_cached", lambda _files: cached)
     assert choose_advice([], size, sparse=sparse) == expected
 
 
-def drop(files):
+def drop(files: Sequence[Path]) -> None:
     for file in files:
         fd = os.open(file, os.O_RDWR)
         os.fsync(fd)
@@ -323,7 +339,7 @@ def drop(files):
         os.close(fd)
 
 
-def test_files_are_cached_until_they_are_dropped(tmp_path):
+def test_files_are_cached_until_they_are_dropped(tmp_path: Path) -> None:
     files = [tmp_path / name for name in "abc"]
     for file in files:
         file.write_bytes(os.urandom(1 << 20))
@@ -341,7 +357,7 @@ def test_files_are_cached_until_they_are_dropped(tmp_path):
     assert is_cached([tmp_path / "not there"])  # opening it raises the error
 
 
-def test_a_query_does_not_change_its_result(tmp_path):
+def test_a_query_does_not_change_its_result(tmp_path: Path) -> None:
     file = tmp_path / "large"
     file.write_bytes(os.urandom(64 << 20))
     drop([file])
@@ -350,7 +366,7 @@ def test_a_query_does_not_change_its_result(tmp_path):
     assert [is_cached([file]) for _ in range(5)] == [before] * 5
 
 
-def test_a_part_that_cannot_be_read_is_an_error_before_it_is_a_signal(tmp_path):
+def test_a_part_that_cannot_be_read_is_an_error_before_it_is_a_signal(tmp_path: Path) -> None:
     make_store(tmp_path / "s")
     spec = FeatureStore(tmp_path / "s").spec.feature("clip_image")
     flat = map_flat(tmp_path / "s", spec, range(3))
@@ -362,7 +378,9 @@ def test_a_part_that_cannot_be_read_is_an_error_before_it_is_a_signal(tmp_path):
     advise(flat[4:8], "willneed", path)
 
 
-def test_an_older_kernel_reads_ahead_instead(tmp_path, monkeypatch):
+def test_an_older_kernel_reads_ahead_instead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = make_store(tmp_path / "s")["clip_image"]
     spec = FeatureStore(tmp_path / "s").spec.feature("clip_image")
     monkeypatch.setitem(reader._MADV, "populate", 9999)

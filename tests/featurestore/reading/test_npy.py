@@ -22,13 +22,13 @@ def saved(array: np.ndarray) -> bytes:
 
 
 @given(array_shapes(min_dims=0, max_dims=5, min_side=0, max_side=6), st.sampled_from(DESCRS))
-def test_header_is_what_numpy_saves(shape, descr):
+def test_header_is_what_numpy_saves(shape: tuple[int, ...], descr: str) -> None:
     array = np.zeros(shape, descr)
     assert npy_header(shape, descr) + array.tobytes() == saved(array)
 
 
 @pytest.mark.parametrize("rows", [1, 9, 10, 99_999, 1_817_130, 10**12])
-def test_header_of_large_files_without_their_values(rows):
+def test_header_of_large_files_without_their_values(rows: int) -> None:
     # A stride of zero gives numpy an array of any length in four bytes of memory.
     one = np.lib.stride_tricks.as_strided(np.zeros(1, "<f4"), (rows, 23), (0, 0), writeable=False)
     out = io.BytesIO()
@@ -41,12 +41,12 @@ def test_header_of_large_files_without_their_values(rows):
     assert f"'shape': ({rows}, 23)".encode() in header
 
 
-def test_a_header_too_long_for_version_1_is_refused():
+def test_a_header_too_long_for_version_1_is_refused() -> None:
     with pytest.raises(ValueError, match="too big for version"):
         npy_header((1,) * 30_000)
 
 
-def test_maps_what_numpy_saved(tmp_path: Path):
+def test_maps_what_numpy_saved(tmp_path: Path) -> None:
     array = np.arange(12, dtype=np.float32).reshape(3, 4)
     np.save(tmp_path / "a.npy", array)
     mapped = map_npy(tmp_path / "a.npy")
@@ -76,7 +76,7 @@ def damaged() -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("kind", damaged())
-def test_damaged_files_are_named(kind: str, tmp_path: Path):
+def test_damaged_files_are_named(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "a.npy"
     path.write_bytes(damaged()[kind])
     warnings.simplefilter("ignore")  # as in most programs; pytest restores the filters
@@ -84,7 +84,7 @@ def test_damaged_files_are_named(kind: str, tmp_path: Path):
         map_npy(path)
 
 
-def test_missing_file_and_folder(tmp_path: Path):
+def test_missing_file_and_folder(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
         map_npy(tmp_path / "a.npy")
     with pytest.raises(InputError, match="directory"):
@@ -92,7 +92,9 @@ def test_missing_file_and_folder(tmp_path: Path):
 
 
 @given(st.lists(st.tuples(st.integers(0, 127), st.integers(0, 255)), max_size=4))
-def test_a_damaged_header_never_raises_anything_else(tmp_path_factory, edits):
+def test_a_damaged_header_never_raises_anything_else(
+    tmp_path_factory: pytest.TempPathFactory, edits: list[tuple[int, int]]
+) -> None:
     data = bytearray(saved(np.zeros((3, 4), np.float32)))
     for position, value in edits:
         data[position] = value

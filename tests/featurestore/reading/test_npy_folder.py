@@ -2,6 +2,9 @@ import csv
 import json
 import pickle
 import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,15 +17,17 @@ from featurestore.imdb.materialize import PREFIX, materialize
 from featurestore.storage.store import FeatureStore
 from featurestore.training.dataset import FeatureDataset
 from tests.featurestore.stores import DIMS
-from tests.featurestore.worlds import BAD, GOOD, SPLIT, STEMS
+from tests.featurestore.worlds import BAD, GOOD, SPLIT, STEMS, World
 
 
 @pytest.fixture
-def copy(embeddings, tmp_path):
+def copy(embeddings: Path, tmp_path: Path) -> Path:
     return shutil.copytree(embeddings, tmp_path / "copy")
 
 
-def edit(folder, change, *, checksum=False):
+def edit(
+    folder: Path, change: Callable[[dict[str, Any]], object], *, checksum: bool = False
+) -> None:
     path = folder / f"{PREFIX}_manifest.json"
     manifest = json.loads(path.read_bytes())
     change(manifest)
@@ -33,9 +38,16 @@ def edit(folder, change, *, checksum=False):
 
 @pytest.mark.parametrize("views", ["clean", 3, "all", "mean", "random", "pair"])
 @pytest.mark.parametrize("zscore", ["all", "train", "none"])
-def test_the_same_as_from_the_store(world, tmp_path, views, zscore):
+def test_the_same_as_from_the_store(
+    world: World, tmp_path: Path, views: int | str, zscore: str
+) -> None:
     folder = world.materialize(tmp_path, zscore)
-    options = {"views": views, "zscore": zscore, "seed": 4, "split_json": world.split}
+    options: dict[str, Any] = {
+        "views": views,
+        "zscore": zscore,
+        "seed": 4,
+        "split_json": world.split,
+    }
     options |= {"labels_dir": world.root / "labels", "split": "train"}
     one = FeatureDataset(world.store, **options)
     other = FeatureDataset(folder, checksum=True, **options)
@@ -49,7 +61,7 @@ def test_the_same_as_from_the_store(world, tmp_path, views, zscore):
             assert actual[name].numpy().tobytes() == value.numpy().tobytes()
 
 
-def test_placeholders_are_left_out(embeddings):
+def test_placeholders_are_left_out(embeddings: Path) -> None:
     assert FeatureDataset(embeddings).indices.tolist() == GOOD
     everything = FeatureDataset(embeddings, bad_samples="include")
     assert everything.indices.tolist() == list(range(11))
@@ -57,7 +69,7 @@ def test_placeholders_are_left_out(embeddings):
     assert everything.store.bad_inputs[0].reason == "truncated"
 
 
-def test_the_names_that_a_store_has(world, embeddings):
+def test_the_names_that_a_store_has(world: World, embeddings: Path) -> None:
     store, folder = FeatureStore(world.store), FeatureDataset(embeddings).store
     assert (folder.stems, folder.seed, folder.features) == (store.stems, 123, store.features)
     assert (folder.spec.samples, folder.spec.views, folder.spec.dims) == (11, 4, DIMS)
@@ -65,7 +77,7 @@ def test_the_names_that_a_store_has(world, embeddings):
 
 
 @pytest.mark.parametrize("start", ["fork"])
-def test_pickles_and_loader_workers(embeddings, start):
+def test_pickles_and_loader_workers(embeddings: Path, start: str) -> None:
     dataset = FeatureDataset(embeddings, views="random", seed=1)
     data = pickle.dumps(dataset)
     assert len(data) < 2000
@@ -76,7 +88,7 @@ def test_pickles_and_loader_workers(embeddings, start):
 
 
 @pytest.mark.parametrize("written", ["all", "train", "none"])
-def test_another_zscore_than_the_files_have(world, tmp_path, written):
+def test_another_zscore_than_the_files_have(world: World, tmp_path: Path, written: str) -> None:
     folder = world.materialize(tmp_path, written)
     for zscore in {"all", "train", "none"} - {written}:
         with pytest.raises(ConfigError, match=f"--zscore {written}") as caught:
@@ -85,10 +97,10 @@ def test_another_zscore_than_the_files_have(world, tmp_path, written):
     assert len(FeatureDataset(folder, zscore=written)) == 9  # the scale of the files needs no split
 
 
-def test_files_of_the_published_scripts(world, copy):
+def test_files_of_the_published_scripts(world: World, copy: Path) -> None:
     """Their manifest lacks the additional keys, and their index has another order."""
 
-    def published(manifest):
+    def published(manifest: dict[str, Any]) -> None:
         for key in list(manifest)[list(manifest).index("index_csv") + 1 :]:
             del manifest[key]
 
@@ -108,7 +120,7 @@ def test_files_of_the_published_scripts(world, copy):
         FeatureDataset(copy, checksum=True)
 
 
-def test_augmented_labels_are_in_the_same_folder(world, copy):
+def test_augmented_labels_are_in_the_same_folder(world: World, copy: Path) -> None:
     write_augmented_labels(world.root / "labels", copy, 4)
     every = np.load(copy / f"{PREFIX}_labels.npy").reshape(11, 4, 23)
     actual = FeatureDataset(copy, views="all", labels="augmented").batch(range(9))["labels"]
@@ -118,7 +130,7 @@ def test_augmented_labels_are_in_the_same_folder(world, copy):
     np.testing.assert_array_equal(own.batch(range(9))["labels"].numpy(), every[GOOD])
 
 
-def test_several_sets_of_files(world, copy):
+def test_several_sets_of_files(world: World, copy: Path) -> None:
     materialize(FeatureStore(world.store), copy, prefix="other")
     with pytest.raises(InputError, match="prefix="):
         FeatureDataset(copy)
@@ -130,7 +142,7 @@ def test_several_sets_of_files(world, copy):
 # --- damage ---
 
 
-def test_a_flipped_bit_of_the_manifest(copy):
+def test_a_flipped_bit_of_the_manifest(copy: Path) -> None:
     path = copy / f"{PREFIX}_manifest.json"
     whole = path.read_bytes()
     right = FeatureDataset(copy).batch(range(9))
@@ -147,7 +159,7 @@ def test_a_flipped_bit_of_the_manifest(copy):
 
 
 @pytest.mark.parametrize("damage", ["flip", "half", "longer", "delete", "other"])
-def test_damaged_rows(copy, damage):
+def test_damaged_rows(copy: Path, damage: str) -> None:
     path = copy / f"{PREFIX}_clip_text.npy"
     data = path.read_bytes()
     if damage == "delete":
@@ -177,14 +189,14 @@ def test_damaged_rows(copy, damage):
         lambda m: m.pop("original_rows"),
     ],
 )
-def test_a_manifest_of_other_files(copy, change):
+def test_a_manifest_of_other_files(copy: Path, change: Callable[[dict[str, Any]], object]) -> None:
     edit(copy, change)
     with pytest.raises(InputError):
         FeatureDataset(copy)
     edit(copy, lambda _: None, checksum=True)
 
 
-def test_a_damaged_index(world, copy):
+def test_a_damaged_index(world: World, copy: Path) -> None:
     path = copy / f"{PREFIX}_aug_index.csv"
     whole = path.read_text()
     for text, message in (
@@ -202,13 +214,13 @@ def test_a_damaged_index(world, copy):
     assert len(FeatureDataset(copy)) == 9  # stems are not needed
 
 
-def test_labels_of_other_samples(copy, tmp_path):
+def test_labels_of_other_samples(copy: Path, tmp_path: Path) -> None:
     write_labels([*STEMS[:-1], "x"], [{"genres": ["Drama"]}] * 11, tmp_path / "labels")
     with pytest.raises(InputError, match="other samples"):
         FeatureDataset(copy, labels_dir=tmp_path / "labels")
 
 
-def test_an_empty_folder_is_no_source(tmp_path):
+def test_an_empty_folder_is_no_source(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none"):
         with pytest.raises(InputError, match="no feature store"):
             FeatureDataset(path)

@@ -3,6 +3,9 @@
 import json
 import pickle
 import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,11 +18,13 @@ from featurestore.errors import CorruptStoreError
 from featurestore.imdb.materialize import PREFIX, materialize
 from featurestore.storage.store import FeatureStore
 from featurestore.storage.writer import StoreWriter, take_lock
+from featurestore.system.locks import FileLock
 from featurestore.training.dataset import FeatureDataset
 from featurestore.verify.store import verify
 from tests.featurestore.stores import DIMS
+from tests.featurestore.worlds import World
 
-WAYS = {
+WAYS: dict[str, dict[str, Any]] = {
     "zstd": {"compressors": [ZstdCodec(level=3)]},
     "gzip": {"compressors": [GzipCodec()]},
     "blosc": {"compressors": [BloscCodec(cname="zstd"), Crc32cCodec()]},
@@ -29,9 +34,14 @@ WAYS = {
 }
 
 
-def rewrite(store, name="clip_image", change=lambda values: values, **options):
+def rewrite(
+    store: Path,
+    name: str = "clip_image",
+    change: Callable[[np.ndarray], np.ndarray] = lambda values: values,
+    **options: Any,
+) -> None:
     """Replaces an array by one of the same values, written with zarr alone."""
-    values = change(zarr.open_array(store / name, mode="r")[:])
+    values = change(np.asarray(zarr.open_array(store / name, mode="r")[:]))
     shutil.rmtree(store / name)
     options = {"chunks": (4, *values.shape[1:])} | options
     array = zarr.create_array(
@@ -46,15 +56,15 @@ def rewrite(store, name="clip_image", change=lambda values: values, **options):
 
 
 @pytest.fixture
-def copy(world, tmp_path):
+def copy(world: World, tmp_path: Path) -> Path:
     return shutil.copytree(world.store, tmp_path / "store")
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_same_rows(world, copy, tmp_path, way):
+def test_the_same_rows(world: World, copy: Path, tmp_path: Path, way: str) -> None:
     rewrite(copy, **WAYS[way])
     for views in ("clean", "all", "mean", "random", "pair"):
-        options = {"views": views, "bad_samples": "include", "checksum": True}
+        options: dict[str, Any] = {"views": views, "bad_samples": "include", "checksum": True}
         expected = world.open(views=views).batch([9, 0, 3, 9])
         actual = FeatureDataset(copy, **options).batch([9, 0, 3, 9])
         assert all(torch.equal(actual[name], expected[name]) for name in expected)
@@ -64,7 +74,7 @@ def test_the_same_rows(world, copy, tmp_path, way):
     assert rows.tobytes() == expected["clip_image"].numpy().tobytes()
 
 
-def test_pickles_and_loader_workers(world, copy):
+def test_pickles_and_loader_workers(world: World, copy: Path) -> None:
     rewrite(copy, **WAYS["zstd"])
     dataset = FeatureDataset(copy, views="random", bad_samples="include")
     assert len(pickle.dumps(dataset)) < 2000
@@ -74,8 +84,8 @@ def test_pickles_and_loader_workers(world, copy):
     assert torch.equal(actual, world.open(views="random").batch(range(11))["clip_image"])
 
 
-def test_other_values_are_never_numbers(copy):
-    def narrower(values):
+def test_other_values_are_never_numbers(copy: Path) -> None:
+    def narrower(values: np.ndarray) -> np.ndarray:
         return values.astype(np.float16).astype(np.float32)
 
     rewrite(copy, change=narrower, **WAYS["zstd"])
@@ -90,7 +100,7 @@ def test_other_values_are_never_numbers(copy):
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("damage", ["flip", "half", "empty", "delete"])
-def test_a_damaged_file_is_never_a_number(world, copy, way, damage):
+def test_a_damaged_file_is_never_a_number(world: World, copy: Path, way: str, damage: str) -> None:
     rewrite(copy, **WAYS[way])
     files = sorted(p for p in (copy / "clip_image" / "c").rglob("*") if p.is_file())
     path = files[len(files) // 2]
@@ -100,7 +110,9 @@ def test_a_damaged_file_is_never_a_number(world, copy, way, damage):
     if damage == "delete":
         path.unlink()  # zarr reads a missing chunk as NaN
     else:
-        path.write_bytes({"flip": flipped, "half": data[: len(data) // 2], "empty": b""}[damage])
+        path.write_bytes(
+            {"flip": bytes(flipped), "half": data[: len(data) // 2], "empty": b""}[damage]
+        )
     dataset = FeatureDataset(copy, views="all", zscore="none", bad_samples="include")
     refused = []
     for sample in range(11):
@@ -116,7 +128,7 @@ def test_a_damaged_file_is_never_a_number(world, copy, way, damage):
         FeatureDataset(copy, checksum=True)
 
 
-def test_another_shape_or_type_is_refused_at_opening(copy):
+def test_another_shape_or_type_is_refused_at_opening(copy: Path) -> None:
     rewrite(copy, change=lambda values: values.astype(np.float64), **WAYS["zstd"])
     with pytest.raises(CorruptStoreError, match="data_type"):
         FeatureDataset(copy)
@@ -125,7 +137,7 @@ def test_another_shape_or_type_is_refused_at_opening(copy):
         FeatureDataset(copy)
 
 
-def test_codecs_that_zarr_does_not_know(copy):
+def test_codecs_that_zarr_does_not_know(copy: Path) -> None:
     path = copy / "clip_image/zarr.json"
     document = json.loads(path.read_bytes())
     for codecs in ([{"name": "bytes"}, {"name": "mystery"}], [], "zstd", None, [3]):
@@ -135,7 +147,7 @@ def test_codecs_that_zarr_does_not_know(copy):
         assert caught.value.file == "clip_image/zarr.json"
 
 
-def test_a_document_with_wrong_codecs_for_our_files(world, copy):
+def test_a_document_with_wrong_codecs_for_our_files(world: World, copy: Path) -> None:
     path = copy / "clip_image/zarr.json"
     document = json.loads(path.read_bytes())
     little = {"name": "bytes", "configuration": {"endian": "little"}}
@@ -146,7 +158,7 @@ def test_a_document_with_wrong_codecs_for_our_files(world, copy):
             FeatureDataset(copy)[0]
 
 
-def test_a_build_refuses_a_rewritten_store_and_verify_reports_it(copy):
+def test_a_build_refuses_a_rewritten_store_and_verify_reports_it(copy: Path) -> None:
     rewrite(copy, **WAYS["zstd"])
     assert "clip_image/zarr.json" in {finding.file for finding in verify(copy).findings}
     with (
@@ -157,17 +169,17 @@ def test_a_build_refuses_a_rewritten_store_and_verify_reports_it(copy):
 
 
 class take_lock_of:
-    def __init__(self, path):
+    def __init__(self, path: Path) -> None:
         self.lock = take_lock(path)
 
-    def __enter__(self):
+    def __enter__(self) -> FileLock:
         return self.lock
 
-    def __exit__(self, *exc):
+    def __exit__(self, *exc: object) -> None:
         self.lock.release()
 
 
-def test_both_features(world, copy):
+def test_both_features(world: World, copy: Path) -> None:
     for name in DIMS:
         rewrite(copy, name, compressors=[ZstdCodec()])
     actual = FeatureDataset(copy, views="pair", seed=3, bad_samples="include").batch(range(11))

@@ -1,6 +1,9 @@
 """The epoch of an iterator: that of a state, that of set_epoch, or the next."""
 
 import itertools
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,28 +14,29 @@ from featurestore import DeviceBatches, FeatureBatchSampler, FeatureDataset, Shu
 from tests.featurestore.stores import make_store
 
 SAMPLES, SIZE, STEPS = 37, 8, 5
+Reference = Callable[..., torch.Tensor]
 
 pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory):
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("epochs") / "store"
     make_store(path, samples=SAMPLES, views=8, chunk=4)
     return path
 
 
 @pytest.fixture
-def dataset(store):
+def dataset(store: Path) -> FeatureDataset:
     return FeatureDataset(store, ["clip_image"], views="random", seed=3)
 
 
 @pytest.fixture
-def reference(store):
+def reference(store: Path) -> Reference:
     """Rows of an epoch, by the dataset's own draw and the order of a sampler never iterated."""
     dataset = FeatureDataset(store, ["clip_image"], views="random", seed=3)
 
-    def rows(epoch, start=0, stop=STEPS):
+    def rows(epoch: int, start: int = 0, stop: int = STEPS) -> torch.Tensor:
         sampler = FeatureBatchSampler(dataset, SIZE)
         sampler.set_epoch(epoch)
         dataset.set_epoch(epoch)
@@ -42,8 +46,10 @@ def reference(store):
     return rows
 
 
-def loaders(dataset, kinds=("plain", "stateful", "device", "workers")):
-    factories = {
+def loaders(
+    dataset: FeatureDataset, kinds: Sequence[str] = ("plain", "stateful", "device", "workers")
+) -> list[tuple[str, Any]]:
+    factories: dict[str, Callable[[], Any]] = {
         "plain": lambda: DataLoader(dataset, batch_sampler=FeatureBatchSampler(dataset, SIZE)),
         "stateful": lambda: StatefulDataLoader(
             dataset, batch_sampler=FeatureBatchSampler(dataset, SIZE)
@@ -56,14 +62,14 @@ def loaders(dataset, kinds=("plain", "stateful", "device", "workers")):
     return [(kind, factories[kind]()) for kind in kinds]
 
 
-def read(batches):
+def read(batches: Iterable[dict[str, torch.Tensor]]) -> torch.Tensor:
     return torch.cat([batch["clip_image"] for batch in batches])
 
 
 # Iterating the sampler itself -------------------------------------------------------------------
 
 
-def epochs_of(*walks):
+def epochs_of(*walks: Iterable[list[int]]) -> list[int]:
     """The epoch of each list of batches, recognized by its order."""
     orders = []
     for epoch in range(12):
@@ -79,7 +85,9 @@ def epochs_of(*walks):
     return epochs
 
 
-def test_an_iterator_takes_the_next_epoch_however_the_last_one_was_left(dataset):
+def test_an_iterator_takes_the_next_epoch_however_the_last_one_was_left(
+    dataset: FeatureDataset,
+) -> None:
     sampler = FeatureBatchSampler(dataset, SIZE)
     whole = list(sampler)
     assert (sampler.epoch, dataset.epoch) == (1, 0)  # workers may still be reading for epoch 0
@@ -96,14 +104,16 @@ def test_an_iterator_takes_the_next_epoch_however_the_last_one_was_left(dataset)
     assert (sampler.state_dict()["epoch"], sampler.state_dict()["batch"]) == (4, 1)
 
 
-def test_iterators_that_never_start_change_nothing(dataset):
+def test_iterators_that_never_start_change_nothing(dataset: FeatureDataset) -> None:
     sampler = FeatureBatchSampler(dataset, SIZE)
     first, second, third = iter(sampler), iter(sampler), iter(sampler)
     iter(sampler)
     assert epochs_of(list(third), list(first), list(second)) == [0, 1, 2]
 
 
-def test_set_epoch_chooses_the_next_iterators_epoch_and_no_later_one(dataset):
+def test_set_epoch_chooses_the_next_iterators_epoch_and_no_later_one(
+    dataset: FeatureDataset,
+) -> None:
     sampler = FeatureBatchSampler(dataset, SIZE)
     list(sampler)
     sampler.set_epoch(7)
@@ -119,7 +129,7 @@ def test_set_epoch_chooses_the_next_iterators_epoch_and_no_later_one(dataset):
     assert epochs_of(list(early), list(sampler)) == [5, 6]
 
 
-def test_set_epoch_in_an_epoch_that_has_started(dataset):
+def test_set_epoch_in_an_epoch_that_has_started(dataset: FeatureDataset) -> None:
     """Workers have read ahead when Lightning sets the epoch that they are reading."""
     sampler = FeatureBatchSampler(dataset, SIZE)
     walk = iter(sampler)
@@ -133,7 +143,7 @@ def test_set_epoch_in_an_epoch_that_has_started(dataset):
     assert epochs_of(list(resumed), list(sampler)) == [1, 0]
 
 
-def test_a_loaded_state_is_continued_once(dataset):
+def test_a_loaded_state_is_continued_once(dataset: FeatureDataset) -> None:
     sampler = FeatureBatchSampler(dataset, SIZE)
     whole = list(sampler)
     state = sampler.state_dict() | {"epoch": 0, "batch": 3}
@@ -157,7 +167,7 @@ def test_a_loaded_state_is_continued_once(dataset):
     assert epochs_of(list(sampler)) == [1]
 
 
-def test_the_state_is_of_the_iterator_used_last(dataset):
+def test_the_state_is_of_the_iterator_used_last(dataset: FeatureDataset) -> None:
     sampler = FeatureBatchSampler(dataset, SIZE)
     first, second = iter(sampler), iter(sampler)
     next(first), next(second), next(second), next(first)
@@ -172,7 +182,9 @@ def test_the_state_is_of_the_iterator_used_last(dataset):
 
 
 @pytest.mark.parametrize("kind", ["plain", "stateful", "device", "workers"])
-def test_each_way_to_leave_an_epoch_gives_other_rows_next(dataset, reference, kind):
+def test_each_way_to_leave_an_epoch_gives_other_rows_next(
+    dataset: FeatureDataset, reference: Reference, kind: str
+) -> None:
     [(_, loader)] = loaders(dataset, [kind])
     for epoch in range(2):
         it = iter(loader)
@@ -187,7 +199,9 @@ def test_each_way_to_leave_an_epoch_gives_other_rows_next(dataset, reference, ki
 
 @pytest.mark.parametrize("first", ["plain", "device"])
 @pytest.mark.parametrize("second", ["plain", "stateful", "device"])
-def test_two_loaders_of_a_zip_advance_together(store, reference, first, second):
+def test_two_loaders_of_a_zip_advance_together(
+    store: Path, reference: Reference, first: str, second: str
+) -> None:
     sides = [FeatureDataset(store, ["clip_image"], views="random", seed=3) for _ in range(2)]
     [(_, left)], [(_, right)] = loaders(sides[0], [first]), loaders(sides[1], [second])
     for epoch in range(3):
@@ -197,7 +211,9 @@ def test_two_loaders_of_a_zip_advance_together(store, reference, first, second):
             assert torch.equal(read(side), reference(epoch))
 
 
-def test_two_iterators_at_different_epochs_each_have_their_views(dataset, reference):
+def test_two_iterators_at_different_epochs_each_have_their_views(
+    dataset: FeatureDataset, reference: Reference
+) -> None:
     for kind, loader in loaders(dataset, ["plain", "device"]):
         pairs = list(zip(loader, loader, strict=True))
         left, right = zip(*pairs, strict=True)
@@ -208,7 +224,9 @@ def test_two_iterators_at_different_epochs_each_have_their_views(dataset, refere
 
 @pytest.mark.parametrize("step", [0, 2, STEPS])
 @pytest.mark.parametrize("kind", ["plain", "stateful", "device"])
-def test_a_resumed_run_reads_what_the_first_would_have(dataset, store, reference, kind, step):
+def test_a_resumed_run_reads_what_the_first_would_have(
+    dataset: FeatureDataset, store: Path, reference: Reference, kind: str, step: int
+) -> None:
     """After epochs that were left in the middle."""
     [(_, loader)] = loaders(dataset, [kind])
     read(itertools.islice(loader, 3))
@@ -226,7 +244,7 @@ def test_a_resumed_run_reads_what_the_first_would_have(dataset, store, reference
     assert torch.equal(read(resumed), reference(2))
 
 
-def test_windows_advance_too(dataset):
+def test_windows_advance_too(dataset: FeatureDataset) -> None:
     sampler = FeatureBatchSampler(dataset, SIZE, shuffle=Shuffle(seed=1, window=2))
     left = [list(itertools.islice(sampler, STEPS - 1)) for _ in range(3)]
     assert left[0] != left[1] != left[2]

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from typing import Any
 
 import pytest
 from torch.utils.data import DistributedSampler, RandomSampler, SequentialSampler
@@ -22,19 +23,21 @@ SETTINGS = [
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> FeatureDataset:
     path = tmp_path_factory.mktemp("recreation") / "store"
     make_store(path, samples=SAMPLES, views=4, chunk=4)
     return FeatureDataset(path, ["clip_image"], views="random")
 
 
-def again(sampler, asked):
+def again(sampler: FeatureBatchSampler, asked: Any) -> FeatureBatchSampler:
     return type(sampler)(asked, batch_size=sampler.batch_size, drop_last=sampler.drop_last)
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize("rank", [0, 1])
-def test_every_setting_survives(dataset, settings, rank):
+def test_every_setting_survives(
+    dataset: FeatureDataset, settings: dict[str, Any], rank: int
+) -> None:
     first = FeatureBatchSampler(dataset, 5, **settings)
     second = again(first, DistributedSampler(dataset, 2, rank, shuffle=False, seed=9))
     even = settings.get("shard", Shard()).even
@@ -54,13 +57,13 @@ def test_every_setting_survives(dataset, settings, rank):
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
-def test_predictions_come_in_order(dataset, settings):
+def test_predictions_come_in_order(dataset: FeatureDataset, settings: dict[str, Any]) -> None:
     first = FeatureBatchSampler(dataset, 5, **settings)
     sampler = type(first)(SequentialSampler(dataset), batch_size=first.batch_size, drop_last=False)
     assert [item for batch in sampler for item in batch] == list(range(SAMPLES))
 
 
-def test_the_position_is_copied(dataset):
+def test_the_position_is_copied(dataset: FeatureDataset) -> None:
     first = FeatureBatchSampler(dataset, 5)
     list(first)
     next(iter(first))
@@ -81,7 +84,8 @@ def test_the_position_is_copied(dataset):
     assert list(again(resumed, DistributedSampler(dataset, 2, 1))) == list(walk)
 
 
-def test_what_cannot_survive_is_an_error(dataset):
+def test_what_cannot_survive_is_an_error(dataset: FeatureDataset) -> None:
+    asked: Any
     for asked in (DistributedSampler(dataset, 2, 0), RandomSampler(dataset)):
         with pytest.raises(ConfigError, match="use_distributed_sampler=False"):
             FeatureBatchSampler(asked, batch_size=5, drop_last=False)
@@ -91,7 +95,7 @@ def test_what_cannot_survive_is_an_error(dataset):
             again(part, asked)
 
 
-def test_a_batch_size_is_a_number_everywhere_else(dataset):
+def test_a_batch_size_is_a_number_everywhere_else(dataset: FeatureDataset) -> None:
     sampler = FeatureBatchSampler(dataset, 5)
     size = sampler.batch_size
     assert size == 5

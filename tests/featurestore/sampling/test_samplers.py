@@ -1,6 +1,9 @@
 """Batches: every item once, the same on every rank, and the same again after a resume."""
 
 import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -22,35 +25,38 @@ pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory):
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("samplers") / "store"
     make_store(path, samples=SAMPLES, views=4, chunk=CHUNK)
     return path
 
 
 @pytest.fixture
-def dataset(store):
+def dataset(store: Path) -> FeatureDataset:
     return FeatureDataset(store, ["clip_image"], views="random", seed=3)
+
+
+T = TypeVar("T")
 
 
 class Items:
     """A dataset with only a length, which is enough for most samplers."""
 
-    def __init__(self, count):
+    def __init__(self, count: int) -> None:
         self.count = count
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.count
 
 
-def flat(batches):
+def flat(batches: Iterable[Iterable[T]]) -> list[T]:
     return [item for batch in batches for item in batch]
 
 
 # Random orders ----------------------------------------------------------------------------------
 
 
-def philox(key, counter):
+def philox(key: tuple[int, int], counter: tuple[int, int, int, int]) -> list[int]:
     """Philox4x64-10 as in its paper: four 64-bit numbers."""
     low, (x, y) = 2**64 - 1, key
     a, b, c, d = counter
@@ -62,7 +68,7 @@ def philox(key, counter):
 
 
 @pytest.mark.parametrize(("number", "purpose"), [(0, "items"), (3, "other views")])
-def test_draws_are_philox_and_never_change(number, purpose):
+def test_draws_are_philox_and_never_change(number: int, purpose: ordering.Purpose) -> None:
     # NumPy counts up before it draws, so the first block is number 1.
     wanted = [n for block in (1, 2, 3) for n in philox((2**64 - 5, 7), (block, 0, 0, number))]
     assert ordering.draws(-5, 7, purpose, 12).tolist() == wanted
@@ -70,7 +76,7 @@ def test_draws_are_philox_and_never_change(number, purpose):
     assert ordering.permutation(12, 5, 7).tolist() == sorted(range(12), key=keys.__getitem__)
 
 
-def test_draws_differ_by_seed_epoch_and_purpose_and_a_longer_one_begins_with_a_shorter():
+def test_draws_differ_by_seed_epoch_and_purpose_and_a_longer_one_begins_with_a_shorter() -> None:
     drawn = [
         ordering.draws(seed, epoch, purpose, 8).tobytes()
         for seed in (0, 1, -1, 2**63)
@@ -81,8 +87,8 @@ def test_draws_differ_by_seed_epoch_and_purpose_and_a_longer_one_begins_with_a_s
     assert np.array_equal(ordering.draws(5, 2, "items", 100)[:7], ordering.draws(5, 2, "items", 7))
 
 
-def test_every_order_is_equally_likely():
-    seen = {}
+def test_every_order_is_equally_likely() -> None:
+    seen: dict[tuple[int, ...], int] = {}
     for epoch in range(3000):
         key = tuple(ordering.permutation(4, 0, epoch).tolist())
         seen[key] = seen.get(key, 0) + 1
@@ -92,7 +98,7 @@ def test_every_order_is_equally_likely():
     assert chi_square < 49.7  # 23 degrees of freedom, one in a thousand
 
 
-def test_a_window_reads_its_chunks_alone_and_mixes_them(dataset):
+def test_a_window_reads_its_chunks_alone_and_mixes_them(dataset: FeatureDataset) -> None:
     window = 5
     sampler = FeatureBatchSampler(dataset, 7, shuffle=Shuffle(seed=2, window=window))
     order = sampler.order()
@@ -124,7 +130,9 @@ def test_a_window_reads_its_chunks_alone_and_mixes_them(dataset):
     shuffled=st.booleans(),
     drop_last=st.booleans(),
 )
-def test_ranks_share_an_epoch(count, ranks, size, even, shuffled, drop_last):
+def test_ranks_share_an_epoch(
+    count: int, ranks: int, size: int, even: str, shuffled: bool, drop_last: bool
+) -> None:
     try:
         samplers = [
             FeatureBatchSampler(
@@ -167,7 +175,7 @@ def test_ranks_share_an_epoch(count, ranks, size, even, shuffled, drop_last):
             assert sampler.weight(step) == pytest.approx(len(epoch[step]) * ranks / whole)
 
 
-def test_a_rank_with_one_item_less_has_as_many_batches():
+def test_a_rank_with_one_item_less_has_as_many_batches() -> None:
     sizes = []
     for rank in range(2):
         sampler = FeatureBatchSampler(Items(23), 11, shard=Shard(rank, 2))
@@ -176,7 +184,9 @@ def test_a_rank_with_one_item_less_has_as_many_batches():
 
 
 @pytest.mark.parametrize("shuffle", SHUFFLES)
-def test_windows_are_shared_without_loss_and_near_the_disk(dataset, shuffle):
+def test_windows_are_shared_without_loss_and_near_the_disk(
+    dataset: FeatureDataset, shuffle: Shuffle | None
+) -> None:
     epochs = []
     for rank in range(3):
         sampler = FeatureBatchSampler(dataset, 8, shuffle=shuffle, shard=Shard(rank, 3))
@@ -188,13 +198,14 @@ def test_windows_are_shared_without_loss_and_near_the_disk(dataset, shuffle):
 
 
 @pytest.mark.parametrize("arguments", [(2, 2), (-1, 2), (0, 0), (0, 1, "some")])
-def test_invalid_shards_are_refused(arguments):
+def test_invalid_shards_are_refused(arguments: tuple[Any, ...]) -> None:
     with pytest.raises(ConfigError):
         Shard(*arguments)
 
 
-def test_impossible_settings_are_refused_with_advice(dataset):
-    for keywords in ({"batch_size": 0}, {"batch_size": 30, "drop_last": True}):
+def test_impossible_settings_are_refused_with_advice(dataset: FeatureDataset) -> None:
+    wrong: list[dict[str, Any]] = [{"batch_size": 0}, {"batch_size": 30, "drop_last": True}]
+    for keywords in wrong:
         with pytest.raises(ConfigError):
             FeatureBatchSampler(Items(20), **keywords)
     with pytest.raises(ConfigError, match="even='pad'"):
@@ -215,7 +226,7 @@ def test_impossible_settings_are_refused_with_advice(dataset):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_plain_loader_reads_an_epoch(dataset, workers):
+def test_a_plain_loader_reads_an_epoch(dataset: FeatureDataset, workers: int) -> None:
     sampler = FeatureBatchSampler(dataset, 10, shuffle=Shuffle(window=4))
     loader = DataLoader(dataset, batch_sampler=sampler, num_workers=workers)
     assert len(loader) == 11
@@ -228,14 +239,16 @@ def test_a_plain_loader_reads_an_epoch(dataset, workers):
 # Resuming in an epoch ---------------------------------------------------------------------------
 
 
-def make_loader(store, workers, shuffle=SHUFFLES[2]):
+def make_loader(
+    store: Path, workers: int, shuffle: Shuffle | None = SHUFFLES[2]
+) -> StatefulDataLoader:
     dataset = FeatureDataset(store, ["clip_image"], views="random", seed=3)
     sampler = FeatureBatchSampler(dataset, 17, shuffle=shuffle, shard=Shard(1, 2))
     return StatefulDataLoader(dataset, batch_sampler=sampler, num_workers=workers)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_stateful_loader_resumes_after_every_step(store, workers):
+def test_a_stateful_loader_resumes_after_every_step(store: Path, workers: int) -> None:
     """The rest of the second epoch and the third, random views included."""
     loader = make_loader(store, workers)
     for _ in loader:
@@ -259,7 +272,9 @@ def test_a_stateful_loader_resumes_after_every_step(store, workers):
 
 
 @pytest.mark.parametrize("shuffle", SHUFFLES)
-def test_a_sampler_alone_resumes_after_every_step(dataset, shuffle):
+def test_a_sampler_alone_resumes_after_every_step(
+    dataset: FeatureDataset, shuffle: Shuffle | None
+) -> None:
     sampler = FeatureBatchSampler(dataset, 10, shuffle=shuffle)
     states, batches = [sampler.state_dict()], []
     for batch in sampler:
@@ -273,7 +288,7 @@ def test_a_sampler_alone_resumes_after_every_step(dataset, shuffle):
         assert resumed.epoch == 1
 
 
-def test_the_state_of_one_rank_is_enough_for_all(dataset):
+def test_the_state_of_one_rank_is_enough_for_all(dataset: FeatureDataset) -> None:
     ranks = [FeatureBatchSampler(dataset, 10, shard=Shard(rank, 2)) for rank in range(2)]
     walks = [iter(rank) for rank in ranks]
     for walk in walks:
@@ -284,7 +299,7 @@ def test_the_state_of_one_rank_is_enough_for_all(dataset):
     assert list(resumed) == list(walks[1])
 
 
-def test_setting_the_epoch_that_was_loaded_keeps_the_place(dataset):
+def test_setting_the_epoch_that_was_loaded_keeps_the_place(dataset: FeatureDataset) -> None:
     sampler = FeatureBatchSampler(dataset, 10)
     whole = list(sampler)
     sampler.load_state_dict(sampler.state_dict() | {"epoch": 0, "batch": 4})
@@ -307,8 +322,15 @@ def test_setting_the_epoch_that_was_loaded_keeps_the_place(dataset):
         ("drop last", {"drop_last": True}),
     ],
 )
-def test_a_state_of_something_else_is_refused(dataset, field, changes):
-    same = {"batch_size": 10, "shuffle": Shuffle(1, 3), "shard": Shard(0, 2), "drop_last": False}
+def test_a_state_of_something_else_is_refused(
+    dataset: FeatureDataset, field: str, changes: dict[str, Any]
+) -> None:
+    same: dict[str, Any] = {
+        "batch_size": 10,
+        "shuffle": Shuffle(1, 3),
+        "shard": Shard(0, 2),
+        "drop_last": False,
+    }
     state = FeatureBatchSampler(dataset, **same).state_dict()
     with pytest.raises(ConfigError, match=f"another {field}") as error:
         FeatureBatchSampler(dataset, **same | changes).load_state_dict(state)
@@ -316,7 +338,9 @@ def test_a_state_of_something_else_is_refused(dataset, field, changes):
     FeatureBatchSampler(dataset, **same).load_state_dict(state)
 
 
-def test_a_state_of_other_samples_is_refused(dataset, store, tmp_path):
+def test_a_state_of_other_samples_is_refused(
+    dataset: FeatureDataset, store: Path, tmp_path: Path
+) -> None:
     state = FeatureBatchSampler(dataset, 10).state_dict()
     stems = dataset.stems
     split = {"train": stems[:50], "dev": stems[50:51], "test": stems[51:]}
@@ -334,7 +358,7 @@ def test_a_state_of_other_samples_is_refused(dataset, store, tmp_path):
 
 
 @pytest.mark.parametrize("damage", [{"batch": 12}, {"batch": -1}, {"epoch": "1"}, {"version": 2}])
-def test_an_invalid_state_is_refused(dataset, damage):
+def test_an_invalid_state_is_refused(dataset: FeatureDataset, damage: dict[str, Any]) -> None:
     sampler = FeatureBatchSampler(dataset, 10)
     with pytest.raises(ConfigError):
         sampler.load_state_dict(sampler.state_dict() | damage)
@@ -345,7 +369,9 @@ def test_an_invalid_state_is_refused(dataset, damage):
 # Reading ahead ----------------------------------------------------------------------------------
 
 
-def test_chunks_are_requested_before_their_window_and_once(dataset, monkeypatch):
+def test_chunks_are_requested_before_their_window_and_once(
+    dataset: FeatureDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from featurestore.reading import readahead
 
     asked = []
@@ -365,9 +391,11 @@ def test_chunks_are_requested_before_their_window_and_once(dataset, monkeypatch)
     assert 0 < len(asked) < 8  # chunks that are done are skipped
 
 
-def test_shuffle_is_no_boolean(dataset):
+def test_shuffle_is_no_boolean(dataset: FeatureDataset) -> None:
+    wrong: Any
     for wrong in (True, False, 3):
         with pytest.raises(ConfigError, match="shuffle is a Shuffle or None"):
             FeatureBatchSampler(dataset, 4, shuffle=wrong)
-    numpys = FeatureBatchSampler(dataset, 4, shuffle=Shuffle(seed=np.int64(3)))
+    seed: Any = np.int64(3)
+    numpys = FeatureBatchSampler(dataset, 4, shuffle=Shuffle(seed=seed))
     assert list(numpys) == list(FeatureBatchSampler(dataset, 4, shuffle=Shuffle(seed=3)))

@@ -1,5 +1,9 @@
 """torch's wrappers: random views keep changing, windows stay near the disk, states are exact."""
 
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -18,10 +22,11 @@ from featurestore.errors import ConfigError
 from tests.featurestore.stores import make_store
 
 SAMPLES, CHUNK, SIZE = 61, 4, 8
+Opener = Callable[..., FeatureDataset]
 
 
 @pytest.fixture(scope="module")
-def stores(tmp_path_factory):
+def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("wrappers")
     for number, samples in enumerate((SAMPLES, 19)):
         make_store(root / str(number), samples=samples, views=8, chunk=CHUNK)
@@ -29,8 +34,8 @@ def stores(tmp_path_factory):
 
 
 @pytest.fixture
-def opened(stores):
-    def dataset(number=0, views="random"):
+def opened(stores: Path) -> Opener:
+    def dataset(number: int = 0, views: str = "random") -> FeatureDataset:
         return FeatureDataset(stores / str(number), ["clip_image"], views=views, seed=number)
 
     return dataset
@@ -39,32 +44,33 @@ def opened(stores):
 PICKED = list(range(0, SAMPLES, 2))
 
 
-class Doubled(Dataset):
+class Doubled(Dataset[dict[str, torch.Tensor]]):
     """A typical custom wrapper."""
 
-    def __init__(self, dataset):
+    def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, item):
+    def __getitem__(self, item: int) -> dict[str, torch.Tensor]:
         inner = self.dataset[item]
         return {**inner, "clip_image": inner["clip_image"] * 2}
 
 
-def wrapped(opened, kind):
+def wrapped(opened: Opener, kind: str) -> tuple[Any, list[tuple[int, int]], int]:
     """A wrapper, and for each item the dataset and the item beneath, and the factor."""
     one, two = opened(0), opened(1)
     if kind == "subset":
         return Subset(one, PICKED), [(0, item) for item in PICKED], 1
     if kind == "tensor":
-        return Subset(one, torch.tensor(PICKED)), [(0, item) for item in PICKED], 1
+        picked: Any = torch.tensor(PICKED)
+        return Subset(one, picked), [(0, item) for item in PICKED], 1
     if kind == "split":
         part, _ = random_split(one, [40, 21], torch.Generator().manual_seed(0))
         return part, [(0, item) for item in part.indices], 1
     if kind == "concat":
-        joined = ConcatDataset([Subset(one, PICKED), two])
+        joined: ConcatDataset[Any] = ConcatDataset([Subset(one, PICKED), two])
         return joined, [(0, item) for item in PICKED] + [(1, item) for item in range(19)], 1
     if kind == "nested":
         places = [(0, item) for item in range(SAMPLES)] + [(1, item) for item in range(19)]
@@ -77,9 +83,10 @@ KINDS = ["subset", "tensor", "split", "concat", "nested", "own"]
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("how", ["loader", "workers", "device"])
-def test_random_views_change_every_epoch(opened, kind, how):
+def test_random_views_change_every_epoch(opened: Opener, kind: str, how: str) -> None:
     dataset, places, factor = wrapped(opened, kind)
     sampler = FeatureBatchSampler(dataset, SIZE)
+    loader: Iterable[dict[str, torch.Tensor]]
     if how == "device":
         loader = DeviceBatches(dataset, sampler, "cpu")
     else:
@@ -105,15 +112,16 @@ def test_random_views_change_every_epoch(opened, kind, how):
     assert sum(epochs[1][p] != epochs[2][p] for p in epochs[0]) > len(places) / 2
 
 
-def test_a_stack_and_a_wrapper_that_knows_epochs(opened):
+def test_a_stack_and_a_wrapper_that_knows_epochs(opened: Opener) -> None:
     one, two = opened(0), Subset(opened(0), range(SAMPLES))
     list(FeatureBatchSampler(StackDataset(a=one, b=two), SIZE))
     sampler = FeatureBatchSampler(StackDataset(one, two), SIZE)
     sampler.set_epoch(3)
-    assert one.epoch == two.dataset.epoch == 3
+    beneath: Any = two.dataset
+    assert one.epoch == beneath.epoch == 3
 
     class Deciding(Doubled):
-        def set_epoch(self, epoch):
+        def set_epoch(self, epoch: int) -> None:
             self.dataset.set_epoch(epoch % 2)
 
     FeatureBatchSampler(Deciding(one), SIZE).set_epoch(3)
@@ -121,7 +129,7 @@ def test_a_stack_and_a_wrapper_that_knows_epochs(opened):
 
 
 @pytest.mark.parametrize("kind", ["subset", "split", "concat", "nested"])
-def test_windows_stay_near_the_disk(opened, kind):
+def test_windows_stay_near_the_disk(opened: Opener, kind: str) -> None:
     dataset, places, _ = wrapped(opened, kind)
     window = 3
     order = FeatureBatchSampler(dataset, SIZE, shuffle=Shuffle(window=window)).order()
@@ -137,8 +145,8 @@ def test_windows_stay_near_the_disk(opened, kind):
 
 
 def test_reading_ahead_works_through_a_subset_and_is_refused_for_several_stores(
-    opened, monkeypatch
-):
+    opened: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from featurestore.reading import readahead
 
     asked = []
@@ -150,11 +158,12 @@ def test_reading_ahead_works_through_a_subset_and_is_refused_for_several_stores(
     joined = FeatureBatchSampler(ConcatDataset([opened(0), opened(1)]), SIZE, shuffle=ahead)
     with pytest.raises(ConfigError, match="readahead=False"):
         list(joined)
+    numbers: Any = list(range(9))
     with pytest.raises(ConfigError, match="needs a FeatureDataset, found a list"):
-        FeatureBatchSampler(Subset(list(range(9)), [1, 2]), 1, shuffle=Shuffle(window=2))
+        FeatureBatchSampler(Subset(numbers, [1, 2]), 1, shuffle=Shuffle(window=2))
 
 
-def test_states_are_of_the_samples_beneath(opened):
+def test_states_are_of_the_samples_beneath(opened: Opener) -> None:
     part, other = Subset(opened(0), PICKED), Subset(opened(0), [*PICKED[:-1], 1])
     sampler = FeatureBatchSampler(part, SIZE)
     walk = iter(sampler)
@@ -162,7 +171,8 @@ def test_states_are_of_the_samples_beneath(opened):
     state = sampler.state_dict()
     with pytest.raises(ConfigError, match="another samples sha256"):
         FeatureBatchSampler(other, SIZE).load_state_dict(state)
-    again = FeatureBatchSampler(Subset(opened(0), np.array(PICKED)), SIZE)
+    picked: Any = np.array(PICKED)
+    again = FeatureBatchSampler(Subset(opened(0), picked), SIZE)
     again.load_state_dict(state)
     assert list(again) == list(walk)
     # Which of a dataset's items a subset has says nothing without the dataset's samples.
@@ -173,7 +183,7 @@ def test_states_are_of_the_samples_beneath(opened):
         )
 
 
-def test_parts_of_a_subset_are_the_subset(opened):
+def test_parts_of_a_subset_are_the_subset(opened: Opener) -> None:
     part = Subset(opened(0), PICKED)
     ranks = [list(FeatureBatchSampler(part, SIZE, shard=Shard(rank, 2))) for rank in range(2)]
     assert sorted(item for rank in ranks for batch in rank for item in batch) == list(
@@ -181,9 +191,10 @@ def test_parts_of_a_subset_are_the_subset(opened):
     )
 
 
-def test_resident_features_in_a_subset(opened):
+def test_resident_features_in_a_subset(opened: Opener) -> None:
     held = ResidentFeatures(opened(0, views="all"), "cpu", Residency(draw="random", spare_bytes=0))
-    part = Subset(held, PICKED)
+    source: Any = held
+    part: Subset[dict[str, torch.Tensor]] = Subset(source, PICKED)
     loader = DeviceBatches(part, FeatureBatchSampler(part, SIZE, shuffle=None), "cpu")
     first, second = (torch.cat([b["clip_image"] for b in loader]) for _ in range(2))
     held.set_epoch(1)

@@ -1,4 +1,6 @@
 import json
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ AXES = ("sample", "view", "dim")
 VALUES = np.random.default_rng(0).normal(size=SPEC.shape).astype(np.float32)
 
 
-def write(root, spec=SPEC, values=VALUES) -> None:
+def write(root: Path, spec: ArraySpec = SPEC, values: np.ndarray = VALUES) -> None:
     (root / "zarr.json").write_bytes(arrays.group_document({"note": "東京"}))
     (root / spec.name).mkdir(parents=True)
     (root / spec.name / "zarr.json").write_bytes(arrays.array_document(spec, AXES))
@@ -37,7 +39,7 @@ def crc32c_by_bits(data: bytes) -> int:
 
 
 @pytest.mark.parametrize("dtype", ["<f4", "<f8"])
-def test_zarr_reads_what_we_write(tmp_path, dtype):
+def test_zarr_reads_what_we_write(tmp_path: Path, dtype: str) -> None:
     spec = ArraySpec("deep/feature", SPEC.shape, 2, dtype)
     values = VALUES.astype(dtype)
     write(tmp_path, spec, values)
@@ -45,12 +47,13 @@ def test_zarr_reads_what_we_write(tmp_path, dtype):
     assert dict(group.attrs) == {"note": "東京"}
     array = zarr.open_array(tmp_path / spec.name, mode="r")
     assert (array.shape, array.chunks, array.dtype) == (spec.shape, (2, 2, 8), np.dtype(dtype))
-    assert array.metadata.dimension_names == AXES
+    metadata: Any = array.metadata  # of version 2 or 3
+    assert metadata.dimension_names == AXES
     assert np.isnan(array.fill_value)
     np.testing.assert_array_equal(array[:], values)
 
 
-def test_we_read_what_zarr_writes(tmp_path):
+def test_we_read_what_zarr_writes(tmp_path: Path) -> None:
     write(tmp_path)
     (tmp_path / SPEC.file(2)).unlink()
     zarr.open_array(tmp_path / SPEC.name, mode="r+")[:] = VALUES + 1
@@ -59,7 +62,7 @@ def test_we_read_what_zarr_writes(tmp_path):
         np.testing.assert_array_equal(block, VALUES[2 * chunk : 2 * chunk + 2] + 1)
 
 
-def test_zarr_notices_damage_too(tmp_path):
+def test_zarr_notices_damage_too(tmp_path: Path) -> None:
     write(tmp_path)
     data = bytearray((tmp_path / SPEC.file(1)).read_bytes())
     data[3] ^= 1
@@ -68,7 +71,7 @@ def test_zarr_notices_damage_too(tmp_path):
         zarr.open_array(tmp_path / SPEC.name, mode="r")[:]
 
 
-def test_a_chunk_file_is_payload_and_checksum(tmp_path):
+def test_a_chunk_file_is_payload_and_checksum(tmp_path: Path) -> None:
     write(tmp_path)
     assert sorted(p.name for p in (tmp_path / SPEC.name).iterdir()) == [
         *(f"c.{i}.0.0" for i in range(3)),
@@ -82,13 +85,13 @@ def test_a_chunk_file_is_payload_and_checksum(tmp_path):
         assert data[-4:] == crc32c_by_bits(data[:-4]).to_bytes(4, "little")
 
 
-def test_crc32c_known_answers():
+def test_crc32c_known_answers() -> None:
     assert arrays.crc32c(b"123456789") == 0xE3069283
     assert arrays.crc32c(bytes(32)) == 0x8A9136AA  # RFC 3720, B.4
     assert arrays.crc32c(memoryview(b"\xff" * 32)) == 0x62A8AB43
 
 
-def test_read_chunk_drops_the_filling_and_cannot_be_written(tmp_path):
+def test_read_chunk_drops_the_filling_and_cannot_be_written(tmp_path: Path) -> None:
     write(tmp_path)
     last = arrays.read_chunk(tmp_path, SPEC, 2)
     assert last.shape == (1, 2, 8)
@@ -97,7 +100,7 @@ def test_read_chunk_drops_the_filling_and_cannot_be_written(tmp_path):
         last[0] = 0
 
 
-def test_every_flipped_byte_is_found(tmp_path):
+def test_every_flipped_byte_is_found(tmp_path: Path) -> None:
     write(tmp_path)
     path = tmp_path / SPEC.file(2)  # the checksum includes the padding
     data = bytearray(path.read_bytes())
@@ -112,7 +115,7 @@ def test_every_flipped_byte_is_found(tmp_path):
     arrays.read_chunk(tmp_path, SPEC, 2)
 
 
-def test_every_other_size_is_found(tmp_path):
+def test_every_other_size_is_found(tmp_path: Path) -> None:
     write(tmp_path)
     path = tmp_path / SPEC.file(0)
     data = path.read_bytes()
@@ -125,7 +128,7 @@ def test_every_other_size_is_found(tmp_path):
         arrays.read_chunk(tmp_path, SPEC, 0)
 
 
-def test_the_metadata_says_what_the_layout_promises():
+def test_the_metadata_says_what_the_layout_promises() -> None:
     document = json.loads(arrays.array_document(SPEC, AXES))
     assert document["codecs"] == [
         {"name": "bytes", "configuration": {"endian": "little"}},
@@ -159,7 +162,7 @@ def test_the_metadata_says_what_the_layout_promises():
         ("fill_value", 0.0),
     ],
 )
-def test_metadata_of_another_array_is_refused(tmp_path, field, value):
+def test_metadata_of_another_array_is_refused(tmp_path: Path, field: str, value: object) -> None:
     write(tmp_path)
     arrays.check_array_document(tmp_path, SPEC)
     path = tmp_path / SPEC.name / "zarr.json"
@@ -175,13 +178,13 @@ def test_metadata_of_another_array_is_refused(tmp_path, field, value):
 
 
 @given(st.integers(1, 100_000))
-def test_aligned_rows_is_the_smallest_that_fills_pages(row_bytes):
+def test_aligned_rows_is_the_smallest_that_fills_pages(row_bytes: int) -> None:
     rows = arrays.aligned_rows(row_bytes)
     assert rows * row_bytes % 4096 == 0
     assert rows & (rows - 1) == 0  # 4096 is a power of two, so only halving could do better
     assert rows == 1 or rows // 2 * row_bytes % 4096 != 0
 
 
-def test_aligned_rows_known_answers():
+def test_aligned_rows_known_answers() -> None:
     assert [arrays.aligned_rows(70 * d * 4) for d in (512, 768, 2048)] == [1, 2, 1]
     assert [arrays.aligned_rows(n) for n in (1, 4, 4096, 4095)] == [4096, 1024, 1, 4096]

@@ -1,11 +1,13 @@
 """A store with compressed chunks: smaller and not mapped, but otherwise equal."""
 
 import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,23 +19,31 @@ from featurestore.storage.writer import StoreWriter, take_lock
 from featurestore.training.dataset import FeatureDataset
 from featurestore.verify.repair import repair
 from featurestore.verify.store import verify
-from tests.featurestore.stores import DIMS, commit, make_records, make_store, tree
-from tests.featurestore.worlds import BAD, STEMS
+from tests.featurestore.stores import (
+    DIMS,
+    StoreAndRows,
+    commit,
+    make_records,
+    make_store,
+    tree,
+    zarr_rows,
+)
+from tests.featurestore.worlds import BAD, STEMS, World
 
 
 @pytest.fixture(scope="module")
-def archive(tmp_path_factory):
+def archive(tmp_path_factory: pytest.TempPathFactory) -> StoreAndRows:
     path = tmp_path_factory.mktemp("archive") / "store"
     return path, make_store(path, stems=STEMS, bad=BAD, codec="zstd")
 
 
 @pytest.fixture
-def copy(archive, tmp_path):
+def copy(archive: StoreAndRows, tmp_path: Path) -> Path:
     return shutil.copytree(archive[0], tmp_path / "store")
 
 
 @given(st.binary(min_size=1), st.sampled_from(CODECS))
-def test_what_goes_in_comes_out(data, codec):
+def test_what_goes_in_comes_out(data: bytes, codec: str) -> None:
     body = compress(codec, memoryview(data))
     assert bytes(decompress(codec, body, len(data))) == data
     assert bytes(compress(codec, memoryview(data))) == bytes(body)
@@ -42,7 +52,7 @@ def test_what_goes_in_comes_out(data, codec):
 @pytest.mark.parametrize(
     "damage", [lambda b: b[:-1], lambda b: b"", lambda b: b"abc", lambda b: b[2:]]
 )
-def test_what_cannot_be_decoded(damage):
+def test_what_cannot_be_decoded(damage: Callable[[bytes], bytes]) -> None:
     body = compress("zstd", memoryview(bytes(1000)))
     with pytest.raises(ValueError, match="zstd cannot decode"):
         decompress("zstd", memoryview(damage(bytes(body))), 1000)
@@ -51,25 +61,34 @@ def test_what_cannot_be_decoded(damage):
 
 
 @pytest.mark.parametrize("name", DIMS)
-def test_zarr_reads_it(archive, name):
+def test_zarr_reads_it(archive: StoreAndRows, name: str) -> None:
     path, rows = archive
-    np.testing.assert_array_equal(zarr.open_group(path, mode="r")[name][:], rows[name])
+    np.testing.assert_array_equal(zarr_rows(path, name), rows[name])
 
 
 @pytest.mark.parametrize("views", ["clean", 2, "all", "mean", "random", "pair"])
-def test_the_same_rows_as_from_mapped_files(world, archive, views):
-    options = {"views": views, "seed": 3, "bad_samples": "include", "checksum": True}
+def test_the_same_rows_as_from_mapped_files(
+    world: World, archive: StoreAndRows, views: int | str
+) -> None:
+    options: dict[str, Any] = {
+        "views": views,
+        "seed": 3,
+        "bad_samples": "include",
+        "checksum": True,
+    }
     actual = FeatureDataset(archive[0], **options).batch([9, 0, 3, 9])
     expected = world.open(views=views, seed=3).batch([9, 0, 3, 9])
     assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
-def test_the_same_materialized_files(archive, embeddings, tmp_path):
+def test_the_same_materialized_files(
+    archive: StoreAndRows, embeddings: Path, tmp_path: Path
+) -> None:
     materialize(FeatureStore(archive[0]), tmp_path / "out")
     assert tree(tmp_path / "out") == tree(embeddings)
 
 
-def test_moments_and_ledger_are_those_of_the_payload(world, archive):
+def test_moments_and_ledger_are_those_of_the_payload(world: World, archive: StoreAndRows) -> None:
     store, plain = FeatureStore(archive[0]), FeatureStore(world.store)
     assert (store.spec.codec, plain.spec.codec) == ("zstd", "none")
     for one, other in zip(store.ledger.entries, plain.ledger.entries, strict=True):
@@ -79,7 +98,7 @@ def test_moments_and_ledger_are_those_of_the_payload(world, archive):
     assert verify(archive[0]).findings == []
 
 
-def test_smaller_where_there_is_something_to_save(tmp_path):
+def test_smaller_where_there_is_something_to_save(tmp_path: Path) -> None:
     rows = make_store(tmp_path / "wide")
     rounded = {n: (r.view(np.uint32) & 0xFFFF0000).view(np.float32) for n, r in rows.items()}
     make_store(tmp_path / "narrow", rows=rounded, codec="zstd")
@@ -90,7 +109,7 @@ def test_smaller_where_there_is_something_to_save(tmp_path):
     assert sizes[1] < 0.6 * sizes[0]
 
 
-def test_a_growing_archive(archive, tmp_path):
+def test_a_growing_archive(archive: StoreAndRows, tmp_path: Path) -> None:
     rows = make_store(tmp_path / "s", stems=STEMS, chunks=[1], codec="zstd")
     dataset = FeatureDataset(tmp_path / "s", views="all", zscore="none", partial=True)
     assert dataset.indices.tolist() == [4, 5, 6, 7]
@@ -104,7 +123,7 @@ def test_a_growing_archive(archive, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["flip", "first", "half", "longer", "empty", "delete", "other"])
-def test_damage_is_named_and_never_read(archive, copy, damage):
+def test_damage_is_named_and_never_read(archive: StoreAndRows, copy: Path, damage: str) -> None:
     file = "clip_image/c.1.0.0"
     path, data = copy / file, (copy / file).read_bytes()
     if damage == "delete":

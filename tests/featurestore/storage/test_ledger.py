@@ -1,12 +1,13 @@
 import json
 import pickle
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from featurestore.errors import CorruptStoreError
-from featurestore.records import BadInput, SampleRecord
+from featurestore.records import BadInput, Modality, SampleRecord
 from featurestore.storage.ledger import ChunkEntry, Ledger, format_entry, parse_entry
 
 CHUNKS, ROWS = 4, 2
@@ -21,7 +22,7 @@ strings = st.text(
 )
 
 
-def entry(chunk: int, detail: str = "", changed=None) -> ChunkEntry:
+def entry(chunk: int, detail: str = "", changed: dict[str, str] | None = None) -> ChunkEntry:
     first = chunk * ROWS
     bad = (BadInput(first + 1, "image", "truncated", detail),)
     return ChunkEntry(
@@ -32,7 +33,7 @@ def entry(chunk: int, detail: str = "", changed=None) -> ChunkEntry:
     )
 
 
-def write(root, data: bytes):
+def write(root: Path, data: bytes) -> Path:
     path = root / Ledger.FILE
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(data)
@@ -43,7 +44,7 @@ def lines(*chunks: int) -> bytes:
     return b"".join(format_entry(entry(c)) + b"\n" for c in chunks)
 
 
-def read(root) -> Ledger:
+def read(root: Path) -> Ledger:
     return Ledger(root, CHUNKS, ROWS)
 
 
@@ -57,15 +58,23 @@ def read(root) -> Ledger:
     changed=st.dictionaries(strings, strings, max_size=2),
     chunk=st.integers(0, 10**6),
 )
-def test_an_entry_is_read_back(details, hashes, words, files, changed, chunk):
+def test_an_entry_is_read_back(
+    details: list[str],
+    hashes: list[str],
+    words: list[int],
+    files: dict[str, tuple[int, int]],
+    changed: dict[str, str],
+    chunk: int,
+) -> None:
     first = chunk * 3
+    modalities: tuple[Modality, ...] = ("image", "text")
     samples = [
         SampleRecord(
             first + i,
             hashes[2 * i],
             hashes[2 * i + 1],
             words[i],
-            tuple(BadInput(first + i, m, "reason", details[i]) for m in ("image", "text")[:i]),
+            tuple(BadInput(first + i, m, "reason", details[i]) for m in modalities[:i]),
         )
         for i in range(3)
     ]
@@ -77,7 +86,7 @@ def test_an_entry_is_read_back(details, hashes, words, files, changed, chunk):
     assert json.loads(line)["chunk"] == chunk
 
 
-def test_the_line_is_the_documented_one():
+def test_the_line_is_the_documented_one() -> None:
     line = format_entry(entry(1, "caf\udce9"))
     body = json.loads(line)
     assert list(body) == ["chunk", "files", "samples", "bad", "crc32c"]
@@ -87,7 +96,7 @@ def test_the_line_is_the_documented_one():
     assert list(json.loads(format_entry(entry(1, changed={"a": "1 -> 2"}))))[-2] == "changed"
 
 
-def test_a_ledger_grows_and_is_read_again(tmp_path):
+def test_a_ledger_grows_and_is_read_again(tmp_path: Path) -> None:
     path = write(tmp_path, b"")
     ledger = read(tmp_path)
     assert (len(ledger), ledger.complete, ledger.missing) == (0, False, [0, 1, 2, 3])
@@ -106,7 +115,7 @@ def test_a_ledger_grows_and_is_read_again(tmp_path):
     assert read(tmp_path).complete
 
 
-def test_sort_writes_only_where_the_order_is_wrong(tmp_path):
+def test_sort_writes_only_where_the_order_is_wrong(tmp_path: Path) -> None:
     path = write(tmp_path, lines(2, 0, 3, 1))
     read(tmp_path).sort()
     assert path.read_bytes() == lines(0, 1, 2, 3)
@@ -115,7 +124,7 @@ def test_sort_writes_only_where_the_order_is_wrong(tmp_path):
     assert path.stat().st_ino == inode
 
 
-def test_sort_after_commits_out_of_order(tmp_path):
+def test_sort_after_commits_out_of_order(tmp_path: Path) -> None:
     path = write(tmp_path, lines(1))
     ledger = read(tmp_path)
     ledger.commit(entry(0))
@@ -126,7 +135,7 @@ def test_sort_after_commits_out_of_order(tmp_path):
     assert path.read_bytes() == lines(0, 1, 2, 3)
 
 
-def test_what_is_committed_is_read_back_from_the_file(tmp_path):
+def test_what_is_committed_is_read_back_from_the_file(tmp_path: Path) -> None:
     path = write(tmp_path, lines(1))
     ledger = read(tmp_path)
     for chunk in (3, 0):
@@ -140,7 +149,7 @@ def test_what_is_committed_is_read_back_from_the_file(tmp_path):
     assert path.read_bytes() == lines(0, 1, 3, 2)
 
 
-def test_damage_to_a_committed_line_is_not_written_again_as_sound(tmp_path):
+def test_damage_to_a_committed_line_is_not_written_again_as_sound(tmp_path: Path) -> None:
     path = write(tmp_path, b"")
     ledger = read(tmp_path)
     for chunk in (1, 0):
@@ -152,7 +161,7 @@ def test_damage_to_a_committed_line_is_not_written_again_as_sound(tmp_path):
     assert path.read_bytes() == damaged
 
 
-def test_a_last_line_torn_at_any_length_is_dropped(tmp_path):
+def test_a_last_line_torn_at_any_length_is_dropped(tmp_path: Path) -> None:
     whole = lines(0, 1)
     last = lines(3)
     for length in range(1, len(last)):
@@ -169,7 +178,7 @@ def test_a_last_line_torn_at_any_length_is_dropped(tmp_path):
 
 
 @pytest.mark.parametrize("behind", [b"\x0b", b" ", b"\0", b"\x8a", b"\x0b{", b"\0" * 9])
-def test_more_than_a_whole_line_is_no_torn_one(tmp_path, behind):
+def test_more_than_a_whole_line_is_no_torn_one(tmp_path: Path, behind: bytes) -> None:
     """A torn append ends within its line, so here the line feed was damaged."""
     write(tmp_path, lines(0, 1) + lines(2)[:-1] + behind)
     with pytest.raises(CorruptStoreError, match="line 3 is whole, but no line feed ends it"):
@@ -177,7 +186,7 @@ def test_more_than_a_whole_line_is_no_torn_one(tmp_path, behind):
 
 
 @pytest.mark.parametrize("flip", [0x01, 0x10, 0x80])
-def test_a_flipped_byte_is_damage_at_every_offset(tmp_path, flip):
+def test_a_flipped_byte_is_damage_at_every_offset(tmp_path: Path, flip: int) -> None:
     data = bytearray(lines(0, 1, 2))
     start, stop = len(lines(0)), len(lines(0, 1))
     for offset in range(start, stop):
@@ -189,7 +198,7 @@ def test_a_flipped_byte_is_damage_at_every_offset(tmp_path, flip):
         data[offset] ^= flip
 
 
-def test_a_flipped_byte_of_the_last_line_never_gives_another_entry(tmp_path):
+def test_a_flipped_byte_of_the_last_line_never_gives_another_entry(tmp_path: Path) -> None:
     data = bytearray(lines(0, 1))
     for offset in range(len(lines(0)), len(data)):
         for bit in (1, 4, 64):
@@ -215,13 +224,13 @@ def test_a_flipped_byte_of_the_last_line_never_gives_another_entry(tmp_path):
         b'{"chunk": 1, "crc32c": "00000000"}',
     ],
 )
-def test_a_bad_line_is_damage(tmp_path, line):
+def test_a_bad_line_is_damage(tmp_path: Path, line: bytes) -> None:
     write(tmp_path, lines(0) + line + b"\n" + lines(2))
     with pytest.raises(CorruptStoreError, match="line 2"):
         read(tmp_path)
 
 
-def test_duplicates_and_chunks_out_of_range(tmp_path):
+def test_duplicates_and_chunks_out_of_range(tmp_path: Path) -> None:
     write(tmp_path, lines(0, 1, 0))
     with pytest.raises(CorruptStoreError, match="line 3 names chunk 0 again"):
         read(tmp_path)
@@ -231,6 +240,6 @@ def test_duplicates_and_chunks_out_of_range(tmp_path):
             read(tmp_path)
 
 
-def test_a_missing_ledger_is_damage(tmp_path):
+def test_a_missing_ledger_is_damage(tmp_path: Path) -> None:
     with pytest.raises(CorruptStoreError, match="missing"):
         read(tmp_path)

@@ -1,5 +1,8 @@
 import json
 import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +25,7 @@ from featurestore.storage.writer import StoreWriter, erase, state_of, take_lock
 from featurestore.storage.writer import create as create_store
 from tests.featurestore.stores import (
     DIMS,
+    StoreAndRows,
     commit,
     killed_at,
     make_fingerprint,
@@ -30,6 +34,7 @@ from tests.featurestore.stores import (
     make_samples,
     make_store,
     tree,
+    zarr_rows,
 )
 
 SPEC = StoreSpec(11, 4, 4, DIMS)
@@ -40,16 +45,12 @@ BAD = {
 }
 
 
-def create(path, *, spec=SPEC, stems=STEMS) -> StoreWriter:
+def create(path: Path, *, spec: StoreSpec = SPEC, stems: list[str] = STEMS) -> StoreWriter:
     lock = take_lock(path)
     return create_store(path, spec, make_fingerprint(spec, stems), make_samples(stems), lock)
 
 
-def zarr_rows(path, name):
-    return zarr.open_group(path, mode="r")[name][:]
-
-
-def edit_root(path, change) -> None:
+def edit_root(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     """Changes the store's record in the root's zarr.json."""
     document = json.loads((path / "zarr.json").read_bytes())
     change(document["attributes"]["manyviews"])
@@ -57,14 +58,14 @@ def edit_root(path, change) -> None:
 
 
 @pytest.fixture(scope="module")
-def golden(tmp_path_factory):
+def golden(tmp_path_factory: pytest.TempPathFactory) -> StoreAndRows:
     """A complete store and its rows, which tests must not change."""
     path = tmp_path_factory.mktemp("golden") / "store"
     return path, make_store(path, bad=BAD)
 
 
 @pytest.fixture
-def damaged(golden, tmp_path):
+def damaged(golden: StoreAndRows, tmp_path: Path) -> Path:
     """A copy of the store, for damage."""
     return shutil.copytree(golden[0], tmp_path / "copy")
 
@@ -72,7 +73,7 @@ def damaged(golden, tmp_path):
 # --- create, open, read ---
 
 
-def test_everything_is_read_back(golden):
+def test_everything_is_read_back(golden: StoreAndRows) -> None:
     path, rows = golden
     opened = FeatureStore(path)
     assert opened.complete
@@ -88,7 +89,7 @@ def test_everything_is_read_back(golden):
         np.testing.assert_array_equal(read, rows[name])
 
 
-def test_moments_are_those_of_all_rows(golden):
+def test_moments_are_those_of_all_rows(golden: StoreAndRows) -> None:
     path, rows = golden
     for name, dim in DIMS.items():
         flat = rows[name].reshape(-1, dim).astype(np.float64)
@@ -101,7 +102,7 @@ def test_moments_are_those_of_all_rows(golden):
         np.testing.assert_allclose(stored[2, 0], flat[32:].mean(0), rtol=1e-12, atol=1e-13)
 
 
-def test_moments_of_a_chunk_are_those_of_its_rows(tmp_path):
+def test_moments_of_a_chunk_are_those_of_its_rows(tmp_path: Path) -> None:
     rows = make_store(tmp_path / "s", chunks=[0, 2])
     store = FeatureStore(tmp_path / "s")
     moments = store.chunk_moments("clip_text", 2)
@@ -113,17 +114,17 @@ def test_moments_of_a_chunk_are_those_of_its_rows(tmp_path):
         store.chunk_moments("clip_text", 1)
 
 
-def test_nothing_depends_on_the_run(golden, tmp_path):
+def test_nothing_depends_on_the_run(golden: StoreAndRows, tmp_path: Path) -> None:
     make_store(tmp_path / "elsewhere", bad=BAD)
     assert tree(tmp_path / "elsewhere") == tree(golden[0])
 
 
-def test_the_order_of_the_chunks_leaves_no_trace(golden, tmp_path):
+def test_the_order_of_the_chunks_leaves_no_trace(golden: StoreAndRows, tmp_path: Path) -> None:
     make_store(tmp_path / "store", bad=BAD, chunks=[2, 0, 1])
     assert tree(tmp_path / "store") == tree(golden[0])
 
 
-def test_resume_at_every_chunk(golden, tmp_path):
+def test_resume_at_every_chunk(golden: StoreAndRows, tmp_path: Path) -> None:
     path, rows = golden
     for done in range(4):
         resumed = tmp_path / f"after-{done}"
@@ -136,7 +137,7 @@ def test_resume_at_every_chunk(golden, tmp_path):
         assert tree(resumed) == tree(path)
 
 
-def test_a_chunk_of_fill_values_and_of_zeros_is_there(tmp_path):
+def test_a_chunk_of_fill_values_and_of_zeros_is_there(tmp_path: Path) -> None:
     rows = {n: np.zeros((11, 4, d), np.float32) for n, d in DIMS.items()}
     rows["clip_image"][4:8] = np.nan
     make_store(tmp_path / "s", rows=rows)
@@ -146,7 +147,7 @@ def test_a_chunk_of_fill_values_and_of_zeros_is_there(tmp_path):
     )
 
 
-def test_an_uncommitted_chunk_is_not_read(tmp_path):
+def test_an_uncommitted_chunk_is_not_read(tmp_path: Path) -> None:
     make_store(tmp_path / "s", chunks=[0, 2])
     opened = FeatureStore(tmp_path / "s")
     assert opened.ledger.missing == [1]
@@ -159,7 +160,7 @@ def test_an_uncommitted_chunk_is_not_read(tmp_path):
         opened.require_complete()
 
 
-def test_names_are_values_never_paths(tmp_path):
+def test_names_are_values_never_paths(tmp_path: Path) -> None:
     stems = ["../x", "/abs", "..", "a\nb", "a\r\nb", "caf\udce9", "zarr.json", "東京", "x" * 255]
     make_store(tmp_path / "parent/s", stems=stems, chunk=4)
     assert FeatureStore(tmp_path / "parent/s").stems == stems
@@ -168,20 +169,20 @@ def test_names_are_values_never_paths(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["with space", "東京", "line\nfeed", "caf\udce9", "-x"])
-def test_any_path_is_valid(tmp_path, name):
+def test_any_path_is_valid(tmp_path: Path, name: str) -> None:
     rows = make_store(tmp_path / name / "s", chunks=[0])
     np.testing.assert_array_equal(
         FeatureStore(tmp_path / name / "s").read_chunk("clip_text", 0), rows["clip_text"][:4]
     )
 
 
-def test_a_store_behind_a_link(golden, tmp_path):
+def test_a_store_behind_a_link(golden: StoreAndRows, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(golden[0])
     assert state_of(tmp_path / "link") == "store"
     assert FeatureStore(str(tmp_path / "link")).complete
 
 
-def test_a_second_writer_is_refused_and_readers_are_not(tmp_path):
+def test_a_second_writer_is_refused_and_readers_are_not(tmp_path: Path) -> None:
     with create(tmp_path / "s") as writer:
         with pytest.raises(StoreLockedError):
             take_lock(tmp_path / "s")
@@ -192,7 +193,7 @@ def test_a_second_writer_is_refused_and_readers_are_not(tmp_path):
     take_lock(tmp_path / "s").release()
 
 
-def test_choose_chunk_fills_whole_pages():
+def test_choose_chunk_fills_whole_pages() -> None:
     assert store.choose_chunk(0, 70, {"a": 512, "b": 768, "c": 2048}) == 64
     assert store.choose_chunk(0, 1, {"a": 1}) == 1024
     assert store.choose_chunk(8, 4, {"a": 64, "b": 32}) == 8
@@ -207,7 +208,7 @@ def test_choose_chunk_fills_whole_pages():
 
 
 @pytest.mark.parametrize("case", ["short", "views", "dims", "flat", "samples", "order", "number"])
-def test_what_does_not_fit_the_store_is_refused_before_any_write(tmp_path, case):
+def test_what_does_not_fit_the_store_is_refused_before_any_write(tmp_path: Path, case: str) -> None:
     rows, records, chunk = make_rows(SPEC), make_records(SPEC)[:4], 0
     part = {n: r[:4] for n, r in rows.items()}
     if case == "short":
@@ -234,17 +235,17 @@ def test_what_does_not_fit_the_store_is_refused_before_any_write(tmp_path, case)
 # --- the state of a path ---
 
 
-def test_state_absent_and_empty(tmp_path):
+def test_state_absent_and_empty(tmp_path: Path) -> None:
     assert state_of(tmp_path / "none") == "absent"
     assert state_of(tmp_path) == "absent"
 
 
-def test_state_store(golden):
+def test_state_store(golden: StoreAndRows) -> None:
     assert state_of(golden[0]) == "store"
 
 
 @pytest.mark.parametrize("kind", ["file", "dangling", "unknown", "zarr", "lock-beside-work"])
-def test_state_of_unknown_files(tmp_path, kind):
+def test_state_of_unknown_files(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "s"
     if kind == "file":
         path.write_text("thesis")
@@ -262,7 +263,7 @@ def test_state_of_unknown_files(tmp_path, kind):
         state_of(path)
 
 
-def test_no_store_and_unknown_groups_are_not_opened(tmp_path):
+def test_no_store_and_unknown_groups_are_not_opened(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="There is no feature store"):
         FeatureStore(tmp_path)
     zarr.create_group(tmp_path / "g", attributes={"title": "x"})
@@ -270,7 +271,7 @@ def test_no_store_and_unknown_groups_are_not_opened(tmp_path):
         FeatureStore(tmp_path / "g")
 
 
-def test_erase_leaves_an_unfinished_store_with_its_lock(tmp_path):
+def test_erase_leaves_an_unfinished_store_with_its_lock(tmp_path: Path) -> None:
     make_store(tmp_path / "s")
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside/kept").write_text("x")
@@ -288,7 +289,7 @@ def test_erase_leaves_an_unfinished_store_with_its_lock(tmp_path):
     lock.release()
 
 
-UNKNOWN_CONTENTS = {
+UNKNOWN_CONTENTS: dict[str, Callable[[Path], object]] = {
     "another file": lambda folder: (folder / "notes.txt").write_text("x"),
     "beside an array": lambda folder: [
         (folder / name).write_text("x") for name in ("zarr.json", "c.0.0.0", "thesis.tex")
@@ -300,7 +301,9 @@ UNKNOWN_CONTENTS = {
 
 
 @pytest.mark.parametrize("content", UNKNOWN_CONTENTS)
-def test_a_folder_with_a_features_name_is_the_stores_only_by_its_content(tmp_path, content):
+def test_a_folder_with_a_features_name_is_the_stores_only_by_its_content(
+    tmp_path: Path, content: str
+) -> None:
     path = tmp_path / "s"
     make_store(path, dims={"dino": 64})
     (path / "thesis").mkdir()
@@ -315,7 +318,7 @@ def test_a_folder_with_a_features_name_is_the_stores_only_by_its_content(tmp_pat
 
 
 @pytest.mark.parametrize("name", ["Dino", "dino.1", "2d", "é"])
-def test_a_folder_without_a_features_name_is_never_the_stores(tmp_path, name):
+def test_a_folder_without_a_features_name_is_never_the_stores(tmp_path: Path, name: str) -> None:
     make_store(tmp_path / "s", dims={"dino": 64})
     lock = take_lock(tmp_path / "s")
     folder = tmp_path / "s" / name
@@ -329,7 +332,7 @@ def test_a_folder_without_a_features_name_is_never_the_stores(tmp_path, name):
 # --- killed at every disk operation ---
 
 
-def sweep(scenario, start: int = 1):
+def sweep(scenario: Callable[[int], bool], start: int = 1) -> Iterator[int]:
     """Yields n = 1, 2, ... with whether ``scenario(n)`` was killed, until it passes."""
     n = start
     while scenario(n):
@@ -339,13 +342,13 @@ def sweep(scenario, start: int = 1):
 
 
 @pytest.mark.usefixtures("unsynced")
-def test_creation_killed_at_every_operation(tmp_path):
+def test_creation_killed_at_every_operation(tmp_path: Path) -> None:
     small = StoreSpec(5, 4, 4, {"dino": 64})
     create(tmp_path / "golden", spec=small, stems=STEMS[:5]).close()
     expected = tree(tmp_path / "golden")
     states = set()
 
-    def scenario(n):
+    def scenario(n: int) -> bool:
         return killed_at(n, lambda: create(tmp_path / f"s{n}", spec=small, stems=STEMS[:5]))
 
     for n in sweep(scenario):
@@ -360,13 +363,13 @@ def test_creation_killed_at_every_operation(tmp_path):
 
 
 @pytest.mark.usefixtures("unsynced")
-def test_erasure_killed_at_every_operation_leaves_nothing_of_the_old_store(tmp_path):
+def test_erasure_killed_at_every_operation_leaves_nothing_of_the_old_store(tmp_path: Path) -> None:
     small = StoreSpec(3, 4, 4, {"clip_text": 128})  # fewer chunks and features than the old one
     create(tmp_path / "golden", spec=small, stems=STEMS[:3]).close()
     expected = tree(tmp_path / "golden")
     make_store(tmp_path / "old", dims={"clip_image": 64, "dino": 128})
 
-    def scenario(n):
+    def scenario(n: int) -> bool:
         path = shutil.copytree(tmp_path / "old", tmp_path / f"s{n}")
         return killed_at(n, lambda: erase(path))
 
@@ -382,16 +385,16 @@ def test_erasure_killed_at_every_operation_leaves_nothing_of_the_old_store(tmp_p
 
 
 @pytest.mark.usefixtures("unsynced")
-def test_commit_killed_at_every_operation(golden, tmp_path):
+def test_commit_killed_at_every_operation(golden: StoreAndRows, tmp_path: Path) -> None:
     path, rows = golden
     records = make_records(SPEC, BAD)
     make_store(tmp_path / "first", bad=BAD, chunks=[0])
     outcomes = []
 
-    def scenario(n):
+    def scenario(n: int) -> bool:
         copy = shutil.copytree(tmp_path / "first", tmp_path / f"s{n}")
 
-        def action():
+        def action() -> None:
             with StoreWriter(copy, take_lock(copy)) as writer:
                 commit(writer, [1], rows, records)
 
@@ -414,7 +417,7 @@ def test_commit_killed_at_every_operation(golden, tmp_path):
     assert outcomes[-1] is True
 
 
-def test_recovery_says_what_it_removed(tmp_path):
+def test_recovery_says_what_it_removed(tmp_path: Path) -> None:
     make_store(tmp_path / "s", chunks=[0])
     (tmp_path / "s/clip_text/c.1.0.0.partial").write_bytes(b"x")
     (tmp_path / "s/records/moments/clip_text/c.1.0.0.partial").write_bytes(b"x")
@@ -432,7 +435,7 @@ def test_recovery_says_what_it_removed(tmp_path):
 # --- damage ---
 
 
-def test_every_flipped_byte_of_a_chunk_file_is_found(damaged):
+def test_every_flipped_byte_of_a_chunk_file_is_found(damaged: Path) -> None:
     file = damaged / "clip_image/c.2.0.0"
     data = bytearray(file.read_bytes())
     for offset in range(0, len(data), 97):
@@ -444,7 +447,7 @@ def test_every_flipped_byte_of_a_chunk_file_is_found(damaged):
 
 
 @pytest.mark.parametrize("bit", [0x01, 0x20, 0x80])
-def test_every_flipped_byte_of_the_sample_list_is_found(damaged, bit):
+def test_every_flipped_byte_of_the_sample_list_is_found(damaged: Path, bit: int) -> None:
     file = damaged / store.SAMPLES
     data = bytearray(file.read_bytes())
     for offset in range(len(data)):
@@ -456,13 +459,13 @@ def test_every_flipped_byte_of_the_sample_list_is_found(damaged, bit):
 
 
 @pytest.mark.parametrize("data", [b"", b"[]\n", b"{}\n", b"null\n", b'"abc"\n', b"[" * 100_000])
-def test_a_sample_list_of_another_kind(damaged, data):
+def test_a_sample_list_of_another_kind(damaged: Path, data: bytes) -> None:
     (damaged / store.SAMPLES).write_bytes(data)
     with pytest.raises(CorruptStoreError, match="samples"):
         _ = FeatureStore(damaged).samples
 
 
-def test_a_lost_sample_and_a_lost_file(damaged):
+def test_a_lost_sample_and_a_lost_file(damaged: Path) -> None:
     lines = (damaged / store.SAMPLES).read_bytes().splitlines(keepends=True)
     (damaged / store.SAMPLES).write_bytes(b"".join(lines[:-1]))
     with pytest.raises(CorruptStoreError):
@@ -474,14 +477,14 @@ def test_a_lost_sample_and_a_lost_file(damaged):
 
 @pytest.mark.parametrize("file", ["zarr.json", "clip_image/zarr.json"])
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"7", b"\xff\xfe", b"[" * 100_000])
-def test_metadata_that_is_not_a_json_object(damaged, file, data):
+def test_metadata_that_is_not_a_json_object(damaged: Path, file: str, data: bytes) -> None:
     (damaged / file).write_bytes(data)
     with pytest.raises(CorruptStoreError) as caught:
         FeatureStore(damaged)
     assert caught.value.file == file
 
 
-def test_metadata_of_another_array_or_missing(damaged):
+def test_metadata_of_another_array_or_missing(damaged: Path) -> None:
     shutil.copy(damaged / "clip_text/zarr.json", damaged / "clip_image/zarr.json")
     with pytest.raises(CorruptStoreError, match="shape"):
         FeatureStore(damaged)
@@ -490,7 +493,7 @@ def test_metadata_of_another_array_or_missing(damaged):
         FeatureStore(damaged)
 
 
-def test_huge_metadata_is_not_read(damaged):
+def test_huge_metadata_is_not_read(damaged: Path) -> None:
     with (damaged / "zarr.json").open("r+b") as file:
         file.truncate(1 << 40)  # sparse
     with pytest.raises(CorruptStoreError, match="at most"):
@@ -498,7 +501,7 @@ def test_huge_metadata_is_not_read(damaged):
 
 
 @pytest.mark.parametrize("schema", [0, 1, 3, "2", None])
-def test_another_schema_version(damaged, schema):
+def test_another_schema_version(damaged: Path, schema: int | str | None) -> None:
     edit_root(damaged, lambda record: record.update(schema=schema))
     with pytest.raises(StoreMismatchError) as caught:
         FeatureStore(damaged)
@@ -527,13 +530,13 @@ def test_another_schema_version(damaged, schema):
         lambda r: r["shape"]["dims"].update(blip2_text=64),
     ],
 )
-def test_a_damaged_record(damaged, change):
+def test_a_damaged_record(damaged: Path, change: Callable[[dict[str, Any]], object]) -> None:
     edit_root(damaged, change)
     with pytest.raises(CorruptStoreError):
         _ = FeatureStore(damaged).samples
 
 
-def test_features_that_are_no_longer_built_are_still_erased(tmp_path):
+def test_features_that_are_no_longer_built_are_still_erased(tmp_path: Path) -> None:
     """Older stores may have them: their remains would otherwise count as unknown files."""
     path = tmp_path / "s"
     make_store(path, dims={"view": 64, "bad": 64})
@@ -545,7 +548,7 @@ def test_features_that_are_no_longer_built_are_still_erased(tmp_path):
     assert not (path / "bad").exists()
 
 
-def test_an_inaccessible_path_is_not_called_no_store(tmp_path):
+def test_an_inaccessible_path_is_not_called_no_store(tmp_path: Path) -> None:
     place = tmp_path / ("long" * 100)
     with pytest.raises(StorageError, match="too long"):
         is_store(place)

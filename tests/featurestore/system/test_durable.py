@@ -1,9 +1,11 @@
 import errno
+import fcntl
 import os
 import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,11 +23,11 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 FAILURES = (*FULL, errno.EIO, errno.EROFS, errno.EACCES, errno.ENAMETOOLONG)
 
 
-def fail_at(monkeypatch, n: int, number: int) -> list[str]:
+def fail_at(monkeypatch: pytest.MonkeyPatch, n: int, number: int) -> list[str]:
     """Makes operation ``n`` and no other fail; returns the list of operations as they happen."""
     seen: list[str] = []
 
-    def fail(operation, path, size):
+    def fail(operation: str, path: Path, size: int) -> int:
         seen.append(operation)
         if len(seen) == n:
             raise OSError(number, os.strerror(number))
@@ -39,7 +41,13 @@ def partials(folder: Path) -> list[str]:
     return [p.name for p in folder.rglob("*.partial")]
 
 
-def until_it_passes(monkeypatch, number, prepare, action, check) -> int:
+def until_it_passes(
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    prepare: Callable[[], object],
+    action: Callable[[], object],
+    check: Callable[[str, StorageError], object],
+) -> int:
     """Runs ``action`` with operation 1, 2, … failing until none is left; returns how many."""
     n = 0
     while True:
@@ -66,10 +74,12 @@ def until_it_passes(monkeypatch, number, prepare, action, check) -> int:
 
 
 @pytest.mark.parametrize("number", FAILURES)
-def test_replace_file_leaves_old_or_new(tmp_path, monkeypatch, number):
+def test_replace_file_leaves_old_or_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
     path = tmp_path / "file"
 
-    def check(operation, error):
+    def check(operation: str, error: StorageError) -> None:
         assert not partials(tmp_path)
         # Only the sync of the folder comes after the rename.
         renamed = operation == "fsync" and error.path == tmp_path
@@ -90,15 +100,17 @@ def test_replace_file_leaves_old_or_new(tmp_path, monkeypatch, number):
 
 
 @pytest.mark.parametrize("number", FAILURES)
-def test_replace_files_renames_none_before_all_are_synced(tmp_path, monkeypatch, number):
+def test_replace_files_renames_none_before_all_are_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
     paths = [tmp_path / "a/x", tmp_path / "b/y", tmp_path / "a/z"]
 
-    def prepare():
+    def prepare() -> None:
         for path in paths:
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(b"old")
 
-    def check(operation, error):
+    def check(operation: str, error: StorageError) -> None:
         assert not partials(tmp_path)
         contents = [path.read_bytes() for path in paths]
         assert set(contents) <= {b"old", b"new" + b"er"}
@@ -117,7 +129,9 @@ def test_replace_files_renames_none_before_all_are_synced(tmp_path, monkeypatch,
 
 
 @pytest.mark.parametrize("number", FAILURES)
-def test_append_line_leaves_no_torn_line(tmp_path, monkeypatch, number):
+def test_append_line_leaves_no_torn_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
     path = tmp_path / "lines"
     until_it_passes(
         monkeypatch,
@@ -129,12 +143,14 @@ def test_append_line_leaves_no_torn_line(tmp_path, monkeypatch, number):
     assert path.read_bytes() == b"one\ntwo\n"
 
 
-def test_a_failed_append_after_a_short_write_is_cut_off(tmp_path, monkeypatch):
+def test_a_failed_append_after_a_short_write_is_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "lines"
     path.write_bytes(b"one\n")
     sizes = []
 
-    def hook(operation, path, size):
+    def hook(operation: str, path: Path, size: int) -> int:
         if operation == "write":
             sizes.append(size)
             if len(sizes) == 2:
@@ -150,17 +166,19 @@ def test_a_failed_append_after_a_short_write_is_cut_off(tmp_path, monkeypatch):
     assert path.read_bytes() == b"one\n"
 
 
-def test_append_needs_an_existing_file(tmp_path):
+def test_append_needs_an_existing_file(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="No such file"):
         durable.append_line(tmp_path / "none", b"x")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("most", [1, 3, 7])
-def test_short_writes_are_completed(tmp_path, monkeypatch, most):
+def test_short_writes_are_completed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
     writes = []
 
-    def hook(operation, path, size):
+    def hook(operation: str, path: Path, size: int) -> int:
         if operation == "write":
             writes.append(size)
         return min(size, most)
@@ -173,10 +191,10 @@ def test_short_writes_are_completed(tmp_path, monkeypatch, most):
     assert len(writes) == -(-50 // most) + -(-5 // most)
 
 
-def test_a_failed_fsync_is_not_tried_again(tmp_path, monkeypatch):
+def test_a_failed_fsync_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced = []
 
-    def hook(operation, path, size):
+    def hook(operation: str, path: Path, size: int) -> int:
         if operation == "fsync":
             synced.append(path)
             raise OSError(errno.EIO, "Input/output error")
@@ -189,15 +207,17 @@ def test_a_failed_fsync_is_not_tried_again(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_everything_is_synced_before_its_rename_and_the_folder_after(tmp_path, monkeypatch):
+def test_everything_is_synced_before_its_rename_and_the_folder_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls = []
     real_fsync = os.fsync
 
-    def fsync(fd):
+    def fsync(fd: int) -> None:
         calls.append(("fsync", Path(f"/proc/self/fd/{fd}").readlink().name))
         real_fsync(fd)
 
-    def hook(operation, path, size):
+    def hook(operation: str, path: Path, size: int) -> int:
         if operation == "rename":
             calls.append(("rename", path.name))
         return size
@@ -219,11 +239,11 @@ def test_everything_is_synced_before_its_rename_and_the_folder_after(tmp_path, m
     assert calls == [("fsync", "folder")] * 2
 
 
-def test_a_block_that_raises_leaves_the_old_file(tmp_path):
+def test_a_block_that_raises_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")
 
-    def interrupted():
+    def interrupted() -> None:
         with durable.open_replace(path) as file:
             file.write(b"half")
             assert (tmp_path / "file.partial").exists()
@@ -235,7 +255,7 @@ def test_a_block_that_raises_leaves_the_old_file(tmp_path):
     assert path.read_bytes() == b"old"
 
 
-def test_streamed_parts_and_size(tmp_path):
+def test_streamed_parts_and_size(tmp_path: Path) -> None:
     with durable.open_replace(tmp_path / "file") as file:
         for part in (b"ab", bytearray(b"cd"), memoryview(b"ef"), b""):
             file.write(part)
@@ -244,7 +264,7 @@ def test_streamed_parts_and_size(tmp_path):
     assert (tmp_path / "file").read_bytes() == b"abcdef"
 
 
-def test_a_partial_of_a_killed_writer_is_written_over(tmp_path):
+def test_a_partial_of_a_killed_writer_is_written_over(tmp_path: Path) -> None:
     (tmp_path / "file.partial").write_bytes(b"a long rest of an earlier run")
     durable.replace_file(tmp_path / "file", b"x")
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("file", b"x")]
@@ -264,10 +284,11 @@ WRITER = """if True:
 
 
 @pytest.mark.parametrize("killed", [False, True])
-def test_a_file_has_one_writer(tmp_path, killed):
+def test_a_file_has_one_writer(tmp_path: Path, killed: bool) -> None:
     path = tmp_path / "file"
-    command = [sys.executable, "-c", WRITER, path]
+    command = [sys.executable, "-c", WRITER, str(path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
         assert other.stdout.readline() == b"open\n"
         with pytest.raises(StoreLockedError, match="file is being written by another process"):
             durable.replace_file(path, b"ours")
@@ -280,37 +301,40 @@ def test_a_file_has_one_writer(tmp_path, killed):
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("file", b"ours")]
 
 
-def test_a_file_renamed_meanwhile_is_not_overwritten(tmp_path, monkeypatch):
+def test_a_file_renamed_meanwhile_is_not_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Between opening and locking the temporary name, its writer renames it."""
-    path, honest = tmp_path / "file", durable.fcntl.flock
+    path, honest = tmp_path / "file", fcntl.flock
     first = durable.PartialFile(path)
     first.write(b"first")
 
-    def late(fd, operation):
-        monkeypatch.setattr(durable.fcntl, "flock", honest)
+    def late(fd: int, operation: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", honest)
         first.rename()
         honest(fd, operation)
 
-    monkeypatch.setattr(durable.fcntl, "flock", late)
+    monkeypatch.setattr(fcntl, "flock", late)
     with durable.open_replace(path) as second:
         assert path.read_bytes() == b"first"
         second.write(b"second")
     assert path.read_bytes() == b"second"
 
 
-def test_nothing_stays_open(tmp_path, monkeypatch):
-    def held():
+def test_nothing_stays_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def held() -> int:
         return len(list(Path("/proc/self/fd").iterdir()))
 
     (tmp_path / "lines").write_bytes(b"")
+    actions: list[Callable[[], object]] = [
+        lambda: durable.replace_files([(tmp_path / "a", [b"x"]), (tmp_path / "b", [b"y"])]),
+        lambda: durable.append_line(tmp_path / "lines", b"x"),
+        lambda: durable.truncate(tmp_path / "lines", 0),
+    ]
     before = held()
     for n in range(1, 30):
         fail_at(monkeypatch, n, errno.EIO)
-        for action in (
-            lambda: durable.replace_files([(tmp_path / "a", [b"x"]), (tmp_path / "b", [b"y"])]),
-            lambda: durable.append_line(tmp_path / "lines", b"x"),
-            lambda: durable.truncate(tmp_path / "lines", 0),
-        ):
+        for action in actions:
             try:
                 action()
             except StorageError:
@@ -321,14 +345,14 @@ def test_nothing_stays_open(tmp_path, monkeypatch):
 # --- real failures ---
 
 
-def test_a_really_full_device(tmp_path):
+def test_a_really_full_device(tmp_path: Path) -> None:
     (tmp_path / "lines").symlink_to("/dev/full")
     with pytest.raises(StorageFullError, match=r"6 bytes to .*lines: no space left") as caught:
         durable.append_line(tmp_path / "lines", b"12345")
     assert caught.value.bytes == 6
 
 
-def test_a_real_file_size_limit(tmp_path):
+def test_a_real_file_size_limit(tmp_path: Path) -> None:
     # The kernel really writes short here, then fails; the limit binds only the child.
     code = """if True:
         import resource, signal, sys
@@ -356,7 +380,7 @@ def test_a_real_file_size_limit(tmp_path):
     ("name", "reason"),
     [("x" * 300, "too long"), ("missing/file", "No such file"), ("file/below", "Not a directory")],
 )
-def test_invalid_paths_are_refused(tmp_path, name, reason):
+def test_invalid_paths_are_refused(tmp_path: Path, name: str, reason: str) -> None:
     (tmp_path / "file").write_bytes(b"x")
     with pytest.raises(StorageError, match=f"(?i){reason}"):
         durable.replace_file(tmp_path / name, b"x")
@@ -365,7 +389,7 @@ def test_invalid_paths_are_refused(tmp_path, name, reason):
 # --- folders, removal, reading ---
 
 
-def test_make_folder(tmp_path, monkeypatch):
+def test_make_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     operations = []
     monkeypatch.setattr(durable, "hook", lambda op, path, size: operations.append((op, path.name)))
     durable.make_folder(tmp_path / "a/b")
@@ -378,7 +402,7 @@ def test_make_folder(tmp_path, monkeypatch):
         durable.make_folder(tmp_path / "file/below")
 
 
-def test_remove_folder_follows_no_link(tmp_path):
+def test_remove_folder_follows_no_link(tmp_path: Path) -> None:
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside/kept").write_bytes(b"x")
     (tmp_path / "gone/deep/er").mkdir(parents=True)
@@ -390,14 +414,14 @@ def test_remove_folder_follows_no_link(tmp_path):
     assert (tmp_path / "outside/kept").exists()
 
 
-def test_removing_a_missing_file_does_nothing(tmp_path):
+def test_removing_a_missing_file_does_nothing(tmp_path: Path) -> None:
     durable.remove(tmp_path / "none")
     durable.remove(tmp_path / "no/folder")
     with pytest.raises(StorageError):
         durable.remove_folder(tmp_path / "none")
 
 
-def test_sweep_takes_only_partials(tmp_path):
+def test_sweep_takes_only_partials(tmp_path: Path) -> None:
     for name in ("a.partial", "b.partial", "partial", "a.partial.txt"):
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "folder.partial").mkdir()
@@ -407,13 +431,13 @@ def test_sweep_takes_only_partials(tmp_path):
     assert durable.sweep_partials(tmp_path) == []
 
 
-def test_truncate(tmp_path):
+def test_truncate(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"abcdef")
     durable.truncate(tmp_path / "file", 4)
     assert (tmp_path / "file").read_bytes() == b"abcd"
 
 
-def test_read_bytes(tmp_path):
+def test_read_bytes(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub/file").write_bytes(b"x")
     assert durable.read_bytes(tmp_path / "sub/file", tmp_path) == b"x"
@@ -437,25 +461,28 @@ HOLDER = """if True:
 
 
 @pytest.fixture
-def holder(tmp_path):
+def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """Starts a process that holds the lock at ``tmp_path / "lock"``."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDER, tmp_path / "lock"], stdout=subprocess.PIPE, text=True
     )
     with process:
+        assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
         yield process
         process.kill()
 
 
-def test_the_error_names_the_process_that_holds_the_lock(tmp_path, holder):
+def test_the_error_names_the_process_that_holds_the_lock(
+    tmp_path: Path, holder: subprocess.Popen[str]
+) -> None:
     with pytest.raises(StoreLockedError, match="the store is being written by") as caught:
         FileLock(tmp_path / "lock", Path("the store"))
     assert (caught.value.pid, caught.value.host) == (holder.pid, socket.gethostname())
     assert lock_holder(tmp_path / "lock") == (holder.pid, socket.gethostname())
 
 
-def test_the_lock_dies_with_its_holder(tmp_path, holder):
+def test_the_lock_dies_with_its_holder(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     assert lock_holder(tmp_path / "lock") is None
@@ -463,7 +490,9 @@ def test_the_lock_dies_with_its_holder(tmp_path, holder):
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff", b'{"pid": '])
-def test_a_holder_that_left_no_name(tmp_path, holder, content):
+def test_a_holder_that_left_no_name(
+    tmp_path: Path, holder: subprocess.Popen[str], content: bytes
+) -> None:
     (tmp_path / "lock").write_bytes(content)
     with pytest.raises(StoreLockedError, match="another process") as caught:
         FileLock(tmp_path / "lock", tmp_path)
@@ -471,7 +500,7 @@ def test_a_holder_that_left_no_name(tmp_path, holder, content):
     assert lock_holder(tmp_path / "lock") == (None, None)
 
 
-def test_the_lock_is_released_once(tmp_path):
+def test_the_lock_is_released_once(tmp_path: Path) -> None:
     lock = FileLock(tmp_path / "lock", tmp_path)
     assert lock_holder(tmp_path / "lock") == (os.getpid(), socket.gethostname())
     lock.release()
@@ -483,12 +512,14 @@ def test_the_lock_is_released_once(tmp_path):
     assert lock_holder(tmp_path / "none") is None
 
 
-def test_no_lock_without_its_folder(tmp_path):
+def test_no_lock_without_its_folder(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="No such file"):
         FileLock(tmp_path / "none/lock", tmp_path)
 
 
-def test_only_a_build_promises_that_nothing_is_lost(tmp_path, monkeypatch):
+def test_only_a_build_promises_that_nothing_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The file of an export is not part of a store."""
     for number in (errno.EACCES, errno.ENOSPC):
         fail_at(monkeypatch, 1, number)

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from tests.conftest import ROOT
 GIB = 2**30
 
 
-def machine(tmp_path: Path, mounts: list[str], own: list[str], files: dict[str, object]) -> Path:
+def machine(tmp_path: Path, mounts: list[str], own: list[str], files: Mapping[str, object]) -> Path:
     """A /proc/self and control groups below ``tmp_path``; mounts name it by ``{root}``."""
     proc, root = tmp_path / "proc", tmp_path / "groups"
     proc.mkdir()
@@ -28,7 +29,7 @@ def machine(tmp_path: Path, mounts: list[str], own: list[str], files: dict[str, 
 V2 = "/ {root} rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate"
 
 
-def test_a_scheduler_limits_the_job_above_the_task(tmp_path):
+def test_a_scheduler_limits_the_job_above_the_task(tmp_path: Path) -> None:
     """As with SLURM, where the group of the task has the limit ``max``."""
     job = "system.slice/slurmstepd.scope/job_7"
     proc = machine(
@@ -52,7 +53,7 @@ def test_a_scheduler_limits_the_job_above_the_task(tmp_path):
     assert process_room(proc) == 70
 
 
-def test_version_one_and_two_at_once(tmp_path):
+def test_version_one_and_two_at_once(tmp_path: Path) -> None:
     proc = machine(
         tmp_path,
         [
@@ -84,7 +85,9 @@ def test_version_one_and_two_at_once(tmp_path):
         ("/docker/abc", "0::/elsewhere: odd"),
     ],
 )
-def test_in_a_container_the_mount_begins_at_its_own_group(tmp_path, root, own):
+def test_in_a_container_the_mount_begins_at_its_own_group(
+    tmp_path: Path, root: str, own: str
+) -> None:
     proc = machine(
         tmp_path,
         [f"{root} {{root}} ro - cgroup2 cgroup rw"],
@@ -94,7 +97,7 @@ def test_in_a_container_the_mount_begins_at_its_own_group(tmp_path, root, own):
     assert memory_room(proc) == GIB - 1
 
 
-def test_odd_names_and_lines(tmp_path):
+def test_odd_names_and_lines(tmp_path: Path) -> None:
     """A line that is cut short, a form feed in a name, and what the kernel writes in octal."""
     proc = machine(
         tmp_path,
@@ -112,36 +115,41 @@ def test_odd_names_and_lines(tmp_path):
 
 
 @pytest.mark.parametrize("files", [{}, {"memory.max": "max"}, {"memory.max": "", "pids.max": "x"}])
-def test_no_limit(tmp_path, files):
+def test_no_limit(tmp_path: Path, files: dict[str, str]) -> None:
     proc = machine(tmp_path, [V2], ["0::/"], files)
     assert memory_room(proc) is None
     assert process_room(proc) is None
     assert memory_room(tmp_path / "nothing") is None
 
 
-def test_more_used_than_allowed_leaves_nothing(tmp_path):
+def test_more_used_than_allowed_leaves_nothing(tmp_path: Path) -> None:
     proc = machine(tmp_path, [V2], ["0::/a"], {"a/memory.max": 5, "a/memory.current": 9})
     assert memory_room(proc) == 0
 
 
-def test_this_machine():
+def test_this_machine() -> None:
     """The machine's limits leave room at least for the test itself."""
     assert 0 < available_bytes() < 2**50
-    assert process_room() is None or process_room() > 0
+    room = process_room()
+    assert room is None or room > 0
 
 
 @pytest.mark.parametrize(
     ("quota", "cpus"),
     [("max 100000", 64), ("400000 100000", 4), ("250000 100000", 3), ("5000 100000", 1)],
 )
-def test_a_quota_bounds_the_cpus(tmp_path, monkeypatch, quota, cpus):
+def test_a_quota_bounds_the_cpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, cpus: int
+) -> None:
     """On a node with 64 CPUs; the tightest group counts, also one above the process's group."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(64)))
     files = {"jobs/a/cpu.max": "max 100000", "jobs/cpu.max": quota}
     assert usable_cpus(machine(tmp_path, [V2], ["0::/jobs/a"], files)) == cpus
 
 
-def test_a_quota_of_version_one_bounds_the_cpus(tmp_path, monkeypatch):
+def test_a_quota_of_version_one_bounds_the_cpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(64)))
     mounts = ["/ {root}/cpu rw - cgroup cgroup rw,cpu,cpuacct"]
     files = {
@@ -153,14 +161,14 @@ def test_a_quota_of_version_one_bounds_the_cpus(tmp_path, monkeypatch):
     assert usable_cpus(machine(tmp_path, mounts, ["4:cpu,cpuacct:/pod"], files)) == 2
 
 
-def test_the_affinity_bounds_the_cpus(tmp_path, monkeypatch):
+def test_the_affinity_bounds_the_cpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {3, 5})
     files = {"a/cpu.max": "400000 100000"}
     assert usable_cpus(machine(tmp_path, [V2], ["0::/a"], files)) == 2
     assert usable_cpus(tmp_path / "nowhere") == 2
 
 
-def test_a_real_quota_bounds_the_cpus():
+def test_a_real_quota_bounds_the_cpus() -> None:
     """A process in a separate control group with a quota of one CPU."""
     roots = {1: Path("/sys/fs/cgroup/cpu"), 2: Path("/sys/fs/cgroup")}
     root = roots[2 if (roots[2] / "cgroup.controllers").exists() else 1]

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import zarr
 
@@ -228,7 +229,7 @@ def test_a_missing_file_is_damage_still(store: Path) -> None:
 def test_rewritten_arrays(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Arrays that zarr cannot open, or has no memory for, are not damaged."""
     name = "clip_image"
-    rows = zarr.open_array(store / name, mode="r")[:]
+    rows = np.asarray(zarr.open_array(store / name, mode="r")[:])
     spec = zarr.open_array(store / name, mode="r")
     zarr.create_array(
         store / name, data=rows, chunks=spec.chunks, fill_value=float("nan"), overwrite=True

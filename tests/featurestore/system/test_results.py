@@ -1,9 +1,12 @@
 """Memory of results is reused, but never while an array still refers to it."""
 
 import gc
+import mmap
 import os
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,27 +18,28 @@ LARGE = (9000, 1024)  # 35 MiB
 
 
 @pytest.fixture(autouse=True)
-def nothing_kept():
+def nothing_kept() -> Iterator[None]:
     gc.collect()
     results._free.clear()
     yield
     results._free.clear()
 
 
-def address(array):
-    return array.__array_interface__["data"][0]
+def address(array: np.ndarray) -> int:
+    return int(array.__array_interface__["data"][0])
 
 
-def test_memory_is_reused_when_no_array_refers_to_it():
+def test_memory_is_reused_when_no_array_refers_to_it() -> None:
     first = results.empty(LARGE)
-    assert (first.shape, first.dtype, first.flags.writeable) == (LARGE, np.float32, True)
+    assert (first.shape, first.flags.writeable) == (LARGE, True)
+    assert first.dtype == np.float32
     assert first.flags.c_contiguous
     where = address(first)
     del first
     assert address(results.empty((1024, 9000))) == where  # another shape of the same size
 
 
-def values(kept):
+def values(kept: Any) -> Any:
     return kept.clone() if isinstance(kept, torch.Tensor) else np.array(kept)
 
 
@@ -51,7 +55,7 @@ def values(kept):
         lambda array: array.view(np.uint8)[7],
     ],
 )
-def test_memory_in_use_is_not_written_to(keep):
+def test_memory_in_use_is_not_written_to(keep: Callable[[np.ndarray], Any]) -> None:
     array = results.empty(LARGE)
     array[:] = 7
     kept = keep(array)
@@ -63,7 +67,7 @@ def test_memory_in_use_is_not_written_to(keep):
     np.testing.assert_array_equal(values(kept), before)
 
 
-def test_the_kept_memory_is_limited():
+def test_the_kept_memory_is_limited() -> None:
     several = [results.empty(LARGE) for _ in range(5)]
     del several
     assert [len(memory) for memory in results._free] == [9000 * 1024 * 4] * 5
@@ -77,14 +81,14 @@ def test_the_kept_memory_is_limited():
     assert [len(memory) for memory in results._free] == [200 << 20]
 
 
-def test_results_above_the_limit_are_not_kept():
+def test_results_above_the_limit_are_not_kept() -> None:
     array = results.empty((70 << 20,))  # 280 MiB
     del array
     assert results._free == []
 
 
-def test_threads_never_get_the_same():
-    def take_turns(number):
+def test_threads_never_get_the_same() -> None:
+    def take_turns(number: int) -> None:
         for _ in range(50):
             array = results.empty(LARGE)
             array[::1000] = number
@@ -95,19 +99,19 @@ def test_threads_never_get_the_same():
         list(pool.map(take_turns, range(8)))
 
 
-def test_a_kernel_without_huge_pages(monkeypatch):
-    monkeypatch.setattr(results.mmap, "MADV_HUGEPAGE", 9999)  # refused: no such advice
+def test_a_kernel_without_huge_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mmap, "MADV_HUGEPAGE", 9999)  # refused: no such advice
     assert results.empty(LARGE).shape == LARGE
 
 
-def test_small_results_are_the_allocators():
+def test_small_results_are_the_allocators() -> None:
     array = results.empty((10, 3))
     assert array.base is None
     assert array.shape == (10, 3)
     assert results.empty((0, 512)).shape == (0, 512)
 
 
-def test_a_forked_process_has_separate_memory():
+def test_a_forked_process_has_separate_memory() -> None:
     array = results.empty(LARGE)
     array[:] = 1
     pid = os.fork()

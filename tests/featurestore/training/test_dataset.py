@@ -5,7 +5,9 @@ import os
 import pickle
 import resource
 import shutil
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,13 +22,14 @@ from featurestore.imdb.labels import write_augmented_labels, write_labels
 from featurestore.imdb.materialize import PREFIX, materialize
 from featurestore.reading import sources
 from featurestore.reading.npy import map_npy
+from featurestore.reading.rows import FeatureRows, store_rows
 from featurestore.records import BadInput
 from featurestore.storage.store import FeatureStore
 from featurestore.storage.writer import StoreWriter, take_lock
 from featurestore.training.dataset import FeatureDataset
 from tests.featurestore.reading.test_views import drawn as drawn_number
 from tests.featurestore.stores import DIMS, commit, make_records, make_store, remake
-from tests.featurestore.worlds import BAD, GOOD, SPLIT, STEMS
+from tests.featurestore.worlds import BAD, GOOD, SPLIT, STEMS, World
 
 # Epoch 2 of seed 5: of each sample what ``random`` and ``pair`` draw, in plain integers.
 _PAIRS = [(a, b) for a in range(4) for b in range(4) if a != b]
@@ -57,7 +60,12 @@ def close(actual: torch.Tensor, expected: np.ndarray) -> None:
     ],
 )
 @pytest.mark.parametrize("zscore", ["all", "none"])
-def test_view_policies(world, views, reference, zscore):
+def test_view_policies(
+    world: World,
+    views: int | str | np.integer,
+    reference: Callable[[np.ndarray], np.ndarray],
+    zscore: str,
+) -> None:
     dataset = world.open(views=views, zscore=zscore, seed=5)
     dataset.set_epoch(2)
     batch = dataset.batch(range(11))
@@ -71,7 +79,9 @@ def test_view_policies(world, views, reference, zscore):
 
 
 @pytest.mark.parametrize("zscore", ["all", "train", "none"])
-def test_rows_are_those_of_the_files_to_the_last_bit(world, tmp_path, zscore):
+def test_rows_are_those_of_the_files_to_the_last_bit(
+    world: World, tmp_path: Path, zscore: str
+) -> None:
     materialize(FeatureStore(world.store), tmp_path, zscore=zscore, split_json=world.split)
     batch = world.open(views="all", zscore=zscore, split_json=world.split).batch(range(11))
     for name, dim in DIMS.items():
@@ -81,7 +91,9 @@ def test_rows_are_those_of_the_files_to_the_last_bit(world, tmp_path, zscore):
 
 @pytest.mark.parametrize("bad_samples", ["exclude", "include"])
 @pytest.mark.parametrize("name", DIMS)
-def test_train_zscore_uses_only_the_rows_that_are_trained_on(world, name, bad_samples):
+def test_train_zscore_uses_only_the_rows_that_are_trained_on(
+    world: World, name: str, bad_samples: str
+) -> None:
     """Not those of sample 3, whose poster is a placeholder: training leaves out its text too.
 
     All parts share one scale, independent of the samples that each keeps.
@@ -98,22 +110,23 @@ def test_train_zscore_uses_only_the_rows_that_are_trained_on(world, name, bad_sa
 
 
 @pytest.mark.parametrize(("part", "key"), [("train", "train"), ("val", "dev"), ("test", "test")])
-def test_splits(world, part, key):
+def test_splits(world: World, part: str, key: str) -> None:
     dataset = world.open(split=part, split_json=world.split)
     assert dataset.indices.tolist() == SPLIT[key]
     assert dataset.stems == [STEMS[i] for i in SPLIT[key]]
-    assert [item["index"].item() for item in dataset] == SPLIT[key]
+    items: Any = dataset
+    assert [item["index"].item() for item in items] == SPLIT[key]
     left = FeatureDataset(world.store, split=part, split_json=world.split)
     assert left.indices.tolist() == [i for i in SPLIT[key] if i not in BAD]
 
 
-def test_bad_samples_are_left_out_by_default(world):
+def test_bad_samples_are_left_out_by_default(world: World) -> None:
     dataset = FeatureDataset(world.store, zscore="none")
     assert dataset.indices.tolist() == GOOD
     close(dataset.batch(range(9))["clip_image"], world.rows["clip_image"][GOOD, 0])
 
 
-def test_labels(world):
+def test_labels(world: World) -> None:
     dataset = world.open(labels_dir=world.root / "labels", split="train", split_json=world.split)
     expected = np.load(world.root / "labels/labels_all_23.npy")[SPLIT["train"]]
     actual = dataset.batch(range(4))["labels"]
@@ -124,13 +137,13 @@ def test_labels(world):
     assert "labels" not in world.open()[0]
 
 
-def test_labels_of_other_samples_are_refused(world, tmp_path):
+def test_labels_of_other_samples_are_refused(world: World, tmp_path: Path) -> None:
     write_labels([*STEMS[:-1], "x"], [{"genres": ["Drama"]}] * 11, tmp_path)
     with pytest.raises(InputError, match="other samples"):
         world.open(labels_dir=tmp_path)
 
 
-def test_items_are_as_a_lists(world):
+def test_items_are_as_a_lists(world: World) -> None:
     dataset = FeatureDataset(world.store, ["clip_image"], zscore="none")
     expected = world.rows["clip_image"][GOOD, 0]
     assert len(dataset) == 9
@@ -139,10 +152,11 @@ def test_items_are_as_a_lists(world):
     for item in (9, -10, 10**12, np.int64(9)):
         with pytest.raises(IndexError, match="dataset of 9"):
             dataset[item]
-    assert len(list(dataset)) == 9
+    items: Any = dataset
+    assert len(list(items)) == 9
 
 
-def test_batches_equal_items(world):
+def test_batches_equal_items(world: World) -> None:
     dataset = world.open(labels_dir=world.root / "labels", views="all")
     picks = [4, 4, -1, 0, 10]
     batch, items = dataset.batch(picks), dataset.__getitems__(picks)
@@ -157,9 +171,9 @@ def test_batches_equal_items(world):
         dataset.batch([11])
 
 
-def test_a_batch_is_the_list_of_its_items(world):
+def test_a_batch_is_the_list_of_its_items(world: World) -> None:
     dataset = world.open(views="pair")
-    items = dataset.__getitems__([4, 0, 9])
+    items: Any = dataset.__getitems__([4, 0, 9])
     assert len(items) == 3
     assert [item["index"].item() for item in items] == [4, 0, 9]
     assert [item["index"].item() for item in items[1:]] == [0, 9]
@@ -175,17 +189,24 @@ def test_a_batch_is_the_list_of_its_items(world):
     assert [len(batch) for batch in kept] == [3, 3, 3, 2]
 
 
-def test_a_batch_without_collation_is_pinned_whole(world, monkeypatch):
+def test_a_batch_without_collation_is_pinned_whole(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pinned = []
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self) or self + 0)
+
+    def pinned_copy(tensor: torch.Tensor) -> torch.Tensor:
+        pinned.append(tensor)
+        return tensor + 0
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pinned_copy)
     items = world.open().__getitems__([2, 5])
-    actual = pin_memory(items)
+    actual = pin_memory(items)  # type: ignore[no-untyped-call]
     assert len(pinned) == 3
     assert [item["index"].item() for item in actual] == [2, 5]
     assert torch.equal(actual.stacked["clip_text"], items.stacked["clip_text"])
 
 
-def test_tensors_are_copies(world):
+def test_tensors_are_copies(world: World) -> None:
     dataset = world.open(zscore="none")
     for views in ("clean", "all", "mean"):
         batch = world.open(zscore="none", views=views).batch([0, 1])
@@ -195,7 +216,7 @@ def test_tensors_are_copies(world):
     assert dataset.indices.tolist() == list(range(11))
 
 
-def test_chosen_features(world):
+def test_chosen_features(world: World) -> None:
     dataset = world.open(features=iter(["clip_text"]))
     assert dataset.features == ("clip_text",)
     assert list(dataset[0]) == ["clip_text", "index"]
@@ -203,7 +224,7 @@ def test_chosen_features(world):
 
 # Eight workers are more than a small machine has processors for, which torch warns of.
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
-def test_loader_workers_read_the_same(world):
+def test_loader_workers_read_the_same(world: World) -> None:
     dataset = world.open(views="random", seed=5)
     dataset.set_epoch(3)
     expected = list(DataLoader(dataset, batch_size=4, num_workers=0))
@@ -214,7 +235,7 @@ def test_loader_workers_read_the_same(world):
         assert all(torch.equal(one[name], other[name]) for name in expected[0])
 
 
-def test_pickle_carries_the_path_and_not_the_rows(world):
+def test_pickle_carries_the_path_and_not_the_rows(world: World) -> None:
     dataset = world.open(views="random", split="train", split_json=world.split, seed=9)
     dataset.set_epoch(4)
     data = pickle.dumps(dataset)
@@ -225,11 +246,15 @@ def test_pickle_carries_the_path_and_not_the_rows(world):
 
 
 @pytest.mark.parametrize(("start", "views"), [("fork", "random"), ("spawn", "pair")])
-def test_an_epoch_reaches_persistent_workers(world, start, views):
+def test_an_epoch_reaches_persistent_workers(world: World, start: str, views: str) -> None:
     dataset, alone = (
         world.open(views=views, zscore="train", split_json=world.split, seed=2) for _ in "ab"
     )
-    options = {"num_workers": 2, "multiprocessing_context": start, "persistent_workers": True}
+    options: dict[str, Any] = {
+        "num_workers": 2,
+        "multiprocessing_context": start,
+        "persistent_workers": True,
+    }
     loader = DataLoader(dataset, batch_size=4, **options)
     seen = []
     for epoch in (0, 1, 7):
@@ -244,7 +269,7 @@ def test_an_epoch_reaches_persistent_workers(world, start, views):
     assert not torch.equal(seen[1], seen[2])
 
 
-def test_a_copy_has_a_separate_epoch(world):
+def test_a_copy_has_a_separate_epoch(world: World) -> None:
     dataset = world.open(views="random")
     dataset.set_epoch(3)
     for other in (copy.deepcopy(dataset), pickle.loads(pickle.dumps(dataset))):
@@ -253,25 +278,25 @@ def test_a_copy_has_a_separate_epoch(world):
         assert dataset.epoch == 3
 
 
-def test_arguments_of_other_types(tmp_path):
+def test_arguments_of_other_types(tmp_path: Path) -> None:
     make_store(tmp_path / "s")
     with pytest.raises(ConfigError, match="features is a list of names, found 'clip_text'"):
         FeatureDataset(tmp_path / "s", "clip_text")
-    dataset = FeatureDataset(tmp_path / "s", views="random", seed=np.int64(3))
+    dataset = FeatureDataset(tmp_path / "s", views="random", seed=np.int64(3))  # type: ignore[arg-type]
     same = FeatureDataset(tmp_path / "s", views="random", seed=3)
     for epoch in (np.int64(4), np.uint8(5)):
-        dataset.set_epoch(epoch)
+        dataset.set_epoch(epoch)  # type: ignore[arg-type]
         same.set_epoch(int(epoch))
         assert torch.equal(dataset.batch([1, 2])["clip_text"], same.batch([1, 2])["clip_text"])
 
 
-def written_split(path, **parts):
+def written_split(path: Path, **parts: Iterable[int]) -> Path:
     names = {part: [f"{i:07d}" for i in indices] for part, indices in parts.items()}
     path.write_text(json.dumps(names))
     return path
 
 
-def test_a_worker_keeps_the_samples_of_its_dataset_if_the_split_changes(tmp_path):
+def test_a_worker_keeps_the_samples_of_its_dataset_if_the_split_changes(tmp_path: Path) -> None:
     make_store(tmp_path / "s", bad={2: [BadInput(2, "image", "truncated", "")]})
     split = written_split(tmp_path / "split.json", train=range(8), dev=[8], test=[9, 10])
     dataset = FeatureDataset(tmp_path / "s", split="train", split_json=split, zscore="train")
@@ -282,7 +307,7 @@ def test_a_worker_keeps_the_samples_of_its_dataset_if_the_split_changes(tmp_path
     assert torch.equal(worker.batch([6])["clip_image"], dataset.batch([6])["clip_image"])
 
 
-def test_a_pickle_of_a_store_whose_chunks_were_rebuilt_is_refused(tmp_path):
+def test_a_pickle_of_a_store_whose_chunks_were_rebuilt_is_refused(tmp_path: Path) -> None:
     rows = make_store(tmp_path / "s")
     data = pickle.dumps(FeatureDataset(tmp_path / "s", ["clip_text"]))
     remake(tmp_path / "s", 1, rows)
@@ -294,7 +319,7 @@ def test_a_pickle_of_a_store_whose_chunks_were_rebuilt_is_refused(tmp_path):
         pickle.loads(data)
 
 
-def test_a_pickle_of_files_that_were_written_again_is_refused(tmp_path):
+def test_a_pickle_of_files_that_were_written_again_is_refused(tmp_path: Path) -> None:
     make_store(tmp_path / "s")
     materialize(FeatureStore(tmp_path / "s"), tmp_path / "out")
     data = pickle.dumps(FeatureDataset(tmp_path / "out"))
@@ -306,7 +331,7 @@ def test_a_pickle_of_files_that_were_written_again_is_refused(tmp_path):
         pickle.loads(data)
 
 
-def test_a_pickle_of_published_files_that_were_written_again_is_refused(tmp_path):
+def test_a_pickle_of_published_files_that_were_written_again_is_refused(tmp_path: Path) -> None:
     """Their manifest has no digests."""
     make_store(tmp_path / "s")
     materialize(FeatureStore(tmp_path / "s"), tmp_path / "out")
@@ -326,7 +351,7 @@ def test_a_pickle_of_published_files_that_were_written_again_is_refused(tmp_path
         pickle.loads(data)
 
 
-def test_a_pickle_of_another_version_is_refused(tmp_path):
+def test_a_pickle_of_another_version_is_refused(tmp_path: Path) -> None:
     make_store(tmp_path / "s")
     dataset = FeatureDataset(tmp_path / "s")
     state = dataset.__getstate__()
@@ -336,13 +361,15 @@ def test_a_pickle_of_another_version_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("partial", [False, True])
-def test_rows_of_two_states_are_never_opened_together(tmp_path, monkeypatch, partial):
+def test_rows_of_two_states_are_never_opened_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, partial: bool
+) -> None:
     """A chunk is rebuilt between the opening of the first feature and the second."""
     rows = make_store(tmp_path / "s")
     other = {name: values + 1 for name, values in rows.items()}
-    honest = sources.store_rows
+    honest = store_rows
 
-    def late(*args, **kwargs):
+    def late(*args: Any, **kwargs: Any) -> FeatureRows:
         monkeypatch.setattr(sources, "store_rows", honest)
         opened = honest(*args, **kwargs)
         remake(tmp_path / "s", 0, other)
@@ -356,11 +383,13 @@ def test_rows_of_two_states_are_never_opened_together(tmp_path, monkeypatch, par
         assert torch.equal(dataset[0][name], torch.from_numpy(other[name][0, 0]))
 
 
-def test_a_store_that_grows_while_it_is_opened_is_accepted(tmp_path, monkeypatch):
+def test_a_store_that_grows_while_it_is_opened_is_accepted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = make_store(tmp_path / "s", chunks=[0])
-    honest = sources.store_rows
+    honest = store_rows
 
-    def late(*args, **kwargs):
+    def late(*args: Any, **kwargs: Any) -> FeatureRows:
         monkeypatch.setattr(sources, "store_rows", honest)
         opened = honest(*args, **kwargs)
         with StoreWriter(tmp_path / "s", take_lock(tmp_path / "s")) as writer:
@@ -371,7 +400,7 @@ def test_a_store_that_grows_while_it_is_opened_is_accepted(tmp_path, monkeypatch
     assert len(FeatureDataset(tmp_path / "s", zscore="none", partial=True)) == 4
 
 
-def test_a_pickle_of_another_store_is_refused(tmp_path):
+def test_a_pickle_of_another_store_is_refused(tmp_path: Path) -> None:
     make_store(tmp_path / "s")
     data = pickle.dumps(FeatureDataset(tmp_path / "s"))
     shutil.rmtree(tmp_path / "s")
@@ -384,7 +413,7 @@ def test_a_pickle_of_another_store_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("views", ["clean", "all", "mean", "random", "pair"])
-def test_bfloat16_is_the_rounded_float32(world, views):
+def test_bfloat16_is_the_rounded_float32(world: World, views: str) -> None:
     narrow = world.open(views=views, dtype=torch.bfloat16, labels_dir=world.root / "labels")
     wide = world.open(views=views)
     batch = narrow.batch(range(11))
@@ -400,7 +429,9 @@ NUMBERS = st.lists(st.integers(-12, 12), max_size=6)
 
 
 @given(NUMBERS, SLICES, st.sampled_from([list, tuple, np.array, torch.tensor]))
-def test_indices_as_a_list_does_them(numbers, slices, kind):
+def test_indices_as_a_list_does_them(
+    numbers: list[int], slices: slice, kind: Callable[[list[int]], Any]
+) -> None:
     dataset, model = open_shared(), [i for i in range(11) if i not in BAD]
     for number in numbers:
         assert outcome(lambda: dataset[number]["index"].item()) == outcome(lambda: model[number])  # noqa: B023
@@ -419,12 +450,12 @@ def open_shared() -> FeatureDataset:
 
 
 @pytest.fixture(autouse=True)
-def _shared(world):
+def _shared(world: World) -> None:
     if not SHARED:
         SHARED.append(FeatureDataset(world.store, ["clip_image"]))
 
 
-def outcome(action):
+def outcome(action: Callable[[], object]) -> object:
     try:
         return action()
     except IndexError:
@@ -432,18 +463,20 @@ def outcome(action):
 
 
 @pytest.mark.parametrize("items", [[0.5], ["1"], [True, False], [[1, 2]], 3, np.array([1.0])])
-def test_items_must_be_a_list_of_integers(world, items):
+def test_items_must_be_a_list_of_integers(world: World, items: Any) -> None:
     with pytest.raises(TypeError, match="integers"):
         world.open().batch(items)
 
 
 @pytest.mark.parametrize("item", [1.0, "1", None, [1]])
-def test_an_item_must_be_an_integer(world, item):
+def test_an_item_must_be_an_integer(world: World, item: Any) -> None:
     with pytest.raises(TypeError):
         world.open()[item]
 
 
-def test_a_pickle_brings_the_scale_of_the_training_split(world, monkeypatch):
+def test_a_pickle_brings_the_scale_of_the_training_split(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Otherwise every spawned worker would read the whole split again."""
     split = {"zscore": "train", "split": "test", "split_json": world.split}
     dataset = world.open(**split)
@@ -461,7 +494,9 @@ def test_a_pickle_brings_the_scale_of_the_training_split(world, monkeypatch):
 
 @pytest.mark.parametrize("written", [False, True])
 @pytest.mark.parametrize("views", ["clean", 2, "all", "mean", "random", "pair"])
-def test_augmented_labels_fit_the_views(world, tmp_path, views, written):
+def test_augmented_labels_fit_the_views(
+    world: World, tmp_path: Path, views: int | str, written: bool
+) -> None:
     folder = tmp_path / "labels"
     shutil.copytree(world.root / "labels", folder)
     write_augmented_labels(folder, tmp_path, 4)
@@ -486,14 +521,14 @@ def test_augmented_labels_fit_the_views(world, tmp_path, views, written):
         actual.fill_(9)  # a copy
 
 
-def test_base_labels_do_not_depend_on_the_views(world):
+def test_base_labels_do_not_depend_on_the_views(world: World) -> None:
     clean = world.open(labels_dir=world.root / "labels").batch(range(11))["labels"]
     for views in ("all", "pair", "mean"):
         dataset = world.open(labels_dir=world.root / "labels", views=views)
         assert torch.equal(dataset.batch(range(11))["labels"], clean)
 
 
-def test_augmented_labels_of_other_views_are_refused(world, tmp_path):
+def test_augmented_labels_of_other_views_are_refused(world: World, tmp_path: Path) -> None:
     folder = tmp_path / "labels"
     shutil.copytree(world.root / "labels", folder)
     write_augmented_labels(folder, folder, 5)
@@ -504,7 +539,9 @@ def test_augmented_labels_of_other_views_are_refused(world, tmp_path):
 
 
 @pytest.mark.parametrize("published", [False, True])
-def test_augmented_labels_of_other_samples_are_refused(world, tmp_path, published):
+def test_augmented_labels_of_other_samples_are_refused(
+    world: World, tmp_path: Path, published: bool
+) -> None:
     folder = tmp_path / "labels"
     shutil.copytree(world.root / "labels", folder)
     write_augmented_labels(folder, folder, 4)
@@ -525,12 +562,12 @@ def test_augmented_labels_of_other_samples_are_refused(world, tmp_path, publishe
 
 
 @pytest.fixture
-def labels(world, tmp_path) -> Path:
+def labels(world: World, tmp_path: Path) -> Path:
     """A copy of the labels that may be changed."""
     return Path(shutil.copytree(world.root / "labels", tmp_path / "labels"))
 
 
-def test_augmented_labels_of_another_seed_are_refused(world, labels):
+def test_augmented_labels_of_another_seed_are_refused(world: World, labels: Path) -> None:
     write_augmented_labels(labels, labels, 4, seed=7)
     with pytest.raises(InputError) as caught:
         world.open(labels="augmented", labels_dir=labels)
@@ -543,14 +580,14 @@ def test_augmented_labels_of_another_seed_are_refused(world, labels):
 
 @pytest.mark.parametrize("place", ["labels_dir", "beside", "source"])
 def test_labels_that_changed_since_they_were_augmented_are_refused(
-    world, labels, tmp_path, monkeypatch, place
-):
+    world: World, labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
     """The clean labels are in ``labels_dir``, in the same folder, or where the manifest says."""
     monkeypatch.chdir(tmp_path)
     folder = labels if place == "beside" else world.materialize(tmp_path / "embeddings")
     write_augmented_labels(Path("labels"), folder, 4)
     source = world.store if place == "beside" else folder
-    given = {} if place == "source" else {"labels_dir": labels}
+    given: dict[str, Any] = {} if place == "source" else {"labels_dir": labels}
     FeatureDataset(source, labels="augmented", **given)
     write_labels(STEMS, [{"genres": ["Western"]}] * 11, labels)
     with pytest.raises(InputError) as caught:
@@ -564,7 +601,9 @@ def test_labels_that_changed_since_they_were_augmented_are_refused(
     FeatureDataset(source, labels="augmented", **given)
 
 
-def test_labels_of_another_data_set_at_the_same_path_are_not_used(world, tmp_path, monkeypatch):
+def test_labels_of_another_data_set_at_the_same_path_are_not_used(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = world.materialize(tmp_path / "embeddings")
     shutil.copytree(world.root / "labels", tmp_path / "labels")
     monkeypatch.chdir(tmp_path)
@@ -575,7 +614,7 @@ def test_labels_of_another_data_set_at_the_same_path_are_not_used(world, tmp_pat
     FeatureDataset(folder, labels="augmented")
 
 
-def test_a_flip_in_augmented_labels_is_found_with_checksum(world, labels):
+def test_a_flip_in_augmented_labels_is_found_with_checksum(world: World, labels: Path) -> None:
     write_augmented_labels(labels, labels, 4)
     path = labels / f"{PREFIX}_labels.npy"
     asked = {"labels": "augmented", "labels_dir": labels, "checksum": True}
@@ -591,16 +630,18 @@ def test_a_flip_in_augmented_labels_is_found_with_checksum(world, labels):
         world.open(labels="augmented", labels_dir=labels)
 
 
-def test_augmented_labels_are_mapped_and_not_read(world, labels, monkeypatch):
+def test_augmented_labels_are_mapped_and_not_read(
+    world: World, labels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """At full size they are 167 MB: opening them reads their manifest and the clean labels."""
     write_augmented_labels(labels, labels, 4)
     mapped = []
 
-    def note(path):
+    def note(path: Path) -> np.ndarray:
         mapped.append(map_npy(path))
         return mapped[-1]
 
-    def never(path):
+    def never(path: Path) -> None:
         raise AssertionError(f"{path} was read")
 
     monkeypatch.setattr("featurestore.imdb.view_labels.map_npy", note)
@@ -608,10 +649,11 @@ def test_augmented_labels_are_mapped_and_not_read(world, labels, monkeypatch):
     dataset = world.open(labels="augmented", labels_dir=labels)
     assert dataset.batch([1])["labels"].shape == (1, 23)
     [rows] = mapped
-    assert np.shares_memory(rows, dataset._labels._rows)
+    labels_of: Any = dataset._labels
+    assert np.shares_memory(rows, labels_of._rows)
 
 
-def test_augmented_labels_of_other_kinds_are_refused(world):
+def test_augmented_labels_of_other_kinds_are_refused(world: World) -> None:
     with pytest.raises(ConfigError, match="found 'noisy'"):
         world.open(labels="noisy")
 
@@ -619,10 +661,10 @@ def test_augmented_labels_of_other_kinds_are_refused(world):
 # --- a store that grows ---
 
 
-def test_a_growing_store_is_read_as_far_as_it_is_committed(world, tmp_path):
+def test_a_growing_store_is_read_as_far_as_it_is_committed(world: World, tmp_path: Path) -> None:
     rows = make_store(tmp_path / "s", stems=STEMS, bad=BAD, chunks=[0, 2])
     there = [0, 1, 2, 3, 8, 9, 10]
-    growing = {"partial": True, "bad_samples": "include"}
+    growing: dict[str, Any] = {"partial": True, "bad_samples": "include"}
     raw = FeatureDataset(tmp_path / "s", zscore="none", views="all", **growing)
     assert raw.indices.tolist() == there
     assert raw.batch(range(7))["clip_text"].numpy().tobytes() == rows["clip_text"][there].tobytes()
@@ -642,7 +684,7 @@ def test_a_growing_store_is_read_as_far_as_it_is_committed(world, tmp_path):
         raw._rows["clip_text"].take(np.array([4]), 0)
 
 
-def test_a_dataset_of_a_growing_store_does_not_change(tmp_path):
+def test_a_dataset_of_a_growing_store_does_not_change(tmp_path: Path) -> None:
     rows = make_store(tmp_path / "s", chunks=[0])
     dataset = FeatureDataset(tmp_path / "s", partial=True)
     before = dataset.batch(range(4))
@@ -660,7 +702,7 @@ def test_a_dataset_of_a_growing_store_does_not_change(tmp_path):
     )
 
 
-def test_nothing_is_committed_yet(world, tmp_path):
+def test_nothing_is_committed_yet(world: World, tmp_path: Path) -> None:
     make_store(tmp_path / "s", stems=STEMS, chunks=[])
     with pytest.raises(InputError, match="Nothing of"):
         FeatureDataset(tmp_path / "s", partial=True)
@@ -676,7 +718,7 @@ def test_nothing_is_committed_yet(world, tmp_path):
         FeatureDataset(tmp_path / "t", partial=True, split="val", split_json=split, zscore="train")
 
 
-def test_more_chunks_than_descriptors(tmp_path):
+def test_more_chunks_than_descriptors(tmp_path: Path) -> None:
     dims = {"clip_image": 1024, "clip_text": 1024}
     rows = make_store(tmp_path / "s", samples=40, views=1, chunk=1, dims=dims)
     before = len(list(Path("/proc/self/fd").iterdir()))
@@ -694,7 +736,7 @@ def test_more_chunks_than_descriptors(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def many(tmp_path_factory):
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """2,000 samples of 8 views whose rows hold their own view's number."""
     path = tmp_path_factory.mktemp("many") / "store"
     views = np.tile(np.arange(8, dtype=np.float32)[None, :, None], (2000, 1, 16))
@@ -703,20 +745,22 @@ def many(tmp_path_factory):
     return path
 
 
-def drawn(path, *, seed=0, epoch=0, items=range(2000)):
+def drawn(
+    path: Path, *, seed: int = 0, epoch: int = 0, items: Sequence[int] = range(2000)
+) -> np.ndarray:
     dataset = FeatureDataset(path, views="random", zscore="none", seed=seed)
     dataset.set_epoch(epoch)
     return dataset.batch(items)["clip_image"][:, 0].numpy().astype(int)
 
 
-def test_random_views_belong_to_seed_epoch_and_sample(many):
+def test_random_views_belong_to_seed_epoch_and_sample(many: Path) -> None:
     base = drawn(many)
     np.testing.assert_array_equal(drawn(many), base)
     np.testing.assert_array_equal(drawn(many, items=range(1999, -1, -1)), base[::-1])
     np.testing.assert_array_equal(drawn(many, items=[77]), base[[77]])
 
 
-def test_random_views_are_uniform_and_independent(many):
+def test_random_views_are_uniform_and_independent(many: Path) -> None:
     draws = {
         (seed, epoch): drawn(many, seed=seed, epoch=epoch) for seed in range(3) for epoch in (0, 1)
     }
@@ -733,7 +777,7 @@ def test_random_views_are_uniform_and_independent(many):
 
 
 @pytest.mark.parametrize(("seed", "epoch"), [(-1, 0), (2**64, 0), (2**70 + 3, 2**65), (0, -1)])
-def test_any_integer_seeds_the_draw(many, seed, epoch):
+def test_any_integer_seeds_the_draw(many: Path, seed: int, epoch: int) -> None:
     assert set(drawn(many, seed=seed, epoch=epoch)) == set(range(8))
 
 
@@ -757,14 +801,14 @@ def test_any_integer_seeds_the_draw(many, seed, epoch):
         ({"split": "dev", "split_json": True}, "found 'dev'"),
     ],
 )
-def test_wrong_arguments(world, arguments, message):
+def test_wrong_arguments(world: World, arguments: dict[str, Any], message: str) -> None:
     if "split_json" in arguments:
         arguments = arguments | {"split_json": world.split}
     with pytest.raises(ConfigError, match=message):
         world.open(**arguments)
 
 
-def test_no_complete_store(tmp_path):
+def test_no_complete_store(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no feature store"):
         FeatureDataset(tmp_path)
     make_store(tmp_path / "s", chunks=[0, 2])
@@ -772,7 +816,7 @@ def test_no_complete_store(tmp_path):
         FeatureDataset(tmp_path / "s")
 
 
-def test_a_split_without_samples_is_refused(world, tmp_path):
+def test_a_split_without_samples_is_refused(world: World, tmp_path: Path) -> None:
     split = tmp_path / "split.json"
     split.write_text(json.dumps({"train": [STEMS[3]], "dev": [], "test": []}))
     for part in ("train", "val"):
@@ -780,14 +824,14 @@ def test_a_split_without_samples_is_refused(world, tmp_path):
             FeatureDataset(world.store, split=part, split_json=split)
 
 
-def test_a_training_split_of_placeholders_gives_no_scale(world, tmp_path):
+def test_a_training_split_of_placeholders_gives_no_scale(world: World, tmp_path: Path) -> None:
     split = tmp_path / "split.json"
     split.write_text(json.dumps({"train": [STEMS[3]], "dev": [STEMS[0]], "test": []}))
     with pytest.raises(InputError, match="Every sample of the training split has a placeholder"):
         FeatureDataset(world.store, split="val", split_json=split, zscore="train")
 
 
-def test_a_short_chunk_is_refused_when_opened(tmp_path):
+def test_a_short_chunk_is_refused_when_opened(tmp_path: Path) -> None:
     make_store(tmp_path / "s")
     with (tmp_path / "s/clip_text/c.1.0.0").open("r+b") as file:
         file.truncate(4096)

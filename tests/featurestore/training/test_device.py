@@ -4,7 +4,13 @@ CUDA itself is not used here. The lane's use of buffers, streams and events is t
 torch.cuda that keeps the order of its commands, and copies late, as a GPU may.
 """
 
+from __future__ import annotations
+
 import types
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,10 +30,11 @@ from featurestore.training import device, resident
 from tests.featurestore.stores import make_store
 
 SAMPLES, VIEWS = 37, 4
+Opener = Callable[..., FeatureDataset]
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("device")
     make_store(root / "store", samples=SAMPLES, views=VIEWS, chunk=8)
     stems = [f"{i:07d}" for i in range(SAMPLES)]
@@ -37,8 +44,8 @@ def folders(tmp_path_factory):
 
 
 @pytest.fixture
-def open_dataset(folders):
-    def opened(views="clean", **keywords):
+def open_dataset(folders: Path) -> Opener:
+    def opened(views: int | str = "clean", **keywords: Any) -> FeatureDataset:
         return FeatureDataset(
             folders / "store", views=views, labels_dir=folders / "labels", **keywords
         )
@@ -46,14 +53,14 @@ def open_dataset(folders):
     return opened
 
 
-def equal(first, second):
+def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[n], second[n]) for n in first)
 
 
 # Batches ----------------------------------------------------------------------------------------
 
 
-def test_batches_are_the_samplers(open_dataset):
+def test_batches_are_the_samplers(open_dataset: Opener) -> None:
     dataset = open_dataset("random")
     loader = DeviceBatches(dataset, FeatureBatchSampler(dataset, 8), "cpu")
     for epoch in range(2):
@@ -70,8 +77,8 @@ def test_batches_are_the_samplers(open_dataset):
             assert equal(batch, reference.batch(items))
 
 
-def test_it_resumes_after_the_batch_in_use_and_not_the_one_ahead(open_dataset):
-    def new_loader():
+def test_it_resumes_after_the_batch_in_use_and_not_the_one_ahead(open_dataset: Opener) -> None:
+    def new_loader() -> DeviceBatches:
         dataset = open_dataset("random")
         return DeviceBatches(dataset, FeatureBatchSampler(dataset, 8, shuffle=Shuffle(4)), "cpu")
 
@@ -96,7 +103,7 @@ def test_it_resumes_after_the_batch_in_use_and_not_the_one_ahead(open_dataset):
 
 
 @pytest.mark.parametrize("name", ["cuda:99", "meta", "gpu", "cpu0"])
-def test_devices_that_are_not_there(open_dataset, name):
+def test_devices_that_are_not_there(open_dataset: Opener, name: str) -> None:
     dataset = open_dataset()
     with pytest.raises(ConfigError):
         DeviceBatches(dataset, FeatureBatchSampler(dataset, 8), name)
@@ -107,8 +114,10 @@ def test_devices_that_are_not_there(open_dataset, name):
 class FakeGpu:
     """A fake GPU that does a stream's work only when the host waits for it."""
 
-    def __init__(self, monkeypatch):
-        self.log, self.queue, self.current = [], [], "compute"
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.log: list[str] = []
+        self.queue: list[Callable[[], object]] = []
+        self.current = "compute"
         fake = types.SimpleNamespace(
             Stream=lambda _: "copier",
             Event=lambda **_: Event(self),
@@ -117,46 +126,47 @@ class FakeGpu:
         )
         monkeypatch.setattr(device, "torch", types.SimpleNamespace(cuda=fake, empty=self.empty))
 
-    def on(self, stream):
+    def on(self, stream: str) -> AbstractContextManager[None]:
         gpu = self
 
         class On:
-            def __enter__(self):
+            def __enter__(self) -> None:
                 gpu.current = stream
 
-            def __exit__(self, *_):
+            def __exit__(self, *_: object) -> None:
                 gpu.current = "compute"
 
         return On()
 
-    def empty(self, count, dtype, pin_memory):
+    def empty(self, count: int, dtype: torch.dtype, pin_memory: bool) -> HostBuffer:
         assert pin_memory
         self.log.append("buffer")
         return HostBuffer(torch.empty(count, dtype=dtype), self)
 
-    def wait_event(self, event):
+    def wait_event(self, event: Event) -> None:
         self.log.append("compute waits")
         event.done()
 
-    def run(self, until):
+    def run(self, until: int) -> None:
         for work in self.queue[:until]:
             work()
         self.queue[:until] = [lambda: None] * until
 
 
 class Event:
-    def __init__(self, gpu):
-        self.gpu, self.place = gpu, None
+    def __init__(self, gpu: FakeGpu) -> None:
+        self.gpu = gpu
+        self.place: int | None = None
 
-    def record(self, stream):
+    def record(self, stream: object) -> None:
         assert stream in ("copier", self.gpu)
         self.place = len(self.gpu.queue)
 
-    def done(self):
+    def done(self) -> None:
         assert self.place is not None
         self.gpu.run(self.place)
 
-    def synchronize(self):
+    def synchronize(self) -> None:
         self.gpu.log.append("host waits")
         self.done()
 
@@ -164,23 +174,23 @@ class Event:
 class HostBuffer:
     """A page-locked tensor whose copies to the device happen late."""
 
-    def __init__(self, rows, gpu):
+    def __init__(self, rows: torch.Tensor, gpu: FakeGpu) -> None:
         self.rows, self.gpu, self.dtype = rows, gpu, rows.dtype
 
-    def numel(self):
+    def numel(self) -> int:
         return self.rows.numel()
 
-    def __getitem__(self, part):
+    def __getitem__(self, part: slice) -> HostBuffer:
         return HostBuffer(self.rows[part], self.gpu)
 
-    def view(self, shape):
+    def view(self, shape: torch.Size) -> HostBuffer:
         return HostBuffer(self.rows.view(shape), self.gpu)
 
-    def copy_(self, rows):
+    def copy_(self, rows: torch.Tensor) -> HostBuffer:
         self.rows.copy_(rows)
         return self
 
-    def to(self, _, non_blocking):
+    def to(self, _: object, non_blocking: bool) -> OnDevice:
         assert non_blocking
         assert self.gpu.current == "copier"
         sent = OnDevice(torch.full_like(self.rows, -1))
@@ -189,19 +199,19 @@ class HostBuffer:
 
 
 class OnDevice:
-    device = "cuda:0"
+    device: Any = "cuda:0"
 
-    def __init__(self, rows):
+    def __init__(self, rows: torch.Tensor) -> None:
         self.rows, self.recorded = rows, False
 
-    def record_stream(self, _):
+    def record_stream(self, _: object) -> None:
         self.recorded = True
 
 
-def test_a_buffer_is_filled_again_only_after_it_was_read(monkeypatch):
+def test_a_buffer_is_filled_again_only_after_it_was_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise the late copy would carry another batch's rows, or none."""
     gpu = FakeGpu(monkeypatch)
-    lane = device._Lane("cuda:0")
+    lane: Any = device._Lane(OnDevice.device)
     batches = [{"x": torch.full((size, 3), float(size))} for size in (4, 4, 4, 6, 2, 4)]
     sent = [lane.send(batch) for batch in batches[:2]]  # one in use, one ahead
     assert gpu.log == ["buffer", "buffer"]
@@ -215,9 +225,11 @@ def test_a_buffer_is_filled_again_only_after_it_was_read(monkeypatch):
     assert gpu.log.count("buffer") == 3  # the larger batch took a larger one, once
 
 
-def test_batches_that_were_never_waited_for_still_arrive_whole(monkeypatch):
+def test_batches_that_were_never_waited_for_still_arrive_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     FakeGpu(monkeypatch)
-    lane = device._Lane("cuda:0")
+    lane: Any = device._Lane(OnDevice.device)
     batches = [{"x": torch.full((4,), float(n)), "y": torch.tensor([n])} for n in range(7)]
     sent = [lane.send(batch) for batch in batches]
     for batch, sending in zip(batches, sent, strict=True):
@@ -226,9 +238,9 @@ def test_batches_that_were_never_waited_for_still_arrive_whole(monkeypatch):
         assert torch.equal(ready["y"].rows, batch["y"])
 
 
-def test_what_is_on_the_device_already_is_not_sent(monkeypatch):
+def test_what_is_on_the_device_already_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = FakeGpu(monkeypatch)
-    lane = device._Lane("cuda:0")
+    lane: Any = device._Lane(OnDevice.device)
     rows = OnDevice(torch.zeros(3))
     gpu.queue.append(lambda: rows.rows.fill_(7))  # the gather, on another stream perhaps
     batch = {"x": rows}
@@ -238,7 +250,7 @@ def test_what_is_on_the_device_already_is_not_sent(monkeypatch):
     assert (rows.rows == 7).all()
 
 
-def test_what_is_read_in_inference_mode_can_be_trained_from(open_dataset):
+def test_what_is_read_in_inference_mode_can_be_trained_from(open_dataset: Opener) -> None:
     """The batch that was read ahead is used when the mode is over."""
     dataset = open_dataset("random")
     walk = iter(DeviceBatches(dataset, FeatureBatchSampler(dataset, 8), "cpu"))
@@ -248,11 +260,13 @@ def test_what_is_read_in_inference_mode_can_be_trained_from(open_dataset):
         rows = batch["clip_image"]
         assert not rows.is_inference()
         weight = torch.ones(rows.shape[1], requires_grad=True)
-        (rows @ weight).sum().backward()
+        (rows @ weight).sum().backward()  # type: ignore[no-untyped-call]
         torch.testing.assert_close(weight.grad, rows.sum(0))
 
 
-def test_the_epoch_reaches_the_source_if_the_sampler_has_another_dataset(open_dataset):
+def test_the_epoch_reaches_the_source_if_the_sampler_has_another_dataset(
+    open_dataset: Opener,
+) -> None:
     source, other = open_dataset("random"), open_dataset("random")
     loader = DeviceBatches(source, FeatureBatchSampler(other, 8), "cpu")
     reference = open_dataset("random")
@@ -269,7 +283,9 @@ def test_the_epoch_reaches_the_source_if_the_sampler_has_another_dataset(open_da
 
 
 @pytest.mark.parametrize("views", ["clean", 3, "mean", "all"])
-def test_resident_features_are_the_datasets(open_dataset, views, monkeypatch):
+def test_resident_features_are_the_datasets(
+    open_dataset: Opener, views: int | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(resident, "_BLOCK_BYTES", 40_000)  # several blocks
     dataset = open_dataset(views)
     held = ResidentFeatures(dataset, "cpu")
@@ -283,7 +299,7 @@ def test_resident_features_are_the_datasets(open_dataset, views, monkeypatch):
             held.batch(items)
 
 
-def test_some_views_in_another_dtype(open_dataset):
+def test_some_views_in_another_dtype(open_dataset: Opener) -> None:
     dataset = open_dataset("all")
     held = ResidentFeatures(dataset, "cpu", Residency(views=[3, 1], dtype=torch.bfloat16))
     wanted = dataset.batch([7, 2])
@@ -295,7 +311,7 @@ def test_some_views_in_another_dtype(open_dataset):
     assert held.nbytes == bytes_of_features + SAMPLES * (8 + 23 * 4)
 
 
-def test_what_is_kept_twice_or_read_ahead_is_refused(open_dataset):
+def test_what_is_kept_twice_or_read_ahead_is_refused(open_dataset: Opener) -> None:
     dataset = open_dataset("all")
     for keep in (Residency([3, 3], draw="pair"), Residency([1], draw="pair"), Residency([2, 2])):
         with pytest.raises(ConfigError, match="views are different ones"):
@@ -306,7 +322,9 @@ def test_what_is_kept_twice_or_read_ahead_is_refused(open_dataset):
         list(batches)
 
 
-def views_of(dataset, batch, items):
+def views_of(
+    dataset: FeatureDataset, batch: dict[str, torch.Tensor], items: list[int]
+) -> torch.Tensor:
     """The view of each row, int64 like the rows without D; the same for every feature."""
     wanted = dataset.batch(items)
     number = None
@@ -316,11 +334,12 @@ def views_of(dataset, batch, items):
         assert torch.equal(same.sum(-1), torch.ones(same.shape[:2], dtype=torch.int64))
         assert number is None or torch.equal(number, same.int().argmax(-1))
         number = same.int().argmax(-1)
+    assert number is not None
     return number
 
 
 @pytest.mark.parametrize(("draw", "each"), [("random", 1), ("pair", 2)])
-def test_draws_belong_to_seed_epoch_and_sample(open_dataset, draw, each):
+def test_draws_belong_to_seed_epoch_and_sample(open_dataset: Opener, draw: str, each: int) -> None:
     dataset = open_dataset("all")
     held = ResidentFeatures(dataset, "cpu", Residency(draw=draw))
     items = list(range(SAMPLES))
@@ -344,7 +363,7 @@ def test_draws_belong_to_seed_epoch_and_sample(open_dataset, draw, each):
 
 
 @pytest.mark.parametrize("keep", [Residency(), Residency([3, 1]), Residency(draw="random")])
-def test_labels_of_views_are_those_of_the_rows(open_dataset, keep):
+def test_labels_of_views_are_those_of_the_rows(open_dataset: Opener, keep: Residency) -> None:
     dataset = open_dataset("all", labels="augmented")
     held = ResidentFeatures(dataset, "cpu", keep)
     held.set_epoch(3)
@@ -358,7 +377,9 @@ def test_labels_of_views_are_those_of_the_rows(open_dataset, keep):
     assert batch["labels"].dtype == torch.float32
 
 
-def test_a_sample_draws_the_same_in_every_split(open_dataset, folders, tmp_path):
+def test_a_sample_draws_the_same_in_every_split(
+    open_dataset: Opener, folders: Path, tmp_path: Path
+) -> None:
     dataset = open_dataset("all")
     stems = dataset.stems
     (tmp_path / "split.json").write_text(
@@ -370,7 +391,7 @@ def test_a_sample_draws_the_same_in_every_split(open_dataset, folders, tmp_path)
     assert equal(ResidentFeatures(part, "cpu", keep).batch(range(len(part))), whole)
 
 
-def test_epochs_over_resident_features(open_dataset):
+def test_epochs_over_resident_features(open_dataset: Opener) -> None:
     held = ResidentFeatures(open_dataset("all"), "cpu", Residency(draw="random"))
     loader = DeviceBatches(held, FeatureBatchSampler(held, 8, shuffle=Shuffle(window=2)), "cpu")
     first, second = (list(loader) for _ in range(2))
@@ -382,7 +403,9 @@ def test_epochs_over_resident_features(open_dataset):
         assert torch.equal(rows, held.batch(index)["clip_text"])
 
 
-def test_what_does_not_fit_is_refused_with_both_numbers(open_dataset, monkeypatch):
+def test_what_does_not_fit_is_refused_with_both_numbers(
+    open_dataset: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dataset = open_dataset("all")
     wanted = SAMPLES * (VIEWS * 192 * 4 + 8 + 23 * 4)
     monkeypatch.setattr(resident, "available_bytes", lambda: wanted + 999)
@@ -404,12 +427,14 @@ def test_what_does_not_fit_is_refused_with_both_numbers(open_dataset, monkeypatc
         ("all", Residency(views=[2], draw="pair")),
     ],
 )
-def test_what_does_not_go_together_is_refused(open_dataset, views, keep):
+def test_what_does_not_go_together_is_refused(
+    open_dataset: Opener, views: str, keep: Residency
+) -> None:
     with pytest.raises(ConfigError):
         ResidentFeatures(open_dataset(views), "cpu", keep)
 
 
-def test_indices_stay_with_the_rows(open_dataset):
+def test_indices_stay_with_the_rows(open_dataset: Opener) -> None:
     dataset = open_dataset("clean")
     held = ResidentFeatures(dataset, "cpu")
     assert np.array_equal(held.indices, dataset.indices)

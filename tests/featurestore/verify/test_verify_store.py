@@ -2,6 +2,9 @@
 
 import json
 import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,26 +17,26 @@ from featurestore.storage.store import FeatureStore
 from featurestore.storage.writer import StoreWriter
 from featurestore.verify.repair import repair
 from featurestore.verify.store import verify
-from tests.featurestore.stores import commit, make_records, make_store, remake, tree
+from tests.featurestore.stores import StoreAndRows, commit, make_records, make_store, remake, tree
 
 LEDGER = "records/ledger.jsonl"
 
 
 @pytest.fixture(scope="module")
-def sound(tmp_path_factory):
+def sound(tmp_path_factory: pytest.TempPathFactory) -> StoreAndRows:
     path = tmp_path_factory.mktemp("sound") / "store"
     rows = make_store(path, bad={5: [BadInput(5, "image", "truncated", "it ends")]})
     return path, rows
 
 
 @pytest.fixture
-def copy(sound, tmp_path):
+def copy(sound: StoreAndRows, tmp_path: Path) -> Path:
     path = tmp_path / "store"
     shutil.copytree(sound[0], path)
     return path
 
 
-def make_again(path, rows, chunks):
+def make_again(path: Path, rows: dict[str, np.ndarray], chunks: list[int]) -> None:
     with StoreWriter(path, stores.take_lock(path)) as writer:
         assert writer.ledger.missing == chunks
         bad = {5: [BadInput(5, "image", "truncated", "it ends")]}
@@ -41,43 +44,45 @@ def make_again(path, rows, chunks):
         writer.finish()
 
 
-def flip(path, at):
+def flip(path: Path, at: int) -> None:
     data = bytearray(path.read_bytes())
     data[at] ^= 0x10
     path.write_bytes(data)
 
 
-def test_a_sound_store_has_no_findings(sound):
+def test_a_sound_store_has_no_findings(sound: StoreAndRows) -> None:
     report = verify(sound[0])
     assert (report.findings, report.notices) == ([], [])
     assert (report.chunks, sorted(report.committed), report.files) == (3, [0, 1, 2], 12)
 
 
-def test_an_incomplete_store_is_not_damaged(tmp_path):
+def test_an_incomplete_store_is_not_damaged(tmp_path: Path) -> None:
     make_store(tmp_path / "store", chunks=[0, 2])
     report = verify(tmp_path / "store")
     assert report.findings == []
     assert report.notices == ["1 of 3 chunks to be built"]
 
 
-def committed_files(path):
+def committed_files(path: Path) -> list[Path]:
     return [p for p in sorted(path.rglob("*")) if p.is_file() and "runs" not in p.parts]
 
 
-def remove(path):
+def remove(path: Path) -> None:
     path.unlink()
 
 
-def cut(path):
+def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def flip_middle(path):
+def flip_middle(path: Path) -> None:
     flip(path, path.stat().st_size // 2)
 
 
 @pytest.mark.parametrize("damage", [remove, cut, flip_middle])
-def test_every_file_is_guarded(sound, tmp_path, damage):
+def test_every_file_is_guarded(
+    sound: StoreAndRows, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
     names = [p.relative_to(sound[0]).as_posix() for p in committed_files(sound[0])]
     assert len(names) == 3 + 2 + 2 * 2 + 12  # groups, records, array documents, chunks
     for name in names:
@@ -110,7 +115,7 @@ ARRAY_FIELDS = {
 
 
 @pytest.mark.parametrize("field", ARRAY_FIELDS)
-def test_each_field_of_an_array_is_checked(copy, field):
+def test_each_field_of_an_array_is_checked(copy: Path, field: str) -> None:
     file = "clip_image/zarr.json"
     document = json.loads((copy / file).read_bytes())
     assert document[field] != ARRAY_FIELDS[field]
@@ -120,7 +125,7 @@ def test_each_field_of_an_array_is_checked(copy, field):
     assert finding.problem.startswith(f"{field} is ")
 
 
-def test_each_byte_of_a_ledger_line_counts(sound, tmp_path):
+def test_each_byte_of_a_ledger_line_counts(sound: StoreAndRows, tmp_path: Path) -> None:
     path = tmp_path / "store"
     shutil.copytree(sound[0], path)
     whole = (path / LEDGER).read_bytes()
@@ -135,7 +140,7 @@ def test_each_byte_of_a_ledger_line_counts(sound, tmp_path):
         assert sorted(report.committed) == [1, 2]
 
 
-def sign(line):
+def sign(line: str) -> bytes:
     """The changed line with a matching checksum."""
     body = json.loads(line)
     body.pop("crc32c")
@@ -143,7 +148,7 @@ def sign(line):
     return text + b', "crc32c": "%08x"}' % crc32c(text)
 
 
-def rewrite_line(path, number, change):
+def rewrite_line(path: Path, number: int, change: Callable[[dict[str, Any]], object]) -> None:
     lines = (path / LEDGER).read_bytes().splitlines()
     body = json.loads(lines[number])
     change(body)
@@ -151,7 +156,7 @@ def rewrite_line(path, number, change):
     (path / LEDGER).write_bytes(b"\n".join(lines) + b"\n")
 
 
-def test_a_ledger_line_whose_checksum_fits_can_still_be_wrong(copy):
+def test_a_ledger_line_whose_checksum_fits_can_still_be_wrong(copy: Path) -> None:
     rewrite_line(copy, 0, lambda body: body["samples"].pop())
     rewrite_line(copy, 1, lambda body: body["files"].update({"x": [1, "00000000"]}))
     rewrite_line(copy, 2, lambda body: body.update(chunk=7))
@@ -161,14 +166,16 @@ def test_a_ledger_line_whose_checksum_fits_can_still_be_wrong(copy):
     assert any("line 3 names chunk 7 of 3" in p for p in problems)
 
 
-def test_a_chunk_named_twice_is_found(copy):
+def test_a_chunk_named_twice_is_found(copy: Path) -> None:
     first = (copy / LEDGER).read_bytes().splitlines()[0]
     with (copy / LEDGER).open("ab") as file:
         file.write(first + b"\n")
     assert [f.problem for f in verify(copy).findings] == ["line 4 names chunk 0 again"]
 
 
-def overwrite_chunk(path, name, chunk, change):
+def overwrite_chunk(
+    path: Path, name: str, chunk: int, change: Callable[[np.ndarray], object]
+) -> None:
     """Replaces rows and all their checksums, so that only the moments differ."""
     file = f"{name}/c.{chunk}.0.0"
     rows = np.frombuffer((path / file).read_bytes()[:-4], "<f4").copy()
@@ -179,14 +186,14 @@ def overwrite_chunk(path, name, chunk, change):
     rewrite_line(path, chunk, lambda body: body["files"].update({file: [size, f"{crc:08x}"]}))
 
 
-def test_rows_that_do_not_fit_their_moments_are_found(copy):
+def test_rows_that_do_not_fit_their_moments_are_found(copy: Path) -> None:
     overwrite_chunk(copy, "clip_image", 1, lambda rows: rows.__setitem__(3, rows[3] + 1))
     [finding] = verify(copy).findings
     assert (finding.file, finding.chunk) == ("records/moments/clip_image/c.1.0.0", 1)
     assert "1 of 64 dimensions" in finding.problem
 
 
-def test_rows_that_are_not_finite_and_rows_behind_the_end_are_found(copy):
+def test_rows_that_are_not_finite_and_rows_behind_the_end_are_found(copy: Path) -> None:
     overwrite_chunk(copy, "clip_image", 0, lambda rows: rows.__setitem__(3, np.nan))
     overwrite_chunk(copy, "clip_text", 2, lambda rows: rows.__setitem__(-1, 0.0))
     findings = [(f.file, f.chunk, f.problem) for f in verify(copy).findings]
@@ -194,7 +201,7 @@ def test_rows_that_are_not_finite_and_rows_behind_the_end_are_found(copy):
     assert ("clip_text/c.2.0.0", 2, "there are rows after the last sample") in findings
 
 
-def test_leftovers_are_noticed_and_no_damage(copy):
+def test_leftovers_are_noticed_and_no_damage(copy: Path) -> None:
     (copy / "clip_image" / "c.0.0.0.partial").write_bytes(b"half")
     (copy / ".DS_Store").write_bytes(b"x")
     with (copy / LEDGER).open("ab") as file:
@@ -206,7 +213,9 @@ def test_leftovers_are_noticed_and_no_damage(copy):
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove", "ledger"])
-def test_repair_drops_what_is_damaged_and_only_that(sound, copy, damage):
+def test_repair_drops_what_is_damaged_and_only_that(
+    sound: StoreAndRows, copy: Path, damage: str
+) -> None:
     golden = tree(sound[0])
     target = copy / "clip_text" / "c.1.0.0"
     if damage == "flip":
@@ -231,7 +240,7 @@ def test_repair_drops_what_is_damaged_and_only_that(sound, copy, damage):
     assert tree(copy) == golden
 
 
-def test_what_cannot_be_repaired_says_so_and_changes_nothing(copy):
+def test_what_cannot_be_repaired_says_so_and_changes_nothing(copy: Path) -> None:
     flip(copy / "records" / "samples.jsonl", 3)
     flip(copy / "clip_image" / "c.0.0.0", 3)
     before = tree(copy)
@@ -253,7 +262,9 @@ def test_what_cannot_be_repaired_says_so_and_changes_nothing(copy):
         (lambda b: b["bad"].append(b["bad"][0]), "an input is listed twice"),
     ],
 )
-def test_every_sample_was_read_or_has_a_reason(copy, change, problem):
+def test_every_sample_was_read_or_has_a_reason(
+    copy: Path, change: Callable[[dict[str, Any]], object], problem: str
+) -> None:
     rewrite_line(copy, 1, change)
     [finding] = verify(copy).findings
     assert (finding.file, finding.chunk) == (LEDGER, 1)
@@ -262,14 +273,14 @@ def test_every_sample_was_read_or_has_a_reason(copy, change, problem):
 
 @pytest.mark.parametrize("key", ["samples", "bad", "files", "chunk"])
 @pytest.mark.parametrize("value", [None, 3, [3], {"x": 3}, "x"])
-def test_a_line_of_another_form_is_a_finding(copy, key, value):
+def test_a_line_of_another_form_is_a_finding(copy: Path, key: str, value: object) -> None:
     rewrite_line(copy, 1, lambda body: body.update({key: value}))
     assert {f.file for f in verify(copy).findings} == {LEDGER}
     rewrite_line(copy, 2, lambda body: body.pop(key))
     assert any("line 3" in f.problem for f in verify(copy).findings)
 
 
-def test_posters_that_were_not_read_need_no_reason(tmp_path):
+def test_posters_that_were_not_read_need_no_reason(tmp_path: Path) -> None:
     path = tmp_path / "store"
     make_store(path)
     for number in range(3):
@@ -281,17 +292,20 @@ def test_posters_that_were_not_read_need_no_reason(tmp_path):
 
 
 @pytest.fixture
-def extended(sound, copy):
+def extended(sound: StoreAndRows, copy: Path) -> tuple[Path, Path]:
     """The store with an unfinished extension: another feature, one of three chunks."""
     folder = copy / "records" / "extension"
     make_store(folder, dims={"blip2_text": 128}, chunks=[0])
     report = verify(copy)
     assert report.findings == []
+    assert report.extension is not None
     assert sorted(report.extension.committed) == [0]
     return copy, folder
 
 
-def test_a_damaged_extension_is_named_and_repaired(sound, extended):
+def test_a_damaged_extension_is_named_and_repaired(
+    sound: StoreAndRows, extended: tuple[Path, Path]
+) -> None:
     path, folder = extended
     flip(folder / "blip2_text" / "c.0.0.0", 100)
     report = verify(path)
@@ -308,7 +322,9 @@ def test_a_damaged_extension_is_named_and_repaired(sound, extended):
     assert tree(path) == tree(sound[0])
 
 
-def test_an_irreparable_extension_is_dropped(sound, extended):
+def test_an_irreparable_extension_is_dropped(
+    sound: StoreAndRows, extended: tuple[Path, Path]
+) -> None:
     path, folder = extended
     flip(folder / "records" / "samples.jsonl", 3)
     report = verify(path)
@@ -320,7 +336,7 @@ def test_an_irreparable_extension_is_dropped(sound, extended):
     assert tree(path) == tree(sound[0])
 
 
-def test_an_unfinished_merge_is_not_reported_as_loss(extended):
+def test_an_unfinished_merge_is_not_reported_as_loss(extended: tuple[Path, Path]) -> None:
     path, folder = extended
     (folder / "final").mkdir()
     (path / "zarr.json").rename(folder / "final" / "zarr.json")
@@ -333,12 +349,12 @@ def test_an_unfinished_merge_is_not_reported_as_loss(extended):
     assert tree(path) == before
 
 
-def test_a_store_that_is_replaced_meanwhile_is_checked_again(copy, tmp_path):
+def test_a_store_that_is_replaced_meanwhile_is_checked_again(copy: Path, tmp_path: Path) -> None:
     """As in the merge of an extension: the check sees chunks of two stores."""
     other, looks = tmp_path / "other", []
     make_store(other, seed=3, dims={"clip_image": 64, "clip_text": 128, "blip2_text": 64})
 
-    def replace(done, _total):
+    def replace(done: int, _total: int) -> None:
         looks.append(done)
         if len(looks) == 2:
             shutil.rmtree(copy)
@@ -350,10 +366,10 @@ def test_a_store_that_is_replaced_meanwhile_is_checked_again(copy, tmp_path):
     assert report.files == 3 * 2 * 3
 
 
-def test_chunks_rebuilt_meanwhile_are_no_damage(tmp_path):
+def test_chunks_rebuilt_meanwhile_are_no_damage(tmp_path: Path) -> None:
     rows, looks = make_store(tmp_path / "s"), []
 
-    def replace(done, _total):
+    def replace(done: int, _total: int) -> None:
         looks.append(done)
         if len(looks) == 1:
             remake(tmp_path / "s", 2, {name: values + 1 for name, values in rows.items()})
@@ -363,11 +379,11 @@ def test_chunks_rebuilt_meanwhile_are_no_damage(tmp_path):
     assert report.findings == []
 
 
-def test_a_growing_store_with_damage_is_checked_once(tmp_path):
+def test_a_growing_store_with_damage_is_checked_once(tmp_path: Path) -> None:
     rows, looks = make_store(tmp_path / "s", chunks=[0, 1]), []
     flip(tmp_path / "s/clip_text/c.0.0.0", 100)
 
-    def grow(done, _total):
+    def grow(done: int, _total: int) -> None:
         looks.append(done)
         if len(looks) == 1:
             with StoreWriter(tmp_path / "s", stores.take_lock(tmp_path / "s")) as writer:
