@@ -14,7 +14,8 @@ from featurestore.reading.mapping import Advice
 from featurestore.reading.rows import store_rows
 from featurestore.records import Sample, SampleRecord, stems_sha256
 from featurestore.storage.fingerprint import Fingerprint
-from featurestore.storage.store import FeatureStore, StoreSpec, choose_chunk
+from featurestore.storage.shape import StoreSpec, choose_chunk
+from featurestore.storage.store import FeatureStore
 from featurestore.storage.writer import create, take_lock
 from featurestore.training.dataset import FeatureDataset
 

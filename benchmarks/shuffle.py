@@ -33,7 +33,7 @@ from featurestore import FeatureBatchSampler, FeatureDataset, Shuffle
 from featurestore.reading import mapping
 from featurestore.records import Sample, SampleRecord
 from featurestore.sampling import ordering
-from featurestore.storage.store import StoreSpec
+from featurestore.storage.shape import StoreSpec
 from featurestore.storage.writer import create, take_lock
 
 SAMPLES_OF_MMIMDB, CHUNK, BATCH, LABELS = 25_959, 64, 512, 23

@@ -19,7 +19,8 @@ from consumers.resume.extension import Extension, features_to_build
 from featurestore.errors import InputError
 from featurestore.storage.codecs import NONE
 from featurestore.storage.fingerprint import VERSION, Fingerprint
-from featurestore.storage.store import FeatureStore, choose_chunk, chunk_fits, rows_of
+from featurestore.storage.shape import choose_chunk, chunk_fits, rows_of
+from featurestore.storage.store import FeatureStore
 from featurestore.wording import amount
 from producers.recipes.image_views import IMAGE_RECIPE
 from producers.recipes.text_views import TEXT_RECIPE

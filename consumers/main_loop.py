@@ -16,9 +16,9 @@ import numpy.typing as npt
 
 from consumers.backbones import registry
 from consumers.device.computing import ComputePool
+from consumers.engine.batcher import LaunchedFeature
 from consumers.engine.committing import Committer, LaunchedChunk
 from consumers.engine.embedding import Embedder
-from consumers.engine.runner import LaunchedFeature
 from consumers.notices import slow_paths
 from consumers.plan import Plan
 from consumers.resume.checks import INPUT_CACHE, refuse_bad

@@ -14,7 +14,7 @@ from consumers.resume.checks import Known
 from consumers.resume.extension import Extension
 from featurestore.errors import ConfigError, ManyViewsError, StorageError
 from featurestore.storage.fingerprint import Fingerprint
-from featurestore.storage.store import StoreSpec
+from featurestore.storage.shape import StoreSpec
 from featurestore.system.limits import usable_cpus
 from producers.kernels.implementations import has_compiled
 from producers.slots import require_room

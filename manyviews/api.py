@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from consumers.main_loop import BuildReport
     from featurestore.imdb.materialize import Materialized
     from featurestore.verify.findings import Verification
-    from manyviews.operations.check.check import CheckReport
+    from manyviews.operations.check.findings import CheckReport
     from manyviews.operations.export.run import Exported
     from manyviews.operations.probe.probe import ProbeTable
     from manyviews.operations.watch.watch import Progress

@@ -17,7 +17,8 @@ from importlib.metadata import PackageNotFoundError, entry_points, version
 from typing import Any, cast
 
 from consumers.backbones.config import BackboneConfig
-from consumers.backbones.registry import Backbone, BackboneRequest, modality_of, quiet_transformers
+from consumers.backbones.protocol import Backbone, BackboneRequest, modality_of
+from consumers.backbones.registry import quiet_transformers
 from consumers.device.devices import make_reproducible, resolve_dtype
 from featurestore.errors import ConfigError, ManyViewsError
 from featurestore.storage.fingerprint import Fingerprint

@@ -1,4 +1,4 @@
-"""The backbone protocols, and the registry of the paper's four features.
+"""The registry of the paper's four features, and what is checked of every feature.
 
 Importing this module loads neither torch nor transformers: the command line reads the registry for
 its help and its checks, and only ``load`` pays for the libraries.
@@ -10,11 +10,12 @@ import importlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from consumers.backbones.protocol import Backbone, modality_of
 from consumers.checkpoints import checkpoints
 from consumers.device.devices import (
     DTYPES,
@@ -27,20 +28,10 @@ from consumers.device.devices import (
 from featurestore.errors import BackboneError, ConfigError
 from featurestore.records import FEATURES, Modality
 
-if TYPE_CHECKING:
-    import torch
-
-    from producers.recipes.image_views import ImageSpec
-    from producers.recipes.tokens import TextSpec
-
 __all__ = [
     "DTYPES",
     "REGISTRY",
-    "Backbone",
-    "BackboneRequest",
     "FeatureInfo",
-    "ImageBackbone",
-    "TextBackbone",
     "check_features",
     "device_kind",
     "info",
@@ -51,89 +42,6 @@ __all__ = [
     "resolve_dtype",
     "resolve_threads",
 ]
-
-
-class ImageBackbone(Protocol):
-    """A frozen image encoder.
-
-    Attributes:
-        feature: the feature's name.
-        model: the checkpoint's name, without any path.
-        fingerprint: SHA-256 over every file of the checkpoint that changes numbers.
-        dim: length D of a feature vector.
-        image: how a producer resizes and crops the pixels that ``embed`` takes.
-        device: device of the weights.
-        dtype: dtype of the weights.
-    """
-
-    feature: str
-    model: str
-    fingerprint: str
-    dim: int
-    image: ImageSpec
-    device: torch.device
-    dtype: torch.dtype
-
-    def embed(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Embed uint8 ``[B, S, S, 3]`` on ``device``; returns float32 ``[B, D]`` there."""
-        ...
-
-
-class TextBackbone(Protocol):
-    """A frozen text encoder.
-
-    Attributes:
-        feature: the feature's name.
-        model: the checkpoint's name, without any path.
-        fingerprint: SHA-256 over every file of the checkpoint that changes numbers.
-        dim: length D of a feature vector.
-        text: how a producer turns a text into the token ids that ``embed`` takes.
-        device: device of the weights.
-        dtype: dtype of the weights.
-    """
-
-    feature: str
-    model: str
-    fingerprint: str
-    dim: int
-    text: TextSpec
-    device: torch.device
-    dtype: torch.dtype
-
-    def embed(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """Embed int64 ``[B, L]`` with its 0/1 mask ``[B, L]``; returns float32 ``[B, D]``."""
-        ...
-
-
-Backbone: TypeAlias = "ImageBackbone | TextBackbone"
-
-
-@dataclass(frozen=True, slots=True)
-class BackboneRequest:
-    """The arguments of an adapter: one table ``[backbones.NAME]``, device and dtype.
-
-    Attributes:
-        feature: the feature's name.
-        model: hub id or local folder; ``""`` if none was named.
-        device: device for the weights.
-        dtype: dtype for the weights.
-        pooling: how the token vectors are reduced to one vector; ``""`` leaves it to the adapter.
-        size: side of the square images, in pixels; 0 leaves it to the checkpoint.
-        max_length: maximum length of a text, in tokens; 0 leaves it to the checkpoint.
-    """
-
-    feature: str
-    model: str
-    device: torch.device
-    dtype: torch.dtype
-    pooling: str = ""
-    size: int = 0
-    max_length: int = 0
-
-
-def modality_of(backbone: Backbone) -> Modality:
-    """The modality that a loaded backbone embeds."""
-    return "image" if hasattr(backbone, "image") else "text"
 
 
 @dataclass(frozen=True, slots=True)

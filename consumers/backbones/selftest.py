@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from consumers.backbones.registry import Backbone, BackboneRequest, modality_of
+from consumers.backbones.protocol import Backbone, BackboneRequest, modality_of
 from consumers.device.computing import ComputePool, Order
 from featurestore.errors import ConfigError, ManyViewsError
 from featurestore.wording import one_line

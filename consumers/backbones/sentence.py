@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from consumers.backbones.registry import BackboneRequest
+from consumers.backbones.protocol import BackboneRequest
 from consumers.checkpoints import checkpoints
 from consumers.checkpoints.checkpoints import Checkpoint
 from consumers.checkpoints.loading import check_rows, dtype_argument, freeze, text_spec

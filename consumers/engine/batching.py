@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from consumers.backbones.registry import ImageBackbone, TextBackbone
+from consumers.backbones.protocol import ImageBackbone, TextBackbone
 from consumers.device.computing import ComputePool, Order
 from consumers.engine.batch_plan import SHORT, IntArray, TextBatch, own_multiple, text_plan
-from consumers.engine.runner import Batcher
+from consumers.engine.batcher import Batcher
 from consumers.engine.staging import Stage
 
 

@@ -7,7 +7,7 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from types import TracebackType
 
-from consumers.engine.runner import LaunchedFeature
+from consumers.engine.batcher import LaunchedFeature
 from featurestore.records import SampleRecord
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from consumers.backbones import registry
 from consumers.device.computing import ComputePool
+from consumers.engine.batcher import Batcher, LaunchedFeature
 from consumers.engine.batching import ImageBatcher, TextBatcher
-from consumers.engine.runner import Batcher, LaunchedFeature
 from producers.pool import SampleViews
 
 

@@ -1,17 +1,74 @@
-"""Reads the manifest of materialized embeddings for labels that are written to the same folder."""
+"""The manifest of materialized embeddings: its content, and what labels beside them must match."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from featurestore.errors import ConfigError, InputError
 from featurestore.imdb.label_files import REDO
 from featurestore.records import PAPER_VIEWS, stems_sha256
-from featurestore.storage.digests import read_record
+from featurestore.storage.digests import FileFacts, read_record
+from featurestore.storage.store import FeatureStore, record_crc32c
 
 PAPER_SEED = 123
+
+# The key of each feature's model in the paper's manifest.
+_MODEL_KEYS = {
+    "clip_image": "clip_image",
+    "clip_text": "clip_text",
+    "blip2_image": "blip2",
+    "blip2_text": "blip2",
+}
+
+
+def embeddings_manifest(
+    store: FeatureStore, prefix: str, zscore: str, facts: Mapping[str, FileFacts]
+) -> dict[str, Any]:
+    """The manifest of a run: the paper's keys in the paper's order, then additional ones.
+
+    Args:
+        store: the store that was materialized.
+        prefix: P, the beginning of the files' names.
+        zscore: how the rows were scaled.
+        facts: size and digest by name of each file that was written.
+    """
+    spec, known = store.spec, store.fingerprint
+    samples = store.samples
+    manifest: dict[str, Any] = {
+        "total_rows": spec.samples * spec.views,
+        "original_rows": spec.samples,
+        "views_per_sample": spec.views,
+        "dims": dict(spec.dims),
+        "models": {_MODEL_KEYS.get(name, name): known[f"{name}.model"] for name in spec.dims},
+        "dtype": known[f"{next(iter(spec.dims))}.dtype"],
+        "device": str(known["device_kind"]).partition(":")[0],
+        "simclr": True,
+        "text_mask_prob": 0.15,
+        "index_csv": f"{prefix}_aug_index.csv",
+        "zscore": zscore,
+        "seed": known["seed"],
+        "recipe": {"image": known["image_recipe"], "text": known["text_recipe"]},
+        "versions": {
+            key.removeprefix("version."): value
+            for key, value in known.items()
+            if key.startswith("version.")
+        },
+        "stems_sha256": known["stems_sha256"],
+        "placeholders": [
+            {
+                "orig_idx": bad.index,
+                "stem": samples[bad.index].stem,
+                "input": bad.modality,
+                "reason": bad.reason,
+            }
+            for bad in store.bad_inputs
+        ],
+        "sha256": {name: digest for name, (_, digest) in facts.items()},
+    }
+    manifest["crc32c"] = record_crc32c(manifest)
+    return manifest
 
 
 def views_and_seed(

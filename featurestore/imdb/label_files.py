@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from featurestore.errors import InputError
 from featurestore.imdb.genres import CLASS_NAMES
 from featurestore.reading.npy import map_npy
-from featurestore.storage.digests import file_sha256, read_record
+from featurestore.storage.digests import read_record
 from featurestore.storage.store import record_crc32c
 from featurestore.system.refusals import is_absent, refusal
 from featurestore.verify.digests import compare_files
@@ -48,34 +49,37 @@ def label_record(samples: int, contents: Mapping[str, Sequence[bytes]]) -> bytes
     return (json.dumps(record, indent=2) + "\n").encode("ascii")
 
 
-def _digests(labels_dir: Path) -> Mapping[str, str]:
+def _digests(labels_dir: Path) -> dict[str, str]:
     """The recorded digest of each label file; empty for files of the published scripts.
 
     Raises:
-        InputError: the record is damaged.
+        ValueError: the record is damaged.
         StorageError: the record cannot be read.
     """
-    path = labels_dir / RECORD_FILE
     try:
-        return dict(read_record(path)["sha256"])
+        return dict(read_record(labels_dir / RECORD_FILE)["sha256"])
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise InputError(
-            f"{path} is not the record that `labels` wrote: {str(e)[:200]}\n{REDO}"
-        ) from e
+    except (OSError, KeyError, TypeError) as e:
+        raise ValueError(str(e)) from e
 
 
-def _require_recorded(labels_dir: Path, name: str) -> None:
-    """Refuses a label file whose content differs from the record; accepts any without a record.
+def _require_recorded(labels_dir: Path, name: str, content: bytes | mmap.mmap) -> None:
+    """Refuses the content of a label file that differs from the record; accepts any without one.
 
     Raises:
-        InputError: the file's digest differs from that of the record.
+        InputError: the digest differs from that of the record, or the record is damaged.
     """
-    digests = _digests(labels_dir)
+    try:
+        digests = _digests(labels_dir)
+    except ValueError as e:
+        raise InputError(
+            f"{labels_dir / RECORD_FILE} is not the record that `labels` wrote: {str(e)[:200]}\n"
+            f"{REDO}"
+        ) from e
     if not digests:
         return
-    digest = file_sha256(labels_dir / name)
+    digest = hashlib.sha256(content).hexdigest()
     if digest != digests.get(name):
         raise InputError(
             f"{labels_dir / name} is not what `labels` wrote: expected SHA-256 "
@@ -97,12 +101,12 @@ def verify_labels(
         StorageError: a file cannot be read.
     """
     try:
-        digests = dict(read_record(labels_dir / RECORD_FILE)["sha256"])
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError, KeyError, TypeError) as e:
+        digests = _digests(labels_dir)
+    except ValueError as e:
         checked(RECORD_FILE)
         return [Finding(RECORD_FILE, None, f"no record of label files: {e}")]
+    if not digests:
+        return []
     checked(RECORD_FILE)
     return compare_files(labels_dir, digests, checked)
 
@@ -134,13 +138,13 @@ def read_ids(labels_dir: Path) -> list[str]:
     """
     path = labels_dir / IDS_FILE
     try:
-        text = path.read_bytes().decode("utf-8", "surrogateescape")
+        content = path.read_bytes()
     except OSError as e:
         if is_absent(e):
             raise InputError(f"Could not read {path}: {e.strerror or e}\n{REDO}") from e
         raise refusal(path, e) from e
-    _require_recorded(labels_dir, IDS_FILE)
-    return text.removesuffix("\n").split("\n")
+    _require_recorded(labels_dir, IDS_FILE, content)
+    return content.decode("utf-8", "surrogateescape").removesuffix("\n").split("\n")
 
 
 def _first_difference(stems: Sequence[str], wanted: Sequence[str]) -> str:
@@ -170,7 +174,8 @@ def load_labels(labels_dir: Path, rows: int) -> NDArray[np.float32]:
     labels = np.array(mapped, np.float32, order="C")
     if not np.isfinite(labels).all():
         raise InputError(f"{path} holds values that are not finite.\n{REDO}")
-    _require_recorded(labels_dir, LABELS_FILE)
+    assert isinstance(mapped.base, mmap.mmap)  # the whole file, of which ``labels`` is a copy
+    _require_recorded(labels_dir, LABELS_FILE, mapped.base)
     _require_classes(labels_dir)
     return labels
 

@@ -34,7 +34,8 @@ from featurestore.reading.npy import npy_header
 from featurestore.records import stems_sha256, view_seed
 from featurestore.storage.digests import HashingFile, file_sha256
 from featurestore.storage.store import record_crc32c
-from featurestore.system.durable import make_folder, open_replace, remove, replace_files
+from featurestore.system.durable import make_folder, open_replace, replace_files
+from featurestore.system.removal import remove
 
 __all__ = [
     "CLASS_NAMES",

@@ -12,11 +12,11 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from featurestore.errors import ConfigError, InputError
+from featurestore.imdb.embeddings_manifest import embeddings_manifest
 from featurestore.imdb.labels_manifest import manifest_path, read_labels_manifest, seed_of
 from featurestore.imdb.splits import read_split
 from featurestore.reading.npy import npy_header
@@ -25,8 +25,8 @@ from featurestore.records import FEATURES, is_feature_name
 from featurestore.storage.digests import FileFacts, HashingFile, read_record
 from featurestore.storage.moments import Scale
 from featurestore.storage.space import free_bytes
-from featurestore.storage.store import FeatureStore, record_crc32c
-from featurestore.system import durable
+from featurestore.storage.store import FeatureStore
+from featurestore.system import durable, removal
 from featurestore.verify.digests import compare_files
 from featurestore.verify.findings import Finding
 
@@ -34,13 +34,6 @@ PREFIX = "mm_imdb1_globals_aug70"
 _INDEX_HEADER = ("aug_idx", "orig_idx", "view", "stem", "image_name", "text_len")
 # Characters that require quotes (RFC 4180, 2.6). Older csv modules do not quote a carriage return.
 _SPECIAL = re.compile('[,"\r\n]')
-# The key of each feature's model in the paper's manifest.
-_MODEL_KEYS = {
-    "clip_image": "clip_image",
-    "clip_text": "clip_text",
-    "blip2_image": "blip2",
-    "blip2_text": "blip2",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +87,7 @@ def materialize(
     # The manifest is locked from here on, so that a second run into the folder is refused.
     with durable.open_replace(manifest) as file:
         facts = _write_files(store, scales, out_dir, prefix)
-        document = _manifest(store, prefix, zscore, facts)
-        document["crc32c"] = record_crc32c(document)
+        document = embeddings_manifest(store, prefix, zscore, facts)
         file.write(json.dumps(document, indent=2).encode("utf-8"))
     sizes = {name: size for name, (size, _) in facts.items()}
     return Materialized(out_dir, {**sizes, manifest.name: file.size})
@@ -105,9 +97,9 @@ def _write_files(
     store: FeatureStore, scales: Mapping[str, Scale | None], out_dir: Path, prefix: str
 ) -> dict[str, FileFacts]:
     """Removes an earlier run's files and writes all but the manifest; size and digest by name."""
-    durable.remove(out_dir / f"{prefix}_manifest.json")
+    removal.remove(out_dir / f"{prefix}_manifest.json")
     for path in _leftovers(store, out_dir, prefix):
-        durable.remove(path)
+        removal.remove(path)
     facts: dict[str, FileFacts] = {}
     for name, scale in scales.items():
         facts[f"{prefix}_{name}.npy"] = _write_rows(store, name, scale, out_dir, prefix)
@@ -115,7 +107,7 @@ def _write_files(
             facts[f"{prefix}_{name}.stats.npz"] = _write_stats(name, scale, out_dir, prefix)
         else:
             # The file of an earlier run with a z-score would describe other rows.
-            durable.remove(out_dir / f"{prefix}_{name}.stats.npz")
+            removal.remove(out_dir / f"{prefix}_{name}.stats.npz")
     facts[f"{prefix}_aug_index.csv"] = _write_index(store, out_dir, prefix)
     return facts
 
@@ -269,42 +261,3 @@ def _index_blocks(store: FeatureStore) -> Iterator[str]:
 
 def _quoted(value: str) -> str:
     return '"' + value.replace('"', '""') + '"' if _SPECIAL.search(value) else value
-
-
-def _manifest(
-    store: FeatureStore, prefix: str, zscore: str, facts: dict[str, FileFacts]
-) -> dict[str, Any]:
-    """The manifest: the paper's keys in the paper's order, then additional ones."""
-    spec, known = store.spec, store.fingerprint
-    samples = store.samples
-    return {
-        "total_rows": spec.samples * spec.views,
-        "original_rows": spec.samples,
-        "views_per_sample": spec.views,
-        "dims": dict(spec.dims),
-        "models": {_MODEL_KEYS.get(name, name): known[f"{name}.model"] for name in spec.dims},
-        "dtype": known[f"{next(iter(spec.dims))}.dtype"],
-        "device": str(known["device_kind"]).partition(":")[0],
-        "simclr": True,
-        "text_mask_prob": 0.15,
-        "index_csv": f"{prefix}_aug_index.csv",
-        "zscore": zscore,
-        "seed": known["seed"],
-        "recipe": {"image": known["image_recipe"], "text": known["text_recipe"]},
-        "versions": {
-            key.removeprefix("version."): value
-            for key, value in known.items()
-            if key.startswith("version.")
-        },
-        "stems_sha256": known["stems_sha256"],
-        "placeholders": [
-            {
-                "orig_idx": bad.index,
-                "stem": samples[bad.index].stem,
-                "input": bad.modality,
-                "reason": bad.reason,
-            }
-            for bad in store.bad_inputs
-        ],
-        "sha256": {name: digest for name, (_, digest) in facts.items()},
-    }

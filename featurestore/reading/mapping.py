@@ -30,8 +30,8 @@ import numpy as np
 import numpy.typing as npt
 
 from featurestore.errors import ConfigError, CorruptStoreError, StorageError
-from featurestore.storage.arrays import CHECKSUM_BYTES, ArraySpec
-from featurestore.system.durable import not_there
+from featurestore.storage.shape import CHECKSUM_BYTES, ArraySpec
+from featurestore.system.contents import not_there
 from featurestore.system.limits import available_bytes
 from featurestore.system.refusals import is_absent, named_errors, refusal
 

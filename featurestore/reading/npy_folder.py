@@ -13,7 +13,8 @@ from typing import Any
 from featurestore.errors import InputError
 from featurestore.records import BadInput, stems_sha256
 from featurestore.storage.digests import fits_checksum
-from featurestore.storage.store import FeatureStore, StoreSpec, is_store, record_crc32c
+from featurestore.storage.shape import StoreSpec
+from featurestore.storage.store import FeatureStore, is_store, record_crc32c
 from featurestore.system.refusals import is_absent, refusal
 from featurestore.wording import amount
 
@@ -147,15 +148,20 @@ class NpyFolder:
             raise InputError(f"{path} names other samples than the manifest was written for.")
         return stems
 
+    @property
+    def has_digests(self) -> bool:
+        """Whether the manifest holds digests of the files; those of published scripts do not."""
+        return isinstance(self._manifest.get("sha256"), dict)
+
     def check(self, features: Iterable[str]) -> None:
         """Compares the features' files with the digests in the manifest.
 
         Raises:
             InputError: a file differs from what was written, or the manifest holds no digests.
         """
-        digests = self._manifest.get("sha256")
-        if not isinstance(digests, dict):
+        if not self.has_digests:
             raise InputError(f"The manifest of {self.path} holds no digests to compare with.")
+        digests = self._manifest["sha256"]
         for name in features:
             path = self.path / f"{self.prefix}_{name}.npy"
             try:

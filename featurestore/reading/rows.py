@@ -21,7 +21,7 @@ from featurestore.reading.views import View
 from featurestore.storage.codecs import REWRITTEN
 from featurestore.storage.moments import Scale
 from featurestore.storage.store import FeatureStore
-from featurestore.system.durable import size_of
+from featurestore.system.contents import size_of
 
 # Number of samples to read at once for the mean of all views: a few MB.
 _MEAN_BLOCK = 32

@@ -20,7 +20,7 @@ from torch.utils.data import Sampler
 from featurestore.errors import ConfigError
 from featurestore.reading.readahead import Readahead
 from featurestore.sampling import ordering
-from featurestore.sampling.callers import is_overfitting, sharing_wrapper
+from featurestore.sampling.callers import is_overfitting
 from featurestore.sampling.epochs import Epochs
 from featurestore.sampling.ordering import Integers
 from featurestore.sampling.recreation import BatchSize, order_for, part_for, taken_over
@@ -197,23 +197,11 @@ class FeatureBatchSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         """An iterator over the batches of an epoch; the class explains which epoch."""
-        self._require_one_part()
+        self.shard.require_one_part()
         self._epochs.show_next()
         # Also set here, because workers copy the dataset before the generator starts.
         self._set_epoch_beneath()
         return self._walk()
-
-    def _require_one_part(self) -> None:
-        wrapper = sharing_wrapper()
-        if wrapper is None:
-            self.shard.require_choice()
-        elif self.shard.world_size > 1:
-            raise ConfigError(
-                f"Accelerate ({wrapper}) would divide batches that are already one of "
-                f"{self.shard.world_size} shards: items would be left out.\n"
-                "Leave shard out and let Accelerate share, or keep it and do not pass this loader "
-                "to prepare()."
-            )
 
     def _walk(self) -> Iterator[list[int]]:
         epoch, start = self._epochs.begin(repeat=is_overfitting())

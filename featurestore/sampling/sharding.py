@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from featurestore.errors import ConfigError
+from featurestore.sampling.callers import sharing_wrapper
 
 _EVEN = ("keep", "pad", "drop")
 
@@ -76,12 +77,26 @@ class Shard:
             return cls(even=even, chosen=False)
         return cls(distributed.get_rank(), distributed.get_world_size(), even)
 
-    def require_choice(self) -> None:
-        """Refuses a default shard if the default process group has several processes.
+    def require_one_part(self) -> None:
+        """Refuses a shard with which items would be read twice or left out.
 
         Raises:
-            ConfigError: the shard was not chosen, and there are several processes.
+            ConfigError: Accelerate would divide the batches of a shard again, or the shard was not
+                chosen, and there are several processes.
         """
+        wrapper = sharing_wrapper()
+        if wrapper is None:
+            self._require_choice()
+        elif self.world_size > 1:
+            raise ConfigError(
+                f"Accelerate ({wrapper}) would divide batches that are already one of "
+                f"{self.world_size} shards: items would be left out.\n"
+                "Leave shard out and let Accelerate share, or keep it and do not pass this loader "
+                "to prepare()."
+            )
+
+    def _require_choice(self) -> None:
+        """Refuses a default shard if the default process group has several processes."""
         processes = Shard.current().world_size
         if not self.chosen and processes > 1:
             raise ConfigError(

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import lzma
-import math
 import re
 import zlib
 from collections.abc import Iterator, Mapping
@@ -28,12 +27,12 @@ import numpy.typing as npt
 
 from featurestore.errors import CorruptStoreError, ManyViewsError
 from featurestore.storage.codecs import NONE, REWRITTEN, codec_documents, compress, decompress
-from featurestore.system.durable import PARTIAL, read_bytes
+from featurestore.storage.shape import CHECKSUM_BYTES, ArraySpec
+from featurestore.system.contents import read_bytes
+from featurestore.system.durable import PARTIAL
 from featurestore.system.refusals import is_folder, machine_error, refusal, status_of
 from featurestore.wording import first_line
 
-PAGE_BYTES = 4096
-CHECKSUM_BYTES = 4
 # Names of the files in an array's folder: its metadata document and its chunks.
 _ARRAY_FILE = re.compile(r"zarr\.json|c(\.[0-9]+)+")
 
@@ -54,54 +53,6 @@ _UNREADABLE = (
     zlib.error,
     lzma.LZMAError,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class ArraySpec:
-    """One array, chunked along its first axis only.
-
-    Attributes:
-        name: the array's folder, relative to the store.
-        shape: the array's shape.
-        rows: the number of rows of the first axis in a chunk.
-        dtype: the data type, ``<f4`` or ``<f8``; the fill value is NaN.
-        codec: ``none``, ``zstd``, or ``rewritten`` for an array that was rewritten.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    rows: int
-    dtype: str
-    codec: str = NONE
-
-    @property
-    def chunk_shape(self) -> tuple[int, ...]:
-        """Shape of every chunk; the last one is padded with NaN."""
-        return (self.rows, *self.shape[1:])
-
-    @property
-    def chunk_bytes(self) -> int:
-        """Size of a chunk's payload in bytes; an uncompressed file is four bytes longer."""
-        return math.prod(self.chunk_shape) * np.dtype(self.dtype).itemsize
-
-    @property
-    def file_bytes(self) -> int:
-        """Size of an uncompressed chunk file in bytes."""
-        return self.chunk_bytes + CHECKSUM_BYTES
-
-    @property
-    def is_mappable(self) -> bool:
-        """Whether chunk files hold the payload uncompressed, so that they can be mapped."""
-        return self.codec == NONE
-
-    @property
-    def chunks(self) -> int:
-        """Number of chunks."""
-        return -(-self.shape[0] // self.rows)
-
-    def file(self, chunk: int) -> str:
-        """The path of a chunk's file, relative to the store; all chunks are in one folder."""
-        return "/".join((self.name, ".".join(["c", str(chunk), *("0" for _ in self.shape[1:])])))
 
 
 def holds_only_an_array(folder: Path) -> bool:
@@ -240,11 +191,6 @@ def _unreadable(
     if refused is not None:
         return refusal(root / file, refused)
     return CorruptStoreError(file, problem, chunk=chunk)
-
-
-def aligned_rows(row_bytes: int) -> int:
-    """Smallest number of rows that fills whole pages; chunks must be a multiple of it."""
-    return PAGE_BYTES // math.gcd(row_bytes, PAGE_BYTES)
 
 
 def group_document(attributes: Mapping[str, Any]) -> bytes:

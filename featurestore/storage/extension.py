@@ -19,16 +19,16 @@ from featurestore.records import SampleRecord
 from featurestore.storage import arrays
 from featurestore.storage.fingerprint import Fingerprint
 from featurestore.storage.ledger import ChunkEntry, Ledger, format_entry
+from featurestore.storage.shape import MOMENTS, StoreSpec
 from featurestore.storage.store import (
     EXTENSION,
-    RECORDS,
     SAMPLES,
     FeatureStore,
-    StoreSpec,
     is_store,
     root_document,
 )
-from featurestore.system import durable
+from featurestore.system import durable, removal
+from featurestore.system.contents import read_bytes
 from featurestore.system.refusals import is_file, is_folder
 
 FINAL = f"{EXTENSION}/final"
@@ -62,7 +62,7 @@ def finish(base: FeatureStore, made: FeatureStore, fingerprint: Fingerprint) -> 
     adds = not set(base.features) & set(made.features)
     entries = [_merged(base.ledger[e.chunk], e) if adds else e for e in made.ledger.entries]
     dims = {**base.spec.dims, **made.spec.dims} if adds else made.spec.dims
-    listing = durable.read_bytes(made.path / SAMPLES, made.path)
+    listing = read_bytes(made.path / SAMPLES, made.path)
     document = root_document(_with_dims(made.spec, dims), fingerprint, listing)
     lines = b"".join(format_entry(e) + b"\n" for e in entries)
     for name, data in ((SAMPLES, listing), (Ledger.FILE, lines)):
@@ -73,25 +73,25 @@ def finish(base: FeatureStore, made: FeatureStore, fingerprint: Fingerprint) -> 
 
 def put_in_place(path: Path) -> None:
     """Merges a complete extension by renames; continues a merge that was interrupted."""
-    durable.remove(path / "zarr.json")
-    durable.remove(path / EXTENSION / "zarr.json")
+    removal.remove(path / "zarr.json")
+    removal.remove(path / EXTENSION / "zarr.json")
     final = path / FINAL
     record = arrays.parse_document(final, "zarr.json")["attributes"]["manyviews"]
     for feature in record["shape"]["dims"]:
-        for name in (feature, f"{RECORDS}/moments/{feature}"):
+        for name in (feature, f"{MOMENTS}/{feature}"):
             _move_folder(path / EXTENSION / name, path / name)
     for name in _FILES:
         source = final / Path(name).name
         if is_file(source):
-            durable.move(source, path / name)
-    durable.move(final / "zarr.json", path / "zarr.json")
-    durable.remove_folder(path / EXTENSION)
+            removal.move(source, path / name)
+    removal.move(final / "zarr.json", path / "zarr.json")
+    removal.remove_folder(path / EXTENSION)
 
 
 def sweep(path: Path) -> None:
     """Removes the remains of an extension that was merged, or that has no ``zarr.json`` yet."""
     if is_folder(path / EXTENSION) and not is_pending(path) and not is_unfinished(path):
-        durable.remove_folder(path / EXTENSION)
+        removal.remove_folder(path / EXTENSION)
 
 
 def require_same_inputs(base: FeatureStore, record: SampleRecord) -> None:
@@ -121,8 +121,8 @@ def require_same_inputs(base: FeatureStore, record: SampleRecord) -> None:
 def _move_folder(source: Path, target: Path) -> None:
     if is_folder(source):
         if is_folder(target):
-            durable.remove_folder(target)
-        durable.move(source, target)
+            removal.remove_folder(target)
+        removal.move(source, target)
 
 
 def _with_dims(spec: StoreSpec, dims: Mapping[str, int]) -> StoreSpec:

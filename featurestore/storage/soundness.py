@@ -8,9 +8,10 @@ from pathlib import Path
 from featurestore.errors import CorruptStoreError
 from featurestore.storage import arrays
 from featurestore.storage.codecs import REWRITTEN
+from featurestore.storage.shape import MOMENTS
 from featurestore.storage.space import nearest_existing
 from featurestore.storage.store import RECORDS, FeatureStore
-from featurestore.system import durable
+from featurestore.system.contents import size_of
 from featurestore.system.locks import require_locks
 from featurestore.system.refusals import is_folder, named_errors, require_writable
 
@@ -26,7 +27,7 @@ def require_sound(store: FeatureStore) -> None:
             has another length; a build must not continue a damaged store.
         StorageError: a folder is not writable, or a file's status cannot be read.
     """
-    for group in (RECORDS, f"{RECORDS}/moments"):
+    for group in (RECORDS, MOMENTS):
         arrays.parse_document(store.path, f"{group}/zarr.json")
     for name in store.features:
         codec = arrays.check_array_document(store.path, store.spec.moments(name))
@@ -40,7 +41,7 @@ def require_sound(store: FeatureStore) -> None:
                 raise CorruptStoreError(f"{array}/zarr.json", problem, advice=advice)
     for entry in store.ledger.entries:
         for file, (size, _) in entry.files.items():
-            actual_size = durable.size_of(store.path, file, entry.chunk)
+            actual_size = size_of(store.path, file, entry.chunk)
             if actual_size != size:
                 problem = f"{actual_size} bytes, expected {size}"
                 raise CorruptStoreError(file, problem, chunk=entry.chunk)

@@ -10,8 +10,8 @@ from pathlib import Path
 from featurestore.errors import StorageFullError
 from featurestore.records import Sample
 from featurestore.samples import SampleList
-from featurestore.storage.arrays import ArraySpec
-from featurestore.storage.store import StoreSpec, is_store
+from featurestore.storage.shape import ArraySpec, StoreSpec
+from featurestore.storage.store import is_store
 from featurestore.system.durable import PARTIAL
 from featurestore.system.refusals import is_absent, refusal, status_of
 

@@ -1,4 +1,4 @@
-"""The shape of a store, and a store opened for reading; ``writer`` creates and resumes stores.
+"""A store opened for reading; ``shape`` describes it, ``writer`` creates and resumes stores.
 
     STORE/zarr.json                      a Zarr v3 group; its attributes describe the store
     STORE/<feature>/                     one array per feature, float32 [N, V, D]
@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,16 +25,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from featurestore.errors import ConfigError, CorruptStoreError, InputError, StoreMismatchError
+from featurestore.errors import CorruptStoreError, InputError, StoreMismatchError
 from featurestore.records import BadInput, SampleRecord, stems_sha256
 from featurestore.samples import SampleList
 from featurestore.storage import arrays
-from featurestore.storage.arrays import ArraySpec
-from featurestore.storage.codecs import CODECS, NONE
 from featurestore.storage.fingerprint import Fingerprint
 from featurestore.storage.ledger import Ledger
 from featurestore.storage.moments import Moments, merge
-from featurestore.system import durable
+from featurestore.storage.shape import ArraySpec, StoreSpec, parse_shape
+from featurestore.system.contents import read_bytes
 from featurestore.system.refusals import is_file, is_folder
 from featurestore.wording import amount
 
@@ -44,77 +43,6 @@ RUNS = "records/runs"
 SAMPLES = "records/samples.jsonl"
 LOCK = "records/runs/lock"
 EXTENSION = "records/extension"
-
-
-@dataclass(frozen=True, slots=True)
-class StoreSpec:
-    """The shape of a store.
-
-    Attributes:
-        samples: the number of samples, N.
-        views: the number of views per sample, V, the clean one included.
-        chunk: the number of samples per chunk, K.
-        dims: the number of dimensions, D, by feature, in the order of the build.
-        codec: the codec of the features' chunks, ``none`` or ``zstd``.
-    """
-
-    samples: int
-    views: int
-    chunk: int
-    dims: Mapping[str, int]
-    codec: str = NONE
-
-    def feature(self, name: str) -> ArraySpec:
-        """The array of a feature, float32 ``[N, V, D]``."""
-        shape = (self.samples, self.views, self.dims[name])
-        return ArraySpec(name, shape, self.chunk, "<f4", self.codec)
-
-    def moments(self, name: str) -> ArraySpec:
-        """The array of a feature's moments, float64 ``[chunks, 2, D]``."""
-        return ArraySpec(f"{RECORDS}/moments/{name}", (self.chunks, 2, self.dims[name]), 1, "<f8")
-
-    @property
-    def chunks(self) -> int:
-        """Number of chunks."""
-        return -(-self.samples // self.chunk)
-
-    def samples_of(self, chunk: int) -> range:
-        """Indices of the samples of a chunk."""
-        return range(chunk * self.chunk, min(self.samples, (chunk + 1) * self.chunk))
-
-
-def _page_step(views: int, dims: Mapping[str, int]) -> int:
-    return max(arrays.aligned_rows(views * dim * 4) for dim in dims.values())
-
-
-def chunk_fits(chunk: int, views: int, dims: Mapping[str, int]) -> bool:
-    """Whether chunks of this many samples fill whole pages of memory."""
-    return chunk % _page_step(views, dims) == 0
-
-
-def choose_chunk(asked: int, views: int, dims: Mapping[str, int]) -> int:
-    """Samples per chunk: ``asked``, or for 0 at least 64 so that they fill whole memory pages.
-
-    Raises:
-        ConfigError: ``asked`` samples do not fill whole memory pages, so training could not map
-            the chunks.
-    """
-    step = _page_step(views, dims)
-    if asked == 0:
-        return max(64, step)
-    if asked % step:
-        raise ConfigError(
-            f"--chunk {asked} does not fill whole memory pages with {rows_of(views, dims)}: "
-            f"use a multiple of {step}."
-        )
-    return asked
-
-
-def rows_of(views: int, dims: Mapping[str, int]) -> str:
-    """A sample's rows in words: ``10 views (features of 32, 96 and 64 numbers)``."""
-    *most, last = (f"{dim:,}" for dim in dims.values())
-    numbers = f"{', '.join(most)} and {last}" if most else last
-    return f"{amount(views, 'view')} (features of {numbers} numbers)"
 
 
 def root_document(spec: StoreSpec, fingerprint: Fingerprint, listing: bytes) -> bytes:
@@ -133,16 +61,6 @@ def record_crc32c(record: Mapping[str, Any]) -> str:
     """CRC-32C of a record without its key ``crc32c``, as canonical JSON."""
     rest = {key: value for key, value in record.items() if key != "crc32c"}
     return f"{arrays.crc32c(json.dumps(rest, sort_keys=True).encode('ascii')):08x}"
-
-
-def _parse_shape(shape: Mapping[str, Any]) -> StoreSpec:
-    spec = StoreSpec(**shape)
-    numbers = (spec.samples, spec.views, spec.chunk, *spec.dims.values())
-    if not spec.dims or not all(type(number) is int and number > 0 for number in numbers):
-        raise ValueError(f"not the shape of a store: {dict(shape)}")
-    if spec.codec not in CODECS:
-        raise ValueError(f"codec {spec.codec!r}, known are {', '.join(CODECS)}")
-    return spec
 
 
 def is_store(path: Path) -> bool:
@@ -192,7 +110,7 @@ class FeatureStore:
                 "zarr.json", "its manyviews attributes are not what was written"
             )
         try:
-            self.spec = _parse_shape(record["shape"])
+            self.spec = parse_shape(record["shape"])
             self.fingerprint: Fingerprint = dict(record["fingerprint"])
             self._samples_sha256 = record["samples_sha256"]
         except (KeyError, TypeError, ValueError, AttributeError) as e:
@@ -224,7 +142,7 @@ class FeatureStore:
         Raises:
             CorruptStoreError: the list is damaged.
         """
-        data = durable.read_bytes(self.path / SAMPLES, self.path)
+        data = read_bytes(self.path / SAMPLES, self.path)
         if hashlib.sha256(data).hexdigest() != self._samples_sha256:
             raise CorruptStoreError(SAMPLES, "its checksum does not match its content")
         samples = SampleList(data)
@@ -289,7 +207,7 @@ class FeatureStore:
             raise CorruptStoreError(spec.file(chunk), "the chunk is not committed", chunk=chunk)
         return self._read(spec, chunk)
 
-    def _read(self, spec: arrays.ArraySpec, chunk: int) -> npt.NDArray[Any]:
+    def _read(self, spec: ArraySpec, chunk: int) -> npt.NDArray[Any]:
         """Reads a committed chunk of an array and compares it with the ledger's checksum."""
         file = spec.file(chunk)
         _, crc = self.ledger[chunk].files.get(file, (0, -1))  # no content has the checksum -1

@@ -6,16 +6,18 @@ deleted once they are durable. Nothing can be read from this store.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 
 from featurestore.samples import SampleList
 from featurestore.storage.fingerprint import Fingerprint
 from featurestore.storage.ledger import ChunkEntry, Ledger, format_entry
-from featurestore.storage.store import StoreSpec
+from featurestore.storage.shape import StoreSpec
 from featurestore.storage.writer import StoreWriter
 from featurestore.system import durable
+from featurestore.system.refusals import named_errors
 
 
 class _UnnamedLedger(Ledger):
@@ -33,7 +35,7 @@ class _UnnamedLedger(Ledger):
         Raises:
             StorageError: the line could not be written.
         """
-        durable.write_unnamed(self._root, [[format_entry(entry) + b"\n"]])
+        _write_unnamed(self._root, [[format_entry(entry) + b"\n"]])
         self._add(entry)
 
     def sort(self) -> None:
@@ -58,7 +60,32 @@ class UnnamedStore(StoreWriter):
         return nullcontext()  # no other process can open this store
 
     def _write(self, files: Mapping[str, Iterable[bytes | memoryview]]) -> None:
-        durable.write_unnamed(self.path, files.values())
+        _write_unnamed(self.path, files.values())
 
     def close(self) -> None:
         """Does nothing: the store has no lock."""
+
+
+def _write_unnamed(folder: Path, contents: Iterable[Iterable[bytes | memoryview]]) -> None:
+    """Writes several files as ``durable.replace_files`` does, but without names.
+
+    The files are deleted when this returns, and also if the process is killed: the function serves
+    to measure the time of writing. If the file system does not support unnamed files, each has a
+    name for an instant.
+
+    Raises:
+        StorageFullError: no space or quota left.
+        StorageError: any other failure of the file system.
+    """
+    with ExitStack() as files:
+        for parts in contents:
+            with named_errors(folder):
+                durable.hook("open", folder, 0)
+                file = files.enter_context(tempfile.TemporaryFile(dir=folder, buffering=0))
+            for part in parts:
+                view = memoryview(part).cast("B")
+                with named_errors(folder, len(view)):
+                    durable.write_all(file.fileno(), view, folder)
+            with named_errors(folder):
+                durable.fsync(file.fileno(), folder)
+    durable.sync_folder(folder)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,7 @@ from featurestore.storage import arrays, extension
 from featurestore.storage.fingerprint import Fingerprint
 from featurestore.storage.ledger import ChunkEntry, Ledger
 from featurestore.storage.moments import moments_of
+from featurestore.storage.shape import MOMENTS, StoreSpec
 from featurestore.storage.soundness import array_names, require_sound
 from featurestore.storage.space import folder_bytes
 from featurestore.storage.store import (
@@ -29,10 +31,9 @@ from featurestore.storage.store import (
     RUNS,
     SAMPLES,
     FeatureStore,
-    StoreSpec,
     root_document,
 )
-from featurestore.system import durable
+from featurestore.system import durable, removal
 from featurestore.system.locks import FileLock
 from featurestore.system.refusals import (
     is_file,
@@ -48,6 +49,8 @@ _RECORDS_ENTRIES = {
     "moments",
     *(Path(f).name for f in (EXTENSION, SAMPLES, Ledger.FILE)),
 }
+
+State = Literal["absent", "store", "unfinished"]
 
 _WAIT = "Wait for it to finish or stop it; an interrupted build is continued with --resume."
 
@@ -78,8 +81,8 @@ class StoreWriter(FeatureStore):
         """Removes the remains of a killed writer; returns notices about them."""
         swept = []
         extension.sweep(self.path)
-        for folder in (*array_names(self), f"{RECORDS}/moments", RECORDS, ""):
-            swept += durable.sweep_partials(self.path / folder)
+        for folder in (*array_names(self), MOMENTS, RECORDS, ""):
+            swept += removal.sweep_partials(self.path / folder)
         notices = (
             [f"removed {len(swept)} unfinished files of an interrupted build"] if swept else []
         )
@@ -169,8 +172,8 @@ def take_lock(path: Path) -> FileLock:
     return FileLock(path / LOCK, path, advice=_WAIT)
 
 
-def state_of(path: Path) -> str:
-    """The state of ``path``: ``absent``, ``store``, or ``unfinished`` (an interrupted creation).
+def state_of(path: Path) -> State:
+    """The state of ``path``; ``unfinished`` is an interrupted creation.
 
     Raises:
         InputError: ``path`` is something else, which must not be written to.
@@ -238,7 +241,7 @@ def create(
             durable.make_folder(path / array.name)
             document = arrays.array_document(array, axes)
             durable.replace_file(path / array.name / "zarr.json", document)
-    for group in (f"{RECORDS}/moments", RECORDS):
+    for group in (MOMENTS, RECORDS):
         durable.replace_file(path / group / "zarr.json", arrays.group_document({}))
     listing = SampleList.of(samples).lines
     durable.replace_file(path / SAMPLES, listing)
@@ -255,13 +258,13 @@ def erase(path: Path) -> None:
     the store are not deleted.
     """
     if extension.is_pending(path):
-        durable.remove(path / extension.FINAL / "zarr.json")
-    durable.remove(path / "zarr.json")
+        removal.remove(path / extension.FINAL / "zarr.json")
+    removal.remove(path / "zarr.json")
     for entry in _own_entries(path):
         if entry.is_dir() and not entry.is_symlink():
-            durable.remove_folder(entry)
+            removal.remove_folder(entry)
         else:
-            durable.remove(entry)
+            removal.remove(entry)
 
 
 def erasable_bytes(path: Path) -> int:

@@ -1,4 +1,4 @@
-"""Every write, fsync and rename of the project.
+"""Every write and fsync of the project; ``removal`` renames and removes.
 
 A file appears under its name completely or not at all, and survives a power cut once the call has
 returned: the bytes are written to ``<name>.partial`` in the same folder (a rename across file
@@ -15,19 +15,13 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from featurestore.errors import (
-    CorruptStoreError,
-    StorageError,
-    StoreLockedError,
-    UnsyncedFolderWarning,
-)
-from featurestore.system.refusals import is_absent, is_folder, named_errors, refusal
+from featurestore.errors import StorageError, StoreLockedError, UnsyncedFolderWarning
+from featurestore.system.refusals import is_folder, named_errors
 
 PARTIAL = ".partial"
 # The mode that ``open`` gets; the umask removes permissions from it.
@@ -53,14 +47,16 @@ def _pass(operation: str, path: Path, size: int) -> int:  # noqa: ARG001
 hook: Callable[[str, Path, int], int] = _pass
 
 
-def _write_all(fd: int, data: memoryview, path: Path) -> None:
+def write_all(fd: int, data: memoryview, path: Path) -> None:
+    """Writes all of ``data`` to the open file ``fd``, which has the name ``path``."""
     # A single call may write fewer bytes than requested: near a full disk, at a file-size limit.
     while data:
         allowed = hook("write", path, len(data))
         data = data[os.write(fd, data[:allowed]) :]
 
 
-def _fsync(fd: int, path: Path) -> None:
+def fsync(fd: int, path: Path) -> None:
+    """Syncs the open file ``fd``, which has the name ``path``."""
     hook("fsync", path, 0)
     os.fsync(fd)
 
@@ -74,7 +70,7 @@ def sync_folder(folder: Path) -> None:
     with named_errors(folder):
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            _fsync(fd, folder)
+            fsync(fd, folder)
         except OSError as e:
             if e.errno not in _NO_FOLDER_SYNC:
                 raise
@@ -166,13 +162,13 @@ class PartialFile:
         """
         view = memoryview(data).cast("B")
         with named_errors(self.target, len(view)):
-            _write_all(self._fd, view, self.path)
+            write_all(self._fd, view, self.path)
         self.size += len(view)
 
     def sync(self) -> None:
         """Syncs the file under its temporary name."""
         with named_errors(self.target, self.size):
-            _fsync(self._fd, self.path)
+            fsync(self._fd, self.path)
 
     def rename(self) -> None:
         """Renames the file to its target and closes it; durable once the folder is synced."""
@@ -262,31 +258,6 @@ def replace_files(contents: Iterable[tuple[Path, Iterable[bytes | memoryview]]])
         sync_folder(folder)
 
 
-def write_unnamed(folder: Path, contents: Iterable[Iterable[bytes | memoryview]]) -> None:
-    """Writes several files as :func:`replace_files` does, but without names.
-
-    The files are deleted when this returns, and also if the process is killed: the function serves
-    to measure the time of writing. If the file system does not support unnamed files, each has a
-    name for an instant.
-
-    Raises:
-        StorageFullError: no space or quota left.
-        StorageError: any other failure of the file system.
-    """
-    with ExitStack() as files:
-        for parts in contents:
-            with named_errors(folder):
-                hook("open", folder, 0)
-                file = files.enter_context(tempfile.TemporaryFile(dir=folder, buffering=0))
-            for part in parts:
-                view = memoryview(part).cast("B")
-                with named_errors(folder, len(view)):
-                    _write_all(file.fileno(), view, folder)
-            with named_errors(folder):
-                _fsync(file.fileno(), folder)
-    sync_folder(folder)
-
-
 def append_line(path: Path, line: bytes) -> None:
     """Appends ``line`` and a line feed to ``path``, durably.
 
@@ -299,8 +270,8 @@ def append_line(path: Path, line: bytes) -> None:
         fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         end = os.fstat(fd).st_size
         try:
-            _write_all(fd, memoryview(data), path)
-            _fsync(fd, path)
+            write_all(fd, memoryview(data), path)
+            fsync(fd, path)
         except BaseException:
             _truncate_quietly(fd, end)
             raise
@@ -322,97 +293,6 @@ def truncate(path: Path, size: int) -> None:
         fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         try:
             os.ftruncate(fd, size)
-            _fsync(fd, path)
+            fsync(fd, path)
         finally:
             os.close(fd)
-
-
-def move(source: Path, target: Path) -> None:
-    """Renames a file or folder within one file system, durably.
-
-    The target's folder is synced first: after a power cut, a file system that records the two
-    changes separately may show both names for the file, but never neither.
-    """
-    with named_errors(target):
-        hook("rename", target, 0)
-        source.rename(target)
-    for folder in {target.parent: None, source.parent: None}:
-        sync_folder(folder)
-
-
-def remove(path: Path) -> None:
-    """Removes ``path`` durably; does nothing if it does not exist."""
-    with named_errors(path):
-        hook("unlink", path, 0)
-        path.unlink(missing_ok=True)
-    if is_folder(path.parent):
-        sync_folder(path.parent)
-
-
-def remove_folder(folder: Path) -> None:
-    """Removes a folder and everything in it; links inside are removed, never followed."""
-    with named_errors(folder):
-        for entry in list(os.scandir(folder)):
-            if entry.is_dir(follow_symlinks=False):
-                remove_folder(Path(entry.path))
-            else:
-                hook("unlink", Path(entry.path), 0)
-                Path(entry.path).unlink()
-        hook("rmdir", folder, 0)
-        folder.rmdir()
-    sync_folder(folder.parent)
-
-
-def sweep_partials(folder: Path) -> list[Path]:
-    """Removes the temporary files that a killed writer left in ``folder``.
-
-    Only safe under the store's lock. Returns the paths of the removed files.
-    """
-    left = sorted(p for p in folder.iterdir() if p.name.endswith(PARTIAL) and p.is_file())
-    for path in left:
-        with named_errors(path):
-            hook("unlink", path, 0)
-            path.unlink()
-    if left:
-        sync_folder(folder)
-    return left
-
-
-def read_bytes(path: Path, root: Path, start: int = 0, size: int = -1) -> bytes:
-    """Reads a file of the store at ``root``, or ``size`` bytes of it, beginning at ``start``.
-
-    Raises:
-        CorruptStoreError: the file is missing.
-        StorageError: the file cannot be read, or a folder has its name.
-    """
-    try:
-        with named_errors(path), path.open("rb") as file:
-            file.seek(start)
-            return file.read(size)
-    except StorageError as e:
-        cause = e.__cause__
-        if isinstance(cause, OSError) and is_absent(cause) and cause.errno != errno.EISDIR:
-            raise not_there(str(path.relative_to(root)), cause) from None
-        raise
-
-
-def size_of(root: Path, file: str, chunk: int) -> int:
-    """Size in bytes of a chunk's file in the store at ``root``.
-
-    Raises:
-        CorruptStoreError: the file is missing.
-        StorageError: the file's size cannot be read.
-    """
-    try:
-        return os.stat(f"{root}/{file}").st_size  # noqa: PTH116  a Path for each takes longer
-    except OSError as e:
-        if is_absent(e):
-            raise not_there(file, e, chunk) from None
-        raise refusal(root / file, e) from e
-
-
-def not_there(file: str, error: OSError, chunk: int | None = None) -> CorruptStoreError:
-    """The error for a file of the store that is missing or is not a file."""
-    missing = error.errno == errno.ENOENT
-    problem = "the file is missing" if missing else f"no file: {error.strerror}"
-    return CorruptStoreError(file, problem, chunk=chunk)

@@ -8,8 +8,7 @@ nevertheless, with fork and spawn: a dataset is pickled as its arguments and map
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex, overload
 
@@ -18,8 +17,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
-from featurestore.errors import ConfigError, InputError
-from featurestore.imdb.splits import Split, read_split
+from featurestore.errors import InputError
 from featurestore.imdb.view_labels import open_labels
 from featurestore.reading.mapping import Advice
 from featurestore.reading.sources import (
@@ -34,13 +32,9 @@ from featurestore.reading.sources import (
 )
 from featurestore.reading.views import Views, view_policy
 from featurestore.sampling.callers import counted_epoch
-from featurestore.storage.moments import Scale
-from featurestore.storage.store import FeatureStore, StoreSpec
+from featurestore.training.arguments import Arguments, Opened, listed
 from featurestore.training.collate import Batch
 from featurestore.training.epoch import LocalEpoch, SharedEpoch
-
-_PARTS = ("train", "val", "test")
-_DTYPES = (torch.float32, torch.bfloat16)
 
 
 class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
@@ -118,21 +112,21 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
             CorruptStoreError: the store is damaged.
             StorageError: a file cannot be read.
         """
-        self._arguments: dict[str, Any] = {
-            "store": str(store),
-            "features": _listed(features),
-            "views": views,
-            "split": split,
-            "split_json": split_json,
-            "labels_dir": labels_dir,
-            "labels": labels,
-            "zscore": zscore,
-            "bad_samples": bad_samples,
-            "seed": seed,
-            "dtype": dtype,
-            "prefix": prefix,
-            "advice": advice,
-        }
+        self._arguments = Arguments(
+            store=str(store),
+            features=listed(features),
+            views=views,
+            split=split,
+            split_json=split_json,
+            labels_dir=labels_dir,
+            labels=labels,
+            zscore=zscore,
+            bad_samples=bad_samples,
+            seed=seed,
+            dtype=dtype,
+            prefix=prefix,
+            advice=advice,
+        )
         source = open_source(store, prefix)
         self._open(source, chosen_chunks(source, partial=partial), None)
         self._epoch = SharedEpoch() if self._policy.is_drawn else LocalEpoch()
@@ -145,46 +139,32 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
         self,
         source: FeatureSource,
         chunks: tuple[int, ...] | None,
-        opened: _Opened | None,
+        opened: Opened | None,
     ) -> None:
         """Opens the source with the stored arguments; in a worker, uses the state ``opened``."""
         a = self._arguments
-        if a["dtype"] not in _DTYPES:
-            raise ConfigError(f"dtype is torch.float32 or torch.bfloat16, found {a['dtype']!r}.")
-        self.store, self._chunks, self._dtype = source, chunks, a["dtype"]
-        self.features = _chosen_features(source, a["features"])
-        self._policy = view_policy(a["views"], source.spec.views, a["seed"])
+        self.store, self._chunks = source, chunks
+        self.features = a.chosen_features(source)
+        self._policy = view_policy(a.views, source.spec.views, a.seed)
         self.views = self._policy.views
-        split = None
-        if opened is None and a["split_json"] is not None:
-            split = read_split(a["split_json"], source.stems)
-        self.indices = self._chosen(split) if opened is None else opened.indices
+        split = a.read_split(source) if opened is None else None
+        self.indices = a.chosen_samples(source, split, chunks) if opened is None else opened.indices
         train = None if split is None else split.train
         scales = None if opened is None else opened.scales
         sparse = self._policy.is_one
-        advice = resolve_advice(source, self.features, a["advice"], chunks, sparse=sparse)
-        self._rows = open_rows(source, self.features, a["zscore"], train, advice, chunks, scales)
+        advice = resolve_advice(source, self.features, a.advice, chunks, sparse=sparse)
+        self._rows = open_rows(source, self.features, a.zscore, train, advice, chunks, scales)
         require_unchanged(source, self.features, chunks)
-        folder = None if a["labels_dir"] is None else Path(a["labels_dir"])
-        self._labels = open_labels(a["labels"], folder, source)
-
-    def _chosen(self, split: Split | None) -> npt.NDArray[np.int64]:
-        """The samples of the split that are committed and not excluded."""
-        source, a = self.store, self._arguments
-        indices = _chosen_samples(source, a["split"], split, a["bad_samples"])
-        if self._chunks is not None and isinstance(source, FeatureStore):
-            indices = indices[source.committed(self._chunks)[indices]]
-        if len(indices) == 0:
-            raise InputError(f"No sample of {source.path} is left for split {a['split']!r}.")
-        return indices
+        folder = None if a.labels_dir is None else Path(a.labels_dir)
+        self._labels = open_labels(a.labels, folder, source)
 
     def __getstate__(self) -> dict[str, Any]:
-        # The chosen samples are stored, because the split file may have changed by then.
-        opened = _Opened(
+        scales = {name: rows.scale for name, rows in self._rows.items()}
+        opened = Opened(
             self.store.spec,
             content_crc32c(self.store, self.features, self._chunks),
             self.indices,
-            self._costly_scales(),
+            scales if self._arguments.zscore == "train" else None,
         )
         return {
             "arguments": self._arguments,
@@ -193,29 +173,15 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
             "epoch": self._epoch,
         }
 
-    def _costly_scales(self) -> dict[str, Scale | None] | None:
-        """The scales for ``zscore="train"``, so that workers need not compute them again."""
-        if self._arguments["zscore"] != "train":
-            return None
-        return {name: rows.scale for name, rows in self._rows.items()}
-
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._arguments, self._epoch = state["arguments"], state["epoch"]
-        source = open_source(self._arguments["store"], self._arguments["prefix"])
-        opened: _Opened | None = state.get("opened")
+        source = open_source(self._arguments.store, self._arguments.prefix)
+        opened: Opened | None = state.get("opened")
         if opened is None:
             raise InputError("This dataset was pickled by another version.\nCreate it again.")
-        if source.spec != opened.spec:
-            raise InputError(
-                f"{source.path} has changed since the dataset was created: {source.spec}.\n"
-                "Create the dataset again."
-            )
+        opened.require_shape(source)
         self._open(source, state["chunks"], opened)
-        if content_crc32c(source, self.features, self._chunks) != opened.content_crc32c:
-            raise InputError(
-                f"Rows of {source.path} have changed since the dataset was created.\n"
-                "Create the dataset again."
-            )
+        opened.require_content(source, content_crc32c(source, self.features, self._chunks))
 
     @property
     def epoch(self) -> int:
@@ -298,61 +264,11 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
 
     def _batch(self, samples: npt.NDArray[np.int64]) -> dict[str, torch.Tensor]:
         view = self._policy.choose(samples, self._drawn_epoch())
-        batch = {}
+        batch, dtype = {}, self._arguments.dtype
         for name, rows in self._rows.items():
             tensor = torch.from_numpy(rows.take(samples, view))
-            batch[name] = tensor if self._dtype is torch.float32 else tensor.to(self._dtype)
+            batch[name] = tensor if dtype is torch.float32 else tensor.to(dtype)
         batch["index"] = torch.from_numpy(samples)
         if self._labels is not None:
             batch["labels"] = torch.from_numpy(self._labels.take(samples, view))
         return batch
-
-
-@dataclass(frozen=True, slots=True)
-class _Opened:
-    """The state of a dataset that is pickled for other processes, and checked there.
-
-    Attributes:
-        spec: the store's shape.
-        content_crc32c: the checksum of the rows' recorded checksums.
-        indices: the chosen samples, int64 ``[len]``.
-        scales: the scales by feature, see ``FeatureDataset._costly_scales``.
-    """
-
-    spec: StoreSpec
-    content_crc32c: str
-    indices: npt.NDArray[np.int64]
-    scales: Mapping[str, Scale | None] | None
-
-
-def _listed(features: Iterable[str] | None) -> tuple[str, ...] | None:
-    if isinstance(features, str):
-        raise ConfigError(f"features is a list of names, found {features!r}.")
-    return None if features is None else tuple(features)
-
-
-def _chosen_features(source: FeatureSource, asked: Sequence[str] | None) -> tuple[str, ...]:
-    features = source.features if asked is None else tuple(asked)
-    for name in features:
-        if name not in source.features:
-            held = ", ".join(source.features)
-            raise ConfigError(f"{source.path} holds {held}, but not {name!r}.")
-    return features
-
-
-def _chosen_samples(
-    source: FeatureSource, part: str | None, split: Split | None, bad_samples: str
-) -> npt.NDArray[np.int64]:
-    if bad_samples not in ("exclude", "include"):
-        raise ConfigError(f"bad_samples is exclude or include, found {bad_samples!r}.")
-    chosen = np.arange(source.spec.samples, dtype=np.int64)
-    if part is not None:
-        if part not in _PARTS:
-            raise ConfigError(f"split is one of {', '.join(_PARTS)}, found {part!r}.")
-        if split is None:
-            raise ConfigError(f"split {part!r} needs split_json, the file that defines it.")
-        chosen = {"train": split.train, "val": split.val, "test": split.test}[part]
-    bad = [b.index for b in source.bad_inputs] if bad_samples == "exclude" else []
-    if bad:
-        chosen = np.setdiff1d(chosen, bad).astype(np.int64)
-    return chosen

@@ -8,7 +8,7 @@ from featurestore.errors import CorruptStoreError
 from featurestore.storage import extension
 from featurestore.storage.ledger import Ledger
 from featurestore.storage.store import EXTENSION
-from featurestore.system import durable
+from featurestore.system import durable, removal
 from featurestore.verify.findings import Verification
 
 # Files outside chunks that a repair can rewrite; other metadata cannot be restored.
@@ -37,7 +37,7 @@ def repair(root: Path, found: Verification) -> list[int]:
         try:
             repair(root / EXTENSION, found.extension)
         except CorruptStoreError:
-            durable.remove_folder(root / EXTENSION)
+            removal.remove_folder(root / EXTENSION)
     return sorted(set(range(found.chunks)) - (set(found.committed) - damaged))
 
 

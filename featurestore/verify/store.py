@@ -19,20 +19,22 @@ import numpy as np
 import numpy.typing as npt
 
 from featurestore.system.refusals import is_folder, status_of
+from featurestore.verify.documents import (
+    EXTENSION,
+    GROUPS,
+    StoreRecord,
+    check_documents,
+    read_record,
+)
 from featurestore.verify.files import StoreFiles, decoded
 from featurestore.verify.findings import Verification
 from featurestore.verify.lines import read_line, sample_problems, unended_line
 from featurestore.wording import amount
 
-_SCHEMA = 2
 _LEDGER = "records/ledger.jsonl"
 _SAMPLES = "records/samples.jsonl"
-_GROUPS = ("zarr.json", "records/zarr.json", "records/moments/zarr.json")
-_EXTENSION = "records/extension"
 # The number of attempts if the store is extended or replaced during a check.
 _LOOKS = 5
-# Keys of a Zarr document that have no effect if they are empty.
-_SILENT = ("storage_transformers", "consolidated_metadata")
 
 
 def verify(root: Path, *, progress: Callable[[int, int], None] | None = None) -> Verification:
@@ -75,143 +77,51 @@ def _identity(root: Path) -> tuple[bytes, bytes]:
 
 def _look(root: Path, progress: Callable[[int, int], None] | None) -> Verification:
     report = Verification()
-    check = _Check(root, report)
+    files = StoreFiles(root, report)
     try:
-        if check.read_root():
-            check.documents()
+        record = read_record(root, files)
+        if record is not None:
+            check_documents(record, files)
+            check = _Check(root, report, files, record)
             check.samples()
             check.chunks(progress)
             check.extension()
             check.strays()
     except MemoryError as e:
-        raise check.files.without_memory(e) from e
-    check.files.require_all_read()
+        raise files.without_memory(e) from e
+    files.require_all_read()
     return report
 
 
 class _Check:
-    """One check of one store; all results are added to ``report``.
+    """One check of one store; all results are added to ``report``."""
 
-    Attributes:
-        files: the store's files.
-    """
-
-    def __init__(self, root: Path, report: Verification) -> None:
-        self._root = root
-        self._report = report
-        self.files = StoreFiles(root, report)
-        self.files.known |= {_LEDGER, _SAMPLES, *_GROUPS}
-        self._n = self._v = self._k = 0
-        self._dims: dict[str, int] = {}
-        self._codec = "none"
-        self._samples_sha256 = self._stems_sha256 = ""
-        self._root_document: dict[str, Any] = {}
-
-    def read_root(self) -> bool:
-        """Reads the store's own record; False if it is damaged."""
-        pending = self._root / _EXTENSION / "final/zarr.json"
-        if status_of(self._root / "zarr.json") is None and status_of(pending) is not None:
-            self.files.find("zarr.json", "an extension is being merged; build --resume finishes it")
-            return False
-        document = self._root_document = self.files.object("zarr.json")
-        if not document:
-            return False
-        try:
-            record = document["attributes"]["manyviews"]
-            if record["schema"] != _SCHEMA:
-                raise ValueError(f"schema {record['schema']!r}, this version reads {_SCHEMA}")
-            rest = {key: value for key, value in record.items() if key != "crc32c"}
-            crc = google_crc32c.value(json.dumps(rest, sort_keys=True).encode("ascii"))
-            if record["crc32c"] != f"{crc:08x}":
-                raise ValueError("they do not match their checksum")
-            shape, fingerprint = record["shape"], record["fingerprint"]
-            self._n, self._v, self._k = shape["samples"], shape["views"], shape["chunk"]
-            self._dims = dict(shape["dims"])
-            self._codec = shape.get("codec", "none")
-            self._samples_sha256 = record["samples_sha256"]
-            self._stems_sha256 = fingerprint["stems_sha256"]
-            sizes = (self._n, self._v, self._k)
-            if not all(type(s) is int and s > 0 for s in (*sizes, *self._dims.values())):
-                raise ValueError(f"shape {shape}")
-            if sizes != tuple(fingerprint[key] for key in ("samples", "views", "chunk")):
-                raise ValueError("shape and fingerprint disagree")
-            if self._codec not in ("none", "zstd") or self._codec != fingerprint.get(
-                "codec", "none"
-            ):
-                raise ValueError(f"codec {self._codec!r}")
-        except (KeyError, TypeError, ValueError) as e:
-            self.files.find("zarr.json", f"its manyviews attributes: {e}")
-            return False
-        self._report.chunks, self._report.rows = -(-self._n // self._k), self._k
-        return True
-
-    def _arrays(self) -> Iterator[tuple[str, list[int], int, str]]:
-        """Name, shape, chunk length and dtype of each array."""
-        for name, dim in self._dims.items():
-            yield name, [self._n, self._v, dim], self._k, "float32"
-            yield f"records/moments/{name}", [self._report.chunks, 2, dim], 1, "float64"
-
-    def documents(self) -> None:
-        """Checks the Zarr documents, which other libraries use to read the arrays."""
-        for file in _GROUPS:
-            document = self._root_document if file == "zarr.json" else self.files.object(file)
-            # The content of the root's attributes is checked by ``read_root``.
-            attributes = document.get("attributes") if file == "zarr.json" else {}
-            self._compare(file, document, {"node_type": "group", "attributes": attributes})
-        for name, shape, rows, dtype in self._arrays():
-            file = f"{name}/zarr.json"
-            grid = {"name": "regular", "configuration": {"chunk_shape": [rows, *shape[1:]]}}
-            axes = ("chunk", "moment") if rows == 1 and dtype == "float64" else ("sample", "view")
-            expected = {
-                "node_type": "array",
-                "shape": shape,
-                "data_type": dtype,
-                "chunk_grid": grid,
-                "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
-                "fill_value": "NaN",
-                "codecs": [
-                    {"name": "bytes", "configuration": {"endian": "little"}},
-                    *self._compression(dtype),
-                    {"name": "crc32c"},
-                ],
-                "attributes": {},
-                "dimension_names": [*axes, "dim"],
-            }
-            self._compare(file, self.files.object(file), expected)
-
-    def _compression(self, dtype: str) -> list[dict[str, Any]]:
-        """The compression codecs of an array; moments are never compressed."""
-        if self._codec == "none" or dtype == "float64":
-            return []
-        return [{"name": "zstd", "configuration": {"level": 1, "checksum": False}}]
-
-    def _compare(self, file: str, document: dict[str, Any], expected: dict[str, Any]) -> None:
-        """Compares a Zarr document with its expected content; other keys must have no effect."""
-        if not document:
-            return  # unreadable, which is already a finding
-        expected = {"zarr_format": 3, **expected}
-        for key in sorted(document.keys() | expected.keys()):
-            actual, value = document.get(key), expected.get(key)
-            if actual != value and (key in expected or actual or key not in _SILENT):
-                self.files.find(file, f"{key} is {actual!r}, expected {value!r}")
+    def __init__(
+        self, root: Path, report: Verification, files: StoreFiles, record: StoreRecord
+    ) -> None:
+        self._root, self._report, self._files, self._record = root, report, files, record
+        files.known |= {_LEDGER, _SAMPLES, *GROUPS}
+        report.chunks, report.rows = record.chunks, record.rows
 
     def samples(self) -> None:
         """Compares the list of samples with its hashes."""
-        data = self.files.read(_SAMPLES)
+        data = self._files.read(_SAMPLES)
         if data is None:
             return
         try:
             stems = [json.loads(line)[0] for line in data.splitlines()]
             joined = b"\0".join(stem.encode("utf-8", "surrogateescape") for stem in stems)
         except (ValueError, LookupError, TypeError, AttributeError) as e:
-            self.files.find(_SAMPLES, str(e))
+            self._files.find(_SAMPLES, str(e))
             return
-        if len(stems) != self._n:
-            self.files.find(_SAMPLES, f"{amount(len(stems), 'sample')}, expected {self._n:,}")
-        elif hashlib.sha256(data).hexdigest() != self._samples_sha256:
-            self.files.find(_SAMPLES, "its checksum does not match its content")
-        elif hashlib.sha256(joined).hexdigest() != self._stems_sha256:
-            self.files.find(_SAMPLES, "its stems are not those that the store was built from")
+        if len(stems) != self._record.samples:
+            self._files.find(
+                _SAMPLES, f"{amount(len(stems), 'sample')}, expected {self._record.samples:,}"
+            )
+        elif hashlib.sha256(data).hexdigest() != self._record.samples_sha256:
+            self._files.find(_SAMPLES, "its checksum does not match its content")
+        elif hashlib.sha256(joined).hexdigest() != self._record.stems_sha256:
+            self._files.find(_SAMPLES, "its stems are not those that the store was built from")
 
     def chunks(self, progress: Callable[[int, int], None] | None) -> None:
         """Checks every line of the ledger, and every file that it names."""
@@ -227,13 +137,13 @@ class _Check:
             )
 
     def _ledger_lines(self) -> Iterator[dict[str, Any]]:
-        data = self.files.read(_LEDGER)
+        data = self._files.read(_LEDGER)
         if data is None:
             return
         lines = data.split(b"\n")
         tail = lines.pop()
         if whole := unended_line(tail):
-            self.files.find(_LEDGER, f"line {len(lines) + 1} is whole, but no line feed ends it")
+            self._files.find(_LEDGER, f"line {len(lines) + 1} is whole, but no line feed ends it")
             lines.append(whole)  # a repair writes it again
         elif tail:
             self._report.notices.append("the ledger ends in a torn line, which a build removes")
@@ -241,54 +151,56 @@ class _Check:
             body = read_line(line)
             chunk = body.get("chunk")
             if type(chunk) is not int:
-                self.files.find(_LEDGER, f"line {number} is not what was committed")
+                self._files.find(_LEDGER, f"line {number} is not what was committed")
             elif not 0 <= chunk < self._report.chunks:
-                self.files.find(
+                self._files.find(
                     _LEDGER, f"line {number} names chunk {chunk} of {self._report.chunks}"
                 )
             elif chunk in self._report.committed:
-                self.files.find(_LEDGER, f"line {number} names chunk {chunk} again")
+                self._files.find(_LEDGER, f"line {number} names chunk {chunk} again")
             else:
                 self._report.committed[chunk] = line
                 yield body
 
     def _chunk(self, body: dict[str, Any]) -> None:
         chunk = body["chunk"]
-        samples = min(self._k, self._n - chunk * self._k)
+        record = self._record
+        first = chunk * record.rows
+        samples = min(record.rows, record.samples - first)
         if len(body["samples"]) != samples:
-            self.files.find(
+            self._files.find(
                 _LEDGER, f"{amount(len(body['samples']), 'sample')}, expected {samples}", chunk
             )
-        for problem in sample_problems(body, chunk * self._k):
-            self.files.find(_LEDGER, problem, chunk)
+        for problem in sample_problems(body, first):
+            self._files.find(_LEDGER, problem, chunk)
         files = set()
-        for name, dim in self._dims.items():
+        for name, dim in record.dims.items():
             feature, moments = f"{name}/c.{chunk}.0.0", f"records/moments/{name}/c.{chunk}.0.0"
             files |= {feature, moments}
-            rows = self._payload(feature, body, "<f4", self._k * self._v * dim)
+            rows = self._payload(feature, body, "<f4", record.rows * record.views * dim)
             stored = self._payload(moments, body, "<f8", 2 * dim)
             if rows is not None and stored is not None:
-                used = rows.reshape(-1, dim)[: samples * self._v]
-                if not np.isnan(rows.reshape(-1, dim)[samples * self._v :]).all():
-                    self.files.find(feature, "there are rows after the last sample", chunk)
+                used = rows.reshape(-1, dim)[: samples * record.views]
+                if not np.isnan(rows.reshape(-1, dim)[samples * record.views :]).all():
+                    self._files.find(feature, "there are rows after the last sample", chunk)
                 self._moments(feature, moments, chunk, used, stored.reshape(2, dim))
-        self.files.known |= files
+        self._files.known |= files
         if set(body["files"]) != files:
-            self.files.find(_LEDGER, "the line names other files than the chunk has", chunk)
+            self._files.find(_LEDGER, "the line names other files than the chunk has", chunk)
 
     def _payload(
         self, file: str, body: dict[str, Any], dtype: str, count: int
     ) -> npt.NDArray[Any] | None:
         chunk = body["chunk"]
         size, crc = body["files"].get(file, (None, None))
-        data = self.files.read(file, chunk)
+        data = self._files.read(file, chunk)
         if data is None:
             return None
         self._report.files += 1
-        compressed = bool(self._compression(np.dtype(dtype).name))
+        compressed = bool(self._record.compression(np.dtype(dtype).name))
         expected = size if compressed else count * np.dtype(dtype).itemsize + 4
         if not len(data) == size == expected:
-            self.files.find(
+            self._files.find(
                 file, f"{len(data)} bytes, expected {expected}, committed {size}", chunk
             )
             return None
@@ -296,10 +208,10 @@ class _Check:
         expected = count * np.dtype(dtype).itemsize
         payload = decoded(data[:-4], expected) if compressed else data[:-4]
         if data[-4:] != written or f"{google_crc32c.value(payload):08x}" != crc:
-            self.files.find(file, "its content is not what was committed", chunk)
+            self._files.find(file, "its content is not what was committed", chunk)
             return None
         if len(payload) != expected:
-            self.files.find(file, f"{len(payload)} bytes when decoded", chunk)
+            self._files.find(file, f"{len(payload)} bytes when decoded", chunk)
             return None
         return np.frombuffer(payload, dtype)
 
@@ -312,7 +224,7 @@ class _Check:
         stored: npt.NDArray[np.float64],
     ) -> None:
         if not np.isfinite(rows).all():
-            self.files.find(feature, "rows that are not finite were committed", chunk)
+            self._files.find(feature, "rows that are not finite were committed", chunk)
             return
         wide = rows.astype(np.float64)
         mean, deviation = wide.mean(axis=0), wide.std(axis=0)
@@ -321,25 +233,25 @@ class _Check:
         near &= np.abs(np.sqrt(stored[1] / len(rows)) - deviation) <= 1e-7 * scale
         if not near.all():  # NaN is not near
             bad = int((~near).sum())
-            self.files.find(moments, f"{bad} of {near.size} dimensions do not fit the rows", chunk)
+            self._files.find(moments, f"{bad} of {near.size} dimensions do not fit the rows", chunk)
 
     def extension(self) -> None:
         """Checks an unfinished extension, which is a separate store inside this one."""
-        folder = self._root / _EXTENSION
+        folder = self._root / EXTENSION
         if not is_folder(folder):
             return
         self._report.notices.append("an extension is not finished; build --resume continues it")
         if status_of(folder / "zarr.json") is not None:
             self._report.extension = extension = _look(folder, None)
             for finding in extension.findings:
-                self.files.find(f"{_EXTENSION}/{finding.file}", finding.problem)
+                self._files.find(f"{EXTENSION}/{finding.file}", finding.problem)
 
     def strays(self) -> None:
         """Adds notices for uncommitted files, which are never read and so are not damage."""
-        for folder, _, names in os.walk(self._root, onerror=self.files.unlisted):
+        for folder, _, names in os.walk(self._root, onerror=self._files.unlisted):
             relative = Path(folder).relative_to(self._root)
             if relative.parts[:2] in (("records", "runs"), ("records", "extension")):
                 continue
             for file in sorted((relative / name).as_posix() for name in names):
-                if file not in self.files.known:
+                if file not in self._files.known:
                     self._report.notices.append(f"{file} was not committed and is never read")

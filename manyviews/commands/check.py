@@ -27,8 +27,7 @@ from manyviews.commands.options import (
 
 if TYPE_CHECKING:
     from consumers.config import BuildConfig
-    from manyviews.operations.check.check import CheckReport
-    from manyviews.operations.check.findings import Line
+    from manyviews.operations.check.findings import CheckReport, Line
 
 _WIDTH = 80
 _LABEL = 17

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from consumers.backbones import registry
-from consumers.backbones.registry import Backbone
+from consumers.backbones.protocol import Backbone
 from featurestore.records import FEATURES
 
 KINDS = {"clip_image": "clip", "clip_text": "sentence"} | dict.fromkeys(FEATURES[2:], "blip2")

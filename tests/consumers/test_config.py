@@ -11,7 +11,7 @@ from consumers.resume.extension import completed
 from featurestore.errors import ConfigError, StoreMismatchError
 from featurestore.records import FEATURES
 from featurestore.storage.fingerprint import Fingerprint, compare_fingerprints
-from featurestore.storage.store import StoreSpec
+from featurestore.storage.shape import StoreSpec
 from tests.featurestore.stores import DIMS, make_fingerprint
 
 DINO = BackboneConfig(adapter="transformers-image", model="facebook/dinov2-base")

@@ -15,7 +15,8 @@ from benchmarks import full_size
 from benchmarks.ceiling import GPUS, emptied, flops_per_view, least_seconds
 from benchmarks.flops import forward_flops, makers_peak, text_flops
 from benchmarks.full_size import VIEWS
-from benchmarks.gpu import HEAD, Work, measure, require_equal
+from benchmarks.gpu import HEAD, measure, require_equal
+from benchmarks.gpu_work import Work
 from consumers.backbones import registry
 from featurestore.records import FEATURES
 from tests.consumers.conftest import KINDS

@@ -11,7 +11,7 @@ import zarr
 
 from featurestore.records import BadInput, Sample, SampleRecord, stems_sha256
 from featurestore.storage.fingerprint import Fingerprint
-from featurestore.storage.store import StoreSpec, choose_chunk
+from featurestore.storage.shape import StoreSpec, choose_chunk
 from featurestore.storage.writer import StoreWriter, create, take_lock
 from featurestore.system import durable
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from consumers.backbones.adapters.torchvision_steps import read_transform
-from consumers.backbones.registry import BackboneRequest
+from consumers.backbones.protocol import BackboneRequest
 from consumers.checkpoints import checkpoints
 from consumers.checkpoints.checkpoints import Checkpoint, read_json
 from consumers.checkpoints.loading import check_rows, freeze, text_spec

@@ -9,7 +9,7 @@ import torch
 
 from consumers.backbones.adapters.pooling import mean_of_image
 from consumers.backbones.adapters.torchvision_steps import read_transform
-from consumers.backbones.registry import BackboneRequest
+from consumers.backbones.protocol import BackboneRequest
 from consumers.checkpoints import checkpoints
 from consumers.checkpoints.checkpoints import Checkpoint
 from consumers.checkpoints.loading import freeze

@@ -10,7 +10,7 @@ import torch
 
 from consumers.backbones.adapters.auto import load_auto, required, vector_of
 from consumers.backbones.adapters.pooling import mean_of_image
-from consumers.backbones.registry import BackboneRequest
+from consumers.backbones.protocol import BackboneRequest
 from consumers.checkpoints import checkpoints
 from consumers.checkpoints.checkpoints import Checkpoint
 from consumers.checkpoints.loading import freeze

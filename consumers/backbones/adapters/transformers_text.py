@@ -8,7 +8,7 @@ import torch
 
 from consumers.backbones.adapters.auto import load_auto, required, vector_of
 from consumers.backbones.adapters.pooling import last_of_text, mean_of_text
-from consumers.backbones.registry import BackboneRequest
+from consumers.backbones.protocol import BackboneRequest
 from consumers.checkpoints import checkpoints
 from consumers.checkpoints.checkpoints import Checkpoint
 from consumers.checkpoints.loading import check_rows, freeze

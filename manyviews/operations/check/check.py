@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from consumers.backbones.registry import modality_of, resolve_device
+from consumers.backbones.protocol import modality_of
+from consumers.backbones.registry import resolve_device
 from consumers.config import BuildConfig, CompleteConfig
 from consumers.decisions import Decided, decide
 from consumers.notices import slow_paths
@@ -26,12 +27,12 @@ from featurestore.errors import (
     StorageError,
     StoreMismatchError,
 )
+from featurestore.storage.shape import StoreSpec, choose_chunk
 from featurestore.storage.space import store_bytes
-from featurestore.storage.store import StoreSpec, choose_chunk
 from featurestore.system.limits import usable_cpus
 from featurestore.wording import amount
 from manyviews.operations.check import duplicates, inputs, libraries, machine
-from manyviews.operations.check.findings import Group, Line
+from manyviews.operations.check.findings import CheckReport, Group
 from manyviews.operations.check.forecast import forecast_group, run_trial
 from manyviews.operations.check.machine import Free, need_of
 from manyviews.operations.check.models import find_models, known_dims, models_group
@@ -62,34 +63,6 @@ class CheckRequest:
     split_json: Path | None = None
     full: bool = False
     calibrate: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class CheckReport:
-    """The findings of a check.
-
-    Attributes:
-        groups: the groups of findings, in the order in which they are printed.
-    """
-
-    groups: tuple[Group, ...]
-
-    def lines(self, level: str) -> list[tuple[str, Line]]:
-        """The lines of one level, each with the title of its group."""
-        return [(g.title, line) for g in self.groups for line in g.lines if line.level == level]
-
-    def facts(self) -> dict[str, Any]:
-        """The whole report as plain values for ``--json``."""
-        problems = [
-            {"level": level, "group": title, "what": f"{x.label}: {x.text}", "advice": x.advice}
-            for level in ("error", "warning")
-            for title, x in self.lines(level)
-        ]
-        return {
-            "ok": not self.lines("error"),
-            "problems": problems,
-            **{group.title: group.facts for group in self.groups},
-        }
 
 
 def run_check(request: CheckRequest, say: Say) -> CheckReport:

@@ -67,6 +67,34 @@ class Group:
         self.error(label, " ".join(w.strip() for w in what) or advice, advice if what else "")
 
 
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """The findings of a check.
+
+    Attributes:
+        groups: the groups of findings, in the order in which they are printed.
+    """
+
+    groups: tuple[Group, ...]
+
+    def lines(self, level: str) -> list[tuple[str, Line]]:
+        """The lines of one level, each with the title of its group."""
+        return [(g.title, line) for g in self.groups for line in g.lines if line.level == level]
+
+    def facts(self) -> dict[str, Any]:
+        """The whole report as plain values for ``--json``."""
+        problems = [
+            {"level": level, "group": title, "what": f"{x.label}: {x.text}", "advice": x.advice}
+            for level in ("error", "warning")
+            for title, x in self.lines(level)
+        ]
+        return {
+            "ok": not self.lines("error"),
+            "problems": problems,
+            **{group.title: group.facts for group in self.groups},
+        }
+
+
 def some(items: Sequence[str], shown: int = 3) -> str:
     """The number of names and the first few of them, quoted."""
     return f"{len(items):,}: {listed(list(map(repr, items)), shown)}" if items else "none"

@@ -219,7 +219,7 @@ def _batcher_bytes(
         staged: bytes of one batch on its way to the device.
         threads: number of batches that are computed in parallel.
     """
-    from consumers.engine.runner import stages_of  # loads torch, as the backbone did
+    from consumers.engine.batcher import stages_of  # loads torch, as the backbone did
 
     stages = stages_of(backbone.device, threads)
     # The rows that pad the last batch need space as well.

@@ -12,9 +12,10 @@ from consumers.resume.extension import Extension, completed, find_extension
 from featurestore.errors import ManyViewsError
 from featurestore.records import Sample
 from featurestore.storage import writer as stores
+from featurestore.storage.shape import StoreSpec
 from featurestore.storage.soundness import require_place, require_sound
 from featurestore.storage.space import missing_bytes, nearest_existing, store_bytes
-from featurestore.storage.store import LOCK, FeatureStore, StoreSpec
+from featurestore.storage.store import LOCK, FeatureStore
 from featurestore.system.locks import Holder, lock_holder, require_locks
 from featurestore.wording import amount
 from manyviews.operations.check.findings import Group

@@ -11,7 +11,7 @@ from typing import Any
 
 from featurestore.errors import ConfigError, InputError, ManyViewsError
 from featurestore.storage.digests import FileFacts, HashingFile
-from featurestore.system import durable
+from featurestore.system import durable, removal
 from featurestore.system.durable import PARTIAL, PartialFile
 from featurestore.system.locks import FileLock
 from featurestore.system.refusals import is_file
@@ -118,12 +118,12 @@ def out_folder(out_dir: Path) -> Iterator[OutFolder]:
     try:
         _empty(partial)
         yield OutFolder(partial)
-        durable.remove(mark)
-        durable.move(partial, out_dir)
+        removal.remove(mark)
+        removal.move(partial, out_dir)
     except BaseException:
         # Keep the original error; the next export removes what this could not.
         with suppress(ManyViewsError, OSError):
-            durable.remove_folder(partial)
+            removal.remove_folder(partial)
         raise
     finally:
         lock.release()
@@ -157,6 +157,6 @@ def _is_empty_folder(path: Path) -> bool:
 def _empty(partial: Path) -> None:
     for entry in sorted(partial.iterdir()):
         if entry.is_dir() and not entry.is_symlink():
-            durable.remove_folder(entry)
+            removal.remove_folder(entry)
         elif entry.name != _MARK:
-            durable.remove(entry)
+            removal.remove(entry)

@@ -20,7 +20,7 @@ from consumers.device.devices import make_reproducible, resolve_device
 from featurestore.errors import ConfigError, InputError
 from featurestore.imdb.splits import read_split
 from featurestore.reading.npy_folder import NpyFolder
-from featurestore.reading.sources import FeatureSource, open_source
+from featurestore.reading.sources import FeatureSource, check_content, open_source
 from featurestore.training.dataset import FeatureDataset
 from manyviews.operations.probe.logistic import LinearProbe, Part, fit_probe
 from manyviews.operations.probe.request import ProbeRequest
@@ -87,13 +87,17 @@ def probe(request: ProbeRequest) -> ProbeTable:
     Raises:
         ConfigError: the store does not have a feature, or the device does not exist.
         InputError: the store is not complete, the split or labels do not match it, a part of the
-            split is empty, or no test sample has a label.
+            split is empty, no test sample has a label, or a materialized file differs from what
+            was written.
+        CorruptStoreError: a chunk differs from what was committed.
     """
     device = resolve_device(request.device)
     make_reproducible()
     clean = {name: _dataset(request, name, "clean") for name in _PARTS}
     store = clean["train"].store
     heads = _heads(store, clean["train"].features)
+    if not isinstance(store, NpyFolder) or store.has_digests:
+        check_content(store, clean["train"].features, None)
     parts = {name: _clean_part(dataset, device) for name, dataset in clean.items()}
     truth = {name: part.y.cpu().numpy() > 0.5 for name, part in parts.items()}
     if not truth["test"].any():

@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from consumers.backbones import declared
-from consumers.backbones.registry import BackboneRequest, quiet_transformers
+from consumers.backbones.protocol import BackboneRequest
+from consumers.backbones.registry import quiet_transformers
 from consumers.device.computing import ComputePool, Order
 from featurestore.errors import ConfigError
 from producers.recipes.tokens import TokenEncoder

@@ -15,7 +15,7 @@ import torch
 
 from consumers.backbones import declared, registry
 from consumers.backbones.config import BackboneConfig
-from consumers.backbones.registry import Backbone
+from consumers.backbones.protocol import Backbone
 from featurestore.errors import ConfigError
 from featurestore.system.torchvision_ops import ensure_importable
 from producers.recipes import text_views

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featurestore.errors import ConfigError, InputError, StorageFullError, StoreLockedError
-from featurestore.imdb.label_files import verify_labels
+from featurestore.imdb.label_files import load_labels, verify_labels
 from featurestore.imdb.labels import (
     CLASS_NAMES,
     augmented_labels,
@@ -27,6 +27,7 @@ from featurestore.imdb.labels import (
 )
 from featurestore.imdb.labels_manifest import verify_augmented
 from featurestore.records import Salt, view_seed
+from featurestore.storage.digests import read_record
 from featurestore.system import durable
 from tests.featurestore.stores import killed_at
 
@@ -630,3 +631,22 @@ def test_a_seed_that_a_flip_changed_is_not_used(labels_dir: Path, tmp_path: Path
     path.write_text(json.dumps(record).replace("123", "122"))
     with pytest.raises(InputError, match=r"checksum does not match(?s:.*)materialize"):
         write_augmented_labels(labels_dir, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["ids_all.txt", "labels_all_23.npy"])
+def test_the_digest_is_of_what_was_read(
+    labels_dir: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Another process may replace a file between its reading and the comparison."""
+    good = (labels_dir / name).read_bytes()
+    other = good.replace(b"0000002", b"0000009") if name == "ids_all.txt" else good[:-1] + b"\x40"
+    (labels_dir / name).write_bytes(other)
+
+    def replaced(path: Path) -> dict[str, object]:
+        (labels_dir / "new").write_bytes(good)
+        (labels_dir / "new").replace(labels_dir / name)
+        return read_record(path)
+
+    monkeypatch.setattr("featurestore.imdb.label_files.read_record", replaced)
+    with pytest.raises(InputError, match=f"{name} is not what `labels` wrote"):
+        _ = read_ids(labels_dir) if name == "ids_all.txt" else load_labels(labels_dir, len(STEMS))

@@ -25,7 +25,7 @@ from featurestore.reading.mapping import (
     will_need,
 )
 from featurestore.reading.rows import store_rows
-from featurestore.storage.arrays import ArraySpec
+from featurestore.storage.shape import ArraySpec
 from featurestore.storage.store import FeatureStore
 from tests.featurestore.stores import DIMS, make_store, zarr_rows
 

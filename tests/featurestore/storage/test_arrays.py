@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featurestore.errors import CorruptStoreError
-from featurestore.storage import arrays
-from featurestore.storage.arrays import ArraySpec
+from featurestore.storage import arrays, shape
+from featurestore.storage.shape import ArraySpec
 
 SPEC = ArraySpec("feature", (5, 2, 8), 2, "<f4")
 AXES = ("sample", "view", "dim")
@@ -179,12 +179,12 @@ def test_metadata_of_another_array_is_refused(tmp_path: Path, field: str, value:
 
 @given(st.integers(1, 100_000))
 def test_aligned_rows_is_the_smallest_that_fills_pages(row_bytes: int) -> None:
-    rows = arrays.aligned_rows(row_bytes)
+    rows = shape.aligned_rows(row_bytes)
     assert rows * row_bytes % 4096 == 0
     assert rows & (rows - 1) == 0  # 4096 is a power of two, so only halving could do better
     assert rows == 1 or rows // 2 * row_bytes % 4096 != 0
 
 
 def test_aligned_rows_known_answers() -> None:
-    assert [arrays.aligned_rows(70 * d * 4) for d in (512, 768, 2048)] == [1, 2, 1]
-    assert [arrays.aligned_rows(n) for n in (1, 4, 4096, 4095)] == [4096, 1024, 1, 4096]
+    assert [shape.aligned_rows(70 * d * 4) for d in (512, 768, 2048)] == [1, 2, 1]
+    assert [shape.aligned_rows(n) for n in (1, 4, 4096, 4095)] == [4096, 1024, 1, 4096]

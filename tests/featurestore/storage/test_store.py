@@ -18,9 +18,10 @@ from featurestore.errors import (
 )
 from featurestore.reading.npy_folder import stems_of
 from featurestore.records import BadInput
-from featurestore.storage import store
+from featurestore.storage import shape, store
 from featurestore.storage.ledger import Ledger
-from featurestore.storage.store import FeatureStore, StoreSpec, is_store
+from featurestore.storage.shape import StoreSpec
+from featurestore.storage.store import FeatureStore, is_store
 from featurestore.storage.writer import StoreWriter, erase, state_of, take_lock
 from featurestore.storage.writer import create as create_store
 from tests.featurestore.stores import (
@@ -194,14 +195,14 @@ def test_a_second_writer_is_refused_and_readers_are_not(tmp_path: Path) -> None:
 
 
 def test_choose_chunk_fills_whole_pages() -> None:
-    assert store.choose_chunk(0, 70, {"a": 512, "b": 768, "c": 2048}) == 64
-    assert store.choose_chunk(0, 1, {"a": 1}) == 1024
-    assert store.choose_chunk(8, 4, {"a": 64, "b": 32}) == 8
+    assert shape.choose_chunk(0, 70, {"a": 512, "b": 768, "c": 2048}) == 64
+    assert shape.choose_chunk(0, 1, {"a": 1}) == 1024
+    assert shape.choose_chunk(8, 4, {"a": 64, "b": 32}) == 8
     with pytest.raises(
         ManyViewsError,
         match=r"--chunk 4 .* 4 views \(features of 64 and 32 numbers\): use a multiple of 8",
     ):
-        store.choose_chunk(4, 4, {"a": 64, "b": 32})
+        shape.choose_chunk(4, 4, {"a": 64, "b": 32})
 
 
 # --- wrong arguments ---

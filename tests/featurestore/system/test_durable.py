@@ -16,7 +16,7 @@ from featurestore.errors import (
     StorageFullError,
     StoreLockedError,
 )
-from featurestore.system import durable
+from featurestore.system import contents, durable, removal
 from featurestore.system.locks import FileLock, lock_holder
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -234,7 +234,7 @@ def test_everything_is_synced_before_its_rename_and_the_folder_after(
     durable.truncate(path, 1)
     assert calls == [("fsync", "file")] * 2
     calls.clear()
-    durable.remove(path)
+    removal.remove(path)
     durable.make_folder(tmp_path / "folder/inner")
     assert calls == [("fsync", "folder")] * 2
 
@@ -409,26 +409,26 @@ def test_remove_folder_follows_no_link(tmp_path: Path) -> None:
     (tmp_path / "gone/deep/file").write_bytes(b"x")
     (tmp_path / "gone/link").symlink_to(tmp_path / "outside")
     (tmp_path / "gone/dangling").symlink_to(tmp_path / "nowhere")
-    durable.remove_folder(tmp_path / "gone")
+    removal.remove_folder(tmp_path / "gone")
     assert not (tmp_path / "gone").exists()
     assert (tmp_path / "outside/kept").exists()
 
 
 def test_removing_a_missing_file_does_nothing(tmp_path: Path) -> None:
-    durable.remove(tmp_path / "none")
-    durable.remove(tmp_path / "no/folder")
+    removal.remove(tmp_path / "none")
+    removal.remove(tmp_path / "no/folder")
     with pytest.raises(StorageError):
-        durable.remove_folder(tmp_path / "none")
+        removal.remove_folder(tmp_path / "none")
 
 
 def test_sweep_takes_only_partials(tmp_path: Path) -> None:
     for name in ("a.partial", "b.partial", "partial", "a.partial.txt"):
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "folder.partial").mkdir()
-    assert [p.name for p in durable.sweep_partials(tmp_path)] == ["a.partial", "b.partial"]
+    assert [p.name for p in removal.sweep_partials(tmp_path)] == ["a.partial", "b.partial"]
     left = sorted(p.name for p in tmp_path.iterdir())
     assert left == ["a.partial.txt", "folder.partial", "partial"]
-    assert durable.sweep_partials(tmp_path) == []
+    assert removal.sweep_partials(tmp_path) == []
 
 
 def test_truncate(tmp_path: Path) -> None:
@@ -440,12 +440,12 @@ def test_truncate(tmp_path: Path) -> None:
 def test_read_bytes(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub/file").write_bytes(b"x")
-    assert durable.read_bytes(tmp_path / "sub/file", tmp_path) == b"x"
+    assert contents.read_bytes(tmp_path / "sub/file", tmp_path) == b"x"
     with pytest.raises(CorruptStoreError, match="missing") as caught:
-        durable.read_bytes(tmp_path / "sub/none", tmp_path)
+        contents.read_bytes(tmp_path / "sub/none", tmp_path)
     assert caught.value.file == "sub/none"
     with pytest.raises(StorageError, match="Is a directory"):
-        durable.read_bytes(tmp_path / "sub", tmp_path)
+        contents.read_bytes(tmp_path / "sub", tmp_path)
 
 
 # --- the lock ---

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from featurestore.records import BadInput, Sample, SampleRecord
-from featurestore.storage.store import FeatureStore, StoreSpec
+from featurestore.storage.shape import StoreSpec
+from featurestore.storage.store import FeatureStore
 from featurestore.storage.writer import create, take_lock
 from producers.recipes.image_views import IMAGE_RECIPE
 from producers.recipes.text_views import TEXT_RECIPE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score, f1_score
 
-from featurestore.errors import ConfigError, InputError
+from featurestore.errors import ConfigError, CorruptStoreError, InputError
 from featurestore.imdb.materialize import materialize
 from featurestore.records import BadInput
 from featurestore.storage.store import FeatureStore
@@ -220,3 +221,19 @@ def test_the_command(
     for line, row in zip(lines[4:-1], table.rows, strict=True):
         assert f"{row.scores.mean_ap:.3f}" in line
         assert " 0.50 " in line
+
+
+@pytest.mark.parametrize("kind", ["store", "npy"])
+def test_a_flipped_bit_of_the_rows_gives_no_scores(
+    request_of_probe: ProbeRequest, tmp_path: Path, kind: str
+) -> None:
+    copy = tmp_path / "store"
+    shutil.copytree(request_of_probe.store, copy)
+    if kind == "npy":
+        copy = materialize(FeatureStore(copy), tmp_path / "npy", prefix="p", zscore="none").out_dir
+    path = copy / ("noisy/c.0.0.0" if kind == "store" else "p_noisy.npy")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises((CorruptStoreError, InputError), match=r"is not what was written|checksum"):
+        probe(replace(request_of_probe, store=copy))

@@ -17,7 +17,8 @@ from PIL import Image
 
 from featurestore.errors import ConfigError, InputError, StoreMismatchError
 from featurestore.records import BadInput, SampleRecord, view_seed
-from featurestore.storage.store import FeatureStore, StoreSpec
+from featurestore.storage.shape import StoreSpec
+from featurestore.storage.store import FeatureStore
 from featurestore.storage.writer import create, take_lock
 from featurestore.system.torchvision_ops import ensure_importable
 from manyviews import main
