@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from consumers.backbones.protocol import Backbone, ImageBackbone, TextBackbone
+from consumers.backbones.protocol import ImageBackbone, TextBackbone
 from consumers.device.computing import ComputePool
 from consumers.engine.batching import ImageBatcher, TextBatcher
 from consumers.preprocessing.pixels import Normalizer, read_preprocessing
