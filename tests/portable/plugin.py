@@ -8,11 +8,12 @@ import importlib
 import os
 import sys
 import warnings
+from importlib.util import module_from_spec, spec_from_file_location
 from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
 
 import hypothesis.internal.conjecture.engine  # noqa: F401
 import sitecustomize
-import xdist  # noqa: F401
 
 SYSTEM = os.environ[sitecustomize.VARIABLE]
 _WRITERS = {
@@ -26,9 +27,10 @@ def _serve(calls: Connection) -> None:
     """Calls the requested functions in this process until the other one has ended."""
     while True:
         try:
-            module, name, arguments, named = calls.recv()
+            folder, module, name, arguments, named = calls.recv()
         except EOFError:
             os._exit(0)
+        os.chdir(folder)
         try:
             calls.send((getattr(importlib.import_module(module), name)(*arguments, **named), None))
         except Exception as e:  # noqa: BLE001  raised again in the other process
@@ -49,7 +51,7 @@ def _fork_writer() -> Connection:
 
 def _elsewhere(calls: Connection, module: str, name: str):
     def call(*arguments, **named):
-        calls.send((module, name, arguments, named))
+        calls.send((os.getcwd(), module, name, arguments, named))
         result, error = calls.recv()
         if error is not None:
             raise error
@@ -64,7 +66,20 @@ def _replace_writers(calls: Connection) -> None:
             setattr(importlib.import_module(module), name, _elsewhere(calls, module, name))
 
 
+def _import_lightning() -> None:
+    """Imports Lightning beside a CPU build of torch, before this project is imported."""
+    path = Path(__file__).parents[2] / "featurestore/system/torchvision_ops.py"
+    spec = spec_from_file_location("torchvision_ops", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.ensure_importable()
+    importlib.import_module("lightning.pytorch")
+
+
 _calls = _fork_writer()
+_import_lightning()
 importlib.import_module("featurestore")  # switches Linux off
 assert sys.platform == sitecustomize.SYSTEMS[SYSTEM]
 if SYSTEM == "Windows":

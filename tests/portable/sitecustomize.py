@@ -7,7 +7,9 @@ follow the notes on availability in Python's documentation. C code of libraries 
 
 import ctypes
 import importlib
+import io
 import mmap
+import multiprocessing
 import os
 import resource
 import shutil
@@ -100,10 +102,15 @@ def switch_off(system):
     for name in _LIBRARIES:
         importlib.import_module(name)
     _remove(_LINUX)
+    # What these modules found out when they were imported.
     shutil._use_fd_functions = tempfile._O_TMPFILE_WORKS = False
+    shutil._USE_CP_SENDFILE = multiprocessing.resource_tracker._HAVE_SIGMASK = False
+    shutil._copyxattr = lambda *_, **__: None
+    multiprocessing.set_start_method("spawn")
     if system == "Windows":
         _remove(_POSIX)
         os.O_BINARY = 0x8000
+        io._WindowsConsoleIO = type("_WindowsConsoleIO", (), {})  # pytest names it
         mmap.mmap = _WindowsMap
         for name in _POSIX_MODULES:
             sys.modules[name] = None

@@ -3,7 +3,6 @@ import hashlib
 import json
 import os
 import pickle
-import resource
 import shutil
 from pathlib import Path
 
@@ -677,6 +676,8 @@ def test_nothing_is_committed_yet(world, tmp_path):
 
 
 def test_more_chunks_than_descriptors(tmp_path):
+    import resource  # Windows has no such module, where other tests of this file run too
+
     dims = {"clip_image": 1024, "clip_text": 1024}
     rows = make_store(tmp_path / "s", samples=40, views=1, chunk=1, dims=dims)
     before = len(list(Path("/proc/self/fd").iterdir()))
