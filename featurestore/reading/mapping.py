@@ -72,9 +72,9 @@ _HUGE_PAGE = 2 << 20
 _PLACES = 64  # number of positions to probe for whether files are in the page cache
 _places = random.Random()  # a separate generator: a program may have seeded the module's
 
-# The most files of a feature that stay mapped on systems other than Linux: ``numpy.memmap`` keeps a
-# descriptor for each, and a process on macOS may have 256.
-_KEPT_FILES = 32
+# The share of a process's descriptors that the mapped files of one feature may take on systems other
+# than Linux: ``numpy.memmap`` keeps a descriptor for each, and a process on macOS may have 256.
+_DESCRIPTORS = 1 / 8
 
 
 def resolved(
@@ -314,7 +314,7 @@ class ChunkFiles:
         """
         self._root, self._spec = root, spec
         self._stamps = {chunk: self._stamp(chunk) for chunk in chunks}
-        self.kept_bytes = _KEPT_FILES * spec.chunk_bytes
+        self.kept_bytes = _most_kept(len(self._stamps)) * spec.chunk_bytes
 
     def read(self, chunk: int) -> npt.NDArray[Any]:
         """Maps a chunk: ``dtype [rows per chunk, ...]``, read-only.
@@ -344,3 +344,13 @@ class ChunkFiles:
             raise refusal(self._root / file, e) from e
         _require_size(self._spec, chunk, status.st_size)
         return status.st_ino, status.st_mtime_ns
+
+
+def _most_kept(files: int) -> int:
+    """How many of a feature's files may stay mapped."""
+    try:
+        import resource
+    except ImportError:  # Windows, where a process may have millions of handles
+        return files
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return files if soft == resource.RLIM_INFINITY else min(files, int(soft * _DESCRIPTORS))

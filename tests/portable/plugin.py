@@ -51,7 +51,7 @@ def _fork_writer() -> Connection:
 
 def _elsewhere(calls: Connection, module: str, name: str):
     def call(*arguments, **named):
-        calls.send((os.getcwd(), module, name, arguments, named))
+        calls.send((Path.cwd(), module, name, arguments, named))
         result, error = calls.recv()
         if error is not None:
             raise error

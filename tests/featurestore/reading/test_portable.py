@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -46,7 +47,7 @@ READING = (
 # Tests that count descriptors and memory of a process as only Linux does, and a long one.
 LINUX = ("descriptors", "takes_no_memory", "each_byte")
 # Tests that fork, or write to a store themselves.
-POSIX = ("fork", "loader_workers", "repair", "grow", "a_build_refuses")
+POSIX = ("fork", "loader_workers", "repair", "irreparable", "grow", "a_build_refuses")
 
 
 @pytest.mark.parametrize(("system", "left_out"), [("macOS", LINUX), ("Windows", LINUX + POSIX)])
@@ -127,7 +128,12 @@ def test_the_same_bytes_as_the_mapper(tmp_path, blocks):
 def test_few_files_stay_mapped(tmp_path):
     rows = make_store(tmp_path / "s", samples=80, views=1, chunk=1, dims={"clip_image": 1024})
     array = FeatureStore(tmp_path / "s").spec.feature("clip_image")
-    files = ChunkFiles(tmp_path / "s", array, range(80))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        files = ChunkFiles(tmp_path / "s", array, range(80))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     source = ChunkedBlocks(files.read, array.shape, 1, files.kept_bytes)
     np.testing.assert_array_equal(source.take(np.arange(80), 0), rows["clip_image"][:, 0])
     assert Path("/proc/self/maps").read_text().count(f"{tmp_path}/") == 32
