@@ -72,8 +72,8 @@ _HUGE_PAGE = 2 << 20
 _PLACES = 64  # number of positions to probe for whether files are in the page cache
 _places = random.Random()  # a separate generator: a program may have seeded the module's
 
-# The share of a process's descriptors that the mapped files of one feature may take on systems other
-# than Linux: ``numpy.memmap`` keeps a descriptor for each, and a process on macOS may have 256.
+# The share of a process's descriptors for the mapped files of one feature, elsewhere than on Linux:
+# ``numpy.memmap`` keeps a descriptor for each file, and a process on macOS may have 256.
 _DESCRIPTORS = 1 / 8
 
 
