@@ -38,13 +38,8 @@ def run(system: str, arguments: list[str], folder: Path) -> subprocess.Completed
 
 
 # These tests run in processes without Linux: rows, labels, samplers, loaders, the data module, and
-# the check of a store. ``make test`` runs a part of them, which takes half a minute.
-ALL = (
-    *("reading/test_npy_folder.py", "reading/test_rewritten.py", "training/test_dataset.py"),
-    *("training/test_device.py", "sampling/test_samplers.py", "published/test_lazy_rows.py"),
-    *("test_datamodule.py", "verify/test_verify_store.py"),
-)
-PART = (
+# the check of a store.
+READING = (
     "reading/test_npy_folder.py",
     "reading/test_rewritten.py::test_the_same_rows",
     "training/test_dataset.py::test_view_policies",
@@ -53,11 +48,11 @@ PART = (
     "training/test_dataset.py::test_an_epoch_reaches_persistent_workers",
     "training/test_device.py::test_batches_are_the_samplers",
     "training/test_device.py::test_resident_features_are_the_datasets",
-    "sampling/test_samplers.py::test_a_plain_loader_reads_an_epoch",
-    "test_datamodule.py::test_loaders_give_aligned_batches",
+    "sampling/test_samplers.py::test_a_plain_loader_reads_an_epoch[0]",
+    "test_datamodule.py::test_loaders_give_aligned_batches[store-0]",
+    "test_datamodule.py::test_loaders_give_aligned_batches[embeddings-0]",
     "verify/test_verify_store.py::test_every_file_is_guarded",
 )
-READING = ALL if os.environ.get("MANYVIEWS_TEST_PROFILE") == "nightly" else PART
 # Tests that count descriptors and memory of a process as only Linux does, and a long one.
 LINUX = ("descriptors", "takes_no_memory", "each_byte")
 # Tests that fork, or write to a store themselves.
