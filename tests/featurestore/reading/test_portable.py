@@ -71,8 +71,8 @@ def test_the_tests_of_reading_pass_elsewhere(tmp_path, system, left_out):
 
 
 BUILD = """
-import json, sys
-from pathlib import Path
+import sys
+import click, filelock, PIL.Image, rich.console, rich.progress, tokenizers  # not this project's
 import manyviews
 from manyviews.main import run_command
 store, folder = sys.argv[1:]
