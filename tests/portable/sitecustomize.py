@@ -101,13 +101,15 @@ def switch_off(system):
     """Makes this process see ``system``; the current thread must not need Linux any more."""
     for name in _LIBRARIES:
         importlib.import_module(name)
-    _remove(_LINUX)
     # What these modules found out when they were imported.
     shutil._use_fd_functions = tempfile._O_TMPFILE_WORKS = False
     shutil._USE_CP_SENDFILE = multiprocessing.resource_tracker._HAVE_SIGMASK = False
     shutil._copyxattr = lambda *_, **__: None
     multiprocessing.set_start_method("spawn")
+    _remove(_LINUX)
     if system == "Windows":
+        usage = shutil.disk_usage(os.curdir)  # which asks the system in another way there
+        shutil.disk_usage = lambda _: usage
         _remove(_POSIX)
         os.O_BINARY = 0x8000
         io._WindowsConsoleIO = type("_WindowsConsoleIO", (), {})  # pytest names it
