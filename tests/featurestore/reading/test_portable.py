@@ -55,8 +55,8 @@ READING = (
 )
 # Tests that count descriptors and memory of a process as only Linux does, and a long one.
 LINUX = ("descriptors", "takes_no_memory", "each_byte")
-# Tests that fork, or write to a store themselves.
-POSIX = ("fork", "loader_workers", "repair", "irreparable", "grow", "a_build_refuses")
+# Tests that start processes, which the standard library does by fork here, or write to a store.
+POSIX = ("fork", "persistent_workers", "loader_workers", "repair", "irreparable", "grow", "a_build_refuses")
 
 
 @pytest.mark.parametrize(("system", "left_out"), [("macOS", LINUX), ("Windows", LINUX + POSIX)])
