@@ -56,7 +56,7 @@ READING = (
 # Tests that count descriptors and memory of a process as only Linux does, and a long one.
 LINUX = ("descriptors", "takes_no_memory", "each_byte")
 # Tests that start processes, which the standard library does by fork here, or write to a store.
-POSIX = ("fork", "persistent_workers", "loader_workers", "repair", "irreparable", "grow", "a_build_refuses")
+POSIX = ("fork", "persistent_workers", "loader_workers")
 
 
 @pytest.mark.parametrize(("system", "left_out"), [("macOS", LINUX), ("Windows", LINUX + POSIX)])
