@@ -126,7 +126,7 @@ def switch_off(system: str) -> None:
     _set(shutil, _use_fd_functions=False, _USE_CP_SENDFILE=False, _copyxattr=_nothing)
     _set(tempfile, _O_TMPFILE_WORKS=False)
     _set(importlib.import_module("multiprocessing.resource_tracker"), _HAVE_SIGMASK=False)
-    multiprocessing.set_start_method("spawn")
+    multiprocessing.set_start_method("spawn", force=True)  # a child has one already
     _remove(_LINUX)
     if system == "Windows":
         usage = shutil.disk_usage(os.curdir)  # which asks the system in another way there
