@@ -38,7 +38,10 @@ $(STAMP): pyproject.toml setup.py constraints.txt $(wildcard producers/kernels/*
 demo: setup
 	$(BIN)/python cli.py demo --out-dir demo
 
-test: lint types layers docs pytest
+# The checks run side by side, each with its output together.
+test: setup
+	@$(MAKE) --no-print-directory --output-sync=target --jobs=$(JOBS) lint types layers docs
+	@$(MAKE) --no-print-directory pytest
 
 lint: setup
 	$(BIN)/ruff check .

@@ -30,6 +30,7 @@ from featurestore.storage.store import EXTENSION, RECORDS, FeatureStore
 from featurestore.storage.writer import StoreWriter
 from featurestore.system.durable import make_folder
 from featurestore.system.locks import FileLock
+from featurestore.system.platforms import require_linux
 from featurestore.system.refusals import is_folder
 from producers.sources.kinds import scan_collection
 from producers.sources.scan import Scan
@@ -61,6 +62,7 @@ def build(config: BuildConfig, observers: Sequence[Observer] = ()) -> BuildRepor
         BadInputsError: an input cannot be used, and ``bad_sample`` is ``fail``.
         BackboneError, ProducerError, StorageError: the build failed; committed chunks are kept.
     """
+    require_linux("A build")
     has_started = False
 
     def notify(event: str, **facts: Any) -> None:

@@ -20,7 +20,9 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
 # Signals that ask a build to stop; children ignore them, the parent handles them.
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
 # This project's packages, and its launcher.
 _PACKAGES = frozenset({"featurestore", "producers", "consumers", "manyviews"})
 _PR_SET_PDEATHSIG = 1

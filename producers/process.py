@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from featurestore.errors import ProducerError, StorageError
+from featurestore.system.platforms import require_linux
 from producers.parent import STOP_SIGNALS
 
 # Time that a process has to end by itself once its pipe is closed, and again after SIGKILL.
@@ -56,9 +57,11 @@ class Child:
             fds: further descriptors that the process inherits.
 
         Raises:
+            ConfigError: this is not Linux.
             ProducerError: the machine does not have enough processes, open files or memory.
             StorageError: a temporary file cannot be written.
         """
+        require_linux("A producer process")
         _collect()
         with ExitStack() as undo, machine_errors("A producer process could not be started"):
             self._start(module, job, fds, undo)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
@@ -52,6 +51,8 @@ def limit_memory() -> None:
 
     Without a limit the kernel would kill some process, maybe the parent.
     """
+    import resource  # Windows has no such module, and no producers
+
     limit = _used_bytes() + _HEADROOM_BYTES
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     lowest = min([limit] + [given for given in (soft, hard) if given != resource.RLIM_INFINITY])

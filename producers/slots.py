@@ -80,13 +80,14 @@ class SlotArrays:
 
 @dataclass(frozen=True, slots=True)
 class SlotLayout:
-    """The arrays in a slot and their positions, as both processes compute them.
+    """The arrays in a slot and their positions, which producers and the consumer compute alike.
 
     Attributes:
         views: V, the number of views including the clean view.
-        images: the distinct image specifications.
-        text_lengths: ``max_length`` of each text specification, in tokens.
-        first_view: index of the first view to compute, at most V-1.
+        images: the distinct sizes and clean views that the image backbones need.
+        text_lengths: ``max_length`` of each text backbone's tokenizer, in tokens.
+        first_view: index of the first view to compute, at most V-1; above 0 if views are added to a
+            store that has the views before.
     """
 
     views: int

@@ -53,14 +53,17 @@ class ImageBatcher(Batcher):
         )
 
     def add(self, clean: npt.NDArray[np.uint8], augmented: npt.NDArray[np.uint8]) -> None:
-        """Add one sample's views, after waiting for a free buffer. The arrays may be reused then.
+        """Copy one sample's views into the chunk's batches, after waiting for a free buffer.
+
+        The caller may reuse the arrays when this returns.
 
         Args:
-            clean: uint8 ``[S, S, 3]``, view 0 as this backbone's processor produces it.
-            augmented: uint8 ``[V - 1, S, S, 3]``, the other views.
+            clean: uint8 ``[S, S, 3]``, view 0 as this backbone's processor produces it; S is the
+                side in pixels.
+            augmented: uint8 ``[V - 1, S, S, 3]``, the other of the sample's V views.
 
         Raises:
-            BackboneError: a batch failed.
+            BackboneError: a batch failed, this one or an earlier one.
             ValueError: another shape or dtype, or more rows than a chunk has.
         """
         image = self._shape[1:]

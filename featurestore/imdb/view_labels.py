@@ -128,16 +128,18 @@ class AugmentedLabels:
 
 
 def open_labels(kind: str, labels_dir: Path | None, source: FeatureSource) -> Labels | None:
-    """The labels of a data set.
+    """The labels of a data set: one row per sample, or one noisy row per view.
 
     Args:
-        kind: ``base``; or ``augmented``, from the file in the folder of materialized features or in
-            ``labels_dir``, else computed from the base labels with the seed of the views.
+        kind: ``base`` for one row per sample; ``augmented`` for noisy rows of every view, from
+            their file beside materialized features or in ``labels_dir``, else computed from the
+            rows per sample with the seed of the views.
         labels_dir: the folder that the ``labels`` command wrote, or None.
         source: the store or folder of features that the labels must match.
 
     Returns:
-        The labels; None for base labels without a folder.
+        The labels; None if ``kind`` is ``base`` and there is no ``labels_dir``: a data set without
+        labels.
 
     Raises:
         ConfigError: the kind is unknown, or there is no source of augmented labels.

@@ -1,4 +1,8 @@
-"""The published datamodule's class: datasets per set of domains, and their combined loaders."""
+"""The class of the datamodule that the published training code uses (GW_Attention_IMDB).
+
+It has one data set for each set of domains, that is of features and labels, and combines their
+loaders.
+"""
 
 from __future__ import annotations
 

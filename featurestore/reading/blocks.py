@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import resource
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
@@ -103,8 +102,7 @@ class MappedBlocks:
         try:
             rows = np.ravel_multi_index((samples, 0 if view is None else view), (count, views))
         except ValueError:
-            limits = f"samples 0 to {count - 1} and views 0 to {views - 1}"
-            raise IndexError(f"There are {limits}.") from None
+            raise _out_of_range(count, views) from None
         if self._gap:
             rows += samples // self._rows * self._gap
         if view is None and self._files is not None and _in_order(samples):
@@ -134,6 +132,10 @@ class MappedBlocks:
             else:  # scales one sample at a time, while it is in the processor's cache
                 scale.apply_to(self._runs[row], to)
         return out
+
+
+def _out_of_range(samples: int, views: int) -> IndexError:
+    return IndexError(f"There are samples 0 to {samples - 1} and views 0 to {views - 1}.")
 
 
 def _in_order(samples: npt.NDArray[np.int64]) -> bool:
@@ -168,6 +170,8 @@ class _Disk:
 
 def _major_faults() -> int:
     """Number of pages for which this thread had to wait for a disk."""
+    import resource  # Windows has no such module, and asks for no advice that depends on it
+
     return resource.getrusage(resource.RUSAGE_THREAD).ru_majflt
 
 
@@ -214,13 +218,13 @@ class ChunkedBlocks:
         """Decodes the chunks that hold the samples; see :meth:`Blocks.take`."""
         count, views, dim = self.shape
         if len(samples) and (samples.min() < 0 or samples.max() >= count):
-            raise IndexError(f"samples are 0 to {count - 1}")
+            raise _out_of_range(count, views)
         if view is None:
             numbers = np.broadcast_to(np.arange(views), (len(samples), views))
         else:
             numbers = np.full(len(samples), view) if np.ndim(view) == 0 else np.asarray(view)
         if numbers.size and not 0 <= numbers.min() <= numbers.max() < views:
-            raise IndexError(f"views are 0 to {views - 1}")
+            raise _out_of_range(count, views)
         out = np.empty((*numbers.shape, dim), np.float32)
         chunks, positions = np.divmod(samples, self._rows)
         for chunk in np.unique(chunks):

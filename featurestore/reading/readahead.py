@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featurestore.errors import ConfigError
+from featurestore.system.platforms import ON_LINUX
 
 
 class Readahead:
@@ -62,8 +63,10 @@ class Readahead:
 
 
 def _will_need(path: Path) -> None:
+    if not ON_LINUX:
+        return
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY)
     except OSError:
         return  # this is only advice; reading the chunk raises the error
     try:

@@ -13,15 +13,17 @@ import numpy.typing as npt
 
 from featurestore.errors import CorruptStoreError, InputError
 from featurestore.reading.blocks import Blocks, ChunkedBlocks, MappedBlocks, default_cache_bytes
-from featurestore.reading.mapping import Advice, advise, choose_advice, map_chunks
+from featurestore.reading.mapping import Advice, ChunkFiles, advise, map_chunks, resolved
 from featurestore.reading.npy import map_npy
 from featurestore.reading.npy_folder import NpyFolder
 from featurestore.reading.sequential import FilesInOrder
 from featurestore.reading.views import View
 from featurestore.storage.codecs import REWRITTEN
 from featurestore.storage.moments import Scale
+from featurestore.storage.shape import ArraySpec
 from featurestore.storage.store import FeatureStore
 from featurestore.system.contents import size_of
+from featurestore.system.platforms import ON_LINUX
 
 # Number of samples to read at once for the mean of all views: a few MB.
 _MEAN_BLOCK = 32
@@ -113,22 +115,31 @@ def store_rows(
         present = store.committed(chunks)
     spec, array = store.spec, store.array(feature)
     n, v, d = array.shape
-    source: Blocks
     if array.codec != REWRITTEN:  # the files of a rewritten array have other lengths
         _require_lengths(store, feature, chunks)
-    if array.is_mappable:
-        files = [f"{store.path}/{array.file(chunk)}" for chunk in chunks]
-        if advice == "auto":
-            advice = choose_advice(files, len(files) * array.chunk_bytes)
-        mapped = map_chunks(store.path, array, chunks, advice)
-        in_order = None
-        if advice == "random" and present is None:
-            in_order = FilesInOrder(files, spec.chunk)
-        source = MappedBlocks(mapped, n, from_disk=advice == "random", files=in_order)
-    else:
+    source: Blocks
+    if not array.is_mappable:
         read = partial(store.read_chunk, feature)
         source = ChunkedBlocks(read, (n, v, d), spec.chunk, default_cache_bytes())
+    elif not ON_LINUX:
+        files = ChunkFiles(store.path, array, chunks)
+        source = ChunkedBlocks(files.read, (n, v, d), spec.chunk, files.kept_bytes)
+    else:
+        source = _mapped(store, array, chunks, advice, whole=present is None)
     return FeatureRows(source, n, v, d, scale, reopen, present)
+
+
+def _mapped(
+    store: FeatureStore, array: ArraySpec, chunks: Sequence[int], advice: Advice, *, whole: bool
+) -> MappedBlocks:
+    """The rows in one mapping; ``whole`` if it holds every chunk."""
+    files = [f"{store.path}/{array.file(chunk)}" for chunk in chunks]
+    advice = resolved(advice, files, len(files) * array.chunk_bytes)
+    mapped = map_chunks(store.path, array, chunks, advice)
+    in_order = None
+    if advice == "random" and whole:
+        in_order = FilesInOrder(files, store.spec.chunk)
+    return MappedBlocks(mapped, array.shape[0], from_disk=advice == "random", files=in_order)
 
 
 def _require_lengths(store: FeatureStore, feature: str, chunks: Sequence[int]) -> None:
@@ -164,8 +175,7 @@ def npy_rows(folder: Path, prefix: str, feature: str, *, advice: Advice = "auto"
             f"{path} holds {flat.dtype} {flat.shape}; its manifest states {spec.samples} samples "
             f"with {spec.views} views.\nRun `materialize` again."
         )
-    if advice == "auto":
-        advice = choose_advice([path], flat.nbytes)
+    advice = resolved(advice, [path], flat.nbytes)
     advise(flat, advice, path)
     reopen = (partial(npy_rows, advice=advice), (folder, prefix, feature))
     # A plain array, because indexing a memmap returns copies as memmaps.

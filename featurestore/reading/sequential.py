@@ -64,7 +64,7 @@ class FilesInOrder:
     def _read_part(self, chunk: int, start: int, part: npt.NDArray[np.float32]) -> bool:
         file, inode = self._files[chunk]
         try:
-            fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(file, os.O_RDONLY)
             try:
                 if os.fstat(fd).st_ino != inode:
                     return False

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featurestore.errors import ConfigError, InputError
-from featurestore.reading.mapping import ADVICE, Advice, choose_advice
+from featurestore.reading.mapping import ADVICE, Advice, resolved
 from featurestore.reading.npy_folder import NpyFolder, find_prefix
 from featurestore.reading.rows import FeatureRows, npy_rows, store_rows
 from featurestore.reading.scaling import ZSCORES, scale_for
@@ -120,7 +120,7 @@ def resolve_advice(
         present = range(spec.chunks) if chunks is None else chunks
         arrays = [source.array(name) for name in features]
         files = [f"{source.path}/{array.file(chunk)}" for array in arrays for chunk in present]
-    return choose_advice(files, spec.samples * spec.views * row_bytes, sparse=sparse)
+    return resolved(advice, files, spec.samples * spec.views * row_bytes, sparse=sparse)
 
 
 def content_crc32c(

@@ -263,10 +263,14 @@ class FeatureBatchSampler(Sampler[list[int]]):
         self._set_epoch_beneath()
 
     def _place_for(self, shard: Shard) -> Epochs:
-        """The position for a recreated sampler of the same items with another ``shard``.
+        """The position that a copy of this sampler starts from; Lightning makes such copies.
+
+        Args:
+            shard: the part of the items that the copy yields.
 
         Raises:
-            ConfigError: the position is in the middle of an epoch with another shard.
+            ConfigError: ``shard`` is not this sampler's, and this one is in the middle of an epoch,
+                where the two would have other positions.
         """
         if self._epochs.next_batch and shard != self.shard:
             raise ConfigError(

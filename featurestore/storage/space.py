@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Container, Sequence
 from pathlib import Path
 
@@ -28,12 +29,12 @@ def free_bytes(path: Path) -> int | None:
         StorageError: the system refused the query.
     """
     try:
-        status = os.statvfs(nearest_existing(path))
+        usage = shutil.disk_usage(nearest_existing(path))
     except OSError as e:
         if e.errno == errno.ENOSYS:
             return None
         raise refusal(path, e) from e
-    return status.f_bavail * status.f_frsize if status.f_blocks else None
+    return usage.free if usage.total else None
 
 
 def nearest_existing(path: Path) -> Path:

@@ -13,7 +13,6 @@ Files and folders get the permissions that the umask leaves, so that a group can
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -21,7 +20,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from featurestore.errors import StorageError, StoreLockedError, UnsyncedFolderWarning
+from featurestore.system.platforms import needs_linux
 from featurestore.system.refusals import is_folder, named_errors
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks, so that nothing is written there
+    fcntl = None  # type: ignore[assignment]
 
 PARTIAL = ".partial"
 # The mode that ``open`` gets; the umask removes permissions from it.
@@ -42,9 +47,13 @@ def _pass(operation: str, path: Path, size: int) -> int:  # noqa: ARG001
     return size
 
 
+def _refuse(operation: str, path: Path, size: int) -> int:  # noqa: ARG001
+    raise needs_linux(f"Writing {path}")
+
+
 # Called before each operation with its name, its path and its size in bytes. The result limits the
 # size of a write, as a signal or a full disk may. Only the fault tests replace this function.
-hook: Callable[[str, Path, int], int] = _pass
+hook: Callable[[str, Path, int], int] = _refuse if fcntl is None else _pass
 
 
 def write_all(fd: int, data: memoryview, path: Path) -> None:
@@ -68,7 +77,7 @@ def sync_folder(folder: Path) -> None:
     function cannot wait for that: it issues an ``UnsyncedFolderWarning``, once per process.
     """
     with named_errors(folder):
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             fsync(fd, folder)
         except OSError as e:
@@ -138,7 +147,7 @@ class PartialFile:
     def _open(self) -> int:
         """Opens the file, locks it and empties it; returns its descriptor."""
         for _ in range(_TRIES):
-            fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+            fd = os.open(self.path, os.O_WRONLY | os.O_CREAT, FILE_MODE)
             try:
                 lock_where_possible(fd)
                 if _is_still(self.path, fd):
@@ -192,10 +201,21 @@ class PartialFile:
             self._fd = -1
 
 
+def lock_now(fd: int, *, shared: bool = False) -> None:
+    """Locks a file or folder without waiting.
+
+    Raises:
+        OSError: another process holds the lock, or the system or the file system has no locks.
+    """
+    if fcntl is None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+    fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+
+
 def lock_where_possible(fd: int) -> None:
     """Locks a file without waiting; does nothing if the file system has no locks."""
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock_now(fd)
     except OSError as e:
         if e.errno not in NO_LOCKS:
             raise
@@ -267,7 +287,7 @@ def append_line(path: Path, line: bytes) -> None:
     data = line + b"\n"
     with named_errors(path, len(data)):
         hook("open", path, 0)
-        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        fd = os.open(path, os.O_WRONLY | os.O_APPEND)
         end = os.fstat(fd).st_size
         try:
             write_all(fd, memoryview(data), path)
@@ -290,7 +310,7 @@ def truncate(path: Path, size: int) -> None:
     """Truncates ``path`` to ``size`` bytes, durably."""
     with named_errors(path):
         hook("truncate", path, size)
-        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_WRONLY)
         try:
             os.ftruncate(fd, size)
             fsync(fd, path)

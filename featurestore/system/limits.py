@@ -6,12 +6,15 @@ belongs to: each group up to the root counts. Both versions of control groups ma
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 _PROC = Path("/proc/self")
 # Escaped spaces and backslashes in a name.
@@ -119,13 +122,27 @@ def _statistics(folder: Path) -> dict[str, int]:
 
 
 def available_bytes() -> int:
-    """Bytes of memory available on this machine and under the limits of this process's groups."""
+    """Bytes of memory available on this machine and under the limits of this process's groups.
+
+    On macOS, which does not report them, the machine's whole memory.
+    """
     room = memory_room()
-    return _meminfo_available() if room is None else min(_meminfo_available(), room)
+    return _machine_available() if room is None else min(_machine_available(), room)
 
 
-def _meminfo_available() -> int:
-    for line in Path("/proc/meminfo").read_text("ascii").splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
+def _machine_available() -> int:
+    if sys.platform == "win32":
+        return _windows_available()
+    with suppress(OSError):  # only Linux has the file
+        for line in Path("/proc/meminfo").read_text("ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _windows_available() -> int:
+    """The field ``ullAvailPhys`` of a MEMORYSTATUSEX."""
+    status = (ctypes.c_uint64 * 8)(64)  # its size in bytes is the first field
+    windll: Any = ctypes.windll  # type: ignore[attr-defined]
+    windll.kernel32.GlobalMemoryStatusEx(status)
+    return int(status[2])

@@ -8,7 +8,6 @@ same store; reading a store needs no lock.
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import socket
@@ -22,7 +21,7 @@ from typing import Any, Final, NamedTuple
 
 from featurestore.errors import StorageError, StoreLockedError
 from featurestore.system import durable
-from featurestore.system.durable import FILE_MODE, NO_LOCKS
+from featurestore.system.durable import FILE_MODE, NO_LOCKS, lock_now
 from featurestore.system.refusals import is_absent, named_errors, refusal, status_of
 
 # Attempts and pause in seconds, because ``lock_holder`` takes the lock for an instant.
@@ -81,7 +80,7 @@ class FileLock:
         with named_errors(path):
             durable.hook("open", path, 0)
             is_new = status_of(path) is None
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT, FILE_MODE)
         try:
             _take(self._fd)
         except OSError as e:
@@ -124,9 +123,9 @@ def require_locks(folder: Path) -> None:
         StorageError: the file system has no locks.
     """
     with named_errors(folder):
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        lock_now(fd, shared=True)
     except OSError as e:
         # Some file systems lock files but not folders; ``FileLock`` decides for the file itself.
         if e.errno in NO_LOCKS:
@@ -138,7 +137,7 @@ def require_locks(folder: Path) -> None:
 def lock_holder(path: Path) -> Holder | Unknown | None:
     """The holder of the lock at ``path``, None if it is free, ``UNKNOWN`` if that is unknown."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY)
     except OSError as e:
         if is_absent(e):
             return None
@@ -146,7 +145,7 @@ def lock_holder(path: Path) -> Holder | Unknown | None:
             return UNKNOWN
         raise refusal(path, e) from e
     try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        lock_now(fd, shared=True)
     except OSError as e:
         return _read_holder(fd) if e.errno in _HELD else UNKNOWN
     finally:
@@ -162,12 +161,12 @@ def _take(fd: int) -> None:
     """
     for _ in range(_LOOKS):
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_now(fd)
         except BlockingIOError:
             time.sleep(_LOOK_S)
         else:
             return
-    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    lock_now(fd)
 
 
 def _without_locks(path: Path, error: OSError) -> StorageError:

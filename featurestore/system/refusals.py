@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,12 +69,18 @@ def refusal(path: Path, error: OSError | MemoryError, size_bytes: int = 0) -> St
         return StorageFullError(path, size_bytes, _FULL[number])
     advice = _ADVICE.get(number, "")
     if number == errno.EMFILE:
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        most = "as many as it likes" if hard == resource.RLIM_INFINITY else f"{hard:,}"
-        advice = (
-            f"This process may open {soft:,} files: raise that with `ulimit -n`, to {most} at most."
-        )
+        advice = _more_files()
     return StorageError(path, error.strerror or str(error), advice)
+
+
+def _more_files() -> str:
+    try:
+        import resource
+    except ImportError:  # Windows, where `ulimit` does not exist either
+        return "Close files that this process has opened."
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = "as many as it likes" if hard == resource.RLIM_INFINITY else f"{hard:,}"
+    return f"This process may open {soft:,} files: raise that with `ulimit -n`, to {most} at most."
 
 
 def explained(error: BaseException) -> StorageError | None:

@@ -11,6 +11,7 @@ import ctypes
 import functools
 import math
 import mmap
+import sys
 import weakref
 from contextlib import suppress
 from typing import Any
@@ -18,8 +19,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-# glibc's malloc never keeps freed blocks of this size (DEFAULT_MMAP_THRESHOLD_MAX).
-_LEAST_BYTES = 32 << 20
+from featurestore.system.platforms import ON_LINUX
+
+# glibc's malloc never keeps freed blocks of this size (DEFAULT_MMAP_THRESHOLD_MAX). Other systems
+# have other allocators, which decide alone.
+_LEAST_BYTES = 32 << 20 if ON_LINUX else sys.maxsize
 # Total memory kept for the next batches.
 _KEPT_BYTES = 256 << 20
 

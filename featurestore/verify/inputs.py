@@ -20,6 +20,9 @@ from featurestore.system.refusals import is_absent, refusal
 from featurestore.verify.findings import Verification
 from featurestore.verify.lines import read_line
 
+# Opening a pipe or a terminal must not wait; Windows would translate the ends of lines.
+_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
+_FLAGS |= getattr(os, "O_BINARY", 0)
 _BLOCK_BYTES = 1 << 20
 _SAMPLES = "records/samples.jsonl"
 
@@ -118,7 +121,7 @@ def _compare(
 
 def _sha256(path: bytes) -> str:
     """Hex SHA-256 of a regular file; empty for a pipe, device or folder, without waiting."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    descriptor = os.open(path, _FLAGS)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             return ""

@@ -89,7 +89,11 @@ class Exponential:
         return float(_exp(log_ratios(drawn), self._ratio.units(drawn))[0])
 
     def weights(self, exponents: Floats) -> Floats:
-        """``exp`` of the exponents of a blur's weights: 0, or -0.125 and below."""
+        """``exp`` of the exponents of a blur's weights.
+
+        They are 0 for the middle pixel. The nearest other one has -0.5 / sigma², which is -0.125 or
+        below, because the recipe's largest sigma is 2.
+        """
         return _exp(exponents, self._weight.units((-exponents).view(np.uint32)))
 
 

@@ -27,10 +27,11 @@ from tests.faults import fakes
 from tests.faults.harness import COUNTS, DIMS, NIGHTLY, Bench, Run, different
 from tests.faults.test_sweep import Mode, expect, partials
 
-EVERY = 1 if NIGHTLY else 12
-# Each kind of fault and the operation of its first; in the default profile more kills than others.
-KILLS = [("kill", 1)] if NIGHTLY else [("kill", 1), ("kill", 7)]
-STARTS = [*KILLS, ("EIO", 1), ("ENOSPC", 1 if NIGHTLY else 7)]
+# Each kind of fault, the operation of its first, and the number of operations to the next; in the
+# default profile more kills than errors.
+FAULTS = [("kill", 1, 12), ("EIO", 4, 37), ("ENOSPC", 21, 37)]
+if NIGHTLY:
+    FAULTS = [(action, 1, 1) for action, _, _ in FAULTS]
 
 
 def features(bench: Bench, grown: Path, store: Path) -> tuple[Path, dict[str, str], Any]:
@@ -111,10 +112,10 @@ def test_a_damaged_chunk_of_more_views_is_made_again(
     COUNTS["flipped byte"] += 1
 
 
-@pytest.mark.parametrize(("action", "start"), STARTS)
+@pytest.mark.parametrize(("action", "start", "every"), FAULTS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_dies_at_every_operation(
-    bench: Bench, grown: Path, store: Path, kind: str, action: str, start: int
+    bench: Bench, grown: Path, store: Path, kind: str, action: str, start: int, every: int
 ) -> None:
     """The old store is intact, or the next build puts the extension in place."""
     base, expected, step = KINDS[kind](bench, grown, store)
@@ -138,7 +139,7 @@ def test_it_dies_at_every_operation(
         assert after.kind == "done", (run, after)
         assert after.values[1] == [], run
         assert different(after.values[2], expected) == {}, run
-        n += EVERY
+        n += every
     assert {"before", "between"} <= met or start > 3, met
 
 

@@ -30,6 +30,7 @@ from featurestore.errors import (
 from featurestore.storage.shape import StoreSpec, choose_chunk
 from featurestore.storage.space import store_bytes
 from featurestore.system.limits import usable_cpus
+from featurestore.system.platforms import require_linux
 from featurestore.wording import amount
 from manyviews.operations.check import duplicates, inputs, libraries, machine
 from manyviews.operations.check.findings import CheckReport, Group
@@ -78,6 +79,7 @@ def run_check(request: CheckRequest, say: Say) -> CheckReport:
         ConfigError: an option is not possible on this machine.
         InterruptedBuildError: a signal ended the trial.
     """
+    require_linux("A build")
     scanned = scan_collection(request.config.inputs)
     target = open_target(request.config, scanned) if request.has_store else Target.none()
     config = completed(request.config, target.stored, scanned)

@@ -6,7 +6,6 @@ The resources are memory, disk space, open files and processes.
 from __future__ import annotations
 
 import os
-import resource
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -237,6 +236,8 @@ def disk_into(
 
 def limits_into(group: Group, workers: int, threads: int) -> None:
     """Adds the limits on open files and processes."""
+    import resource  # Windows has no such module, and no builds
+
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     files = _FILES_PER_WORKER * workers + _OTHER_FILES
     processes = workers + threads + 2 * (os.cpu_count() or 1) + _OTHER_THREADS
@@ -264,6 +265,8 @@ def process_room() -> int | None:
 
 def _user_room() -> int | None:
     """Room under ``ulimit -u``, which counts all threads of the user and does not limit root."""
+    import resource
+
     soft, _ = resource.getrlimit(resource.RLIMIT_NPROC)
     if soft == resource.RLIM_INFINITY or os.geteuid() == 0:
         return None
