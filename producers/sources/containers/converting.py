@@ -61,12 +61,12 @@ def convert(
         InputError: a table is damaged, or changed while it was read.
     """
     mapping = [collection.id, collection.image, collection.text, collection.labels]
-    path = cached_file(
-        [_FORM, *mapping, collection.split, known.ids, known.images], files, ".arrow"
-    )
-    if not path.exists():
+    what = [_FORM, *mapping, collection.split, known.ids, known.images]
+    path = cached_file(what, files, ".arrow")
+    table = _read_cached(path)
+    if table is None:
         _write(path, collection, files, known)
-    table = read_file(path)
+        table = read_file(path)
     values = json.loads(table.schema.metadata[_KEY])
     return Converted(path, table, values["labels"], values["names"])
 

@@ -152,7 +152,7 @@ def scan_rows(
 
 def _require_inputs(places: ArrowPlaces) -> Any:
     """The modalities of the rows; refuses URLs, rows without any input, and missing images."""
-    rows = places.rows
+    rows, path_of = places.rows, places.collection.path
     images, texts = rows.image_bytes() > 0, rows.text_bytes() > 0
     is_url = re.compile(URL).match
     for row, path in enumerate(rows.paths() or ()):
@@ -161,19 +161,19 @@ def _require_inputs(places: ArrowPlaces) -> Any:
         images[row] = True
         if "\0" in path:
             raise InputError(
-                f"The path of {places.row_name(row)} of {places.collection.path} has a NUL "
+                f"The path in {places.row_name(row)} of {path_of} has a NUL "
                 f"character: {path[:80]!r}.\nExpected the path of an image."
             )
         if is_url(path):
             raise ConfigError(
-                f"The image of {places.row_name(row)} of {places.collection.path} is a URL: "
+                f"The image in {places.row_name(row)} of {path_of} is a URL: "
                 f"{path[:80]!r}.\nimg2dataset downloads such tables: read the files that it writes."
             )
     empty = np.flatnonzero(~(images | texts))
     if len(empty):
         more = f", and {len(empty) - 1:,} more rows" if len(empty) > 1 else ""
         raise InputError(
-            f"{places.row_name(int(empty[0]))} of {places.collection.path} has neither an image "
+            f"{path_of}: {places.row_name(int(empty[0]))} has neither an image "
             f"nor a text{more}.\nRemove such rows, or name other columns in [collection]."
         )
     if places.no_image_found():
