@@ -40,7 +40,7 @@ class Places(Protocol):
         """The size in bytes of every sample's image or texts; at most 0 if it is unknown."""
 
     def gone(self) -> bool:
-        """Whether the collection was deleted or unmounted since it was scanned."""
+        """Whether the collection was deleted, unmounted or replaced since it was scanned."""
 
     def stats(self) -> InputStats:
         """Numbers that differ if an input may have changed; without reading any input."""
@@ -102,18 +102,16 @@ class Scan:
 
 
 def require_inputs(found: Scan) -> None:
-    """Check that the collection was not deleted or unmounted since the scan.
+    """Check that the collection was not deleted, unmounted or replaced since the scan.
 
     Raises:
         StorageError: it was.
     """
     if found.places.gone():
-        raise StorageError(
-            found.path,
-            "the folder and all its samples are gone"
-            if found.path.is_dir() or not found.path.exists()
-            else "it, or the files it names, are gone or have changed since it was scanned",
-        )
+        reason = "the folder and all its samples are gone"
+        if found.collection.kind in ("table", "webdataset", "huggingface"):
+            reason = "its files are gone or have changed since it was scanned"
+        raise StorageError(found.path, reason)
 
 
 class Inputs:

@@ -267,7 +267,9 @@ def _parquet(path: Path, columns: Columns) -> Iterator[pa.RecordBatch]:
     items = columns.pairs()
     names = sorted({name for _, name in items})
     # Without pre-buffering, pages are read one after the other, however large a row group is.
-    with pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20) as file:
+    with pq.ParquetFile(
+        path, pre_buffer=False, buffer_size=2**20, page_checksum_verification=True
+    ) as file:
         for group in range(file.num_row_groups):
             rows = _rows_at_once(file.metadata.row_group(group), names)
             for batch in file.iter_batches(

@@ -159,7 +159,7 @@ def save_dataset(path: Path, items: Iterable[Item], **more: Any) -> None:
     items = list(items)
     columns: dict[str, Any] = {
         "id": [item.id for item in items],
-        "image": [{"bytes": item.image, "path": None} for item in items],
+        "image": [item.image and {"bytes": item.image, "path": None} for item in items],
         "text": [item.texts[0] if item.texts else None for item in items],
     }
     features = datasets.Features(

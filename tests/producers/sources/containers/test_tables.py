@@ -1,4 +1,4 @@
-"""Tables: the same bytes and texts as were written, ids as they are, and errors with row numbers."""
+"""Tables: the bytes and texts that were written, ids as they are, errors with row numbers."""
 
 from __future__ import annotations
 
@@ -217,7 +217,7 @@ CSV: list[tuple[str, type[Exception], list[str]]] = [
     (
         "a,b\n1,2\n",
         ConfigError,
-        ["image or text or caption", "a, b", "[collection]", 'image = "a"'],
+        ["image or text or caption", "a, b", 'image = "a"'],
     ),
     ("id,text,caption\na,x,y\n", ConfigError, ["text and caption", "[collection]"]),
     ("id,text,text\na,x,y\n", ConfigError, ["more than one column 'text'"]),
@@ -302,11 +302,12 @@ def test_a_truncated_parquet_file(tmp_path: Path, share: float) -> None:
 
 def test_a_damaged_page_of_a_parquet_file_is_an_error_and_never_other_bytes(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
-    write_parquet(path, ITEMS, compression="zstd", write_page_checksum=True)
+    write_parquet(path, ITEMS, compression="none", use_dictionary=False, write_page_checksum=True)
     data = bytearray(path.read_bytes())
-    data[200:1200] = os.urandom(1000)
+    place = data.index(ITEMS[3].image or b"?") + 30
+    data[place] ^= 1
     path.write_bytes(data)
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match=r"(?i)crc"):
         scan_collection(collection("table", path))
 
 
