@@ -22,6 +22,7 @@ from pathlib import Path
 from featurestore.errors import ManyViewsError
 from featurestore.storage.store import record_crc32c
 from featurestore.system import durable
+from featurestore.system.cache_folder import cache_folder
 
 # The coarsest time resolution of a file system is that of FAT.
 _SETTLED_NS = 2_000_000_000
@@ -54,16 +55,6 @@ def content_sha256(path: Path) -> str:
     if max(after["mtime_ns"], after["ctime_ns"]) < started_ns - _SETTLED_NS:
         _keep(after, digest)
     return digest
-
-
-def cache_folder() -> Path | None:
-    """``manyviews`` in ``XDG_CACHE_HOME`` or ``~/.cache``; None for a user without a home."""
-    named = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if named.is_absolute():  # the specification ignores relative paths
-        return named / "manyviews"
-    with suppress(RuntimeError):
-        return Path.home() / ".cache/manyviews"
-    return None
 
 
 def _identity(status: os.stat_result) -> _Identity:

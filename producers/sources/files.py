@@ -16,7 +16,7 @@ from featurestore.records import Sample
 from featurestore.system.refusals import refusal
 
 # Errors of the machine, not of the file: they never lead to a placeholder.
-_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 # Reasons for which ``read_capped`` refuses a file.
 UNREADABLE = ("missing", "not-a-file", "too-large", "unreadable")
 # Reasons for inputs that ended the producers which processed them.
@@ -58,8 +58,12 @@ def text_path(data_dir: Path, sample: Sample) -> Path:
     return data_dir / native(str(sample.text_name))
 
 
-def stat_file(path: bytes) -> tuple[int, int]:
-    """Size in bytes and modification time in ns of a file; (-1, -1) if it cannot be found."""
+def stat_file(path: bytes | int) -> tuple[int, int]:
+    """Size in bytes and modification time in ns of a file; (-1, -1) if it cannot be found.
+
+    Args:
+        path: path of the file, or an open descriptor.
+    """
     try:
         status = os.stat(path)  # noqa: PTH116  a Path for each of 50,000 files takes longer
     except OSError:
@@ -93,7 +97,7 @@ def read_capped(path: Path, cap_bytes: int) -> bytes:
     except FileNotFoundError:
         raise BadSampleError("missing", "the file is gone since the folder was scanned") from None
     except OSError as error:
-        if error.errno in _EXHAUSTED:
+        if error.errno in EXHAUSTED:
             raise refusal(path, error) from error
         # Opening a socket fails with ENXIO, before fstat() could tell its kind.
         reason = "not-a-file" if error.errno == errno.ENXIO else "unreadable"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from featurestore.errors import ConfigError
 from producers.sources import pairs
 from producers.sources.collection import MM_IMDB, CollectionConfig
 from producers.sources.scan import Scan
@@ -23,4 +22,18 @@ def scan_collection(collection: CollectionConfig) -> Scan:
         from producers.sources import folder
 
         return folder.scan(collection)
-    raise ConfigError(f"Collections of kind {collection.kind!r} cannot be read yet.")
+    if collection.kind == "table":
+        from producers.sources.containers import tables
+
+        return tables.scan(collection)
+    if collection.kind == "imagefolder":
+        from producers.sources.containers import imagefolder
+
+        return imagefolder.scan(collection)
+    if collection.kind == "webdataset":
+        from producers.sources.containers import webdataset
+
+        return webdataset.scan(collection)
+    from producers.sources.containers import huggingface
+
+    return huggingface.scan(collection)

@@ -149,4 +149,12 @@ def open_reader(values: Mapping[str, Any]) -> Reader:
         from producers.sources.folder import FileReader
 
         return FileReader(values)
+    if kind == "arrow":
+        from producers.sources.containers.arrow import ArrowReader
+
+        return ArrowReader(values)
+    if kind == "tar":
+        from producers.sources.containers.webdataset import TarReader
+
+        return TarReader(values)
     raise ValueError(f"no reader of kind {kind!r}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +19,8 @@ from producers.sources.readers import Reader, Texts, open_reader
 # Two numbers that change if a sample's image does, such as size in bytes and modification time in
 # ns, then two for its texts: int64 ``[N, 4]``.
 InputStats = npt.NDArray[np.int64]
+# The label of a sample, or its labels: several classes, one class, or a number; None without any.
+Label = list[str] | str | int | float | None
 
 
 class Places(Protocol):
@@ -38,7 +40,7 @@ class Places(Protocol):
         """The size in bytes of every sample's image or texts; at most 0 if it is unknown."""
 
     def gone(self) -> bool:
-        """Whether the collection was deleted or unmounted since it was scanned."""
+        """Whether the collection was deleted, unmounted or replaced since it was scanned."""
 
     def stats(self) -> InputStats:
         """Numbers that differ if an input may have changed; without reading any input."""
@@ -65,9 +67,15 @@ class Scan:
             of another suffix; ``dotfile``; ``directory``, a subfolder; ``not-a-file``, a FIFO,
             socket or device; ``outside``, a symlink that leaves the folder; ``dangling``, a symlink
             to a missing file; ``shadowed``, a file whose stem has another file of a preferred
-            suffix.
+            suffix; ``unlisted``, an image that the metadata of an ``imagefolder`` do not list.
         alike: (image, text, difference) of unmatched files whose stems look the same; the
             difference is ``Unicode form`` (NFC, NFD) or ``case``.
+        labels: function that reads the labels of the collection, one per sample: a list of strings
+            (several classes), a string or an integer (one class), a float, or None (unlabelled);
+            None if the collection has no labels.
+        splits: function that reads the name of each sample's part of the split, or None where it
+            has none; None if the collection names no splits.
+        label_names: the names of all classes in their order, if the collection lists them.
     """
 
     collection: CollectionConfig
@@ -78,6 +86,9 @@ class Scan:
     unmatched_texts: tuple[str, ...] = ()
     left_out: tuple[tuple[str, str], ...] = ()
     alike: tuple[tuple[str, str, str], ...] = ()
+    labels: Callable[[], Sequence[Label]] | None = None
+    splits: Callable[[], Sequence[str | None]] | None = None
+    label_names: tuple[str, ...] | None = None
 
     @property
     def path(self) -> Path:
@@ -91,13 +102,16 @@ class Scan:
 
 
 def require_inputs(found: Scan) -> None:
-    """Check that the collection was not deleted or unmounted since the scan.
+    """Check that the collection was not deleted, unmounted or replaced since the scan.
 
     Raises:
         StorageError: it was.
     """
     if found.places.gone():
-        raise StorageError(found.path, "the folder and all its samples are gone")
+        reason = "the folder and all its samples are gone"
+        if found.collection.kind in ("table", "webdataset", "huggingface"):
+            reason = "its files are gone or have changed since it was scanned"
+        raise StorageError(found.path, reason)
 
 
 class Inputs:

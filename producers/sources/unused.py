@@ -20,6 +20,7 @@ REASONS: Mapping[str, tuple[str, str]] = {
     "directory": ("subfolder", "subfolders"),
     "not-a-file": ("FIFO, socket or device", "FIFOs, sockets or devices"),
     "dotfile": ("dotfile", "dotfiles"),
+    "unlisted": ("image that no metadata lists", "images that no metadata lists"),
     "shadowed": ("second file of one stem", "second files of one stem"),
 }
 # Common suffixes of pictures; the format of a poster is detected from its bytes, not its suffix.
