@@ -175,7 +175,7 @@ class NpyFolder:
 
     @cached_property
     def _presence(self) -> npt.NDArray[np.bool_] | None:
-        """bool ``[N, 2]``, from a file that exists only if a sample lacks an input."""
+        """Bool ``[N, 2]``, from a file that exists only if a sample lacks an input."""
         name = f"{self.prefix}{PRESENCE}"
         digest = self._manifest.get("sha256", {}).get(name)
         if digest is None:

@@ -102,7 +102,8 @@ class Arguments:
                     f"\n{amount(len(indices), 'sample')} without the input of a feature left out: "
                     "read fewer features, or use missing='zero'."
                 )
-            raise InputError(f"No sample of {source.path} is left for split {self.split!r}.{advice}")
+            what = f"No sample of {source.path} is left for split {self.split!r}."
+            raise InputError(what + advice)
         return left
 
     def _part(self, source: FeatureSource, split: Split | None) -> npt.NDArray[np.int64]:
