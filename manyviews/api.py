@@ -130,7 +130,7 @@ def export(
         CorruptStoreError: a chunk is damaged.
         StorageError: a file could not be written.
     """
-    from manyviews.operations.export.plan import ExportRequest
+    from manyviews.operations.export.request import ExportRequest
     from manyviews.operations.export.run import export as run
 
     return run(

@@ -90,19 +90,21 @@ def make_generic_store(
     *,
     samples: int = 11,
     views: int = 4,
+    chunk: int = 4,
     dims: Mapping[str, int] = DIMS,
     bad: Mapping[int, Sequence[BadInput]] | None = None,
     chunks: Sequence[int] | None = None,
     codec: str = "none",
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
-    """Creates a store of a collection where some samples lack an input; chunks of four samples.
+    """Creates a store of a collection where some samples lack an input.
 
     Args:
         path: the store's folder.
         absent: ``image``, ``text`` or ``both`` by sample.
         samples: N.
         views: V.
+        chunk: K.
         dims: D by feature; a name that ends in ``text`` is computed from the text.
         bad: the bad inputs by sample.
         chunks: the chunks to commit, by default all.
@@ -115,8 +117,9 @@ def make_generic_store(
     modalities: dict[str, Modality] = {
         name: "text" if name.endswith("text") else "image" for name in dims
     }
-    chunk = choose_chunk(4, views, dims)
-    spec = StoreSpec(samples, views, chunk, dict(dims), codec, modalities)
+    spec = StoreSpec(
+        samples, views, choose_chunk(chunk, views, dims), dict(dims), codec, modalities
+    )
     stems = [f"folder/{i:03d}" for i in range(samples)]
     records = without(make_records(spec, bad), absent)
     rows = make_rows(spec, seed)

@@ -196,9 +196,7 @@ def test_loaders_stack_present(stored: StoreAndRows) -> None:
 
 
 @pytest.mark.parametrize("missing", ["exclude", "zero"])
-def test_samplers_and_shards_read_each_kept_sample_once(
-    stored: StoreAndRows, missing: str
-) -> None:
+def test_samplers_and_shards_read_each_kept_sample_once(stored: StoreAndRows, missing: str) -> None:
     data = FeatureDataset(stored[0], missing=missing)
     seen = []
     for rank in range(2):
