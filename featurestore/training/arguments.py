@@ -100,7 +100,7 @@ class Arguments:
             if len(indices):
                 advice = (
                     f"\n{amount(len(indices), 'sample')} without the input of a feature left out: "
-                    "read fewer features, or use missing='zero'."
+                    "read fewer features, or keep them with FeatureDataset(missing='zero')."
                 )
             what = f"No sample of {source.path} is left for split {self.split!r}."
             raise InputError(what + advice)
