@@ -17,11 +17,11 @@ GENERIC_VIEWS = 8  # of a collection other than the paper's
 
 # Short enough to be part of a file name with any prefix.
 _FEATURE_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
-# A store's folder, the option value that means both BLIP-2 features, and the labels' file name.
-RESERVED_NAMES = ("records", "blip2", "labels")
+# A store's folder, the option value that means both BLIP-2 features, and names of other files.
+RESERVED_NAMES = ("records", "blip2", "labels", "presence")
 # Keys other than features in an item of a data set or a row of an export. Existing stores may hold
 # features of these names; new ones are refused.
-TAKEN_NAMES = ("index", "stem", "view", "bad")
+TAKEN_NAMES = ("index", "stem", "view", "bad", "present")
 
 
 def is_feature_name(name: str) -> bool:

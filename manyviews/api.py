@@ -73,7 +73,7 @@ def materialize(
     store: Path | str,
     out_dir: Path | str,
     *,
-    prefix: str = "mm_imdb1_globals_aug70",
+    prefix: str | None = None,
     zscore: str = "all",
     split_json: Path | str | None = None,
 ) -> Materialized:
@@ -82,7 +82,8 @@ def materialize(
     Args:
         store: folder of the store.
         out_dir: folder of the files; created.
-        prefix: what their names begin with.
+        prefix: what their names begin with; by default ``mm_imdb1_globals_aug70`` for MM-IMDb, and
+            ``features`` for other data.
         zscore: ``all``, ``train`` (needs ``split_json``) or ``none``.
         split_json: the split file.
 
@@ -129,7 +130,7 @@ def export(
         CorruptStoreError: a chunk is damaged.
         StorageError: a file could not be written.
     """
-    from manyviews.operations.export.plan import ExportRequest
+    from manyviews.operations.export.request import ExportRequest
     from manyviews.operations.export.run import export as run
 
     return run(

@@ -8,6 +8,7 @@ from typing import Any
 
 from featurestore.errors import ConfigError, InputError
 from featurestore.imdb.label_files import REDO
+from featurestore.reading.npy_folder import PRESENCE
 from featurestore.records import PAPER_VIEWS, stems_sha256
 from featurestore.storage.digests import FileFacts, read_record
 from featurestore.storage.store import FeatureStore, record_crc32c
@@ -67,6 +68,12 @@ def embeddings_manifest(
         ],
         "sha256": {name: digest for name, (_, digest) in facts.items()},
     }
+    if store.absent:
+        manifest |= {
+            "presence_npy": f"{prefix}{PRESENCE}",
+            "modalities": dict(spec.modalities),
+            "absent": store.absent,
+        }
     manifest["crc32c"] = record_crc32c(manifest)
     return manifest
 

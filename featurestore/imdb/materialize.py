@@ -20,8 +20,9 @@ from featurestore.imdb.embeddings_manifest import embeddings_manifest
 from featurestore.imdb.labels_manifest import manifest_path, read_labels_manifest, seed_of
 from featurestore.imdb.splits import read_split
 from featurestore.reading.npy import npy_header
+from featurestore.reading.npy_folder import PRESENCE
 from featurestore.reading.scaling import scale_for
-from featurestore.records import FEATURES, is_feature_name
+from featurestore.records import FEATURES, is_feature_name, present_in
 from featurestore.storage.digests import FileFacts, HashingFile, read_record
 from featurestore.storage.moments import Scale
 from featurestore.storage.space import free_bytes
@@ -31,6 +32,8 @@ from featurestore.verify.digests import compare_files
 from featurestore.verify.findings import Finding
 
 PREFIX = "mm_imdb1_globals_aug70"
+GENERIC_PREFIX = "features"
+_PRESENCE_NAME = PRESENCE.removeprefix("_").removesuffix(".npy")  # no feature has this name
 _INDEX_HEADER = ("aug_idx", "orig_idx", "view", "stem", "image_name", "text_len")
 # Characters that require quotes (RFC 4180, 2.6). Older csv modules do not quote a carriage return.
 _SPECIAL = re.compile('[,"\r\n]')
@@ -53,7 +56,7 @@ def materialize(
     store: FeatureStore,
     out_dir: Path,
     *,
-    prefix: str = PREFIX,
+    prefix: str | None = None,
     zscore: str = "all",
     split_json: Path | None = None,
 ) -> Materialized:
@@ -62,13 +65,14 @@ def materialize(
     Args:
         store: a complete store.
         out_dir: the output folder; created if it is missing; files of an earlier run are replaced.
-        prefix: the beginning of every file's name.
+        prefix: the beginning of every file's name; by default that of :func:`default_prefix`.
         zscore: ``all``, ``train`` or ``none``, see ``scaling.scale_for``.
         split_json: the split file, needed for ``train``.
 
     Raises:
-        InputError: the store is not complete, the split does not fit it, there is no free space, or
-            the folder holds augmented labels of other samples or views, or other features.
+        InputError: the store is not complete, the split does not fit it, there is no free space, no
+            sample has the input of a feature that is to be scaled, or the folder holds augmented
+            labels of other samples or views, or other features.
         ConfigError: ``train`` without a split, an invalid prefix, or ``out_dir`` is not a folder or
             is inside the store.
         CorruptStoreError: a chunk is damaged; no manifest is written then.
@@ -76,6 +80,7 @@ def materialize(
         StoreLockedError: another process is materializing into the folder.
     """
     store.require_complete()
+    prefix = default_prefix(store) if prefix is None else prefix
     _check_arguments(store, out_dir, prefix)
     train = None if split_json is None else read_split(split_json, store.stems).train
     scales = {name: scale_for(store, name, zscore, train) for name in store.features}
@@ -91,6 +96,11 @@ def materialize(
         file.write(json.dumps(document, indent=2).encode("utf-8"))
     sizes = {name: size for name, (size, _) in facts.items()}
     return Materialized(out_dir, {**sizes, manifest.name: file.size})
+
+
+def default_prefix(store: FeatureStore) -> str:
+    """The published beginning of the files' names for MM-IMDb, ``features`` for other data."""
+    return GENERIC_PREFIX if store.fingerprint.get("preset") == "generic" else PREFIX
 
 
 def _write_files(
@@ -109,12 +119,16 @@ def _write_files(
             # The file of an earlier run with a z-score would describe other rows.
             removal.remove(out_dir / f"{prefix}_{name}.stats.npz")
     facts[f"{prefix}_aug_index.csv"] = _write_index(store, out_dir, prefix)
+    if store.absent:
+        facts[f"{prefix}{PRESENCE}"] = _write_presence(store, out_dir, prefix)
+    else:
+        removal.remove(out_dir / f"{prefix}{PRESENCE}")
     return facts
 
 
 def _leftovers(store: FeatureStore, out_dir: Path, prefix: str) -> list[Path]:
-    """Temporary files of rows that a killed run left, of this store's or the paper's features."""
-    names = sorted({*FEATURES, *store.features})
+    """Temporary files that a killed run left, of this store's or the paper's features."""
+    names = sorted({*FEATURES, *store.features, _PRESENCE_NAME})
     paths = [out_dir / f"{prefix}_{name}.npy{durable.PARTIAL}" for name in names]
     return [path for path in paths if path.is_file()]
 
@@ -219,14 +233,16 @@ def _write_rows(
     store: FeatureStore, name: str, scale: Scale | None, out_dir: Path, prefix: str
 ) -> FileFacts:
     dim = store.spec.dims[name]
-    rows = store.spec.samples * store.spec.views
+    rows, present = store.spec.samples * store.spec.views, store.present(name)
     with durable.open_replace(out_dir / f"{prefix}_{name}.npy") as partial:
         file = HashingFile(partial)
         file.write(npy_header((rows, dim)))
         for chunk in range(store.spec.chunks):
-            block = store.read_chunk(name, chunk).reshape(-1, dim)
+            block = store.read_chunk(name, chunk)
             if scale is not None:
                 block = scale.apply(block.copy())
+                samples = store.spec.samples_of(chunk)
+                block[~present[samples.start : samples.stop]] = 0
             file.write(np.ascontiguousarray(block).data)
     return file.facts
 
@@ -237,6 +253,16 @@ def _write_stats(name: str, scale: Scale, out_dir: Path, prefix: str) -> FileFac
     with durable.open_replace(out_dir / f"{prefix}_{name}.stats.npz") as partial:
         file = HashingFile(partial)
         file.write(buffer.getvalue())
+    return file.facts
+
+
+def _write_presence(store: FeatureStore, out_dir: Path, prefix: str) -> FileFacts:
+    """Writes bool ``[N, 2]``: whether each sample has an image, and a text."""
+    present = np.stack([present_in(store.records, "image"), present_in(store.records, "text")], 1)
+    with durable.open_replace(out_dir / f"{prefix}{PRESENCE}") as partial:
+        file = HashingFile(partial)
+        file.write(npy_header(present.shape, "|b1"))
+        file.write(np.ascontiguousarray(present).data)
     return file.facts
 
 

@@ -77,17 +77,27 @@ class DomainGroups:
     def of(self, split: Split) -> tuple[Groups, Groups, Groups]:
         """Training, validation and test datasets; single augmented domains in training alone.
 
+        Samples that lack the image or the text are left out: the domains are aligned.
+
         Raises:
             ConfigError: an option is invalid.
             InputError: there are too few training rows for ``normalize="train_split"``.
         """
         self.options.check(self.rows[IMAGE].views)
+        split = Split(*(self._with_inputs(part) for part in (split.train, split.val, split.test)))
         scales = self._scales(split)
         return (
             self._groups(split.train, scales, (*_TRAIN_ONLY, *_PAIRED, _ALL)),
             self._groups(split.val, scales, (*_PAIRED, _ALL)),
             self._groups(split.test, scales, (*_PAIRED, _ALL)),
         )
+
+    def _with_inputs(self, samples: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The samples that have the input of every domain."""
+        for rows in self.rows.values():
+            if rows.present is not None:
+                samples = samples[rows.present[samples]]
+        return samples
 
     def _scales(self, split: Split) -> dict[str, Scale]:
         """One scale per domain, from the training rows alone; labels are never scaled."""

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from featurestore.errors import InputError
 from featurestore.records import BadInput, stems_sha256
@@ -20,6 +24,8 @@ from featurestore.wording import amount
 
 _MANIFEST = "_manifest.json"
 _LABELS_MANIFEST = "_labels_manifest.json"
+PRESENCE = "_presence.npy"
+_INPUTS = ("image", "text")  # the columns of the file
 # Materialized files have no chunks; this is the number of samples that are read as a unit.
 _CHUNK = 64
 _PAPER_SEED = 123
@@ -90,6 +96,7 @@ class NpyFolder:
                 self._manifest["views_per_sample"],
                 _CHUNK,
                 dict(self._manifest.get("dims", {})),
+                modalities=dict(self._manifest.get("modalities", {})),
             )
             # The published scripts always scale by all rows, and do not record it.
             self.zscore = str(self._manifest.get("zscore", "all"))
@@ -101,6 +108,8 @@ class NpyFolder:
             numbers = (self.spec.samples, self.spec.views, *self.spec.dims.values())
             if not all(type(number) is int and number > 0 for number in numbers):
                 raise ValueError(f"its numbers are {numbers}")
+            if not set(self.spec.modalities.values()) <= set(_INPUTS):
+                raise ValueError(f"its modalities are {self.spec.modalities}")
         except (KeyError, TypeError, ValueError) as e:
             raise InputError(f"{self.path / prefix}{_MANIFEST} is not a manifest: {e!r}") from e
 
@@ -152,6 +161,38 @@ class NpyFolder:
     def has_digests(self) -> bool:
         """Whether the manifest holds digests of the files; those of published scripts do not."""
         return isinstance(self._manifest.get("sha256"), dict)
+
+    def present(self, feature: str) -> npt.NDArray[np.bool_]:
+        """Whether each sample has the input of a feature, bool ``[N]``; the others' rows are zeros.
+
+        Raises:
+            InputError: the file of presence is missing, or is not what was written.
+        """
+        modality = self.spec.modalities.get(feature)
+        if modality is None or self._presence is None:
+            return np.ones(self.spec.samples, bool)
+        return np.ascontiguousarray(self._presence[:, _INPUTS.index(modality)])
+
+    @cached_property
+    def _presence(self) -> npt.NDArray[np.bool_] | None:
+        """Bool ``[N, 2]``, from a file that exists only if a sample lacks an input."""
+        name = f"{self.prefix}{PRESENCE}"
+        digest = self._manifest.get("sha256", {}).get(name)
+        if digest is None:
+            return None
+        path = self.path / name
+        try:
+            content = path.read_bytes()
+        except OSError as e:
+            if is_absent(e):
+                raise InputError(f"Could not read {path}: {e.strerror or e}") from e
+            raise refusal(path, e) from e
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise InputError(f"{path} is not what was written.\nRun `materialize` again.")
+        presence = np.lib.format.read_array(io.BytesIO(content))
+        if presence.dtype != bool or presence.shape != (self.spec.samples, len(_INPUTS)):
+            raise InputError(f"{path} holds {presence.dtype} {presence.shape}.")
+        return presence
 
     def check(self, features: Iterable[str]) -> None:
         """Compares the features' files with the digests in the manifest.

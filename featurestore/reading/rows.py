@@ -40,7 +40,9 @@ class FeatureRows:
         dim: the number of dimensions, D.
         scale: the scale applied to rows after reading, or None.
         reopen: a function and its arguments that reopen these rows in another process.
-        present: whether each sample is committed, bool ``[N]``; None if all are.
+        committed: whether each sample is committed, bool ``[N]``; None if all are.
+        present: whether each sample has the feature's input, bool ``[N]``; None if all have it. The
+            rows of the others are zeros, which are not scaled.
     """
 
     source: Blocks
@@ -49,6 +51,7 @@ class FeatureRows:
     dim: int
     scale: Scale | None
     reopen: tuple[Callable[..., FeatureRows], tuple[Any, ...]]
+    committed: npt.NDArray[np.bool_] | None = None
     present: npt.NDArray[np.bool_] | None = None
 
     def __reduce__(self) -> tuple[Callable[..., FeatureRows], tuple[Any, ...]]:
@@ -71,8 +74,14 @@ class FeatureRows:
             InputError: a sample was not committed when a growing store was opened.
             CorruptStoreError: a decoded chunk is damaged.
         """
-        if self.present is not None and not self.present[samples].all():
+        if self.committed is not None and not self.committed[samples].all():
             raise InputError("These samples were not committed yet when the store was opened.")
+        rows = self._scaled(samples, view)
+        if self.present is not None:
+            rows[~self.present[samples]] = 0
+        return rows
+
+    def _scaled(self, samples: npt.NDArray[np.int64], view: View) -> npt.NDArray[np.float32]:
         if not isinstance(view, str):
             return self.source.take(samples, view, self.scale)
         if view == "all":
@@ -107,12 +116,12 @@ def store_rows(
         StorageError: a file cannot be read.
     """
     reopen = (_reopen_store_rows, (store.path, feature, scale, advice, chunks))
-    present = None
+    committed = None
     if chunks is None:
         store.require_complete()
         chunks = range(store.spec.chunks)
     else:
-        present = store.committed(chunks)
+        committed = store.committed(chunks)
     spec, array = store.spec, store.array(feature)
     n, v, d = array.shape
     if array.codec != REWRITTEN:  # the files of a rewritten array have other lengths
@@ -125,8 +134,14 @@ def store_rows(
         files = ChunkFiles(store.path, array, chunks)
         source = ChunkedBlocks(files.read, (n, v, d), spec.chunk, files.kept_bytes)
     else:
-        source = _mapped(store, array, chunks, advice, whole=present is None)
-    return FeatureRows(source, n, v, d, scale, reopen, present)
+        source = _mapped(store, array, chunks, advice, whole=committed is None)
+    return FeatureRows(source, n, v, d, scale, reopen, committed, _if_any_lacks(store, feature))
+
+
+def _if_any_lacks(source: FeatureStore | NpyFolder, feature: str) -> npt.NDArray[np.bool_] | None:
+    """Whether each sample has a feature's input, bool ``[N]``; None if all have it."""
+    present = source.present(feature)
+    return None if present.all() else present
 
 
 def _mapped(
@@ -167,7 +182,8 @@ def npy_rows(folder: Path, prefix: str, feature: str, *, advice: Advice = "auto"
         InputError: the file or the manifest is missing, or they do not match.
         StorageError: the file cannot be read.
     """
-    spec = NpyFolder(folder, prefix).spec
+    source = NpyFolder(folder, prefix)
+    spec, present = source.spec, _if_any_lacks(source, feature)
     path = folder / f"{prefix}_{feature}.npy"
     flat = map_npy(path)
     if flat.ndim != 2 or flat.dtype != np.float32 or len(flat) != spec.samples * spec.views:
@@ -180,5 +196,6 @@ def npy_rows(folder: Path, prefix: str, feature: str, *, advice: Advice = "auto"
     reopen = (partial(npy_rows, advice=advice), (folder, prefix, feature))
     # A plain array, because indexing a memmap returns copies as memmaps.
     blocks = np.asarray(flat).reshape(1, spec.samples, spec.views, flat.shape[1])
-    source = MappedBlocks(blocks, spec.samples, from_disk=advice == "random")
-    return FeatureRows(source, spec.samples, spec.views, flat.shape[1], None, reopen)
+    mapped = MappedBlocks(blocks, spec.samples, from_disk=advice == "random")
+    shape = (spec.samples, spec.views, flat.shape[1])
+    return FeatureRows(mapped, *shape, None, reopen, present=present)

@@ -26,9 +26,10 @@ def scale_for(
     Args:
         store: a complete store; with ``chunks``, it may be incomplete.
         feature: one of its features.
-        zscore: ``all`` uses every row, placeholders included, as in the paper; ``train`` only rows
-            of training samples, so that neither test data nor placeholders affect the scale;
-            ``none`` does not scale.
+        zscore: ``all`` uses the rows of every sample that has the feature's input, placeholders
+            included, as in the paper; ``train`` only those of training samples without
+            placeholders, so that neither test data nor placeholders affect the scale; ``none`` does
+            not scale.
         train: int64 indices of the training samples, needed for ``train``.
         chunks: the committed chunks to use; all of a complete store by default.
 
@@ -37,7 +38,8 @@ def scale_for(
 
     Raises:
         ConfigError: ``zscore`` is none of the three, or ``train`` is requested without a split.
-        InputError: the store is not complete, or the training split is empty or all placeholders.
+        InputError: the store is not complete, no sample has the feature's input, or the training
+            split is empty or all placeholders.
     """
     if zscore not in ZSCORES:
         raise ConfigError(f"zscore is one of {', '.join(ZSCORES)}, found {zscore!r}.")

@@ -54,6 +54,14 @@ def chosen_chunks(source: FeatureSource, *, partial: bool) -> tuple[int, ...] | 
     return tuple(entry.chunk for entry in source.ledger.entries)
 
 
+def presence(source: FeatureSource, features: Sequence[str]) -> npt.NDArray[np.bool_]:
+    """Whether each sample has the input of each feature, bool ``[N, F]``."""
+    present = np.ones((source.spec.samples, len(features)), bool)
+    for column, name in enumerate(features):
+        present[:, column] = source.present(name)
+    return present
+
+
 def open_rows(
     source: FeatureSource,
     features: Iterable[str],

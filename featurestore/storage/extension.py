@@ -12,12 +12,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 from featurestore.errors import StoreMismatchError
-from featurestore.records import SampleRecord
+from featurestore.records import Modality, SampleRecord
 from featurestore.storage import arrays
+from featurestore.storage.entries import ChunkEntry, format_entry
 from featurestore.storage.fingerprint import Fingerprint
-from featurestore.storage.ledger import ChunkEntry, Ledger, format_entry
+from featurestore.storage.ledger import Ledger
 from featurestore.storage.shape import MOMENTS
 from featurestore.storage.store import (
     EXTENSION,
@@ -99,17 +101,15 @@ def require_same_inputs(base: FeatureStore, record: SampleRecord) -> None:
     """Raises StoreMismatchError if an input of a sample has changed since the store was built.
 
     Inputs that the store or the extension does not read, and samples that the store does not have,
-    are not compared.
+    are not compared. Of an input that could not be read, only its absence is known to differ.
     """
     if record.index >= base.spec.samples:
         return
     before = base.ledger[record.index // base.spec.chunk].samples[record.index % base.spec.chunk]
-    pairs = (
-        (before.image_sha256, record.image_sha256),
-        (before.text_sha256, record.text_sha256),
-    )
-    for known, new in pairs:
-        if "" not in (known, new) and known != new:
+    for modality in get_args(Modality):
+        known, new = (_state(each, modality) for each in (before, record))
+        is_same = known == new or (_UNREADABLE in (known, new) and _ABSENT not in (known, new))
+        if not is_same and _UNREAD not in (known, new):
             raise StoreMismatchError(
                 base.path,
                 f"content of {base.samples[record.index].stem!r}",
@@ -117,6 +117,18 @@ def require_same_inputs(base: FeatureStore, record: SampleRecord) -> None:
                 new,
                 "Restore it and continue with --resume, or build again into another --store.",
             )
+
+
+_UNREAD, _UNREADABLE, _ABSENT = "not read", "not readable", "absent"
+
+
+def _state(record: SampleRecord, modality: Modality) -> str:
+    """The digest of an input, or why there is none."""
+    digest = record.image_sha256 if modality == "image" else record.text_sha256
+    if digest is None:
+        return _ABSENT
+    is_bad = any(bad.modality == modality for bad in record.bad)
+    return digest or (_UNREADABLE if is_bad else _UNREAD)
 
 
 def _move_folder(source: Path, target: Path) -> None:

@@ -1,11 +1,5 @@
 """The ledger, with one line per committed chunk; a chunk exists only once its line is written.
 
-Each line is a JSON object that ends with the CRC-32C of all preceding bytes of the line:
-
-    {"chunk": 3, "files": {"clip_image/c.3.0.0": [4587524, "0f3a99c1"], ...},
-     "samples": [[image sha256, text sha256, words], ...], "bad": [[index, modality, reason,
-     detail], ...], "crc32c": "5d2e71b0"}
-
 A last line without a line feed is a torn append and is dropped; any other line that does not match
 its checksum is damage. A torn append never extends beyond the end of its line: if other bytes
 follow a complete last line, its line feed was damaged.
@@ -13,128 +7,24 @@ follow a complete last line, its line feed was damaged.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from collections.abc import Collection, Iterable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from featurestore.errors import CorruptStoreError, StorageError
-from featurestore.records import BadInput, SampleRecord
-from featurestore.storage.arrays import crc32c
+from featurestore.storage.entries import (
+    BAD_LINE,
+    LEDGER,
+    ChunkEntry,
+    StoredRecords,
+    checked_parts,
+    format_entry,
+    parse_entry,
+)
 from featurestore.system import durable
 from featurestore.system.contents import read_bytes
-
-
-@dataclass(frozen=True, slots=True)
-class ChunkEntry:
-    """One committed chunk.
-
-    Attributes:
-        chunk: the chunk's number.
-        files: the length in bytes and the payload's CRC-32C, by file of the chunk.
-        samples: the records of the chunk's samples, in order.
-        changed: fingerprint fields that differed from the store's when the chunk was built, with
-            ``--allow-version-change``; usually empty.
-    """
-
-    chunk: int
-    files: Mapping[str, tuple[int, int]]
-    samples: Sequence[SampleRecord]
-    changed: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def bad(self) -> Sequence[BadInput]:
-        """The inputs of its samples that placeholders replace, in order."""
-        if isinstance(self.samples, _StoredRecords):
-            return self.samples.bad
-        return [bad for sample in self.samples for bad in sample.bad]
-
-
-class _StoredRecords(Sequence[SampleRecord]):
-    """The samples of a line, which are most of its text, decoded on first access.
-
-    Training never needs them, nor does a build after a commit: for chunks that it committed itself,
-    it does not even keep the text, but reads it from the file when needed. Decoding all lines when
-    a store of 25,959 samples is opened takes 1.7 times as long, and 9 MiB instead of 4.
-    """
-
-    def __init__(
-        self, text: bytes | Callable[[], bytes], first_index: int, bad: Sequence[BadInput]
-    ) -> None:
-        self._text, self._first, self.bad = text, first_index, bad
-
-    @cached_property
-    def _records(self) -> list[SampleRecord]:
-        bad: dict[int, list[BadInput]] = {}
-        for each in self.bad:
-            bad.setdefault(each.index, []).append(each)
-        try:
-            listed = json.loads(self._text if isinstance(self._text, bytes) else self._text())
-            return [
-                SampleRecord(i, image, text_sha, words, tuple(bad.get(i, ())))
-                for i, (image, text_sha, words) in enumerate(listed, self._first)
-            ]
-        except _BAD_LINE as e:
-            what = f"the samples of the line that begins with sample {self._first}: {e}"
-            raise CorruptStoreError(Ledger.FILE, what) from None
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, item: Any) -> Any:
-        return self._records[item]
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and self._records == list(other)
-
-    __hash__ = None  # type: ignore[assignment]  # as a list
-
-
-def format_entry(entry: ChunkEntry) -> bytes:
-    """The entry's line, without its line feed."""
-    body: dict[str, Any] = {
-        "chunk": entry.chunk,
-        "files": {name: [size, f"{crc:08x}"] for name, (size, crc) in entry.files.items()},
-        "samples": [[s.image_sha256, s.text_sha256, s.words] for s in entry.samples],
-        "bad": [[b.index, b.modality, b.reason, b.detail] for s in entry.samples for b in s.bad],
-    }
-    if entry.changed:
-        body["changed"] = dict(entry.changed)
-    text = json.dumps(body)[:-1].encode("ascii")
-    return text + b', "crc32c": "%08x"}' % crc32c(text)
-
-
-def parse_entry(line: bytes, rows: int) -> ChunkEntry:
-    """Parses one line of the ledger of a store with ``rows`` samples per chunk.
-
-    Raises:
-        ValueError: the line is damaged.
-    """
-    before, samples, after = _checked(line)
-    body = json.loads(before + after + b"}")
-    chunk, bad = int(body["chunk"]), [BadInput(*each) for each in body["bad"]]
-    records = _StoredRecords(samples, chunk * rows, bad)
-    files = {name: (size, int(crc, 16)) for name, (size, crc) in body["files"].items()}
-    return ChunkEntry(chunk, files, records, body.get("changed", {}))
-
-
-def _checked(line: bytes) -> tuple[bytes, bytes, bytes]:
-    """Splits a line, after checking it, into the text before, of and after its samples.
-
-    No JSON string can contain the separators, because its quotes would be escaped.
-    """
-    text, separator, tail = line.rpartition(b', "crc32c": "')
-    if not separator or tail != b'%08x"}' % crc32c(text):
-        raise ValueError("its checksum does not match its content")
-    before, samples_key, rest = text.partition(b', "samples": ')
-    samples, bad_key, after = rest.partition(b', "bad": ')
-    if not (samples_key and bad_key):
-        raise ValueError("it has no samples")
-    return before, samples, b', "bad": ' + after
-
 
 # The end of a complete line. No JSON string can contain it, because its quotes would be escaped.
 _LINE_END = re.compile(rb', "crc32c": "[0-9a-f]{8}"\}')
@@ -146,17 +36,13 @@ def _is_torn(tail: bytes) -> bool:
     return end is None or end.end() == len(tail)
 
 
-# Exceptions that parsing a line of another format may raise.
-_BAD_LINE = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
-
-
 class Ledger:
     """The committed chunks of one store, by number.
 
     Reading never writes: :meth:`recover` is for the holder of the store's lock.
     """
 
-    FILE = "records/ledger.jsonl"
+    FILE = LEDGER
 
     def __init__(self, root: Path, chunks: int, rows: int) -> None:
         """Reads the ledger of the store at ``root`` with ``chunks`` chunks of ``rows`` samples.
@@ -201,7 +87,7 @@ class Ledger:
     def _read_line(self, number: int, line: bytes) -> None:
         try:
             entry = parse_entry(line, self._rows)
-        except _BAD_LINE as e:
+        except BAD_LINE as e:
             raise CorruptStoreError(self.FILE, f"line {number}: {e}") from None
         chunk = entry.chunk
         if not 0 <= chunk < self._chunks:
@@ -270,14 +156,15 @@ class Ledger:
         self._failed = False
         # The caller holds the lock, so that the line keeps its position.
         read = partial(self._samples_at, self._end, len(line))
-        samples = _StoredRecords(read, entry.chunk * self._rows, entry.bad)
+        first = entry.chunk * self._rows
+        samples = StoredRecords(read, first, entry.bad, lacks_inputs=entry.lacks_inputs)
         self._end += len(line) + 1
         self._add(replace(entry, samples=samples))
 
     def _samples_at(self, start: int, size: int) -> bytes:
         """The text of the samples in the line of ``size`` bytes at ``start``."""
         line = read_bytes(self._root / self.FILE, self._root, start, size)
-        return _checked(line)[1]
+        return checked_parts(line)[1]
 
     def drop(self, chunks: Collection[int]) -> None:
         """Removes the lines of some chunks, which are then uncommitted. Needs the store's lock."""

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featurestore.errors import CorruptStoreError, InputError, StoreMismatchError
-from featurestore.records import BadInput, SampleRecord, stems_sha256
+from featurestore.records import BadInput, Modality, SampleRecord, stems_sha256
 from featurestore.samples import SampleList
 from featurestore.storage import arrays
 from featurestore.storage.fingerprint import Fingerprint
@@ -214,20 +214,27 @@ class FeatureStore:
         return arrays.read_chunk(self.path, spec, chunk, crc)
 
     def moments(self, feature: str, chunks: Sequence[int] | None = None) -> Moments:
-        """Moments over all rows of a feature, merged in the order of the chunks.
+        """Moments over the rows of the samples that have a feature's input, in order of the chunks.
 
         Args:
             feature: the feature's name.
             chunks: the committed chunks to include; all of a complete store by default.
 
         Raises:
-            InputError: the store is not complete, and ``chunks`` is None.
+            InputError: the store is not complete, and ``chunks`` is None; or no sample has the
+                input.
             CorruptStoreError: a chunk's moments are missing or damaged.
         """
         if chunks is None:
             self.require_complete()
             chunks = range(self.spec.chunks)
-        return merge(self.chunk_moments(feature, chunk) for chunk in chunks)
+        parts = [self.chunk_moments(feature, chunk) for chunk in chunks]
+        if not any(part.count for part in parts):
+            raise InputError(
+                f"No sample of {self.path} has the input of {feature}: there is nothing to take a "
+                "z-score from.\nLeave the feature out, or use zscore 'none'."
+            )
+        return merge(parts)
 
     def chunk_moments(self, feature: str, chunk: int) -> Moments:
         """Moments over the rows of a feature in a committed chunk.
@@ -239,8 +246,10 @@ class FeatureStore:
         if chunk not in self.ledger:
             raise CorruptStoreError(spec.file(chunk), "the chunk is not committed", chunk=chunk)
         mean, m2 = self._read(spec, chunk)[0]
-        present = self.spec.present(feature, self.ledger[chunk].samples)
-        return Moments(int(present.sum()) * self.spec.views, mean, m2)
+        entry, samples = self.ledger[chunk], len(self.spec.samples_of(chunk))
+        if entry.lacks_inputs:
+            samples = int(self.spec.present(feature, entry.samples).sum())
+        return Moments(samples * self.spec.views, mean, m2)
 
     def present(self, feature: str) -> npt.NDArray[np.bool_]:
         """Whether each sample has the input of a feature, bool ``[N]``.
@@ -249,9 +258,20 @@ class FeatureStore:
         """
         present = np.ones(self.spec.samples, bool)
         for entry in self.ledger.entries:
-            samples = self.spec.samples_of(entry.chunk)
-            present[samples.start : samples.stop] = self.spec.present(feature, entry.samples)
+            if entry.lacks_inputs:
+                samples = self.spec.samples_of(entry.chunk)
+                present[samples.start : samples.stop] = self.spec.present(feature, entry.samples)
         return present
+
+    @property
+    def absent(self) -> dict[Modality, int]:
+        """The number of committed samples without an input, by modality that a feature uses.
+
+        A modality that no sample lacks is not listed.
+        """
+        used = {modality: name for name, modality in self.spec.modalities.items()}
+        counts = {modality: int((~self.present(used[modality])).sum()) for modality in sorted(used)}
+        return {modality: count for modality, count in counts.items() if count}
 
     def require_complete(self) -> None:
         """Raises InputError if chunks are missing."""

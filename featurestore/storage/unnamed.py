@@ -12,8 +12,9 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 
 from featurestore.samples import SampleList
+from featurestore.storage.entries import ChunkEntry, format_entry
 from featurestore.storage.fingerprint import Fingerprint
-from featurestore.storage.ledger import ChunkEntry, Ledger, format_entry
+from featurestore.storage.ledger import Ledger
 from featurestore.storage.shape import StoreSpec
 from featurestore.storage.writer import StoreWriter
 from featurestore.system import durable

@@ -18,8 +18,9 @@ from featurestore.errors import InputError
 from featurestore.records import FEATURES, Sample, SampleRecord, is_feature_name
 from featurestore.samples import SampleList
 from featurestore.storage import arrays, extension
+from featurestore.storage.entries import ChunkEntry
 from featurestore.storage.fingerprint import Fingerprint
-from featurestore.storage.ledger import ChunkEntry, Ledger
+from featurestore.storage.ledger import Ledger
 from featurestore.storage.moments import moments_of
 from featurestore.storage.shape import MOMENTS, StoreSpec
 from featurestore.storage.soundness import array_names, require_sound

@@ -18,6 +18,7 @@ from featurestore.reading.views import Views
 from featurestore.storage.moments import Scale
 from featurestore.storage.shape import StoreSpec
 from featurestore.storage.store import FeatureStore
+from featurestore.wording import amount
 
 _PARTS = ("train", "val", "test")
 _DTYPES = (torch.float32, torch.bfloat16)
@@ -36,15 +37,18 @@ class Arguments:
     labels: str
     zscore: str
     bad_samples: str
+    missing: str
     seed: int
     dtype: torch.dtype
     prefix: str | None
     advice: Advice
 
     def __post_init__(self) -> None:
-        """Raises ConfigError if the data type is not supported."""
+        """Raises ConfigError if the data type or ``missing`` is not supported."""
         if self.dtype not in _DTYPES:
             raise ConfigError(f"dtype is torch.float32 or torch.bfloat16, found {self.dtype!r}.")
+        if self.missing not in ("exclude", "zero"):
+            raise ConfigError(f"missing is exclude or zero, found {self.missing!r}.")
 
     def read_split(self, source: FeatureSource) -> Split | None:
         """The split file's content; None without a split file."""
@@ -64,9 +68,19 @@ class Arguments:
         return features
 
     def chosen_samples(
-        self, source: FeatureSource, split: Split | None, chunks: tuple[int, ...] | None
+        self,
+        source: FeatureSource,
+        split: Split | None,
+        chunks: tuple[int, ...] | None,
+        present: npt.NDArray[np.bool_],
     ) -> npt.NDArray[np.int64]:
         """The samples of the split that are committed and not excluded, int64 ``[n]``.
+
+        Args:
+            source: the store or folder.
+            split: the split file's content, or None.
+            chunks: the committed chunks to read, see ``sources.chosen_chunks``.
+            present: whether each sample has the input of each feature, bool ``[N, F]``.
 
         Raises:
             ConfigError: an argument is invalid.
@@ -78,9 +92,19 @@ class Arguments:
             indices = np.setdiff1d(indices, bad).astype(np.int64)
         if chunks is not None and isinstance(source, FeatureStore):
             indices = indices[source.committed(chunks)[indices]]
-        if len(indices) == 0:
-            raise InputError(f"No sample of {source.path} is left for split {self.split!r}.")
-        return indices
+        left = indices
+        if self.missing == "exclude":
+            left = indices[present[indices].all(axis=1)]
+        if len(left) == 0:
+            advice = ""
+            if len(indices):
+                advice = (
+                    f"\n{amount(len(indices), 'sample')} without the input of a feature left out: "
+                    "read fewer features, or keep them with FeatureDataset(missing='zero')."
+                )
+            what = f"No sample of {source.path} is left for split {self.split!r}."
+            raise InputError(what + advice)
+        return left
 
     def _part(self, source: FeatureSource, split: Split | None) -> npt.NDArray[np.int64]:
         """The samples of the requested part of the split, or all samples."""

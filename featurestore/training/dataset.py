@@ -27,6 +27,7 @@ from featurestore.reading.sources import (
     content_crc32c,
     open_rows,
     open_source,
+    presence,
     require_unchanged,
     resolve_advice,
 )
@@ -43,7 +44,8 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
     An item is a dictionary: each feature as ``[D]`` (``[V, D]`` for ``views="all"``, ``[2, D]`` for
     ``"pair"``), ``index`` (int64, the sample's row in the store), and ``labels`` if requested:
     float32 ``[23]``, or with ``labels="augmented"`` in the shape of the features, with 23 instead
-    of D.
+    of D. With ``missing="zero"``, ``present`` is bool ``[F]``: whether the sample has the input of
+    each of the F features, in their order.
 
     Attributes:
         store: the store, or an ``NpyFolder`` with the same attribute names.
@@ -69,6 +71,7 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
         labels: str = "base",
         zscore: str = "all",
         bad_samples: str = "exclude",
+        missing: str = "exclude",
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
         partial: bool = False,
@@ -96,6 +99,9 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
                 files, the scaling that they already have.
             bad_samples: ``exclude`` omits samples with a placeholder, ``include`` keeps them;
                 ``zscore="train"`` never uses them.
+            missing: ``exclude`` omits samples that lack the input of one of the features (an image,
+                or a text); ``zero`` keeps them: their rows of that feature are zeros, whatever the
+                z-score, and ``present`` in each item says so.
             seed: the seed of ``random`` and ``pair``.
             dtype: the features' data type, ``torch.float32`` or ``torch.bfloat16``.
             partial: accept an incomplete store: read the samples of the chunks committed so far,
@@ -122,6 +128,7 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
             labels=labels,
             zscore=zscore,
             bad_samples=bad_samples,
+            missing=missing,
             seed=seed,
             dtype=dtype,
             prefix=prefix,
@@ -148,7 +155,12 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
         self._policy = view_policy(a.views, source.spec.views, a.seed)
         self.views = self._policy.views
         split = a.read_split(source) if opened is None else None
-        self.indices = a.chosen_samples(source, split, chunks) if opened is None else opened.indices
+        present = presence(source, self.features)
+        self._present = present if a.missing == "zero" else None
+        if opened is None:
+            self.indices = a.chosen_samples(source, split, chunks, present)
+        else:
+            self.indices = opened.indices
         train = None if split is None else split.train
         scales = None if opened is None else opened.scales
         sparse = self._policy.is_one
@@ -269,6 +281,8 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
             tensor = torch.from_numpy(rows.take(samples, view))
             batch[name] = tensor if dtype is torch.float32 else tensor.to(dtype)
         batch["index"] = torch.from_numpy(samples)
+        if self._present is not None:
+            batch["present"] = torch.from_numpy(self._present[samples])
         if self._labels is not None:
             batch["labels"] = torch.from_numpy(self._labels.take(samples, view))
         return batch

@@ -34,6 +34,8 @@ class StoreRecord:
         codec: the codec of the features' chunks, ``none`` or ``zstd``.
         samples_sha256: hex SHA-256 of the list of samples.
         stems_sha256: hex SHA-256 of the samples' stems.
+        modalities: the input that features are computed from, ``image`` or ``text``, by feature.
+        may_lack: whether samples of the collection may lack an input.
     """
 
     document: dict[str, Any]
@@ -44,6 +46,8 @@ class StoreRecord:
     codec: str
     samples_sha256: str
     stems_sha256: str
+    modalities: dict[str, str]
+    may_lack: bool
 
     @property
     def chunks(self) -> int:
@@ -92,13 +96,17 @@ def _parsed(document: dict[str, Any]) -> StoreRecord:
     sizes = (shape["samples"], shape["views"], shape["chunk"])
     dims, codec = dict(shape["dims"]), shape.get("codec", "none")
     digests = record["samples_sha256"], fingerprint["stems_sha256"]
+    modalities = dict(shape.get("modalities", {}))
     if not all(type(size) is int and size > 0 for size in (*sizes, *dims.values())):
         raise ValueError(f"shape {shape}")
     if sizes != tuple(fingerprint[key] for key in ("samples", "views", "chunk")):
         raise ValueError("shape and fingerprint disagree")
     if codec not in ("none", "zstd") or codec != fingerprint.get("codec", "none"):
         raise ValueError(f"codec {codec!r}")
-    return StoreRecord(document, *sizes, dims, codec, *digests)
+    if not modalities.keys() <= dims.keys() or not set(modalities.values()) <= {"image", "text"}:
+        raise ValueError(f"modalities {modalities} of {sorted(dims)}")
+    may_lack = fingerprint.get("preset") == "generic"
+    return StoreRecord(document, *sizes, dims, codec, *digests, modalities, may_lack)
 
 
 def check_documents(record: StoreRecord, files: StoreFiles) -> None:

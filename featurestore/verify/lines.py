@@ -42,15 +42,32 @@ def unended_line(tail: bytes) -> bytes:
     return b"" if line is None or line.end() == len(tail) else line.group()
 
 
-def sample_problems(body: dict[str, Any], first: int) -> Iterator[str]:
+def present_samples(body: dict[str, Any], modality: str) -> list[bool]:
+    """Whether each sample of a line has an input of this modality, usable or not."""
+    position = _MODALITIES.index(modality)
+    return [sample[position] is not None for sample in body["samples"]]
+
+
+def usable_samples(body: dict[str, Any], first: int, modality: str) -> int:
+    """The number of samples of a line whose input of this modality gave rows of its own."""
+    position = _MODALITIES.index(modality)
+    bad = {index for index, listed, _, _ in body["bad"] if listed == modality}
+    return sum(
+        bool(sample[position]) and index not in bad and (modality == "image" or sample[2] > 0)
+        for index, sample in enumerate(body["samples"], first)
+    )
+
+
+def sample_problems(body: dict[str, Any], first: int, *, may_lack: bool) -> Iterator[str]:
     """Contradictions in what a line records about its samples.
 
-    Every input either has a digest or is listed as bad with a reason. If no feature uses images,
-    no poster of the chunk has a digest.
+    Every input either has a digest, or is absent, or is listed as bad with a reason. If no feature
+    uses images, none of the chunk was read.
 
     Args:
         body: the line as an object.
         first: the index of the chunk's first sample.
+        may_lack: whether samples of the collection may lack an input.
     """
     bad = body["bad"]
     listed = [(index, modality) for index, modality, _, _ in bad]
@@ -60,12 +77,17 @@ def sample_problems(body: dict[str, Any], first: int) -> Iterator[str]:
         known = type(index) is int and 0 <= index - first < len(body["samples"])
         if not known or modality not in _MODALITIES or not reason:
             yield f"a bad input {[index, modality, reason]} that cannot be"
-    looked_at = {"image": any(sample[0] for sample in body["samples"]), "text": True}
+    looked_at = {"image": any(sample[0] != "" for sample in body["samples"]), "text": True}
     for index, (image, text, words) in enumerate(body["samples"], first):
         if type(words) is not int or words < 0:
             yield f"sample {index} has {words!r} words"
+        elif text is None and words:
+            yield f"sample {index} has {words} words and no text"
         for modality, digest in zip(_MODALITIES, (image, text), strict=True):
-            if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
+            if digest is None and may_lack:
+                if (index, modality) in listed:
+                    yield f"sample {index}: its {modality} is both absent and bad"
+            elif not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
                 yield f"sample {index}: its {modality}'s SHA-256 is {digest!r}"
             elif not digest and looked_at[modality] and (index, modality) not in listed:
                 yield f"sample {index}: its {modality} was not read, and no reason is given"

@@ -28,7 +28,13 @@ from featurestore.verify.documents import (
 )
 from featurestore.verify.files import StoreFiles, decoded
 from featurestore.verify.findings import Verification
-from featurestore.verify.lines import read_line, sample_problems, unended_line
+from featurestore.verify.lines import (
+    present_samples,
+    read_line,
+    sample_problems,
+    unended_line,
+    usable_samples,
+)
 from featurestore.wording import amount
 
 _LEDGER = "records/ledger.jsonl"
@@ -171,7 +177,7 @@ class _Check:
             self._files.find(
                 _LEDGER, f"{amount(len(body['samples']), 'sample')}, expected {samples}", chunk
             )
-        for problem in sample_problems(body, first):
+        for problem in sample_problems(body, first, may_lack=record.may_lack):
             self._files.find(_LEDGER, problem, chunk)
         files = set()
         for name, dim in record.dims.items():
@@ -183,10 +189,36 @@ class _Check:
                 used = rows.reshape(-1, dim)[: samples * record.views]
                 if not np.isnan(rows.reshape(-1, dim)[samples * record.views :]).all():
                     self._files.find(feature, "there are rows after the last sample", chunk)
+                used = self._present(name, feature, body, used)
                 self._moments(feature, moments, chunk, used, stored.reshape(2, dim))
         self._files.known |= files
         if set(body["files"]) != files:
             self._files.find(_LEDGER, "the line names other files than the chunk has", chunk)
+
+    def _present(
+        self, name: str, file: str, body: dict[str, Any], rows: npt.NDArray[np.float32]
+    ) -> npt.NDArray[np.float32]:
+        """The rows of the samples that have a feature's input; those of the others are zeros.
+
+        Args:
+            name: the feature.
+            file: the file of its chunk.
+            body: the chunk's line.
+            rows: float32 ``[n * V, D]``, of all samples.
+        """
+        modality = self._record.modalities.get(name)
+        if modality is None or len(body["samples"]) * self._record.views != len(rows):
+            return rows
+        present = np.repeat(present_samples(body, modality), self._record.views)
+        chunk, nonzero = body["chunk"], rows.any(axis=1)
+        if wrong := int((nonzero & ~present).sum()):
+            problem = f"{amount(wrong, 'row')} of samples without {modality} not zero"
+            self._files.find(file, problem, chunk)
+        usable = usable_samples(body, chunk * self._record.rows, modality)
+        if self._record.may_lack and usable and not nonzero.any():
+            problem = f"every row is zero, and {usable} of its samples have {modality}"
+            self._files.find(file, problem, chunk)
+        return rows[present]
 
     def _payload(
         self, file: str, body: dict[str, Any], dtype: str, count: int
@@ -225,6 +257,10 @@ class _Check:
     ) -> None:
         if not np.isfinite(rows).all():
             self._files.find(feature, "rows that are not finite were committed", chunk)
+            return
+        if not len(rows):  # no sample of the chunk has the input
+            if stored.any():
+                self._files.find(moments, "moments of no rows are not zero", chunk)
             return
         wide = rows.astype(np.float64)
         mean, deviation = wide.mean(axis=0), wide.std(axis=0)

@@ -76,7 +76,7 @@ def export(
     Example:
       python cli.py export --store features --format parquet --out-dir parquet --views 0
     """
-    from manyviews.operations.export.plan import ExportRequest, parse_views
+    from manyviews.operations.export.request import ExportRequest, parse_views
     from manyviews.operations.export.run import export as run
 
     check_split(zscore, split_json)

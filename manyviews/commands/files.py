@@ -31,9 +31,8 @@ if TYPE_CHECKING:
 @click.option("--out-dir", required=True, type=FOLDER, help="Output folder; created if missing.")
 @click.option(
     "--prefix",
-    default="mm_imdb1_globals_aug70",
-    show_default=True,
-    help="First part of the file names.",
+    help="First part of the file names.  [default: mm_imdb1_globals_aug70 for MM-IMDb, else "
+    "features]",
 )
 @click.option(
     "--zscore",
@@ -46,7 +45,12 @@ if TYPE_CHECKING:
 @json_option
 @common_options
 def materialize(
-    store: Path, out_dir: Path, prefix: str, zscore: str, split_json: Path | None, as_json: bool
+    store: Path,
+    out_dir: Path,
+    prefix: str | None,
+    zscore: str,
+    split_json: Path | None,
+    as_json: bool,
 ) -> int:
     """Write the published pipeline's .npy, stats, index and manifest from a complete store.
 

@@ -55,8 +55,8 @@ def probe(
 
     The probe is trained on clean views; its weight decay is chosen on dev. Test samples are
     predicted from their clean view, and from the mean probability over all their views. Samples
-    with a bad input are left out. The last row is chance: each class predicted at random, as often
-    as it occurs in training.
+    with a bad or absent input are left out. The last row is chance: each class predicted at random,
+    as often as it occurs in training.
 
     \b
     Example:
@@ -101,7 +101,9 @@ def _facts(table: ProbeTable, threshold: str) -> dict[str, Any]:
 def _lines(table: ProbeTable, threshold: str) -> Iterator[str]:
     left_out = sum(table.left_out.values())
     parts = ", ".join(f"{count:,} {name}" for name, count in table.samples.items())
-    yield f"{parts} samples; {left_out:,} with a bad input left out"
+    absent = sum(table.absent.values())
+    without = f", {absent:,} without the input of a feature" if absent else ""
+    yield f"{parts} samples; {left_out:,} with a bad input left out{without}"
     how = "chosen on dev" if threshold == "dev" else "given"
     yield f"{table.classes} of 23 classes occur in test; thresholds {how}"
     yield ""

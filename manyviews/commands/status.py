@@ -128,6 +128,8 @@ def status_lines(progress: Progress) -> list[str]:
         f"{amount(count, 'bad input')} with {'a placeholder' if count == 1 else 'placeholders'}"
     )
     lines.append(f"{holders}{bad and f': {bad}'}")
+    for modality, count in store.absent.items():
+        lines.append(f"{amount(count, 'sample')} without {modality}, whose rows are zeros")
     if isinstance(progress.holder, Holder):
         pid, host = progress.holder
         phase = "" if progress.running else ", which is starting or repairing"

@@ -4,18 +4,20 @@ import hashlib
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import zarr
 
-from featurestore.records import BadInput, Sample, SampleRecord, stems_sha256
+from featurestore.records import BadInput, Modality, Sample, SampleRecord, stems_sha256
 from featurestore.storage.fingerprint import Fingerprint
 from featurestore.storage.shape import StoreSpec, choose_chunk
 from featurestore.storage.writer import StoreWriter, create, take_lock
 from featurestore.system import durable
 
 DIMS = {"clip_image": 64, "clip_text": 128}
+MODALITIES: Mapping[str, Modality] = {"clip_image": "image", "clip_text": "text"}
 KILLED = 9
 StoreAndRows = tuple[Path, dict[str, np.ndarray]]
 
@@ -69,6 +71,66 @@ def make_records(
         SampleRecord(i, digest(f"image {i}"), digest(f"text {i}"), 3 * i, tuple(bad.get(i, ())))
         for i in range(spec.samples)
     ]
+
+
+def without(records: Sequence[SampleRecord], absent: Mapping[int, str]) -> list[SampleRecord]:
+    """The records with some inputs absent: ``image``, ``text`` or ``both`` by sample."""
+    changed = list(records)
+    for index, modality in absent.items():
+        if modality != "text":
+            changed[index] = replace(changed[index], image_sha256=None)
+        if modality != "image":
+            changed[index] = replace(changed[index], text_sha256=None, words=0)
+    return changed
+
+
+def make_generic_store(
+    path: Path,
+    absent: Mapping[int, str],
+    *,
+    samples: int = 11,
+    views: int = 4,
+    chunk: int = 4,
+    dims: Mapping[str, int] = DIMS,
+    bad: Mapping[int, Sequence[BadInput]] | None = None,
+    chunks: Sequence[int] | None = None,
+    codec: str = "none",
+    seed: int = 0,
+) -> dict[str, np.ndarray]:
+    """Creates a store of a collection where some samples lack an input.
+
+    Args:
+        path: the store's folder.
+        absent: ``image``, ``text`` or ``both`` by sample.
+        samples: N.
+        views: V.
+        chunk: K.
+        dims: D by feature; a name that ends in ``text`` is computed from the text.
+        bad: the bad inputs by sample.
+        chunks: the chunks to commit, by default all.
+        codec: ``none`` or ``zstd``.
+        seed: of the rows.
+
+    Returns:
+        The rows, float32 ``[N, V, D]`` by feature, zeros where the input is absent.
+    """
+    modalities: dict[str, Modality] = {
+        name: "text" if name.endswith("text") else "image" for name in dims
+    }
+    spec = StoreSpec(
+        samples, views, choose_chunk(chunk, views, dims), dict(dims), codec, modalities
+    )
+    stems = [f"folder/{i:03d}" for i in range(samples)]
+    records = without(make_records(spec, bad), absent)
+    rows = make_rows(spec, seed)
+    for name in dims:
+        rows[name][~spec.present(name, records)] = 0
+    fingerprint = make_fingerprint(spec, stems) | {"preset": "generic", "clean_text": "first"}
+    listed = [Sample(i, stem) for i, stem in enumerate(stems)]
+    with create(path, spec, fingerprint, listed, take_lock(path)) as writer:
+        commit(writer, range(spec.chunks) if chunks is None else chunks, rows, records)
+        writer.finish()
+    return rows
 
 
 def commit(

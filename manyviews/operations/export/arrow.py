@@ -10,10 +10,10 @@ from manyviews.operations.export.plan import Block, Export
 
 
 def schema_of(export: Export) -> pa.Schema:
-    """The columns ``stem``, ``index``, ``view``, ``bad``, one per feature, and ``labels``.
+    """The columns ``stem``, ``index``, ``view``, ``bad``, ``present``, features, and ``labels``.
 
-    A feature is a list of D floats. The metadata ``zscore`` and ``scaling`` describe the scaling of
-    the rows.
+    A feature is a list of D floats, ``present`` one of F booleans. The metadata ``zscore`` and
+    ``scaling`` describe the scaling of the rows.
 
     Raises:
         InputError: a stem is not valid UTF-8, which Arrow requires of strings.
@@ -31,6 +31,7 @@ def schema_of(export: Export) -> pa.Schema:
         ("index", pa.int64()),
         ("view", pa.int32()),
         ("bad", pa.bool_()),
+        *((("present", pa.list_(pa.bool_(), len(export.dims))),) if export.absent else ()),
         *((name, pa.list_(float_type, dim)) for name, dim in export.dims.items()),
     ]
     if export.labels is not None:

@@ -21,6 +21,8 @@ def write(export: Export, folder: OutFolder) -> None:
         "view": ((), "<i4"),
         "bad": ((), "|b1"),
     }
+    if export.absent:
+        shapes["present"] = ((len(export.dims),), "|b1")
     floats = np.dtype(export.request.dtype).newbyteorder("<").str
     shapes |= {name: ((dim,), floats) for name, dim in export.dims.items()}
     if export.labels is not None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,51 +13,15 @@ from featurestore.errors import ConfigError
 from featurestore.imdb.label_files import read_labels
 from featurestore.imdb.splits import read_split
 from featurestore.reading.scaling import scale_for
+from featurestore.reading.sources import presence
 from featurestore.storage.moments import Scale
 from featurestore.storage.store import FeatureStore
+from manyviews.operations.export.request import ExportRequest
 
 # Approximate size of a block of rows, which is one row group of Parquet.
 BLOCK_BYTES = 64 << 20
-# File of the means and deviations that the rows were scaled by.
-ZSCORE = "_zscore.npz"
-COLUMNS = ("stem", "index", "view", "bad", "labels")
+COLUMNS = ("stem", "index", "view", "bad", "present", "labels")
 Progress = Callable[[int, int], None]
-_RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExportRequest:
-    """The options of an export.
-
-    Attributes:
-        store: folder of a complete store.
-        out_dir: the folder to create; it must be absent or empty.
-        format: a key of ``formats.FORMATS``.
-        views: numbers of views; None for all.
-        features: names of features; None for all.
-        dtype: dtype of the features, one of ``formats.DTYPES`` that the format supports.
-        zscore: ``all``, ``train`` or ``none``, see ``scaling.scale_for``.
-        split_json: the split file, for ``train``.
-        labels_dir: a folder that the ``labels`` command wrote; None for no labels.
-    """
-
-    store: Path
-    out_dir: Path
-    format: str
-    views: tuple[int, ...] | None = None
-    features: tuple[str, ...] | None = None
-    dtype: str = "float32"
-    zscore: str = "all"
-    split_json: Path | None = None
-    labels_dir: Path | None = None
-
-    @property
-    def scaling(self) -> str:
-        """The scaling of the rows as text, for messages and for the files' metadata."""
-        if self.zscore == "none":
-            return "raw rows: no z-score was applied"
-        rows = "all rows" if self.zscore == "all" else "the training rows of the split"
-        return f"z-scored rows: mean and deviation of {rows}, see {ZSCORE}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +34,7 @@ class Block:
         views: int64 ``[v]``, the chosen views.
         features: ``[n, v, D]`` by name in the export's dtype; bfloat16 as its bits in uint16.
         bad: bool ``[n]``, whether a placeholder replaces an input of the sample.
+        present: bool ``[n, F]``, whether the sample has the input of each feature, or None.
         labels: float32 ``[n, 23]``, or None.
     """
 
@@ -80,13 +43,15 @@ class Block:
     views: npt.NDArray[np.int64]
     features: Mapping[str, npt.NDArray[Any]]
     bad: npt.NDArray[np.bool_]
+    present: npt.NDArray[np.bool_] | None
     labels: npt.NDArray[np.float32] | None
 
     def columns(self) -> dict[str, npt.NDArray[Any]]:
         """The columns of the block except stems: ``n * v`` rows, sorted by sample, then view.
 
         The columns are ``index`` int64, ``view`` int32, ``bad`` bool, each feature ``[n * v, D]``,
-        and, if the export has labels, ``labels`` float32 ``[n * v, 23]``.
+        and, if the export has them, ``present`` bool ``[n * v, F]`` and ``labels`` float32
+        ``[n * v, 23]``.
         """
         v = len(self.views)
         table: dict[str, npt.NDArray[Any]] = {
@@ -94,6 +59,8 @@ class Block:
             "view": np.tile(self.views, len(self.samples)).astype(np.int32),
             "bad": self.bad.repeat(v),
         }
+        if self.present is not None:
+            table["present"] = self.present.repeat(v, axis=0)
         table |= {name: rows.reshape(-1, rows.shape[-1]) for name, rows in self.features.items()}
         if self.labels is not None:
             table["labels"] = self.labels.repeat(v, axis=0)
@@ -111,6 +78,8 @@ class Export:
         views: int64 ``[v]``, the chosen views, ascending.
         scales: the z-score of each feature; None for ``none``.
         bad: bool ``[N]``, whether a placeholder replaces an input of the sample.
+        present: bool ``[N, F]``, whether each sample has the input of each chosen feature; None if
+            no sample lacks one. The rows of the others are zeros, which are not scaled.
         labels: float32 ``[N, 23]``, or None.
         progress: callback (chunks done, all chunks), or None.
     """
@@ -121,6 +90,7 @@ class Export:
     views: npt.NDArray[np.int64]
     scales: Mapping[str, Scale | None]
     bad: npt.NDArray[np.bool_]
+    present: npt.NDArray[np.bool_] | None
     labels: npt.NDArray[np.float32] | None
     progress: Progress | None = None
 
@@ -134,7 +104,15 @@ class Export:
         """Bytes of a row's values, excluding its stem."""
         labels = 0 if self.labels is None else self.labels.itemsize * self.labels.shape[1]
         value_bytes = 4 if self.request.dtype == "float32" else 2
-        return sum(self.dims.values()) * value_bytes + 8 + 4 + 1 + labels
+        present = 0 if self.present is None else len(self.dims)
+        return sum(self.dims.values()) * value_bytes + 8 + 4 + 1 + present + labels
+
+    @property
+    def absent(self) -> dict[str, int]:
+        """The number of samples without the input of each feature; empty if no sample lacks one."""
+        if self.present is None:
+            return {}
+        return dict(zip(self.dims, (~self.present).sum(axis=0).tolist(), strict=True))
 
     def shards(self, size_bytes: int) -> list[range]:
         """Groups the store's chunks into shards of at most ``size_bytes``, or one chunk.
@@ -175,10 +153,11 @@ class Export:
             spec.samples_of(chunks[0]).start, spec.samples_of(chunks[-1]).stop, dtype=np.int64
         )
         whole = slice(samples[0], samples[-1] + 1)
+        present = None if self.present is None else self.present[whole]
         features = {name: self._rows(name, chunks, int(samples[0])) for name in self.dims}
         labels = None if self.labels is None else self.labels[whole]
         stems = [sample.stem for sample in self.store.samples[whole]]
-        return Block(samples, stems, self.views, features, self.bad[whole], labels)
+        return Block(samples, stems, self.views, features, self.bad[whole], present, labels)
 
     def _rows(self, name: str, chunks: Iterable[int], first: int) -> npt.NDArray[Any]:
         parts = [self.store.read_chunk(name, chunk)[:, self.views] for chunk in chunks]
@@ -186,6 +165,9 @@ class Export:
         scale = self.scales[name]
         if scale is not None:
             scale.apply(rows)
+        if self.present is not None:
+            present = self.present[first : first + len(rows), list(self.dims).index(name)]
+            rows[~present] = 0
         dtype = self.request.dtype
         narrowed, over = narrow(rows, dtype)
         if over is not None:
@@ -242,6 +224,7 @@ def plan(request: ExportRequest, progress: Progress | None = None) -> Export:
         train = read_split(request.split_json, store.stems).train
     bad = np.zeros(store.spec.samples, bool)
     bad[[b.index for b in store.bad_inputs]] = True
+    present = presence(store, names)
     return Export(
         request=request,
         store=store,
@@ -249,6 +232,7 @@ def plan(request: ExportRequest, progress: Progress | None = None) -> Export:
         views=views,
         scales={name: scale_for(store, name, request.zscore, train) for name in names},
         bad=bad,
+        present=None if present.all() else present,
         labels=None if request.labels_dir is None else read_labels(request.labels_dir, store.stems),
         progress=progress,
     )
@@ -279,21 +263,3 @@ def _chosen_views(store: FeatureStore, asked: tuple[int, ...] | None) -> npt.NDA
             f"{views[-1] if views else 'without a number'}."
         )
     return np.array(views, np.int64)
-
-
-def parse_views(text: str) -> tuple[int, ...]:
-    """Parses a list like ``0-9,20``; ranges include both ends and may overlap.
-
-    Raises:
-        ConfigError: the text does not have that form, or a range is descending.
-    """
-    views: set[int] = set()
-    for part in text.split(","):
-        match = _RANGE.fullmatch(part.strip())
-        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if last < first or last > 10_000_000:
-            raise ConfigError(
-                f"--views must be a list like 0-9,20, found {part.strip()!r} in {text!r}."
-            )
-        views.update(range(first, last + 1))
-    return tuple(sorted(views))

@@ -15,7 +15,8 @@ from featurestore.imdb.genres import CLASS_NAMES
 from featurestore.storage.space import free_bytes
 from manyviews.operations.export.folder import DESCRIPTION, OutFolder, check_free_name, out_folder
 from manyviews.operations.export.formats import Format, check, load_writer
-from manyviews.operations.export.plan import ZSCORE, Export, ExportRequest, Progress, plan
+from manyviews.operations.export.plan import Export, Progress, plan
+from manyviews.operations.export.request import ZSCORE, ExportRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +106,7 @@ def describe(chosen: Export, folder: OutFolder) -> dict[str, Any]:
         "zscore": request.zscore,
         "scaling": request.scaling,
         "labels": None if chosen.labels is None else list(CLASS_NAMES),
+        **({"absent": chosen.absent} if chosen.absent else {}),
         "placeholders": [
             {"index": b.index, "stem": stems[b.index], "input": b.modality, "reason": b.reason}
             for b in store.bad_inputs

@@ -16,8 +16,8 @@ SHARD_BYTES = 250_000_000
 def write(export: Export, folder: OutFolder) -> None:
     """Writes ``features-00000-of-NNNNN.safetensors`` and ``stems.json``.
 
-    A shard holds one tensor per column: ``index`` int64, ``view`` int32, ``bad`` bool, each feature
-    ``[rows, D]``, and ``labels`` float32 ``[rows, 23]``.
+    A shard holds one tensor per column: ``index`` int64, ``view`` int32, ``bad`` bool, ``present``
+    bool ``[rows, F]``, each feature ``[rows, D]``, and ``labels`` float32 ``[rows, 23]``.
     """
     shards = export.shards(SHARD_BYTES)
     for number, chunks in enumerate(shards):

@@ -14,9 +14,9 @@ def write(export: Export, folder: OutFolder) -> None:
     """Writes ``features-00000.tar`` and so on.
 
     A record holds all chosen views of a sample: ``<feature>.npy`` ``[v, D]`` for each feature, and
-    ``json`` with ``stem``, ``index``, ``views`` (their numbers), ``bad``, ``zscore`` and
-    ``labels``. Its key is the sample's index, because a key ends at the first dot, and stems may
-    contain dots.
+    ``json`` with ``stem``, ``index``, ``views`` (their numbers), ``bad``, ``present``, ``zscore``
+    and ``labels``. Its key is the sample's index, because a key ends at the first dot, and stems
+    may contain dots.
     """
     for number, chunks in enumerate(export.shards(SHARD_BYTES)):
         name = f"features-{number:05d}.tar"
@@ -31,6 +31,8 @@ def write(export: Export, folder: OutFolder) -> None:
                         "bad": bool(block.bad[place]),
                         "zscore": export.request.zscore,
                     }
+                    if block.present is not None:
+                        facts["present"] = block.present[place].tolist()
                     if block.labels is not None:
                         facts["labels"] = block.labels[place].tolist()
                     rows = {f"{name}.npy": x[place] for name, x in block.features.items()}

@@ -71,6 +71,7 @@ class ProbeTable:
         chance: expected scores of predicting classes at random at their training frequencies.
         samples: number of samples used, by ``train``, ``dev`` and ``test``.
         left_out: number of samples with a bad input, by ``train``, ``dev`` and ``test``.
+        absent: number of further samples without the input of a feature, which are left out too.
         classes: number of classes that occur in the test labels.
     """
 
@@ -78,6 +79,7 @@ class ProbeTable:
     chance: Scores
     samples: Mapping[str, int]
     left_out: Mapping[str, int]
+    absent: Mapping[str, int]
     classes: int
 
 
@@ -114,11 +116,13 @@ def probe(request: ProbeRequest) -> ProbeTable:
                 for part in ("dev", "test")
             }
             rows += _rows(request, probes, averaged, truth, store.spec.views)
+    left_out, absent = _left_out(request, clean)
     return ProbeTable(
         rows=tuple(rows),
         chance=chance(truth["train"].mean(0), truth["test"]),
         samples={part: len(dataset) for part, dataset in clean.items()},
-        left_out=_left_out(request, store),
+        left_out=left_out,
+        absent=absent,
         classes=int(truth["test"].any(0).sum()),
     )
 
@@ -216,10 +220,17 @@ def _rows(
         yield ProbeRow(names, len(fitted.center), views, fitted.weight_decay, threshold, scores)
 
 
-def _left_out(request: ProbeRequest, store: FeatureSource) -> dict[str, int]:
+def _left_out(
+    request: ProbeRequest, used: Mapping[str, FeatureDataset]
+) -> tuple[dict[str, int], dict[str, int]]:
+    """The samples of each part that are bad, and the others that lack an input."""
+    store = used["train"].store
     split = read_split(request.split_json, store.stems)
     bad = np.unique([b.index for b in store.bad_inputs])
-    return {part: int(np.isin(getattr(split, key), bad).sum()) for part, key in _PARTS.items()}
+    parts = {part: getattr(split, key) for part, key in _PARTS.items()}
+    left_out = {part: int(np.isin(samples, bad).sum()) for part, samples in parts.items()}
+    absent = {n: len(samples) - left_out[n] - len(used[n]) for n, samples in parts.items()}
+    return left_out, absent
 
 
 @contextmanager

@@ -32,8 +32,9 @@ class FeatureFacts:
     Attributes:
         name: the feature's name.
         modality: image or text, or None if not known.
-        moments: moments of all committed rows.
-        samples: int64 [S], the measured samples, to which the following attributes refer.
+        moments: moments of the committed rows of samples that have the feature's input.
+        samples: int64 [S], the measured samples that have it, to which the following attributes
+            refer.
         clean: float32 [S, D], the clean rows.
         clean_norms: float32 [S], Euclidean norms of the clean rows.
         view_norms: float32 [S * (V-1)], Euclidean norms of the augmented rows.
@@ -103,13 +104,14 @@ class FeatureFacts:
 
 
 def measure(store: FeatureStore, feature: str, sampled: Sampled) -> FeatureFacts:
-    """Measures one feature.
+    """Measures one feature, whose input one of the sampled samples has.
 
     Raises:
         CorruptStoreError: a chunk is missing or damaged.
     """
     moments = merge(store.chunk_moments(feature, entry.chunk) for entry in store.ledger.entries)
     mean = moments.mean.astype(np.float32)
+    sampled = sampled.having(store, feature)
     sums = _Sums(store.spec.dims[feature], store.spec.views, moments.mean)
     parts: list[tuple[Floats, Floats, Floats]] = []
     for chunk in sampled.chunks:

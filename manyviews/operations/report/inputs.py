@@ -62,6 +62,8 @@ def _picture(
         return _data(Image.new("RGB", (_SIDE * 2 // 3, _SIDE))), "black placeholder"
     chunk, position = divmod(bad.index, store.spec.chunk)
     record = store.ledger[chunk].samples[position]
+    if not record.has("image"):
+        return "", "no poster"
     try:
         path = files.image_path(data_dir, store.samples[bad.index])
         if not follow_links and leads_outside(path, data_dir.resolve()):

@@ -125,15 +125,16 @@ def _parts(store: FeatureStore, split_json: Path | None) -> dict[str, npt.NDArra
 def _about_features(
     store: FeatureStore, sampled: Sampled, labels: npt.NDArray[np.float32] | None
 ) -> list[Section]:
-    """The sections that read rows; none if every sample that would be read is bad."""
-    if not len(sampled.samples):
+    """The sections that read rows; none if every sample that would be read is bad or has none."""
+    names = [name for name in store.features if len(sampled.having(store, name).samples)]
+    if not names:
         return []
-    measured: list[FeatureFacts] = [measure(store, name, sampled) for name in store.features]
+    measured: list[FeatureFacts] = [measure(store, name, sampled) for name in names]
     groups = None if labels is None else projection.groups(labels[sampled.samples])
     return [
         sections.norms(measured),
         sections.dimensions(measured),
-        sections.planes(measured, groups),
+        sections.planes(measured, groups, sampled.samples),
         sections.spread(measured),
         sections.matching(list(pairs(measured))),
     ]
@@ -151,4 +152,6 @@ def _measured(store: FeatureStore, sampled: Sampled) -> str:
             f"evenly over the store: {len(sampled.chunks)}"
         )
     without = f", without {sampled.left_out:,} with bad inputs" if sampled.left_out else ""
-    return f"{scope}{without}."
+    lacking = [name for name in store.features if not len(sampled.having(store, name).samples)]
+    none = f" None of them has the input of {', '.join(lacking)}." if lacking and seen else ""
+    return f"{scope}{without}.{none}"

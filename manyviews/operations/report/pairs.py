@@ -15,7 +15,7 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class PairFacts:
-    """Similarities of an image feature and a text feature.
+    """Similarities of an image feature and a text feature, of the samples that have both inputs.
 
     Attributes:
         image: the image feature's name.
@@ -41,12 +41,15 @@ def pairs(features: Sequence[FeatureFacts]) -> Iterator[PairFacts]:
         for text in features:
             if (image.modality, text.modality) != ("image", "text"):
                 continue
-            if image.clean.shape == text.clean.shape and len(image.clean) > 1:
-                yield _compare(image, text)
+            both = np.intersect1d(image.samples, text.samples)
+            if image.clean.shape[1] == text.clean.shape[1] and len(both) > 1:
+                yield _compare(image, text, both)
 
 
-def _compare(image: FeatureFacts, text: FeatureFacts) -> PairFacts:
-    cosines = _normalised(image.clean) @ _normalised(text.clean).T  # [S, S]
+def _compare(image: FeatureFacts, text: FeatureFacts, samples: npt.NDArray[np.int64]) -> PairFacts:
+    """Compares the rows of the ``samples`` that have an image and a text."""
+    rows_of = [each.clean[np.searchsorted(each.samples, samples)] for each in (image, text)]
+    cosines = _normalised(rows_of[0]) @ _normalised(rows_of[1]).T  # [S, S]
     count = len(cosines)
     matched = cosines.diagonal().copy()
     above = (cosines > matched[:, None]).sum(axis=1)

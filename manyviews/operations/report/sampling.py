@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,10 @@ class Sampled:
         low, high = np.searchsorted(self.samples, [indices.start, indices.stop])
         return self.samples[low:high] - indices.start
 
+    def having(self, store: FeatureStore, feature: str) -> Sampled:
+        """The measured samples that have a feature's input; the rows of the others are zeros."""
+        return replace(self, samples=self.samples[store.present(feature)[self.samples]])
+
 
 def choose(store: FeatureStore, most: int = SAMPLES) -> Sampled:
     """Chooses evenly spaced committed chunks with at most ``most`` samples, at least one chunk."""
@@ -49,6 +53,8 @@ def choose(store: FeatureStore, most: int = SAMPLES) -> Sampled:
 
 def modality(store: FeatureStore, feature: str) -> Modality | None:
     """The modality of a feature; None if neither its name nor the fingerprint determines it."""
+    if feature in store.spec.modalities:
+        return store.spec.modalities[feature]
     if feature in REGISTRY:
         return REGISTRY[feature].modality
     if f"{feature}.size" in store.fingerprint:

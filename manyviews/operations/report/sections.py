@@ -41,6 +41,10 @@ def _store_rows(store: FeatureStore) -> list[tuple[object, object]]:
         ("size on disk", size_text(total)),
         ("bad inputs", f"{len(store.bad_inputs):,}"),
     ]
+    rows += [
+        (f"samples without {modality}", f"{count:,}; their rows are zeros, and in no figure")
+        for modality, count in store.absent.items()
+    ]
     rows += [(name.replace("_", " "), known[name]) for name in _FIELDS if name in known]
     versions = sorted(name for name in known if name.startswith(VERSION))
     listed = ", ".join(f"{name.removeprefix(VERSION)} {known[name]}" for name in versions)
@@ -121,8 +125,10 @@ def _listed(indices: npt.NDArray[np.int64]) -> str:
     return f"{len(indices):,}: {', '.join(map(str, indices[:_SHOWN]))}{more}"
 
 
-def planes(features: Sequence[FeatureFacts], groups: Groups | None) -> Section:
-    """The principal plane of each feature's clean views."""
+def planes(
+    features: Sequence[FeatureFacts], groups: Groups | None, samples: npt.NDArray[np.int64]
+) -> Section:
+    """The principal plane of each feature's clean views; ``groups`` are those of ``samples``."""
     drawn: list[Figure] = []
     rows: list[tuple[object, ...]] = []
     for facts in features:
@@ -130,7 +136,8 @@ def planes(features: Sequence[FeatureFacts], groups: Groups | None) -> Section:
         if plane is None:
             rows.append((facts.name, "–", "–"))
             continue
-        names, group = groups or (["samples"], np.zeros(len(plane.points), np.int64))
+        names, group = groups or (["samples"], np.zeros(len(samples), np.int64))
+        group = group[np.searchsorted(samples, facts.samples)]
         plot = plots.scatter(f"principal plane of {facts.name}", plane.points, names, group)
         drawn.append(Figure(plot, facts.name))
         rows.append((facts.name, *(f"{share:.1%}" for share in plane.shares)))

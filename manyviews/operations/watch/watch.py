@@ -9,11 +9,12 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from featurestore.errors import ManyViewsError
+from featurestore.records import Modality
 from featurestore.storage import extension
 from featurestore.storage.ledger import Ledger
 from featurestore.storage.store import EXTENSION, LOCK, RUNS, FeatureStore
@@ -39,6 +40,7 @@ class Part:
         committed: number of committed chunks.
         bad: number of bad inputs of the committed samples, by modality and reason.
         fingerprint: the settings that affect the numbers of the store.
+        absent: number of committed samples without an input that a feature uses, by modality.
     """
 
     samples: int
@@ -49,6 +51,7 @@ class Part:
     committed: int
     bad: Mapping[str, int]
     fingerprint: Mapping[str, str | int]
+    absent: Mapping[Modality, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, store: FeatureStore) -> Part:
@@ -64,6 +67,7 @@ class Part:
             len(store.ledger),
             dict(bad.most_common()),
             store.fingerprint,
+            store.absent,
         )
 
     @property
@@ -147,6 +151,7 @@ class Progress:
             "complete": store.complete,
             "bad": sum(store.bad.values()),
             "bad_by_reason": dict(store.bad),
+            "absent": dict(store.absent),
             "holder": self.holder if isinstance(self.holder, Holder) else None,
             "lock": "free" if self.holder is None else _LOCK[type(self.holder)],
             "running": self.running,

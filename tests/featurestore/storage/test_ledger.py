@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from featurestore.errors import CorruptStoreError
 from featurestore.records import BadInput, Modality, SampleRecord
-from featurestore.storage.ledger import ChunkEntry, Ledger, format_entry, parse_entry
+from featurestore.storage.entries import ChunkEntry, format_entry, parse_entry
+from featurestore.storage.ledger import Ledger
 
 CHUNKS, ROWS = 4, 2
 

@@ -18,7 +18,7 @@ from consumers.main_loop import BuildReport
 from consumers.plan import Plan, make_plan
 from consumers.resume.extension import completed
 from featurestore.errors import BackboneError
-from featurestore.storage.ledger import format_entry
+from featurestore.storage.entries import format_entry
 from featurestore.storage.writer import StoreWriter
 from featurestore.system import durable
 from manyviews.operations.check.forecast import Trial, run_trial

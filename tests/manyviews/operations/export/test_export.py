@@ -32,7 +32,8 @@ from featurestore.records import BadInput
 from featurestore.system import durable
 from manyviews import main
 from manyviews.operations.export import formats, hf, parquet, plan, run, safetensors, webdataset
-from manyviews.operations.export.plan import ExportRequest, narrow, parse_views
+from manyviews.operations.export.plan import narrow
+from manyviews.operations.export.request import ExportRequest, parse_views
 from manyviews.operations.export.run import export
 from tests.conftest import tree_digest
 from tests.featurestore.stores import killed_at, make_store
@@ -106,7 +107,9 @@ def of_arrow(table: Any) -> Columns:
         column = table[name].combine_chunks()
         if hasattr(column.type, "list_size"):
             column = column.chunk(0) if hasattr(column, "chunk") else column
-            columns[name] = column.flatten().to_numpy().reshape(-1, column.type.list_size)
+            columns[name] = (
+                column.flatten().to_numpy(zero_copy_only=False).reshape(-1, column.type.list_size)
+            )
         else:
             columns[name] = np.array(column.to_pylist())
     return columns | {"stem": list(columns["stem"])}
@@ -140,7 +143,7 @@ def read_webdataset(folder: Path) -> Columns:
         assert record["__key__"] == f"{facts['index']:09d}"
         for place, view in enumerate(facts["views"]):
             row = {"stem": facts["stem"], "index": facts["index"], "bad": facts["bad"]}
-            row |= {"view": view} | ({"labels": facts["labels"]} if "labels" in facts else {})
+            row |= {"view": view} | {n: facts[n] for n in ("present", "labels") if n in facts}
             row |= {n.removesuffix(".npy"): record[n][place] for n in record if ".npy" in n}
             for name, value in row.items():
                 columns.setdefault(name, []).append(value)
