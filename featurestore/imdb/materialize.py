@@ -31,9 +31,15 @@ from featurestore.verify.digests import compare_files
 from featurestore.verify.findings import Finding
 
 PREFIX = "mm_imdb1_globals_aug70"
+GENERIC_PREFIX = "features"
 _INDEX_HEADER = ("aug_idx", "orig_idx", "view", "stem", "image_name", "text_len")
 # Characters that require quotes (RFC 4180, 2.6). Older csv modules do not quote a carriage return.
 _SPECIAL = re.compile('[,"\r\n]')
+
+
+def default_prefix(preset: object) -> str:
+    """The beginning of the names of files of a preset; None is that of the published data set."""
+    return GENERIC_PREFIX if preset == "generic" else PREFIX
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -68,6 +68,10 @@ class Scan:
             suffix.
         alike: (image, text, difference) of unmatched files whose stems look the same; the
             difference is ``Unicode form`` (NFC, NFD) or ``case``.
+        labels: returns each sample's label, in order (a list of strings, a string, an integer, a
+            float, or None); None if the collection has no labels.
+        splits: returns the name of each sample's part of the split, or None, in order; None if the
+            collection has no split.
     """
 
     collection: CollectionConfig
@@ -78,6 +82,8 @@ class Scan:
     unmatched_texts: tuple[str, ...] = ()
     left_out: tuple[tuple[str, str], ...] = ()
     alike: tuple[tuple[str, str, str], ...] = ()
+    labels: Callable[[], Sequence[object]] | None = None
+    splits: Callable[[], Sequence[str | None]] | None = None
 
     @property
     def path(self) -> Path:
