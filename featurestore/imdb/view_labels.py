@@ -62,7 +62,7 @@ class BaseLabels:
         self._targets = labels.targets()
 
     def take(self, samples: npt.NDArray[np.int64], view: View) -> npt.NDArray[Any]:  # noqa: ARG002
-        """float32 ``[B, C]``, int64 ``[B]`` or float32 ``[B]``, a copy; see ``LabelSet.targets``."""
+        """float32 ``[B, C]``, int64 ``[B]`` or float32 ``[B]``, from ``LabelSet.targets``."""
         targets: npt.NDArray[Any] = self._targets[samples]
         return targets
 

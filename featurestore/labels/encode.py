@@ -56,10 +56,7 @@ def encode_labels(
             raise ConfigError("The labels are floats, which are values: they have no --classes.")
         return LabelSet(VALUE, (name,), _value_rows(labels, place))
     named = [_names(label, place, at) for at, label in enumerate(labels)]
-    if classes is None:
-        columns = _sorted_classes(labels)
-    else:
-        columns = tuple(classes)
+    columns = _sorted_classes(labels) if classes is None else tuple(classes)
     rows = _rows(named, columns, place, given=classes is not None)
     return LabelSet(kind, columns, rows)
 

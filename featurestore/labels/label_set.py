@@ -55,7 +55,7 @@ class LabelSet:
         return numbers.astype(np.int64, copy=False)
 
     def counts(self) -> npt.NDArray[np.int64]:
-        """The number of samples of each class, int64 ``[C]``; of values, of all samples with one."""
+        """The number of samples of each class, int64 ``[C]``; of values, of those with one."""
         if self.kind == VALUE:
             return np.array([self.known.sum()], np.int64)
         return np.asarray(np.nansum(self.rows, axis=0, dtype=np.float64).round(), np.int64)

@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from featurestore.errors import ConfigError
-from featurestore.imdb.label_files import read_labels
+from featurestore.imdb.label_sets import read_any_labels
 from featurestore.imdb.splits import read_split
+from featurestore.labels.label_set import LabelSet
 from featurestore.reading.scaling import scale_for
 from featurestore.storage.moments import Scale
 from featurestore.storage.store import FeatureStore
@@ -72,7 +73,7 @@ class Block:
         views: int64 ``[v]``, the chosen views.
         features: ``[n, v, D]`` by name in the export's dtype; bfloat16 as its bits in uint16.
         bad: bool ``[n]``, whether a placeholder replaces an input of the sample.
-        labels: float32 ``[n, 23]``, or None.
+        labels: float32 ``[n, C]``, or None.
     """
 
     samples: npt.NDArray[np.int64]
@@ -86,7 +87,7 @@ class Block:
         """The columns of the block except stems: ``n * v`` rows, sorted by sample, then view.
 
         The columns are ``index`` int64, ``view`` int32, ``bad`` bool, each feature ``[n * v, D]``,
-        and, if the export has labels, ``labels`` float32 ``[n * v, 23]``.
+        and, if the export has labels, ``labels`` float32 ``[n * v, C]``.
         """
         v = len(self.views)
         table: dict[str, npt.NDArray[Any]] = {
@@ -111,7 +112,7 @@ class Export:
         views: int64 ``[v]``, the chosen views, ascending.
         scales: the z-score of each feature; None for ``none``.
         bad: bool ``[N]``, whether a placeholder replaces an input of the sample.
-        labels: float32 ``[N, 23]``, or None.
+        labels: the labels of all samples, or None.
         progress: callback (chunks done, all chunks), or None.
     """
 
@@ -121,7 +122,7 @@ class Export:
     views: npt.NDArray[np.int64]
     scales: Mapping[str, Scale | None]
     bad: npt.NDArray[np.bool_]
-    labels: npt.NDArray[np.float32] | None
+    labels: LabelSet | None
     progress: Progress | None = None
 
     @property
@@ -132,7 +133,7 @@ class Export:
     @property
     def row_bytes(self) -> int:
         """Bytes of a row's values, excluding its stem."""
-        labels = 0 if self.labels is None else self.labels.itemsize * self.labels.shape[1]
+        labels = 0 if self.labels is None else 4 * len(self.labels.classes)
         value_bytes = 4 if self.request.dtype == "float32" else 2
         return sum(self.dims.values()) * value_bytes + 8 + 4 + 1 + labels
 
@@ -176,7 +177,7 @@ class Export:
         )
         whole = slice(samples[0], samples[-1] + 1)
         features = {name: self._rows(name, chunks, int(samples[0])) for name in self.dims}
-        labels = None if self.labels is None else self.labels[whole]
+        labels = None if self.labels is None else self.labels.rows[whole]
         stems = [sample.stem for sample in self.store.samples[whole]]
         return Block(samples, stems, self.views, features, self.bad[whole], labels)
 
@@ -240,6 +241,8 @@ def plan(request: ExportRequest, progress: Progress | None = None) -> Export:
     train = None
     if request.split_json is not None:
         train = read_split(request.split_json, store.stems).train
+    folder = request.labels_dir
+    labels = None if folder is None else read_any_labels(folder, store.stems)
     bad = np.zeros(store.spec.samples, bool)
     bad[[b.index for b in store.bad_inputs]] = True
     return Export(
@@ -249,7 +252,7 @@ def plan(request: ExportRequest, progress: Progress | None = None) -> Export:
         views=views,
         scales={name: scale_for(store, name, request.zscore, train) for name in names},
         bad=bad,
-        labels=None if request.labels_dir is None else read_labels(request.labels_dir, store.stems),
+        labels=labels,
         progress=progress,
     )
 
