@@ -98,8 +98,8 @@ def named_parts(names: Sequence[str | None], place: Callable[[int], str]) -> Par
 def draw_split(labels: LabelSet, fractions: Sequence[float], seed: int) -> Parts:
     """Draws a split in which every part has about the same share of each label.
 
-    Samples without a label are dealt as a class of their own. With three samples or more, no part
-    with a share above 0 is empty.
+    Samples without a label are dealt as a class of their own. With as many samples as
+    parts, no part with a share above 0 is empty.
 
     Args:
         labels: the labels of all samples.
@@ -184,7 +184,7 @@ def _neediest(lacking: npt.NDArray[np.float64], room: npt.NDArray[np.float64]) -
 
 def _fill_empty(parts: Parts, shares: npt.NDArray[np.float64]) -> None:
     """Moves one sample of the largest part into each empty part that has a share."""
-    if len(parts) < len(shares):
+    if len(parts) < (shares > 0).sum():
         return
     for part in np.flatnonzero(shares > 0).tolist():
         if not (parts == part).any():

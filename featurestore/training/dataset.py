@@ -42,7 +42,7 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
 
     An item is a dictionary: each feature as ``[D]`` (``[V, D]`` for ``views="all"``, ``[2, D]`` for
     ``"pair"``), ``index`` (int64, the sample's row in the store), and ``labels`` if requested:
-    float32 ``[C]`` of several classes, an int64 of one class (-1 for none), or a float32 of a value.
+    float32 ``[C]`` of several classes, int64 of one class (-1 for none), or float32 of a value.
     ``labels="augmented"``, of several classes only, have the shape of the features, with C instead
     of D. Floats of samples without a label are NaN.
 
