@@ -11,13 +11,15 @@ The loaders need Lightning (``pip install "manyviews[lightning]"``); the dataset
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurestore.errors import ConfigError, InputError
 from featurestore.imdb.label_files import read_ids, read_labels
+from featurestore.imdb.label_sets import holds_others
 from featurestore.imdb.splits import read_split
+from featurestore.labels.files import SPLIT_FILE
 from featurestore.published.arguments import (
     DATA_VARIABLE,
     LABELS_VARIABLE,
@@ -39,14 +41,10 @@ from featurestore.published.domain_groups import (
     ViewOptions,
 )
 from featurestore.published.domains import DomainDataset, DomainRows
+from featurestore.published.feature_groups import open_feature_groups
+from featurestore.published.feature_rows import open_domains
 from featurestore.published.gw_module import GroupLoaders, gw_data_module
-from featurestore.reading.npy_folder import NpyFolder, stems_of
-from featurestore.reading.rows import FeatureRows, npy_rows, store_rows
-from featurestore.reading.scaling import scale_for
-from featurestore.reading.sources import FeatureSource, resolve_advice
-from featurestore.records import stems_sha256
-from featurestore.storage.store import FeatureStore, is_store
-from featurestore.wording import amount
+from featurestore.reading.npy_folder import stems_of
 
 if TYPE_CHECKING:
     GWDataModule = GroupLoaders
@@ -84,11 +82,13 @@ def make_datamodule_blip2_aug70(**keywords: Any) -> GroupLoaders:
 
 
 def make_datamodule(
-    family: str | None = None,
+    family: Path | str | None = None,
+    features: Iterable[str] | None = None,
     *,
     embeddings: Path | str | None = None,
     data_root: Path | str | None = None,
     labels_dir: Path | str | None = None,
+    split_json: Path | str | None = None,
     image_latents_path: Path | str | None = None,
     caption_embeddings_path: Path | str | None = None,
     batch_size: int = 2048,
@@ -100,24 +100,33 @@ def make_datamodule(
     view_k: int = 0,
     **without_effect: Any,
 ) -> GroupLoaders:
-    """Creates a datamodule of image and text features.
+    """Creates a datamodule of image and text features, or of any features of a store.
+
+    ``make_datamodule(store, features)`` has the domains of these names, and ``labels`` if there is
+    a ``labels_dir``: the rows that ``labels`` wrote, float32 ``[C]``. It has a dataset of each
+    domain, each pair of features, each feature with the labels, all features, and these with the
+    labels; each leaves out samples that lack one of its domains, and those with a placeholder.
 
     Args:
-        family: ``clip`` or ``blip2``; None if paths name the features, as in
-            :func:`make_datasets`.
+        family: ``clip`` or ``blip2``; with ``features``, a store or a folder that ``materialize``
+            wrote; None if paths name the features, as in :func:`make_datasets`.
+        features: names of features of any collection; None for the published domains.
         embeddings: a store, or a folder that ``materialize`` wrote. The z-score of a store uses all
             rows, as that of the materialized files does by default. The default is the folder that
             the environment variable ``OTHER_BACKBONES_DIR_IMDB1_AUG70`` names.
         data_root: the folder that holds ``split.json``; by default the value of ``MMIMDB1_DIR``.
         labels_dir: a folder that ``labels`` wrote, whose list of stems must equal that of the
             features; only ``include_labels`` needs it. The default is then the value of
-            ``IMDB1_LABELS_DIR_23``.
+            ``IMDB1_LABELS_DIR_23``. With ``features`` it adds the domain ``labels``.
+        split_json: the split file; by default ``split.json`` in ``data_root``, with ``features``
+            else that in ``labels_dir``.
         image_latents_path: see :func:`make_datasets`; without a family only.
         caption_embeddings_path: as ``image_latents_path``.
         batch_size: rows per batch; the last one of an epoch may be smaller.
         num_workers: of each loader; 0 is faster here, as rows come from mapped memory.
         pin_memory: whether batches are in page-locked memory if there is a GPU.
-        include_labels: whether to add the domain ``labels``, float32 ``[23]``.
+        include_labels: whether to add the domain ``labels``, float32 ``[23]``; with ``features``,
+            requires ``labels_dir``.
         normalize: ``none`` or ``train_split``. The latter subtracts the mean of the training rows
             from each domain but the labels, and divides by their sample standard deviation (as
             ``torch.std``; 1e-6 where it is 0).
@@ -138,22 +147,41 @@ def make_datamodule(
     """
     unused = WithoutEffect.of(without_effect)
     paths = (image_latents_path, caption_embeddings_path)
+    options = ViewOptions(include_labels, normalize, view_mode, view_k)
+    loaders = (batch_size, num_workers, pin_memory)
+    if features is not None:
+        if family is None or embeddings is not None or paths != (None, None):
+            raise ConfigError(
+                "With features, name the store first: make_datamodule(store, features)."
+            )
+        if include_labels and labels_dir is None:
+            raise ConfigError("include_labels needs labels_dir, a folder that `labels` wrote.")
+        train, val, test = open_feature_groups(
+            expanded(family),
+            features,
+            None if labels_dir is None else expanded(labels_dir),
+            _split_file(split_json, data_root),
+            options,
+            unused,
+        )
+        return gw_data_module()(val, train, test, *loaders)
     if paths != (None, None) and (family is not None or embeddings is not None):
         raise ConfigError("Features are named by family and embeddings, or by two paths; not both.")
     if family is None and embeddings is None:
-        features = file_features(*paths)
+        chosen = file_features(*paths)
     else:
-        features = family_features(family or "clip", embeddings)
+        chosen = family_features(family or "clip", embeddings)
     from_variables = embeddings is None
     labels_folder = _labels_folder(labels_dir, include_labels, from_variables=from_variables)
-    train, val, test = _open_groups(
-        features,
-        expanded(data_root) if data_root is not None else variable(DATA_VARIABLE),
-        labels_folder,
-        ViewOptions(include_labels, normalize, view_mode, view_k),
-        unused,
-    )
-    return gw_data_module()(val, train, test, batch_size, num_workers, pin_memory)
+    split_file = _split_file(split_json, data_root) or variable(DATA_VARIABLE) / SPLIT_FILE
+    train, val, test = _open_groups(chosen, split_file, labels_folder, options, unused)
+    return gw_data_module()(val, train, test, *loaders)
+
+
+def _split_file(split_json: Path | str | None, data_root: Path | str | None) -> Path | None:
+    if split_json is not None:
+        return expanded(split_json)
+    return None if data_root is None else expanded(data_root) / SPLIT_FILE
 
 
 def make_datasets(
@@ -192,7 +220,7 @@ def make_datasets(
     unused = WithoutEffect.of(without_effect)
     return _open_groups(
         file_features(image_latents_path, caption_embeddings_path),
-        variable(DATA_VARIABLE),
+        variable(DATA_VARIABLE) / SPLIT_FILE,
         _labels_folder(None, include_labels, from_variables=True),
         ViewOptions(include_labels, normalize, view_mode, view_k),
         unused,
@@ -216,7 +244,7 @@ def _labels_folder(
 
 def _open_groups(
     features: Features,
-    data_root: Path,
+    split_file: Path,
     labels_folder: Path | None,
     options: ViewOptions,
     unused: WithoutEffect,
@@ -224,47 +252,21 @@ def _open_groups(
     if labels_folder is None:
         stems = stems_of(features.folder, features.prefix)
     else:
+        _require_published(labels_folder)
         stems = read_ids(labels_folder)
-    open_rows = _store_domains if is_store(features.folder) else _npy_domains
-    rows = open_rows(features, stems, options.sparse)
+    rows = open_domains(features, stems, options.sparse)
     unused.check(rows[IMAGE])
     labels = None
     if options.include_labels and labels_folder is not None:
         labels = read_labels(labels_folder, stems)
-    return DomainGroups(rows, labels, options).of(read_split(data_root / "split.json", stems))
+    return DomainGroups(rows, labels, options).of(read_split(split_file, stems))
 
 
-def _require_features(source: FeatureSource, names: Mapping[str, str]) -> None:
-    missing = sorted(set(names.values()) - set(source.spec.dims))
-    if missing:
+def _require_published(labels_folder: Path) -> None:
+    """Refuses labels of another collection, whose classes the published code does not know."""
+    if holds_others(labels_folder):
         raise InputError(
-            f"{source.path} holds {', '.join(source.spec.dims)}, and not {', '.join(missing)}."
+            f"{labels_folder} holds the labels of another collection than MM-IMDb, and the paper's "
+            "factories read labels_all_23.npy only.\nFor these, use manyviews.make_datamodule("
+            "store, features, labels_dir=, split_json=), which has the other keywords as well."
         )
-
-
-def _store_domains(features: Features, stems: list[str], sparse: bool) -> dict[str, FeatureRows]:
-    store, names = FeatureStore(features.folder), features.names
-    if store.stems != stems:
-        raise InputError(
-            f"{features.folder} and the labels are of other samples, or in another order."
-        )
-    _require_features(store, names)
-    advice = resolve_advice(store, list(names.values()), "auto", None, sparse=sparse)
-    return {
-        domain: store_rows(store, name, scale_for(store, name, "all", None), advice=advice)
-        for domain, name in names.items()
-    }
-
-
-def _npy_domains(features: Features, stems: list[str], sparse: bool) -> dict[str, FeatureRows]:
-    folder, prefix, names = features.folder, features.prefix, features.names
-    source = NpyFolder(folder, prefix)
-    if source.spec.samples != len(stems):
-        raise InputError(
-            f"{folder} is of {amount(source.spec.samples, 'sample')}, the labels of {len(stems)}."
-        )
-    if source.stems_sha256 not in (None, stems_sha256(stems)):
-        raise InputError(f"{folder} and the labels are of other samples, or in another order.")
-    _require_features(source, names)
-    advice = resolve_advice(source, list(names.values()), "auto", None, sparse=sparse)
-    return {domain: npy_rows(folder, prefix, name, advice=advice) for domain, name in names.items()}

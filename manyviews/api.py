@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from manyviews.operations.export.run import Exported
     from manyviews.operations.probe.probe import ProbeTable
     from manyviews.operations.watch.watch import Progress
+    from producers.sources.collection import CollectionConfig
 
 
 def build(config: BuildConfig, observers: Sequence[Observer] = ()) -> BuildReport:
@@ -205,9 +206,10 @@ def report(
 
 def probe(
     store: Path | str,
-    labels_dir: Path | str,
-    split_json: Path | str,
+    labels_dir: Path | str | None = None,
+    split_json: Path | str | None = None,
     *,
+    collection: CollectionConfig | Path | str | None = None,
     features: Sequence[str] | None = None,
     threshold: float | None = None,
     device: str = "cpu",
@@ -216,10 +218,14 @@ def probe(
 
     Args:
         store: folder of a complete store.
-        labels_dir: a folder that ``labels`` wrote.
-        split_json: the split file.
+        labels_dir: a folder that ``labels`` wrote; or None.
+        split_json: the split file; None for that of the labels or the collection, else shares of
+            0.8, 0.1 and 0.1 that are drawn with seed 0.
+        collection: the collection that the store was built from, or its path, whose labels are
+            read. Exactly one of ``labels_dir`` and ``collection`` is given.
         features: names of features; None for all.
-        threshold: above which a probability is a prediction; None chooses it on the dev split.
+        threshold: above which a probability is a prediction; None chooses it on the dev split. For
+            several labels a sample only.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
 
     Raises:
@@ -232,14 +238,14 @@ def probe(
     chosen = None if features is None else tuple(features)
     request = ProbeRequest(
         store=Path(store),
-        labels_dir=Path(labels_dir),
-        split_json=Path(split_json),
+        labels_dir=_path(labels_dir),
+        collection=_collection(collection),
+        split_json=_path(split_json),
         features=chosen,
         threshold=threshold,
         device=device,
     )
-    request.check()
-    return run(request)
+    return run(request, request.check())
 
 
 def status(store: Path | str) -> Progress:
@@ -255,6 +261,12 @@ def status(store: Path | str) -> Progress:
     from manyviews.operations.watch.watch import Looker
 
     return Looker(Path(store)).look()
+
+
+def _collection(collection: CollectionConfig | Path | str | None) -> CollectionConfig | None:
+    from producers.sources.recognize import recognize
+
+    return recognize(collection) if isinstance(collection, (Path, str)) else collection
 
 
 def _path(path: Path | str | None) -> Path | None:

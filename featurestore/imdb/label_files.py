@@ -6,10 +6,9 @@ published scripts have no such record and are not compared.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import mmap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,75 +16,17 @@ from numpy.typing import NDArray
 
 from featurestore.errors import InputError
 from featurestore.imdb.genres import CLASS_NAMES
+from featurestore.labels.files import first_difference
+from featurestore.labels.record import REDO, require_recorded, verify_record
 from featurestore.reading.npy import map_npy
-from featurestore.storage.digests import read_record
-from featurestore.storage.store import record_crc32c
 from featurestore.system.refusals import is_absent, refusal
-from featurestore.verify.digests import compare_files
 from featurestore.verify.findings import Finding
-from featurestore.wording import amount
 
 LABELS_FILE = "labels_all_23.npy"
 IDS_FILE = "ids_all.txt"
 CLASS_NAMES_FILE = "class_names_23.json"
 # Not ``*_manifest.json``: a folder's materialized embeddings are found by that pattern.
 RECORD_FILE = "labels_all_23.digests.json"
-
-REDO = "Write the labels from the same data folder as the embeddings: manyviews labels"
-
-
-def label_record(samples: int, contents: Mapping[str, Sequence[bytes]]) -> bytes:
-    """The record of digests for label files that are about to be written.
-
-    Args:
-        samples: the number of rows of labels.
-        contents: the parts of each file's content, by file name.
-    """
-    record: dict[str, object] = {
-        "samples": samples,
-        "sha256": {n: hashlib.sha256(b"".join(parts)).hexdigest() for n, parts in contents.items()},
-    }
-    record["crc32c"] = record_crc32c(record)
-    return (json.dumps(record, indent=2) + "\n").encode("ascii")
-
-
-def _digests(labels_dir: Path) -> dict[str, str]:
-    """The recorded digest of each label file; empty for files of the published scripts.
-
-    Raises:
-        ValueError: the record is damaged.
-        StorageError: the record cannot be read.
-    """
-    try:
-        return dict(read_record(labels_dir / RECORD_FILE)["sha256"])
-    except FileNotFoundError:
-        return {}
-    except (OSError, KeyError, TypeError) as e:
-        raise ValueError(str(e)) from e
-
-
-def _require_recorded(labels_dir: Path, name: str, content: bytes | mmap.mmap) -> None:
-    """Refuses the content of a label file that differs from the record; accepts any without one.
-
-    Raises:
-        InputError: the digest differs from that of the record, or the record is damaged.
-    """
-    try:
-        digests = _digests(labels_dir)
-    except ValueError as e:
-        raise InputError(
-            f"{labels_dir / RECORD_FILE} is not the record that `labels` wrote: {str(e)[:200]}\n"
-            f"{REDO}"
-        ) from e
-    if not digests:
-        return
-    digest = hashlib.sha256(content).hexdigest()
-    if digest != digests.get(name):
-        raise InputError(
-            f"{labels_dir / name} is not what `labels` wrote: expected SHA-256 "
-            f"{str(digests.get(name))[:16]}…, found {digest[:16]}….\n{REDO}\n"
-            f"If it was changed on purpose, remove {labels_dir / RECORD_FILE}."
-        )
 
 
 def verify_labels(
@@ -100,15 +41,7 @@ def verify_labels(
     Raises:
         StorageError: a file cannot be read.
     """
-    try:
-        digests = _digests(labels_dir)
-    except ValueError as e:
-        checked(RECORD_FILE)
-        return [Finding(RECORD_FILE, None, f"no record of label files: {e}")]
-    if not digests:
-        return []
-    checked(RECORD_FILE)
-    return compare_files(labels_dir, digests, checked)
+    return verify_record(labels_dir / RECORD_FILE, checked=checked)
 
 
 def read_labels(labels_dir: Path, stems: Sequence[str]) -> NDArray[np.float32]:
@@ -126,7 +59,7 @@ def read_labels(labels_dir: Path, stems: Sequence[str]) -> NDArray[np.float32]:
     """
     ids = read_ids(labels_dir)
     if ids != list(stems):
-        raise InputError(f"{labels_dir / IDS_FILE} {_first_difference(ids, stems)}.\n{REDO}")
+        raise InputError(f"{labels_dir / IDS_FILE} {first_difference(ids, stems)}.\n{REDO}")
     return load_labels(labels_dir, len(ids))
 
 
@@ -143,15 +76,8 @@ def read_ids(labels_dir: Path) -> list[str]:
         if is_absent(e):
             raise InputError(f"Could not read {path}: {e.strerror or e}\n{REDO}") from e
         raise refusal(path, e) from e
-    _require_recorded(labels_dir, IDS_FILE, content)
+    require_recorded(labels_dir / RECORD_FILE, IDS_FILE, content)
     return content.decode("utf-8", "surrogateescape").removesuffix("\n").split("\n")
-
-
-def _first_difference(stems: Sequence[str], wanted: Sequence[str]) -> str:
-    for row, (have, want) in enumerate(zip(stems, wanted, strict=False)):
-        if have != want:
-            return f"is for other samples: row {row} is {have[:80]!r}, expected {want[:80]!r}"
-    return f"lists {amount(len(stems), 'sample')}, expected {len(wanted):,}"
 
 
 def load_labels(labels_dir: Path, rows: int) -> NDArray[np.float32]:
@@ -175,7 +101,7 @@ def load_labels(labels_dir: Path, rows: int) -> NDArray[np.float32]:
     if not np.isfinite(labels).all():
         raise InputError(f"{path} holds values that are not finite.\n{REDO}")
     assert isinstance(mapped.base, mmap.mmap)  # the whole file, of which ``labels`` is a copy
-    _require_recorded(labels_dir, LABELS_FILE, mapped.base)
+    require_recorded(labels_dir / RECORD_FILE, LABELS_FILE, mapped.base)
     _require_classes(labels_dir)
     return labels
 
@@ -208,8 +134,8 @@ def require_width(path: Path, shape: tuple[int, ...]) -> None:
     """
     if len(shape) == 2 and shape[1] != len(CLASS_NAMES):
         raise InputError(
-            f"{path} holds labels of {shape[1]} classes; supported are only those of the paper's "
+            f"{path} holds labels of {shape[1]} classes; of this name are those of the paper's "
             f"{len(CLASS_NAMES)} genres,\nwhich `labels` writes.\n"
-            "Name the folder that it wrote. To train with other classes, leave labels_dir out: "
-            "`index` of a batch gives the rows of your own array."
+            "Labels of other classes are in labels.npy: name the folder that `labels --data` or "
+            "`labels --config` wrote."
         )

@@ -24,12 +24,17 @@ from featurestore.imdb.label_files import (
     IDS_FILE,
     LABELS_FILE,
     RECORD_FILE,
-    label_record,
-    load_labels,
     read_ids,
     read_labels,
 )
+from featurestore.imdb.label_sets import (
+    load_any_labels,
+    names_of,
+    read_any_ids,
+    require_multi_label,
+)
 from featurestore.imdb.labels_manifest import manifest_path
+from featurestore.labels.record import label_record
 from featurestore.reading.npy import npy_header
 from featurestore.records import stems_sha256, view_seed
 from featurestore.storage.digests import HashingFile, file_sha256
@@ -49,6 +54,7 @@ __all__ = [
     "write_labels",
 ]
 
+_KEY = "genres"  # of the labels in the documents
 _NOISE_STD = 0.1
 _NOISE_CLIP = 0.2
 
@@ -76,12 +82,12 @@ def augmented_labels(
     """Adds the published noise, clipped to ±0.2, to all views but view 0; clips to [0, 1].
 
     Args:
-        labels: float32 [N, 23].
+        labels: float32 [N, C].
         views: V, the number of views of a sample, at least 1.
         base_seed: the run's seed.
 
     Yields:
-        One float32 [V, 23] per sample, in order.
+        One float32 [V, C] per sample, in order.
     """
     for index, row in enumerate(labels):
         yield np.stack([augmented_label(row, index, view, base_seed) for view in range(views)])
@@ -90,10 +96,10 @@ def augmented_labels(
 def augmented_label(
     row: NDArray[np.float32], index: int, view: int, base_seed: int = 123
 ) -> NDArray[np.float32]:
-    """One sample's labels with the published noise of one view, float32 [23]; none for view 0.
+    """One sample's labels with the published noise of one view, float32 [C]; none for view 0.
 
     Args:
-        row: float32 [23], the sample's clean labels.
+        row: float32 [C], the sample's clean labels.
         index: the sample's number.
         view: the view's number.
         base_seed: the run's seed.
@@ -148,7 +154,8 @@ def _without_genres(report: LabelReport) -> InputError:
         f"zero.\nFound were {others}{unread}. Nothing was written.\n"
         f'Expected is a list such as "genres": ["{CLASS_NAMES[7]}", "{CLASS_NAMES[21]}"] in each '
         "JSON file (docs/inputs.md lists keys and names).\n"
-        "For other classes, train with your own array: `index` of a batch gives its rows."
+        'For other classes, write in a TOML file, for --config: [collection] kind = "folder", '
+        f'path = "…", text_key = "plot", labels = "{_KEY}"'
     )
 
 
@@ -176,7 +183,7 @@ def _write_label_files(out_dir: Path, labels: NDArray[np.float32], ids: bytes) -
         IDS_FILE: [ids],
     }
     # The record is renamed last: until then, an older record does not match the changed files.
-    contents[RECORD_FILE] = [label_record(len(labels), contents)]
+    contents[RECORD_FILE] = [label_record({"samples": len(labels)}, contents)]
     replace_files([(out_dir / name, parts) for name, parts in contents.items()])
 
 
@@ -187,12 +194,12 @@ def write_augmented_labels(
     prefix: str = "mm_imdb1_globals_aug70",
     seed: int | None = None,
 ) -> None:
-    """Writes ``P_labels.npy``, float32 (N * V, 23), and its manifest to the embeddings' folder.
+    """Writes ``P_labels.npy``, float32 (N * V, C), and its manifest to the embeddings' folder.
 
     Memory does not grow with the number of views; the manifest is written last.
 
     Args:
-        labels_dir: the folder that holds ``labels_all_23.npy`` and ``ids_all.txt``.
+        labels_dir: a folder of clean multi-label labels: the paper's, C = 23, or others.
         embeddings_dir: an existing folder; its ``P_manifest.json``, if present, must match.
         views: V, the number of views of a sample, at least 1; None for that of the embeddings, or
             the paper's 70 if there is no manifest yet.
@@ -200,30 +207,34 @@ def write_augmented_labels(
         seed: the run's seed; None for that of the embeddings, or the paper's 123.
 
     Raises:
-        ConfigError: ``views`` is less than 1, or ``views`` or ``seed`` differs from the embeddings.
+        ConfigError: ``views`` is less than 1, ``views`` or ``seed`` differs from the embeddings, or
+            the labels are not multi-label.
         InputError: the labels are missing or damaged, the folder is missing, or its embeddings
             are of other samples.
         StorageError: a file could not be written.
         StoreLockedError: another process is writing the same labels.
     """
     views, seed = views_and_seed(embeddings_dir, prefix, views, seed)
-    stems = read_ids(labels_dir)
-    sources = {n: file_sha256(labels_dir / n) for n in (LABELS_FILE, IDS_FILE)}
-    labels = load_labels(labels_dir, len(stems))
+    stems = read_any_ids(labels_dir)
+    rows_name, ids_name = names_of(labels_dir)
+    sources = {n: file_sha256(labels_dir / n) for n in (rows_name, ids_name)}
+    label_set = load_any_labels(labels_dir, len(stems))
+    require_multi_label(label_set)
+    labels = label_set.rows
     require_same_samples(embeddings_dir, prefix, stems)
     total = len(stems) * views
     fields: dict[str, Any] = {
         "total_rows": total,
         "original_rows": len(stems),
         "views_per_sample": views,
-        "dims": {"labels": len(CLASS_NAMES)},
+        "dims": {"labels": labels.shape[1]},
         "dtype": "float32",
         "labels_noise_std": _NOISE_STD,
         "labels_noise_clip": _NOISE_CLIP,
         "labels_clamped_to_01": True,
         "index_csv": f"{prefix}_aug_index.csv",
-        "source_labels_npy": str(labels_dir / LABELS_FILE),
-        "source_ids_txt": str(labels_dir / IDS_FILE),
+        "source_labels_npy": str(labels_dir / rows_name),
+        "source_ids_txt": str(labels_dir / ids_name),
         "normalized": False,
         # The fields of the published scripts end here.
         "seed": seed,
@@ -236,7 +247,7 @@ def write_augmented_labels(
         remove(manifest)  # an older manifest describes rows that are being replaced
         with open_replace(rows) as partial:
             file = HashingFile(partial)
-            file.write(npy_header((total, len(CLASS_NAMES))))
+            file.write(npy_header((total, labels.shape[1])))
             for block in augmented_labels(labels, views, seed):
                 file.write(block.astype("<f4", copy=False).reshape(-1).view(np.uint8).data)
         fields["sha256"] = {rows.name: file.facts[1]}

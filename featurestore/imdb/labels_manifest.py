@@ -15,6 +15,7 @@ from typing import Any
 from featurestore.errors import InputError
 from featurestore.imdb.embeddings_manifest import PAPER_SEED
 from featurestore.imdb.label_files import IDS_FILE, LABELS_FILE
+from featurestore.labels import files
 from featurestore.storage.digests import file_sha256, read_record
 from featurestore.verify.digests import compare_files
 from featurestore.verify.findings import Finding
@@ -54,6 +55,14 @@ def seed_of(facts: Mapping[str, Any]) -> object:
     return facts.get("seed", PAPER_SEED)
 
 
+def label_columns(facts: Mapping[str, Any]) -> int | None:
+    """The number of classes of labels of another collection; None for those of MM-IMDb."""
+    sources, dims = facts.get("source_sha256"), facts.get("dims")
+    if isinstance(sources, dict) and files.ROWS_FILE in sources and isinstance(dims, dict):
+        return int(dims.get("labels", 0))
+    return None
+
+
 def require_same_base(
     folder: Path, facts: Mapping[str, Any], labels_dir: Path | None, stems_sha256: str
 ) -> None:
@@ -76,11 +85,12 @@ def require_same_base(
     base = _base_folder(folder, facts, labels_dir, stems_sha256)
     if base is None:
         return
-    digest, recorded = file_sha256(base / LABELS_FILE), sources.get(LABELS_FILE)
+    rows_file, _ = _source_names(sources)
+    digest, recorded = file_sha256(base / rows_file), sources.get(rows_file)
     if digest != recorded:
         raise InputError(
             f"The augmented labels in {folder} were made from other labels than those of "
-            f"{base / LABELS_FILE}:\n  made from SHA-256 {recorded}\n  found now      {digest}\n"
+            f"{base / rows_file}:\n  made from SHA-256 {recorded}\n  found now      {digest}\n"
             f"{REDO} {folder}"
         )
 
@@ -133,14 +143,22 @@ def _embeddings_problems(folder: Path, prefix: str, facts: Mapping[str, Any]) ->
 def _base_folder(
     folder: Path, facts: Mapping[str, Any], labels_dir: Path | None, stems_sha256: str
 ) -> Path | None:
+    rows_file, ids_file = _source_names(facts["source_sha256"])
     for place in (labels_dir, folder):
-        if place is not None and (place / LABELS_FILE).is_file():
+        if place is not None and (place / rows_file).is_file():
             return place
     # The manifest holds the path as the user typed it: relative to another working folder, it may
     # name the labels of another data set.
     named = Path(str(facts.get("source_labels_npy", ""))).parent
-    ids = facts["source_sha256"].get(IDS_FILE)
-    if (named / LABELS_FILE).is_file() and (named / IDS_FILE).is_file():
-        same = facts.get("stems_sha256") == stems_sha256 and file_sha256(named / IDS_FILE) == ids
+    ids = facts["source_sha256"].get(ids_file)
+    if (named / rows_file).is_file() and (named / ids_file).is_file():
+        same = facts.get("stems_sha256") == stems_sha256 and file_sha256(named / ids_file) == ids
         return named if same else None
     return None
+
+
+def _source_names(sources: Mapping[str, Any]) -> tuple[str, str]:
+    """The names of the clean labels' files of rows and ids."""
+    if files.ROWS_FILE in sources:
+        return files.ROWS_FILE, files.IDS_FILE
+    return LABELS_FILE, IDS_FILE

@@ -39,6 +39,11 @@ _INDEX_HEADER = ("aug_idx", "orig_idx", "view", "stem", "image_name", "text_len"
 _SPECIAL = re.compile('[,"\r\n]')
 
 
+def default_prefix(preset: object) -> str:
+    """The beginning of the names of files of a preset; None is that of the published data set."""
+    return GENERIC_PREFIX if preset == "generic" else PREFIX
+
+
 @dataclass(frozen=True, slots=True)
 class Materialized:
     """The files that a run wrote.
@@ -80,7 +85,7 @@ def materialize(
         StoreLockedError: another process is materializing into the folder.
     """
     store.require_complete()
-    prefix = default_prefix(store) if prefix is None else prefix
+    prefix = default_prefix(store.fingerprint.get("preset")) if prefix is None else prefix
     _check_arguments(store, out_dir, prefix)
     train = None if split_json is None else read_split(split_json, store.stems).train
     scales = {name: scale_for(store, name, zscore, train) for name in store.features}
@@ -96,11 +101,6 @@ def materialize(
         file.write(json.dumps(document, indent=2).encode("utf-8"))
     sizes = {name: size for name, (size, _) in facts.items()}
     return Materialized(out_dir, {**sizes, manifest.name: file.size})
-
-
-def default_prefix(store: FeatureStore) -> str:
-    """The published beginning of the files' names for MM-IMDb, ``features`` for other data."""
-    return GENERIC_PREFIX if store.fingerprint.get("preset") == "generic" else PREFIX
 
 
 def _write_files(

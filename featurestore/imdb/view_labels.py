@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from featurestore.errors import ConfigError, InputError
 from featurestore.imdb.genres import CLASS_NAMES
-from featurestore.imdb.label_files import IDS_FILE, REDO, read_ids, read_labels, require_width
+from featurestore.imdb.label_files import require_width
+from featurestore.imdb.label_sets import (
+    names_of,
+    read_any_ids,
+    read_any_labels,
+    require_multi_label,
+)
 from featurestore.imdb.labels import augmented_label
 from featurestore.imdb.labels_manifest import REDO as REDO_AUGMENTED
 from featurestore.imdb.labels_manifest import (
+    label_columns,
     manifest_path,
     read_labels_manifest,
     require_same_base,
     seed_of,
 )
-from featurestore.imdb.materialize import PREFIX
+from featurestore.imdb.materialize import default_prefix
+from featurestore.labels.label_set import LabelSet
+from featurestore.labels.record import REDO
 from featurestore.reading.npy import map_npy
 from featurestore.reading.npy_folder import NpyFolder
 from featurestore.reading.sources import FeatureSource
@@ -33,7 +42,7 @@ KINDS = ("base", "augmented")
 class Labels(Protocol):
     """Labels of a batch."""
 
-    def take(self, samples: npt.NDArray[np.int64], view: View) -> npt.NDArray[np.float32]:
+    def take(self, samples: npt.NDArray[np.int64], view: View) -> npt.NDArray[Any]:
         """Labels of ``samples``, int64 ``[B]``, for the rows that ``FeatureRows.take`` reads."""
 
     def check(self) -> None:
@@ -48,13 +57,14 @@ class Labels(Protocol):
 class BaseLabels:
     """One row of labels for each sample, the same for all its views."""
 
-    def __init__(self, rows: npt.NDArray[np.float32]) -> None:
-        """Takes float32 ``[N, 23]``."""
-        self._rows = rows
+    def __init__(self, labels: LabelSet) -> None:
+        """Takes the labels of all samples."""
+        self._targets = labels.targets()
 
-    def take(self, samples: npt.NDArray[np.int64], view: View) -> npt.NDArray[np.float32]:  # noqa: ARG002
-        """float32 ``[B, 23]``, a copy."""
-        return self._rows[samples]
+    def take(self, samples: npt.NDArray[np.int64], view: View) -> npt.NDArray[Any]:  # noqa: ARG002
+        """float32 ``[B, C]``, int64 ``[B]`` or float32 ``[B]``, from ``LabelSet.targets``."""
+        targets: npt.NDArray[Any] = self._targets[samples]
+        return targets
 
     def check(self) -> None:
         """Does nothing: the labels are in memory, and were compared when they were read."""
@@ -76,8 +86,8 @@ class AugmentedLabels:
         """Takes all rows, or the clean rows and an empty array for all.
 
         Args:
-            rows: float32 ``[N, V, 23]``.
-            base: clean labels, float32 ``[N, 23]``, from which to fill ``rows``, or None.
+            rows: float32 ``[N, V, C]``.
+            base: clean labels, float32 ``[N, C]``, from which to fill ``rows``, or None.
             seed: the seed of the noise.
             written: the file that ``rows`` is mapped from, and its hex SHA-256 or None.
         """
@@ -88,7 +98,7 @@ class AugmentedLabels:
         """The labels of the views that ``FeatureRows.take`` reads, a copy.
 
         Returns:
-            float32 ``[B, 23]``; ``[B, 2, 23]`` for two views each, ``[B, V, 23]`` for ``all``; for
+            float32 ``[B, C]``; ``[B, 2, C]`` for two views each, ``[B, V, C]`` for ``all``; for
             ``mean`` the mean over all views, as for the features.
         """
         which = np.arange(self._rows.shape[1]) if isinstance(view, str) else np.asarray(view)
@@ -142,7 +152,8 @@ def open_labels(kind: str, labels_dir: Path | None, source: FeatureSource) -> La
         labels.
 
     Raises:
-        ConfigError: the kind is unknown, or there is no source of augmented labels.
+        ConfigError: the kind is unknown, there is no source of augmented labels, or the base labels
+            are not multi-label.
         InputError: labels are missing, damaged, or of other samples or views.
     """
     if kind not in KINDS:
@@ -158,22 +169,26 @@ def open_labels(kind: str, labels_dir: Path | None, source: FeatureSource) -> La
         raise ConfigError(
             "labels='augmented' needs labels_dir, which `labels` wrote: the noise is added to them."
         )
-    base = read_labels(labels_dir, source.stems)
+    clean = read_any_labels(labels_dir, source.stems)
     if kind == "base":
-        return BaseLabels(base)
+        return BaseLabels(clean)
+    require_multi_label(clean)
+    base = clean.rows
     # Not zeros: pages that are never written take no memory.
     room = np.empty((len(base), source.spec.views, base.shape[1]), np.float32)
     return AugmentedLabels(room, base, source.seed)
 
 
 def _prefix(source: FeatureSource) -> str:
-    return source.prefix if isinstance(source, NpyFolder) else PREFIX
+    if isinstance(source, NpyFolder):
+        return source.prefix
+    return default_prefix(source.fingerprint.get("preset"))
 
 
 def _require_same_samples(folder: Path, stated: str | None, source: FeatureSource) -> None:
     """Compares the labels' hash of stems; without one, as published, the list in ``folder``."""
-    if stated is None and (folder / IDS_FILE).is_file():
-        stated = stems_sha256(read_ids(folder))
+    if stated is None and (folder / names_of(folder)[1]).is_file():
+        stated = stems_sha256(read_any_ids(folder))
     if stated not in (None, source.stems_sha256 or stems_sha256(source.stems)):
         raise InputError(
             f"The augmented labels in {folder} are of other samples than {source.path}, or in "
@@ -198,13 +213,16 @@ def _open_augmented(
     path = folder / f"{prefix}_labels.npy"
     stated = facts.get("original_rows"), facts.get("views_per_sample")
     mapped = map_npy(path)
-    require_width(path, mapped.shape)
-    wanted = (spec.samples * spec.views, len(CLASS_NAMES))
+    columns = label_columns(facts)
+    if columns is None:  # of MM-IMDb
+        require_width(path, mapped.shape)
+        columns = len(CLASS_NAMES)
+    wanted = (spec.samples * spec.views, columns)
     if stated != (spec.samples, spec.views) or mapped.shape != wanted or mapped.dtype != np.float32:
         raise InputError(
             f"{path} holds {mapped.dtype} {mapped.shape} of {stated[0]} samples x {stated[1]} "
             f"views;\nexpected float32 {wanted} of {spec.samples} x {spec.views}.\n"
             f"{REDO_AUGMENTED} {folder}"
         )
-    rows = np.asarray(mapped).reshape(spec.samples, spec.views, len(CLASS_NAMES))
+    rows = np.asarray(mapped).reshape(spec.samples, spec.views, columns)
     return AugmentedLabels(rows, written=(path, facts.get("sha256", {}).get(path.name)))

@@ -44,7 +44,7 @@ class Features:
     prefix: str = PREFIX
 
 
-def family_features(family: str, embeddings: Path | str | None) -> Features:
+def family_features(family: Path | str, embeddings: Path | str | None) -> Features:
     """The features of one family; None for ``embeddings`` uses the environment variable.
 
     Raises:
@@ -52,8 +52,10 @@ def family_features(family: str, embeddings: Path | str | None) -> Features:
     """
     if family not in FAMILIES:
         hint = " Pass batch_size by name." if isinstance(family, int) else ""
+        if isinstance(family, Path) or Path(str(family)).is_dir():
+            hint = "\nWith a store, name its features too: make_datamodule(store, features)."
         raise ConfigError(f"family is one of {', '.join(FAMILIES)}, found {family!r}.{hint}")
-    image, text = FAMILIES[family]
+    image, text = FAMILIES[str(family)]
     folder = expanded(embeddings) if embeddings is not None else variable(EMBEDDINGS_VARIABLE)
     return Features(folder, {IMAGE: image, TEXT: text})
 

@@ -43,9 +43,10 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
 
     An item is a dictionary: each feature as ``[D]`` (``[V, D]`` for ``views="all"``, ``[2, D]`` for
     ``"pair"``), ``index`` (int64, the sample's row in the store), and ``labels`` if requested:
-    float32 ``[23]``, or with ``labels="augmented"`` in the shape of the features, with 23 instead
-    of D. With ``missing="zero"``, ``present`` is bool ``[F]``: whether the sample has the input of
-    each of the F features, in their order.
+    float32 ``[C]`` of several classes, int64 of one class (-1 for none), or float32 of a value.
+    ``labels="augmented"``, of several classes only, have the shape of the features, with C instead
+    of D. Floats of samples without a label are NaN. With ``missing="zero"``, ``present`` is bool
+    ``[F]``: whether the sample has the input of each of the F features, in their order.
 
     Attributes:
         store: the store, or an ``NpyFolder`` with the same attribute names.
@@ -90,7 +91,7 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
                 or the number of workers. See :meth:`set_epoch`.
             split: ``train``, ``val`` or ``test``; every sample by default.
             split_json: the split file, needed for ``split`` and for ``zscore="train"``.
-            labels_dir: a folder that the ``labels`` command wrote.
+            labels_dir: a folder that the ``labels`` command wrote, of this collection.
             labels: ``base``, the clean labels of a sample; or ``augmented``, with the published
                 noise of each view that is read (for ``mean``, their mean): from the file that
                 ``labels --augment`` wrote to ``labels_dir`` or to the folder of materialized files,

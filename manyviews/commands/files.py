@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from featurestore.errors import ConfigError
 from featurestore.wording import amount
+from manyviews.commands.label_inputs import collection_of, input_options
 from manyviews.commands.options import (
     FOLDER,
     check_split,
     common_options,
-    data_option,
-    follow_option,
     json_option,
     say,
     say_list,
@@ -23,7 +24,8 @@ from manyviews.commands.options import (
 )
 
 if TYPE_CHECKING:
-    pass
+    from featurestore.imdb.labels import LabelReport
+    from manyviews.operations.labels import CollectionLabels
 
 
 @click.command()
@@ -71,14 +73,25 @@ def materialize(
 
 
 @click.command()
-@data_option
-@follow_option
+@input_options
 @click.option(
     "--out-dir",
     required=True,
     type=FOLDER,
     help="Output folder for the label files; created if missing.",
 )
+@click.option(
+    "--classes",
+    type=FOLDER,
+    help="JSON list of the classes, in the order of the columns.  [default: those found, sorted]",
+)
+@click.option(
+    "--split",
+    metavar="SHARES",
+    help="Draw split.json: shares of train, dev and test, as in 0.8,0.1,0.1, with about the same "
+    "share of each label in every part.  [default: the split of the collection, if it has one]",
+)
+@click.option("--split-seed", type=int, help="For --split: the seed.  [default: 0]")
 @click.option("--augment", is_flag=True, help="Also write noisy labels for every view.")
 @click.option(
     "--views",
@@ -92,9 +105,8 @@ def materialize(
 )
 @click.option(
     "--prefix",
-    default="mm_imdb1_globals_aug70",
-    show_default=True,
-    help="First part of the file names.",
+    help="For --augment: first part of the embeddings' names.  [default: mm_imdb1_globals_aug70; "
+    "features for other collections]",
 )
 @click.option(
     "--embeddings-dir",
@@ -104,38 +116,63 @@ def materialize(
 @json_option
 @common_options
 def labels(
-    data_dir: Path,
-    follow_links: bool,
     out_dir: Path,
+    classes: Path | None,
+    split: str | None,
+    split_seed: int | None,
     augment: bool,
     views: int | None,
     seed: int | None,
-    prefix: str,
+    prefix: str | None,
     embeddings_dir: Path | None,
     as_json: bool,
+    **inputs: Any,
 ) -> int:
-    """Write labels_all_23.npy, ids_all.txt and class_names_23.json.
+    """Write the labels of a collection: labels.npy, ids.txt, class_names.json and split.json.
+
+    Those of MM-IMDb have the published names: labels_all_23.npy, ids_all.txt and
+    class_names_23.json.
 
     \b
-    Example:
+    Examples:
       python cli.py labels --data-dir imdb/dataset --out-dir labels
+      python cli.py labels --data photos --out-dir labels --split 0.8,0.1,0.1
     """
+    from featurestore.imdb.labels import LabelReport
+    from featurestore.labels.splitting import parse_fractions
     from manyviews.operations.labels import labels as run
 
     if augment and embeddings_dir is None:
         raise ConfigError("--augment needs --embeddings-dir, the folder of the embeddings.")
-    for option, value in (("embeddings-dir", embeddings_dir), ("views", views), ("seed", seed)):
-        if value is not None and not augment:
-            raise ConfigError(f"--{option} requires --augment, which was not given.")
+    given = {"embeddings-dir": embeddings_dir, "views": views, "seed": seed, "prefix": prefix}
+    _require("augment", augment, given)
+    _require("split", split is not None, {"split-seed": split_seed})
     report = run(
-        data_dir,
-        out_dir,
-        follow_links=follow_links,
+        out_dir=out_dir,
+        collection=collection_of(**inputs),
+        classes=classes,
+        split=None if split is None else parse_fractions(split),
+        split_seed=split_seed or 0,
         embeddings_dir=embeddings_dir,
         views=views,
         seed=seed,
         prefix=prefix,
     )
+    if isinstance(report, LabelReport):
+        _print_genres(report, out_dir, as_json=as_json)
+    else:
+        _print_labels(report, out_dir, as_json=as_json)
+    return 0
+
+
+def _require(option: str, given: bool, others: Mapping[str, object]) -> None:
+    """Refuses options that have no effect without another one."""
+    for name, value in others.items():
+        if value is not None and not given:
+            raise ConfigError(f"--{name} requires --{option}, which was not given.")
+
+
+def _print_genres(report: LabelReport, out_dir: Path, *, as_json: bool) -> None:
     if as_json:
         facts = {
             "samples": report.samples,
@@ -148,4 +185,23 @@ def labels(
     say_list("unknown genres", [f"{name!r} x {count}" for name, count in report.unknown_genres])
     say_list("samples without a known genre", [repr(s) for s in report.without_genre])
     say_list("synopses that could not be read", [repr(s) for s in report.unreadable])
-    return 0
+
+
+def _print_labels(report: CollectionLabels, out_dir: Path, *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(asdict(report)))
+    samples = amount(report.samples, "sample")
+    if report.kind == "value":
+        say(f"{samples}, each with a value: {out_dir}")
+    else:
+        each = "one class each" if report.kind == "class" else "any number of classes each"
+        count = amount(len(report.classes), "class", "classes")
+        say(f"{samples}, {each}, of {count}: {out_dir}")
+        ranked = sorted(report.classes.items(), key=lambda item: -item[1])
+        say_list("classes", [f"{name!r} x {count:,}" for name, count in ranked])
+    say_list("samples without a label", [repr(id_) for id_ in report.unlabelled])
+    if report.split is None:
+        say("no split: draw one with --split 0.8,0.1,0.1")
+        return
+    origin = "of the collection" if report.split_from == "collection" else "drawn"
+    say(f"split, {origin}: {', '.join(f'{n} {count:,}' for n, count in report.split.items())}")

@@ -107,12 +107,15 @@ def _materialized(folder: Path) -> tuple[list[Finding], int]:
     from featurestore.imdb.label_files import verify_labels
     from featurestore.imdb.labels_manifest import verify_augmented
     from featurestore.imdb.materialize import PREFIX, verify_materialized
+    from featurestore.labels.files import RECORD_FILE
+    from featurestore.labels.record import verify_record
 
     names = [path.name.removesuffix(_MANIFEST) for path in sorted(folder.glob(f"*{_MANIFEST}"))]
     embeddings = [name for name in names if not name.endswith(_LABELS)]
     augmented = [name.removesuffix(_LABELS) for name in names if name.endswith(_LABELS)]
     checked: list[str] = []
     findings = verify_labels(folder, checked=checked.append)
+    findings += verify_record(folder / RECORD_FILE, checked=checked.append)
     for prefix in augmented:
         findings += verify_augmented(folder, prefix, checked=checked.append)
     if not (embeddings or checked):
@@ -125,8 +128,9 @@ def _materialized(folder: Path) -> tuple[list[Finding], int]:
 def _writer(file: str) -> str:
     """The command that writes a materialized file or a label file."""
     from featurestore.imdb.label_files import CLASS_NAMES_FILE, IDS_FILE, LABELS_FILE, RECORD_FILE
+    from featurestore.labels.files import FILES
 
-    if file in (CLASS_NAMES_FILE, IDS_FILE, LABELS_FILE, RECORD_FILE):
+    if file in (CLASS_NAMES_FILE, IDS_FILE, LABELS_FILE, RECORD_FILE, *FILES):
         return "labels"
     augmented = file.endswith((f"{_LABELS}.npy", f"{_LABELS}{_MANIFEST}"))
     return "labels --augment" if augmented else "materialize"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -28,6 +28,7 @@ from producers.sources.scan import InputStats, Scan, modalities_of
 from producers.sources.unused import alike_stems, counted_reasons
 
 TEXT_SUFFIXES = (".txt", ".json")
+SPLIT_FOLDERS = ("train", "val", "validation", "test")
 _ABSENT = (-3, -3)  # different from the stats of a file, and of a missing one
 _LAYOUT = "Expected a folder of images, or of .txt or .json texts, or of both with the same names."
 
@@ -48,7 +49,8 @@ def scan(collection: CollectionConfig) -> Scan:
 
     Raises:
         InputError: the folder is missing, unreadable or not a folder, holds neither images nor
-            texts, or both but no pair; or two files have one id.
+            texts, or both but no pair; two files have one id; or no file has the key of labels or
+            split.
     """
     names, left_out = list_folder(
         Path(collection.path),
@@ -78,7 +80,23 @@ def scan(collection: CollectionConfig) -> Scan:
             {s: n for s, n in images.items() if s not in both},
             {s: n for s, n in texts.items() if s not in both},
         ),
+        labels=places.values_of(collection.labels),
+        splits=_splits(collection, places, stems),
     )
+
+
+def _splits(
+    collection: CollectionConfig, places: FilePlaces, stems: Sequence[str]
+) -> Callable[[], Sequence[str | None]] | None:
+    """The parts of the split: a key of the ``.json`` files, else the names of top folders."""
+    if collection.split is not None:
+        return places.values_of(collection.split)
+    names = [stem.partition("/")[0].lower() if "/" in stem else None for stem in stems]
+    parts = [name if name in SPLIT_FOLDERS else None for name in names]
+    # A class may be called "test": a split has at least one other part.
+    if not collection.recursive or len(set(parts) - {None}) < 2:
+        return None
+    return lambda: parts
 
 
 def stem_of(name: str) -> str:
@@ -169,6 +187,30 @@ class FilePlaces:
         folder = Path(self.collection.path)
         listed = [name for name in (*self.images[:1000], *self.texts[:1000]) if name is not None]
         return not any((folder / native(name)).exists() for name in listed)
+
+    def values_of(self, key: str | None) -> Callable[[], list[Any]] | None:
+        """Function that reads the values under a key of the ``.json`` files; None without a key.
+
+        Raises InputError if no sample has such a file. A file that cannot be read has no value.
+        """
+        if key is None:
+            return None
+        if not any(name is not None and name.lower().endswith(".json") for name in self.texts):
+            raise InputError(
+                f"[collection] names the key {key!r}, but no sample of {self.collection.path} has "
+                "a .json file.\nLeave the key out, or write it into the samples' .json files."
+            )
+        return lambda: [self._value(name, key) for name in self.texts]
+
+    def _value(self, name: str | None, key: str) -> Any:
+        if name is None or not name.lower().endswith(".json"):
+            return None
+        path = Path(self.collection.path) / native(name)
+        try:
+            document = decode.document(files.read_capped(path, files.MAX_TEXT_BYTES))
+        except BadSampleError:
+            return None  # the build reports it, and training leaves the sample out
+        return document.get(key) if isinstance(document, dict) else None
 
     def stats(self) -> InputStats:
         """Sizes in bytes and modification times in ns of all files."""

@@ -35,7 +35,7 @@ def schema_of(export: Export) -> pa.Schema:
         *((name, pa.list_(float_type, dim)) for name, dim in export.dims.items()),
     ]
     if export.labels is not None:
-        fields.append(("labels", pa.list_(pa.float32(), export.labels.shape[1])))
+        fields.append(("labels", pa.list_(pa.float32(), len(export.labels.classes))))
     metadata = {"zscore": export.request.zscore, "scaling": export.request.scaling}
     return pa.schema(fields, metadata=metadata)
 

@@ -26,7 +26,7 @@ def write(export: Export, folder: OutFolder) -> None:
     floats = np.dtype(export.request.dtype).newbyteorder("<").str
     shapes |= {name: ((dim,), floats) for name, dim in export.dims.items()}
     if export.labels is not None:
-        shapes["labels"] = ((export.labels.shape[1],), "<f4")
+        shapes["labels"] = ((len(export.labels.classes),), "<f4")
     with ExitStack() as stack:
         sinks = {name: stack.enter_context(folder.open(f"{name}.npy")) for name in shapes}
         for name, (shape, descr) in shapes.items():

@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from featurestore.errors import ConfigError
-from featurestore.imdb.label_files import read_labels
+from featurestore.imdb.label_sets import read_any_labels
 from featurestore.imdb.splits import read_split
+from featurestore.labels.label_set import LabelSet
 from featurestore.reading.scaling import scale_for
 from featurestore.reading.sources import presence
 from featurestore.storage.moments import Scale
@@ -35,7 +36,7 @@ class Block:
         features: ``[n, v, D]`` by name in the export's dtype; bfloat16 as its bits in uint16.
         bad: bool ``[n]``, whether a placeholder replaces an input of the sample.
         present: bool ``[n, F]``, whether the sample has the input of each feature, or None.
-        labels: float32 ``[n, 23]``, or None.
+        labels: float32 ``[n, C]``, or None.
     """
 
     samples: npt.NDArray[np.int64]
@@ -51,7 +52,7 @@ class Block:
 
         The columns are ``index`` int64, ``view`` int32, ``bad`` bool, each feature ``[n * v, D]``,
         and, if the export has them, ``present`` bool ``[n * v, F]`` and ``labels`` float32
-        ``[n * v, 23]``.
+        ``[n * v, C]``.
         """
         v = len(self.views)
         table: dict[str, npt.NDArray[Any]] = {
@@ -80,7 +81,7 @@ class Export:
         bad: bool ``[N]``, whether a placeholder replaces an input of the sample.
         present: bool ``[N, F]``, whether each sample has the input of each chosen feature; None if
             no sample lacks one. The rows of the others are zeros, which are not scaled.
-        labels: float32 ``[N, 23]``, or None.
+        labels: the labels of all samples, or None.
         progress: callback (chunks done, all chunks), or None.
     """
 
@@ -91,7 +92,7 @@ class Export:
     scales: Mapping[str, Scale | None]
     bad: npt.NDArray[np.bool_]
     present: npt.NDArray[np.bool_] | None
-    labels: npt.NDArray[np.float32] | None
+    labels: LabelSet | None
     progress: Progress | None = None
 
     @property
@@ -102,7 +103,7 @@ class Export:
     @property
     def row_bytes(self) -> int:
         """Bytes of a row's values, excluding its stem."""
-        labels = 0 if self.labels is None else self.labels.itemsize * self.labels.shape[1]
+        labels = 0 if self.labels is None else 4 * len(self.labels.classes)
         value_bytes = 4 if self.request.dtype == "float32" else 2
         present = 0 if self.present is None else len(self.dims)
         return sum(self.dims.values()) * value_bytes + 8 + 4 + 1 + present + labels
@@ -155,7 +156,7 @@ class Export:
         whole = slice(samples[0], samples[-1] + 1)
         present = None if self.present is None else self.present[whole]
         features = {name: self._rows(name, chunks, int(samples[0])) for name in self.dims}
-        labels = None if self.labels is None else self.labels[whole]
+        labels = None if self.labels is None else self.labels.rows[whole]
         stems = [sample.stem for sample in self.store.samples[whole]]
         return Block(samples, stems, self.views, features, self.bad[whole], present, labels)
 
@@ -222,6 +223,8 @@ def plan(request: ExportRequest, progress: Progress | None = None) -> Export:
     train = None
     if request.split_json is not None:
         train = read_split(request.split_json, store.stems).train
+    folder = request.labels_dir
+    labels = None if folder is None else read_any_labels(folder, store.stems)
     bad = np.zeros(store.spec.samples, bool)
     bad[[b.index for b in store.bad_inputs]] = True
     present = presence(store, names)
@@ -233,7 +236,7 @@ def plan(request: ExportRequest, progress: Progress | None = None) -> Export:
         scales={name: scale_for(store, name, request.zscore, train) for name in names},
         bad=bad,
         present=None if present.all() else present,
-        labels=None if request.labels_dir is None else read_labels(request.labels_dir, store.stems),
+        labels=labels,
         progress=progress,
     )
 

@@ -11,7 +11,6 @@ import numpy as np
 
 from featurestore import __version__
 from featurestore.errors import InputError
-from featurestore.imdb.genres import CLASS_NAMES
 from featurestore.storage.space import free_bytes
 from manyviews.operations.export.folder import DESCRIPTION, OutFolder, check_free_name, out_folder
 from manyviews.operations.export.formats import Format, check, load_writer
@@ -105,7 +104,7 @@ def describe(chosen: Export, folder: OutFolder) -> dict[str, Any]:
         "dtype": request.dtype,
         "zscore": request.zscore,
         "scaling": request.scaling,
-        "labels": None if chosen.labels is None else list(CLASS_NAMES),
+        "labels": None if chosen.labels is None else list(chosen.labels.classes),
         **({"absent": chosen.absent} if chosen.absent else {}),
         "placeholders": [
             {"index": b.index, "stem": stems[b.index], "input": b.modality, "reason": b.reason}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from webdataset import TarWriter
 
 from manyviews.operations.export.folder import OutFolder
@@ -34,7 +36,9 @@ def write(export: Export, folder: OutFolder) -> None:
                     if block.present is not None:
                         facts["present"] = block.present[place].tolist()
                     if block.labels is not None:
-                        facts["labels"] = block.labels[place].tolist()
+                        labels = block.labels[place].tolist()
+                        # JSON has no NaN, which is the row of a sample without a label.
+                        facts["labels"] = None if math.isnan(labels[0]) else labels
                     rows = {f"{name}.npy": x[place] for name, x in block.features.items()}
                     writer.write({"__key__": f"{index:09d}", "json": facts, **rows})
             writer.close()

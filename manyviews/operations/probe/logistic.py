@@ -1,4 +1,8 @@
-"""Multi-label logistic regression by L-BFGS; its hyperparameters are chosen on dev."""
+"""Linear models by L-BFGS, whose hyperparameters are chosen on dev.
+
+The loss is the logistic one of each class for several labels a sample, that of the softmax for one
+class, and half the squared error for values.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
+
+from featurestore.labels.label_set import MULTI_LABEL, VALUE, Kind
 
 # Weight decays to try, from strong to weak; each fit starts from the result of the previous one.
 DECAYS = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4)
@@ -25,7 +31,7 @@ class Part:
 
     Attributes:
         x: finite features, float ``[n, D]``.
-        y: multi-hot labels ``[n, C]``, 0 or 1.
+        y: labels ``[n, C]``: multi-hot, one-hot, or values of about unit scale.
     """
 
     x: Tensor
@@ -34,7 +40,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class LinearProbe:
-    """Fitted logistic regressions, one per class.
+    """A fitted linear model, with one column per class.
 
     Attributes:
         center: float64 ``[D]``, mean of the training rows.
@@ -42,7 +48,8 @@ class LinearProbe:
         weight: float64 ``[D, C]``, for standardised rows.
         bias: float64 ``[C]``.
         weight_decay: the chosen weight decay.
-        dev_loss: loss on dev in nats, summed over classes, mean over samples.
+        dev_loss: loss on dev, see :func:`loss_of`.
+        kind: the kind of the labels.
     """
 
     center: Tensor
@@ -51,11 +58,21 @@ class LinearProbe:
     bias: Tensor
     weight_decay: float
     dev_loss: float
+    kind: Kind = MULTI_LABEL
 
-    def probability(self, x: Tensor) -> Tensor:
-        """The probability of each class, float64 ``[n, C]``, for rows float ``[n, D]``."""
-        parts = [torch.sigmoid(self._logits(rows)) for rows in torch.split(x, _ROWS)]
+    def predict(self, x: Tensor) -> Tensor:
+        """Predicts the probability of each class, or the value, for rows float ``[n, D]``.
+
+        Returns:
+            float64 ``[n, C]``.
+        """
+        parts = [self._outputs(self._logits(rows)) for rows in torch.split(x, _ROWS)]
         return torch.cat(parts)
+
+    def _outputs(self, logits: Tensor) -> Tensor:
+        if self.kind == VALUE:
+            return logits
+        return logits.sigmoid() if self.kind == MULTI_LABEL else logits.softmax(dim=1)
 
     def _logits(self, x: Tensor) -> Tensor:
         return _standardize(x, self.center, self.scale) @ self.weight + self.bias
@@ -66,7 +83,9 @@ def _standardize(x: Tensor, center: Tensor, scale: Tensor) -> Tensor:
     return (x - center).div_(scale)
 
 
-def fit_probe(train: Part, dev: Part, decays: tuple[float, ...] = DECAYS) -> LinearProbe:
+def fit_probe(
+    train: Part, dev: Part, decays: tuple[float, ...] = DECAYS, kind: Kind = MULTI_LABEL
+) -> LinearProbe:
     """Fits on ``train``, with the weight decay and the iterations of the lowest loss on ``dev``.
 
     Computes in float64, starts from zero, and draws nothing at random. Needs 8 bytes for every
@@ -76,6 +95,7 @@ def fit_probe(train: Part, dev: Part, decays: tuple[float, ...] = DECAYS) -> Lin
         train: the training samples, at least one.
         dev: the samples to choose on, at least one, with the same columns.
         decays: weight decays to try, from strong to weak.
+        kind: the kind of the labels.
 
     Raises:
         ValueError: shapes do not match, or values are not finite.
@@ -86,12 +106,12 @@ def fit_probe(train: Part, dev: Part, decays: tuple[float, ...] = DECAYS) -> Lin
     x, y = _standardize(train.x, center, scale), train.y.double()
     held_out = Part(_standardize(dev.x, center, scale), dev.y.double())
     weight, bias = x.new_zeros(x.shape[1], y.shape[1]), x.new_zeros(y.shape[1])
-    best = LinearProbe(center, scale, weight, bias, decays[0], math.inf)
+    best = LinearProbe(center, scale, weight, bias, decays[0], math.inf, kind)
     worse = 0
     for decay in decays:
-        weight, bias, loss = fit(Part(x, y), decay, (weight, bias), held_out)
+        weight, bias, loss = fit(Part(x, y), decay, (weight, bias), held_out, kind)
         if loss < best.dev_loss:
-            best, worse = LinearProbe(center, scale, weight, bias, decay, loss), 0
+            best, worse = LinearProbe(center, scale, weight, bias, decay, loss, kind), 0
         else:
             worse += 1
             if worse == _PATIENCE:
@@ -126,20 +146,28 @@ def check_parts(**parts: Part) -> None:
             raise ValueError(f"{name}: the columns differ from those of the training data")
 
 
-def loss_of(part: Part, weight: Tensor, bias: Tensor) -> float:
-    """The logistic loss in nats, summed over classes, mean over samples."""
-    return float(_loss(part, weight, bias))
+def loss_of(part: Part, weight: Tensor, bias: Tensor, kind: Kind = MULTI_LABEL) -> float:
+    """The loss, summed over classes, mean over samples: in nats, or half the squared error."""
+    return float(_loss(part, weight, bias, kind))
 
 
-def _loss(part: Part, weight: Tensor, bias: Tensor) -> Tensor:
+def _loss(part: Part, weight: Tensor, bias: Tensor, kind: Kind) -> Tensor:
     logits = part.x @ weight + bias
-    return binary_cross_entropy_with_logits(logits, part.y, reduction="sum") / len(part.x)
+    if kind == VALUE:
+        return 0.5 * mse_loss(logits, part.y)
+    if kind == MULTI_LABEL:
+        return binary_cross_entropy_with_logits(logits, part.y, reduction="sum") / len(part.x)
+    return cross_entropy(logits, part.y)
 
 
 def fit(
-    train: Part, weight_decay: float, start: tuple[Tensor, Tensor], dev: Part | None = None
+    train: Part,
+    weight_decay: float,
+    start: tuple[Tensor, Tensor],
+    dev: Part | None = None,
+    kind: Kind = MULTI_LABEL,
 ) -> tuple[Tensor, Tensor, float]:
-    """Minimises the logistic loss plus half the decayed squared norm of the weights.
+    """Minimises the loss plus half the decayed squared norm of the weights.
 
     Args:
         train: the training samples, float64, of about unit scale.
@@ -147,6 +175,7 @@ def fit(
         start: initial weights float64 ``[D, C]`` and bias float64 ``[C]``.
         dev: the samples for early stopping, float64, or None. The loss on dev is computed every 10
             iterations; the parameters with the lowest one are returned.
+        kind: the kind of the labels.
 
     Returns:
         Weights, bias, and the loss on ``dev``, or NaN without ``dev``.
@@ -158,16 +187,16 @@ def fit(
 
     def objective() -> Tensor:
         optimizer.zero_grad()
-        value = _loss(train, weight, bias) + 0.5 * weight_decay * weight.square().sum()
+        value = _loss(train, weight, bias, kind) + 0.5 * weight_decay * weight.square().sum()
         torch.autograd.backward(value)
         return value
 
-    best = (*start, math.nan if dev is None else loss_of(dev, *start))
+    best = (*start, math.nan if dev is None else loss_of(dev, *start, kind))
     for _ in range(_MOST_ROUNDS):
         before = weight.detach().clone()
         optimizer.step(objective)  # type: ignore[no-untyped-call]
         now = (weight.detach().clone(), bias.detach().clone())
-        loss = math.nan if dev is None else loss_of(dev, *now)
+        loss = math.nan if dev is None else loss_of(dev, *now, kind)
         if loss >= best[2]:
             break
         is_enough = best[2] - loss < _ENOUGH * loss  # always False without dev: the losses are NaN

@@ -1,7 +1,7 @@
 """Fit linear probes to each feature of a store and to all of them together, and score them.
 
 A probe is trained on the clean views. A test sample is predicted once from its clean view, and once
-from the mean probability over all its views, which shows what the views add without training on
+from the mean prediction over all its views, which shows what the views add without training on
 them. The clean views are held in memory: 4 bytes per value, and 8 more per value of train and dev
 while a probe is fitted. A process with all of MM-IMDb and four features peaked at 2.2 GB. All views
 are read in small blocks.
@@ -18,19 +18,19 @@ import torch
 
 from consumers.device.devices import make_reproducible, resolve_device
 from featurestore.errors import ConfigError, InputError
-from featurestore.imdb.splits import read_split
+from featurestore.labels.label_set import MULTI_LABEL, VALUE, Kind
 from featurestore.reading.npy_folder import NpyFolder
 from featurestore.reading.sources import FeatureSource, check_content, open_source
 from featurestore.training.dataset import FeatureDataset
 from manyviews.operations.probe.logistic import LinearProbe, Part, fit_probe
-from manyviews.operations.probe.request import ProbeRequest
-from manyviews.operations.probe.scores import (
-    Booleans,
-    Floats,
-    Scores,
-    best_threshold,
-    chance,
-    score,
+from manyviews.operations.probe.request import Labelled, ProbeRequest, Samples
+from manyviews.operations.probe.targets import (
+    AnyScores,
+    Predictions,
+    Targets,
+    chance_of,
+    score_of,
+    targets_of,
 )
 
 BLOCK_BYTES = 32 << 20
@@ -50,16 +50,17 @@ class ProbeRow:
         dim: their total dimension.
         views: number of views of a test sample that were averaged; 1 is the clean view alone.
         weight_decay: the weight decay chosen on dev.
-        threshold: the probability above which a class is predicted.
-        scores: the scores on the test set.
+        threshold: the probability above which a class is predicted; None unless a sample may have
+            several classes.
+        scores: the scores on the test set, by the kind of the labels.
     """
 
     features: tuple[str, ...]
     dim: int
     views: int
     weight_decay: float
-    threshold: float
-    scores: Scores
+    threshold: float | None
+    scores: AnyScores
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,23 +69,37 @@ class ProbeTable:
 
     Attributes:
         rows: rows of each feature and their concatenation, from the clean view and from all views.
-        chance: expected scores of predicting classes at random at their training frequencies.
+        chance: the scores without features: of several classes a sample, expected ones of
+            predicting classes at random at their training frequencies; of one class, of predicting
+            these frequencies; of values, of predicting the mean of training.
         samples: number of samples used, by ``train``, ``dev`` and ``test``.
         left_out: number of samples with a bad input, by ``train``, ``dev`` and ``test``.
         absent: number of further samples without the input of a feature, which are left out too.
-        classes: number of classes that occur in the test labels.
+        unlabelled: number of other samples without a label, by ``train``, ``dev`` and ``test``.
+        classes: number of classes that occur in the test labels; of values 0.
+        all_classes: number of classes; of values 0.
+        kind: ``multi-label``, ``class`` or ``value``.
+        split_from: the origin of the split.
     """
 
     rows: tuple[ProbeRow, ...]
-    chance: Scores
+    chance: AnyScores
     samples: Mapping[str, int]
     left_out: Mapping[str, int]
     absent: Mapping[str, int]
+    unlabelled: Mapping[str, int]
     classes: int
+    all_classes: int
+    kind: Kind
+    split_from: str
 
 
-def probe(request: ProbeRequest) -> ProbeTable:
+def probe(request: ProbeRequest, labelled: Labelled | None = None) -> ProbeTable:
     """Fits and scores all probes; equal stores, splits and machines give equal numbers.
+
+    Args:
+        request: the options.
+        labelled: the result of ``request.check()``, so that labels are not read twice; or None.
 
     Raises:
         ConfigError: the store does not have a feature, or the device does not exist.
@@ -95,51 +110,76 @@ def probe(request: ProbeRequest) -> ProbeTable:
     """
     device = resolve_device(request.device)
     make_reproducible()
-    clean = {name: _dataset(request, name, "clean") for name in _PARTS}
-    store = clean["train"].store
-    heads = _heads(store, clean["train"].features)
+    clean = _dataset(request, "clean")
+    store = clean.store
+    heads = _heads(store, clean.features)
+    found = request.check() if labelled is None else labelled
+    kind = found.labels.kind
     if not isinstance(store, NpyFolder) or store.has_digests:
-        check_content(store, clean["train"].features, None)
-    parts = {name: _clean_part(dataset, device) for name, dataset in clean.items()}
-    truth = {name: part.y.cpu().numpy() > 0.5 for name, part in parts.items()}
-    if not truth["test"].any():
-        raise InputError(f"No test sample of {request.split_json} has one of the 23 genres.")
+        check_content(store, clean.features, None)
+    used = _used_samples(found, clean)
+    truth = targets_of(found.labels, used)
+    parts = {name: _clean_part(clean, used[name], truth[name].y, device) for name in _PARTS}
     with _threads_for(parts["train"].x.numel()):
         probes = {
-            names: fit_probe(_columns(parts["train"], columns), _columns(parts["dev"], columns))
+            names: fit_probe(
+                _columns(parts["train"], columns), _columns(parts["dev"], columns), kind=kind
+            )
             for names, columns in heads.items()
         }
         rows = list(_rows(request, probes, _from_clean(parts, heads, probes), truth, 1))
         if store.spec.views > 1:
+            every = _dataset(request, "all")
             averaged = {
-                part: _averaged(_dataset(request, part, "all"), heads, probes, device)
+                part: _averaged(every, used[part], heads, probes, device)
                 for part in ("dev", "test")
             }
             rows += _rows(request, probes, averaged, truth, store.spec.views)
-    left_out, absent = _left_out(request, clean)
+    sound = {name: np.isin(samples, clean.indices) for name, samples in found.parts.items()}
+    bad = np.unique([b.index for b in store.bad_inputs])
+    left_out = {part: int(np.isin(samples, bad).sum()) for part, samples in found.parts.items()}
     return ProbeTable(
         rows=tuple(rows),
-        chance=chance(truth["train"].mean(0), truth["test"]),
-        samples={part: len(dataset) for part, dataset in clean.items()},
+        chance=chance_of(kind, truth),
+        samples={part: len(samples) for part, samples in used.items()},
         left_out=left_out,
-        absent=absent,
-        classes=int(truth["test"].any(0).sum()),
+        absent={part: int((~s).sum()) - left_out[part] for part, s in sound.items()},
+        unlabelled={part: int(sound[part].sum()) - len(used[part]) for part in _PARTS},
+        classes=0 if kind == VALUE else int(truth["test"].y.any(axis=0).sum()),
+        all_classes=0 if kind == VALUE else len(found.labels.classes),
+        kind=kind,
+        split_from=found.split_from,
     )
 
 
-def _dataset(request: ProbeRequest, part: str, views: str) -> FeatureDataset:
+def _dataset(request: ProbeRequest, views: str) -> FeatureDataset:
     # Without a z-score: the probe standardises its training rows, which makes a z-score redundant.
     source = open_source(request.store)
     zscore = source.zscore if isinstance(source, NpyFolder) else "none"
-    return FeatureDataset(
-        request.store,
-        request.features,
-        views=views,
-        split=_PARTS[part],
-        split_json=request.split_json,
-        labels_dir=request.labels_dir,
-        zscore=zscore,
-    )
+    return FeatureDataset(request.store, request.features, views=views, zscore=zscore)
+
+
+def _used_samples(found: Labelled, dataset: FeatureDataset) -> dict[str, Samples]:
+    """The usable samples with a label of each part, int64 ``[n]``.
+
+    Raises:
+        InputError: a part has none, or no test sample has a class.
+    """
+    used: dict[str, Samples] = {}
+    for name, samples in found.parts.items():
+        sound = samples[np.isin(samples, dataset.indices)]
+        if not len(sound):
+            raise InputError(
+                f"No sample of {dataset.store.path} is left for split {_PARTS[name]!r}.\n"
+                f"The split is from {found.split_from}. Draw one: labels --split 0.8,0.1,0.1"
+            )
+        used[name] = sound[found.labels.known[sound]]
+        if not len(used[name]):
+            raise InputError(f"No sample of the split's part {name} has a label.")
+    rows = found.labels.rows[used["test"]]
+    if found.labels.kind == MULTI_LABEL and not (rows > 0.5).any():
+        raise InputError(f"No test sample has one of the {rows.shape[1]} classes.")
+    return used
 
 
 def _heads(store: FeatureSource, features: tuple[str, ...]) -> dict[tuple[str, ...], slice]:
@@ -157,30 +197,31 @@ def _columns(part: Part, columns: slice) -> Part:
     return Part(part.x[:, columns], part.y)
 
 
-def _clean_part(dataset: FeatureDataset, device: str) -> Part:
-    """The clean views of all features, concatenated: float32 ``[n, sum of D]``."""
+def _clean_part(
+    dataset: FeatureDataset, samples: Samples, y: np.ndarray[tuple[int, int]], device: str
+) -> Part:
+    """The clean views of all features, concatenated, float32 ``[n, sum of D]``, with labels."""
     dims = [dataset.store.spec.dims[name] for name in dataset.features]
-    x = torch.empty(len(dataset), sum(dims), device=device)
-    labels = []
-    for block in _blocks(len(dataset), sum(dims) * 4):
-        batch = dataset.batch(block)
-        x[block.start : block.stop] = torch.cat([batch[n] for n in dataset.features], dim=1)
-        labels.append(batch["labels"])
-    return Part(x, torch.cat(labels).to(device))
+    x = torch.empty(len(samples), sum(dims), device=device)
+    items = np.searchsorted(dataset.indices, samples)
+    for block in _blocks(len(samples), sum(dims) * 4):
+        batch = dataset.batch(items[block])
+        x[block] = torch.cat([batch[n] for n in dataset.features], dim=1)
+    return Part(x, torch.from_numpy(y).to(device))
 
 
-def _blocks(count: int, item_bytes: int) -> Iterator[range]:
+def _blocks(count: int, item_bytes: int) -> Iterator[slice]:
     step = max(1, BLOCK_BYTES // item_bytes)
     for start in range(0, count, step):
-        yield range(start, min(start + step, count))
+        yield slice(start, min(start + step, count))
 
 
 def _from_clean(
     parts: Mapping[str, Part], heads: Mapping[Names, slice], probes: Mapping[Names, LinearProbe]
-) -> dict[str, dict[Names, Floats]]:
+) -> dict[str, dict[Names, Predictions]]:
     return {
         part: {
-            names: probes[names].probability(parts[part].x[:, columns]).cpu().numpy()
+            names: probes[names].predict(parts[part].x[:, columns]).cpu().numpy()
             for names, columns in heads.items()
         }
         for part in ("dev", "test")
@@ -189,48 +230,37 @@ def _from_clean(
 
 def _averaged(
     dataset: FeatureDataset,
+    samples: Samples,
     heads: Mapping[Names, slice],
     probes: Mapping[Names, LinearProbe],
     device: str,
-) -> dict[Names, Floats]:
-    """The mean probability over all views, float64 ``[n, C]`` per head; reads the views once."""
+) -> dict[Names, Predictions]:
+    """The mean prediction over all views, float64 ``[n, C]`` per head; reads the views once."""
     spec = dataset.store.spec
     means: dict[Names, list[torch.Tensor]] = {names: [] for names in heads}
+    items = np.searchsorted(dataset.indices, samples)
     for block in _blocks(
-        len(dataset), spec.views * 4 * sum(spec.dims[n] for n in dataset.features)
+        len(samples), spec.views * 4 * sum(spec.dims[n] for n in dataset.features)
     ):
-        batch = dataset.batch(block)
+        batch = dataset.batch(items[block])
         x = torch.cat([batch[name] for name in dataset.features], dim=2).to(device)  # [B, V, D]
         for names, columns in heads.items():
-            probability = probes[names].probability(x[..., columns].flatten(0, 1))
-            means[names].append(probability.reshape(*x.shape[:2], -1).mean(1).cpu())
+            predicted = probes[names].predict(x[..., columns].flatten(0, 1))
+            means[names].append(predicted.reshape(*x.shape[:2], -1).mean(1).cpu())
     return {names: torch.cat(blocks).numpy() for names, blocks in means.items()}
 
 
 def _rows(
     request: ProbeRequest,
     probes: Mapping[Names, LinearProbe],
-    probabilities: Mapping[str, Mapping[Names, Floats]],
-    truth: Mapping[str, Booleans],
+    predictions: Mapping[str, Mapping[Names, Predictions]],
+    truth: Mapping[str, Targets],
     views: int,
 ) -> Iterator[ProbeRow]:
     for names, fitted in probes.items():
-        threshold = request.threshold or best_threshold(probabilities["dev"][names], truth["dev"])
-        scores = score(probabilities["test"][names], truth["test"], threshold)
+        by_part = {part: predictions[part][names] for part in ("dev", "test")}
+        threshold, scores = score_of(fitted.kind, by_part, truth, request.threshold)
         yield ProbeRow(names, len(fitted.center), views, fitted.weight_decay, threshold, scores)
-
-
-def _left_out(
-    request: ProbeRequest, used: Mapping[str, FeatureDataset]
-) -> tuple[dict[str, int], dict[str, int]]:
-    """The samples of each part that are bad, and the others that lack an input."""
-    store = used["train"].store
-    split = read_split(request.split_json, store.stems)
-    bad = np.unique([b.index for b in store.bad_inputs])
-    parts = {part: getattr(split, key) for part, key in _PARTS.items()}
-    left_out = {part: int(np.isin(samples, bad).sum()) for part, samples in parts.items()}
-    absent = {n: len(samples) - left_out[n] - len(used[n]) for n, samples in parts.items()}
-    return left_out, absent
 
 
 @contextmanager

@@ -436,7 +436,8 @@ def test_labels_of_other_classes_get_advice_that_helps(labels_dir: Path) -> None
         read_labels(labels_dir, STEMS)
     message = str(caught.value)
     assert "20 classes" in message
-    assert "`index` of a batch" in message
+    assert "labels.npy" in message
+    assert "`labels --data`" in message
     assert "same data folder" not in message
     assert len(message.splitlines()) <= 4
 
@@ -647,6 +648,6 @@ def test_the_digest_is_of_what_was_read(
         (labels_dir / "new").replace(labels_dir / name)
         return read_record(path)
 
-    monkeypatch.setattr("featurestore.imdb.label_files.read_record", replaced)
+    monkeypatch.setattr("featurestore.labels.record.read_record", replaced)
     with pytest.raises(InputError, match=f"{name} is not what `labels` wrote"):
         _ = read_ids(labels_dir) if name == "ids_all.txt" else load_labels(labels_dir, len(STEMS))

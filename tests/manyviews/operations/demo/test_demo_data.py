@@ -164,9 +164,9 @@ def test_a_linear_probe_beats_chance(demo: Path, view: str) -> None:
     train, dev, test = (Part(features[i], labels[i]) for i in (split.train, split.val, split.test))
     assert labels.shape[1] == len(CLASS_NAMES)
     probe = fit_probe(train, dev)
-    threshold = best_threshold(probe.probability(dev.x).numpy(), dev.y.numpy() > 0.5)
+    threshold = best_threshold(probe.predict(dev.x).numpy(), dev.y.numpy() > 0.5)
     truth = test.y.numpy() > 0.5
-    found = score(probe.probability(test.x).numpy(), truth, threshold)
+    found = score(probe.predict(test.x).numpy(), truth, threshold)
     blind = chance(train.y.double().mean(0).numpy(), truth)
     assert found.micro_f1 > 2 * blind.micro_f1
     assert found.macro_f1 > 2 * blind.macro_f1

@@ -33,7 +33,7 @@ def start_of(part: Part) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def scores(probe: LinearProbe, test: Part) -> Scores:
-    return score(probe.probability(test.x).numpy(), test.y.numpy() > 0.5, 0.5)
+    return score(probe.predict(test.x).numpy(), test.y.numpy() > 0.5, 0.5)
 
 
 def test_labels_in_the_features_are_predicted() -> None:

@@ -99,7 +99,7 @@ def test_every_number_equals_an_independent_computation(
     train, test = np.setdiff1d(np.arange(80), [2]), np.setdiff1d(np.arange(100, 160), [150])
     fitted = fit_probe(Part(x[train, 0], y[train]), Part(x[80:100, 0], y[80:100]))
     assert fitted.weight_decay == row.weight_decay
-    views = [fitted.probability(x[test, v]).numpy() for v in range(VIEWS)]
+    views = [fitted.predict(x[test, v]).numpy() for v in range(VIEWS)]
     mean, truth = np.mean(views, axis=0), y[test].numpy() > 0.5
     predicted, known = mean > row.threshold, range(CLASSES)
     found = asdict(row.scores)
@@ -216,9 +216,9 @@ def test_the_command(
     assert "79 train, 20 dev, 59 test samples; 2 with a bad input left out" in text
     assert "3 of 23 classes occur in test; thresholds given" in text
     lines = text.splitlines()
-    assert len({len(line) for line in lines[3:-1]}) == 1  # the columns are aligned
+    assert len({len(line) for line in lines[4:-1]}) == 1  # the columns are aligned
     assert lines[-1].split()[0] == "chance"
-    for line, row in zip(lines[4:-1], table.rows, strict=True):
+    for line, row in zip(lines[5:-1], table.rows, strict=True):
         assert f"{row.scores.mean_ap:.3f}" in line
         assert " 0.50 " in line
 

@@ -1,0 +1,1 @@
+"""Labels of any collection: their kinds, files and splits."""
