@@ -6,10 +6,11 @@ import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-import numpy.typing as npt
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 Modality = Literal["image", "text"]
 Salt = Literal["image", "text", "labels"]
@@ -99,6 +100,8 @@ class SampleRecord:
 
 def present_in(records: Sequence[SampleRecord], modality: Modality) -> npt.NDArray[np.bool_]:
     """Whether each sample has an input of a modality, usable or not: bool ``[n]``."""
+    import numpy as np  # here, so that --help does not wait for it
+
     return np.fromiter((record.has(modality) for record in records), bool, len(records))
 
 

@@ -42,17 +42,19 @@ if TYPE_CHECKING:
     from manyviews.api import build as build
     from manyviews.api import check as check
     from manyviews.api import export as export
+    from manyviews.api import labels as labels
     from manyviews.api import materialize as materialize
     from manyviews.api import probe as probe
     from manyviews.api import report as report
     from manyviews.api import status as status
     from manyviews.api import verify as verify
-    from manyviews.operations.labels import labels as labels
+    from producers.sources.collection import CollectionConfig as CollectionConfig
 
 __all__ = [
     "BackboneError",
     "BadInputsError",
     "BuildConfig",
+    "CollectionConfig",
     "ConfigError",
     "CorruptStoreError",
     "DeviceBatches",
@@ -96,13 +98,13 @@ _HOMES = {
     ),
     **dict.fromkeys(
         (
-            *("build", "check", "export", "materialize"),
+            *("build", "check", "export", "labels", "materialize"),
             *("probe", "report", "status", "verify"),
         ),
         "manyviews.api",
     ),
     "BuildConfig": "consumers.config",
-    "labels": "manyviews.operations.labels",
+    "CollectionConfig": "producers.sources.collection",
     "make_datamodule": "featurestore.datamodule",
 }
 

@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     from consumers.build import Observer
     from consumers.config import BuildConfig
     from consumers.main_loop import BuildReport
+    from featurestore.imdb.labels import LabelReport
     from featurestore.imdb.materialize import Materialized
     from featurestore.verify.findings import Verification
     from manyviews.operations.check.findings import CheckReport
     from manyviews.operations.export.run import Exported
     from manyviews.operations.probe.probe import ProbeTable
     from manyviews.operations.watch.watch import Progress
+    from producers.sources.collection import CollectionConfig
 
 
 def build(config: BuildConfig, observers: Sequence[Observer] = ()) -> BuildReport:
@@ -148,24 +150,85 @@ def export(
 
 
 def verify(
-    store: Path | str, *, progress: Callable[[int, int], None] | None = None
+    store: Path | str,
+    *,
+    data_dir: Path | str | None = None,
+    data: Path | str | None = None,
+    collection: CollectionConfig | None = None,
+    follow_links: bool = False,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Verification:
     """Checks every file of a store against its checksum, and the store's promises.
 
+    With ``data_dir``, ``data`` or ``collection``, the inputs are read again and compared as well:
+    the attribute ``inputs`` of the result has each that changed.
+
     Args:
         store: folder of the store.
+        data_dir: its inputs, a folder of MM-IMDb's posters and synopses; or None.
+        data: its inputs, a collection whose kind is recognized; or None.
+        collection: its inputs, described; or None.
+        follow_links: use symbolic links that lead out of a folder.
         progress: called with the number of chunks checked and of all chunks.
 
     Returns:
         The findings; none where nothing is damaged.
 
     Raises:
-        InputError: there is no store.
+        ConfigError: more than one of the arguments names inputs.
+        InputError: there is no store, or no collection.
         StorageError: a file could not be read.
     """
     from featurestore.verify.store import verify as run
 
-    return run(Path(store), progress=progress)
+    found = _collection(data_dir, data, collection, follow_links=follow_links)
+    verified = run(Path(store), progress=progress)
+    if found is not None:
+        from manyviews.operations.current_inputs import compare
+
+        verified.inputs = compare(Path(store), found, verified, progress=progress)
+    return verified
+
+
+def labels(
+    out_dir: Path | str,
+    *,
+    data_dir: Path | str | None = None,
+    data: Path | str | None = None,
+    collection: CollectionConfig | None = None,
+    follow_links: bool = False,
+    embeddings_dir: Path | str | None = None,
+    views: int | None = None,
+    seed: int | None = None,
+    prefix: str = "mm_imdb1_globals_aug70",
+) -> LabelReport:
+    """Writes the label files of a collection, and noisy labels of every view if asked for.
+
+    Args:
+        out_dir: folder of the label files; created.
+        data_dir: a folder of MM-IMDb's posters and synopses; or None.
+        data: a collection whose kind is recognized; or None.
+        collection: the description of a collection; or None. Exactly one of the three is given.
+        follow_links: use symbolic links that lead out of a folder.
+        embeddings_dir: where noisy labels are written, beside materialized embeddings; None for
+            clean labels only.
+        views: views of the noisy labels; None for those of the embeddings, or 70 before they exist.
+        seed: of the noise; None for that of the embeddings, or 123 before they exist.
+        prefix: what the names of the embeddings begin with.
+
+    Raises:
+        ConfigError: none or several of the arguments name inputs; or ``views`` or ``seed`` is not
+            what the embeddings' manifest says.
+        InputError: the collection cannot be read, or no sample has a known label.
+        StorageError: a file could not be written.
+    """
+    from manyviews.operations.labels import labels as run
+    from producers.sources.recognize import require_one
+
+    require_one(is_needed=True, data_dir=data_dir, data=data, collection=collection)
+    found = _collection(data_dir, data, collection, follow_links=follow_links)
+    assert found is not None
+    return run(found, out_dir, embeddings_dir=embeddings_dir, views=views, seed=seed, prefix=prefix)
 
 
 def report(
@@ -173,6 +236,8 @@ def report(
     out: Path | str,
     *,
     data_dir: Path | str | None = None,
+    data: Path | str | None = None,
+    collection: CollectionConfig | None = None,
     labels_dir: Path | str | None = None,
     split_json: Path | str | None = None,
     follow_links: bool = False,
@@ -182,31 +247,38 @@ def report(
     Args:
         store: folder of the store.
         out: the file to write.
-        data_dir: its inputs, for pictures of bad samples; or None.
+        data_dir: its inputs, a folder of MM-IMDb's posters and synopses, for pictures of bad
+            samples; or None.
+        data: its inputs, a collection whose kind is recognized; or None.
+        collection: its inputs, described; or None.
         labels_dir: its labels, for genres; or None.
         split_json: its split; or None.
-        follow_links: use symbolic links that lead out of ``data_dir``.
+        follow_links: use symbolic links that lead out of a folder.
 
     Returns:
         ``bytes`` of the page, ``samples`` of the store, and how many were ``measured``.
 
     Raises:
-        ConfigError: matplotlib or jinja2 is not installed.
+        ConfigError: matplotlib or jinja2 is not installed, or several arguments name inputs.
         InputError: there is no store, or nothing in it.
         CorruptStoreError: a chunk is damaged.
         StorageError: the page could not be written.
     """
     from manyviews.operations.report.page import Sources, write
 
-    paths = _path(data_dir), _path(labels_dir), _path(split_json)
-    return write(Sources(Path(store), *paths, follow_links=follow_links), Path(out))
+    found = _collection(data_dir, data, collection, follow_links=follow_links)
+    return write(Sources(Path(store), found, _path(labels_dir), _path(split_json)), Path(out))
 
 
 def probe(
     store: Path | str,
-    labels_dir: Path | str,
+    labels_dir: Path | str | None,
     split_json: Path | str,
     *,
+    data_dir: Path | str | None = None,
+    data: Path | str | None = None,
+    collection: CollectionConfig | None = None,
+    follow_links: bool = False,
     features: Sequence[str] | None = None,
     threshold: float | None = None,
     device: str = "cpu",
@@ -215,30 +287,37 @@ def probe(
 
     Args:
         store: folder of a complete store.
-        labels_dir: a folder that ``labels`` wrote.
+        labels_dir: a folder that ``labels`` wrote; None to read the labels of the inputs.
         split_json: the split file.
+        data_dir: the inputs, a folder of MM-IMDb's posters and synopses; or None.
+        data: the inputs, a collection whose kind is recognized; or None.
+        collection: the inputs, described; or None.
+        follow_links: use symbolic links that lead out of a folder.
         features: names of features; None for all.
         threshold: above which a probability is a prediction; None chooses it on the dev split.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
 
     Raises:
-        ConfigError: the store has no such feature, or the machine no such device.
+        ConfigError: the store has no such feature, or the machine no such device; or not exactly
+            one of the arguments names labels or inputs.
         InputError: the store is not complete, or split or labels are of other samples.
     """
+    from manyviews.operations.labels import labels_folder
     from manyviews.operations.probe.probe import probe as run
     from manyviews.operations.probe.request import ProbeRequest
 
-    chosen = None if features is None else tuple(features)
-    request = ProbeRequest(
-        store=Path(store),
-        labels_dir=Path(labels_dir),
-        split_json=Path(split_json),
-        features=chosen,
-        threshold=threshold,
-        device=device,
-    )
-    request.check()
-    return run(request)
+    found = _collection(data_dir, data, collection, follow_links=follow_links)
+    with labels_folder(_path(labels_dir), found) as folder:
+        request = ProbeRequest(
+            store=Path(store),
+            labels_dir=folder,
+            split_json=Path(split_json),
+            features=None if features is None else tuple(features),
+            threshold=threshold,
+            device=device,
+        )
+        request.check()
+        return run(request)
 
 
 def status(store: Path | str) -> Progress:
@@ -258,3 +337,17 @@ def status(store: Path | str) -> Progress:
 
 def _path(path: Path | str | None) -> Path | None:
     return None if path is None else Path(path)
+
+
+def _collection(
+    data_dir: Path | str | None,
+    data: Path | str | None,
+    collection: CollectionConfig | None,
+    *,
+    follow_links: bool,
+) -> CollectionConfig | None:
+    from producers.sources.recognize import given_collection
+
+    return given_collection(
+        data_dir=data_dir, data=data, collection=collection, follow_links=follow_links
+    )

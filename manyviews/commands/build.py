@@ -143,6 +143,7 @@ def report_facts(report: BuildReport, scanned: Mapping[str, Any]) -> dict[str, A
         "alike": scanned["alike"],
         "truncated": dict(report.truncated),
         "replaced": dict(report.replaced),
+        "absent": dict(report.absent),
     }
 
 
@@ -174,6 +175,8 @@ def print_report(report: BuildReport, scanned: Mapping[str, Any]) -> None:
             say(f"{name}: {amount(count, 'view')} {verb} cut to the tokenizer's length")
     for why, count in report.replaced.items():
         say(f"producers replaced: {count} ({why})")
+    for modality, count in report.absent.items():
+        say(f"{amount(count, 'sample')} without {'an image' if modality == 'image' else 'a text'}")
     stems = bad_stems(report)
     lines = [f"{stems[b.index]!r}: {b.modality} {b.reason} ({b.detail})" for b in report.bad]
     say_list("bad inputs, each with a placeholder", lines, separator="\n  ")

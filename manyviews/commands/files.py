@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from featurestore.errors import ConfigError
 from featurestore.wording import amount
+from manyviews.commands.inputs import InputOptions, input_options
 from manyviews.commands.options import (
     FOLDER,
     check_split,
     common_options,
-    data_option,
-    follow_option,
     json_option,
     say,
     say_list,
     store_option,
 )
-
-if TYPE_CHECKING:
-    pass
 
 
 @click.command()
@@ -67,8 +62,7 @@ def materialize(
 
 
 @click.command()
-@data_option
-@follow_option
+@input_options
 @click.option(
     "--out-dir",
     required=True,
@@ -100,8 +94,7 @@ def materialize(
 @json_option
 @common_options
 def labels(
-    data_dir: Path,
-    follow_links: bool,
+    inputs: InputOptions,
     out_dir: Path,
     augment: bool,
     views: int | None,
@@ -124,9 +117,8 @@ def labels(
         if value is not None and not augment:
             raise ConfigError(f"--{option} requires --augment, which was not given.")
     report = run(
-        data_dir,
+        inputs.require(),
         out_dir,
-        follow_links=follow_links,
         embeddings_dir=embeddings_dir,
         views=views,
         seed=seed,

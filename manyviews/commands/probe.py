@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featurestore.errors import ConfigError
+from manyviews.commands.inputs import InputOptions, input_options
 from manyviews.commands.options import (
     FOLDER,
     FeatureList,
@@ -28,7 +29,8 @@ _TITLES = ("micro F1", "macro F1", "weighted F1", "samples F1", "mAP")
 
 @click.command()
 @store_option
-@click.option("--labels-dir", required=True, type=FOLDER, help="Folder that `labels` wrote.")
+@click.option("--labels-dir", type=FOLDER, help="Folder that `labels` wrote, or name the inputs.")
+@input_options
 @click.option(
     "--split-json", required=True, type=FOLDER, help="Split file with train, dev and test."
 )
@@ -44,7 +46,8 @@ _TITLES = ("micro F1", "macro F1", "weighted F1", "samples F1", "mAP")
 @common_options
 def probe(
     store: Path,
-    labels_dir: Path,
+    labels_dir: Path | None,
+    inputs: InputOptions,
     split_json: Path,
     features: str | None,
     threshold: str,
@@ -62,20 +65,24 @@ def probe(
     Example:
       python cli.py probe --store features --labels-dir labels --split-json imdb/split.json
     """
+    from manyviews.operations.labels import labels_folder
     from manyviews.operations.probe.request import ProbeRequest
 
-    request = ProbeRequest(
-        store=store,
-        labels_dir=labels_dir,
-        split_json=split_json,
-        features=None if features is None else tuple(f.strip() for f in features.split(",")),
-        threshold=_threshold(threshold),
-        device=device,
-    )
-    request.check()
-    from manyviews.operations.probe.probe import probe as run
+    # The inputs of manyviews.toml are a default, which --labels-dir replaces.
+    collection = inputs.collection() if inputs.are_given or labels_dir is None else None
+    with labels_folder(labels_dir, collection) as folder:
+        request = ProbeRequest(
+            store=store,
+            labels_dir=folder,
+            split_json=split_json,
+            features=None if features is None else tuple(f.strip() for f in features.split(",")),
+            threshold=_threshold(threshold),
+            device=device,
+        )
+        request.check()
+        from manyviews.operations.probe.probe import probe as run
 
-    table = run(request)
+        table = run(request)
     if as_json:
         click.echo(json.dumps(_facts(table, threshold)))
     else:

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from featurestore.errors import BadSampleError
+from featurestore.errors import BadSampleError, ConfigError
 from featurestore.imdb.embeddings_manifest import views_and_seed
 from featurestore.imdb.labels import LabelReport, write_augmented_labels, write_labels
 from featurestore.imdb.materialize import PREFIX
-from producers import decode
-from producers.sources import files, pairs
-from producers.sources.scan import Scan
+from producers.sources.collection import CollectionConfig
+from producers.sources.kinds import scan_collection
+from producers.sources.readers import Synopsis
+from producers.sources.scan import Inputs, Scan
 
 
 def labels(
-    data_dir: Path | str,
+    collection: CollectionConfig,
     out_dir: Path | str,
     *,
-    follow_links: bool = False,
     embeddings_dir: Path | str | None = None,
     views: int | None = None,
     seed: int | None = None,
@@ -27,9 +29,8 @@ def labels(
     """Writes the label files of a data folder, and noisy labels of every view if asked for.
 
     Args:
-        data_dir: folder of posters and synopses, whose genres are read.
+        collection: the collection whose genres are read.
         out_dir: folder of the label files; created.
-        follow_links: use symbolic links that lead out of ``data_dir``.
         embeddings_dir: where noisy labels are written, beside materialized embeddings; None for
             clean labels only.
         views: views of the noisy labels; None for those of the embeddings, or 70 before they exist.
@@ -44,7 +45,7 @@ def labels(
     beside = None if embeddings_dir is None else Path(embeddings_dir)
     if beside is not None:
         views, seed = views_and_seed(beside, prefix, views, seed)
-    samples = pairs.scan(Path(data_dir), follow_links=follow_links)
+    samples = scan_collection(collection)
     stems = [sample.stem for sample in samples.samples]
     report = write_labels(stems, _documents(samples), Path(out_dir))
     if beside is not None:
@@ -54,9 +55,32 @@ def labels(
 
 def _documents(samples: Scan) -> Iterator[object]:
     """Each sample's parsed synopsis, None if it cannot be read."""
+    inputs = Inputs(samples)
     for sample in samples.samples:
         try:
-            path = files.text_path(samples.path, sample)
-            yield decode.document(files.read_capped(path, files.MAX_TEXT_BYTES))
+            texts = inputs.texts(sample)
         except BadSampleError:
-            yield None
+            texts = None
+        yield texts.document() if isinstance(texts, Synopsis) else None
+
+
+@contextmanager
+def labels_folder(labels_dir: Path | None, collection: CollectionConfig | None) -> Iterator[Path]:
+    """Yields a folder of label files: ``labels_dir``, or a temporary one for a collection.
+
+    Raises:
+        ConfigError: neither or both are given.
+    """
+    if (labels_dir is None) == (collection is None):
+        found = "neither" if labels_dir is None else "both"
+        raise ConfigError(
+            "Labels come from --labels-dir, or from the inputs (--data-dir, --data, --config): "
+            f"expected one of them, found {found}."
+        )
+    if labels_dir is not None:
+        yield labels_dir
+        return
+    assert collection is not None
+    with TemporaryDirectory(prefix="manyviews-labels-") as folder:
+        labels(collection, folder)
+        yield Path(folder)

@@ -179,7 +179,7 @@ def test_an_invalid_config_file_is_refused(tmp_path: Path, content: str, expecte
     [
         (["nosuch"], "No such command"),
         (["build", "--nosuch"], "No such option"),
-        (["build"], "--data-dir is missing"),
+        (["build"], "The inputs are missing: give --data-dir DIR"),
         (["build", "--data-dir", "d"], "--store is missing"),
         (["build", "--views", "x"], "not a valid integer"),
         (["build", "--data-dir", "d", "--store", "s", "--views", "0"], "--views is at least 1"),
@@ -249,7 +249,7 @@ def test_ctrl_c_exits_with_130_and_says_how_to_continue(
     monkeypatch.setattr("producers.sources.pairs.scan", interrupted)
     code, _, errors = run("labels", "--data-dir", "d", "--out-dir", "o")
     assert (code, errors.strip()) == (130, "Interrupted: run the same command again.")
-    monkeypatch.setattr("consumers.build.scan", interrupted)
+    monkeypatch.setattr("consumers.build.scan_collection", interrupted)
     code, _, errors = run("build", "--data-dir", "d", "--store", "s")
     assert code == 130
     assert "Stopped by SIGINT before anything was built: run the same command again." in errors
