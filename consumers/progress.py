@@ -1,8 +1,8 @@
 """The observers of a build: a live display, plain lines for a pipe, and a log file.
 
 All of them receive the same events: ``scanned``; ``chosen`` for a new store of another collection
-than MM-IMDb; ``loading``, ``started``, ``sample``, ``chunk``, ``stopping`` after a stop signal, and at
-the end ``finished``, ``interrupted`` or ``failed``, each with its facts as plain values.
+than MM-IMDb; ``loading``, ``started``, ``sample``, ``chunk``, ``stopping`` after a stop signal, and
+at the end ``finished``, ``interrupted`` or ``failed``, each with its facts as plain values.
 """
 
 from __future__ import annotations

@@ -42,12 +42,12 @@ if TYPE_CHECKING:
     from manyviews.api import build as build
     from manyviews.api import check as check
     from manyviews.api import export as export
-    from manyviews.api import labels as labels
     from manyviews.api import materialize as materialize
     from manyviews.api import probe as probe
     from manyviews.api import report as report
     from manyviews.api import status as status
     from manyviews.api import verify as verify
+    from manyviews.operations.labels import labels as labels
     from producers.sources.collection import CollectionConfig as CollectionConfig
 
 __all__ = [
@@ -98,13 +98,14 @@ _HOMES = {
     ),
     **dict.fromkeys(
         (
-            *("build", "check", "export", "labels", "materialize"),
+            *("build", "check", "export", "materialize"),
             *("probe", "report", "status", "verify"),
         ),
         "manyviews.api",
     ),
     "BuildConfig": "consumers.config",
     "CollectionConfig": "producers.sources.collection",
+    "labels": "manyviews.operations.labels",
     "make_datamodule": "featurestore.datamodule",
 }
 

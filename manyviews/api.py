@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from consumers.build import Observer
     from consumers.config import BuildConfig
     from consumers.main_loop import BuildReport
-    from featurestore.imdb.labels import LabelReport
     from featurestore.imdb.materialize import Materialized
     from featurestore.verify.findings import Verification
     from manyviews.operations.check.findings import CheckReport
@@ -49,6 +48,7 @@ def check(
     split_json: Path | str | None = None,
     full: bool = False,
     calibrate: bool = True,
+    sheet: Path | str | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> CheckReport:
     """Reports what a build would meet: data, split, models, machine and time.
@@ -58,6 +58,7 @@ def check(
         split_json: the split to check, or None.
         full: read every input instead of a sample of 500.
         calibrate: load the models and try the build on a few samples.
+        sheet: a PNG file to write, with the first three samples and their views, or None.
         say: called with a line for each step.
 
     Raises:
@@ -66,8 +67,13 @@ def check(
     """
     from manyviews.operations.check.check import CheckRequest, run_check
 
-    split = _path(split_json)
-    request = CheckRequest(config=config, split_json=split, full=full, calibrate=calibrate)
+    request = CheckRequest(
+        config=config,
+        split_json=_path(split_json),
+        full=full,
+        calibrate=calibrate,
+        sheet=_path(sheet),
+    )
     return run_check(request, say)
 
 
@@ -190,47 +196,6 @@ def verify(
     return verified
 
 
-def labels(
-    out_dir: Path | str,
-    *,
-    data_dir: Path | str | None = None,
-    data: Path | str | None = None,
-    collection: CollectionConfig | None = None,
-    follow_links: bool = False,
-    embeddings_dir: Path | str | None = None,
-    views: int | None = None,
-    seed: int | None = None,
-    prefix: str = "mm_imdb1_globals_aug70",
-) -> LabelReport:
-    """Writes the label files of a collection, and noisy labels of every view if asked for.
-
-    Args:
-        out_dir: folder of the label files; created.
-        data_dir: a folder of MM-IMDb's posters and synopses; or None.
-        data: a collection whose kind is recognized; or None.
-        collection: the description of a collection; or None. Exactly one of the three is given.
-        follow_links: use symbolic links that lead out of a folder.
-        embeddings_dir: where noisy labels are written, beside materialized embeddings; None for
-            clean labels only.
-        views: views of the noisy labels; None for those of the embeddings, or 70 before they exist.
-        seed: of the noise; None for that of the embeddings, or 123 before they exist.
-        prefix: what the names of the embeddings begin with.
-
-    Raises:
-        ConfigError: none or several of the arguments name inputs; or ``views`` or ``seed`` is not
-            what the embeddings' manifest says.
-        InputError: the collection cannot be read, or no sample has a known label.
-        StorageError: a file could not be written.
-    """
-    from manyviews.operations.labels import labels as run
-    from producers.sources.recognize import require_one
-
-    require_one(is_needed=True, data_dir=data_dir, data=data, collection=collection)
-    found = _collection(data_dir, data, collection, follow_links=follow_links)
-    assert found is not None
-    return run(found, out_dir, embeddings_dir=embeddings_dir, views=views, seed=seed, prefix=prefix)
-
-
 def report(
     store: Path | str,
     out: Path | str,
@@ -272,13 +237,9 @@ def report(
 
 def probe(
     store: Path | str,
-    labels_dir: Path | str | None,
+    labels_dir: Path | str,
     split_json: Path | str,
     *,
-    data_dir: Path | str | None = None,
-    data: Path | str | None = None,
-    collection: CollectionConfig | None = None,
-    follow_links: bool = False,
     features: Sequence[str] | None = None,
     threshold: float | None = None,
     device: str = "cpu",
@@ -287,37 +248,30 @@ def probe(
 
     Args:
         store: folder of a complete store.
-        labels_dir: a folder that ``labels`` wrote; None to read the labels of the inputs.
+        labels_dir: a folder that ``labels`` wrote.
         split_json: the split file.
-        data_dir: the inputs, a folder of MM-IMDb's posters and synopses; or None.
-        data: the inputs, a collection whose kind is recognized; or None.
-        collection: the inputs, described; or None.
-        follow_links: use symbolic links that lead out of a folder.
         features: names of features; None for all.
         threshold: above which a probability is a prediction; None chooses it on the dev split.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
 
     Raises:
-        ConfigError: the store has no such feature, or the machine no such device; or not exactly
-            one of the arguments names labels or inputs.
+        ConfigError: the store has no such feature, or the machine no such device.
         InputError: the store is not complete, or split or labels are of other samples.
     """
-    from manyviews.operations.labels import labels_folder
     from manyviews.operations.probe.probe import probe as run
     from manyviews.operations.probe.request import ProbeRequest
 
-    found = _collection(data_dir, data, collection, follow_links=follow_links)
-    with labels_folder(_path(labels_dir), found) as folder:
-        request = ProbeRequest(
-            store=Path(store),
-            labels_dir=folder,
-            split_json=Path(split_json),
-            features=None if features is None else tuple(features),
-            threshold=threshold,
-            device=device,
-        )
-        request.check()
-        return run(request)
+    chosen = None if features is None else tuple(features)
+    request = ProbeRequest(
+        store=Path(store),
+        labels_dir=Path(labels_dir),
+        split_json=Path(split_json),
+        features=chosen,
+        threshold=threshold,
+        device=device,
+    )
+    request.check()
+    return run(request)
 
 
 def status(store: Path | str) -> Progress:

@@ -117,8 +117,8 @@ def labels(
         if value is not None and not augment:
             raise ConfigError(f"--{option} requires --augment, which was not given.")
     report = run(
-        inputs.require(),
-        out_dir,
+        out_dir=out_dir,
+        collection=inputs.require(),
         embeddings_dir=embeddings_dir,
         views=views,
         seed=seed,

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featurestore.errors import ConfigError
-from manyviews.commands.inputs import InputOptions, input_options
 from manyviews.commands.options import (
     FOLDER,
     FeatureList,
@@ -29,8 +28,7 @@ _TITLES = ("micro F1", "macro F1", "weighted F1", "samples F1", "mAP")
 
 @click.command()
 @store_option
-@click.option("--labels-dir", type=FOLDER, help="Folder that `labels` wrote, or name the inputs.")
-@input_options
+@click.option("--labels-dir", required=True, type=FOLDER, help="Folder that `labels` wrote.")
 @click.option(
     "--split-json", required=True, type=FOLDER, help="Split file with train, dev and test."
 )
@@ -46,8 +44,7 @@ _TITLES = ("micro F1", "macro F1", "weighted F1", "samples F1", "mAP")
 @common_options
 def probe(
     store: Path,
-    labels_dir: Path | None,
-    inputs: InputOptions,
+    labels_dir: Path,
     split_json: Path,
     features: str | None,
     threshold: str,
@@ -65,24 +62,20 @@ def probe(
     Example:
       python cli.py probe --store features --labels-dir labels --split-json imdb/split.json
     """
-    from manyviews.operations.labels import labels_folder
     from manyviews.operations.probe.request import ProbeRequest
 
-    # The inputs of manyviews.toml are a default, which --labels-dir replaces.
-    collection = inputs.collection() if inputs.are_given or labels_dir is None else None
-    with labels_folder(labels_dir, collection) as folder:
-        request = ProbeRequest(
-            store=store,
-            labels_dir=folder,
-            split_json=split_json,
-            features=None if features is None else tuple(f.strip() for f in features.split(",")),
-            threshold=_threshold(threshold),
-            device=device,
-        )
-        request.check()
-        from manyviews.operations.probe.probe import probe as run
+    request = ProbeRequest(
+        store=store,
+        labels_dir=labels_dir,
+        split_json=split_json,
+        features=None if features is None else tuple(f.strip() for f in features.split(",")),
+        threshold=_threshold(threshold),
+        device=device,
+    )
+    request.check()
+    from manyviews.operations.probe.probe import probe as run
 
-        table = run(request)
+    table = run(request)
     if as_json:
         click.echo(json.dumps(_facts(table, threshold)))
     else:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from featurestore.errors import BadSampleError, ConfigError
 from featurestore.imdb.embeddings_manifest import views_and_seed
@@ -14,13 +12,17 @@ from featurestore.imdb.materialize import PREFIX
 from producers.sources.collection import CollectionConfig
 from producers.sources.kinds import scan_collection
 from producers.sources.readers import Synopsis
+from producers.sources.recognize import given_collection, require_one
 from producers.sources.scan import Inputs, Scan
 
 
 def labels(
-    collection: CollectionConfig,
-    out_dir: Path | str,
+    data_dir: Path | str | None = None,
+    out_dir: Path | str | None = None,
     *,
+    data: Path | str | None = None,
+    collection: CollectionConfig | None = None,
+    follow_links: bool = False,
     embeddings_dir: Path | str | None = None,
     views: int | None = None,
     seed: int | None = None,
@@ -29,8 +31,12 @@ def labels(
     """Writes the label files of a data folder, and noisy labels of every view if asked for.
 
     Args:
-        collection: the collection whose genres are read.
+        data_dir: folder of MM-IMDb's posters and synopses, whose genres are read.
         out_dir: folder of the label files; created.
+        data: path of a collection whose kind is recognized.
+        collection: the description of a collection. Exactly one of ``data_dir``, ``data`` and
+            ``collection`` is given.
+        follow_links: use symbolic links that lead out of the collection.
         embeddings_dir: where noisy labels are written, beside materialized embeddings; None for
             clean labels only.
         views: views of the noisy labels; None for those of the embeddings, or 70 before they exist.
@@ -45,7 +51,14 @@ def labels(
     beside = None if embeddings_dir is None else Path(embeddings_dir)
     if beside is not None:
         views, seed = views_and_seed(beside, prefix, views, seed)
-    samples = scan_collection(collection)
+    if out_dir is None:
+        raise ConfigError("out_dir is missing: name the folder of the label files.")
+    require_one(is_needed=True, data_dir=data_dir, data=data, collection=collection)
+    given = given_collection(
+        data_dir=data_dir, data=data, collection=collection, follow_links=follow_links
+    )
+    assert given is not None
+    samples = scan_collection(given)
     stems = [sample.stem for sample in samples.samples]
     report = write_labels(stems, _documents(samples), Path(out_dir))
     if beside is not None:
@@ -62,25 +75,3 @@ def _documents(samples: Scan) -> Iterator[object]:
         except BadSampleError:
             texts = None
         yield texts.document() if isinstance(texts, Synopsis) else None
-
-
-@contextmanager
-def labels_folder(labels_dir: Path | None, collection: CollectionConfig | None) -> Iterator[Path]:
-    """Yields a folder of label files: ``labels_dir``, or a temporary one for a collection.
-
-    Raises:
-        ConfigError: neither or both are given.
-    """
-    if (labels_dir is None) == (collection is None):
-        found = "neither" if labels_dir is None else "both"
-        raise ConfigError(
-            "Labels come from --labels-dir, or from the inputs (--data-dir, --data, --config): "
-            f"expected one of them, found {found}."
-        )
-    if labels_dir is not None:
-        yield labels_dir
-        return
-    assert collection is not None
-    with TemporaryDirectory(prefix="manyviews-labels-") as folder:
-        labels(collection, folder)
-        yield Path(folder)

@@ -26,9 +26,9 @@ class Words:
     file: str = "input"
 
 
-_PAPER = Words("poster", "posters", "synopsis", "synopses", "file")
+PAPER = Words("poster", "posters", "synopsis", "synopses", "file")
 
 
 def words_of(collection: CollectionConfig) -> Words:
     """Posters and synopses for MM-IMDb, images and texts for all others."""
-    return _PAPER if collection.kind == MM_IMDB else Words()
+    return PAPER if collection.kind == MM_IMDB else Words()
