@@ -72,7 +72,7 @@ def check(
     they would be read.
 
     \b
-    Examples:
+    Example:
       python cli.py check --data photos --sheet photos.png
       python cli.py check --data-dir imdb/dataset --store features --split-json imdb/split.json
     """
