@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
+from consumers.choices import choices, downloads
 from consumers.config import BuildConfig
 from consumers.decisions import decide
 from consumers.plan import Plan, make_plan
@@ -32,6 +33,8 @@ from featurestore.system.durable import make_folder
 from featurestore.system.locks import FileLock
 from featurestore.system.platforms import require_linux
 from featurestore.system.refusals import is_folder
+from featurestore.wording import human_bytes
+from producers.sources.collection import GENERIC
 from producers.sources.kinds import scan_collection
 from producers.sources.scan import Scan
 
@@ -104,8 +107,14 @@ def _build(config: BuildConfig, notify: Callable[..., None]) -> BuildReport:
         config = completed(config, stored, found)
         wanted = find_extension(config, stored, found)
         _require_sound(stored, wanted)
+        generic = found.collection.preset == GENERIC
+        if generic and stored is None:
+            notify("chosen", **choices(config, found), downloads=downloads(config))
         plan = make_plan(decide(config, found, stored, wanted), notify)
         notices = _require_space(plan, stored)
+        if generic and stored is None:
+            size = human_bytes(store_bytes(plan.spec, found.samples))
+            notices.append(f"the store takes {size}")
         if lock is None:
             lock = _lock(config, stack)
             _refuse_late(config)

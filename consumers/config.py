@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from consumers.backbones.config import BackboneConfig, check_name
@@ -12,7 +12,7 @@ from featurestore.errors import ConfigError
 from featurestore.records import FEATURES, PAPER_VIEWS
 from featurestore.storage.codecs import CODECS, NONE
 from producers.sources.collection import CollectionConfig
-from producers.sources.recognize import recognize
+from producers.sources.recognize import given_collection, require_one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,11 +94,9 @@ class BuildConfig:
         Raises:
             ConfigError: a value is out of range, with the value found.
         """
-        if sum(given is not None for given in (self.data_dir, self.data, self.collection)) != 1:
-            raise ConfigError(
-                "Name the inputs once: --data-dir DIR (MM-IMDb's layout), --data PATH (any "
-                "collection), or a table [collection] in the --config file."
-            )
+        require_one(
+            is_needed=True, data_dir=self.data_dir, data=self.data, collection=self.collection
+        )
         if self.views is not None:
             _at_least("views", self.views, 1)
         _at_least("seed", self.seed, 0)
@@ -133,15 +131,14 @@ class BuildConfig:
         Raises:
             InputError: ``data`` is not there, or of no known kind.
         """
-        if self.data_dir is not None:
-            return CollectionConfig.mm_imdb(self.data_dir, follow_links=self.follow_links)
-        if self.collection is not None:
-            return replace(
-                self.collection,
-                follow_links=self.collection.follow_links or self.follow_links,
-            )
-        assert self.data is not None
-        return recognize(self.data, follow_links=self.follow_links)
+        found = given_collection(
+            data_dir=self.data_dir,
+            data=self.data,
+            collection=self.collection,
+            follow_links=self.follow_links,
+        )
+        assert found is not None  # checked when this was created
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,9 +14,6 @@ from consumers.config import BuildConfig, expand_models
 from featurestore.errors import ConfigError
 from producers.sources.collection import CollectionConfig, parse_collection
 
-# The file that is read if it is in the current folder and no other one is named.
-DEFAULT_FILE = "manyviews.toml"
-
 
 def read_toml(path: Path) -> dict[str, Any]:
     """Reads a configuration file: the fields of :class:`BuildConfig`, as TOML.

@@ -51,6 +51,7 @@ class BuildReport:
         truncated: number of views of this run that were cut to the tokenizer's maximum length, by
             text feature.
         replaced: number of producers that died and were replaced, by cause of death.
+        absent: number of samples of the store without an image, or without a text, by modality.
     """
 
     store: Path
@@ -62,6 +63,7 @@ class BuildReport:
     bad: list[BadInput] = field(default_factory=list)
     truncated: Counter[str] = field(default_factory=Counter)
     replaced: Counter[str] = field(default_factory=Counter)
+    absent: Counter[str] = field(default_factory=Counter)
 
 
 def run_plan(plan: Plan, writer: StoreWriter, notify: Callable[..., None]) -> BuildReport:
@@ -124,6 +126,7 @@ class _Run:
         if self._wanted is not None:
             store = self._wanted.finish(self._writer)
         self._report.bad = store.bad_inputs
+        self._report.absent = _absent(store)
         self._notify("finished", **_report_facts(self._report))
         return self._report
 
@@ -300,6 +303,18 @@ def _chunk_facts(records: Sequence[SampleRecord], report: BuildReport) -> dict[s
     }
 
 
+def _absent(store: FeatureStore) -> Counter[str]:
+    """How many samples lack an input that features are computed from."""
+    used = set(store.spec.modalities.values())
+    return +Counter(
+        modality
+        for entry in store.ledger.entries
+        for record in entry.samples
+        for modality in used
+        if not record.has(modality)
+    )
+
+
 def _report_facts(report: BuildReport) -> dict[str, Any]:
     return {
         "built": report.built,
@@ -308,6 +323,7 @@ def _report_facts(report: BuildReport) -> dict[str, Any]:
         "bad": len(report.bad),
         "truncated": dict(report.truncated),
         "replaced": dict(report.replaced),
+        "absent": dict(report.absent),
     }
 
 

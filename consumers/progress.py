@@ -1,8 +1,8 @@
 """The observers of a build: a live display, plain lines for a pipe, and a log file.
 
-All of them receive the same events: ``scanned``, ``loading``, ``started``, ``sample``, ``chunk``,
-``stopping`` after a stop signal, and at the end ``finished``, ``interrupted`` or ``failed``, each
-with its facts as plain values.
+All of them receive the same events: ``scanned``; ``chosen`` for a new store of another collection
+than MM-IMDb; ``loading``, ``started``, ``sample``, ``chunk``, ``stopping`` after a stop signal, and
+at the end ``finished``, ``interrupted`` or ``failed``, each with its facts as plain values.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from consumers.choices import choice_lines, download_line
 from featurestore.wording import amount
 
 # Rates are averages over this many seconds, but over at least two chunks: the first chunk is
@@ -181,7 +182,10 @@ class PlainDisplay:
 
     def __call__(self, event: str, facts: Mapping[str, Any]) -> None:
         """Receives an event."""
-        if event == "loading":
+        if event == "chosen":
+            for line in chosen_lines(facts):
+                self._print(line)
+        elif event == "loading":
             self._print(f"loading the backbones on {facts['device']}")
         elif event == "started":
             self._meter.start(facts)
@@ -223,7 +227,10 @@ class LiveDisplay:
 
     def __call__(self, event: str, facts: Mapping[str, Any]) -> None:
         """Receives an event."""
-        if event == "loading":
+        if event == "chosen":
+            for line in chosen_lines(facts):
+                self._console.print(line, markup=False, highlight=False)
+        elif event == "loading":
             self._console.print(f"loading the backbones on {facts['device']} …", style="dim")
         elif event == "started":
             self._start(facts)
@@ -273,6 +280,12 @@ class LiveDisplay:
             self._live.update(self._lines(), refresh=True)
             self._live.stop()
             self._live = None
+
+
+def chosen_lines(facts: Mapping[str, Any]) -> list[str]:
+    """What was recognized and chosen, a line for each."""
+    lines = [f"{label}: {text}" for label, text in choice_lines(facts)]
+    return lines + [line for line in (download_line(facts["downloads"]),) if line]
 
 
 def _stopping_line(facts: Mapping[str, Any]) -> str:

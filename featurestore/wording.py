@@ -30,3 +30,12 @@ def one_line(error: BaseException, most: int = 200) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, without a library's advice; at most 200 characters."""
     return str(error).strip().partition("\n")[0][:200] or type(error).__name__
+
+
+def human_bytes(count: float) -> str:
+    """A size in binary units: ``1.5 GiB``."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if abs(count) < 1024:
+            return f"{count:,.0f} bytes" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:,.1f} TiB"

@@ -48,11 +48,13 @@ if TYPE_CHECKING:
     from manyviews.api import status as status
     from manyviews.api import verify as verify
     from manyviews.operations.labels import labels as labels
+    from producers.sources.collection import CollectionConfig as CollectionConfig
 
 __all__ = [
     "BackboneError",
     "BadInputsError",
     "BuildConfig",
+    "CollectionConfig",
     "ConfigError",
     "CorruptStoreError",
     "DeviceBatches",
@@ -102,6 +104,7 @@ _HOMES = {
         "manyviews.api",
     ),
     "BuildConfig": "consumers.config",
+    "CollectionConfig": "producers.sources.collection",
     "labels": "manyviews.operations.labels",
     "make_datamodule": "featurestore.datamodule",
 }

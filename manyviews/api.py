@@ -48,6 +48,7 @@ def check(
     split_json: Path | str | None = None,
     full: bool = False,
     calibrate: bool = True,
+    sheet: Path | str | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> CheckReport:
     """Reports what a build would meet: data, split, models, machine and time.
@@ -57,6 +58,7 @@ def check(
         split_json: the split to check, or None.
         full: read every input instead of a sample of 500.
         calibrate: load the models and try the build on a few samples.
+        sheet: a PNG file to write, with the first three samples and their views, or None.
         say: called with a line for each step.
 
     Raises:
@@ -65,8 +67,13 @@ def check(
     """
     from manyviews.operations.check.check import CheckRequest, run_check
 
-    split = _path(split_json)
-    request = CheckRequest(config=config, split_json=split, full=full, calibrate=calibrate)
+    request = CheckRequest(
+        config=config,
+        split_json=_path(split_json),
+        full=full,
+        calibrate=calibrate,
+        sheet=_path(sheet),
+    )
     return run_check(request, say)
 
 
@@ -150,24 +157,44 @@ def export(
 
 
 def verify(
-    store: Path | str, *, progress: Callable[[int, int], None] | None = None
+    store: Path | str,
+    *,
+    data_dir: Path | str | None = None,
+    data: Path | str | None = None,
+    collection: CollectionConfig | None = None,
+    follow_links: bool = False,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Verification:
     """Checks every file of a store against its checksum, and the store's promises.
 
+    With ``data_dir``, ``data`` or ``collection``, the inputs are read again and compared as well:
+    the attribute ``inputs`` of the result has each that changed.
+
     Args:
         store: folder of the store.
+        data_dir: its inputs, a folder of MM-IMDb's posters and synopses; or None.
+        data: its inputs, a collection whose kind is recognized; or None.
+        collection: its inputs, described; or None.
+        follow_links: use symbolic links that lead out of a folder.
         progress: called with the number of chunks checked and of all chunks.
 
     Returns:
         The findings; none where nothing is damaged.
 
     Raises:
-        InputError: there is no store.
+        ConfigError: more than one of the arguments names inputs.
+        InputError: there is no store, or no collection.
         StorageError: a file could not be read.
     """
     from featurestore.verify.store import verify as run
 
-    return run(Path(store), progress=progress)
+    found = _collection(data_dir, data, collection, follow_links=follow_links)
+    verified = run(Path(store), progress=progress)
+    if found is not None:
+        from manyviews.operations.current_inputs import compare
+
+        verified.inputs = compare(Path(store), found, verified, progress=progress)
+    return verified
 
 
 def report(
@@ -175,6 +202,8 @@ def report(
     out: Path | str,
     *,
     data_dir: Path | str | None = None,
+    data: Path | str | None = None,
+    collection: CollectionConfig | None = None,
     labels_dir: Path | str | None = None,
     split_json: Path | str | None = None,
     follow_links: bool = False,
@@ -184,24 +213,27 @@ def report(
     Args:
         store: folder of the store.
         out: the file to write.
-        data_dir: its inputs, for pictures of bad samples; or None.
+        data_dir: its inputs, a folder of MM-IMDb's posters and synopses, for pictures of bad
+            samples; or None.
+        data: its inputs, a collection whose kind is recognized; or None.
+        collection: its inputs, described; or None.
         labels_dir: its labels, for genres; or None.
         split_json: its split; or None.
-        follow_links: use symbolic links that lead out of ``data_dir``.
+        follow_links: use symbolic links that lead out of a folder.
 
     Returns:
         ``bytes`` of the page, ``samples`` of the store, and how many were ``measured``.
 
     Raises:
-        ConfigError: matplotlib or jinja2 is not installed.
+        ConfigError: matplotlib or jinja2 is not installed, or several arguments name inputs.
         InputError: there is no store, or nothing in it.
         CorruptStoreError: a chunk is damaged.
         StorageError: the page could not be written.
     """
     from manyviews.operations.report.page import Sources, write
 
-    paths = _path(data_dir), _path(labels_dir), _path(split_json)
-    return write(Sources(Path(store), *paths, follow_links=follow_links), Path(out))
+    found = _collection(data_dir, data, collection, follow_links=follow_links)
+    return write(Sources(Path(store), found, _path(labels_dir), _path(split_json)), Path(out))
 
 
 def probe(
@@ -271,3 +303,17 @@ def _collection(collection: CollectionConfig | Path | str | None) -> CollectionC
 
 def _path(path: Path | str | None) -> Path | None:
     return None if path is None else Path(path)
+
+
+def _collection(
+    data_dir: Path | str | None,
+    data: Path | str | None,
+    collection: CollectionConfig | None,
+    *,
+    follow_links: bool,
+) -> CollectionConfig | None:
+    from producers.sources.recognize import given_collection
+
+    return given_collection(
+        data_dir=data_dir, data=data, collection=collection, follow_links=follow_links
+    )

@@ -11,11 +11,13 @@ from featurestore.records import BadInput, Sample
 from featurestore.storage.fingerprint import Fingerprint, compare_fingerprints
 from featurestore.storage.store import FeatureStore
 from featurestore.wording import amount
+from producers.sources.collection import MM_IMDB
 from producers.sources.inputs import InputStat, changed_inputs, read_cache
 from producers.sources.scan import InputStats, Scan
 
 # Sizes and modification times of the inputs that the store's rows were computed from.
 INPUT_CACHE = "records/runs/inputs.jsonl"
+_RIGHT = "are these the right inputs, columns and keys?"
 
 
 def check_intent(config: BuildConfig, state: str) -> None:
@@ -118,6 +120,7 @@ def check_inputs(
     changed, confirmed = changed_inputs(found, records, stats, cached, repaired=remake)
     if not changed:
         return confirmed, []
+    is_paper = found.collection.kind == MM_IMDB
     names = [repr(name) for of in changed.values() for name in of]
     advice = ""
     if not remake:
@@ -125,13 +128,15 @@ def check_inputs(
     elif wanted is not None:
         advice = "Restore them: what is being added must be computed from the inputs of the store."
     elif 2 * len(names) > sum(bool(r.image_sha256) + bool(r.text_sha256) for r in records):
-        advice = "Most inputs changed: is it the right --data-dir? If so, --overwrite the store."
+        which = "is it the right --data-dir?" if is_paper else _RIGHT
+        advice = f"Most inputs changed: {which} If so, --overwrite the store."
     if advice:
         raise StoreMismatchError(
             stored.path,
             "content of inputs",
             "the content that was read",
-            f"other content in {amount(len(names), 'file')}: {some(names)}",
+            f"other content in {amount(len(names), 'file' if is_paper else 'input')}: "
+            f"{some(names)}",
             advice,
         )
     return confirmed, sorted({index // stored.spec.chunk for index in changed})

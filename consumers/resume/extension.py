@@ -216,6 +216,11 @@ def sample_changes(stored: FeatureStore, found: Scan) -> StoreMismatchError:
             "New samples come before old ones and would move their rows: move them away, or build "
             "into another --store."
         )
+    if now == before:
+        changes, advice = (
+            _moved(stored, found),
+            ("Rows are addressed by position: restore the order, or build into another --store."),
+        )
     return StoreMismatchError(
         stored.path,
         "sample list",
@@ -223,6 +228,13 @@ def sample_changes(stored: FeatureStore, found: Scan) -> StoreMismatchError:
         f"{amount(len(now), 'sample')} ({some(changes)})",
         advice,
     )
+
+
+def _moved(stored: FeatureStore, found: Scan) -> list[str]:
+    """The first samples of another place in the same set of samples."""
+    pairs = zip(stored.samples, found.samples, strict=True)
+    moved = ((old, new) for old, new in pairs if old.stem != new.stem)
+    return [f"row {old.index} is {new.stem!r}, was {old.stem!r}" for old, new in moved]
 
 
 def _renamed(gone: set[tuple[str, str, str]], new: set[tuple[str, str, str]]) -> list[str]:

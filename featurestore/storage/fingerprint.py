@@ -31,6 +31,8 @@ def _advice(name: str, stored: object) -> str:
         option = f"the stored checkpoint (--model {feature}=...)"
     elif part in ("adapter", "pooling", "size", "max_length"):
         option = f"{part} = {json.dumps(stored)} in [backbones.{feature}]"
+    elif name == "clean_text":
+        option = f"clean_text = {json.dumps(stored)} in [collection]"
     else:
         return "Build into another --store, or start again with --overwrite."
     return f"Continue with {option}, or build into another --store."

@@ -19,6 +19,9 @@ from featurestore.wording import amount
 PAGE_BYTES = 4096
 CHECKSUM_BYTES = 4
 MOMENTS = "records/moments"
+# Default size of a chunk: that of 64 samples of the paper's 70 views.
+_CHUNK_ROWS = 4480
+_LEAST_CHUNK = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +130,9 @@ def chunk_fits(chunk: int, views: int, dims: Mapping[str, int]) -> bool:
 
 
 def choose_chunk(asked: int, views: int, dims: Mapping[str, int]) -> int:
-    """Samples per chunk: ``asked``, or for 0 at least 64 so that they fill whole memory pages.
+    """Samples per chunk: ``asked``, or for 0 about 4,480 rows that fill whole memory pages.
+
+    A default chunk has at least 64 samples: 64 of 70 views, and more if there are fewer views.
 
     Raises:
         ConfigError: ``asked`` samples do not fill whole memory pages, so training could not map
@@ -135,7 +140,8 @@ def choose_chunk(asked: int, views: int, dims: Mapping[str, int]) -> int:
     """
     step = _page_step(views, dims)
     if asked == 0:
-        return max(64, step)
+        # The step is a power of two.
+        return max(max(_LEAST_CHUNK, _CHUNK_ROWS // views) // step * step, step)
     if asked % step:
         raise ConfigError(
             f"--chunk {asked} does not fill whole memory pages with {rows_of(views, dims)}: "

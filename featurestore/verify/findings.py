@@ -25,6 +25,23 @@ class Finding:
 
 
 @dataclass(slots=True)
+class InputVerification:
+    """The result of a comparison of inputs.
+
+    Attributes:
+        compared: the number of inputs that were read and compared.
+        unknown: the number of inputs without a recorded digest, because they could not be read or
+            no feature uses their modality.
+        changed: (name, problem) of each input that differs from what was read, in the order of the
+            samples.
+    """
+
+    compared: int = 0
+    unknown: int = 0
+    changed: list[tuple[str, str]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
 class Verification:
     """The result of a check of a store.
 
@@ -37,6 +54,7 @@ class Verification:
         files: the number of chunk files whose content was read.
         extension: the result for an unfinished extension, or None; ``findings`` holds its damage
             too, with file names relative to the store.
+        inputs: the comparison of the inputs with those of the build, or None.
     """
 
     findings: list[Finding] = field(default_factory=list)
@@ -46,6 +64,7 @@ class Verification:
     committed: dict[int, bytes] = field(default_factory=dict)
     files: int = 0
     extension: Verification | None = None
+    inputs: InputVerification | None = None
 
     @property
     def damaged_chunks(self) -> list[int]:

@@ -73,6 +73,7 @@ def build_config(toml: Path | None, options: Mapping[str, Any]) -> BuildConfig:
     from consumers.backbones.registry import REGISTRY
     from consumers.config import BuildConfig, expand_models
     from consumers.config_file import read_toml
+    from producers.sources.recognize import require_one
 
     values: dict[str, Any] = {} if toml is None else read_toml(toml)
     given = {name: value for name, value in options.items() if value not in (None, ())}
@@ -91,6 +92,8 @@ def build_config(toml: Path | None, options: Mapping[str, Any]) -> BuildConfig:
         # An option replaces the inputs that the file names; two options are refused.
         for name in {"data", "data_dir", "collection"} - set(given):
             values.pop(name, None)
+    named = {name: values.get(name) for name in ("data_dir", "data", "collection")}
+    require_one(is_needed=True, **named)
     if "store" not in values:
         raise ConfigError("--store is missing: give it as an option or in --config.")
     return BuildConfig(**values | {"models": models, "batch_sizes": sizes})
@@ -143,6 +146,7 @@ def report_facts(report: BuildReport, scanned: Mapping[str, Any]) -> dict[str, A
         "alike": scanned["alike"],
         "truncated": dict(report.truncated),
         "replaced": dict(report.replaced),
+        "absent": dict(report.absent),
     }
 
 
@@ -174,6 +178,8 @@ def print_report(report: BuildReport, scanned: Mapping[str, Any]) -> None:
             say(f"{name}: {amount(count, 'view')} {verb} cut to the tokenizer's length")
     for why, count in report.replaced.items():
         say(f"producers replaced: {count} ({why})")
+    for modality, count in report.absent.items():
+        say(f"{amount(count, 'sample')} without {'an image' if modality == 'image' else 'a text'}")
     stems = bad_stems(report)
     lines = [f"{stems[b.index]!r}: {b.modality} {b.reason} ({b.detail})" for b in report.bad]
     say_list("bad inputs, each with a placeholder", lines, separator="\n  ")

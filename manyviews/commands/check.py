@@ -43,6 +43,9 @@ _COLOURS = {"ok": "green", "warning": "yellow", "error": "red"}
     is_flag=True,
     help="Do not load the models, count tokens, or predict the duration.",
 )
+@click.option(
+    "--sheet", type=FOLDER, help="PNG file to write: the first three samples and their views."
+)
 @json_option
 @common_options
 def check(
@@ -50,6 +53,7 @@ def check(
     split_json: Path | None,
     full: bool,
     no_calibration: bool,
+    sheet: Path | None,
     as_json: bool,
     **options: Any,
 ) -> int:
@@ -64,8 +68,12 @@ def check(
     too little disk or memory, a store that does not match. Unusable inputs are warnings, because
     a build uses placeholders for them.
 
+    It shows what was recognized, what a build would compute of it, and the first three samples as
+    they would be read.
+
     \b
     Example:
+      python cli.py check --data photos --sheet photos.png
       python cli.py check --data-dir imdb/dataset --store features --split-json imdb/split.json
     """
     from manyviews.operations.check.check import CheckRequest, run_check
@@ -77,6 +85,7 @@ def check(
         split_json=split_json,
         full=full,
         calibrate=not no_calibration,
+        sheet=sheet,
     )
     report = run_check(request, say)
     if as_json:

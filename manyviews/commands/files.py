@@ -6,13 +6,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from featurestore.errors import ConfigError
 from featurestore.wording import amount
-from manyviews.commands.label_inputs import collection_of, input_options
+from manyviews.commands.inputs import InputOptions, input_options
 from manyviews.commands.options import (
     FOLDER,
     check_split,
@@ -116,6 +116,7 @@ def materialize(
 @json_option
 @common_options
 def labels(
+    inputs: InputOptions,
     out_dir: Path,
     classes: Path | None,
     split: str | None,
@@ -126,7 +127,6 @@ def labels(
     prefix: str | None,
     embeddings_dir: Path | None,
     as_json: bool,
-    **inputs: Any,
 ) -> int:
     """Write the labels of a collection: labels.npy, ids.txt, class_names.json and split.json.
 
@@ -149,7 +149,7 @@ def labels(
     _require("split", split is not None, {"split-seed": split_seed})
     report = run(
         out_dir=out_dir,
-        collection=collection_of(**inputs),
+        collection=inputs.require(),
         classes=classes,
         split=None if split is None else parse_fractions(split),
         split_seed=split_seed or 0,

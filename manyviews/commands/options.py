@@ -13,6 +13,7 @@ from click.shell_completion import CompletionItem
 
 from featurestore.errors import ConfigError
 from featurestore.records import FEATURES
+from manyviews.commands.inputs import FOLLOW, config_option, data_dir_option, data_option
 
 if TYPE_CHECKING:
     # click.ParamType became generic in 8.4; before that, only type checkers may subscript it.
@@ -108,29 +109,15 @@ json_option = click.option(
 store_option = click.option(
     "--store", required=True, type=FOLDER, help="Folder of the feature store."
 )
-data_option = click.option(
-    "--data-dir",
-    required=True,
-    type=FOLDER,
-    help="Folder of <stem>.jpg posters and <stem>.json synopses.",
-)
-
-_FOLLOW = "Follow links in --data-dir that lead outside it (DVC, git-annex, the hub's cache)."
-follow_option = click.option("--follow-links", is_flag=True, help=_FOLLOW)
 
 _FLAG: dict[str, Any] = {
     "is_flag": True,
     "default": None,
 }  # None, so that --config decides where an option is not given
 _BUILD_OPTIONS = (
-    click.option("--data-dir", type=FOLDER, help="Folder of <stem>.jpg posters and <stem>.json."),
-    click.option(
-        "--data",
-        type=FOLDER,
-        help="Any collection: a folder of images, texts or both, a table, tar files or a saved "
-        "data set; its kind is recognized. More in a table [collection] of --config.",
-    ),
-    click.option("--follow-links", **_FLAG, help=_FOLLOW),
+    data_dir_option,
+    data_option,
+    click.option("--follow-links", **_FLAG, help=FOLLOW),
     click.option("--store", type=FOLDER, help="Folder of the feature store."),
     click.option(
         "--resume",
@@ -139,19 +126,21 @@ _BUILD_OPTIONS = (
         "and --views that it lacks.",
     ),
     click.option(
-        "--append", **_FLAG, help="With --resume, add samples that sort after the last stored one."
+        "--append", **_FLAG, help="With --resume, add samples that come after the last stored one."
     ),
     click.option("--overwrite", **_FLAG, help="Delete an existing store first."),
     click.option(
         "--views",
         type=int,
-        help="Views per sample, including the clean one.  [default: 70, or the store's]",
+        help="Views per sample, including the clean one.  [default: 70 for MM-IMDb, else 8; or the "
+        "store's]",
     ),
     click.option("--seed", type=int, help="Base seed of both recipes.  [default: 123]"),
     click.option(
         "--features",
         type=FeatureList(),
-        help="Comma-separated.  [default: all four, or the store's]",
+        help="Comma-separated.  [default: the paper's four for MM-IMDb, else CLIP's for what is "
+        "there; or the store's]",
     ),
     click.option(
         "--model",
@@ -181,7 +170,7 @@ _BUILD_OPTIONS = (
         "--chunk",
         type=int,
         help="Samples per chunk, the unit of commit; with --views it must fill whole pages of "
-        "memory.  [default: 64, or the store's]",
+        "memory.  [default: about 4,480 rows, at least 64 samples; or the store's]",
     ),
     click.option(
         "--codec",
@@ -215,7 +204,7 @@ _BUILD_OPTIONS = (
         **_FLAG,
         help="With --resume, rebuild the chunks whose inputs changed, for example were repaired.",
     ),
-    click.option("--config", "toml", type=FOLDER, help="TOML file with any of these options."),
+    config_option("TOML file with any of these options, and the table [collection]."),
 )
 
 

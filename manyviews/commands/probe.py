@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featurestore.errors import ConfigError
-from manyviews.commands.label_inputs import input_options, optional_collection
+from manyviews.commands.inputs import InputOptions, input_options
 from manyviews.commands.options import (
     FOLDER,
     FeatureList,
@@ -69,7 +69,7 @@ def probe(
     threshold: str,
     device: str,
     as_json: bool,
-    **inputs: Any,
+    inputs: InputOptions,
 ) -> int:
     """Fit a linear probe to each feature and to all of them together; print the test scores.
 
@@ -90,7 +90,7 @@ def probe(
     request = ProbeRequest(
         store=store,
         labels_dir=labels_dir,
-        collection=optional_collection(**inputs),
+        collection=inputs.collection() if labels_dir is None or inputs.are_given else None,
         split_json=split_json,
         features=None if features is None else tuple(f.strip() for f in features.split(",")),
         threshold=_threshold(threshold),

@@ -7,24 +7,14 @@ from pathlib import Path
 
 import click
 
-from featurestore.errors import ConfigError
-from manyviews.commands.options import (
-    FOLDER,
-    common_options,
-    follow_option,
-    json_option,
-    say,
-    store_option,
-)
+from manyviews.commands.inputs import InputOptions, input_options
+from manyviews.commands.options import FOLDER, common_options, json_option, say, store_option
 
 
 @click.command()
 @store_option
 @click.option("--out", required=True, type=FOLDER, help="HTML file to write.")
-@click.option(
-    "--data-dir", type=FOLDER, help="Folder of the posters, for pictures of the bad samples."
-)
-@follow_option
+@input_options
 @click.option(
     "--labels-dir", type=FOLDER, help="Folder that `labels` wrote, for genres and colours."
 )
@@ -34,8 +24,7 @@ from manyviews.commands.options import (
 def report(
     store: Path,
     out: Path,
-    data_dir: Path | None,
-    follow_links: bool,
+    inputs: InputOptions,
     labels_dir: Path | None,
     split_json: Path | None,
     as_json: bool,
@@ -44,6 +33,7 @@ def report(
 
     The page is one file without scripts, and needs no network. For a large store the expensive
     parts are measured on 2,048 samples; the page says so. The store may still be being built.
+    With the inputs of the store, the page has pictures of the bad samples.
     Needs matplotlib, which the extra `report` installs.
 
     \b
@@ -52,9 +42,7 @@ def report(
     """
     from manyviews.operations.report.page import Sources, write
 
-    if follow_links and data_dir is None:
-        raise ConfigError("--follow-links requires --data-dir, which was not given.")
-    sources = Sources(store, data_dir, labels_dir, split_json, follow_links=follow_links)
+    sources = Sources(store, inputs.collection(), labels_dir, split_json)
     done = write(sources, out)
     if as_json:
         click.echo(json.dumps({"out": str(out), **done}))

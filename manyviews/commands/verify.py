@@ -12,20 +12,20 @@ import click
 
 from featurestore.errors import ConfigError, InputError
 from featurestore.wording import amount
+from manyviews.commands.inputs import InputOptions, input_options
 from manyviews.commands.options import (
     FOLDER,
     LISTED,
     chunk_progress,
     common_options,
-    follow_option,
     json_option,
     say,
     store_option,
 )
 
 if TYPE_CHECKING:
-    from featurestore.verify.findings import Finding, Verification
-    from featurestore.verify.inputs import InputVerification
+    from featurestore.verify.findings import Finding, InputVerification, Verification
+    from producers.sources.collection import CollectionConfig
 
 _MANIFEST = "_manifest.json"
 _LABELS = "_labels"
@@ -35,12 +35,11 @@ _LABELS = "_labels"
 @store_option
 @click.option("--repair", is_flag=True, help="Drop damaged chunks; build --resume rebuilds them.")
 @click.option(
-    "--verify-inputs", is_flag=True, help="Also compare the content of all inputs in --data-dir."
+    "--verify-inputs",
+    is_flag=True,
+    help="Also compare the content of all inputs with that of the build.",
 )
-@click.option(
-    "--data-dir", type=FOLDER, help="Folder of the posters and synopses, for --verify-inputs."
-)
-@follow_option
+@input_options
 @click.option(
     "--materialized",
     type=FOLDER,
@@ -52,8 +51,7 @@ def verify(
     store: Path,
     repair: bool,
     verify_inputs: bool,
-    data_dir: Path | None,
-    follow_links: bool,
+    inputs: InputOptions,
     materialized: Path | None,
     as_json: bool,
 ) -> int:
@@ -70,36 +68,35 @@ def verify(
     """
     from featurestore.storage.writer import state_of, take_lock
 
-    if verify_inputs != (data_dir is not None):
-        raise ConfigError("--verify-inputs and --data-dir belong together: give both or neither.")
-    if follow_links and data_dir is None:
-        raise ConfigError("--follow-links requires --data-dir, which was not given.")
+    if inputs.are_given and not verify_inputs:
+        raise ConfigError("Inputs are read with --verify-inputs only: add it, or name no inputs.")
+    collection = inputs.require() if verify_inputs else None
     if state_of(store) != "store":
         raise InputError(f"There is no feature store at {store}.")
     with ExitStack() as stack:
         if repair:
             stack.callback(take_lock(store).release)
-        outcome = _look(store, data_dir, follow_links=follow_links)
+        outcome = _look(store, collection)
         if repair and outcome.store.findings:
             outcome.repair(store)
     if materialized is not None:
         outcome.files, outcome.files_checked = _materialized(materialized)
     if as_json:
         click.echo(json.dumps(outcome.facts()))
-    outcome.say(data_dir)
+    outcome.say(collection)
     return 1 if outcome.is_bad else 0
 
 
-def _look(store: Path, data_dir: Path | None, *, follow_links: bool) -> _Outcome:
-    from featurestore.verify.inputs import verify_inputs as compare
+def _look(store: Path, collection: CollectionConfig | None) -> _Outcome:
     from featurestore.verify.store import verify as check
 
     with chunk_progress() as progress:
         verified = check(store, progress=progress)
-        if data_dir is None:
+        if collection is None:
             return _Outcome(verified)
-        inputs = compare(store, data_dir, verified, follow_links=follow_links, progress=progress)
-        return _Outcome(verified, inputs)
+        from manyviews.operations.current_inputs import compare
+
+        return _Outcome(verified, compare(store, collection, verified, progress=progress))
 
 
 def _materialized(folder: Path) -> tuple[list[Finding], int]:
@@ -192,7 +189,7 @@ class _Outcome:
             facts["materialized_files"] = self.files_checked
         return facts
 
-    def say(self, data_dir: Path | None) -> None:
+    def say(self, collection: CollectionConfig | None) -> None:
         """Prints the result as text."""
         verified = self.store
         say(f"{len(verified.committed):,} of {amount(verified.chunks, 'chunk')} committed")
@@ -208,7 +205,7 @@ class _Outcome:
         elif verified.findings:
             say("`verify --repair` drops damaged chunks, and `build --resume` rebuilds them.")
         if self.inputs is not None:
-            self._say_inputs(self.inputs, data_dir)
+            self._say_inputs(self.inputs, "" if collection is None else collection.path)
         for finding in self.files or []:
             say(f"damaged: {finding}; `{_writer(finding.file)}` writes it again")
         self._say_sum()
@@ -231,11 +228,11 @@ class _Outcome:
             head += f", {amount(len(self.inputs.changed), 'input')} changed"
         say(f"{head}: {', '.join(checked)}")
 
-    def _say_inputs(self, inputs: InputVerification, data_dir: Path | None) -> None:
+    def _say_inputs(self, inputs: InputVerification, path: str) -> None:
         unknown = (
             f"; {inputs.unknown:,} were not read when the store was built" if inputs.unknown else ""
         )
-        say(f"{amount(inputs.compared, 'input')} compared with {data_dir}{unknown}")
+        say(f"{amount(inputs.compared, 'input')} compared with {path}{unknown}")
         for name, problem in inputs.changed:
             say(f"changed: {name!r}: {problem}")
         if inputs.changed:

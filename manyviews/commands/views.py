@@ -12,39 +12,27 @@ import click
 
 from featurestore.errors import ConfigError
 from featurestore.wording import amount
-from manyviews.commands.options import (
-    FOLDER,
-    common_options,
-    data_option,
-    follow_option,
-    json_option,
-    say,
-)
+from manyviews.commands.inputs import InputOptions, input_options
+from manyviews.commands.options import FOLDER, common_options, json_option, say
 
 if TYPE_CHECKING:
     from manyviews.operations.replay.replay import Replay
 
-# By the modalities whose file was compared with the hash in the store.
-_RECORDED = {
-    ("image", "text"): "the files are those that the store was built from",
-    (
-        "image",
-    ): "the poster is the one that the store was built from; the store has no text features",
-    (
-        "text",
-    ): "the synopsis is the one that the store was built from; the store has no image features",
-}
-
 
 @click.command()
-@data_option
-@follow_option
-@click.option("--stem", required=True, help="The sample's file name without its suffix.")
+@input_options
+@click.option(
+    "--id",
+    "--stem",
+    "id_",
+    required=True,
+    help="The sample's id; of a file its path without the suffix.",
+)
 @click.option(
     "--store",
     type=FOLDER,
-    help="Store built from the folder: it gives the seed, the number of views and the hashes of "
-    "the files.",
+    help="Store built from the inputs: it gives the seed, the number of views and the hashes of "
+    "the inputs.",
 )
 @click.option("--view", type=int, help="Number of the only view to show.  [default: all]")
 @click.option(
@@ -58,9 +46,11 @@ _RECORDED = {
     "--processor",
     type=click.Choice(["clip", "blip2"]),
     help="With --view 0: show what this model's image processor computes.  "
-    "[default: the poster itself]",
+    "[default: the image itself]",
 )
-@click.option("--views", type=int, help="Number of views, without --store.  [default: 70]")
+@click.option(
+    "--views", type=int, help="Number of views, without --store.  [default: 70 for MM-IMDb, else 8]"
+)
 @click.option("--seed", type=int, help="Base seed, without --store.  [default: 123]")
 @click.option(
     "--size", type=int, help="Side of the views in pixels.  [default: 224, or the store's]"
@@ -70,13 +60,13 @@ _RECORDED = {
 def views(out: Path | None, as_json: bool, **options: Any) -> int:
     """Replay the views of one sample: the parameters, pixels and masked text of each.
 
-    The views are recomputed from the poster and the synopsis, and equal those of the build bit for
-    bit. With --store, a file that differs from the one that the store was built from is refused.
-    Masked words are shown as [MASK:word]. Crops are in pixels of the poster.
+    The views are recomputed from the sample's image and text, and equal those of the build bit for
+    bit. With --store, an input that differs from the one that the store was built from is refused.
+    Masked words are shown as [MASK:word]. Crops are in pixels of the image.
 
     \b
     Example:
-      python cli.py views --data-dir imdb/dataset --stem 0000001 --sheet views.png
+      python cli.py views --data-dir imdb/dataset --id 0000001 --sheet views.png
     """
     replay = _replay(**{k: v for k, v in options.items() if k not in ("view", "processor")})
     view, processor = options["view"], options["processor"]
@@ -97,27 +87,29 @@ def views(out: Path | None, as_json: bool, **options: Any) -> int:
 def _replay(
     *,
     store: Path | None,
-    data_dir: Path,
-    follow_links: bool,
-    stem: str,
+    inputs: InputOptions,
+    id_: str,
     views: int | None,
     seed: int | None,
     size: int | None,
 ) -> Replay:
     """The replay, with seed and views from the store, or else from the options."""
+    from featurestore.records import GENERIC_VIEWS, PAPER_VIEWS
     from featurestore.storage.store import FeatureStore
     from manyviews.operations.replay import replay
+    from producers.sources.collection import MM_IMDB
 
+    collection = inputs.require()
     if store is not None:
         for name, value in (("views", views), ("seed", seed)):
             if value is not None:
                 raise ConfigError(f"--{name} comes from the store: remove --{name} or --store.")
-        return replay.from_store(
-            FeatureStore(store), data_dir, stem, size, follow_links=follow_links
-        )
+        return replay.from_store(FeatureStore(store), collection, id_, size)
+    if views is None:
+        views = PAPER_VIEWS if collection.kind == MM_IMDB else GENERIC_VIEWS
     given = {"views": views, "seed": seed, "size": size}
     recipe = replay.Recipe(**{name: v for name, v in given.items() if v is not None})
-    return replay.from_folder(data_dir, stem, recipe, follow_links=follow_links)
+    return replay.from_collection(collection, id_, recipe)
 
 
 def _write(replay: Replay, view: int | None, processor: str | None, out: Path) -> None:
@@ -175,14 +167,17 @@ def _digest(pixels: Any) -> str:
 
 def _print(replay: Replay, chosen: Any) -> None:
     """Prints the replay as text on standard output."""
-    size = "no poster" if replay.poster is None else "{} x {} poster".format(*replay.poster.size)
+    image = replay.words.image
+    size = f"no {image}"
+    if replay.poster is not None:
+        size = "{} x {} {}".format(*replay.poster.size, image)
     _line(
         f"{replay.sample.stem!r}: sample {replay.sample.index}, {size}, "
         f"{amount(len(replay.text.words), 'word')}; seed {replay.recipe.seed}, "
         f"{amount(replay.recipe.views, 'view')} of {amount(replay.recipe.size, 'pixel')}"
     )
     if replay.recorded:
-        _line(_RECORDED[replay.recorded])
+        _line(_comparison(replay))
     for bad in replay.bad:
         _line(f"{bad.modality} {bad.reason} ({bad.detail}): a placeholder replaces it")
     for view in chosen:
@@ -190,10 +185,22 @@ def _print(replay: Replay, chosen: Any) -> None:
         _line(f"  {_marked(replay, view)}")
 
 
+def _comparison(replay: Replay) -> str:
+    """Which inputs were compared with the hashes in the store."""
+    words = replay.words
+    if len(replay.recorded) == 2:
+        return f"the {words.file}s are those that the store was built from"
+    nouns = {"image": words.image, "text": words.text}
+    (read,) = replay.recorded
+    other = "text" if read == "image" else "image"
+    why = f"the store has no hash of the {nouns[other]}"
+    return f"the {nouns[read]} is the one that the store was built from; {why}"
+
+
 def _drawn(replay: Replay, view: int) -> str:
     """The parameters of a view in one line, in the order in which they are applied."""
     if replay.poster is None:
-        return "black"
+        return "black" if any(b.modality == "image" for b in replay.bad) else "no image"
     drawn = replay.drawn(view)
     if drawn is None:
         return "clean"

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from consumers.config import BuildConfig
 from featurestore.errors import ConfigError
 from featurestore.imdb.embeddings_manifest import views_and_seed
 from featurestore.imdb.label_sets import require_multi_label
@@ -17,6 +16,7 @@ from featurestore.labels.splitting import check_fractions, part_counts
 from manyviews.operations.collection_labels import documents, drawn_split, labels_of, split_of
 from producers.sources.collection import MM_IMDB, CollectionConfig
 from producers.sources.kinds import scan_collection
+from producers.sources.recognize import given_collection, require_one
 from producers.sources.scan import Scan
 
 
@@ -100,13 +100,11 @@ def labels(
     """
     if out_dir is None:
         raise ConfigError("out_dir is missing: name the folder of the label files.")
-    inputs = BuildConfig(
-        store=Path(out_dir),
-        data_dir=None if data_dir is None else Path(data_dir),
-        data=None if data is None else Path(data),
-        collection=collection,
-        follow_links=follow_links,
-    ).inputs
+    require_one(is_needed=True, data_dir=data_dir, data=data, collection=collection)
+    inputs = given_collection(
+        data_dir=data_dir, data=data, collection=collection, follow_links=follow_links
+    )
+    assert inputs is not None
     if split is not None:
         check_fractions(split)
     augment = None

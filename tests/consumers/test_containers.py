@@ -106,7 +106,7 @@ def test_a_changed_container_is_compared_by_content_on_resume(
     assert tree_digest(store) == before
     changed = [kit.Item(i.id, i.image, ("other",) if i is ITEMS[1] else i.texts) for i in ITEMS]
     kit.write_tar(tmp_path / "tars/0.tar", changed[:3])
-    with pytest.raises(StoreMismatchError, match="012 in 0.tar"):
+    with pytest.raises(StoreMismatchError, match=r"012 in 0\.tar"):
         build_store(source, store, checkpoints, resume=True)
     assert tree_digest(store) == before
 

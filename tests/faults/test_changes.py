@@ -62,6 +62,27 @@ CASES: dict[str, list[Same | Refused]] = {
         Refused(lambda folder: str(folder / "fewer"), ("sample list", "11 samples", "10 samples")),
         Refused(lambda folder: str(folder / "none"), ("does not exist",), "InputError"),
     ],
+    # The same inputs, named in another way.
+    "data": [
+        Same(lambda folder: str(folder / "moved")),
+        Refused(lambda folder: str(folder / "fewer"), ("sample list", "11 samples", "10 samples")),
+    ],
+    "collection": [
+        Same(lambda folder: {"kind": "mm-imdb", "path": str(folder / "moved")}),
+        Refused(
+            lambda folder: {"kind": "folder", "path": str(folder / "moved"), "text_key": "plot"},
+            ("another clean_text.", "stored: join", "now:    first", 'clean_text = "join"'),
+        ),
+        Refused(
+            lambda folder: {
+                "kind": "folder",
+                "path": str(folder / "moved"),
+                "text_key": "plot",
+                "clean_text": "join",
+            },
+            ("another preset.", "stored: mm-imdb", "now:    generic"),
+        ),
+    ],
     "store": [Same(lambda folder: str(folder / "moved-store"))],
     "follow_links": [Same(True)],
     "resume": [Refused(False, ("already holds", "--resume", "--overwrite"), "InputError")],
@@ -152,6 +173,8 @@ def test_each_field_of_the_configuration_changed(
         at = store.with_name(f"{name}-{number}")
         value = case.value(half_built) if callable(case.value) else case.value
         changes = {name: value}
+        if name in ("data", "collection"):
+            changes["data_dir"] = None
         if name == "overwrite":
             changes = {"overwrite": True, "resume": value == "with resume"}
         if name == "store":

@@ -62,6 +62,7 @@ from manyviews import main as program
 from producers import process
 from producers.parent import follow_parent
 from producers.recipes.tokens import TextSpec
+from producers.sources.collection import CollectionConfig
 from tests.conftest import tree_digest
 
 _SUBREAPER = 36
@@ -285,7 +286,13 @@ class Recorder:
 
 
 def _config(values: dict[str, Any]) -> BuildConfig:
-    typed: dict[str, Any] = {name: Path(values[name]) for name in ("data_dir", "store")}
+    typed: dict[str, Any] = {
+        name: Path(values[name])
+        for name in ("data_dir", "data", "store")
+        if values.get(name) is not None
+    }
+    if values.get("collection") is not None:
+        typed["collection"] = CollectionConfig(**values["collection"])
     typed["features"] = values["features"] and tuple(values["features"])
     tables = values.get("backbones", {})
     typed["backbones"] = {name: BackboneConfig(**table) for name, table in tables.items()}

@@ -61,7 +61,7 @@ def test_the_commands_as_functions(
     assert events
     assert manyviews.status(config.store).ended == "complete"
     assert not manyviews.verify(config.store).findings
-    report = manyviews.labels(config.inputs.path, tmp_path / "labels")
+    report = manyviews.labels(config.data_dir, tmp_path / "labels")
     store = manyviews.FeatureStore(config.store)
     assert report.samples == store.spec.samples
     files = manyviews.materialize(str(config.store), str(tmp_path / "embeddings")).files

@@ -32,7 +32,7 @@ from featurestore.storage.space import store_bytes
 from featurestore.system.limits import usable_cpus
 from featurestore.system.platforms import require_linux
 from featurestore.wording import amount
-from manyviews.operations.check import duplicates, inputs, libraries, machine
+from manyviews.operations.check import collection, duplicates, inputs, libraries, machine
 from manyviews.operations.check.findings import CheckReport, Group
 from manyviews.operations.check.forecast import forecast_group, run_trial
 from manyviews.operations.check.machine import Free, need_of
@@ -58,6 +58,7 @@ class CheckRequest:
         split_json: the split file to check, or None.
         full: read every input instead of ``SAMPLED`` of them.
         calibrate: load the models, count tokens, and run a trial build of a few samples.
+        sheet: a PNG file to write, with the first samples and their views, or None.
     """
 
     config: BuildConfig
@@ -65,6 +66,7 @@ class CheckRequest:
     split_json: Path | None = None
     full: bool = False
     calibrate: bool = True
+    sheet: Path | None = None
 
 
 def run_check(request: CheckRequest, say: Say) -> CheckReport:
@@ -112,7 +114,7 @@ class _Check:
 
     def run(self) -> CheckReport:
         """Runs every step."""
-        groups = self._folder()
+        groups = [collection.choices_group(self._config, self._scanned), *self._folder()]
         plan, why = self._plan()
         groups += self._read(plan)
         forecast, peak = self._forecast(plan, why)
@@ -123,12 +125,13 @@ class _Check:
 
     def _folder(self) -> list[Group]:
         self._say("comparing files by content")
-        data = inputs.data_group(self._scanned)
+        data = collection.data_group(self._scanned)
+        full = self._request.full
         if self._request.split_json is None:
-            duplicates.duplicates_into(data, self._scanned, None)
+            duplicates.duplicates_into(data, self._scanned, None, full=full)
             return [data]
         group, split = inputs.split_group(self._request.split_json, self._scanned)
-        duplicates.duplicates_into(data, self._scanned, split)
+        duplicates.duplicates_into(data, self._scanned, split, full=full)
         return [data, group]
 
     def _plan(self) -> tuple[Plan | None, str]:
@@ -199,25 +202,33 @@ class _Check:
         self._say(f"{event} the backbones on {facts['device']}")
 
     def _read(self, plan: Plan | None) -> list[Group]:
-        samples = self._scanned.samples
+        found = self._scanned
+        samples = found.samples
         chosen = samples if self._request.full else evenly(samples, SAMPLED)
         texts = {} if plan is None else _texts(plan)
+        used = plan is None or bool(plan.job.images)
         reading = Reading(
-            self._scanned.places.source,
-            images=plan is None or bool(plan.job.images),
+            found.places.source,
+            images=used and "image" in found.modalities,
             texts=tuple(texts.values()),
         )
         self._say(f"reading {len(chosen):,} of {amount(len(samples), 'sample')}")
+        first = samples[: collection.FIRST]
+        indices = {sample.index for sample in chosen}
+        more = [sample for sample in first if sample.index not in indices]
         workers = self._config.workers or usable_cpus()
-        looks = read(
-            reading, chosen, workers, self._config.sample_timeout_s, self._scanned.places.where
-        )
-        fatal = self._config.bad_sample == "fail"
-        groups = [inputs.posters_group(looks, samples, fatal=fatal)] if reading.images else []
+        timeout_s = self._config.sample_timeout_s
+        looks = read(reading, [*chosen, *more], workers, timeout_s, found.places.where)
+        shown = sorted(looks, key=lambda look: look.index)[: len(first)]
+        groups = [collection.first_group(shown, samples)]
+        if self._request.sheet is not None:
+            collection.draw_first(self._config, found, self._request.sheet)
+            self._say(f"written: {self._request.sheet}")
         limits = {name: spec.max_length for name, spec in texts.items()}
-        groups.append(inputs.texts_group(looks, samples, limits, fatal=fatal))
-        groups.append(inputs.genres_group(looks, samples))
-        return groups
+        fatal = self._config.bad_sample == "fail"
+        return groups + collection.input_groups(
+            looks[: len(chosen)], found, limits, images=reading.images, fatal=fatal
+        )
 
     def _forecast(self, plan: Plan | None, why: str) -> tuple[Group, int | None]:
         """The predicted duration, and the peak of GPU memory in the trial in bytes, or None."""

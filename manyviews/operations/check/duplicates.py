@@ -1,4 +1,4 @@
-"""Files of a data folder that have identical bytes."""
+"""Inputs of a collection that have identical content."""
 
 from __future__ import annotations
 
@@ -11,27 +11,42 @@ from featurestore.imdb.splits import SplitComparison
 from featurestore.records import Modality, Sample
 from featurestore.wording import amount
 from manyviews.operations.check.findings import Group
+from manyviews.operations.check.reading import evenly
+from manyviews.operations.words import words_of
 from producers.sources.inputs import sha256_of
 from producers.sources.scan import Inputs, Scan
 
 # Threads help: reading waits for the disk, and hashlib releases the interpreter lock.
 _THREADS = 8
+# Samples of a larger collection that are compared, evenly spaced.
+COMPARED = 50_000
 
 
-def duplicates_into(group: Group, scanned: Scan, split: SplitComparison | None) -> None:
-    """Adds the posters and synopses whose bytes equal those of another sample."""
-    for kind, groups in (
-        ("posters", duplicate_posters(scanned)),
-        ("synopses", duplicate_synopses(scanned)),
-    ):
+def duplicates_into(
+    group: Group, scanned: Scan, split: SplitComparison | None, *, full: bool = False
+) -> None:
+    """Adds the inputs whose content equals those of another sample.
+
+    Args:
+        group: the group to add to.
+        scanned: the collection.
+        split: the split, or None.
+        full: whether to compare all samples of a large collection.
+    """
+    words = words_of(scanned.collection)
+    chosen = scanned.samples if full else evenly(scanned.samples, COMPARED)
+    among = f" among {len(chosen):,} of them" if len(chosen) < len(scanned.samples) else ""
+    nouns: dict[Modality, str] = {"image": words.images, "text": words.texts}
+    for modality in scanned.modalities:
+        kind, groups = nouns[modality], duplicate_inputs(scanned, modality, chosen)
         group.facts[f"duplicate_{kind}"] = [[s.stem for s in same] for same in groups]
         label = f"equal {kind}"
         if not groups:
-            group.ok(label, "none, by SHA-256")
+            group.ok(label, f"none{among}, by SHA-256")
             continue
-        files = sum(map(len, groups))
+        count = amount(sum(map(len, groups)), words.file)
         first = " = ".join(s.stem for s in groups[0][:3])
-        text = f"{amount(files, 'file')} in {amount(len(groups), 'group')}, first {first!r}"
+        text = f"{count} in {amount(len(groups), 'group')}{among}, first {first!r}"
         advice = "A build keeps all of them. --json lists them."
         across = 0 if split is None else sum(_crosses(same, split) for same in groups)
         if across:
@@ -48,18 +63,18 @@ def _crosses(same: Sequence[Sample], split: SplitComparison) -> bool:
     return sum(bool(indices & part) for part in split.parts.values()) > 1
 
 
-def duplicate_posters(scanned: Scan) -> list[list[Sample]]:
-    """Groups of samples whose posters have identical bytes, in the order of the samples."""
-    return _duplicates(scanned, "image")
+def duplicate_inputs(
+    scanned: Scan, modality: Modality, chosen: Sequence[Sample] | None = None
+) -> list[list[Sample]]:
+    """Groups of samples with identical inputs, in the order of the samples.
 
+    Reads only inputs whose size occurs twice, or is unknown.
 
-def duplicate_synopses(scanned: Scan) -> list[list[Sample]]:
-    """Groups of samples whose synopses have identical bytes, in the order of the samples."""
-    return _duplicates(scanned, "text")
-
-
-def _duplicates(scanned: Scan, modality: Modality) -> list[list[Sample]]:
-    """Groups of samples with identical inputs; reads only inputs whose size occurs twice."""
+    Args:
+        scanned: the collection.
+        modality: the inputs to compare.
+        chosen: the samples to compare; None for all.
+    """
     inputs = Inputs(scanned)
 
     def digest(sample: Sample) -> str | None:
@@ -69,8 +84,10 @@ def _duplicates(scanned: Scan, modality: Modality) -> list[list[Sample]]:
             return None
 
     # Empty files are reported as bad inputs, not as duplicates.
-    sizes = (max(size, 0) for size in scanned.places.sizes(modality))
-    suspects = [sample for group in _groups(scanned.samples, sizes, empty=0) for sample in group]
+    sizes = list(scanned.places.sizes(modality))
+    samples = scanned.samples if chosen is None else chosen
+    alike = _groups(samples, (sizes[s.index] for s in samples), empty=0)
+    suspects = [sample for group in alike for sample in group]
     with ThreadPoolExecutor(_THREADS) as threads:
         return _groups(suspects, threads.map(digest, suspects), empty=None)
 

@@ -134,12 +134,3 @@ def spread_text(numbers: Mapping[str, int], unit: str) -> str:
     if least == most:
         return f"{amount(most, unit)} each"
     return f"{span(least, most, unit)}, median {numbers['median']:,}, 95% up to {numbers['p95']:,}"
-
-
-def human_bytes(count: float) -> str:
-    """A size in binary units: ``1.5 GiB``."""
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if abs(count) < 1024:
-            return f"{count:,.0f} bytes" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:,.1f} TiB"

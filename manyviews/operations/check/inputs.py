@@ -1,13 +1,13 @@
-"""The groups about a data folder: pairs, duplicates, posters, synopses, genres and split."""
+"""The groups about the inputs of a collection: pairs, images, texts and split."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from featurestore.errors import InputError
-from featurestore.imdb.genres import CLASS_NAMES
 from featurestore.imdb.splits import SplitComparison, compare_split
 from featurestore.records import Sample
 from featurestore.wording import amount
@@ -20,6 +20,7 @@ from manyviews.operations.check.findings import (
     spread_text,
 )
 from manyviews.operations.check.reading import Look
+from manyviews.operations.words import PAPER, Words
 from producers.decode import ImageFacts
 from producers.sources.scan import Scan
 from producers.sources.unused import advice, counted_reasons
@@ -28,19 +29,13 @@ from producers.sources.unused import advice, counted_reasons
 _SMALL_SIDE = 64
 _MANY_PIXELS = 25_000_000
 _ASPECT = 3.0
+# The label of texts without words, by the noun of a text.
+_EMPTY = {"synopsis": "without a plot", "text": "without words"}
 
 
 def data_group(scanned: Scan) -> Group:
     """The pairs of poster and synopsis, and all other files in the folder."""
-    group = Group("data")
-    group.facts = {
-        "data_dir": str(scanned.path),
-        "samples": len(scanned.samples),
-        "unmatched_images": list(scanned.unmatched_images),
-        "unmatched_texts": list(scanned.unmatched_texts),
-        "left_out": [list(pair) for pair in scanned.left_out],
-        "alike": [list(names) for names in scanned.alike],
-    }
+    group = Group("data", data_facts(scanned))
     group.ok("pairs", f"{amount(len(scanned.samples), 'poster')} with a synopsis")
     for label, names, other in (
         ("posters alone", scanned.unmatched_images, "synopsis"),
@@ -55,6 +50,24 @@ def data_group(scanned: Scan) -> Group:
     if shadowed:
         keep = ".jpg is used before .jpeg, .JPG, .JPEG, and .json before .JSON: keep one of each."
         group.names("warning", "same stem twice", shadowed, keep)
+    left_out_into(group, scanned)
+    return group
+
+
+def data_facts(scanned: Scan) -> dict[str, Any]:
+    """What is in a collection, as plain values."""
+    return {
+        "data_dir": str(scanned.path),
+        "samples": len(scanned.samples),
+        "unmatched_images": list(scanned.unmatched_images),
+        "unmatched_texts": list(scanned.unmatched_texts),
+        "left_out": [list(pair) for pair in scanned.left_out],
+        "alike": [list(names) for names in scanned.alike],
+    }
+
+
+def left_out_into(group: Group, scanned: Scan) -> None:
+    """Adds the entries that are no part of a sample, and names that look the same."""
     if scanned.alike:
         pairs = [f"{image} and {text}" for image, text, _ in scanned.alike]
         group.names("warning", "look the same", pairs, next(advice((), scanned.alike)))
@@ -62,33 +75,37 @@ def data_group(scanned: Scan) -> Group:
     if others:
         what = " ".join((f"They are not samples: {counted_reasons(others)}.", *advice(others)))
         group.names("warning", "left out", [name for name, _ in others], what)
-    return group
 
 
-def posters_group(
-    looks: Sequence[Look], samples: Sequence[Sample], *, fatal: bool = False
+def images_group(
+    looks: Sequence[Look], samples: Sequence[Sample], *, fatal: bool = False, words: Words = PAPER
 ) -> Group:
-    """Sizes, formats and problems of the posters that were read.
+    """Sizes, formats and problems of the images that were read.
 
     Args:
         looks: the samples that were read.
         samples: all samples.
-        fatal: whether a build stops at an unusable poster.
+        fatal: whether a build stops at an unusable image.
+        words: the nouns of the inputs.
     """
     total = len(samples)
-    stems = {s.index: s.stem for s in samples}
-    group = Group("posters")
+    stems = stems_of(looks, samples)
+    group = Group(words.images)
+    absent = sum(look.image is None and look.image_bad is None for look in looks)
     bad = {look.index: look.image_bad for look in looks if look.image_bad is not None}
     facts = {look.index: look.image for look in looks if look.image is not None}
     odd: dict[str, list[str]] = {}
     for index, image in facts.items():
         for kind in oddities(image):
+            if kind == "not JPEG" and words is not PAPER:
+                continue  # any format is usual elsewhere
             odd.setdefault(kind, []).append(stems[index])
     widths = spread([image.width for image in facts.values()])
     heights = spread([image.height for image in facts.values()])
     group.facts = {
         "read": len(looks),
         "of": total,
+        "absent": absent,
         "bad": [[stems[i], *why] for i, why in bad.items()],
         "odd": odd,
         "width": widths,
@@ -97,10 +114,11 @@ def posters_group(
         "formats": dict(Counter(image.format for image in facts.values())),
     }
     group.ok("read", f"{len(looks):,} of {total:,}{_how(looks, total)}")
+    _absent_line(group, absent, words.image)
     if facts:
         group.ok("width", spread_text(widths, "pixel"))
         group.ok("height", spread_text(heights, "pixel"))
-    placeholder = "A black image replaces each. Fetch the posters again."
+    placeholder = f"A black image replaces each. Fetch the {words.images} again."
     _bad_line(group, bad, stems, placeholder=placeholder, fatal=fatal)
     for kind, names in sorted(odd.items()):
         group.names("warning", kind, names, _ODD_ADVICE[kind])
@@ -118,7 +136,7 @@ _ODD_ADVICE = {
 
 
 def oddities(image: ImageFacts) -> list[str]:
-    """The unusual properties of a usable poster."""
+    """The unusual properties of a usable image."""
     short, long = sorted((image.width, image.height))
     kinds = {
         "small": short < _SMALL_SIDE,
@@ -137,79 +155,54 @@ def texts_group(
     limits: Mapping[str, int],
     *,
     fatal: bool = False,
+    words: Words = PAPER,
 ) -> Group:
-    """Lengths and problems of the synopses that were read.
+    """Lengths and problems of the texts that were read.
 
     Args:
         looks: the samples that were read.
         samples: all samples.
         limits: maximum number of ids per text feature, in the order of ``Look.tokens``.
-        fatal: whether a build stops at an unusable synopsis.
+        fatal: whether a build stops at an unusable text.
+        words: the nouns of the inputs.
     """
     total = len(samples)
-    stems = {s.index: s.stem for s in samples}
-    group = Group("synopses")
+    stems = stems_of(looks, samples)
+    group = Group(words.texts)
+    absent = sum(not look.texts and look.text_bad is None for look in looks)
+    present = [look for look in looks if look.texts or look.text_bad is not None]
     bad = {look.index: look.text_bad for look in looks if look.text_bad is not None}
-    words = spread([look.words for look in looks])
-    empty = [stems[look.index] for look in looks if not look.words and not look.text_bad]
+    lengths = spread([look.words for look in present])
+    empty = [stems[look.index] for look in present if not look.words and not look.text_bad]
     group.facts = {
         "read": len(looks),
         "of": total,
+        "absent": absent,
+        "several": sum(look.texts > 1 for look in looks),
         "bad": [[stems[i], *why] for i, why in bad.items()],
         "empty": empty,
-        "words": words,
+        "words": lengths,
         "tokens": {},
     }
     group.ok("read", f"{len(looks):,} of {total:,}{_how(looks, total)}")
-    placeholder = "The usable part, or the empty text, replaces each. Correct the synopses."
+    _absent_line(group, absent, words.text)
+    if group.facts["several"]:
+        most = max(look.texts for look in looks)
+        group.ok("several", f"{group.facts['several']:,} have more than one, at most {most:,}")
+    placeholder = f"The usable part, or the empty text, replaces each. Correct the {words.texts}."
     _bad_line(group, bad, stems, placeholder=placeholder, fatal=fatal)
     if empty:
         group.names(
-            "warning", "without a plot", empty, "Their text features are those of the empty text."
+            "warning", _EMPTY[words.text], empty, "Their text features are those of the empty text."
         )
-    group.ok("words", spread_text(words, "word"))
+    group.ok("words", spread_text(lengths, "word"))
     for position, (feature, limit) in enumerate(limits.items()):
-        counts = [look.tokens[position] for look in looks]
+        counts = [look.tokens[position] for look in present]
         cut = sum(count > limit for count in counts)
         tokens = spread(counts)
         group.facts["tokens"][feature] = {**tokens, "limit": limit, "cut": cut}
         text = f"{spread_text(tokens, 'token')}; {cut:,} of {len(counts):,} above {limit} are cut"
         group.ok(feature, text)
-    return group
-
-
-def genres_group(looks: Sequence[Look], samples: Sequence[Sample]) -> Group:
-    """How often each genre occurs among the synopses that were read."""
-    total = len(samples)
-    stems = {s.index: s.stem for s in samples}
-    group = Group("genres")
-    known = Counter(name for look in looks for name in look.genres)
-    unknown = Counter(name for look in looks for name in look.unknown_genres)
-    without = [stems[look.index] for look in looks if not look.genres]
-    group.facts = {
-        "read": len(looks),
-        "of": total,
-        "genres": {name: known[name] for name in CLASS_NAMES},
-        "unknown": dict(unknown.most_common()),
-        "without": without,
-    }
-    group.ok("most frequent", counted(known) or "none")
-    absent = [name for name in CLASS_NAMES if not known[name]]
-    if absent and len(looks) == total:
-        group.warn(
-            "never", ", ".join(absent), "No sample has them: a classifier cannot learn them."
-        )
-    if unknown:
-        group.warn(
-            "unknown",
-            counted(unknown),
-            "They are not among the paper's 23 genres, and are ignored.",
-        )
-    if without:
-        advice = "Their labels are all zero."
-        if len(without) == total:
-            advice = "A build does not need genres; `labels` refuses a data set without one."
-        group.names("warning", "none known", without, advice)
     return group
 
 
@@ -244,6 +237,16 @@ def split_group(path: Path, scanned: Scan) -> tuple[Group, SplitComparison | Non
         advice = "They are built, but training never reads them."
         group.names("warning", "in no part", [stems[i] for i in outside], advice)
     return group, split
+
+
+def stems_of(looks: Sequence[Look], samples: Sequence[Sample]) -> dict[int, str]:
+    """The id of each sample that was read, by index."""
+    return {look.index: samples[look.index].stem for look in looks}
+
+
+def _absent_line(group: Group, absent: int, noun: str) -> None:
+    if absent:
+        group.ok("absent", f"{absent:,} without {'an' if noun == 'image' else 'a'} {noun}")
 
 
 def _bad_line(

@@ -17,7 +17,8 @@ from featurestore.errors import ConfigError
 from featurestore.storage.space import free_bytes
 from featurestore.system import limits
 from featurestore.system.limits import available_bytes
-from manyviews.operations.check.findings import Group, human_bytes
+from featurestore.wording import human_bytes
+from manyviews.operations.check.findings import Group
 from manyviews.operations.check.models import FoundModel, batch_bytes
 
 # Open files of a build beside its producers': the store, the lock, the log, libraries and CUDA.

@@ -12,7 +12,8 @@ from consumers.config import CompleteConfig
 from consumers.engine.batch_plan import SHORT
 from featurestore.errors import ConfigError
 from featurestore.records import FEATURES
-from manyviews.operations.check.findings import Group, human_bytes
+from featurestore.wording import human_bytes
+from manyviews.operations.check.findings import Group
 
 # The parts of a checkpoint that the paper's features load, as prefixes of the weights' names.
 _PARTS: Mapping[str, tuple[str, ...]] = {

@@ -21,8 +21,10 @@ from producers.decode import ImageFacts
 from producers.process import Child, temporary_file
 from producers.recipes.tokens import TextSpec, TokenEncoder
 from producers.serving import Handler, out_of_memory, serve
-from producers.sources.readers import Reader, Synopsis, Texts, open_reader
+from producers.sources.readers import Reader, Synopsis, TextList, Texts, open_reader
 
+# Characters of a text that are shown.
+_PREVIEW = 60
 # The reason and detail of a bad input.
 _Bad = tuple[str, str]
 
@@ -36,6 +38,8 @@ class Look:
         image: the poster's properties, or None if it is unusable or was not read.
         image_bad: (reason, detail) if a placeholder would replace the poster, or None.
         text_bad: (reason, detail) if the synopsis is bad; a part of it may still be used.
+        texts: number of texts; 0 if the sample has none.
+        preview: the start of the text that is used.
         words: number of white-space separated words in the text that is used.
         tokens: number of ids per text specification, including special ones, before truncation.
         genres: the known genres.
@@ -46,6 +50,8 @@ class Look:
     image: ImageFacts | None = None
     image_bad: _Bad | None = None
     text_bad: _Bad | None = None
+    texts: int = 0
+    preview: str = ""
     words: int = 0
     tokens: tuple[int, ...] = ()
     genres: tuple[str, ...] = ()
@@ -268,6 +274,8 @@ def _text_of(
     return {
         "index": sample.index,
         "text_bad": None if bad is None else list(bad),
+        "texts": len(texts.texts) if isinstance(texts, TextList) else int(texts is not None),
+        "preview": decoded.text[:_PREVIEW],
         "words": len(decoded.text.split()),
         "tokens": [encoder.count(decoded.text) for encoder in encoders],
         "genres": [name for name, has in zip(CLASS_NAMES, row, strict=True) if has],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
@@ -14,6 +15,7 @@ GAP = 8  # pixels around every cell
 LABEL = 18  # height of the line of text above a cell, in pixels
 POSTER = 480  # maximum length of the poster's longer side on the sheet, in pixels
 COLUMNS = 10
+TEXT = 200  # maximum length of the line of text above a sheet, in characters
 _PAPER, _INK = (250, 250, 247), (60, 60, 60)
 
 
@@ -86,6 +88,30 @@ def sheet(replay: Replay) -> Image.Image:
         draw.text((left, top - LABEL), str(view), _INK, font)
         page.paste(Image.fromarray(replay.pixels(view)), (left, top))
     return page
+
+
+def stacked(replays: Sequence[Replay]) -> Image.Image:
+    """The sheets of several samples, one below the other, each under its id and clean text.
+
+    Returns:
+        An image of mode ``RGB``.
+    """
+    pages = [(replay, sheet(replay)) for replay in replays]
+    width = max(page.width for _, page in pages)
+    height = sum(page.height + GAP + LABEL for _, page in pages)
+    whole = Image.new("RGB", (width, height), _PAPER)
+    draw, font, top = ImageDraw.Draw(whole), _font(), 0
+    for replay, page in pages:
+        heading = f"{replay.sample.stem}: {replay.texts[0]}"[:TEXT]
+        draw.text((GAP, top + GAP), _drawable(heading), _INK, font)
+        whole.paste(page, (0, top + GAP + LABEL))
+        top += page.height + GAP + LABEL
+    return whole
+
+
+def _drawable(text: str) -> str:
+    """The text in one line, with escapes for characters that the font lacks."""
+    return " ".join(text.split()).encode("latin-1", "backslashreplace").decode("latin-1")
 
 
 def _poster_size(replay: Replay) -> tuple[int, int]:

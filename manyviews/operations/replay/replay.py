@@ -10,9 +10,8 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,16 +19,19 @@ from PIL import Image
 
 from consumers.backbones.registry import REGISTRY
 from featurestore.errors import ConfigError, InputError, StoreMismatchError
-from featurestore.records import PAPER_VIEWS, BadInput, Sample, SampleRecord, view_seed
+from featurestore.records import PAPER_VIEWS, BadInput, Sample, view_seed
 from featurestore.storage.fingerprint import Fingerprint
 from featurestore.storage.store import FeatureStore
 from manyviews.operations.replay import recorded
+from manyviews.operations.replay.recorded import Place
+from manyviews.operations.words import Words, words_of
 from producers.kernels import draws
 from producers.kernels.draws import ViewDraws
 from producers.recipes import image_views, text_views
 from producers.recipes.image_views import IMAGE_RECIPE, ImageSpec, Pixels
 from producers.recipes.text_views import TEXT_RECIPE, TextViews
-from producers.sources import pairs
+from producers.sources.collection import CollectionConfig
+from producers.sources.kinds import scan_collection
 
 PAPER_SEED, PAPER_SIZE = 123, 224
 # The paper's image processors for view 0: CLIP's crops the centre, BLIP-2's changes the aspect.
@@ -72,8 +74,9 @@ class Replay:
         poster: image of mode ``RGB``, or None if a black image replaces it.
         text: the text views; those of the empty text if the synopsis is unusable.
         bad: the bad inputs.
-        recorded: those of ``image`` and ``text`` whose file was compared with the store's hash. A
-            store without image features has no hashes of posters.
+        recorded: those of ``image`` and ``text`` whose input was compared with the store's hash. A
+            store without image features has no hashes of images.
+        words: what messages call the sample's inputs.
     """
 
     sample: Sample
@@ -82,6 +85,7 @@ class Replay:
     text: TextViews
     bad: tuple[BadInput, ...]
     recorded: tuple[str, ...]
+    words: Words
 
     def drawn(self, view: int) -> ViewDraws | None:
         """The random parameters of an augmented view; None for view 0 or without a poster."""
@@ -141,73 +145,73 @@ class Replay:
         return sorted(self.text.masked[view - 1]) if view else []
 
 
-def from_folder(data_dir: Path, stem: str, recipe: Recipe, *, follow_links: bool = False) -> Replay:
-    """Replays a sample of a data folder.
+def from_collection(collection: CollectionConfig, id_: str, recipe: Recipe) -> Replay:
+    """Replays a sample of a collection.
 
     Raises:
-        InputError: the folder does not contain the sample.
+        InputError: the collection does not contain the sample.
     """
-    samples = pairs.scan(data_dir, follow_links=follow_links).samples
-    return _replay(data_dir, find(samples, stem, str(data_dir)), recipe, None)
+    found = scan_collection(collection)
+    return replay(Place(found, find(found.samples, id_, collection.path)), recipe)
 
 
 def from_store(
-    store: FeatureStore,
-    data_dir: Path,
-    stem: str,
-    size: int | None = None,
-    *,
-    follow_links: bool = False,
+    store: FeatureStore, collection: CollectionConfig, id_: str, size: int | None = None
 ) -> Replay:
     """Replays a sample of a store.
 
     Args:
         store: the store, which records seed and number of views.
-        data_dir: the folder that the store was built from.
-        stem: the sample's stem.
+        collection: the collection that the store was built from.
+        id_: the sample's id.
         size: side S in pixels; None for the store's, see :func:`store_size`.
-        follow_links: whether to read links that lead out of the folder.
 
     Raises:
-        InputError: the store does not contain the sample, or its file is missing, differs from the
+        InputError: the store does not contain the sample, or its input is missing, differs from the
             one that the store was built from, or is a link out of the folder.
         ConfigError: ``size`` is None although the store has several, or is none of its sizes.
-        StoreMismatchError: the store was built with another version of a recipe.
+        StoreMismatchError: the store was built with another version of a recipe, or with another
+            rule for the clean text.
     """
     for field, ours in (("image_recipe", IMAGE_RECIPE), ("text_recipe", TEXT_RECIPE)):
         stored = store.fingerprint.get(field)
         if stored != ours:
             advice = "Replay it with the version of manyviews that built the store."
             raise StoreMismatchError(store.path, field, stored, ours, advice)
-    sample = find(store.samples, stem, str(store.path))
-    if not follow_links:
-        recorded.require_inside(data_dir, sample)
+    rule, ours = store.fingerprint.get("clean_text", collection.clean_rule), collection.clean_rule
+    if rule != ours:
+        advice = f'Set clean_text = "{rule}" in [collection].'
+        raise StoreMismatchError(store.path, "clean_text", rule, ours, advice)
+    sample = find(store.samples, id_, str(store.path))
+    found = recorded.stored_scan(collection, store)
+    now = recorded.sample_now(found, sample)
     side = store_size(store.fingerprint, store.features, size)
     recipe = Recipe(int(store.fingerprint["seed"]), store.spec.views, side)
     chunk = sample.index // store.spec.chunk
     record = None
     if chunk in store.ledger:
         record = store.ledger[chunk].samples[sample.index % store.spec.chunk]
-    return _replay(data_dir, sample, recipe, record)
+    return replay(Place(found, now, record), recipe, sample)
 
 
-def find(samples: Sequence[Sample], stem: str, where: str) -> Sample:
-    """The sample with this stem.
+def find(samples: Sequence[Sample], id_: str, where: str) -> Sample:
+    """The sample with this id.
 
     Args:
         samples: the samples to search.
-        stem: the stem as given on the command line.
-        where: the name of the folder or store for the message.
+        id_: the id as given on the command line.
+        where: the name of the collection or store for the message.
 
     Raises:
-        InputError: there is no such sample; the message lists similar stems.
+        InputError: there is no such sample; the message lists similar ids.
     """
-    wanted = os.fsencode(stem).decode("utf-8", "surrogateescape")
+    wanted = os.fsencode(id_).decode("utf-8", "surrogateescape")
     for sample in samples:
         if sample.stem == wanted:
             return sample
     alike = difflib.get_close_matches(wanted, [s.stem for s in samples], n=3)
-    hint = f"Similar: {', '.join(map(repr, alike))}." if alike else "A stem has no suffix."
+    similar = f"Similar: {', '.join(map(repr, alike))}."
+    hint = similar if alike else "The id of a file has no suffix."
     raise InputError(f"{where} has no sample {wanted!r} among its {len(samples):,}.\n{hint}")
 
 
@@ -239,10 +243,18 @@ def store_size(fingerprint: Fingerprint, features: Sequence[str], asked: int | N
     return asked
 
 
-def _replay(data_dir: Path, sample: Sample, recipe: Recipe, record: SampleRecord | None) -> Replay:
-    """Reads both files as a producer does, and compares them with the store's record."""
-    poster, bad_image = recorded.poster(data_dir, sample, record)
-    text, bad_text = recorded.text(data_dir, sample, record)
-    bad = tuple(b for b in (bad_image, bad_text) if b is not None)
+def replay(place: Place, recipe: Recipe, sample: Sample | None = None) -> Replay:
+    """Reads a sample's inputs as a producer does, and compares them with the store's record.
+
+    Args:
+        place: the sample and its record.
+        recipe: seed, number of views and size.
+        sample: the sample as it is numbered in the store; None for the number in the collection.
+    """
+    sample = sample or place.sample
+    poster, bad_image = recorded.poster(place)
+    text, bad_text = recorded.text(place)
+    bad = tuple(replace(b, index=sample.index) for b in (bad_image, bad_text) if b is not None)
     drawn = text_views.draw(text, recipe.seed, sample.index, recipe.views)
-    return Replay(sample, recipe, poster, drawn, bad, recorded.modalities(record))
+    words = words_of(place.found.collection)
+    return Replay(sample, recipe, poster, drawn, bad, recorded.modalities(place.record), words)

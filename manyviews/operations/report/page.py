@@ -25,6 +25,7 @@ from manyviews.operations.report.inputs import bad_rows
 from manyviews.operations.report.pairs import pairs
 from manyviews.operations.report.runs import throughput
 from manyviews.operations.report.sampling import Sampled, choose
+from producers.sources.collection import MM_IMDB, CollectionConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,17 +34,15 @@ class Sources:
 
     Attributes:
         store: folder of the store.
-        data_dir: folder of the posters, for pictures of bad samples, or None.
+        collection: the inputs, for pictures of bad samples, or None.
         labels_dir: folder of the labels, for genres, or None.
         split_json: the split file, or None.
-        follow_links: whether links in ``data_dir`` that lead out of it are read.
     """
 
     store: Path
-    data_dir: Path | None = None
+    collection: CollectionConfig | None = None
     labels_dir: Path | None = None
     split_json: Path | None = None
-    follow_links: bool = False
 
 
 def write(sources: Sources, out: Path) -> dict[str, int]:
@@ -59,8 +58,7 @@ def write(sources: Sources, out: Path) -> dict[str, int]:
         CorruptStoreError: a chunk is damaged.
         StorageError: the page could not be written.
     """
-    if sources.data_dir is not None and not sources.data_dir.is_dir():
-        raise InputError(f"--data-dir {sources.data_dir} is not a folder.")
+    _require_folder(sources.collection)
     store = FeatureStore(sources.store)
     if not len(store.ledger):
         raise InputError(
@@ -71,6 +69,14 @@ def write(sources: Sources, out: Path) -> dict[str, int]:
     data = page(store, sources, sampled).encode()
     replace_file(out, data)
     return {"bytes": len(data), "samples": len(store.records), "measured": len(sampled.samples)}
+
+
+def _require_folder(collection: CollectionConfig | None) -> None:
+    """Refuses a folder of MM-IMDb that is not there; other kinds are scanned when needed."""
+    if collection is None or collection.kind != MM_IMDB:
+        return
+    if not Path(collection.path).is_dir():
+        raise InputError(f"--data-dir {collection.path} is not a folder.")
 
 
 def page(store: FeatureStore, sources: Sources, sampled: Sampled) -> str:
@@ -84,9 +90,7 @@ def page(store: FeatureStore, sources: Sources, sampled: Sampled) -> str:
         *_about_features(store, sampled, labels),
         data_sections.genres(labels, parts),
         *data_sections.split(store, parts),
-        data_sections.bad_samples(
-            store, bad_rows(store, sources.data_dir, follow_links=sources.follow_links)
-        ),
+        data_sections.bad_samples(store, bad_rows(store, sources.collection)),
         data_sections.speed(throughput(store.path)),
     ]
     return render(store.path.resolve().name, _measured(store, sampled), body)

@@ -196,7 +196,11 @@ def test_a_second_writer_is_refused_and_readers_are_not(tmp_path: Path) -> None:
 
 def test_choose_chunk_fills_whole_pages() -> None:
     assert shape.choose_chunk(0, 70, {"a": 512, "b": 768, "c": 2048}) == 64
-    assert shape.choose_chunk(0, 1, {"a": 1}) == 1024
+    assert shape.choose_chunk(0, 140, {"a": 512, "b": 768, "c": 2048}) == 64
+    assert shape.choose_chunk(0, 8, {"a": 512}) == 560, "4,480 rows"
+    assert shape.choose_chunk(0, 8, {"a": 5}) == 512, "a multiple of 128 that is not more"
+    assert shape.choose_chunk(0, 1, {"a": 1}) == 4096
+    assert shape.choose_chunk(0, 70, {"a": 1}) == 512
     assert shape.choose_chunk(8, 4, {"a": 64, "b": 32}) == 8
     with pytest.raises(
         ManyViewsError,

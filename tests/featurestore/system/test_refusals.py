@@ -40,8 +40,9 @@ from featurestore.system.refusals import (
     status_of,
 )
 from featurestore.training.dataset import FeatureDataset
-from featurestore.verify.inputs import verify_inputs
 from featurestore.verify.store import verify
+from manyviews.operations.current_inputs import compare
+from producers.sources.collection import CollectionConfig
 from tests.conftest import ROOT
 from tests.featurestore.stores import make_store, tree
 
@@ -314,7 +315,7 @@ def test_inputs(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     name = str(FeatureStore(store).samples[0].image_name)
     refuse(monkeypatch, name, errno.EIO)
     with pytest.raises(StorageError, match="Input/output error") as caught:
-        verify_inputs(store, data, verify(store))
+        compare(store, CollectionConfig.mm_imdb(data), verify(store))
     assert caught.value.path.name == name
 
 

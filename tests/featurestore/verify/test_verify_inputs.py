@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from featurestore.errors import CorruptStoreError, InputError
-from featurestore.verify.inputs import InputVerification, verify_inputs
+from featurestore.verify.findings import InputVerification
 from featurestore.verify.store import verify
+from manyviews.operations import current_inputs
+from producers.sources.collection import CollectionConfig
 from tests.faults.fakes import SAMPLES, make, make_data
 
 Change = Callable[[Path], object]
@@ -38,7 +40,7 @@ def data(built: tuple[Path, Path], tmp_path: Path) -> Path:
 
 
 def compare(store: Path, data: Path) -> InputVerification:
-    return verify_inputs(store, data, verify(store))
+    return current_inputs.compare(store, CollectionConfig.mm_imdb(data), verify(store))
 
 
 def test_nothing_changed(built: tuple[Path, Path], data: Path) -> None:

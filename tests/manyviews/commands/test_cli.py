@@ -95,8 +95,8 @@ def test_help_answers_without_the_heavy_libraries(command: list[str]) -> None:
 def test_defaults_that_a_store_replaces_are_named(run: Any) -> None:
     for command in ("build", "check"):
         text = " ".join(run(command, "--help")[1].split())
-        assert "[default: 70, or the store's]" in text
-        assert "it must fill whole pages of memory. [default: 64, or the store's]" in text
+        assert "[default: 70 for MM-IMDb, else 8; or the store's]" in text
+        assert "[default: about 4,480 rows, at least 64 samples; or the store's]" in text
 
 
 def test_every_option_has_a_help_text() -> None:
@@ -125,7 +125,7 @@ def test_defaults_then_file_then_environment_then_options(
     assert (plain.views, plain.features, plain.seed, plain.models) == (None, None, 123, {})
 
     filed = build_config(toml, {"views": None, "models": (), "batch_sizes": ()})
-    assert (filed.data_dir, filed.views, filed.seed) == (Path("from-file"), 5, 6)
+    assert (filed.data_dir, filed.views, filed.seed) == (tmp_path / "from-file", 5, 6)
     assert (filed.resume, filed.features, filed.sample_timeout_s) == (True, ("clip_text",), 7)
     models = {"clip_image": "f1", "clip_text": "f2", "blip2_image": "f3", "blip2_text": "f3"}
     assert filed.models == models
@@ -144,7 +144,8 @@ def test_defaults_then_file_then_environment_then_options(
         "batch_sizes": (("clip_text", "11"),),
     }
     config = build_config(toml, options)
-    assert (config.data_dir, config.store, config.views) == (Path("from-option"), Path("s"), 9)
+    assert (config.data_dir, config.views) == (Path("from-option"), 9)
+    assert config.store == tmp_path / "s"
     assert config.features == ("clip_image", "blip2_text")
     assert config.models == models | {"blip2_text": "o4", "clip_text": "o2"}
     assert config.batch_sizes == {"clip_text": 11, "clip_image": 9}
@@ -179,7 +180,7 @@ def test_an_invalid_config_file_is_refused(tmp_path: Path, content: str, expecte
     [
         (["nosuch"], "No such command"),
         (["build", "--nosuch"], "No such option"),
-        (["build"], "--data-dir is missing"),
+        (["build"], "The inputs are missing: give --data-dir DIR"),
         (["build", "--data-dir", "d"], "--store is missing"),
         (["build", "--views", "x"], "not a valid integer"),
         (["build", "--data-dir", "d", "--store", "s", "--views", "0"], "--views is at least 1"),
@@ -249,7 +250,7 @@ def test_ctrl_c_exits_with_130_and_says_how_to_continue(
     monkeypatch.setattr("producers.sources.pairs.scan", interrupted)
     code, _, errors = run("labels", "--data-dir", "d", "--out-dir", "o")
     assert (code, errors.strip()) == (130, "Interrupted: run the same command again.")
-    monkeypatch.setattr("consumers.build.scan", interrupted)
+    monkeypatch.setattr("consumers.build.scan_collection", interrupted)
     code, _, errors = run("build", "--data-dir", "d", "--store", "s")
     assert code == 130
     assert "Stopped by SIGINT before anything was built: run the same command again." in errors

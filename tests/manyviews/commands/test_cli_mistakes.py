@@ -56,7 +56,7 @@ BUILD = "--data-dir data --store features"
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        ("build --store features", "--data-dir is missing"),
+        ("build --store features", "The inputs are missing: give --data-dir DIR"),
         ("build --data-dir missing --store features", "missing does not exist"),
         ("build --data-dir empty --store features", "empty"),
         (f"build {BUILD} --views 0", "--views is at least 1"),

@@ -12,8 +12,8 @@ import pytest
 from tokenizers import Tokenizer, models
 
 from featurestore.records import Sample
-from manyviews.operations.check import duplicates, inputs
-from manyviews.operations.check.duplicates import duplicate_posters, duplicate_synopses
+from manyviews.operations.check import collection, duplicates, inputs
+from manyviews.operations.check.duplicates import duplicate_inputs
 from manyviews.operations.check.findings import Group, spread
 from manyviews.operations.check.reading import Look, Reading, evenly, look_at, read
 from producers.recipes.tokens import TextSpec, TokenEncoder
@@ -177,9 +177,11 @@ def test_the_folder(found: Scan) -> None:
 
 
 def test_equal_files_are_found_whatever_their_names(found: Scan) -> None:
-    stems = [[s.stem for s in group] for group in duplicate_posters(found)]
+    stems = [[s.stem for s in group] for group in duplicate_inputs(found, "image")]
     assert stems == [["good01", "twin"]]
-    assert [[s.stem for s in group] for group in duplicate_synopses(found)] == [["twin", "twin2"]]
+    assert [[s.stem for s in group] for group in duplicate_inputs(found, "text")] == [
+        ["twin", "twin2"]
+    ]
 
 
 def test_equal_posters_in_two_parts_are_reported(found: Scan, tmp_path: Path) -> None:
@@ -196,7 +198,7 @@ def test_equal_posters_in_two_parts_are_reported(found: Scan, tmp_path: Path) ->
 
 
 def test_unusable_and_odd_posters(found: Scan, looks: list[Look]) -> None:
-    facts = inputs.posters_group(looks, found.samples).facts
+    facts = inputs.images_group(looks, found.samples).facts
     assert {stem: reason for stem, reason, _ in facts["bad"]} == {
         "cut": "truncated",
         "nothing": "empty",
@@ -217,7 +219,7 @@ def test_unusable_inputs_are_errors_if_a_build_stops_at_them(
     found: Scan, looks: list[Look]
 ) -> None:
     for fatal, level in ((False, "warning"), (True, "error")):
-        posters = inputs.posters_group(looks, found.samples, fatal=fatal)
+        posters = inputs.images_group(looks, found.samples, fatal=fatal)
         texts = inputs.texts_group(looks, found.samples, {}, fatal=fatal)
         assert level_of(posters, "unusable") == level_of(texts, "unusable") == level
         (line,) = [x for x in posters.lines if x.label == "unusable"]
@@ -226,7 +228,7 @@ def test_unusable_inputs_are_errors_if_a_build_stops_at_them(
 
 def test_a_single_reason_is_named_once(found: Scan, looks: list[Look]) -> None:
     truncated = [look for look in looks if look.image_bad and look.image_bad[0] == "truncated"]
-    group = inputs.posters_group(truncated, found.samples)
+    group = inputs.images_group(truncated, found.samples)
     (line,) = [x for x in group.lines if x.label == "unusable"]
     assert line.text == "1: 'cut' (truncated)"
 
@@ -244,7 +246,7 @@ def test_synopses(found: Scan, looks: list[Look]) -> None:
 
 
 def test_genres(found: Scan, looks: list[Look]) -> None:
-    group = inputs.genres_group(looks, found.samples)
+    group = collection.genres_group(looks, found.samples)
     counts = {name: count for name, count in group.facts["genres"].items() if count}
     assert counts == {"Comedy": 9, "Drama": GOOD + 1, "War": GOOD}
     assert group.facts["unknown"] == {"reality-tv": 1}
@@ -252,9 +254,9 @@ def test_genres(found: Scan, looks: list[Look]) -> None:
 
 
 def test_a_report_on_a_part_of_the_samples_says_so(found: Scan, looks: list[Look]) -> None:
-    group = inputs.posters_group(looks[:5], found.samples)
+    group = inputs.images_group(looks[:5], found.samples)
     assert group.lines[0].text == f"5 of {len(looks)}, evenly spaced; --full reads all"
-    assert "never" not in [x.label for x in inputs.genres_group(looks[:5], found.samples).lines]
+    assert "never" not in [x.label for x in collection.genres_group(looks[:5], found.samples).lines]
 
 
 @pytest.mark.parametrize(

@@ -150,11 +150,16 @@ def test_the_report_shows_the_poster_behind_a_link(
     assert page.read_bytes() == followed
 
 
-def test_follow_links_without_data_dir_is_refused(run: Any, store: Path, tmp_path: Path) -> None:
-    for command in (("verify",), ("report", "--out", tmp_path / "page.html")):
+def test_follow_links_without_inputs_is_refused(run: Any, store: Path, tmp_path: Path) -> None:
+    commands: dict[tuple[object, ...], str] = {
+        ("verify",): "Inputs are read with --verify-inputs only",
+        ("verify", "--verify-inputs"): "--follow-links applies to inputs",
+        ("report", "--out", tmp_path / "page.html"): "--follow-links applies to inputs",
+    }
+    for command, said in commands.items():
         code, _, errors = run(*command, "--store", store, "--follow-links")
         assert code == 2
-        assert "--follow-links requires --data-dir" in errors
+        assert said in errors
 
 
 def test_an_input_replaced_by_a_link_is_a_change(

@@ -23,16 +23,25 @@ from featurestore.storage.writer import create, take_lock
 from featurestore.system.torchvision_ops import ensure_importable
 from manyviews import main
 from manyviews.operations.replay.contact_sheet import LABEL, grid, png, sheet
-from manyviews.operations.replay.replay import Recipe, Replay, from_folder, from_store, store_size
+from manyviews.operations.replay.replay import (
+    Recipe,
+    Replay,
+    from_collection,
+    from_store,
+    store_size,
+)
 from producers.pool import ProducerPool
 from producers.recipes.image_views import IMAGE_RECIPE, ImageSpec
 from producers.recipes.text_views import TEXT_RECIPE
 from producers.sources import pairs
+from producers.sources.collection import CollectionConfig
 from producers.sources.readers import pair_source
 from producers.worker import Job
 from tests.featurestore.stores import make_fingerprint, make_rows
 from tests.manyviews.operations.stores import CHUNK, DIMS, VIEWS, store_of
 from tests.producers.reference import reference_views, require_torchvisions
+
+mm_imdb = CollectionConfig.mm_imdb
 
 RECIPE = Recipe(views=VIEWS)
 TRUNCATED = "0100003"  # the only unusable poster of the demo data
@@ -58,7 +67,7 @@ def folder(demo_data: Path) -> Path:
 @pytest.mark.parametrize("at", [1, 7, 20, 47])
 def test_pixels_equal_torchvision(folder: Path, at: int) -> None:
     stem = stems(folder)[at]
-    replay = from_folder(folder, stem, RECIPE)
+    replay = from_collection(mm_imdb(folder), stem, RECIPE)
     assert replay.sample.index == at
     made = np.stack([replay.pixels(view) for view in range(1, VIEWS)])
     poster = read_poster(folder, stem)
@@ -76,7 +85,7 @@ def test_pixels_and_texts_equal_those_of_producers(folder: Path, seed: int, size
     with ProducerPool(job, samples, workers=1, timeout_s=60.0) as pool:
         for sample in samples:
             made = pool.take()
-            replay = from_folder(folder, sample.stem, Recipe(seed, VIEWS, size))
+            replay = from_collection(mm_imdb(folder), sample.stem, Recipe(seed, VIEWS, size))
             for view in range(1, VIEWS):
                 expected = made.arrays.augmented[size][view - 1]
                 np.testing.assert_array_equal(replay.pixels(view), expected)
@@ -120,7 +129,7 @@ def _all_with_torchvision(replay: Replay, poster: Image.Image, views: range) -> 
 def test_the_parameters_reproduce_the_pixels(folder: Path) -> None:
     seen: set[str] = set()
     for stem in stems(folder)[1:4]:
-        replay = from_folder(folder, stem, Recipe(views=16))
+        replay = from_collection(mm_imdb(folder), stem, Recipe(views=16))
         poster, made = read_poster(folder, stem), []
         for view in range(1, 16):
             drawn = replay.drawn(view)
@@ -147,7 +156,7 @@ def test_the_crop_equals_torchvision(folder: Path) -> None:
     from torchvision.transforms import RandomResizedCrop
 
     stem = stems(folder)[3]
-    replay = from_folder(folder, stem, RECIPE)
+    replay = from_collection(mm_imdb(folder), stem, RECIPE)
     for view in range(1, VIEWS):
         torch.manual_seed(view_seed(123, 3, view, "image"))
         crop = RandomResizedCrop.get_params(read_poster(folder, stem), [0.08, 1.0], [3 / 4, 4 / 3])
@@ -164,7 +173,7 @@ def test_masked_words_are_the_published_ones(folder: Path) -> None:
     for at in (1, 5, 30):
         stem = stems(folder)[at]
         text = " ".join(json.loads((folder / f"{stem}.json").read_bytes())["plot"])
-        replay = from_folder(folder, stem, RECIPE)
+        replay = from_collection(mm_imdb(folder), stem, RECIPE)
         assert replay.texts[0] == text
         assert replay.masked(0) == []
         for view in range(1, VIEWS):
@@ -184,12 +193,12 @@ def test_masked_words_are_the_published_ones(folder: Path) -> None:
 
 def test_seed_views_and_index_come_from_the_store(folder: Path, tmp_path: Path) -> None:
     store = store_of(tmp_path / "store", folder, seed=77)
-    replay = from_store(store, folder, stems(folder)[9])
+    replay = from_store(store, mm_imdb(folder), stems(folder)[9])
     assert (replay.recipe, replay.recorded) == (
         Recipe(77, VIEWS, 224),
         ("image", "text"),
     )
-    alone = from_folder(folder, stems(folder)[9], Recipe(77, VIEWS))
+    alone = from_collection(mm_imdb(folder), stems(folder)[9], Recipe(77, VIEWS))
     np.testing.assert_array_equal(replay.pixels(5), alone.pixels(5))
 
 
@@ -198,24 +207,27 @@ def test_files_that_differ_from_the_recorded_ones_are_refused(folder: Path, tmp_
     shutil.copytree(folder, copy)
     store = store_of(tmp_path / "store", folder)
     one, other = stems(folder)[2:4]
-    assert from_store(store, copy, one).recorded == ("image", "text")
+    assert from_store(store, mm_imdb(copy), one).recorded == ("image", "text")
     shutil.copy(copy / f"{other}.jpg", copy / f"{one}.jpg")
     with pytest.raises(InputError, match=f"{one}.jpg.*is not the file") as caught:
-        from_store(store, copy, one)
+        from_store(store, mm_imdb(copy), one)
     assert len(str(caught.value).splitlines()) <= 4
     (copy / f"{other}.json").write_text('{"plot": "another"}')
     with pytest.raises(InputError, match=f"{other}.json.*is not the file"):
-        from_store(store, copy, other)
+        from_store(store, mm_imdb(copy), other)
     (copy / f"{other}.json").unlink()
     with pytest.raises(InputError, match="Give --data-dir the folder"):
-        from_store(store, copy, other)
+        from_store(store, mm_imdb(copy), other)
 
 
 def test_an_uncommitted_sample_is_not_compared(folder: Path, tmp_path: Path) -> None:
     store = store_of(tmp_path / "store", folder, chunks=[0])
     names = stems(folder)
-    assert from_store(store, folder, names[CHUNK - 1]).recorded == ("image", "text")
-    replay = from_store(store, folder, names[CHUNK])
+    assert from_store(store, mm_imdb(folder), names[CHUNK - 1]).recorded == (
+        "image",
+        "text",
+    )
+    replay = from_store(store, mm_imdb(folder), names[CHUNK])
     assert replay.recorded == ()
     assert replay.sample.index == CHUNK
 
@@ -241,7 +253,7 @@ def test_inputs_without_a_recorded_hash_are_not_compared(
     store = store_of(tmp_path / "store", copy, read=[read])
     one, another = stems(copy)[2:4]
     shutil.copy(copy / f"{another}.{other}", copy / f"{one}.{other}")
-    replay = from_store(store, copy, one)
+    replay = from_store(store, mm_imdb(copy), one)
     assert (replay.recorded, replay.bad) == ((read,), ())
     assert (
         main.run_command(
@@ -263,7 +275,7 @@ def test_inputs_without_a_recorded_hash_are_not_compared(
     other_read = {"jpg": "json", "json": "jpg"}[other]
     shutil.copy(copy / f"{another}.{other_read}", copy / f"{one}.{other_read}")
     with pytest.raises(InputError, match="is not the file"):
-        from_store(store, copy, one)
+        from_store(store, mm_imdb(copy), one)
 
 
 def test_a_recorded_placeholder_is_replayed(folder: Path, tmp_path: Path) -> None:
@@ -271,7 +283,7 @@ def test_a_recorded_placeholder_is_replayed(folder: Path, tmp_path: Path) -> Non
         5: (BadInput(5, "image", "producer-died", "twice"), BadInput(5, "text", "unreadable", "")),
     }
     store = store_of(tmp_path / "store", folder, bad=bad)
-    replay = from_store(store, folder, stems(folder)[5])
+    replay = from_store(store, mm_imdb(folder), stems(folder)[5])
     assert not replay.pixels(0).any()
     assert not replay.pixels(3).any()
     assert replay.drawn(3) is None
@@ -287,7 +299,7 @@ def test_a_recorded_unreadable_file_is_not_read(folder: Path, tmp_path: Path) ->
     records = [SampleRecord(i, "", "", 0, bad if i == 1 else ()) for i in range(48)]
     with create(tmp_path / "s", spec, known, samples, take_lock(tmp_path / "s")) as writer:
         writer.commit_chunk(0, make_rows(spec), records, {})
-    replay = from_store(FeatureStore(tmp_path / "s"), folder, samples[1].stem)
+    replay = from_store(FeatureStore(tmp_path / "s"), mm_imdb(folder), samples[1].stem)
     assert replay.bad == bad
     assert replay.texts == [""] * VIEWS
     assert not replay.pixels(1).any()
@@ -296,7 +308,7 @@ def test_a_recorded_unreadable_file_is_not_read(folder: Path, tmp_path: Path) ->
 def test_another_recipe_is_refused(folder: Path, tmp_path: Path) -> None:
     store = store_of(tmp_path / "store", folder, text_recipe="mask-30-9")
     with pytest.raises(StoreMismatchError, match="text_recipe"):
-        from_store(store, folder, stems(folder)[2])
+        from_store(store, mm_imdb(folder), stems(folder)[2])
 
 
 def test_the_size_comes_from_declared_backbones_or_the_paper() -> None:
@@ -321,7 +333,7 @@ def test_the_size_comes_from_declared_backbones_or_the_paper() -> None:
 def test_an_unknown_stem_lists_similar_ones(folder: Path) -> None:
     stem = stems(folder)[4]
     with pytest.raises(InputError, match=f"has no sample '{stem}.jpg'.*\nSimilar: '{stem}'"):
-        from_folder(folder, f"{stem}.jpg", RECIPE)
+        from_collection(mm_imdb(folder), f"{stem}.jpg", RECIPE)
 
 
 @pytest.mark.parametrize(("name", "value"), [("seed", -1), ("views", 0), ("size", 0)])
@@ -334,7 +346,7 @@ def test_numbers_out_of_range_are_refused(name: str, value: int) -> None:
 
 
 def test_the_sheet_holds_every_view_with_its_number(folder: Path) -> None:
-    replay = from_folder(folder, stems(folder)[6], Recipe(views=14, size=64))
+    replay = from_collection(mm_imdb(folder), stems(folder)[6], Recipe(views=14, size=64))
     page = Image.open(io.BytesIO(png(sheet(replay))))
     pixels, cells = np.asarray(page), grid(replay)
     assert pixels.shape == (cells.height, max(cells.width, replay.pixels(0).shape[1] + 16), 3)
@@ -349,11 +361,11 @@ def test_the_sheet_holds_every_view_with_its_number(folder: Path) -> None:
 @pytest.mark.parametrize("recipe", [Recipe(views=1), Recipe(views=2, size=500)])
 def test_a_sheet_of_few_views(folder: Path, recipe: Recipe) -> None:
     for stem in (TRUNCATED, stems(folder)[6]):
-        page = sheet(from_folder(folder, stem, recipe))
+        page = sheet(from_collection(mm_imdb(folder), stem, recipe))
         assert min(page.size) > 100
 
 
 def test_a_png_is_lossless_and_deterministic(folder: Path) -> None:
-    pixels = from_folder(folder, stems(folder)[6], RECIPE).pixels(2)
+    pixels = from_collection(mm_imdb(folder), stems(folder)[6], RECIPE).pixels(2)
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(png(pixels)))), pixels)
     assert png(pixels) == png(pixels.copy())

@@ -37,9 +37,12 @@ from manyviews.operations.report.pairs import pairs
 from manyviews.operations.report.projection import groups, plane
 from manyviews.operations.report.runs import throughput
 from manyviews.operations.report.sampling import choose
+from producers.sources.collection import CollectionConfig
 from tests.conftest import ROOT
 from tests.featurestore.stores import make_store
 from tests.manyviews.operations.stores import store_of
+
+mm_imdb = CollectionConfig.mm_imdb
 
 DIMS = {"clip_image": 32, "clip_text": 32, "blip2_text": 64}
 ONE = {"clip_image": 64}
@@ -115,7 +118,7 @@ def sources(
 ) -> Sources:
     data = tmp_path_factory.mktemp("data")
     Image.new("RGB", (30, 40), "teal").save(data / "0000003.jpg")
-    return Sources(store.path, data, labels_dir, split_json)
+    return Sources(store.path, mm_imdb(data), labels_dir, split_json)
 
 
 @pytest.fixture(scope="module")
@@ -451,7 +454,7 @@ def test_genres_and_split_are_counted(text: str) -> None:
 
 
 def test_pictures_of_bad_samples(store: FeatureStore, sources: Sources) -> None:
-    text_bad, image_bad = bad_rows(store, sources.data_dir)
+    text_bad, image_bad = bad_rows(store, sources.collection)
     assert (text_bad.picture, text_bad.note) == ("", "the poster has changed since the build")
     assert image_bad.note == "black placeholder"
     assert image_bad.picture.startswith("data:image/jpeg;base64,")
@@ -464,14 +467,15 @@ def test_a_poster_that_is_the_recorded_one_is_shown(tmp_path: Path) -> None:
     Image.new("RGB", (300, 400), "teal").save(data / "a.jpg")
     (data / "a.json").write_text("[]")
     bad = {0: (BadInput(0, "text", "not-an-object", ""),)}
-    [row] = bad_rows(store_of(tmp_path / "s", data, chunks=[0], bad=bad), data)
+    [row] = bad_rows(store_of(tmp_path / "s", data, chunks=[0], bad=bad), mm_imdb(data))
     assert row.note == "poster"
     assert 300 < len(row.picture) < 4000
 
 
 def test_the_same_store_gives_the_same_bytes(sources: Sources, text: str, tmp_path: Path) -> None:
     (tmp_path / "matplotlibrc").write_text("font.size: 20\naxes.grid: True\nsvg.fonttype: path\n")
-    options = ["--store", str(sources.store), "--data-dir", str(sources.data_dir)]
+    assert sources.collection is not None
+    options = ["--store", str(sources.store), "--data-dir", sources.collection.path]
     options += ["--labels-dir", str(sources.labels_dir), "--out", "b.html"]
     options += ["--split-json", str(sources.split_json)]
     done = subprocess.run(
