@@ -18,6 +18,7 @@ from featurestore.storage.codecs import NONE
 from featurestore.storage.fingerprint import Fingerprint
 from featurestore.storage.store import EXTENSION, FeatureStore
 from featurestore.storage.writer import StoreWriter
+from featurestore.system.links import FOLLOW
 from featurestore.system.refusals import is_folder, status_of
 from featurestore.wording import amount
 from producers.sources.source import Scan
@@ -187,6 +188,11 @@ def sample_changes(stored: FeatureStore, found: Scan) -> StoreMismatchError:
     changes += [] if renamed else [f"-{s[0]!r}" for s in sorted(before - now)]
     if renamed:
         advice = "Give them the names that the store was built from, or build into another --store."
+    elif before - now and _are_links(before - now, found):
+        advice = (
+            f"The missing samples are links out of the data folder: give {FOLLOW}, as for the "
+            "build of this store."
+        )
     elif before - now:
         advice = (
             "Rows are addressed by position: restore the missing samples, or build into another "
@@ -209,6 +215,12 @@ def sample_changes(stored: FeatureStore, found: Scan) -> StoreMismatchError:
         f"{amount(len(now), 'sample')} ({some(changes)})",
         advice,
     )
+
+
+def _are_links(gone: set[tuple[str, str, str]], found: Scan) -> bool:
+    """Whether every missing sample is there, as a link out of the folder that is not followed."""
+    links = {name for name, reason in found.left_out if reason == "outside"}
+    return all(links.intersection(names[1:]) for names in gone)
 
 
 def _renamed(gone: set[tuple[str, str, str]], new: set[tuple[str, str, str]]) -> list[str]:

@@ -18,6 +18,7 @@ from manyviews.commands.options import (
     follow_option,
     json_option,
     say,
+    say_left_out,
     say_list,
     store_option,
 )
@@ -138,9 +139,11 @@ def labels(
             "unknown_genres": dict(report.unknown_genres),
             "without_genre": list(report.without_genre),
             "unreadable": list(report.unreadable),
+            "left_out": [list(pair) for pair in report.left_out],
         }
         click.echo(json.dumps(facts))
     say(f"{amount(report.samples, 'sample')}, 23 classes: {out_dir}")
+    say_left_out(report.left_out)
     say_list("unknown genres", [f"{name!r} x {count}" for name, count in report.unknown_genres])
     say_list("samples without a known genre", [repr(s) for s in report.without_genre])
     say_list("synopses that could not be read", [repr(s) for s in report.unreadable])

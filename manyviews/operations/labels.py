@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from featurestore.errors import BadSampleError
@@ -49,7 +50,7 @@ def labels(
     report = write_labels(stems, _documents(samples), Path(out_dir))
     if beside is not None:
         write_augmented_labels(Path(out_dir), beside, views, prefix, seed)
-    return report
+    return replace(report, left_out=samples.left_out)
 
 
 def _documents(samples: Scan) -> Iterator[object]:
