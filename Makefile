@@ -21,7 +21,6 @@ help:
 
 setup: $(STAMP)
 
-# -qq hides what setuptools says of every editable installation; errors are printed.
 # torch first and alone: a resolver that sees torchvision first may choose another torch.
 # Kernels that an older version compiled may have a name that Python prefers to the new one's.
 $(STAMP): pyproject.toml setup.py constraints.txt $(wildcard producers/kernels/*.[ch])
@@ -32,7 +31,7 @@ $(STAMP): pyproject.toml setup.py constraints.txt $(wildcard producers/kernels/*
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install -qq --constraint constraints.txt --editable . --group dev
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable . --group dev
 	@touch $(STAMP)
 
 demo: setup

@@ -133,8 +133,8 @@ def test_required_kernels_are_built_or_the_build_fails(
     assert not list((tmp_path / "made").glob("*.whl"))
 
 
-def environment_of(folder: Path, what: Path) -> Path:
-    """The Python of a clean environment in which pip installed ``what``.
+def environment_of(folder: Path, *what: object) -> Path:
+    """The Python of a clean environment in which pip installed ``what``, its arguments.
 
     It finds the libraries of this environment, except those of editable installs.
     """
@@ -151,7 +151,7 @@ def environment_of(folder: Path, what: Path) -> Path:
         "--no-compile",
         "--ignore-installed",
     ]
-    subprocess.run([*install, *alone, str(what)], check=True, env=os.environ | NO_COMPILER)
+    subprocess.run([*install, *alone, *map(str, what)], check=True, env=os.environ | NO_COMPILER)
     return python
 
 
@@ -204,6 +204,31 @@ def test_the_demo_runs_from_another_folder(from_wheel: Path, tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr
     assert NOTICE not in done.stderr + done.stdout
     assert (tmp_path / "demo").is_dir()
+
+
+def test_an_editable_install_works_beside_its_clone(tmp_path: Path) -> None:
+    """A folder ``manyviews`` in the current or the script's folder is not a namespace package."""
+    clone = copy_sources(tmp_path / "manyviews")
+    python = environment_of(tmp_path / "venv", "--editable", clone)
+    script = tmp_path / "train.py"
+    script.write_text("import manyviews; print(manyviews.BuildConfig, manyviews.__file__)\n")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for arguments, folder in (
+        (["-c", script.read_text()], tmp_path),
+        ([str(script)], elsewhere),
+        (["-c", script.read_text()], elsewhere),
+    ):
+        done = subprocess.run(
+            [python, *arguments],
+            cwd=folder,
+            env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.split()[-1] == str(clone / "manyviews/__init__.py")
 
 
 INTRUDERS = ("consumers/__init__.py", "producers.py", "featurestore/other.py")

@@ -22,6 +22,7 @@ from consumers.backbones.registry import quiet_transformers
 from consumers.device.devices import make_reproducible, resolve_dtype
 from featurestore.errors import ConfigError, ManyViewsError
 from featurestore.storage.fingerprint import Fingerprint
+from featurestore.system.torchvision_ops import ensure_importable
 from featurestore.wording import one_line
 
 ENTRY_POINTS = "manyviews.backbones"
@@ -181,7 +182,7 @@ def load(feature: str, config: BackboneConfig, device: str, dtype: str) -> Backb
         backbone = loader(request)
     except (ManyViewsError, MemoryError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(
             f"[backbones.{feature}]: the adapter {config.adapter} could not load "
             f"{config.model or 'its model'}:\n  {type(error).__name__}: {one_line(error)}\n"
@@ -230,7 +231,11 @@ def _installed() -> list[str]:
 
 
 def _loader(feature: str, name: str) -> Loader:
-    """Imports the function of an adapter."""
+    """Imports the function of an adapter.
+
+    Raises:
+        ConfigError: its module is missing, cannot be imported, or has no such function.
+    """
     if name in ADAPTERS:
         target = ADAPTERS[name].loader
     elif ":" in name:
@@ -238,11 +243,23 @@ def _loader(feature: str, name: str) -> Loader:
     else:
         (target, *_) = [p.value for p in entry_points(group=ENTRY_POINTS) if p.name == name]
     module, _, function = target.partition(":")
+    ensure_importable()  # the adapter's module may import torchvision
     try:
-        loader = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
+        imported = importlib.import_module(module)
+    except MemoryError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever a user's module does when it is imported
+        if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
+            advice = "Its module must be on the Python path: install it, or set PYTHONPATH."
+        else:
+            advice = "Correct the module, or install what it needs; --debug shows where it failed."
         raise ConfigError(
-            f"[backbones.{feature}]: the adapter {name} cannot be imported: {error}.\n"
-            "Its module must be on the Python path: install it, or set PYTHONPATH."
+            f"[backbones.{feature}]: the adapter {name} cannot be imported from {module}:\n"
+            f"  {type(error).__name__}: {one_line(error)}\n{advice}"
         ) from error
-    return cast("Loader", loader)
+    if not callable(getattr(imported, function, None)):
+        raise ConfigError(
+            f"[backbones.{feature}]: the adapter {name} cannot be imported: "
+            f"{imported.__file__ or module} has no function {function!r}."
+        )
+    return cast("Loader", getattr(imported, function))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from featurestore.storage.codecs import NONE
 from featurestore.storage.fingerprint import Fingerprint
 from featurestore.storage.store import EXTENSION, FeatureStore
 from featurestore.storage.writer import StoreWriter
+from featurestore.system.links import FOLLOW
 from featurestore.system.refusals import is_folder, status_of
 from featurestore.wording import amount
 from producers.sources.collection import MM_IMDB
@@ -201,6 +202,11 @@ def sample_changes(stored: FeatureStore, found: Scan) -> StoreMismatchError:
     changes += [] if renamed else [f"-{s[0]!r}" for s in sorted(before - now)]
     if renamed:
         advice = "Give them the names that the store was built from, or build into another --store."
+    elif before - now and _are_links(before - now, found):
+        advice = (
+            f"The missing samples are links out of the data folder: give {FOLLOW}, as for the "
+            "build of this store."
+        )
     elif before - now:
         advice = (
             "Rows are addressed by position: restore the missing samples, or build into another "
@@ -235,6 +241,13 @@ def _moved(stored: FeatureStore, found: Scan) -> list[str]:
     pairs = zip(stored.samples, found.samples, strict=True)
     moved = ((old, new) for old, new in pairs if old.stem != new.stem)
     return [f"row {old.index} is {new.stem!r}, was {old.stem!r}" for old, new in moved]
+
+
+def _are_links(gone: set[tuple[str, str, str]], found: Scan) -> bool:
+    """Whether every missing sample is there, as a link out of the folder that is not followed."""
+    links = {name for name, reason in found.left_out if reason == "outside"}
+    links |= {str(PurePosixPath(name).with_suffix("")) for name in links}  # the ids of a folder
+    return all(links.intersection(names) for names in gone)
 
 
 def _renamed(gone: set[tuple[str, str, str]], new: set[tuple[str, str, str]]) -> list[str]:

@@ -19,6 +19,7 @@ from featurestore.imdb.genres import CLASS_NAMES
 from featurestore.labels.files import first_difference
 from featurestore.labels.record import REDO, require_recorded, verify_record
 from featurestore.reading.npy import map_npy
+from featurestore.system.links import FOLLOW
 from featurestore.system.refusals import is_absent, refusal
 from featurestore.verify.findings import Finding
 
@@ -59,7 +60,10 @@ def read_labels(labels_dir: Path, stems: Sequence[str]) -> NDArray[np.float32]:
     """
     ids = read_ids(labels_dir)
     if ids != list(stems):
-        raise InputError(f"{labels_dir / IDS_FILE} {first_difference(ids, stems)}.\n{REDO}")
+        raise InputError(
+            f"{labels_dir / IDS_FILE} {first_difference(ids, stems)}.\n{REDO}\n"
+            f"If the embeddings were built with {FOLLOW}, give it to `labels` as well."
+        )
     return load_labels(labels_dir, len(ids))
 
 

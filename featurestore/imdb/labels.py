@@ -68,12 +68,14 @@ class LabelReport:
         unknown_genres: genres outside the 23, printable, with their counts; most frequent first.
         without_genre: stems whose document names none of the 23; their rows are zero.
         unreadable: stems whose document was unreadable or not an object; their rows are zero.
+        left_out: (name, reason) of the entries of the data folder that are not used.
     """
 
     samples: int
     unknown_genres: tuple[tuple[str, int], ...]
     without_genre: tuple[str, ...]
     unreadable: tuple[str, ...]
+    left_out: tuple[tuple[str, str], ...] = ()
 
 
 def augmented_labels(

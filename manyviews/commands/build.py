@@ -21,6 +21,7 @@ from manyviews.commands.options import (
     is_verbose,
     json_option,
     say,
+    say_left_out,
     say_list,
 )
 
@@ -152,8 +153,6 @@ def report_facts(report: BuildReport, scanned: Mapping[str, Any]) -> dict[str, A
 
 def print_report(report: BuildReport, scanned: Mapping[str, Any]) -> None:
     """Prints a summary of the build and of every problem in its inputs, on standard error."""
-    from producers.sources.unused import advice, counted_reasons
-
     if not report.built:
         say(f"nothing to do: {report.store} is complete, {amount(report.samples, 'sample')}")
     else:
@@ -166,12 +165,7 @@ def print_report(report: BuildReport, scanned: Mapping[str, Any]) -> None:
         )
     say_list("images without a synopsis", [repr(n) for n in scanned["unmatched_images"]])
     say_list("synopses without an image", [repr(n) for n in scanned["unmatched_texts"]])
-    if is_verbose():
-        say_list("left out", [f"{name!r} ({reason})" for name, reason in scanned["left_out"]])
-    elif scanned["left_out"]:
-        say(f"left out: {counted_reasons(scanned['left_out'])}")
-    for line in advice(scanned["left_out"], scanned["alike"]):
-        say(line)
+    say_left_out(scanned["left_out"], scanned["alike"])
     for name, count in report.truncated.items():
         if count:
             verb = "was" if count == 1 else "were"

@@ -19,6 +19,7 @@ from manyviews.commands.options import (
     common_options,
     json_option,
     say,
+    say_left_out,
     say_list,
     store_option,
 )
@@ -179,9 +180,11 @@ def _print_genres(report: LabelReport, out_dir: Path, *, as_json: bool) -> None:
             "unknown_genres": dict(report.unknown_genres),
             "without_genre": list(report.without_genre),
             "unreadable": list(report.unreadable),
+            "left_out": [list(pair) for pair in report.left_out],
         }
         click.echo(json.dumps(facts))
     say(f"{amount(report.samples, 'sample')}, 23 classes: {out_dir}")
+    say_left_out(report.left_out)
     say_list("unknown genres", [f"{name!r} x {count}" for name, count in report.unknown_genres])
     say_list("samples without a known genre", [repr(s) for s in report.without_genre])
     say_list("synopses that could not be read", [repr(s) for s in report.unreadable])
@@ -199,6 +202,7 @@ def _print_labels(report: CollectionLabels, out_dir: Path, *, as_json: bool) -> 
         say(f"{samples}, {each}, of {count}: {out_dir}")
         ranked = sorted(report.classes.items(), key=lambda item: -item[1])
         say_list("classes", [f"{name!r} x {count:,}" for name, count in ranked])
+    say_left_out(report.left_out)
     say_list("samples without a label", [repr(id_) for id_ in report.unlabelled])
     if report.split is None:
         say("no split: draw one with --split 0.8,0.1,0.1")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -241,6 +241,20 @@ def say_list(title: str, items: list[str], separator: str = ", ") -> None:
         more = f"{separator}and {len(items) - shown:,} more" if len(items) > shown else ""
         start = separator if "\n" in separator else " "
         say(f"{title} ({len(items):,}):{start}{separator.join(items[:shown])}{more}")
+
+
+def say_left_out(
+    left_out: Sequence[tuple[str, str]], alike: Sequence[tuple[str, str, str]] = ()
+) -> None:
+    """Prints which entries of a data folder became no sample and why, and how to use them."""
+    from producers.sources.unused import advice, counted_reasons
+
+    if is_verbose():
+        say_list("left out", [f"{name!r} ({reason})" for name, reason in left_out])
+    elif left_out:
+        say(f"left out: {counted_reasons(left_out)}")
+    for line in advice(left_out, alike):
+        say(line)
 
 
 @contextmanager

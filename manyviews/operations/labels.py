@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from featurestore.errors import ConfigError
@@ -31,6 +31,7 @@ class CollectionLabels:
         unlabelled: ids of the samples without a label; their rows are NaN.
         split: the number of samples in each part, and in ``none``; None without a split.
         split_from: ``collection``, ``fractions``, or None.
+        left_out: (name, reason) of files that are not used, see ``Scan``.
     """
 
     samples: int
@@ -39,6 +40,7 @@ class CollectionLabels:
     unlabelled: tuple[str, ...]
     split: Mapping[str, int] | None
     split_from: str | None
+    left_out: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +142,7 @@ def _write_genres(
     report = write_labels(stems, documents(scanned), out_dir)
     if split is not None:
         write_split(out_dir, stems, drawn_split(labels_of(scanned), split, split_seed))
-    return report
+    return replace(report, left_out=scanned.left_out)
 
 
 def _write_collection(
@@ -167,4 +169,5 @@ def _write_collection(
         unlabelled=tuple(id_ for id_, has in zip(ids, known, strict=True) if not has),
         split=None if parts is None else part_counts(parts.parts),
         split_from=None if parts is None else str(parts.origin["from"]),
+        left_out=scanned.left_out,
     )

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import os
 import shutil
+import subprocess
 import sys
 import time
 import tomllib
@@ -218,6 +220,57 @@ def test_a_package_offers_an_adapter_by_name(
     assert (backbone.feature, backbone.dim) == ("mine", 12)
     with pytest.raises(ConfigError, match=r"Known adapters: .*colours; a custom one is"):
         declared.check("mine", BackboneConfig(adapter="colors"))
+
+
+PATH_ADVICE = "must be on the Python path"
+
+
+@pytest.mark.parametrize(
+    ("code", "expected", "on_path"),
+    [
+        (None, "ModuleNotFoundError: No module named 'broken_backbone'", False),
+        ("import not_there_at_all", "No module named 'not_there_at_all'", True),
+        ("def load(request:", "SyntaxError: ", True),
+        ("raise RuntimeError('two\\nlines')", "RuntimeError: two lines", True),
+        ("import sys; sys.exit('usage')", "SystemExit: usage", True),
+        ("other = 1", "broken_backbone.py has no function 'load'", True),
+        ("load = 1", "broken_backbone.py has no function 'load'", True),
+    ],
+)
+def test_a_module_that_cannot_be_imported_is_named_with_its_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str | None, expected: str, on_path: bool
+) -> None:
+    if code is not None:
+        (tmp_path / "broken_backbone.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "broken_backbone", raising=False)
+    with pytest.raises(ConfigError) as caught:
+        declared.load("mine", BackboneConfig(adapter="broken_backbone:load"), "cpu", "float32")
+    message = str(caught.value)
+    assert "[backbones.mine]: the adapter broken_backbone:load" in message
+    assert expected in message
+    assert (PATH_ADVICE in message) is not on_path
+    assert len(message.splitlines()) <= 4
+
+
+def test_a_module_may_import_torchvision(tmp_path: Path) -> None:
+    """In a new process, in which nothing has imported it before."""
+    module = "import torchvision\n" + blocks(PAGE, "python")[0]
+    (tmp_path / "vision_backbone.py").write_text(module)
+    code = (
+        "from consumers.backbones import declared\n"
+        "from consumers.backbones.config import BackboneConfig\n"
+        "own = BackboneConfig(adapter='vision_backbone:load')\n"
+        "print(declared.load('mine', own, 'cpu', 'float32').dim)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": f"{ROOT}:{tmp_path}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout, done.returncode) == ("12\n", 0), done.stderr
 
 
 def shared(self: Any, pixels: torch.Tensor) -> torch.Tensor:

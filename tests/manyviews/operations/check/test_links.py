@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from consumers.config import BuildConfig
+from featurestore.errors import InputError
+from featurestore.imdb.label_files import read_labels
 from featurestore.storage.store import FeatureStore
 from manyviews import main
 from producers.sources.pairs import scan
@@ -132,6 +134,38 @@ def test_every_command_that_reads_inputs_follows_links(
         elif code:
             assert "16 posters with a synopsis" in output
     assert (out / "labels_all_23.npy").exists()
+
+
+def test_samples_that_are_links_are_missed_with_advice(
+    run: Any, data: Path, store: Path, checkpoints: dict[str, str], tmp_path: Path
+) -> None:
+    """Two of sixteen samples are links out of the folder, which nobody asked to follow."""
+    links, mixed, out = linked(data, tmp_path / "links", "hub"), tmp_path / "mixed", tmp_path / "l"
+    shutil.copytree(data, mixed)
+    stems = FeatureStore(store).stems
+    for stem in (stems[2], stems[5]):
+        for name in [path.name for path in mixed.glob(f"{stem}.*")]:
+            (mixed / name).unlink()
+            (mixed / name).symlink_to((links / name).resolve())
+    code, _, errors = run("labels", "--data-dir", mixed, "--out-dir", out)
+    assert code == 0
+    assert "left out: 4 links out of the folder, such as " in errors
+    assert "4 links lead out of the folder: --follow-links" in errors
+    with pytest.raises(InputError, match="is for other samples") as caught:
+        read_labels(out, stems)
+    assert "built with --follow-links, give it to `labels`" in str(caught.value)
+    code, _, errors = run(*options(store, mixed, checkpoints), "--resume")
+    assert code == 2
+    assert "another sample list" in errors
+    assert "are links out of the data folder: give --follow-links" in errors
+    assert "restore the missing" not in errors
+    (mixed / f"{stems[2]}.json").unlink()
+    (links / f"{stems[2]}.json").unlink()
+    for path in mixed.glob(f"{stems[2]}.jp*"):
+        path.unlink()
+    code, _, errors = run(*options(store, mixed, checkpoints), "--resume")
+    assert code == 2
+    assert "restore the missing samples" in errors
 
 
 def test_the_report_shows_the_poster_behind_a_link(
