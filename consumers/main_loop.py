@@ -307,7 +307,7 @@ def _absent(store: FeatureStore) -> Counter[str]:
     """How many samples lack an input that features are computed from."""
     used = set(store.spec.modalities.values())
     return +Counter(
-        modality
+        str(modality)
         for entry in store.ledger.entries
         for record in entry.samples
         for modality in used

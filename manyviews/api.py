@@ -241,7 +241,10 @@ def probe(
     labels_dir: Path | str | None = None,
     split_json: Path | str | None = None,
     *,
-    collection: CollectionConfig | Path | str | None = None,
+    data_dir: Path | str | None = None,
+    data: Path | str | None = None,
+    collection: CollectionConfig | None = None,
+    follow_links: bool = False,
     features: Sequence[str] | None = None,
     threshold: float | None = None,
     device: str = "cpu",
@@ -253,8 +256,12 @@ def probe(
         labels_dir: a folder that ``labels`` wrote; or None.
         split_json: the split file; None for that of the labels or the collection, else shares of
             0.8, 0.1 and 0.1 that are drawn with seed 0.
-        collection: the collection that the store was built from, or its path, whose labels are
-            read. Exactly one of ``labels_dir`` and ``collection`` is given.
+        data_dir: the inputs of the store, a folder of MM-IMDb's posters and synopses, whose genres
+            are read; or None.
+        data: its inputs, a collection whose kind is recognized and whose labels are read; or None.
+        collection: its inputs, described; or None. Exactly one of ``labels_dir``, ``data_dir``,
+            ``data`` and ``collection`` is given.
+        follow_links: use symbolic links that lead out of a folder.
         features: names of features; None for all.
         threshold: above which a probability is a prediction; None chooses it on the dev split. For
             several labels a sample only.
@@ -271,7 +278,7 @@ def probe(
     request = ProbeRequest(
         store=Path(store),
         labels_dir=_path(labels_dir),
-        collection=_collection(collection),
+        collection=_collection(data_dir, data, collection, follow_links=follow_links),
         split_json=_path(split_json),
         features=chosen,
         threshold=threshold,
@@ -293,12 +300,6 @@ def status(store: Path | str) -> Progress:
     from manyviews.operations.watch.watch import Looker
 
     return Looker(Path(store)).look()
-
-
-def _collection(collection: CollectionConfig | Path | str | None) -> CollectionConfig | None:
-    from producers.sources.recognize import recognize
-
-    return recognize(collection) if isinstance(collection, (Path, str)) else collection
 
 
 def _path(path: Path | str | None) -> Path | None:

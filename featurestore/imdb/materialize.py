@@ -22,7 +22,8 @@ from featurestore.imdb.splits import read_split
 from featurestore.reading.npy import npy_header
 from featurestore.reading.npy_folder import PRESENCE
 from featurestore.reading.scaling import scale_for
-from featurestore.records import FEATURES, is_feature_name, present_in
+from featurestore.records import FEATURES, is_feature_name
+from featurestore.samples import present_in
 from featurestore.storage.digests import FileFacts, HashingFile, read_record
 from featurestore.storage.moments import Scale
 from featurestore.storage.space import free_bytes
