@@ -140,3 +140,22 @@ def test_a_text_that_vanished_before_features_are_added_is_refused(
     assert {name: data for name, data in tree(tmp_path / "store").items() if name in before} == (
         before
     )
+
+
+def test_inputs_that_appear_and_vanish_are_remade(
+    photos: Path, built: Path, configure: Configure, tmp_path: Path
+) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for path in photos.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    text = (folder / "p05.txt").read_bytes()
+    build(configure(tmp_path / "store", data=folder))
+    for content, count in ((b"", len(WITHOUT_TEXT) + 1), (text, len(WITHOUT_TEXT))):
+        (folder / "p05.txt").write_bytes(content)
+        build(configure(tmp_path / "store", data=folder, resume=True, remake_changed=True))
+        assert verify(tmp_path / "store").findings == []
+        store = FeatureStore(tmp_path / "store")
+        assert store.absent == {"image": len(WITHOUT_IMAGE), "text": count}
+        assert store.present("clip_text")[5] == bool(content)
+    assert tree(tmp_path / "store") == tree(built)
