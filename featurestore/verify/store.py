@@ -218,7 +218,8 @@ class _Check:
         if self._record.may_lack and usable and not nonzero.any():
             problem = f"every row is zero, and {usable} of its samples have {modality}"
             self._files.find(file, problem, chunk)
-        return rows[present]
+        having: npt.NDArray[np.float32] = rows[present]
+        return having
 
     def _payload(
         self, file: str, body: dict[str, Any], dtype: str, count: int

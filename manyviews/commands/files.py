@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 @click.option("--out-dir", required=True, type=FOLDER, help="Output folder; created if missing.")
 @click.option(
     "--prefix",
-    help="First part of the file names.  [default: mm_imdb1_globals_aug70 for MM-IMDb, else "
-    "features]",
+    help="First part of the file names.  [default: features; the published one for MM-IMDb, "
+    "mm_imdb1_globals_aug70]",
 )
 @click.option(
     "--zscore",

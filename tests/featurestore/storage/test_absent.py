@@ -41,7 +41,9 @@ def test_moments_are_of_present_rows_alone(tmp_path: Path) -> None:
         np.testing.assert_allclose(moments.mean, wide.mean(axis=0), rtol=1e-12, atol=1e-12)
         np.testing.assert_allclose(moments.sigma, wide.std(axis=0), rtol=1e-12)
     none = store.chunk_moments("clip_text", 1)
-    assert (none.count, none.mean.any(), none.m2.any()) == (0, False, False)
+    assert none.count == 0
+    assert not none.mean.any()
+    assert not none.m2.any()
 
 
 def test_presence_follows_the_feature(tmp_path: Path) -> None:
@@ -68,11 +70,10 @@ def test_samples_stay_undecoded_where_nothing_is_absent(
     make_generic_store(tmp_path / "part", {9: "text"})
 
     decoded: list[int] = []
-    whole = entries.SampleRecord
 
     def counted(index: int, *values: object) -> SampleRecord:
         decoded.append(index)
-        return whole(index, *values)  # type: ignore[arg-type]
+        return SampleRecord(index, *values)  # type: ignore[arg-type]
 
     monkeypatch.setattr(entries, "SampleRecord", counted)
     for name, expected in (("whole", []), ("part", [8, 9, 10])):
