@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +66,7 @@ class ArrowPlaces:
     def where(self, sample: Sample) -> list[int]:
         """The Arrow file, the row in it, and the source, whose folder paths are relative to."""
         row = int(self.order[sample.index])
-        file = int(np.searchsorted(self.rows.starts, row, "right")) - 1
+        file = bisect_right(self.rows.starts, row) - 1
         return [file, row - int(self.rows.starts[file]), int(self.source_of[row])]
 
     def names(self, sample: Sample) -> tuple[str, str]:
@@ -131,11 +132,9 @@ class ArrowReader:
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         self._files = [Container(*file) for file in values["files"]]
-        self._tables = [
-            read_file(Path(file.path)) if file.unchanged else None for file in self._files
-        ]
         self._image: str | None = values["image"]
         self._texts: list[str] = values["texts"]
+        self._columns = [self._mapped(file) for file in self._files]
         self._folders = [Path(folder) for folder in values["folders"]]
         self._rule: str = values["rule"]
 
@@ -167,14 +166,22 @@ class ArrowReader:
             raise _too_large(size, files.MAX_TEXT_BYTES)
         return text_list(kept, self._rule)
 
+    def _mapped(self, file: Container) -> dict[str, Any]:
+        """The columns of a file; none if it has changed since it was scanned."""
+        if not file.unchanged:
+            return {}
+        table = read_file(Path(file.path))
+        names = [*self._texts, *([self._image] if self._image is not None else [])]
+        return {name: table.column(name) for name in names}
+
     def _value(self, where: Any, column: str) -> Any:
         """One value; its Arrow file must not have been truncated, lest reading ends the process."""
         file, row, _ = where
-        table = self._tables[file]
-        if table is None or not self._files[file].unchanged:
+        columns = self._columns[file]
+        if not columns or not self._files[file].unchanged:
             raise self._files[file].changed()
         try:
-            return table.column(column)[row].as_py()
+            return columns[column][row].as_py()
         except UnicodeDecodeError as error:
             raise BadSampleError("not-utf8", str(error)[:200]) from None
 

@@ -273,9 +273,8 @@ def read_member(shard: Container, offset: int, size: int, cap_bytes: int) -> byt
     """
     if size > cap_bytes:
         raise BadSampleError("too-large", f"{size:,} bytes; at most {cap_bytes:,}")
-    path = Path(shard.path)
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        descriptor = os.open(shard.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
         try:
             data = os.pread(descriptor, size, offset)
             now = files.stat_file(descriptor)
@@ -285,7 +284,7 @@ def read_member(shard: Container, offset: int, size: int, cap_bytes: int) -> byt
         if is_absent(error):
             raise shard.changed() from None
         if error.errno in files.EXHAUSTED:
-            raise refusal(path, error) from error
+            raise refusal(Path(shard.path), error) from error
         raise BadSampleError("unreadable", error.strerror or str(error)) from error
     # Checked after reading: a change before it would have changed the modification time.
     if now != (shard.size, shard.mtime) or len(data) != size:
