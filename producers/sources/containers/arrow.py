@@ -16,12 +16,14 @@ from producers.sources import files
 from producers.sources.collection import CollectionConfig
 from producers.sources.containers.containers import Container, Integers, states
 from producers.sources.containers.converting import read_file
-from producers.sources.containers.rows import Rows
+from producers.sources.containers.rows import Rows, image_parts
 from producers.sources.files import name_bytes, native, stat_file
 from producers.sources.folder import text_list
 from producers.sources.readers import TextList
 from producers.sources.scan import InputStats
 
+# The key of the paths of images that have bytes in a column of their own; no column has this name.
+_PATH = "\0path"
 # Images that are looked for to find out whether all are gone.
 LOOKED_AT = 1000
 
@@ -61,6 +63,8 @@ class ArrowPlaces:
             "texts": list(self.rows.texts),
             "folders": [str(Path(source.path).parent) for source in self.sources],
             "rule": self.collection.clean_rule,
+            # A cached form is only ever replaced as a whole: its mapping stays valid.
+            "stays": self.cache is not None,
         }
 
     def where(self, sample: Sample) -> list[int]:
@@ -137,14 +141,13 @@ class ArrowReader:
         self._columns = [self._mapped(file) for file in self._files]
         self._folders = [Path(folder) for folder in values["folders"]]
         self._rule: str = values["rule"]
+        self._stays: bool = values["stays"]
 
     def image(self, sample: Sample, where: Any) -> bytes | None:  # noqa: ARG002
         """The bytes in the row, or of the file that it names; see :class:`Reader`."""
         if self._image is None:
             return None
-        value = self._value(where, self._image)
-        if isinstance(value, Mapping):
-            value = value.get("bytes") or value.get("path")
+        value = self._value(where, self._image) or self._value(where, _PATH)
         if not value:
             return None
         if isinstance(value, str):
@@ -171,17 +174,20 @@ class ArrowReader:
         if not file.unchanged:
             return {}
         table = read_file(Path(file.path))
-        names = [*self._texts, *([self._image] if self._image is not None else [])]
-        return {name: table.column(name) for name in names}
+        columns = {name: table.column(name) for name in self._texts}
+        if self._image is not None:
+            columns[self._image], columns[_PATH] = image_parts(table.column(self._image))
+        return columns
 
     def _value(self, where: Any, column: str) -> Any:
         """One value; its Arrow file must not have been truncated, lest reading ends the process."""
         file, row, _ = where
         columns = self._columns[file]
-        if not columns or not self._files[file].unchanged:
+        if not columns or not (self._stays or self._files[file].unchanged):
             raise self._files[file].changed()
+        values = columns[column]
         try:
-            return columns[column][row].as_py()
+            return None if values is None else values[row].as_py()
         except UnicodeDecodeError as error:
             raise BadSampleError("not-utf8", str(error)[:200]) from None
 

@@ -98,6 +98,18 @@ def byte_lengths(array: pa.Array) -> Integers:
     return lengths.astype(np.int64)
 
 
+def image_parts(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray | None, pa.ChunkedArray | None]:
+    """The bytes and the paths of a column of structs; any other column, and nothing."""
+    import pyarrow.compute as pc
+    import pyarrow.types as t
+
+    if not t.is_struct(column.type):
+        return column, None
+    names = [field.name for field in column.type]
+    data, paths = (pc.struct_field(column, n) if n in names else None for n in ("bytes", "path"))
+    return data, paths
+
+
 def _embedded_bytes(array: pa.Array) -> Integers:
     import pyarrow.compute as pc
     import pyarrow.types as t
