@@ -16,14 +16,14 @@ from producers.sources.collection import CollectionConfig
 from producers.sources.kinds import scan_collection
 from producers.sources.scan import Scan
 from tests.conftest import tree_digest
-from tests.producers.sources.containers import kit
-from tests.producers.sources.containers.kit import ITEMS, collection
+from tests.producers.sources.kinds import kit
+from tests.producers.sources.kinds.kit import ITEMS, collection
 
 FEATURES = ("clip_image", "clip_text")
 
 
 def build_store(
-    source: CollectionConfig, store: Path, checkpoints: dict[str, str], **values: bool
+    source: CollectionConfig, store: Path, checkpoints: dict[str, str], *, resume: bool = False
 ) -> None:
     models = {feature: checkpoints[feature] for feature in FEATURES}
     build(
@@ -34,7 +34,7 @@ def build_store(
             device="cpu",
             views=2,
             workers=1,
-            **values,
+            resume=resume,
         )
     )
 

@@ -14,13 +14,13 @@ from featurestore.errors import BadSampleError
 from featurestore.records import Modality, Sample
 from producers.sources import files
 from producers.sources.collection import CollectionConfig
-from producers.sources.containers.containers import Container, Integers, states
-from producers.sources.containers.converting import read_file
-from producers.sources.containers.rows import Rows, image_parts
+from producers.sources.container_files import Container, Integers, states
 from producers.sources.files import name_bytes, native, stat_file
 from producers.sources.folder import text_list
 from producers.sources.readers import TextList
 from producers.sources.scan import InputStats
+from producers.sources.tables.converting import read_file
+from producers.sources.tables.rows import Rows, image_parts
 
 # The key of the paths of images that have bytes in a column of their own; no column has this name.
 _PATH = "\0path"

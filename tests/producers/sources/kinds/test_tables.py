@@ -18,7 +18,7 @@ from featurestore.errors import BadSampleError, ConfigError, InputError, Storage
 from producers.sources.inputs import stat_inputs
 from producers.sources.kinds import scan_collection
 from producers.sources.scan import Inputs, require_inputs
-from tests.producers.sources.containers.kit import (
+from tests.producers.sources.kinds.kit import (
     ITEMS,
     Item,
     assert_equal,

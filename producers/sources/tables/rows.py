@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from producers.sources.containers.columns import is_list
-from producers.sources.containers.containers import Integers
+from producers.sources.container_files import Integers
+from producers.sources.tables.columns import is_list
 
 if TYPE_CHECKING:
     import pyarrow as pa
