@@ -21,11 +21,11 @@ from producers.sources.container_files import (
     missing_package,
 )
 from producers.sources.ids import require_ids
+from producers.sources.recognize import TABLE_SUFFIXES
 from producers.sources.scan import Scan, modalities_of
 from producers.sources.tables.arrow import ArrowPlaces
 from producers.sources.tables.rows import URL, Rows, label_values
 
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 _DIGITS = 8
 
 
@@ -56,8 +56,8 @@ def scan(collection: CollectionConfig) -> Scan:
 
     sources = [Container.of(path) for path in find_files(collection.path)]
     for source in sources:
-        if not source.path.lower().endswith(SUFFIXES):
-            raise InputError(f"{source.path} is no table: expected {', '.join(SUFFIXES)}.")
+        if not source.path.lower().endswith(TABLE_SUFFIXES):
+            raise InputError(f"{source.path} is no table: expected {', '.join(TABLE_SUFFIXES)}.")
     if len({Path(source.path).suffix.lower() for source in sources}) > 1:
         raise InputError(f"{collection.path} means tables of several formats: name one format.")
     converted = convert(collection, sources)
