@@ -23,17 +23,17 @@ def scan_collection(collection: CollectionConfig) -> Scan:
 
         return folder.scan(collection)
     if collection.kind == "table":
-        from producers.sources.containers import tables
+        from producers.sources.tables import table
 
-        return tables.scan(collection)
+        return table.scan(collection)
     if collection.kind == "imagefolder":
-        from producers.sources.containers import imagefolder
+        from producers.sources.tables import imagefolder
 
         return imagefolder.scan(collection)
     if collection.kind == "webdataset":
-        from producers.sources.containers import webdataset
+        from producers.sources.tars import webdataset
 
         return webdataset.scan(collection)
-    from producers.sources.containers import huggingface
+    from producers.sources.tables import huggingface
 
     return huggingface.scan(collection)

@@ -150,11 +150,11 @@ def open_reader(values: Mapping[str, Any]) -> Reader:
 
         return FileReader(values)
     if kind == "arrow":
-        from producers.sources.containers.arrow import ArrowReader
+        from producers.sources.tables.arrow import ArrowReader
 
         return ArrowReader(values)
     if kind == "tar":
-        from producers.sources.containers.webdataset import TarReader
+        from producers.sources.tars.reading import TarReader
 
         return TarReader(values)
     raise ValueError(f"no reader of kind {kind!r}")

@@ -16,14 +16,14 @@ from producers.sources.collection import CollectionConfig
 from producers.sources.kinds import scan_collection
 from producers.sources.scan import Scan
 from tests.conftest import tree_digest
-from tests.producers.sources.containers import kit
-from tests.producers.sources.containers.kit import ITEMS, collection
+from tests.producers.sources.kinds import kit
+from tests.producers.sources.kinds.kit import ITEMS, collection
 
 FEATURES = ("clip_image", "clip_text")
 
 
 def build_store(
-    source: CollectionConfig, store: Path, checkpoints: dict[str, str], **values: bool
+    source: CollectionConfig, store: Path, checkpoints: dict[str, str], *, resume: bool = False
 ) -> None:
     models = {feature: checkpoints[feature] for feature in FEATURES}
     build(
@@ -34,7 +34,7 @@ def build_store(
             device="cpu",
             views=2,
             workers=1,
-            **values,
+            resume=resume,
         )
     )
 
@@ -146,4 +146,4 @@ def test_a_container_that_changes_after_the_scan_ends_the_build_and_gives_no_row
     monkeypatch.setattr("consumers.build.scan_collection", scan_then_change)
     with pytest.raises(StorageError, match="gone or have changed since it was scanned"):
         build_store(source, tmp_path / "store", checkpoints)
-    assert not FeatureStore(tmp_path / "store").committed([0]).any()
+    assert 0 not in FeatureStore(tmp_path / "store").ledger

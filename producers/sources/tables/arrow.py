@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +14,16 @@ from featurestore.errors import BadSampleError
 from featurestore.records import Modality, Sample
 from producers.sources import files
 from producers.sources.collection import CollectionConfig
-from producers.sources.containers.containers import Container, Integers, states
-from producers.sources.containers.converting import read_file
-from producers.sources.containers.rows import Rows
+from producers.sources.container_files import Container, Integers, states
 from producers.sources.files import name_bytes, native, stat_file
 from producers.sources.folder import text_list
 from producers.sources.readers import TextList
 from producers.sources.scan import InputStats
+from producers.sources.tables.converting import read_file
+from producers.sources.tables.rows import Rows, image_parts
 
+# The key of the paths of images that have bytes in a column of their own; no column has this name.
+_PATH = "\0path"
 # Images that are looked for to find out whether all are gone.
 LOOKED_AT = 1000
 
@@ -60,12 +63,14 @@ class ArrowPlaces:
             "texts": list(self.rows.texts),
             "folders": [str(Path(source.path).parent) for source in self.sources],
             "rule": self.collection.clean_rule,
+            # A cached form is only ever replaced as a whole: its mapping stays valid.
+            "stays": self.cache is not None,
         }
 
     def where(self, sample: Sample) -> list[int]:
         """The Arrow file, the row in it, and the source, whose folder paths are relative to."""
         row = int(self.order[sample.index])
-        file = int(np.searchsorted(self.rows.starts, row, "right")) - 1
+        file = bisect_right(self.rows.starts, row) - 1
         return [file, row - int(self.rows.starts[file]), int(self.source_of[row])]
 
     def names(self, sample: Sample) -> tuple[str, str]:
@@ -131,21 +136,18 @@ class ArrowReader:
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         self._files = [Container(*file) for file in values["files"]]
-        self._tables = [
-            read_file(Path(file.path)) if file.unchanged else None for file in self._files
-        ]
         self._image: str | None = values["image"]
         self._texts: list[str] = values["texts"]
+        self._columns = [self._mapped(file) for file in self._files]
         self._folders = [Path(folder) for folder in values["folders"]]
         self._rule: str = values["rule"]
+        self._stays: bool = values["stays"]
 
     def image(self, sample: Sample, where: Any) -> bytes | None:  # noqa: ARG002
         """The bytes in the row, or of the file that it names; see :class:`Reader`."""
         if self._image is None:
             return None
-        value = self._value(where, self._image)
-        if isinstance(value, Mapping):
-            value = value.get("bytes") or value.get("path")
+        value = self._value(where, self._image) or self._value(where, _PATH)
         if not value:
             return None
         if isinstance(value, str):
@@ -167,14 +169,25 @@ class ArrowReader:
             raise _too_large(size, files.MAX_TEXT_BYTES)
         return text_list(kept, self._rule)
 
+    def _mapped(self, file: Container) -> dict[str, Any]:
+        """The columns of a file; none if it has changed since it was scanned."""
+        if not file.unchanged:
+            return {}
+        table = read_file(Path(file.path))
+        columns = {name: table.column(name) for name in self._texts}
+        if self._image is not None:
+            columns[self._image], columns[_PATH] = image_parts(table.column(self._image))
+        return columns
+
     def _value(self, where: Any, column: str) -> Any:
         """One value; its Arrow file must not have been truncated, lest reading ends the process."""
         file, row, _ = where
-        table = self._tables[file]
-        if table is None or not self._files[file].unchanged:
+        columns = self._columns[file]
+        if not columns or not (self._stays or self._files[file].unchanged):
             raise self._files[file].changed()
+        values = columns[column]
         try:
-            return table.column(column)[row].as_py()
+            return None if values is None else values[row].as_py()
         except UnicodeDecodeError as error:
             raise BadSampleError("not-utf8", str(error)[:200]) from None
 

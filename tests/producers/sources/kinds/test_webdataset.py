@@ -16,12 +16,12 @@ import webdataset
 from webdataset.tariterators import group_by_keys, tar_file_iterator
 
 from featurestore.errors import BadSampleError, ConfigError, InputError, StorageError
-from producers.sources.containers import tar_index
 from producers.sources.inputs import stat_inputs
 from producers.sources.kinds import scan_collection
 from producers.sources.recognize import recognize
 from producers.sources.scan import Inputs, require_inputs
-from tests.producers.sources.containers.kit import (
+from producers.sources.tars import index
+from tests.producers.sources.kinds.kit import (
     ITEMS,
     Item,
     assert_equal,
@@ -41,7 +41,7 @@ def written_by_webdataset(path: Path, samples: list[dict[str, Any]]) -> None:
 
 
 def test_what_webdataset_writes(tmp_path: Path) -> None:
-    samples = [
+    samples: list[dict[str, Any]] = [
         {"__key__": f"s{n}", "png": picture(n), "txt": f"text {n}", "cls": n % 2}
         | {"json": {"split": "train" if n else "test", "genres": ["a", f"b{n}"]}}
         for n in range(4)
@@ -207,7 +207,7 @@ def shard(tmp_path: Path) -> Path:
 
 def test_headers_are_read_once(shard: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = scan_collection(collection("webdataset", shard))
-    monkeypatch.setattr(tar_index, "_read", lambda path: pytest.fail(f"{path} is read again"))
+    monkeypatch.setattr(index, "_read", lambda path: pytest.fail(f"{path} is read again"))
     again = scan_collection(collection("webdataset", shard))
     assert [again.places.where(s) for s in again.samples] == [
         first.places.where(s) for s in first.samples

@@ -13,7 +13,7 @@ from featurestore.errors import BadSampleError, ConfigError, InputError
 from producers.sources.kinds import scan_collection
 from producers.sources.recognize import recognize
 from producers.sources.scan import Inputs
-from tests.producers.sources.containers.kit import (
+from tests.producers.sources.kinds.kit import (
     ITEMS,
     Item,
     assert_equal,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ class Container:
     @property
     def unchanged(self) -> bool:
         """Whether the file still has this size and modification time."""
-        return stat_file(bytes(Path(self.path))) == (self.size, self.mtime)
+        return stat_file(os.fsencode(self.path)) == (self.size, self.mtime)
 
     @property
     def state(self) -> int:

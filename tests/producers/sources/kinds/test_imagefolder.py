@@ -14,7 +14,7 @@ import pytest
 from featurestore.errors import ConfigError, InputError
 from producers.sources.kinds import scan_collection
 from producers.sources.recognize import recognize
-from tests.producers.sources.containers.kit import (
+from tests.producers.sources.kinds.kit import (
     ITEMS,
     assert_equal,
     collection,

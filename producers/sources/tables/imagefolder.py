@@ -18,15 +18,15 @@ from featurestore.errors import InputError
 from featurestore.records import Sample
 from featurestore.samples import SampleList
 from producers.sources.collection import CollectionConfig
-from producers.sources.containers.arrow import ArrowPlaces
-from producers.sources.containers.columns import Known
-from producers.sources.containers.containers import Container
-from producers.sources.containers.tables import cached_places, ids_of, require_pyarrow, scan_rows
+from producers.sources.container_files import Container
 from producers.sources.folder import FilePlaces, image_suffixes, stem_of
 from producers.sources.ids import require_ids
 from producers.sources.listing import LeftOut, list_folder
 from producers.sources.recognize import METADATA
 from producers.sources.scan import Label, Scan
+from producers.sources.tables.arrow import ArrowPlaces
+from producers.sources.tables.columns import Known
+from producers.sources.tables.table import cached_places, ids_of, require_pyarrow, scan_rows
 from producers.sources.unused import counted_reasons
 
 SPLITS = ("train", "val", "valid", "validation", "dev", "test")
@@ -105,7 +105,7 @@ def _with_metadata(
 ) -> Scan:
     """Scans the rows of the metadata, which may be in one file or in one per folder."""
     require_pyarrow("A metadata file")
-    from producers.sources.containers.converting import convert
+    from producers.sources.tables.converting import convert
 
     folder = Path(collection.path)
     if len({PurePosixPath(name).suffix for name in metadata}) > 1:

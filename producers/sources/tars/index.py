@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from featurestore.errors import InputError
 from featurestore.system import durable
 from featurestore.wording import one_line
-from producers.sources.containers.containers import Container, cached_file
+from producers.sources.container_files import Container, cached_file
 
 # Raised when the cached form changes.
 _FORM = 1
@@ -53,7 +53,7 @@ def _read(path: Path) -> list[Member]:
     try:
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for info in tar:
-                tar.members.clear()  # tarfile keeps every header otherwise
+                tar.members.clear()  # type: ignore[attr-defined]  # it keeps every header otherwise
                 if info.issparse():
                     raise _damaged(path, f"{info.name!r} is a sparse file")
                 if info.isreg():

@@ -18,7 +18,7 @@ from featurestore.errors import BadSampleError, ConfigError, InputError, Storage
 from producers.sources.inputs import stat_inputs
 from producers.sources.kinds import scan_collection
 from producers.sources.scan import Inputs, require_inputs
-from tests.producers.sources.containers.kit import (
+from tests.producers.sources.kinds.kit import (
     ITEMS,
     Item,
     assert_equal,
@@ -379,12 +379,12 @@ def test_a_table_that_changes_after_the_scan_is_read_as_scanned(parquet: Path) -
 
 def test_a_cached_form_that_is_gone_or_changed_gives_no_other_rows(parquet: Path) -> None:
     found = scan_collection(collection("table", parquet))
-    inputs = Inputs(found)
+    early = Inputs(found)
     cache: Path = getattr(found.places, "cache")  # noqa: B009
     shutil.move(cache, cache.with_suffix(".moved"))
-    for reader in (inputs, Inputs(found)):
-        with pytest.raises(BadSampleError, match="missing"):
-            reader.image(found.samples[0])
+    assert early.image(found.samples[5]) == ITEMS[5].image  # still mapped
+    with pytest.raises(BadSampleError, match="missing"):
+        Inputs(found).image(found.samples[0])
     with pytest.raises(StorageError, match="gone or have changed"):
         require_inputs(found)
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from featurestore.errors import ConfigError, InputError
 from featurestore.system import durable
 from producers.sources.collection import CollectionConfig
-from producers.sources.containers.columns import Known, choose_columns, require_types
-from producers.sources.containers.containers import Container, cached_file
-from producers.sources.containers.parsing import batches, column_names
+from producers.sources.container_files import Container, cached_file
+from producers.sources.tables.columns import Known, choose_columns, require_types
+from producers.sources.tables.parsing import batches, column_names
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -34,7 +34,7 @@ class Converted:
     Attributes:
         path: path of the Arrow file.
         table: its content, memory-mapped.
-        labels: how labels are written, see :func:`producers.sources.containers.rows.label_values`.
+        labels: how labels are written, see :func:`producers.sources.tables.rows.label_values`.
         names: name in the tables of each column.
     """
 

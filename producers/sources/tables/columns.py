@@ -166,19 +166,19 @@ def _fits(purpose: str, type_: Any) -> bool:
                 for field in plain
                 if field.name in ("bytes", "path")
             )
-        return t.is_binary(plain) or t.is_large_binary(plain)
+        return bool(t.is_binary(plain) or t.is_large_binary(plain))
     listed = is_list(plain)
     if purpose == "text":
         return listed and _fits("split", plain.value_type)
     if purpose == "labels":
         if listed:
-            return t.is_integer(plain.value_type) or _fits("split", plain.value_type)
-        return t.is_integer(plain) or t.is_floating(plain) or t.is_boolean(plain)
-    return purpose == "id" and t.is_integer(plain)
+            return bool(t.is_integer(plain.value_type)) or _fits("split", plain.value_type)
+        return bool(t.is_integer(plain) or t.is_floating(plain) or t.is_boolean(plain))
+    return purpose == "id" and bool(t.is_integer(plain))
 
 
 def is_list(type_: Any) -> bool:
     """Whether an Arrow type is one of lists."""
     import pyarrow.types as t
 
-    return t.is_list(type_) or t.is_large_list(type_) or t.is_fixed_size_list(type_)
+    return bool(t.is_list(type_) or t.is_large_list(type_) or t.is_fixed_size_list(type_))

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from producers.sources.containers.columns import is_list
-from producers.sources.containers.containers import Integers
+from producers.sources.container_files import Integers
+from producers.sources.tables.columns import is_list
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -96,6 +96,18 @@ def byte_lengths(array: pa.Array) -> Integers:
         return np.bincount(parents, inner, len(array)).astype(np.int64)
     lengths: Integers = pc.binary_length(array).fill_null(0).to_numpy(zero_copy_only=False)
     return lengths.astype(np.int64)
+
+
+def image_parts(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray | None, pa.ChunkedArray | None]:
+    """The bytes and the paths of a column of structs; any other column, and nothing."""
+    import pyarrow.compute as pc
+    import pyarrow.types as t
+
+    if not t.is_struct(column.type):
+        return column, None
+    names = [field.name for field in column.type]
+    data, paths = (pc.struct_field(column, n) if n in names else None for n in ("bytes", "path"))
+    return data, paths
 
 
 def _embedded_bytes(array: pa.Array) -> Integers:

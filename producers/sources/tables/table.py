@@ -14,18 +14,18 @@ from featurestore.errors import ConfigError, InputError
 from featurestore.records import Sample
 from featurestore.samples import SampleList
 from producers.sources.collection import CollectionConfig
-from producers.sources.containers.arrow import ArrowPlaces
-from producers.sources.containers.containers import (
+from producers.sources.container_files import (
     Container,
     Integers,
     find_files,
     missing_package,
 )
-from producers.sources.containers.rows import URL, Rows, label_values
 from producers.sources.ids import require_ids
+from producers.sources.recognize import TABLE_SUFFIXES
 from producers.sources.scan import Scan, modalities_of
+from producers.sources.tables.arrow import ArrowPlaces
+from producers.sources.tables.rows import URL, Rows, label_values
 
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 _DIGITS = 8
 
 
@@ -52,12 +52,12 @@ def scan(collection: CollectionConfig) -> Scan:
         InputError: a table is missing or damaged, or a row has no input, or a wrong id.
     """
     require_pyarrow("A table")
-    from producers.sources.containers.converting import convert
+    from producers.sources.tables.converting import convert
 
     sources = [Container.of(path) for path in find_files(collection.path)]
     for source in sources:
-        if not source.path.lower().endswith(SUFFIXES):
-            raise InputError(f"{source.path} is no table: expected {', '.join(SUFFIXES)}.")
+        if not source.path.lower().endswith(TABLE_SUFFIXES):
+            raise InputError(f"{source.path} is no table: expected {', '.join(TABLE_SUFFIXES)}.")
     if len({Path(source.path).suffix.lower() for source in sources}) > 1:
         raise InputError(f"{collection.path} means tables of several formats: name one format.")
     converted = convert(collection, sources)

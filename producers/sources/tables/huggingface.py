@@ -12,13 +12,13 @@ import numpy as np
 from featurestore.errors import ConfigError, InputError
 from featurestore.wording import one_line
 from producers.sources.collection import CollectionConfig
-from producers.sources.containers.arrow import ArrowPlaces
-from producers.sources.containers.columns import Known, choose_columns, require_types
-from producers.sources.containers.containers import Container, missing_package
-from producers.sources.containers.converting import read_file
-from producers.sources.containers.rows import Rows, class_names, huggingface_features
-from producers.sources.containers.tables import ids_of, require_pyarrow, scan_rows
+from producers.sources.container_files import Container, missing_package
 from producers.sources.scan import Scan
+from producers.sources.tables.arrow import ArrowPlaces
+from producers.sources.tables.columns import Known, choose_columns, require_types
+from producers.sources.tables.converting import read_file
+from producers.sources.tables.rows import Rows, class_names, huggingface_features
+from producers.sources.tables.table import ids_of, require_pyarrow, scan_rows
 
 # The files of a data set that ``save_to_disk`` wrote.
 _STATE, _SPLITS = "state.json", "dataset_dict.json"
