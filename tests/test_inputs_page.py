@@ -137,7 +137,7 @@ def test_the_page_has_every_command_with_json() -> None:
 
 
 def test_the_folder() -> None:
-    text = section("The folder of MM-IMDb")
+    text = section("The folder")
     assert ", ".join(f"`{suffix}`" for suffix in pairs.IMAGE_SUFFIXES) in text
     assert ", ".join(f"`{suffix}`" for suffix in pairs.TEXT_SUFFIXES) in text
     for cap in (files.MAX_IMAGE_BYTES, files.MAX_TEXT_BYTES):

@@ -292,7 +292,10 @@ def _config(values: dict[str, Any]) -> BuildConfig:
         if values.get(name) is not None
     }
     if values.get("collection") is not None:
-        typed["collection"] = CollectionConfig(**values["collection"])
+        table = values["collection"].items()
+        typed["collection"] = CollectionConfig(
+            **{name: tuple(v) if isinstance(v, list) else v for name, v in table}
+        )
     typed["features"] = values["features"] and tuple(values["features"])
     tables = values.get("backbones", {})
     typed["backbones"] = {name: BackboneConfig(**table) for name, table in tables.items()}
