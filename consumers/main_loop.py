@@ -305,7 +305,7 @@ def _chunk_facts(records: Sequence[SampleRecord], report: BuildReport) -> dict[s
 def _absent(store: FeatureStore) -> Counter[str]:
     """How many samples lack an input that features are computed from."""
     used = set(store.spec.modalities.values())
-    return +Counter(
+    return Counter[str](
         modality
         for entry in store.ledger.entries
         for record in entry.samples
