@@ -306,8 +306,8 @@ def _chunk_facts(records: Sequence[SampleRecord], report: BuildReport) -> dict[s
 def _absent(store: FeatureStore) -> Counter[str]:
     """How many samples lack an input that features are computed from."""
     used = set(store.spec.modalities.values())
-    return +Counter(
-        str(modality)
+    return Counter[str](
+        modality
         for entry in store.ledger.entries
         for record in entry.samples
         for modality in used

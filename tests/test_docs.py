@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
+import random
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -31,6 +37,7 @@ LINKED = [*PAGES, *sorted(ROOT.glob("[CS]*.md")), *sorted((ROOT / "docs").glob("
 # CI itself runs these lines on a new machine.
 SET_UP = ("make demo", "pip install")
 SAMPLES = 4
+MADE = 24  # samples of the collections on the page about your own data
 PACKAGES = "(?:featurestore|producers|consumers|manyviews|tests|tools|benchmarks)"
 
 
@@ -151,6 +158,7 @@ def test_what_the_readme_and_the_page_on_mm_imdb_say_to_type_works(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     readme, published = ROOT / "README.md", ROOT / "docs/mm-imdb.md"
+    make_photos(workplace, workplace)
     for block in commands_of(readme):
         run(["bash", "-ec", block], workplace)
     (code,) = blocks(readme, "python")
@@ -163,6 +171,148 @@ def test_what_the_readme_and_the_page_on_mm_imdb_say_to_type_works(
     training, importing = blocks(published, "python")
     for code in (training, importing):
         exec(compile(code, str(published), "exec"), {})  # the page's own code
+
+
+def photo(number: int) -> Image.Image:
+    """A photo of noise, reddish or bluish by the number."""
+    noise = np.random.default_rng(number).integers(0, 100, (48, 64, 3), np.uint8)
+    noise[:, :, 2 * (number % 2)] += 150
+    return Image.fromarray(noise)
+
+
+def encoded(number: int) -> bytes:
+    out = io.BytesIO()
+    photo(number).save(out, "JPEG")
+    return out.getvalue()
+
+
+WORDS = ("calm quiet gentle slow soft", "loud fast wild sharp bright")
+
+
+def text_of(number: int) -> str:
+    words = random.Random(number).choices(WORDS[number % 2].split(), k=6)
+    return " ".join(words)
+
+
+def make_photos(place: Path, _: Path) -> None:
+    for number in range(MADE):
+        folder = place / "photos" / ("cats", "dogs")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        photo(number).save(folder / f"{number}.png")
+
+
+def make_birds(place: Path, _: Path) -> None:
+    (place / "birds").mkdir()
+    for number in range(MADE):
+        stem = "heron" if number == 0 else f"bird-{number}"
+        photo(number).save(place / "birds" / f"{stem}.jpg")
+        found = {"text": text_of(number), "habitat": ("water", "wood")[number % 2]}
+        (place / "birds" / f"{stem}.json").write_text(json.dumps(found))
+
+
+def make_reviews(place: Path, _: Path) -> None:
+    with (place / "reviews.csv").open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["id", "text", "label"])
+        for number in range(MADE):
+            rows.writerow([f"r{number}", f'{text_of(number)}, "quoted"', ("+", "-")[number % 2]])
+
+
+def make_posters(place: Path, _: Path) -> None:
+    parts = ("train", "train", "train", "train", "val", "val", "test", "test")
+    columns = {
+        "film": [f"tt{number:04}" for number in range(MADE)],
+        "poster": [encoded(number) for number in range(MADE)],
+        "captions": [[text_of(number), text_of(number + 2)] for number in range(MADE)],
+        "genres": [["Drama"] if number % 2 else ["Comedy", "War"] for number in range(MADE)],
+        "part": [parts[number % len(parts)] for number in range(MADE)],
+        "year": [1990 + number for number in range(MADE)],
+    }
+    pq = pytest.importorskip("pyarrow.parquet")
+    pq.write_table(pytest.importorskip("pyarrow").table(columns), place / "posters.parquet")
+
+
+def make_shards(place: Path, _: Path) -> None:
+    (place / "shards").mkdir()
+    for shard in range(2):
+        with tarfile.open(place / "shards" / f"{shard:03}.tar", "w") as tar:
+            for number in range(shard * MADE // 2, (shard + 1) * MADE // 2):
+                members = {"jpg": encoded(number), "txt": text_of(number).encode()}
+                members["cls"] = str(number % 2).encode()
+                for kind, data in members.items():
+                    member = tarfile.TarInfo(f"{number:06}.{kind}")
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+
+
+def make_saved(place: Path, _: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    columns = {
+        "image": [photo(number) for number in range(MADE)],
+        "caption": [text_of(number) for number in range(MADE)],
+        "label": [number % 2 for number in range(MADE)],
+    }
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "caption": datasets.Value("string"),
+            "label": datasets.ClassLabel(names=["cat", "dog"]),
+        }
+    )
+    datasets.Dataset.from_dict(columns, features=features).save_to_disk(place / "saved")
+
+
+def make_archive(place: Path, workplace: Path) -> None:
+    with tarfile.open(place / "mmimdb.tar.gz", "w:gz") as tar:
+        tar.add(workplace / "imdb", "mmimdb")
+
+
+# By the heading of the section: what writes the files that its example reads.
+MAKERS: dict[str, Callable[[Path, Path], None]] = {
+    "Photos in class folders": make_photos,
+    "A folder of images and texts": make_birds,
+    "A CSV file of texts": make_reviews,
+    "A Parquet file with captions and splits": make_posters,
+    "Tar files of WebDataset": make_shards,
+    "A data set of Hugging Face": make_saved,
+    "MM-IMDb": make_archive,
+}
+
+
+def test_every_section_of_the_page_on_your_data_is_run() -> None:
+    text = (ROOT / "docs/your-data.md").read_text("utf-8")
+    assert re.findall(r"^## (.+)$", text, re.MULTILINE) == list(MAKERS)
+
+
+@pytest.mark.parametrize("title", MAKERS)
+def test_each_example_of_the_page_on_your_data_ends_in_a_trained_probe(
+    workplace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    title: str,
+) -> None:
+    place = workplace / "here"
+    place.mkdir()
+    MAKERS[title](place, workplace)
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(workplace / "cache"))
+    text = (ROOT / "docs/your-data.md").read_text("utf-8")
+    section = text.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+    for language, code in re.findall(r"^```(\w+)\n(.*?)^```$", section, re.MULTILINE | re.DOTALL):
+        if language == "toml":
+            Path("manyviews.toml").write_text(code)
+            continue
+        lines = code.splitlines()
+        for line in lines:
+            if line.startswith("tar "):
+                subprocess.run(shlex.split(line), check=True)
+            else:
+                *_, printed = type_here(line, capfd)
+    assert lines[-1].startswith("python cli.py probe")
+    assert "clip_" in printed
+    store = FeatureStore(Path("features"))
+    assert store.complete
+    assert not (title != "MM-IMDb" and store.bad_inputs)
 
 
 def test_the_options_in_a_file_are_accepted(tmp_path: Path) -> None:
@@ -194,14 +344,17 @@ def three(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return stems[:3]
 
 
-def type_here(typed: str, capfd: pytest.CaptureFixture[str]) -> None:
-    """Runs command lines in this process, which has loaded the libraries."""
+def type_here(typed: str, capfd: pytest.CaptureFixture[str]) -> list[str]:
+    """Runs command lines in this process, which has loaded the libraries; returns their output."""
+    printed = []
     for line in typed.splitlines():
         python, program, *arguments = shlex.split(line)
         assert (python, program) == ("python", "cli.py")
         code = main.run_command(arguments)
         output, errors = capfd.readouterr()
         assert code == 0, f"{line}\n{output}\n{errors}"
+        printed.append(output)
+    return printed
 
 
 @pytest.mark.usefixtures("three")

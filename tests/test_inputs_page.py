@@ -6,18 +6,23 @@ import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
+from consumers.config_file import read_toml
+from featurestore.errors import InputError
 from featurestore.imdb.genres import _KEYS, CLASS_NAMES
 from featurestore.imdb.splits import read_split
 from manyviews import main
 from producers import decode
-from producers.sources import files, pairs, unused
+from producers.sources import collection, files, pairs, recognize, unused
+from producers.sources.collection import CollectionConfig
+from producers.sources.ids import require_ids
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs" / "inputs.md").read_text("utf-8")
@@ -140,6 +145,34 @@ def test_the_folder() -> None:
     assert f"{decode.MAX_PIXELS:,}" in text
     assert f"{decode.MAX_SIDE:,}" in text
     assert set(re.findall(r"^\| `([a-z-]+)` \|", text, re.MULTILINE)) == set(unused.REASONS)
+
+
+def test_the_kinds_of_collections(tmp_path: Path) -> None:
+    kinds = re.findall(r"^\| `([a-z-]+)` \|", section("Collections"), re.MULTILINE)
+    assert sorted(kinds) == sorted(collection.KINDS)
+    for suffix in recognize.TABLE_SUFFIXES:
+        assert f"`{suffix}`" in section("Collections")
+    text = section("The table [collection]")
+    keys = re.findall(r"^\| `([a-z_]+)` \|", text, re.MULTILINE)
+    assert keys == [field.name for field in fields(CollectionConfig)]
+    [example] = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "manyviews.toml").write_text(example)
+    read = read_toml(tmp_path / "manyviews.toml")["collection"]
+    assert (read.path, read.text) == (str(tmp_path / "posters.parquet"), ("plot", "tagline"))
+    rules = re.findall(r"`clean_text` is `(\w+)` by default,\s`(\w+)` .*? or `(\w+)`", PAGE)
+    assert sorted(rules[0]) == sorted(get_args(collection.CleanText))
+
+
+@pytest.mark.parametrize(
+    ("character", "is_allowed"), [("/", True), ("é", True), ("\n", False), ("\ud800", False)]
+)
+def test_the_characters_of_ids(character: str, is_allowed: bool) -> None:
+    try:
+        require_ids([f"a{character}b"], str)
+    except InputError:
+        assert not is_allowed
+    else:
+        assert is_allowed
 
 
 def test_a_synopsis_and_genres() -> None:

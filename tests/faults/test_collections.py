@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from manyviews.operations import current_inputs
 from producers.sources.collection import CollectionConfig
 from tests.conftest import tree_digest
 from tests.faults import fakes
-from tests.faults.harness import COUNTS
+from tests.faults.harness import COUNTS, NIGHTLY, Bench
 
 # Each sample's texts under two keys or columns, by id.
 Row = Mapping[str, list[str]]
@@ -272,3 +272,45 @@ def test_a_collection_that_is_gone(built: tuple[CollectionConfig, Path], tmp_pat
     with pytest.raises(InputError):
         compare(store, collection)
     assert tree_digest(store) == before
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "zeros"])
+def test_a_container_that_was_damaged_between_builds(
+    kind: Kind, built: tuple[CollectionConfig, Path], tmp_path: Path, damage: str
+) -> None:
+    """One file loses its second half, or all its bytes: nothing of it is taken for data."""
+    collection, store = built
+    path = max(
+        (path for path in (tmp_path / "data").iterdir()), key=lambda path: path.stat().st_size
+    )
+    data = path.read_bytes()
+    half = len(data) // 2
+    damaged = {"cut": data[:half], "empty": b"", "zeros": data[:half] + bytes(len(data) - half)}
+    path.write_bytes(damaged[damage])
+    before = tree_digest(store)
+    with pytest.raises((InputError, StoreMismatchError)) as caught:
+        make(collection, store, resume=True)
+    COUNTS["collection changed"] += 1
+    assert len(str(caught.value).splitlines()) <= 4
+    assert tree_digest(store) == before
+    try:
+        problems = compare(store, collection).changed
+    except InputError:
+        return
+    assert problems
+
+
+@pytest.mark.parametrize("n", [40, 90, 140] if not NIGHTLY else range(10, 200, 10))
+def test_a_build_that_is_killed_continues_with_the_same_rows(
+    bench: Bench, kind: Kind, tmp_path: Path, n: int
+) -> None:
+    """SIGKILL at a disk operation: the resumed store has the bytes of an undisturbed build."""
+    collection = asdict(kind.write(tmp_path / "data", rows_of()))
+    asked = {"data_dir": None, "collection": collection}
+    golden, store = tmp_path / "golden", tmp_path / "store"
+    assert bench.run([bench.build(golden, **asked)]).kind == "done"
+    run = bench.fault(bench.build(store, resume=True, **asked), n, "kill")
+    assert run.kind == "killed", run
+    done = bench.run([bench.build(store, resume=True, **asked), ("verify", str(store))])
+    assert (done.kind, done.values[-1]) == ("done", []), done
+    assert tree_digest(store) == tree_digest(golden)

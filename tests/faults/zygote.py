@@ -292,7 +292,11 @@ def _config(values: dict[str, Any]) -> BuildConfig:
         if values.get(name) is not None
     }
     if values.get("collection") is not None:
-        typed["collection"] = CollectionConfig(**values["collection"])
+        table: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in values["collection"].items()
+        }
+        typed["collection"] = CollectionConfig(**table)
     typed["features"] = values["features"] and tuple(values["features"])
     tables = values.get("backbones", {})
     typed["backbones"] = {name: BackboneConfig(**table) for name, table in tables.items()}

@@ -245,7 +245,8 @@ def test_the_printed_report(check: Call, workplace: Path) -> None:
     assert "\x1b" not in output
     titles = [line for line in output.splitlines() if line and not line.startswith(" ")]
     assert titles[:-1] == [
-        *("data", "split", "posters", "synopses", "genres", "models", "machine", "forecast"),
+        *("choices", "data", "split", "samples", "posters", "synopses", "genres"),
+        *("models", "machine", "forecast"),
     ]
     assert titles[-1].startswith("ready to build, ")
     for line in output.splitlines():
