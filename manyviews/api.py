@@ -177,16 +177,19 @@ def report(
     labels_dir: Path | str | None = None,
     split_json: Path | str | None = None,
     follow_links: bool = False,
+    collection: CollectionConfig | Path | str | None = None,
 ) -> dict[str, int]:
     """Writes a page of HTML about a store: its features, inputs and builds.
 
     Args:
         store: folder of the store.
         out: the file to write.
-        data_dir: its inputs, for pictures of bad samples; or None.
-        labels_dir: its labels, for genres; or None.
-        split_json: its split; or None.
+        data_dir: MM-IMDb's folder of its inputs, for pictures of bad samples; or None.
+        labels_dir: its labels; or None.
+        split_json: its split; None for that of the labels or the collection.
         follow_links: use symbolic links that lead out of ``data_dir``.
+        collection: the collection that it was built from, or its path, for labels and split without
+            ``labels_dir``, and for pictures without ``data_dir``; or None.
 
     Returns:
         ``bytes`` of the page, ``samples`` of the store, and how many were ``measured``.
@@ -200,7 +203,9 @@ def report(
     from manyviews.operations.report.page import Sources, write
 
     paths = _path(data_dir), _path(labels_dir), _path(split_json)
-    return write(Sources(Path(store), *paths, follow_links=follow_links), Path(out))
+    found = _collection(collection)
+    sources = Sources(Path(store), *paths, follow_links=follow_links, collection=found)
+    return write(sources, Path(out))
 
 
 def probe(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
-from featurestore.errors import ConfigError
+from manyviews.commands.label_inputs import input_options, optional_collection
 from manyviews.commands.options import (
     FOLDER,
     common_options,
-    follow_option,
     json_option,
     say,
     store_option,
@@ -21,26 +21,31 @@ from manyviews.commands.options import (
 @click.command()
 @store_option
 @click.option("--out", required=True, type=FOLDER, help="HTML file to write.")
+@input_options
 @click.option(
-    "--data-dir", type=FOLDER, help="Folder of the posters, for pictures of the bad samples."
+    "--labels-dir",
+    type=FOLDER,
+    help="Folder that `labels` wrote, for classes and colours.  [default: those of the inputs]",
 )
-@follow_option
 @click.option(
-    "--labels-dir", type=FOLDER, help="Folder that `labels` wrote, for genres and colours."
+    "--split-json",
+    type=FOLDER,
+    help="Split file, for numbers of each part.  [default: that of the labels]",
 )
-@click.option("--split-json", type=FOLDER, help="Split file, for numbers of each part.")
 @json_option
 @common_options
 def report(
     store: Path,
     out: Path,
-    data_dir: Path | None,
-    follow_links: bool,
     labels_dir: Path | None,
     split_json: Path | None,
     as_json: bool,
+    **inputs: Any,
 ) -> int:
-    """Write an HTML page about a store: its features, views, genres, bad samples and throughput.
+    """Write an HTML page about a store: its features, views, labels, bad samples and throughput.
+
+    The inputs of the store (--data-dir, --data or --config) give pictures of the bad samples, and
+    labels without --labels-dir.
 
     The page is one file without scripts, and needs no network. For a large store the expensive
     parts are measured on 2,048 samples; the page says so. The store may still be being built.
@@ -51,10 +56,23 @@ def report(
       python cli.py report --store features --out report.html --labels-dir labels
     """
     from manyviews.operations.report.page import Sources, write
+    from producers.sources.collection import MM_IMDB
 
-    if follow_links and data_dir is None:
-        raise ConfigError("--follow-links requires --data-dir, which was not given.")
-    sources = Sources(store, data_dir, labels_dir, split_json, follow_links=follow_links)
+    collection = optional_collection(**inputs)
+    follow_links = collection is not None and collection.follow_links
+    data_dir = None
+    if collection is not None and collection.kind == MM_IMDB:
+        data_dir = Path(collection.path)
+    if labels_dir is not None and data_dir is not None:
+        collection = None  # neither its labels nor its order are used
+    sources = Sources(
+        store,
+        data_dir,
+        labels_dir,
+        split_json,
+        follow_links=follow_links,
+        collection=collection,
+    )
     done = write(sources, out)
     if as_json:
         click.echo(json.dumps({"out": str(out), **done}))

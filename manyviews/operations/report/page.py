@@ -13,18 +13,25 @@ import numpy.typing as npt
 from markupsafe import Markup
 
 from featurestore.errors import InputError
-from featurestore.imdb.label_files import read_labels
+from featurestore.imdb.label_sets import read_any_labels, split_in
 from featurestore.imdb.splits import read_split
+from featurestore.labels.label_set import LabelSet
+from featurestore.labels.splitting import PARTS
 from featurestore.storage.store import FeatureStore
 from featurestore.system.durable import replace_file
 from featurestore.wording import amount
-from manyviews.operations.report import data_sections, plots, projection, sections
+from manyviews.operations.collection_labels import labels_of, scan_for, split_of
+from manyviews.operations.report import data_sections, label_sections, plots, projection, sections
 from manyviews.operations.report.content import Section
 from manyviews.operations.report.features import FeatureFacts, measure
 from manyviews.operations.report.inputs import bad_rows
 from manyviews.operations.report.pairs import pairs
 from manyviews.operations.report.runs import throughput
 from manyviews.operations.report.sampling import Sampled, choose
+from producers.sources.collection import MM_IMDB, CollectionConfig
+from producers.sources.scan import Scan
+
+_LABELS_ADVICE = "Give --labels-dir, the folder that `labels` wrote, to see the labels."
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +41,11 @@ class Sources:
     Attributes:
         store: folder of the store.
         data_dir: folder of the posters, for pictures of bad samples, or None.
-        labels_dir: folder of the labels, for genres, or None.
-        split_json: the split file, or None.
+        labels_dir: folder of the labels, or None.
+        split_json: the split file; None for that in ``labels_dir`` or of the collection.
         follow_links: whether links in ``data_dir`` that lead out of it are read.
+        collection: the collection that the store was built from, for labels and split without
+            ``labels_dir``, and for pictures of bad samples without ``data_dir``; or None.
     """
 
     store: Path
@@ -44,6 +53,7 @@ class Sources:
     labels_dir: Path | None = None
     split_json: Path | None = None
     follow_links: bool = False
+    collection: CollectionConfig | None = None
 
 
 def write(sources: Sources, out: Path) -> dict[str, int]:
@@ -75,17 +85,19 @@ def write(sources: Sources, out: Path) -> dict[str, int]:
 
 def page(store: FeatureStore, sources: Sources, sampled: Sampled) -> str:
     """The page as HTML."""
-    labels = None
-    if sources.labels_dir is not None:
-        labels = read_labels(sources.labels_dir, store.stems)
-    parts = _parts(store, sources.split_json)
+    scanned = None
+    if sources.collection is not None:
+        scanned = scan_for(sources.collection, store.stems, store.path)
+    labels = _labels(store, sources, scanned)
+    parts = _parts(store, sources, scanned)
     body = [
         sections.summary(store),
         *_about_features(store, sampled, labels),
-        data_sections.genres(labels, parts),
+        label_sections.labels(labels, parts, _LABELS_ADVICE),
         *data_sections.split(store, parts),
         data_sections.bad_samples(
-            store, bad_rows(store, sources.data_dir, follow_links=sources.follow_links)
+            store,
+            bad_rows(store, sources.data_dir, follow_links=sources.follow_links, scanned=scanned),
         ),
         data_sections.speed(throughput(store.path)),
     ]
@@ -115,21 +127,37 @@ def _printable(value: object) -> object:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(value))
 
 
-def _parts(store: FeatureStore, split_json: Path | None) -> dict[str, npt.NDArray[np.int64]]:
-    if split_json is None:
+def _labels(store: FeatureStore, sources: Sources, scanned: Scan | None) -> LabelSet | None:
+    if sources.labels_dir is not None:
+        return read_any_labels(sources.labels_dir, store.stems)
+    if scanned is None or (scanned.labels is None and scanned.collection.kind != MM_IMDB):
+        return None
+    return labels_of(scanned)
+
+
+def _parts(
+    store: FeatureStore, sources: Sources, scanned: Scan | None
+) -> dict[str, npt.NDArray[np.int64]]:
+    """The samples of each part of the split, by name; empty without a split."""
+    path = sources.split_json or split_in(sources.labels_dir)
+    if path is not None:
+        split = read_split(path, store.stems)
+        return {"train": split.train, "val": split.val, "test": split.test}
+    stated = None if scanned is None or sources.labels_dir is not None else split_of(scanned)
+    if stated is None:
         return {}
-    split = read_split(split_json, store.stems)
-    return {"train": split.train, "val": split.val, "test": split.test}
+    names = ["val" if name == "dev" else name for name in PARTS]
+    return {name: np.flatnonzero(stated.parts == number) for number, name in enumerate(names)}
 
 
 def _about_features(
-    store: FeatureStore, sampled: Sampled, labels: npt.NDArray[np.float32] | None
+    store: FeatureStore, sampled: Sampled, labels: LabelSet | None
 ) -> list[Section]:
     """The sections that read rows; none if every sample that would be read is bad."""
     if not len(sampled.samples):
         return []
     measured: list[FeatureFacts] = [measure(store, name, sampled) for name in store.features]
-    groups = None if labels is None else projection.groups(labels[sampled.samples])
+    groups = None if labels is None else projection.groups_of(labels, sampled.samples)
     return [
         sections.norms(measured),
         sections.dimensions(measured),
@@ -146,7 +174,7 @@ def _measured(store: FeatureStore, sampled: Sampled) -> str:
         scope = f"Measured on all {amount(seen, 'sample')} that are committed"
     else:
         scope = (
-            f"Means, deviations, genres and bad samples are of {amount(done, 'committed sample')}. "
+            f"Means, deviations, labels and bad samples are of {amount(done, 'committed sample')}. "
             f"Norms, planes, spread and pairs are measured on {seen:,} of them, chunks spread "
             f"evenly over the store: {len(sampled.chunks)}"
         )
