@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from featurestore.errors import ConfigError, InputError
-from featurestore.imdb.label_files import REDO
+from featurestore.labels.record import REDO
 from featurestore.records import PAPER_VIEWS, stems_sha256
 from featurestore.storage.digests import FileFacts, read_record
 from featurestore.storage.store import FeatureStore, record_crc32c
