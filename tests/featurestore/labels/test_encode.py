@@ -59,7 +59,9 @@ def test_floats_are_values_and_so_are_integers_among_them() -> None:
     found = encoded([1.5, 2, None, float("nan"), -3.25], name="rating")
     assert (found.kind, found.classes) == ("value", ("rating",))
     assert found.rows.shape == (5, 1)
-    np.testing.assert_array_equal(found.targets(), np.float32([1.5, 2, np.nan, np.nan, -3.25]))
+    np.testing.assert_array_equal(
+        found.targets(), np.array([1.5, 2, np.nan, np.nan, -3.25], np.float32)
+    )
     assert found.counts().tolist() == [3]
 
 

@@ -154,7 +154,7 @@ def test_noisy_labels_of_several_classes(tmp_path: Path, store: Path) -> None:
             noise = np.random.default_rng(int(digest[:8], 16)).normal(0, 0.1, 2)
             noisy = clean[i] + np.clip(noise.astype(np.float32), -0.2, 0.2)
             expected[i, v] = np.clip(noisy, 0, 1)
-    options = {"views": "all", "labels": "augmented", "bad_samples": "include"}
+    options: dict[str, Any] = {"views": "all", "labels": "augmented", "bad_samples": "include"}
     written = FeatureDataset(store, labels_dir=tmp_path / "labels", **options)
     np.testing.assert_array_equal(written.batch(range(10))["labels"].numpy(), expected)
     write(tmp_path / "fresh", "multi-label")
@@ -201,7 +201,9 @@ def test_a_datamodule_of_any_features_and_labels(tmp_path: Path, store: Path, ki
             used = known if "labels" in key else chosen
             found = domain_data(dataset)
             for name in key - {"labels"}:
-                cube = np.asarray(group[name][:])
+                array = group[name]
+                assert isinstance(array, zarr.Array)
+                cube = np.asarray(array[:])
                 flat = cube.reshape(-1, cube.shape[2]).astype(np.float64)
                 mu, sigma = flat.mean(0), flat.std(0)
                 np.testing.assert_allclose(

@@ -21,7 +21,8 @@ def one_class(sizes: list[int]) -> LabelSet:
 
 
 def sizes_of(parts: np.ndarray) -> list[int]:
-    return np.bincount(parts, minlength=3).tolist()
+    counts: list[int] = np.bincount(parts, minlength=3).tolist()
+    return counts
 
 
 def test_every_class_has_its_shares() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from scipy.stats import spearmanr
+from scipy.stats import spearmanr  # type: ignore[import-untyped]
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import accuracy_score, f1_score, r2_score, top_k_accuracy_score
 
@@ -22,7 +24,9 @@ from manyviews.operations.check.labels import labels_group
 from manyviews.operations.probe.kinds import score_classes, score_values
 from producers.sources.collection import CollectionConfig
 from producers.sources.kinds import scan_collection
+from tests.conftest import ROOT
 from tests.featurestore.stores import make_store
+from tests.test_docs import blocks
 
 CLASSES = ["a, b", 'say "hi"', "猫 🐈", "$x_1$", "_hidden", "<b>Ärger</b>", "مرحبا"]
 COUNT, VIEWS, DIM = 140, 4, 16
@@ -254,7 +258,9 @@ def parts(folder: Path) -> dict[str, np.ndarray]:
 def rows_of(store: Path) -> np.ndarray:
     import zarr
 
-    return np.asarray(zarr.open_group(store, mode="r")["mine"][:]).astype(np.float64)
+    array = zarr.open_group(store, mode="r")["mine"]
+    assert isinstance(array, zarr.Array)
+    return np.asarray(array[:]).astype(np.float64)
 
 
 def test_a_probe_of_one_class(folder: Path, store: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -434,11 +440,8 @@ def test_check_counts_labels_and_parts(folder: Path, key: str) -> None:
     flat = [name for v in known for name in ([v] if isinstance(v, str) else v)]
     assert group.facts["classes"] == {name: flat.count(name) for name in sorted(CLASSES)}
     test = group.facts["by_part"]["test"]
-    assert sum(test.values()) == sum(
-        1 if isinstance(v, str) else len(v)
-        for x, v in zip(ids_of(folder), values, strict=True)
-        if x.startswith("test/")
-    )
+    used = [v for x, v in zip(ids_of(folder), values, strict=True) if x.startswith("test/") and v]
+    assert sum(test.values()) == sum(1 if isinstance(v, str) else len(v) for v in used)
     json.dumps(group.facts)
 
 
@@ -455,3 +458,29 @@ def test_check_warns_about_labels_that_training_cannot_use(tmp_path: Path) -> No
     group = labels_group(scan_collection(config))
     assert "several kinds" in group.lines[0].text
     assert group.facts["kind"] is None
+
+
+def test_every_example_of_the_page_runs(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = ROOT / "docs/labels.md"
+    shutil.copytree(folder / "photos", tmp_path / "photos")
+    for path in (tmp_path / "photos").rglob("*.json"):
+        facts = json.loads(path.read_text("utf-8"))
+        facts["species"] = facts.pop("kind", "unknown")
+        path.write_text(json.dumps(facts), "utf-8")
+    make_store(
+        tmp_path / "features", stems=ids_of(tmp_path), dims={"clip_image": 64}, views=2, chunk=0
+    )
+    monkeypatch.chdir(tmp_path)
+    (toml,) = blocks(page, "toml")
+    Path("species.toml").write_text(toml)
+    (typed,) = blocks(page, "bash")
+    for line in typed.splitlines():
+        run(*shlex.split(line)[2:])
+    capfd.readouterr()
+    (code,) = blocks(page, "python")
+    exec(compile(code, str(page), "exec"), {})  # the page's own code
+    shown = capfd.readouterr().out.splitlines()
+    assert shown[0].startswith("tensor([")
+    assert shown[1] == "torch.Size([8])"
