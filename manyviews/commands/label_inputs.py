@@ -70,6 +70,8 @@ def optional_collection(
         if toml is not None:
             raise ConfigError(f"{toml} names no inputs: it has no table [collection].")
         if follow_links:
-            raise ConfigError("--follow-links requires an option that names the inputs.")
+            raise ConfigError(
+                "--follow-links requires --data-dir, --data or --config, which was not given."
+            )
         return None
     return BuildConfig(store=Path(), follow_links=follow_links, **given).inputs  # type: ignore[arg-type]

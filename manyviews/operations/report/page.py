@@ -85,9 +85,7 @@ def write(sources: Sources, out: Path) -> dict[str, int]:
 
 def page(store: FeatureStore, sources: Sources, sampled: Sampled) -> str:
     """The page as HTML."""
-    scanned = None
-    if sources.collection is not None:
-        scanned = scan_for(sources.collection, store.stems, store.path)
+    scanned = _scan(store, sources)
     labels = _labels(store, sources, scanned)
     parts = _parts(store, sources, scanned)
     body = [
@@ -125,6 +123,24 @@ def _printable(value: object) -> object:
     if isinstance(value, Markup):
         return value
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(value))
+
+
+def _scan(store: FeatureStore, sources: Sources) -> Scan | None:
+    """The collection of the store, or None.
+
+    A ``data_dir`` shows pictures of the samples that it has, even if it is not all of the store.
+
+    Raises:
+        InputError: the collection is another one.
+    """
+    if sources.collection is None:
+        return None
+    try:
+        return scan_for(sources.collection, store.stems, store.path)
+    except InputError:
+        if sources.data_dir is None:
+            raise
+        return None
 
 
 def _labels(store: FeatureStore, sources: Sources, scanned: Scan | None) -> LabelSet | None:
