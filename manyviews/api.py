@@ -214,11 +214,11 @@ def report(
         store: folder of the store.
         out: the file to write.
         data_dir: its inputs, a folder of MM-IMDb's posters and synopses, for pictures of bad
-            samples; or None.
+            samples, and for labels without ``labels_dir``; or None.
         data: its inputs, a collection whose kind is recognized; or None.
         collection: its inputs, described; or None.
-        labels_dir: its labels, for genres; or None.
-        split_json: its split; or None.
+        labels_dir: its labels; or None.
+        split_json: its split; None for that of the labels or the inputs.
         follow_links: use symbolic links that lead out of a folder.
 
     Returns:

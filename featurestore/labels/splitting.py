@@ -202,7 +202,8 @@ def part_counts(parts: Parts) -> dict[str, int]:
 def split_document(parts: Parts, ids: Sequence[str]) -> bytes:
     """The content of ``split.json``: a list of ids under each name of ``PARTS``."""
     lists: Mapping[str, list[str]] = {
-        name: [ids[i] for i in np.flatnonzero(parts == number)] for number, name in enumerate(PARTS)
+        name: [ids[i] for i in np.flatnonzero(parts == number).tolist()]
+        for number, name in enumerate(PARTS)
     }
     # With surrogate escapes, the ids of MM-IMDb may hold bytes that are not UTF-8.
     return json.dumps(lists, indent=1).encode("ascii")

@@ -144,7 +144,7 @@ class FeatureGroups:
 
     def _keys(self) -> list[tuple[str, ...]]:
         names = tuple(self.rows)
-        keys = [(name,) for name in names]
+        keys: list[tuple[str, ...]] = [(name,) for name in names]
         keys += itertools.combinations(names, 2)
         keys.append(names)
         if self.labels is not None:

@@ -135,7 +135,7 @@ def labels(
     class_names_23.json.
 
     \b
-    Examples:
+    Example:
       python cli.py labels --data-dir imdb/dataset --out-dir labels
       python cli.py labels --data photos --out-dir labels --split 0.8,0.1,0.1
     """

@@ -81,7 +81,7 @@ def probe(
     they occur in training; the most frequent classes; or the mean value.
 
     \b
-    Examples:
+    Example:
       python cli.py probe --store features --labels-dir labels --split-json imdb/split.json
       python cli.py probe --store features --data photos
     """

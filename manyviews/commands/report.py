@@ -16,9 +16,15 @@ from manyviews.commands.options import FOLDER, common_options, json_option, say,
 @click.option("--out", required=True, type=FOLDER, help="HTML file to write.")
 @input_options
 @click.option(
-    "--labels-dir", type=FOLDER, help="Folder that `labels` wrote, for genres and colours."
+    "--labels-dir",
+    type=FOLDER,
+    help="Folder that `labels` wrote, for classes and colours.  [default: those of the inputs]",
 )
-@click.option("--split-json", type=FOLDER, help="Split file, for numbers of each part.")
+@click.option(
+    "--split-json",
+    type=FOLDER,
+    help="Split file, for numbers of each part.  [default: that of the labels]",
+)
 @json_option
 @common_options
 def report(
@@ -29,11 +35,13 @@ def report(
     split_json: Path | None,
     as_json: bool,
 ) -> int:
-    """Write an HTML page about a store: its features, views, genres, bad samples and throughput.
+    """Write an HTML page about a store: its features, views, labels, bad samples and throughput.
+
+    The inputs of the store (--data-dir, --data or --config) give pictures of the bad samples, and
+    labels without --labels-dir.
 
     The page is one file without scripts, and needs no network. For a large store the expensive
     parts are measured on 2,048 samples; the page says so. The store may still be being built.
-    With the inputs of the store, the page has pictures of the bad samples.
     Needs matplotlib, which the extra `report` installs.
 
     \b

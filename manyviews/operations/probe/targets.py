@@ -42,7 +42,8 @@ class Targets:
     @property
     def numbers(self) -> npt.NDArray[np.int64]:
         """The number of each sample's one class, int64 ``[n]``."""
-        return self.y.argmax(axis=1)
+        numbers: npt.NDArray[np.int64] = self.y.argmax(axis=1)
+        return numbers
 
     @property
     def values(self) -> Floats:

@@ -1,4 +1,4 @@
-"""The sections about the data and the build: genres, split, bad samples, throughput."""
+"""The sections about the data and the build: split, bad samples, throughput."""
 
 from __future__ import annotations
 
@@ -8,67 +8,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from featurestore.imdb.genres import CLASS_NAMES
 from featurestore.storage.store import FeatureStore
-from featurestore.wording import amount
 from manyviews.operations.report import plots
 from manyviews.operations.report.content import Figure, Picture, Section, Table, number
 from manyviews.operations.report.inputs import LISTED, BadRow
 from manyviews.operations.report.runs import Throughput
 
-_PAIRS = 10
-Labels = npt.NDArray[np.float32]
 Parts = Mapping[str, npt.NDArray[np.int64]]
-
-
-def genres(labels: Labels | None, parts: Parts) -> Section:
-    """The frequencies of genres, and of pairs of genres."""
-    if labels is None:
-        advice = "Give --labels-dir, the folder that `labels` wrote, to see the genres."
-        return Section("genres", "Genres", advice)
-    hot = (labels > 0.5).astype(np.int64)
-    counts = hot.sum(axis=0)
-    order = [int(c) for c in np.argsort(-counts, kind="stable") if counts[c]]
-    if not order:
-        return Section("genres", "Genres", "No sample has any of the 23 genres.")
-    names = [CLASS_NAMES[c] for c in order]
-    plot = plots.bars("samples of each genre", names, counts[order], "samples")
-    together = hot.T @ hot  # [23, 23]
-    shares = together / np.maximum(counts, 1)[:, None]
-    heat = plots.heat("genres that occur together", names, shares[np.ix_(order, order)])
-    return Section(
-        "genres",
-        "Genres",
-        f"{amount(len(hot), 'sample')} with {hot.sum(axis=1).mean():.2f} of the 23 genres "
-        "on average. "
-        f"Genres without a sample: {int((counts == 0).sum())}. "
-        f"Samples without a genre: {int((~hot.any(axis=1)).sum()):,}.",
-        [
-            Figure(plot, "Samples of each genre."),
-            Figure(heat, "Share of the row genre's samples that also have the column's genre."),
-        ],
-        [_frequencies(hot, order, parts), _pairs(together, counts)],
-    )
-
-
-def _frequencies(hot: npt.NDArray[np.int64], order: Sequence[int], parts: Parts) -> Table:
-    """The number of samples of each genre, and its frequency in each part of the split."""
-    shares = [hot[samples].mean(axis=0) for samples in parts.values() if len(samples)]
-    rows = []
-    for column in order:
-        count = int(hot[:, column].sum())
-        cells = [f"{share[column]:.1%}" for share in shares]
-        rows.append((CLASS_NAMES[column], f"{count:,}", f"{count / len(hot):.1%}", *cells))
-    named = [f"of {name}" for name, samples in parts.items() if len(samples)]
-    return Table("Genres", ("genre", "samples", "of all", *named), rows)
-
-
-def _pairs(together: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> Table:
-    """The most frequent pairs of genres."""
-    upper = [(int(together[a, b]), a, b) for a in range(len(counts)) for b in range(a)]
-    most = sorted((p for p in upper if p[0]), key=lambda p: (-p[0], p[2], p[1]))[:_PAIRS]
-    rows = [(f"{CLASS_NAMES[b]} and {CLASS_NAMES[a]}", f"{count:,}") for count, a, b in most]
-    return Table("Most frequent pairs", ("pair", "samples"), rows)
 
 
 def split(store: FeatureStore, parts: Parts) -> list[Section]:
@@ -104,7 +50,7 @@ def bad_samples(store: FeatureStore, rows: Sequence[BadRow]) -> Section:
         listed.append(cells)
     head = ["stem", "sample", "input", "reason", "detail", *(["picture"] if pictures else [])]
     more = f" The first {LISTED:,} are listed." if len(bad) > LISTED else ""
-    advice = "" if pictures else " Give --data-dir to see their posters."
+    advice = "" if pictures else " Give --data-dir, --data or --config to see their images."
     return Section(
         "bad",
         "Bad samples",

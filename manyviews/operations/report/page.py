@@ -13,12 +13,15 @@ import numpy.typing as npt
 from markupsafe import Markup
 
 from featurestore.errors import InputError
-from featurestore.imdb.label_files import read_labels
+from featurestore.imdb.label_sets import read_any_labels, split_in
 from featurestore.imdb.splits import read_split
+from featurestore.labels.label_set import LabelSet
+from featurestore.labels.splitting import PARTS
 from featurestore.storage.store import FeatureStore
 from featurestore.system.durable import replace_file
 from featurestore.wording import amount
-from manyviews.operations.report import data_sections, plots, projection, sections
+from manyviews.operations.collection_labels import labels_of, scan_for, split_of
+from manyviews.operations.report import data_sections, label_sections, plots, projection, sections
 from manyviews.operations.report.content import Section
 from manyviews.operations.report.features import FeatureFacts, measure
 from manyviews.operations.report.inputs import bad_rows
@@ -26,6 +29,9 @@ from manyviews.operations.report.pairs import pairs
 from manyviews.operations.report.runs import throughput
 from manyviews.operations.report.sampling import Sampled, choose
 from producers.sources.collection import MM_IMDB, CollectionConfig
+from producers.sources.scan import Scan
+
+_LABELS_ADVICE = "Give --labels-dir, the folder that `labels` wrote, to see the labels."
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +40,10 @@ class Sources:
 
     Attributes:
         store: folder of the store.
-        collection: the inputs, for pictures of bad samples, or None.
-        labels_dir: folder of the labels, for genres, or None.
-        split_json: the split file, or None.
+        collection: the collection that the store was built from, for pictures of bad samples, and
+            for labels and split without ``labels_dir``; or None.
+        labels_dir: folder of the labels, or None.
+        split_json: the split file; None for that in ``labels_dir`` or of the collection.
     """
 
     store: Path
@@ -81,14 +88,13 @@ def _require_folder(collection: CollectionConfig | None) -> None:
 
 def page(store: FeatureStore, sources: Sources, sampled: Sampled) -> str:
     """The page as HTML."""
-    labels = None
-    if sources.labels_dir is not None:
-        labels = read_labels(sources.labels_dir, store.stems)
-    parts = _parts(store, sources.split_json)
+    scanned = _scan(store, sources)
+    labels = _labels(store, sources, scanned)
+    parts = _parts(store, sources, scanned)
     body = [
         sections.summary(store),
         *_about_features(store, sampled, labels),
-        data_sections.genres(labels, parts),
+        label_sections.labels(labels, parts, _LABELS_ADVICE),
         *data_sections.split(store, parts),
         data_sections.bad_samples(store, bad_rows(store, sources.collection)),
         data_sections.speed(throughput(store.path)),
@@ -119,22 +125,57 @@ def _printable(value: object) -> object:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(value))
 
 
-def _parts(store: FeatureStore, split_json: Path | None) -> dict[str, npt.NDArray[np.int64]]:
-    if split_json is None:
+def _scan(store: FeatureStore, sources: Sources) -> Scan | None:
+    """The collection of the store, if its labels or split are needed.
+
+    A folder of MM-IMDb shows pictures of the samples that it has, even if it has not all of the
+    store.
+
+    Raises:
+        InputError: the collection is another one.
+    """
+    if sources.collection is None or sources.labels_dir is not None:
+        return None
+    try:
+        return scan_for(sources.collection, store.stems, store.path)
+    except InputError:
+        if sources.collection.kind != MM_IMDB:
+            raise
+        return None
+
+
+def _labels(store: FeatureStore, sources: Sources, scanned: Scan | None) -> LabelSet | None:
+    if sources.labels_dir is not None:
+        return read_any_labels(sources.labels_dir, store.stems)
+    if scanned is None or (scanned.labels is None and scanned.collection.kind != MM_IMDB):
+        return None
+    return labels_of(scanned)
+
+
+def _parts(
+    store: FeatureStore, sources: Sources, scanned: Scan | None
+) -> dict[str, npt.NDArray[np.int64]]:
+    """The samples of each part of the split, by name; empty without a split."""
+    path = sources.split_json or split_in(sources.labels_dir)
+    if path is not None:
+        split = read_split(path, store.stems)
+        return {"train": split.train, "val": split.val, "test": split.test}
+    stated = None if scanned is None else split_of(scanned)
+    if stated is None:
         return {}
-    split = read_split(split_json, store.stems)
-    return {"train": split.train, "val": split.val, "test": split.test}
+    names = ["val" if name == "dev" else name for name in PARTS]
+    return {name: np.flatnonzero(stated.parts == number) for number, name in enumerate(names)}
 
 
 def _about_features(
-    store: FeatureStore, sampled: Sampled, labels: npt.NDArray[np.float32] | None
+    store: FeatureStore, sampled: Sampled, labels: LabelSet | None
 ) -> list[Section]:
     """The sections that read rows; none if every sample that would be read is bad or has none."""
     names = [name for name in store.features if len(sampled.having(store, name).samples)]
     if not names:
         return []
     measured: list[FeatureFacts] = [measure(store, name, sampled) for name in names]
-    groups = None if labels is None else projection.groups(labels[sampled.samples])
+    groups = None if labels is None else projection.groups_of(labels, sampled.samples)
     return [
         sections.norms(measured),
         sections.dimensions(measured),
@@ -151,7 +192,7 @@ def _measured(store: FeatureStore, sampled: Sampled) -> str:
         scope = f"Measured on all {amount(seen, 'sample')} that are committed"
     else:
         scope = (
-            f"Means, deviations, genres and bad samples are of {amount(done, 'committed sample')}. "
+            f"Means, deviations, labels and bad samples are of {amount(done, 'committed sample')}. "
             f"Norms, planes, spread and pairs are measured on {seen:,} of them, chunks spread "
             f"evenly over the store: {len(sampled.chunks)}"
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import io
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -32,6 +33,7 @@ _LIGHT_INK, _DARK_INK = "#1d2126", "#e4e7eb"  # the text colours of the page
 _WIDTH = 3.9  # inches of 96 pixels
 _SETTINGS: Any = {
     "svg.fonttype": "none",
+    "text.parse_math": False,  # names of classes may hold dollar signs
     "font.family": "sans-serif",
     "font.size": 9.5,
     "text.color": _LIGHT_INK,
@@ -50,6 +52,7 @@ _SETTINGS: Any = {
 }
 # More dots than this are rasterized: a vector shape takes 100 bytes in each of the two images.
 _MOST_SHAPES, _DOTS_PER_INCH = 200, 144
+_MOST_LETTERS = 24  # of a name in a plot
 _NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 
 
@@ -122,7 +125,9 @@ def scatter(name: str, points: Values, groups: Sequence[str], group: Values) -> 
             options["rasterized"] = len(points) > _MOST_SHAPES
             if len(chosen):
                 colour = COLOURS[-1] if is_rest else COLOURS[at]
-                axes.scatter(chosen[:, 0], chosen[:, 1], color=colour, label=name, **options)
+                axes.scatter(
+                    chosen[:, 0], chosen[:, 1], color=colour, label=_short(name), **options
+                )
         axes.set_xlabel("first principal component")
         axes.set_ylabel("second")
 
@@ -133,7 +138,9 @@ def bars(name: str, names: Sequence[str], values: Values, xlabel: str) -> Plot:
     """Draws horizontal bars, the first on top."""
 
     def draw(axes: Any) -> None:
-        axes.barh(names, values, color=COLOURS[0], height=0.72)
+        at = np.arange(len(names))
+        axes.barh(at, values, color=COLOURS[0], height=0.72)
+        axes.set_yticks(at, [_short(name) for name in names])
         axes.set_ylim(len(names) - 0.4, -0.6)  # the first on top
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel(xlabel)
@@ -151,8 +158,9 @@ def heat(name: str, names: Sequence[str], shares: Values) -> Plot:
         rgba[..., :3], rgba[..., 3] = to_rgb(COLOURS[0]), np.round(shares, 2)
         axes.pcolormesh(rgba, edgecolors="none", linewidth=0, rasterized=True)
         at = np.arange(len(names)) + 0.5
-        axes.set_xticks(at, names, rotation=90)
-        axes.set_yticks(at, names)
+        short = [_short(name) for name in names]
+        axes.set_xticks(at, short, rotation=90)
+        axes.set_yticks(at, short)
         axes.tick_params(length=0, labelsize=7)
         axes.invert_yaxis()
         axes.set_aspect("equal")
@@ -180,6 +188,13 @@ def throughput(name: str, hours: Values, rate: Values, waiting: Values, starts: 
         right.set_ylabel("% waiting for producers", color=COLOURS[1])
 
     return _plot(name, draw)
+
+
+def _short(name: str) -> str:
+    """A name as text of a plot: printable, not long, and not hidden, as names with ``_`` are."""
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
+    shown = shown if len(shown) <= _MOST_LETTERS else f"{shown[: _MOST_LETTERS - 1]}…"
+    return f" {shown}" if shown.startswith("_") else shown
 
 
 def _faded(colour: str) -> tuple[float, float, float, float]:
@@ -223,7 +238,9 @@ def _settings(name: str) -> Iterator[None]:
     """Uses matplotlib's defaults and ``_SETTINGS``, and ignores any matplotlibrc."""
     import matplotlib
 
-    with matplotlib.rc_context():
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        # The page's fonts draw the text; matplotlib only measures it.
+        warnings.filterwarnings("ignore", "Glyph .* missing")
         matplotlib.rcdefaults()
         matplotlib.rcParams.update({**_SETTINGS, "svg.hashsalt": name})
         yield

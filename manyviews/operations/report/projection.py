@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featurestore.imdb.genres import CLASS_NAMES
+from featurestore.labels.label_set import MULTI_LABEL, VALUE, LabelSet
 
 COLOURED = 7
 OTHER = "other"
@@ -48,24 +50,48 @@ def plane(rows: npt.NDArray[np.float32]) -> Plane | None:
     return Plane(wide @ axes, (float(values[0]) / total, float(values[1]) / total))
 
 
-def groups(labels: npt.NDArray[np.float32]) -> tuple[list[str], npt.NDArray[np.int64]]:
-    """Groups samples with labels float32 [S, 23] by the rarest of their frequent genres.
+def groups(
+    rows: npt.NDArray[np.float32], classes: Sequence[str] = CLASS_NAMES
+) -> tuple[list[str], npt.NDArray[np.int64]]:
+    """Groups samples with labels float32 [S, C] by the rarest of their frequent classes.
 
     Returns:
-        The names of the groups, which are the ``COLOURED`` most frequent genres in descending order
-        and ``OTHER``; and the group of each sample, int64 [S].
+        The names of the groups, which are the ``COLOURED`` most frequent classes in descending
+        order and ``OTHER``; and the group of each sample, int64 [S].
     """
+    labels = np.nan_to_num(rows)
     counts = labels.sum(axis=0)
     ranked = [int(c) for c in np.argsort(-counts, kind="stable")[:COLOURED] if counts[c] > 0]
     group_of = np.full(len(labels), len(ranked), np.int64)
-    for group, column in enumerate(ranked):  # later genres are rarer, and override
+    for group, column in enumerate(ranked):  # later classes are rarer, and override
         group_of[labels[:, column] > 0] = group
-    return [*(CLASS_NAMES[c] for c in ranked), OTHER], group_of
+    return [*(classes[c] for c in ranked), OTHER], group_of
 
 
-def explain(names: Sequence[str]) -> str:
-    """A sentence that explains the colours of :func:`groups`."""
-    return (
-        f"The {len(names) - 1} most frequent genres have colours; "
-        "a sample with several of them has the colour of the rarest."
-    )
+def value_groups(values: npt.NDArray[np.float32]) -> tuple[list[str], npt.NDArray[np.int64]]:
+    """Groups samples with values float32 [S] into quarters of equal size, and ``OTHER`` for NaN."""
+    known = ~np.isnan(values)
+    if not known.any():
+        return [OTHER], np.zeros(len(values), np.int64)
+    edges = np.unique(np.quantile(values[known], np.linspace(0, 1, 5)))
+    group_of = np.searchsorted(edges[1:-1], values, side="right")
+    group_of[~known] = max(1, len(edges) - 1)
+    ends = itertools.pairwise(edges) if len(edges) > 1 else [(edges[0], edges[0])]
+    return [*(f"{low:.4g} to {high:.4g}" for low, high in ends), OTHER], group_of
+
+
+def groups_of(
+    found: LabelSet, samples: npt.NDArray[np.int64]
+) -> tuple[list[str], npt.NDArray[np.int64], str]:
+    """The groups of some samples by their labels, and a sentence that explains their colours."""
+    if found.kind == VALUE:
+        return (
+            *value_groups(found.rows[samples, 0]),
+            "Quarters of the values have colours.",
+        )
+    names, group = groups(found.rows[samples], found.classes)
+    nouns = "genres" if found.classes == CLASS_NAMES else "classes"
+    text = f"The {len(names) - 1} most frequent {nouns} have colours"
+    if found.kind == MULTI_LABEL:
+        text += "; a sample with several of them has the colour of the rarest"
+    return names, group, f"{text}."

@@ -18,7 +18,7 @@ from manyviews.operations.report.pairs import PairFacts
 _SHOWN = 12
 _FIELDS = ("seed", "image_recipe", "text_recipe", "device_kind", "view_parts")
 _QUANTILES = (0.05, 0.5, 0.95)
-Groups = tuple[list[str], npt.NDArray[np.int64]]
+Groups = tuple[list[str], npt.NDArray[np.int64], str]
 
 
 def summary(store: FeatureStore) -> Section:
@@ -136,12 +136,12 @@ def planes(
         if plane is None:
             rows.append((facts.name, "–", "–"))
             continue
-        names, group = groups or (["samples"], np.zeros(len(samples), np.int64))
+        names, group, _ = groups or (["samples"], np.zeros(len(samples), np.int64), "")
         group = group[np.searchsorted(samples, facts.samples)]
         plot = plots.scatter(f"principal plane of {facts.name}", plane.points, names, group)
         drawn.append(Figure(plot, facts.name))
         rows.append((facts.name, *(f"{share:.1%}" for share in plane.shares)))
-    colours = projection.explain(groups[0]) if groups else "Give --labels-dir to colour by genre."
+    colours = groups[2] if groups else "Give --labels-dir to colour by label."
     return Section(
         "plane",
         "Principal plane",
