@@ -35,10 +35,12 @@ from featurestore.wording import amount
 from manyviews.operations.check import collection, duplicates, inputs, libraries, machine
 from manyviews.operations.check.findings import CheckReport, Group
 from manyviews.operations.check.forecast import forecast_group, run_trial
+from manyviews.operations.check.labels import labels_group
 from manyviews.operations.check.machine import Free, need_of
 from manyviews.operations.check.models import find_models, known_dims, models_group
 from manyviews.operations.check.reading import Reading, evenly, read
 from manyviews.operations.check.target import Target, open_target
+from producers.sources.collection import GENERIC
 from producers.sources.kinds import scan_collection
 from producers.sources.scan import Scan
 
@@ -116,7 +118,7 @@ class _Check:
         """Runs every step."""
         groups = [collection.choices_group(self._config, self._scanned), *self._folder()]
         plan, why = self._plan()
-        groups += self._read(plan)
+        groups += [*self._read(plan), *self._labels()]
         forecast, peak = self._forecast(plan, why)
         resources = self._machine(plan, peak, why)
         if self._request.has_store:
@@ -133,6 +135,11 @@ class _Check:
         group, split = inputs.split_group(self._request.split_json, self._scanned)
         duplicates.duplicates_into(data, self._scanned, split, full=full)
         return [data, group]
+
+    def _labels(self) -> list[Group]:
+        """The labels of a collection other than MM-IMDb, whose genres are read with the texts."""
+        is_generic = self._scanned.collection.preset == GENERIC
+        return [labels_group(self._scanned)] if is_generic else []
 
     def _plan(self) -> tuple[Plan | None, str]:
         """The plan of the build with its models loaded; or None, and what to do to get one."""
