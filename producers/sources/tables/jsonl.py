@@ -96,6 +96,8 @@ def _json_value(path: Path, row: int, key: str, name: str, value: Any) -> Any:
             raise _wrong(path, row, where, value, "a string or a list of strings")
         return [_encodable(path, row, where, item) for item in listed if item is not None]
     if key == "image" and isinstance(value, dict):
+        if value.get("bytes"):
+            raise _wrong(path, row, where, value, "the path of an image: JSON has no bytes")
         value = value.get("path")
         if value is None:
             return None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ from featurestore.samples import SampleList
 from producers import decode
 from producers.sources import files
 from producers.sources.collection import CollectionConfig
-from producers.sources.container_files import Container, find_files
+from producers.sources.container_files import Container, Integers, find_files
 from producers.sources.folder import image_suffixes, text_of
 from producers.sources.ids import require_ids
 from producers.sources.scan import Label, Scan, modalities_of
@@ -27,6 +29,7 @@ from producers.sources.tars.reading import FILE, KEY, NONE, TarPlaces, read_memb
 # Members that are taken where ``[collection]`` names none.
 _TEXT, _LABELS, _JSON = "txt", "cls", "json"
 _UNNAMED_SHOWN = 8
+_WHOLE = re.compile("-?(0|[1-9][0-9]{0,17})")
 
 
 @dataclass(slots=True)
@@ -50,30 +53,89 @@ def scan(collection: CollectionConfig) -> Scan:
             image nor a text.
     """
     shards = [Container.of(path) for path in find_files(collection.path)]
-    left_out: list[tuple[str, str]] = []
-    groups = [g for number, s in enumerate(shards) for g in _groups(number, s, left_out)]
-    kinds = Counter(kind for group in groups for kind in group.members)
-    _require_named(collection, kinds)
-    places = _places(collection, shards, groups)
-    has = places.table[:, :, 0] != NONE
-    require_ids([g.key for g in groups], lambda i: _origin(shards, groups[i]))
-    empty = np.flatnonzero(~has.any(1))
-    if len(empty):
-        raise _no_input(shards, groups[int(empty[0])], len(empty))
-    if not groups:
+    packed = _Packed(collection, shards)
+    for number, shard in enumerate(shards):
+        for group in _groups(number, shard, packed.left_out):
+            packed.add(group)
+    _require_named(collection, packed.kinds)
+    if not packed.keys:
         raise InputError(f"No member of {collection.path} is an image or a text.")
-    labels = collection.labels or (_LABELS if kinds[_LABELS] else None)
+    shard_of, table = packed.arrays()
+    require_ids(packed.keys, lambda i: _place(shards, shard_of, i))
+    if packed.first_empty is not None:
+        raise _no_input(shards, packed.first_empty, packed.empty)
+    inputs = table[:, : 1 + len(packed.texts)]
+    has = inputs[:, :, 0] != NONE
+    labels = packed.labels if collection.labels or packed.kinds[_LABELS] else None
+    split = collection.split
     return Scan(
         collection=collection,
-        samples=SampleList.of(Sample(i, group.key) for i, group in enumerate(groups)),
-        places=places,
+        samples=SampleList.of(Sample(i, key) for i, key in enumerate(packed.keys)),
+        places=TarPlaces(collection, shards, shard_of, packed.texts, inputs),
         modalities=modalities_of(images=bool(has[:, 0].any()), texts=bool(has[:, 1:].any())),
-        left_out=tuple(sorted(left_out)),
-        labels=None if labels is None else _Values(shards, groups, labels).labels,
-        splits=None
-        if collection.split is None
-        else _Values(shards, groups, collection.split).splits,
+        left_out=tuple(sorted(packed.left_out)),
+        labels=labels and _Values(shards, shard_of, table[:, -2], labels).labels,
+        splits=split and _Values(shards, shard_of, table[:, -1], split).splits,
     )
+
+
+class _Packed:
+    """The samples as numbers: a million groups of members would take a gigabyte.
+
+    Attributes:
+        texts: the members or keys of the texts.
+        labels: the member or key of the labels.
+        keys: the key of every sample.
+        kinds: the number of samples that have each kind of member.
+        left_out: see ``Scan.left_out``.
+        first_empty: the first sample without any input, or None.
+        empty: the number of samples without any input.
+    """
+
+    def __init__(self, collection: CollectionConfig, shards: Sequence[Container]) -> None:
+        self.texts = collection.text or (_TEXT,)
+        self.labels = collection.labels or _LABELS
+        self.keys: list[str] = []
+        self.kinds: Counter[str] = Counter()
+        self.left_out: list[tuple[str, str]] = []
+        self.first_empty: _Group | None = None
+        self.empty = 0
+        self._collection, self._shards = collection, shards
+        self._numbers = array("q")
+
+    def add(self, group: _Group) -> None:
+        """Adds a sample."""
+        image = _image_of(self._collection, self._shards, group)
+        places = [(NONE, 0, 0) if image is None else (FILE, image.offset, image.size)]
+        named = bool(self._collection.text)
+        places += [_member_place(group, name, in_json=named) for name in self.texts]
+        if not any(place[0] for place in places):
+            self.empty += 1
+            self.first_empty = self.first_empty or group
+        places.append(_member_place(group, self.labels, in_json=bool(self._collection.labels)))
+        places.append(_member_place(group, self._collection.split or "", in_json=True))
+        self.keys.append(group.key)
+        self.kinds.update(group.members.keys())
+        self._numbers.append(group.shard)
+        for place in places:
+            self._numbers.extend(place)
+
+    def arrays(self) -> tuple[Integers, Integers]:
+        """Of every sample the number of its tar file, int64 ``[N]``, and places, ``[N, P, 3]``.
+
+        The places are (form, offset, size) of its image, texts, labels and split.
+        """
+        numbers = np.frombuffer(self._numbers, np.int64).reshape(len(self.keys), -1)
+        return numbers[:, 0], numbers[:, 1:].reshape(len(self.keys), -1, 3)
+
+
+def _member_place(group: _Group, name: str, *, in_json: bool) -> tuple[int, int, int]:
+    """Form, offset and size of a member, or of the JSON member that may have this key."""
+    member = group.members.get(name.lower())
+    if member is not None:
+        return FILE, member.offset, member.size
+    member = group.members.get(_JSON) if in_json else None
+    return (NONE, 0, 0) if member is None else (KEY, member.offset, member.size)
 
 
 def _groups(number: int, shard: Container, left_out: list[tuple[str, str]]) -> Iterator[_Group]:
@@ -104,6 +166,12 @@ def _origin(shards: Sequence[Container], group: _Group) -> str:
     return f"{name!r} in {Path(shards[group.shard].path).name}"
 
 
+def _place(shards: Sequence[Container], shard_of: Integers, index: int) -> str:
+    """What messages call a sample: its number in its tar file, from 0."""
+    number = index - int(np.searchsorted(shard_of, shard_of[index]))
+    return f"sample {number} of {Path(shards[shard_of[index]].path).name}"
+
+
 def _require_named(collection: CollectionConfig, kinds: Counter[str]) -> None:
     """Refuses a named member that no sample has, if no sample has a JSON member either."""
     named = (collection.image, *collection.text, collection.labels, collection.split)
@@ -131,26 +199,6 @@ def _no_input(shards: Sequence[Container], group: _Group, count: int) -> InputEr
     )
 
 
-def _places(
-    collection: CollectionConfig, shards: Sequence[Container], groups: Sequence[_Group]
-) -> TarPlaces:
-    """Where the inputs of the samples are."""
-    texts = collection.text or (_TEXT,)
-    table = np.zeros((len(groups), 1 + len(texts), 3), np.int64)
-    for row, group in zip(table, groups, strict=True):
-        members = group.members
-        image = _image_of(collection, shards, group)
-        if image is not None:
-            row[0] = FILE, image.offset, image.size
-        for number, name in enumerate(texts, start=1):
-            if name.lower() in members:
-                row[number] = (FILE, *members[name.lower()][1:])
-            elif collection.text and _JSON in members:
-                row[number] = (KEY, *members[_JSON][1:])
-    shard_of = np.fromiter((group.shard for group in groups), np.int64, len(groups))
-    return TarPlaces(collection, shards, shard_of, texts, table)
-
-
 def _image_of(
     collection: CollectionConfig, shards: Sequence[Container], group: _Group
 ) -> Member | None:
@@ -171,13 +219,11 @@ def _image_of(
 class _Values:
     """Labels or splits: a member's content, or the value of a key of the JSON member."""
 
-    def __init__(self, shards: Sequence[Container], groups: Sequence[_Group], name: str) -> None:
-        self._shards, self._name = shards, name
-        wanted = (name.lower(), _JSON)
-        self._members = [
-            (g.shard, next(((k, g.members[k]) for k in wanted if k in g.members), None))
-            for g in groups
-        ]
+    def __init__(
+        self, shards: Sequence[Container], shard_of: Integers, places: Integers, name: str
+    ) -> None:
+        self._shards, self._shard_of, self._places = shards, shard_of, places
+        self._name = name
 
     def labels(self) -> list[Label]:
         """The label of every sample; a member that is a whole number is an integer."""
@@ -186,10 +232,10 @@ class _Values:
     def splits(self) -> list[str | None]:
         """The split of every sample."""
         values = list(self._read())
-        wrong = next((v for v in values if not (v is None or isinstance(v, str))), None)
+        wrong = next((v for v in values if not (v is None or isinstance(v, (str, int)))), None)
         if wrong is not None:
             raise InputError(f"The split {self._name!r} is a string, found {wrong!r}.")
-        return [value or None for value in values]
+        return [None if value in (None, "") else str(value) for value in values]
 
     def _label(self, value: Any) -> Label:
         listed = value if isinstance(value, list) else [value]
@@ -204,20 +250,22 @@ class _Values:
         return label
 
     def _read(self) -> Iterator[Any]:
-        for shard, found in self._members:
-            if found is None:
+        for shard, (form, offset, size) in zip(
+            self._shard_of.tolist(), self._places.tolist(), strict=True
+        ):
+            if form == NONE:
                 yield None
                 continue
-            kind, member = found
             container = self._shards[shard]
             try:
-                data = read_member(container, member.offset, member.size, files.MAX_TEXT_BYTES)
-                if kind == self._name.lower() and kind != _JSON:
+                data = read_member(container, offset, size, files.MAX_TEXT_BYTES)
+                if form == FILE:
                     yield _member_value(text_of(data).strip())
                     continue
                 document = decode.document(data) if data else {}
             except BadSampleError as error:
-                raise InputError(f"{member.name!r} in {container.path}: {error}.") from error
+                where = f"byte {offset:,} of {container.path}"
+                raise InputError(f"{self._name!r} cannot be read at {where}: {error}.") from error
             yield document.get(self._name) if isinstance(document, dict) else None
 
 
@@ -228,4 +276,4 @@ def _member_value(text: str) -> Any:
             return json.loads(text)
         except (ValueError, RecursionError):
             return text
-    return int(text) if text.lstrip("-").isdecimal() and str(int(text)) == text else text
+    return int(text) if _WHOLE.fullmatch(text) else text

@@ -250,6 +250,7 @@ def test_errors_of_csv_files(
         ("t.jsonl", b'{"text": "x"}\n{"text": 5}\n', ["Row 1", "5", "list of strings"]),
         ("t.jsonl", b'{"text": "x"}\n{"text": ["a", {}]}\n', ["Row 1", "list of strings"]),
         ("t.jsonl", b'{"image": {"bytes": "x"}, "id": true}\n', ["Row 0", "true", "integer"]),
+        ("t.jsonl", b'{"image": {"bytes": "aGk="}}\n', ["Row 0", "'image'", "no bytes"]),
         ("t.jsonl", b'{"text": "x", "label": {"a": 1}}\n', ["Row 0", "'label'", "a number"]),
         ("t.parquet", b"PAR1 nothing", ["cannot be read", "Parquet"]),
         ("t.png", b"", ["no table", ".parquet"]),
