@@ -6,13 +6,17 @@ was built at once holds. ``KINDS`` writes the same samples as each kind of colle
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import tarfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from consumers.build import build
@@ -63,7 +67,42 @@ def by_key(collection: CollectionConfig) -> CollectionConfig:
     return replace(collection, text_key="tagline")
 
 
-KINDS = {"folder": Kind(write_folder, by_key, is_sorted=True)}
+def write_lines(folder: Path, rows: Rows) -> CollectionConfig:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps({"id": id_, **row}) + "\n" for id_, row in rows.items()))
+    return CollectionConfig(kind="table", path=str(path), text=("text",))
+
+
+def write_parquet(folder: Path, rows: Rows) -> CollectionConfig:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "rows.parquet"
+    columns = {name: [row[name] for row in rows.values()] for name in ("text", "tagline")}
+    pq.write_table(pa.table({"id": list(rows), **columns}), path)
+    return CollectionConfig(kind="table", path=str(path), text=("text",))
+
+
+def by_column(collection: CollectionConfig) -> CollectionConfig:
+    return replace(collection, text=("tagline",))
+
+
+def write_tar(folder: Path, rows: Rows) -> CollectionConfig:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(folder / "rows.tar", "w") as tar:
+        for id_, row in rows.items():
+            data = json.dumps(row).encode()
+            member = tarfile.TarInfo(f"{id_}.json")
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return CollectionConfig(kind="webdataset", path=str(folder / "rows.tar"), text=("text",))
+
+
+KINDS = {
+    "folder": Kind(write_folder, by_key, is_sorted=True),
+    "jsonl": Kind(write_lines, by_column, is_sorted=False, name="row {}"),
+    "parquet": Kind(write_parquet, by_column, is_sorted=False, name="row {}"),
+    "tar": Kind(write_tar, by_column, is_sorted=False),
+}
 
 
 def rows_of(first: int = 0, count: int = SAMPLES) -> dict[str, Row]:
