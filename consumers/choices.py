@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from consumers.checkpoints.locating import locate
+from consumers.backbones import declared, registry
+from consumers.checkpoints.locating import Located, locate
 from consumers.config import CompleteConfig
-from consumers.decisions import declared_backbones
+from featurestore.errors import ConfigError
 from featurestore.wording import amount, human_bytes
 from producers.recipes.image_views import IMAGE_RECIPE
 from producers.recipes.text_views import TEXT_RECIPE
@@ -55,22 +56,24 @@ def choice_lines(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def downloads(config: CompleteConfig) -> dict[str, int]:
     """The size in bytes of each model that a build fetches, by name; 0 if it is unknown."""
-    own = declared_backbones(config, config.features)
-    fetched: dict[str, int] = {}
-    for name in config.features:
-        if name in own:
-            continue
-        located = locate(model_of(config, name), name)
-        if located.where == "hub":
-            fetched[located.model] = located.bytes
-    return fetched
+    located = [locate_model(config, name) for name in config.features]
+    return {model.model: model.bytes for model in located if model and model.where == "hub"}
 
 
-def model_of(config: CompleteConfig, feature: str) -> str:
-    """The hub id or folder of one of the paper's features."""
-    from consumers.backbones import registry
-
-    return config.models.get(feature) or registry.info(feature).model()
+def locate_model(config: CompleteConfig, feature: str) -> Located | None:
+    """Finds the model of a feature without loading it; None if a custom adapter loads it."""
+    custom = config.backbones.get(feature)
+    if custom is None:
+        model = config.models.get(feature) or registry.info(feature).model()
+        return locate(model, feature)
+    model = config.models.get(feature) or custom.model
+    if custom.adapter not in declared.ADAPTERS:
+        return None
+    try:
+        declared.check(feature, custom)
+    except ConfigError as error:
+        return Located(model, "missing", problem=str(error))
+    return locate(model, feature, open_clip=custom.adapter.startswith("open-clip"))
 
 
 def download_line(fetched: Mapping[str, int]) -> str:

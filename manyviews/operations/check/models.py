@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from consumers.backbones import declared, registry
-from consumers.checkpoints.locating import Located, count_parameters, locate
+from consumers.checkpoints.locating import Located, count_parameters
+from consumers.choices import locate_model
 from consumers.config import CompleteConfig
 from consumers.engine.batch_plan import SHORT
-from featurestore.errors import ConfigError
 from featurestore.records import FEATURES
 from featurestore.wording import human_bytes
 from manyviews.operations.check.findings import Group
@@ -65,26 +65,11 @@ def find_models(config: CompleteConfig, features: Sequence[str], device: str) ->
     """
     models = []
     for feature in features:
-        located, parameters = _locate(config, feature), None
+        located, parameters = locate_model(config, feature), None
         if located is not None and located.checkpoint is not None:
             parameters = count_parameters(located.checkpoint, _PARTS.get(feature, ()))
         models.append(FoundModel(feature, located, parameters, _dtype(config, feature, device)))
     return models
-
-
-def _locate(config: CompleteConfig, feature: str) -> Located | None:
-    custom = config.backbones.get(feature)
-    if custom is None:
-        model = config.models.get(feature) or registry.info(feature).model()
-        return locate(model, feature)
-    model = config.models.get(feature) or custom.model
-    if custom.adapter not in declared.ADAPTERS:
-        return None
-    try:
-        declared.check(feature, custom)
-    except ConfigError as error:
-        return Located(model, "missing", problem=str(error))
-    return locate(model, feature, open_clip=custom.adapter.startswith("open-clip"))
 
 
 def _dtype(config: CompleteConfig, feature: str, device: str) -> str:

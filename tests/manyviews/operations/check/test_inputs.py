@@ -293,3 +293,15 @@ def test_an_unreadable_split_is_an_error(found: Scan, tmp_path: Path) -> None:
     group, split = inputs.split_group(tmp_path / "split.json", found)
     assert split is None
     assert level_of(group, "file") == "error"
+
+
+def test_of_a_large_collection_a_part_is_compared_unless_all_is_asked_for(
+    found: Scan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(duplicates, "COMPARED", 3)
+    some, every = Group("data"), Group("data")
+    duplicates.duplicates_into(some, found, None)
+    duplicates.duplicates_into(every, found, None, full=True)
+    assert some.facts["duplicate_posters"] == []
+    assert [line.text for line in some.lines] == ["none among 3 of them, by SHA-256"] * 2
+    assert every.facts["duplicate_posters"] == [["good01", "twin"]]
