@@ -95,9 +95,7 @@ def _usable(
     """Whether each sample has a domain, and no placeholder in any: bool ``[N]`` by domain."""
     sound = np.ones(source.spec.samples, bool)
     sound[[bad.index for bad in source.bad_inputs]] = False
-    usable = dict.fromkeys(names, sound)
-    if not isinstance(source, NpyFolder):
-        usable = {name: sound & source.present(name) for name in names}
+    usable = {name: sound & source.present(name) for name in names}
     if labels is not None:
         usable[LABELS] = sound & labels.known
     return usable

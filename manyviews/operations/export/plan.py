@@ -220,13 +220,10 @@ def plan(request: ExportRequest, progress: Progress | None = None) -> Export:
         )
     names = _chosen_features(store, request.features)
     views = _chosen_views(store, request.views)
-    train = None
-    if request.split_json is not None:
-        train = read_split(request.split_json, store.stems).train
-    folder = request.labels_dir
+    split, folder = request.split_json, request.labels_dir
+    train = None if split is None else read_split(split, store.stems).train
     labels = None if folder is None else read_any_labels(folder, store.stems)
-    bad = np.zeros(store.spec.samples, bool)
-    bad[[b.index for b in store.bad_inputs]] = True
+    bad = np.isin(np.arange(store.spec.samples), [b.index for b in store.bad_inputs])
     present = presence(store, names)
     return Export(
         request=request,

@@ -22,6 +22,7 @@ from featurestore.labels.record import verify_record
 from featurestore.labels.splitting import named_parts
 from featurestore.records import BadInput
 from featurestore.training.dataset import FeatureDataset
+from featurestore.training.resident import ResidentFeatures
 from tests.featurestore.stores import make_store
 from tests.featurestore.worlds import domain_data
 
@@ -88,6 +89,8 @@ def test_a_dataset_yields_what_a_loss_takes(tmp_path: Path, store: Path, kind: s
         item = opened[4]["labels"]
         assert item.shape == labels.shape[1:]
         np.testing.assert_array_equal(item.numpy(), np.asarray(TARGETS[kind][4]))
+    resident = ResidentFeatures(dataset, "cpu")
+    np.testing.assert_array_equal(resident.batch(torch.arange(10))["labels"].numpy(), TARGETS[kind])
     # The split that was written is read like the published one.
     train = FeatureDataset(
         store, labels_dir=tmp_path, split="train", split_json=tmp_path / "split.json"

@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import shutil
+import tarfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -484,3 +485,22 @@ def test_every_example_of_the_page_runs(
     shown = capfd.readouterr().out.splitlines()
     assert shown[0].startswith("tensor([")
     assert shown[1] == "torch.Size([8])"
+
+
+def test_an_export_has_the_labels_and_their_names(
+    folder: Path, store: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("webdataset")
+    labels(folder, "kind", tmp_path / "labels")
+    rows = np.load(tmp_path / "labels/labels.npy")
+    for form in ("npy", "webdataset"):
+        manyviews.export(store, tmp_path / form, form, labels_dir=tmp_path / "labels")
+        described = json.loads(next((tmp_path / form).glob("*.json")).read_text("utf-8"))
+        assert described["labels"] == sorted(CLASSES)
+    (written,) = (tmp_path / "npy").glob("*labels*.npy")
+    np.testing.assert_array_equal(np.load(written), rows.repeat(VIEWS, axis=0))
+    with tarfile.open(next((tmp_path / "webdataset").glob("*.tar"))) as tar:
+        members = [m for m in tar.getmembers() if m.name.endswith(".json")]
+        found = [json.loads(tar.extractfile(m).read())["labels"] for m in members]  # type: ignore[union-attr]
+    expected = [None if np.isnan(row).any() else row.tolist() for row in rows]
+    assert found == expected
