@@ -100,6 +100,7 @@ def decide(
     asked = _asked(config, found, features) | known.view_parts()
     _check_chunk(config, features)
     if stored is not None:
+        known.compare({"preset": asked["preset"]})  # its samples have other names of files
         check_samples(stored, found, wanted)
         known.compare(asked)
     # From here on torch is needed; its import takes seconds.

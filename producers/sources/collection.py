@@ -64,7 +64,7 @@ class CollectionConfig:
         """Checks the choices.
 
         Raises:
-            ConfigError: a value is not one of its choices.
+            ConfigError: a value is not one of its choices, or has no meaning for MM-IMDb.
         """
         for name, value, allowed in (
             ("kind", self.kind, KINDS),
@@ -74,6 +74,23 @@ class CollectionConfig:
             if value not in allowed:
                 choices = ", ".join(str(choice) for choice in allowed if choice is not None)
                 raise ConfigError(f"[collection] {name} is one of {choices}, found {value!r}.")
+        if self.kind == MM_IMDB:
+            self._require_paper()
+
+    def _require_paper(self) -> None:
+        """Refuses keys that have no effect on MM-IMDb, whose layout is fixed."""
+        wrong = [
+            field.name
+            for field in fields(self)
+            if field.name not in ("kind", "path", "clean_text", "follow_links")
+            and getattr(self, field.name) != field.default
+        ]
+        wrong += ["clean_text"] if self.clean_text not in (None, "join") else []
+        if wrong:
+            raise ConfigError(
+                f'[collection] sets {", ".join(wrong)}, which kind = "mm-imdb" does not have.\n'
+                'Read the files as kind = "folder" with text_key = "plot" instead.'
+            )
 
     @classmethod
     def mm_imdb(cls, data_dir: Path | str, *, follow_links: bool = False) -> CollectionConfig:

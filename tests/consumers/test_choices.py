@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from consumers import choices
 from consumers.checkpoints.locating import Located
 from consumers.config import CompleteConfig
+from featurestore.errors import ConfigError
+from producers.sources.collection import CollectionConfig
 
 
 def test_models_that_are_fetched_are_listed_with_their_size(
@@ -32,3 +35,14 @@ def test_models_that_are_fetched_are_listed_with_their_size(
     line = "fetched from the hub: hub/image (3.0 GiB), hub/text (size unknown)"
     assert choices.download_line(fetched) == line
     assert choices.download_line({}) == ""
+
+
+@pytest.mark.parametrize(
+    "changes", [{"text": ("plot",)}, {"recursive": True}, {"labels": "genres"}, {"id": "key"}]
+)
+def test_keys_without_an_effect_on_mm_imdb_are_refused(changes: dict[str, Any]) -> None:
+    (name,) = changes
+    with pytest.raises(ConfigError, match=rf"sets {name}, which kind = \"mm-imdb\" does not have"):
+        CollectionConfig(kind="mm-imdb", path="data", **changes)
+    CollectionConfig(kind="folder", path="data", **changes)
+    CollectionConfig(kind="mm-imdb", path="data", clean_text="join", follow_links=True)

@@ -70,16 +70,16 @@ CASES: dict[str, list[Same | Refused]] = {
     "collection": [
         Same(lambda folder: {"kind": "mm-imdb", "path": str(folder / "moved")}),
         Refused(
-            lambda folder: {"kind": "folder", "path": str(folder / "moved"), "text_key": "plot"},
-            ("another clean_text.", "stored: join", "now:    first", 'clean_text = "join"'),
+            lambda folder: {
+                "kind": "mm-imdb",
+                "path": str(folder / "moved"),
+                "clean_text": "first",
+            },
+            ("sets clean_text, which kind", "text_key"),
+            "ConfigError",
         ),
         Refused(
-            lambda folder: {
-                "kind": "folder",
-                "path": str(folder / "moved"),
-                "text_key": "plot",
-                "clean_text": "join",
-            },
+            lambda folder: {"kind": "folder", "path": str(folder / "moved"), "text_key": "plot"},
             ("another preset.", "stored: mm-imdb", "now:    generic"),
         ),
     ],
