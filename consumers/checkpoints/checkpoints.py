@@ -213,11 +213,21 @@ def bytes_on_the_hub(model: str, *, open_clip: bool = False) -> int:
     Raises:
         Exception: one of :func:`hub_errors`: the model does not exist, or the hub is unreachable.
     """
-    from huggingface_hub import HfApi
-
-    files = HfApi().model_info(model, files_metadata=True).siblings or []
-    sizes = {file.rfilename: file.size or 0 for file in files}
+    sizes = _sizes_on_the_hub(model)
     return sum(sizes[name] for name in wanted_files(sizes, open_clip=open_clip))
+
+
+def _sizes_on_the_hub(model: str) -> dict[str, int]:
+    """Size in bytes of each file of a model on the hub, asked for once, within the hub's timeout.
+
+    Most other calls of huggingface_hub retry for half a minute without a network, log each retry,
+    or have no timeout.
+    """
+    from huggingface_hub import HfApi, constants
+
+    timeout = constants.HF_HUB_ETAG_TIMEOUT
+    files = HfApi().model_info(model, files_metadata=True, timeout=timeout).siblings or []
+    return {file.rfilename: file.size or 0 for file in files}
 
 
 def _open(name: str, folder: Path, feature: str, open_clip: bool) -> Checkpoint:
@@ -260,11 +270,11 @@ def read_json(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
 
 
 def _fetch(model: str, feature: str, open_clip: bool) -> Path:
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import snapshot_download
 
     failures = hub_errors()
     try:
-        wanted = wanted_files(HfApi().list_repo_files(model), open_clip=open_clip)
+        wanted = wanted_files(_sizes_on_the_hub(model), open_clip=open_clip)
         return Path(snapshot_download(model, allow_patterns=list(wanted)))
     except failures as error:
         # Offline, or no longer public: the files that an earlier run fetched are used.

@@ -18,6 +18,13 @@ if TYPE_CHECKING:
     from manyviews.operations.watch.watch import Progress
 
 INTERRUPTED = 130
+# What --watch knows while there is no store, by whether a process holds its lock.
+WAITING = {
+    False: "a build creates it when its models are loaded",
+    True: "a build holds its lock and is loading its models, or is creating it",
+}
+# A process that holds the lock may be a build that has not started, or `verify --repair`.
+STARTING = "is loading its models or repairing"
 # The last line that --watch prints, by how the build ended.
 END = {
     "complete": "{store} is complete.",
@@ -74,8 +81,8 @@ def follow(store: Path, *, as_json: bool) -> int:
     console = Console()
     drawn = console.is_terminal and not as_json
 
-    def waiting() -> None:
-        say(f"There is no feature store at {store} yet: waiting for a build to start.")
+    def waiting(is_locked: bool) -> None:
+        say(f"There is no feature store at {store} yet: {WAITING[is_locked]}; waiting.")
 
     with live(console) if drawn else nullcontext() as show:
         last = None
@@ -132,7 +139,7 @@ def status_lines(progress: Progress) -> list[str]:
         lines.append(f"{amount(count, 'sample')} without {modality}, whose rows are zeros")
     if isinstance(progress.holder, Holder):
         pid, host = progress.holder
-        phase = "" if progress.running else ", which is starting or repairing"
+        phase = f", which {STARTING}" if progress.is_starting else ""
         lines.append(f"being written by process {pid} on {host}{phase}")
     elif progress.holder is not None and progress.ended == "":
         lines.append("whether a process is writing to it is unknown: there are no file locks")
@@ -148,6 +155,9 @@ def status_line(progress: Progress) -> str:
     line = f"{part.done:,}/{amount(part.samples, 'sample')}"
     if progress.samples_per_s and progress.running:
         line += f", {_rate(progress)}"
+    if isinstance(progress.holder, Holder) and progress.is_starting:
+        pid, host = progress.holder
+        line += f", process {pid} on {host} {STARTING}"
     bad = sum(progress.store.bad.values())
     return (
         line

@@ -112,6 +112,12 @@ class Progress:
         return self._is_holders
 
     @property
+    def is_starting(self) -> bool:
+        """Whether the holder of the lock has logged no start: a build that loads, or a repair."""
+        is_held = isinstance(self.holder, Holder)
+        return is_held and (self.run is None or self.run.pid != self.holder.pid)
+
+    @property
     def ended(self) -> str:
         """The final state: ``complete``, or how the last build ended; ``""`` while a build runs.
 
@@ -228,7 +234,7 @@ def watch(
     path: Path,
     every_s: float = 1.0,
     still_s: float = STILL_S,
-    waiting: Callable[[], None] = lambda: None,
+    waiting: Callable[[bool], None] = lambda _: None,
 ) -> Iterator[Progress]:
     """Takes snapshots of a store until it is complete or no process writes to it.
 
@@ -236,7 +242,8 @@ def watch(
         path: the store's folder.
         every_s: seconds between two snapshots.
         still_s: without file locks, seconds without a change after which the watch ends.
-        waiting: called once if there is no store yet, before waiting for one.
+        waiting: called if there is no store yet, and again after each change of its argument:
+            whether a process holds the lock of the unfinished store.
 
     Yields:
         A snapshot every ``every_s`` seconds; ``ended`` of the last one is not empty.
@@ -245,10 +252,7 @@ def watch(
         InputError: the folder is not a store.
         CorruptStoreError: the store's records are damaged.
     """
-    if state_of(path) != "store":
-        waiting()
-        while state_of(path) != "store":
-            time.sleep(every_s)
+    _wait(path, every_s, waiting)
     looker = Looker(path)
     last, since = None, time.monotonic()
     while True:
@@ -270,6 +274,21 @@ def watch(
         yield progress
         if progress.ended:
             return
+        time.sleep(every_s)
+
+
+def _wait(path: Path, every_s: float, waiting: Callable[[bool], None]) -> None:
+    """Waits until there is a store; see :func:`watch`.
+
+    A new build locks an empty folder after its models are loaded. Where a build was killed before,
+    it takes the lock first, so that it can be seen while it loads them.
+    """
+    reported = None
+    while state_of(path) != "store":
+        is_locked = isinstance(lock_holder(path / LOCK), Holder)
+        if is_locked != reported:
+            waiting(is_locked)
+        reported = is_locked
         time.sleep(every_s)
 
 

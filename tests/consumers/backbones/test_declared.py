@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tokenizers import Tokenizer
 
 from consumers.backbones import declared
 from consumers.backbones.config import BackboneConfig, parse_backbone
@@ -66,6 +68,17 @@ def here(place: Path, monkeypatch: pytest.MonkeyPatch, checkpoints: dict[str, st
     monkeypatch.chdir(place)
     monkeypatch.setenv("CLIP_MODEL_ID_IMG", checkpoints["clip_image"])
     return place
+
+
+@pytest.fixture
+def demo_checkpoints(here: Path, checkpoints: dict[str, str]) -> Path:
+    """What ``make demo`` leaves in ``demo/checkpoints``."""
+    folder = here / "demo/checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    for model in set(checkpoints.values()):
+        if not (folder / Path(model).name).exists():
+            (folder / Path(model).name).symlink_to(model)
+    return folder
 
 
 def test_every_adapter_is_on_the_page() -> None:
@@ -178,7 +191,7 @@ def test_how_texts_are_cleaned_is_in_the_fingerprint(store: FeatureStore) -> Non
 
 
 def test_what_the_page_says_to_type_works(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, more, own = blocks(PAGE, "bash")
+    first, more, own, _ = blocks(PAGE, "bash")
     (here / "build.toml").write_text(blocks(PAGE, "toml")[0])
     typed(first)
     spec = FeatureStore(here / "trial").spec
@@ -188,7 +201,7 @@ def test_what_the_page_says_to_type_works(here: Path, monkeypatch: pytest.Monkey
     typed(f"{base} --views 4 --features clip_image")
     typed(more.replace("--views 70", "--views 4"))
     assert list(FeatureStore(here / "features").spec.dims) == ["clip_image", "dinov2"]
-    module, python = blocks(PAGE, "python")
+    module, _, python = blocks(PAGE, "python")
     (here / "my_backbone.py").write_text(module)
     monkeypatch.syspath_prepend(str(here))  # PYTHONPATH=.
     monkeypatch.delitem(sys.modules, "my_backbone", raising=False)
@@ -202,6 +215,35 @@ def test_what_the_page_says_to_type_works(here: Path, monkeypatch: pytest.Monkey
         quarters = pixels.reshape(2, 32, 2, 32, 3).mean((1, 3))  # [2, 2, 3]
         expected = quarters.transpose(2, 0, 1).ravel()
         np.testing.assert_allclose(made.read_chunk("colours", 0)[0, 0], expected, atol=1e-5)
+
+
+def test_the_text_encoder_of_the_page_counts_tokens(
+    demo_checkpoints: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = demo_checkpoints.parents[1]
+    (here / "my_text.py").write_text(blocks(PAGE, "python")[1])
+    monkeypatch.syspath_prepend(str(here))  # PYTHONPATH=.
+    monkeypatch.delitem(sys.modules, "my_text", raising=False)
+    typed(blocks(PAGE, "bash")[3])
+    made = FeatureStore(here / "words")
+    assert (made.spec.views, dict(made.spec.dims)) == (4, {"words": 64})
+    tokenizer = Tokenizer.from_file(str(demo_checkpoints / "sentence/tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(128)
+    ids = [np.array(tokenizer.encode(plot(here, stem)).ids) for stem in made.stems]
+    expected = [np.bincount(row % 64, minlength=64) for row in ids]
+    assert len({row.tobytes() for row in expected}) == SAMPLES
+    np.testing.assert_array_equal(made.read_chunk("words", 0)[:, 0], expected)
+
+
+def test_the_page_can_be_tried_with_the_models_of_the_demo(demo_checkpoints: Path) -> None:
+    here = demo_checkpoints.parents[1]
+    (here / "build.toml").write_text(blocks(PAGE, "toml")[0])
+    (options,) = re.findall(r"^    (--model .*)$", PAGE.read_text("utf-8"), re.MULTILINE)
+    typed(blocks(PAGE, "bash")[0].replace("--store trial", "--store tried") + " " + options)
+    recorded = FeatureStore(here / "tried").fingerprint
+    models = [recorded[f"{name}.model"] for name in ("clip_image", "dinov2", "minilm")]
+    assert models == ["clip", "clip", "sentence"]
 
 
 def test_a_package_offers_an_adapter_by_name(

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from consumers.backbones import registry
+from consumers.checkpoints.checkpoints import resolve
 from consumers.checkpoints.locating import count_parameters, locate
 from featurestore.errors import ConfigError
 
@@ -37,8 +42,6 @@ def test_a_link_of_the_hubs_cache_that_leads_nowhere(
 ) -> None:
     """Its snapshots link to blobs, which a clean-up or another user may have removed."""
     from huggingface_hub import constants
-
-    from consumers.backbones import registry
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -91,3 +94,47 @@ def test_weights_in_another_format_are_counted_when_they_are_loaded(
     assert found.where == "folder"
     assert found.checkpoint is not None
     assert count_parameters(found.checkpoint) is None
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """A local port in place of the hub: refuses connections, and answers nothing if it listens."""
+    from huggingface_hub import constants
+
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{bound.getsockname()[1]}"
+        monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+        yield bound
+
+
+@pytest.mark.parametrize("listens", [False, True])
+def test_a_hub_that_cannot_be_reached_is_one_error_at_once(
+    hub: socket.socket,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    listens: bool,
+) -> None:
+    """Without retries, which huggingface_hub would log for half a minute; or with a timeout."""
+    from huggingface_hub import constants
+
+    if listens:
+        monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.2)
+        hub.listen()
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    calls: list[Callable[[], object]] = [
+        lambda: registry.load("clip_image", "some/clip", "cpu", "float32"),
+        lambda: resolve("some/clip", "clip_image"),
+    ]
+    for call in calls:
+        with pytest.raises(ConfigError, match="neither fetched from the hub nor found in its"):
+            call()
+    found = locate("some/clip", "clip_image")
+    assert (found.where, "neither in the hub's cache nor" in found.problem) == ("missing", True)
+    assert pauses == []
+    assert [record.getMessage() for record in caplog.records] == []
+    assert capfd.readouterr() == ("", "")

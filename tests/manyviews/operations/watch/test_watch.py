@@ -298,7 +298,8 @@ def test_a_watch_started_before_the_store_waits_for_it(
         shutil.copytree(half, tmp_path / "copy")
         (tmp_path / "copy").rename(store)
         output, errors = watcher.communicate(timeout=60)
-    assert waiting == f"There is no feature store at {store} yet: waiting for a build to start.\n"
+    expected = "a build creates it when its models are loaded; waiting.\n"
+    assert waiting == f"There is no feature store at {store} yet: {expected}"
     assert watcher.returncode == 1
     assert "was killed" in errors
     assert len(output.splitlines()) == 1
