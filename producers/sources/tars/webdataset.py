@@ -74,8 +74,8 @@ def scan(collection: CollectionConfig) -> Scan:
         places=TarPlaces(collection, shards, shard_of, packed.texts, inputs),
         modalities=modalities_of(images=bool(has[:, 0].any()), texts=bool(has[:, 1:].any())),
         left_out=tuple(sorted(packed.left_out)),
-        labels=labels and _Values(shards, shard_of, table[:, -2], labels).labels,
-        splits=split and _Values(shards, shard_of, table[:, -1], split).splits,
+        labels=_Values(shards, shard_of, table[:, -2], labels).labels if labels else None,
+        splits=_Values(shards, shard_of, table[:, -1], split).splits if split else None,
     )
 
 
