@@ -114,8 +114,9 @@ class Progress:
     @property
     def is_starting(self) -> bool:
         """Whether the holder of the lock has logged no start: a build that loads, or a repair."""
-        is_held = isinstance(self.holder, Holder)
-        return is_held and (self.run is None or self.run.pid != self.holder.pid)
+        if not isinstance(self.holder, Holder):
+            return False
+        return self.run is None or self.run.pid != self.holder.pid
 
     @property
     def ended(self) -> str:
