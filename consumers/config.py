@@ -11,8 +11,7 @@ from consumers.backbones.config import BackboneConfig, check_name
 from featurestore.errors import ConfigError
 from featurestore.records import FEATURES, PAPER_VIEWS
 from featurestore.storage.codecs import CODECS, NONE
-from producers.sources.collection import CollectionConfig
-from producers.sources.recognize import given_collection, require_one
+from producers.sources.collection import CollectionConfig, given_collection, require_one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -313,7 +313,7 @@ def _collection(
     *,
     follow_links: bool,
 ) -> CollectionConfig | None:
-    from producers.sources.recognize import given_collection
+    from producers.sources.collection import given_collection
 
     return given_collection(
         data_dir=data_dir, data=data, collection=collection, follow_links=follow_links

@@ -74,7 +74,7 @@ def build_config(toml: Path | None, options: Mapping[str, Any]) -> BuildConfig:
     from consumers.backbones.registry import REGISTRY
     from consumers.config import BuildConfig, expand_models
     from consumers.config_file import read_toml
-    from producers.sources.recognize import require_one
+    from producers.sources.collection import require_one
 
     values: dict[str, Any] = {} if toml is None else read_toml(toml)
     given = {name: value for name, value in options.items() if value not in (None, ())}

@@ -79,7 +79,7 @@ class InputOptions:
             ConfigError: two options name inputs, or the file of ``--config`` names none.
             InputError: there is nothing at ``--data``, or nothing of a known kind.
         """
-        from producers.sources.recognize import given_collection
+        from producers.sources.collection import given_collection
 
         values: dict[str, Any] = {}
         if self.data_dir is None and self.data is None:
@@ -99,7 +99,7 @@ class InputOptions:
         Raises:
             ConfigError: no inputs are named, or several.
         """
-        from producers.sources.recognize import require_one
+        from producers.sources.collection import require_one
 
         found = self.collection()
         require_one(is_needed=True, collection=found)

@@ -14,9 +14,8 @@ from featurestore.imdb.materialize import default_prefix
 from featurestore.labels.files import SplitOf, write_label_set, write_split
 from featurestore.labels.splitting import check_fractions, part_counts
 from manyviews.operations.collection_labels import documents, drawn_split, labels_of, split_of
-from producers.sources.collection import MM_IMDB, CollectionConfig
+from producers.sources.collection import MM_IMDB, CollectionConfig, given_collection, require_one
 from producers.sources.kinds import scan_collection
-from producers.sources.recognize import given_collection, require_one
 from producers.sources.scan import Scan
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -19,6 +19,12 @@ KINDS: tuple[str, ...] = get_args(Kind)
 MM_IMDB = "mm-imdb"
 # The presets of a store: names, labels and digests of the published data set, or of any other.
 GENERIC = "generic"
+
+_NAME_THEM = (
+    "give --data-dir DIR (MM-IMDb's layout),\n--data PATH (any collection), or [collection] in the "
+    "--config file (manyviews.toml by default)."
+)
+_OPTIONS = {"data_dir": "--data-dir", "data": "--data", "collection": "[collection]"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,3 +159,53 @@ def parse_collection(source: str, table: Mapping[str, Any], folder: Path) -> Col
     if not (values["kind"] == "huggingface" and not (folder / values["path"]).exists()):
         values["path"] = str(folder / values["path"])
     return CollectionConfig(**values)
+
+
+def given_collection(
+    *,
+    data_dir: Path | str | None = None,
+    data: Path | str | None = None,
+    collection: CollectionConfig | None = None,
+    follow_links: bool = False,
+) -> CollectionConfig | None:
+    """The collection that one of three arguments names; None if none of them is given.
+
+    Args:
+        data_dir: a folder of MM-IMDb's posters and synopses.
+        data: the path of a collection, whose kind is recognized.
+        collection: the description of a collection.
+        follow_links: whether to use symbolic links that lead out of a folder.
+
+    Raises:
+        ConfigError: more than one is given, or ``follow_links`` alone.
+        InputError: there is nothing at ``data``, nothing of a known kind, or it may be of two.
+    """
+    require_one(data_dir=data_dir, data=data, collection=collection)
+    if data_dir is not None:
+        return CollectionConfig.mm_imdb(data_dir, follow_links=follow_links)
+    if data is not None:
+        from producers.sources.recognize import recognize  # which needs Pillow
+
+        return recognize(data, follow_links=follow_links)
+    if collection is not None:
+        return replace(collection, follow_links=collection.follow_links or follow_links)
+    if follow_links:
+        raise ConfigError(f"--follow-links applies to inputs: {_NAME_THEM}")
+    return None
+
+
+def require_one(*, is_needed: bool = False, **given: object) -> None:
+    """Refuses several inputs, and none if they are needed.
+
+    Args:
+        is_needed: whether one must be given.
+        given: the arguments ``data_dir``, ``data`` and ``collection``.
+
+    Raises:
+        ConfigError: several are given, or none.
+    """
+    names = [_OPTIONS[name] for name, value in given.items() if value is not None]
+    if len(names) > 1:
+        raise ConfigError(f"{' and '.join(names)} both name the inputs: give one of them.")
+    if is_needed and not names:
+        raise ConfigError(f"The inputs are missing: {_NAME_THEM}")

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path, PurePath
 
-from featurestore.errors import ConfigError, InputError
+from featurestore.errors import InputError
 from producers.sources import pairs
 from producers.sources.collection import MM_IMDB, CollectionConfig
 from producers.sources.folder import TEXT_SUFFIXES, image_suffixes
@@ -19,11 +18,6 @@ _SAVED = ("dataset_dict.json", "dataset_info.json")
 # Entries of a folder that are looked at; enough to tell the kinds apart.
 _LOOKED_AT = 10_000
 _SYNOPSES_READ = 5
-_OPTIONS = {"data_dir": "--data-dir", "data": "--data", "collection": "[collection]"}
-_NAME_THEM = (
-    "give --data-dir DIR (MM-IMDb's layout),\n--data PATH (any collection), or [collection] in the "
-    "--config file (manyviews.toml by default)."
-)
 
 
 def recognize(path: Path | str, *, follow_links: bool = False) -> CollectionConfig:
@@ -39,54 +33,6 @@ def recognize(path: Path | str, *, follow_links: bool = False) -> CollectionConf
     place = Path(path)
     kind = _kind_of_folder(place) if place.is_dir() else _kind_of_file(str(path), place)
     return CollectionConfig(kind=kind, path=str(path), follow_links=follow_links)
-
-
-def given_collection(
-    *,
-    data_dir: Path | str | None = None,
-    data: Path | str | None = None,
-    collection: CollectionConfig | None = None,
-    follow_links: bool = False,
-) -> CollectionConfig | None:
-    """The collection that one of three arguments names; None if none of them is given.
-
-    Args:
-        data_dir: a folder of MM-IMDb's posters and synopses.
-        data: the path of a collection, whose kind is recognized.
-        collection: the description of a collection.
-        follow_links: whether to use symbolic links that lead out of a folder.
-
-    Raises:
-        ConfigError: more than one is given, or ``follow_links`` alone.
-        InputError: there is nothing at ``data``, nothing of a known kind, or it may be of two.
-    """
-    require_one(data_dir=data_dir, data=data, collection=collection)
-    if data_dir is not None:
-        return CollectionConfig.mm_imdb(data_dir, follow_links=follow_links)
-    if data is not None:
-        return recognize(data, follow_links=follow_links)
-    if collection is not None:
-        return replace(collection, follow_links=collection.follow_links or follow_links)
-    if follow_links:
-        raise ConfigError(f"--follow-links applies to inputs: {_NAME_THEM}")
-    return None
-
-
-def require_one(*, is_needed: bool = False, **given: object) -> None:
-    """Refuses several inputs, and none if they are needed.
-
-    Args:
-        is_needed: whether one must be given.
-        given: the arguments ``data_dir``, ``data`` and ``collection``.
-
-    Raises:
-        ConfigError: several are given, or none.
-    """
-    names = [_OPTIONS[name] for name, value in given.items() if value is not None]
-    if len(names) > 1:
-        raise ConfigError(f"{' and '.join(names)} both name the inputs: give one of them.")
-    if is_needed and not names:
-        raise ConfigError(f"The inputs are missing: {_NAME_THEM}")
 
 
 def _kind_of_file(path: str, place: Path) -> str:
