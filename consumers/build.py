@@ -39,7 +39,7 @@ from producers.sources.kinds import scan_collection
 from producers.sources.scan import Scan
 
 if TYPE_CHECKING:
-    from consumers.main_loop import BuildReport
+    from consumers.build_report import BuildReport
 
 # Callback that receives an event's name and facts; ``progress`` has those of the command line.
 Observer = Callable[[str, Mapping[str, Any]], None]

@@ -85,3 +85,9 @@ def download_line(fetched: Mapping[str, int]) -> str:
         for model, size in fetched.items()
     ]
     return f"fetched from the hub: {', '.join(sizes)}"
+
+
+def chosen_lines(facts: Mapping[str, Any]) -> list[str]:
+    """What was recognized and chosen, a line for each."""
+    lines = [f"{label}: {text}" for label, text in choice_lines(facts)]
+    return lines + [line for line in (download_line(facts["downloads"]),) if line]

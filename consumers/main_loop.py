@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import signal
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import compress
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from consumers.backbones import registry
+from consumers.build_report import BuildReport, absent_in
 from consumers.device.computing import ComputePool
 from consumers.engine.batcher import LaunchedFeature
 from consumers.engine.committing import Committer, LaunchedChunk
@@ -25,7 +22,7 @@ from consumers.plan import Plan
 from consumers.resume.checks import INPUT_CACHE, refuse_bad
 from consumers.stopping import Notifier, stop_signals
 from featurestore.errors import InterruptedBuildError
-from featurestore.records import BadInput, SampleRecord
+from featurestore.records import SampleRecord
 from featurestore.samples import present_in
 from featurestore.storage.store import FeatureStore
 from featurestore.storage.writer import StoreWriter
@@ -33,37 +30,6 @@ from featurestore.wording import amount
 from producers.pool import ProducerPool
 from producers.sources.inputs import extend_cache, stat_of
 from producers.sources.scan import require_inputs
-
-
-@dataclass(slots=True)
-class BuildReport:
-    """The result of a build.
-
-    Attributes:
-        store: path of the store.
-        samples: number of samples in the store.
-        views: number of views per sample.
-        built: number of samples built by this run.
-        seconds: wall-clock time of building them, in seconds.
-        waited_s: part of ``seconds`` in which the backbones waited for producers; on a CPU, the
-            average over the compute threads.
-        bad: every input of the store that was replaced by a placeholder.
-        truncated: number of views of this run that were cut to the tokenizer's maximum length, by
-            text feature.
-        replaced: number of producers that died and were replaced, by cause of death.
-        absent: number of samples of the store without an image, or without a text, by modality.
-    """
-
-    store: Path
-    samples: int
-    views: int
-    built: int = 0
-    seconds: float = 0.0
-    waited_s: float = 0.0
-    bad: list[BadInput] = field(default_factory=list)
-    truncated: Counter[str] = field(default_factory=Counter)
-    replaced: Counter[str] = field(default_factory=Counter)
-    absent: Counter[str] = field(default_factory=Counter)
 
 
 def run_plan(plan: Plan, writer: StoreWriter, notify: Callable[..., None]) -> BuildReport:
@@ -126,8 +92,8 @@ class _Run:
         if self._wanted is not None:
             store = self._wanted.finish(self._writer)
         self._report.bad = store.bad_inputs
-        self._report.absent = _absent(store)
-        self._notify("finished", **_report_facts(self._report))
+        self._report.absent = absent_in(store)
+        self._notify("finished", **self._report.facts())
         return self._report
 
     def _take_over(self) -> None:
@@ -202,9 +168,7 @@ class _Run:
         self._report.built += len(committed.records)
         self._report.seconds = time.monotonic() - start
         self._report.replaced = pool.replaced
-        self._notify(
-            "chunk", chunk=committed.chunk, **_chunk_facts(committed.records, self._report)
-        )
+        self._notify("chunk", chunk=committed.chunk, **self._report.chunk_facts(committed.records))
 
     def _fill(
         self,
@@ -291,40 +255,6 @@ class _Run:
             require_inputs(self._decided.found)
         if self._decided.config.bad_sample == "fail":
             refuse_bad(bad, self._decided.found.samples, "This chunk has")
-
-
-def _chunk_facts(records: Sequence[SampleRecord], report: BuildReport) -> dict[str, Any]:
-    return {
-        "samples": len(records),
-        "built": report.built,
-        "seconds": round(report.seconds, 3),
-        "waited_s": round(report.waited_s, 3),
-        "bad": [[b.index, b.modality, b.reason, b.detail] for r in records for b in r.bad],
-    }
-
-
-def _absent(store: FeatureStore) -> Counter[str]:
-    """How many samples lack an input that features are computed from."""
-    used = set(store.spec.modalities.values())
-    return Counter[str](
-        modality
-        for entry in store.ledger.entries
-        for record in entry.samples
-        for modality in used
-        if not record.has(modality)
-    )
-
-
-def _report_facts(report: BuildReport) -> dict[str, Any]:
-    return {
-        "built": report.built,
-        "seconds": round(report.seconds, 3),
-        "waited_s": round(report.waited_s, 3),
-        "bad": len(report.bad),
-        "truncated": dict(report.truncated),
-        "replaced": dict(report.replaced),
-        "absent": dict(report.absent),
-    }
 
 
 def _interrupted(number: int, writer: StoreWriter) -> InterruptedBuildError:

@@ -21,7 +21,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from consumers.choices import choice_lines, download_line
+from consumers.choices import chosen_lines
 from featurestore.wording import amount
 
 # Rates are averages over this many seconds, but over at least two chunks: the first chunk is
@@ -280,12 +280,6 @@ class LiveDisplay:
             self._live.update(self._lines(), refresh=True)
             self._live.stop()
             self._live = None
-
-
-def chosen_lines(facts: Mapping[str, Any]) -> list[str]:
-    """What was recognized and chosen, a line for each."""
-    lines = [f"{label}: {text}" for label, text in choice_lines(facts)]
-    return lines + [line for line in (download_line(facts["downloads"]),) if line]
 
 
 def _stopping_line(facts: Mapping[str, Any]) -> str:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from consumers.build import Observer
+    from consumers.build_report import BuildReport
     from consumers.config import BuildConfig
-    from consumers.main_loop import BuildReport
     from featurestore.imdb.materialize import Materialized
     from featurestore.verify.findings import Verification
     from manyviews.operations.check.findings import CheckReport

@@ -13,7 +13,7 @@ The kernel gets advice on how to fetch the files once, when they are mapped. Its
 also fetches the neighbours of every row, which random access does not need.
 
 All of this is written for Linux. On other systems, ``numpy.memmap`` maps single chunks without
-advice (:class:`ChunkFiles`).
+advice (``chunk_files``).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from featurestore.errors import ConfigError, CorruptStoreError, InputError, StorageError
+from featurestore.errors import ConfigError, CorruptStoreError, StorageError
 from featurestore.storage.shape import CHECKSUM_BYTES, ArraySpec
 from featurestore.system.contents import not_there
 from featurestore.system.limits import available_bytes
@@ -71,10 +71,6 @@ if ON_LINUX:
 _HUGE_PAGE = 2 << 20
 _PLACES = 64  # number of positions to probe for whether files are in the page cache
 _places = random.Random()  # a separate generator: a program may have seeded the module's
-
-# The share of a process's descriptors for the mapped files of one feature, elsewhere than on Linux:
-# ``numpy.memmap`` keeps a descriptor for each file, and a process on macOS may have 256.
-_DESCRIPTORS = 1 / 8
 
 
 def resolved(
@@ -279,7 +275,7 @@ def _map_chunk(path: str, spec: ArraySpec, chunk: int, address: int) -> None:
         raise refusal(Path(path), e) from e
     try:
         # Reading past the end of a shorter file would raise SIGBUS.
-        _require_size(spec, chunk, os.fstat(fd).st_size)
+        require_size(spec, chunk, os.fstat(fd).st_size)
         _mmap(address, spec.chunk_bytes, _PROT_READ, _MAP_SHARED | _MAP_FIXED, fd)
     except OSError as e:  # ENODEV if the file system cannot map files
         raise refusal(Path(path), e) from e
@@ -287,70 +283,8 @@ def _map_chunk(path: str, spec: ArraySpec, chunk: int, address: int) -> None:
         os.close(fd)
 
 
-def _require_size(spec: ArraySpec, chunk: int, size: int) -> None:
+def require_size(spec: ArraySpec, chunk: int, size: int) -> None:
+    """Refuses a chunk whose file has another size in bytes than its rows and checksum take."""
     expected = spec.chunk_bytes + CHECKSUM_BYTES
     if size != expected:
         raise CorruptStoreError(spec.file(chunk), f"{size} bytes, expected {expected}", chunk=chunk)
-
-
-class ChunkFiles:
-    """The chunks of one array, each mapped when it is read; for systems other than Linux.
-
-    Attributes:
-        kept_bytes: the size of the chunks that may stay mapped, in bytes.
-    """
-
-    def __init__(self, root: Path, spec: ArraySpec, chunks: Iterable[int]) -> None:
-        """Checks the files of the given chunks; maps none.
-
-        Args:
-            root: the folder of the store.
-            spec: the array.
-            chunks: the committed chunks.
-
-        Raises:
-            CorruptStoreError: a chunk's file is missing or has another size.
-            StorageError: a file's status cannot be read.
-        """
-        self._root, self._spec = root, spec
-        self._stamps = {chunk: self._stamp(chunk) for chunk in chunks}
-        self.kept_bytes = _most_kept(len(self._stamps)) * spec.chunk_bytes
-
-    def read(self, chunk: int) -> npt.NDArray[Any]:
-        """Maps a chunk: ``dtype [rows per chunk, ...]``, read-only.
-
-        Raises:
-            InputError: the chunk was replaced since.
-            CorruptStoreError: its file is missing or has another size.
-            StorageError: its file cannot be mapped.
-        """
-        if self._stamp(chunk) != self._stamps[chunk]:
-            raise InputError(
-                f"Rows of {self._root} were replaced since it was opened.\nOpen it again."
-            )
-        path = self._root / self._spec.file(chunk)
-        with named_errors(path):
-            mapped = np.memmap(path, self._spec.dtype, "r", shape=self._spec.chunk_shape)
-        return np.asarray(mapped)  # indexing a memmap returns copies as memmaps
-
-    def _stamp(self, chunk: int) -> tuple[int, int]:
-        """Inode and time of a chunk's file, which a replacement changes."""
-        file = self._spec.file(chunk)
-        try:
-            status = os.stat(f"{self._root}/{file}")  # noqa: PTH116  a Path for each takes longer
-        except OSError as e:
-            if is_absent(e):
-                raise not_there(file, e, chunk) from None
-            raise refusal(self._root / file, e) from e
-        _require_size(self._spec, chunk, status.st_size)
-        return status.st_ino, status.st_mtime_ns
-
-
-def _most_kept(files: int) -> int:
-    """How many of a feature's files may stay mapped."""
-    try:
-        import resource
-    except ImportError:  # Windows, where a process may have millions of handles
-        return files
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return files if soft == resource.RLIM_INFINITY else min(files, int(soft * _DESCRIPTORS))

@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from featurestore.errors import CorruptStoreError, InputError
 from featurestore.reading.blocks import Blocks, ChunkedBlocks, MappedBlocks, default_cache_bytes
-from featurestore.reading.mapping import Advice, ChunkFiles, advise, map_chunks, resolved
+from featurestore.reading.chunk_files import ChunkFiles
+from featurestore.reading.mapping import Advice, advise, map_chunks, resolved
 from featurestore.reading.npy import map_npy
 from featurestore.reading.npy_folder import NpyFolder
 from featurestore.reading.sequential import FilesInOrder

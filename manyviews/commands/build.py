@@ -26,8 +26,8 @@ from manyviews.commands.options import (
 )
 
 if TYPE_CHECKING:
+    from consumers.build_report import BuildReport
     from consumers.config import BuildConfig
-    from consumers.main_loop import BuildReport
 
 DONE_WITH_BAD_SAMPLES = 3
 

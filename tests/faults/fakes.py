@@ -19,8 +19,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from consumers.backbones import registry
 from consumers.build import Observer, build
+from consumers.build_report import BuildReport
 from consumers.config import BuildConfig
-from consumers.main_loop import BuildReport
 from featurestore.verify.store import verify
 from producers.recipes.tokens import TextSpec
 from tests.conftest import tree_digest

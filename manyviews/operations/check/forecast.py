@@ -40,7 +40,7 @@ from manyviews.operations.check.findings import Group
 from manyviews.operations.check.reading import evenly
 
 if TYPE_CHECKING:
-    from consumers.main_loop import BuildReport
+    from consumers.build_report import BuildReport
 
 # Seconds that the trial should take; a first one of three samples sets the size of the second.
 _AIM_S = 10.0

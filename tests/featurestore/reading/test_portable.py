@@ -13,7 +13,7 @@ import pytest
 
 from featurestore.errors import CorruptStoreError, InputError, StorageError
 from featurestore.reading.blocks import ChunkedBlocks
-from featurestore.reading.mapping import ChunkFiles
+from featurestore.reading.chunk_files import ChunkFiles
 from featurestore.reading.rows import store_rows
 from featurestore.storage.store import FeatureStore
 from tests.featurestore.stores import make_store, remake

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from consumers.build import build
+from consumers.build_report import BuildReport
 from consumers.config import BuildConfig
 from consumers.decisions import decide
-from consumers.main_loop import BuildReport
 from consumers.plan import Plan, make_plan
 from consumers.resume.extension import completed
 from featurestore.errors import BackboneError
