@@ -34,8 +34,7 @@ _REDRAW_S = 0.25
 class Meter:
     """Measures rates, and which side is the slower one.
 
-    Rates start with the first sample: the start of the producers would lower the first minute's
-    rate.
+    They start with the first sample: the producers' start would lower the first minute's rates.
 
     Attributes:
         total: number of samples in the store.

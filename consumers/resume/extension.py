@@ -223,10 +223,8 @@ def sample_changes(stored: FeatureStore, found: Scan) -> StoreMismatchError:
             "into another --store."
         )
     if now == before:
-        changes, advice = (
-            _moved(stored, found),
-            ("Rows are addressed by position: restore the order, or build into another --store."),
-        )
+        changes = _moved(stored, found)
+        advice = "Rows are addressed by position: restore the order, or build into another --store."
     return StoreMismatchError(
         stored.path,
         "sample list",
