@@ -16,7 +16,7 @@ import pytest
 
 from featurestore.errors import ManyViewsError
 from featurestore.storage.arrays import crc32c
-from featurestore.storage.store import FeatureStore, record_crc32c
+from featurestore.storage.store import SCHEMA, FeatureStore, record_crc32c
 from featurestore.training.dataset import FeatureDataset
 from tests.conftest import tree_digest
 from tests.faults.harness import COUNTS, Bench, different
@@ -113,7 +113,7 @@ CASES: dict[str, tuple[Change, str, str]] = {
     "array of another fill": (edited(ARRAY, fill_value=0.0), ARRAY, "fill_value"),
     "array is a group": (edited(ARRAY, node_type="group"), ARRAY, "node_type"),
     "older schema": (of_schema(1), "schema", "stored: 1"),
-    "newer schema": (of_schema(3), "schema", "stored: 3"),
+    "newer schema": (of_schema(SCHEMA + 1), "schema", f"stored: {SCHEMA + 1}"),
     "ledger lost": (lambda store: (store / LEDGER).unlink(), LEDGER, "missing"),
     "bad line": (ledger(lambda lines: [b"{}\n", lines[1]]), LEDGER, "line 1"),
     "no line": (ledger(lambda lines: [lines[0], b"\n", lines[1]]), LEDGER, "line 2"),
@@ -158,10 +158,10 @@ def test_older_and_newer_versions_are_refused_with_advice(
     bench: Bench, started: Path, store: Path
 ) -> None:
     shutil.copytree(started, store)
-    of_schema(3)(store)
+    of_schema(SCHEMA + 1)(store)
     run = bench.run([bench.build(store, resume=True)])
-    assert "stored: 3" in run.message
-    assert "now:    2" in run.message
+    assert f"stored: {SCHEMA + 1}" in run.message
+    assert f"now:    {SCHEMA}" in run.message
     assert "Read it with the version that wrote it" in run.message
     assert run.exit_code == 2
 

@@ -203,9 +203,10 @@ sys.path.insert(0, {root!r})
 from pathlib import Path
 from producers.pool import ProducerPool
 from producers.sources.pairs import scan
+from producers.sources.readers import pair_source
 from producers.worker import Job
 from featurestore.errors import ProducerError
-job = Job({"kind": "pairs", "root": sys.argv[1]}, 4, 123, (), (), 200)
+job = Job(pair_source(Path(sys.argv[1])), 4, 123, (), (), 200)
 samples = scan(Path(sys.argv[1])).samples
 import codecs; codecs.lookup("ascii")  # another user may not be able to load it
 {limit}

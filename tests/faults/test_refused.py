@@ -34,7 +34,7 @@ from featurestore.errors import (
 )
 from featurestore.storage import space
 from featurestore.storage.space import free_bytes, missing_bytes, store_bytes
-from featurestore.storage.store import LOCK, FeatureStore
+from featurestore.storage.store import LOCK, SCHEMA, FeatureStore
 from featurestore.system import durable
 from featurestore.system.locks import UNKNOWN, FileLock, lock_holder
 from featurestore.verify.store import verify
@@ -90,7 +90,7 @@ def shortened(store: Path) -> None:
 
 def of_schema_1(store: Path) -> None:
     path = store / "zarr.json"
-    path.write_bytes(path.read_bytes().replace(b'"schema": 2', b'"schema": 1'))
+    path.write_bytes(path.read_bytes().replace(b'"schema": %d' % SCHEMA, b'"schema": 1'))
 
 
 def without(file: str) -> Change:

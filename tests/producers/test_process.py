@@ -20,7 +20,8 @@ POISON = "raise ImportError('a module of the standard library was taken from sit
 PARENT = """
 import json, site, subprocess, sys
 sys.dont_write_bytecode = True
-place, how, job_file = sys.argv[1:]
+place, how, root, job_file = sys.argv[1:]
+sys.path = [path for path in sys.path if path != root]  # an editable installation of this project
 if how == "first":
     sys.path.insert(0, place)
 else:
@@ -71,7 +72,7 @@ def run(
     place: Path, how: str, job_file: Path, *flags: str, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *flags, "-P", "-c", PARENT, place, how, job_file],
+        [sys.executable, *flags, "-P", "-c", PARENT, place, how, ROOT, job_file],
         capture_output=True,
         text=True,
         timeout=300,

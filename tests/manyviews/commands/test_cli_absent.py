@@ -79,8 +79,8 @@ def test_the_probe_leaves_absent_inputs_out(
     arguments += ["--split-json", tmp_path / "split.json", "--device", "cpu"]
     text = run(capfd, *arguments)
     assert (
-        "24 train, 8 dev, 16 test samples; 0 with a bad input left out, 12 without the input of a "
-        "feature" in text
+        "24 train, 8 dev, 16 test samples; 0 with a bad input, 12 without the input of a feature "
+        "left out" in text
     )
     facts = json.loads(run(capfd, *arguments, "--json"))
     assert facts["absent"] == {"train": 6, "dev": 2, "test": 4}

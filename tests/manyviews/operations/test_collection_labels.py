@@ -166,7 +166,7 @@ def test_the_api_writes_the_same_files(folder: Path, tmp_path: Path) -> None:
         ("rating", ["--classes", "few.json"], "they have no --classes"),
         ("kind", ["--augment", "--embeddings-dir", "."], "Noisy labels are multi-label"),
         ("rating", ["--augment", "--embeddings-dir", "."], "Noisy labels are multi-label"),
-        ("kind", ["--data", "photos"], "Name the inputs once"),
+        ("kind", ["--data", "photos"], "--data and --config both name the inputs"),
     ],
 )
 def test_mistakes(
@@ -193,7 +193,7 @@ def test_collections_without_labels_are_refused_with_advice(
     photos = CollectionConfig(kind="folder", path=str(folder / "photos"), recursive=True)
     with pytest.raises(ConfigError, match="has no labels"):
         manyviews.labels(out_dir=tmp_path, collection=photos)
-    with pytest.raises(ConfigError, match="Name the inputs once"):
+    with pytest.raises(ConfigError, match="The inputs are missing"):
         manyviews.labels(out_dir=tmp_path)
     (tmp_path / "c.json").write_text('["Drama"]')
     with pytest.raises(ConfigError, match="the paper's 23 classes") as caught:
