@@ -125,10 +125,10 @@ class BuildConfig:
 
     @property
     def inputs(self) -> CollectionConfig:
-        """The collection to read.
+        """The collection that ``data_dir``, ``data`` or ``collection`` names.
 
         Raises:
-            InputError: ``data`` is not there, or of no known kind.
+            InputError: there is nothing at the path ``data``, or nothing of a known kind.
         """
         found = given_collection(
             data_dir=self.data_dir,

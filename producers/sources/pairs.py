@@ -142,7 +142,11 @@ def _no_pair(found: Scan) -> InputError:
 
 
 def _by_stem(names: Sequence[str], suffixes: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
-    """The file name of each stem, and the names whose stem has a file of a preferred suffix."""
+    """Chooses one file for each stem: the one whose suffix comes first in ``suffixes``.
+
+    Returns:
+        The chosen file's name by stem; and the names of the files that were not chosen.
+    """
     chosen: dict[str, str] = {}
     shadowed: list[str] = []
     for suffix in suffixes:
