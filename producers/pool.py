@@ -16,11 +16,8 @@ from featurestore.records import BadInput, Sample, SampleRecord
 from producers.crew import KILLS_PER_INPUT, POLL_S, Crew
 from producers.process import Child, machine_errors, temporary_file
 from producers.slots import Ring, SlotArrays
+from producers.sources.readers import nowhere
 from producers.worker import STAGES, Job
-
-
-def _nowhere(_sample: Sample) -> None:
-    """The default locator: the sample has the names of its files itself."""
 
 
 def _nothing() -> None:
@@ -82,7 +79,7 @@ class ProducerPool(Crew[_Task]):
         *,
         workers: int,
         timeout_s: float,
-        where: Callable[[Sample], Any] = _nowhere,
+        where: Callable[[Sample], Any] = nowhere,
     ) -> None:
         """Reserves the slots and starts ``workers`` processes.
 

@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 from featurestore.errors import InputError
 from featurestore.imdb.genres import CLASS_NAMES
 from featurestore.labels.files import first_difference
-from featurestore.labels.record import REDO, require_recorded, verify_record
+from featurestore.labels.record import REDO, read_recorded, require_recorded, verify_record
 from featurestore.reading.npy import map_npy
 from featurestore.system.links import FOLLOW
-from featurestore.system.refusals import is_absent, refusal
 from featurestore.verify.findings import Finding
 
 LABELS_FILE = "labels_all_23.npy"
@@ -73,14 +72,7 @@ def read_ids(labels_dir: Path) -> list[str]:
     Raises:
         InputError: the file is missing, or its content differs from what was written.
     """
-    path = labels_dir / IDS_FILE
-    try:
-        content = path.read_bytes()
-    except OSError as e:
-        if is_absent(e):
-            raise InputError(f"Could not read {path}: {e.strerror or e}\n{REDO}") from e
-        raise refusal(path, e) from e
-    require_recorded(labels_dir / RECORD_FILE, IDS_FILE, content)
+    content = read_recorded(labels_dir / RECORD_FILE, IDS_FILE)
     return content.decode("utf-8", "surrogateescape").removesuffix("\n").split("\n")
 
 

@@ -21,6 +21,7 @@ from featurestore.labels.label_set import KINDS, LabelSet
 from featurestore.labels.record import (
     REDO,
     label_record,
+    read_recorded,
     recorded_digests,
     require_recorded,
 )
@@ -29,7 +30,6 @@ from featurestore.reading.npy import map_npy, npy_header
 from featurestore.records import stems_sha256
 from featurestore.storage.digests import read_record
 from featurestore.system.durable import make_folder, replace_files
-from featurestore.system.refusals import is_absent, refusal
 from featurestore.system.removal import remove
 from featurestore.wording import amount
 
@@ -197,16 +197,8 @@ def _record(labels_dir: Path) -> dict[str, Any]:
 
 def _read(labels_dir: Path, name: str) -> bytes:
     """A label file's content, compared with the record, which must exist."""
-    path = labels_dir / name
     _record(labels_dir)
-    try:
-        content = path.read_bytes()
-    except OSError as e:
-        if is_absent(e):
-            raise InputError(f"Could not read {path}: {e.strerror or e}\n{REDO}") from e
-        raise refusal(path, e) from e
-    require_recorded(labels_dir / RECORD_FILE, name, content)
-    return content
+    return read_recorded(labels_dir / RECORD_FILE, name)
 
 
 def first_difference(ids: Sequence[str], wanted: Sequence[str]) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from featurestore.errors import InputError
 from featurestore.storage.digests import read_record
 from featurestore.storage.store import record_crc32c
+from featurestore.system.refusals import is_absent, refusal
 from featurestore.verify.digests import compare_files
 from featurestore.verify.findings import Finding
 
@@ -74,6 +75,28 @@ def require_recorded(record: Path, name: str, content: bytes | mmap.mmap) -> Non
             f"{str(digests.get(name))[:16]}…, found {digest[:16]}….\n{REDO}\n"
             f"If it was changed on purpose, remove {record}."
         )
+
+
+def read_recorded(record: Path, name: str) -> bytes:
+    """The content of a small label file, compared with the record as :func:`require_recorded` does.
+
+    Args:
+        record: the record's file.
+        name: the name of the label file beside it.
+
+    Raises:
+        InputError: the file is missing, its digest differs, or the record is damaged.
+        StorageError: the file cannot be read.
+    """
+    path = record.parent / name
+    try:
+        content = path.read_bytes()
+    except OSError as e:
+        if is_absent(e):
+            raise InputError(f"Could not read {path}: {e.strerror or e}\n{REDO}") from e
+        raise refusal(path, e) from e
+    require_recorded(record, name, content)
+    return content
 
 
 def verify_record(

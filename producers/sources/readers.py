@@ -135,6 +135,10 @@ class PairReader:
         return Synopsis(files.read_capped(path, files.MAX_TEXT_BYTES))
 
 
+def nowhere(_sample: Sample) -> None:
+    """The locator for :class:`PairReader`: the sample has the names of its files itself."""
+
+
 def pair_source(data_dir: Path) -> dict[str, Any]:
     """The description of :class:`PairReader` for :func:`open_reader`."""
     return {"kind": "pairs", "root": str(data_dir.resolve())}

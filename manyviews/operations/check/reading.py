@@ -21,7 +21,7 @@ from producers.decode import ImageFacts
 from producers.process import Child, temporary_file
 from producers.recipes.tokens import TextSpec, TokenEncoder
 from producers.serving import Handler, out_of_memory, serve
-from producers.sources.readers import Reader, Synopsis, TextList, Texts, open_reader
+from producers.sources.readers import Reader, Synopsis, TextList, Texts, nowhere, open_reader
 
 # Characters of a text that are shown.
 _PREVIEW = 60
@@ -88,10 +88,6 @@ def evenly(samples: Sequence[Sample], count: int) -> list[Sample]:
     """At most ``count`` samples, evenly spaced; the same ones on every call."""
     chosen = min(count, len(samples))
     return [samples[i * len(samples) // chosen] for i in range(chosen)]
-
-
-def nowhere(_sample: Sample) -> None:
-    """The locator of samples that have the names of their files themselves."""
 
 
 def read(
