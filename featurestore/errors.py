@@ -13,6 +13,7 @@ lines. The command line prints the message alone; ``--debug`` adds the traceback
     ├── StoreLockedError       another process is writing to this store
     ├── StoreMismatchError     --resume with a setting that would change the features
     ├── CorruptStoreError      the content of a file of the store differs from what was committed
+    ├── ChunkConflictError     two processes built one chunk with different results
     ├── StorageError           the system refused an operation on a file
     │   └── StorageFullError   no space left, or a quota reached
     └── InterruptedBuildError  a signal ended the build; --resume continues it
@@ -20,7 +21,11 @@ lines. The command line prints the message alone; ``--debug`` adds the traceback
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+
+# Maximum number of processes that a message names.
+_NAMED = 4
 
 
 class ManyViewsError(Exception):
@@ -91,19 +96,22 @@ class BackboneError(ManyViewsError):
 
 
 class StoreLockedError(ManyViewsError):
-    """Another process is writing to a store, or the same file.
+    """Other processes are writing to a store, or another one to the same file.
 
     Attributes:
-        pid: the process id of the lock's holder, or None if unknown.
-        host: the host name of the lock's holder, or None if unknown.
+        pid: the process id of the lock's first holder, or None if unknown.
+        host: the host name of the lock's first holder, or None if unknown.
     """
 
-    def __init__(self, path: Path, pid: int | None, host: str | None, advice: str = "") -> None:
-        self.pid = pid
-        self.host = host
-        holder = f"process {pid} on {host}" if pid is not None else "another process"
+    def __init__(self, path: Path, holders: Sequence[tuple[int, str]], advice: str = "") -> None:
+        self.pid: int | None = holders[0][0] if holders else None
+        self.host: str | None = holders[0][1] if holders else None
+        named = [f"process {pid} on {host}" for pid, host in holders[:_NAMED]]
+        if len(holders) > _NAMED:
+            named.append(f"{len(holders) - _NAMED} more")
         advice = advice or "Wait for it to finish or stop it, then run the same command again."
-        super().__init__(f"{path} is being written by {holder}.\n{advice}")
+        who = ", ".join(named) or "another process"
+        super().__init__(f"{path} is being written by {who}.\n{advice}")
 
 
 class StoreMismatchError(ManyViewsError):
@@ -146,6 +154,23 @@ class CorruptStoreError(ManyViewsError):
         )
         where = file if chunk is None else f"{file} (chunk {chunk})"
         super().__init__(f"{where} is damaged: {problem}\n{advice}")
+
+
+class ChunkConflictError(ManyViewsError):
+    """Two processes built the same chunk, and their results differ.
+
+    Attributes:
+        chunk: the chunk's number.
+    """
+
+    def __init__(self, chunk: int, record: str) -> None:
+        self.chunk = chunk
+        super().__init__(
+            f"Chunk {chunk} was made twice with different bytes: {record} holds the first result.\n"
+            "A device or a machine computes wrong numbers, or an input changed meanwhile.\n"
+            "Find out which by building the chunk on each machine; `verify --repair` drops a chunk "
+            "whose files do not match, and `build --resume` builds it again."
+        )
 
 
 class StorageError(ManyViewsError):

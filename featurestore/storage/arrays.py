@@ -29,7 +29,7 @@ from featurestore.errors import CorruptStoreError, ManyViewsError
 from featurestore.storage.codecs import NONE, REWRITTEN, codec_documents, compress, decompress
 from featurestore.storage.shape import CHECKSUM_BYTES, ArraySpec
 from featurestore.system.contents import read_bytes
-from featurestore.system.durable import PARTIAL
+from featurestore.system.durable import target_name
 from featurestore.system.refusals import is_folder, machine_error, refusal, status_of
 from featurestore.wording import first_line
 
@@ -63,7 +63,7 @@ def holds_only_an_array(folder: Path) -> bool:
     if folder.is_symlink() or not is_folder(folder):
         return False
     return all(
-        _ARRAY_FILE.fullmatch(entry.name.removesuffix(PARTIAL))
+        _ARRAY_FILE.fullmatch(target_name(entry.name))
         and entry.is_file()
         and not entry.is_symlink()
         for entry in folder.iterdir()

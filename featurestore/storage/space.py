@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from collections import Counter
 from collections.abc import Container, Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from featurestore.records import Sample
 from featurestore.samples import SampleList
 from featurestore.storage.shape import ArraySpec, StoreSpec
 from featurestore.storage.store import is_store
-from featurestore.system.durable import PARTIAL
+from featurestore.system.durable import target_name
 from featurestore.system.refusals import is_absent, refusal, status_of
 
 # Bytes per sample: two digests and a count in the ledger, two sizes and times in the input cache.
@@ -75,8 +76,7 @@ def missing_bytes(
     for array in _arrays(spec):
         existing = _sizes(root / array.name)
         for chunk in missing:
-            name = array.file(chunk).rpartition("/")[2]
-            held = existing.get(name, 0) + existing.get(name + PARTIAL, 0)
+            held = existing[array.file(chunk).rpartition("/")[2]]
             needed += max(0, array.file_bytes - held)
     return needed
 
@@ -124,12 +124,15 @@ def _document_bytes(spec: StoreSpec, samples: Sequence[Sample]) -> int:
     return len(SampleList.of(samples).lines) + 2048 + 2 * 700 * len(spec.dims)
 
 
-def _sizes(folder: Path) -> dict[str, int]:
-    """Size in bytes of each file in a folder, by name; empty if the folder does not exist."""
+def _sizes(folder: Path) -> Counter[str]:
+    """Bytes that each file in a folder takes, with its temporary files; empty without a folder."""
+    sizes: Counter[str] = Counter()
     try:
         with os.scandir(folder) as entries:
-            return {entry.name: entry.stat(follow_symlinks=False).st_size for entry in entries}
+            for entry in entries:
+                sizes[target_name(entry.name)] += entry.stat(follow_symlinks=False).st_size
     except OSError as e:
         if is_absent(e):
-            return {}
+            return sizes
         raise refusal(folder, e) from e
+    return sizes

@@ -4,6 +4,7 @@
     STORE/<feature>/                     one array per feature, float32 [N, V, D]
     STORE/records/samples.jsonl          the samples, in order
     STORE/records/ledger.jsonl           the committed chunks
+    STORE/records/commits/               chunks that workers have committed, until it is sealed
     STORE/records/moments/<feature>/     float64 [chunks, 2, D]: mean and m2 of each chunk's rows
     STORE/records/extension/             an addition under construction
     STORE/records/runs/                  logs and the lock, which may differ between equal builds
@@ -29,11 +30,11 @@ from featurestore.errors import CorruptStoreError, InputError, StoreMismatchErro
 from featurestore.records import BadInput, Modality, SampleRecord, stems_sha256
 from featurestore.samples import SampleList
 from featurestore.storage import arrays
+from featurestore.storage.files import Files, LocalFiles
 from featurestore.storage.fingerprint import Fingerprint
 from featurestore.storage.ledger import Ledger
 from featurestore.storage.moments import Moments, merge
 from featurestore.storage.shape import ArraySpec, StoreSpec, parse_shape
-from featurestore.system.contents import read_bytes
 from featurestore.system.refusals import is_file, is_folder
 from featurestore.wording import amount
 
@@ -75,6 +76,7 @@ class FeatureStore:
         path: the store's folder.
         spec: the store's shape.
         fingerprint: all settings that affect the features.
+        files: its files.
         ledger: the committed chunks at the time when the store was opened.
     """
 
@@ -119,7 +121,8 @@ class FeatureStore:
             name: arrays.check_array_document(self.path, self.spec.feature(name))
             for name in self.features
         }
-        self.ledger = Ledger(self.path, self.spec.chunks, self.spec.chunk)
+        self.files: Files = LocalFiles(self.path)
+        self.ledger = Ledger(self.files, self.spec.chunks, self.spec.chunk)
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -142,7 +145,7 @@ class FeatureStore:
         Raises:
             CorruptStoreError: the list is damaged.
         """
-        data = read_bytes(self.path / SAMPLES, self.path)
+        data = self.files.read(SAMPLES)
         if hashlib.sha256(data).hexdigest() != self._samples_sha256:
             raise CorruptStoreError(SAMPLES, "its checksum does not match its content")
         samples = SampleList(data)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from featurestore.samples import SampleList
 from featurestore.storage.entries import ChunkEntry, format_entry
+from featurestore.storage.files import LocalFiles, Parts
 from featurestore.storage.fingerprint import Fingerprint
 from featurestore.storage.ledger import Ledger
 from featurestore.storage.shape import StoreSpec
@@ -25,7 +26,8 @@ class _UnnamedLedger(Ledger):
     """A ledger whose entries are kept in memory."""
 
     def __init__(self, folder: Path, chunks: int) -> None:
-        self._root = folder
+        self._folder = folder
+        self._files = LocalFiles(folder)
         self._chunks = chunks
         self._entries: dict[int, ChunkEntry] = {}
         self._in_order = True
@@ -36,10 +38,10 @@ class _UnnamedLedger(Ledger):
         Raises:
             StorageError: the line could not be written.
         """
-        _write_unnamed(self._root, [[format_entry(entry) + b"\n"]])
+        _write_unnamed(self._folder, [[format_entry(entry) + b"\n"]])
         self._add(entry)
 
-    def sort(self) -> None:
+    def seal(self) -> None:
         """Does nothing: there is no file with lines to sort."""
 
 
@@ -60,8 +62,9 @@ class UnnamedStore(StoreWriter):
     def _locked(self) -> AbstractContextManager[None]:
         return nullcontext()  # no other process can open this store
 
-    def _write(self, files: Mapping[str, Iterable[bytes | memoryview]]) -> None:
-        _write_unnamed(self.path, files.values())
+    def _commit(self, entry: ChunkEntry, contents: Mapping[str, Parts]) -> None:
+        _write_unnamed(self.path, contents.values())
+        self.ledger.commit(entry)
 
     def close(self) -> None:
         """Does nothing: the store has no lock."""

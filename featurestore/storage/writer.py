@@ -6,7 +6,7 @@ store does not exist.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Literal
@@ -18,7 +18,9 @@ from featurestore.errors import InputError
 from featurestore.records import FEATURES, Sample, SampleRecord, is_feature_name
 from featurestore.samples import SampleList
 from featurestore.storage import arrays, extension
+from featurestore.storage.commits import COMMITS
 from featurestore.storage.entries import ChunkEntry
+from featurestore.storage.files import LocalFiles, Parts, writer_name
 from featurestore.storage.fingerprint import Fingerprint
 from featurestore.storage.ledger import Ledger
 from featurestore.storage.moments import moments_of
@@ -48,7 +50,7 @@ _ROOT_ENTRIES = {"zarr.json", *FEATURES}
 _RECORDS_ENTRIES = {
     "zarr.json",
     "moments",
-    *(Path(f).name for f in (EXTENSION, SAMPLES, Ledger.FILE)),
+    *(Path(f).name for f in (EXTENSION, SAMPLES, Ledger.FILE, COMMITS)),
 }
 
 State = Literal["absent", "store", "unfinished"]
@@ -82,13 +84,16 @@ class StoreWriter(FeatureStore):
         """Removes the remains of a killed writer; returns notices about them."""
         swept = []
         extension.sweep(self.path)
-        for folder in (*array_names(self), MOMENTS, RECORDS, ""):
+        folders = [*array_names(self), MOMENTS, RECORDS, ""]
+        folders += [COMMITS] if is_folder(self.path / COMMITS) else []
+        for folder in folders:
             swept += removal.sweep_partials(self.path / folder)
         notices = (
             [f"removed {len(swept)} unfinished files of an interrupted build"] if swept else []
         )
         if torn := self.ledger.recover():
             notices.append(f"dropped {torn} bytes of a torn last line of the ledger")
+        self.ledger.seal()
         return notices
 
     def commit_chunk(
@@ -111,10 +116,15 @@ class StoreWriter(FeatureStore):
             StorageError: a write failed; the chunk is then not committed.
         """
         files = self._encoded(chunk, rows, samples)
-        entry = {file: (encoded.size, encoded.crc) for file, encoded in files.items()}
+        sizes = {file: (encoded.size, encoded.crc) for file, encoded in files.items()}
         with self._locked():
-            self._write({file: list(encoded.parts()) for file, encoded in files.items()})
-            self.ledger.commit(ChunkEntry(chunk, entry, samples, changed))
+            contents = {file: list(encoded.parts()) for file, encoded in files.items()}
+            self._commit(ChunkEntry(chunk, sizes, samples, changed), contents)
+
+    def _commit(self, entry: ChunkEntry, contents: Mapping[str, Parts]) -> None:
+        """Writes a chunk's files and commits it."""
+        self.files.put_all(contents)
+        self.ledger.commit(entry)
 
     def _locked(self) -> AbstractContextManager[None]:
         """Keeps the store's lock until a chunk is written, even if the build ends meanwhile."""
@@ -144,14 +154,10 @@ class StoreWriter(FeatureStore):
                 files[spec.file(chunk)] = arrays.encode(spec, block)
         return files
 
-    def _write(self, files: Mapping[str, Iterable[bytes | memoryview]]) -> None:
-        """Writes a chunk's files, durably."""
-        durable.replace_files((self.path / file, parts) for file, parts in files.items())
-
     def finish(self) -> None:
         """Sorts the ledger if every chunk is committed."""
         if self.complete:
-            self.ledger.sort()
+            self.ledger.seal()
 
     def close(self) -> None:
         """Releases the lock."""
@@ -164,14 +170,51 @@ class StoreWriter(FeatureStore):
         self.close()
 
 
-def take_lock(path: Path) -> FileLock:
+class SharedWriter(StoreWriter):
+    """A store that several workers write to at the same time; they share its lock.
+
+    Chunks are committed by records. The remains of killed workers are not removed, because they
+    look like the files that living ones are writing.
+    """
+
+    @classmethod
+    def of(cls, store: FeatureStore, lock: FileLock) -> SharedWriter:
+        """Makes an opened store writable for a worker that holds a shared lock."""
+        writer = cls.__new__(cls)
+        writer.__dict__.update(store.__dict__)
+        writer.files = LocalFiles(store.path, writer_name())
+        writer.ledger = Ledger(writer.files, store.spec.chunks, store.spec.chunk)
+        writer._lock = lock
+        writer.notices = []
+        return writer
+
+    def _commit(self, entry: ChunkEntry, contents: Mapping[str, Parts]) -> None:
+        # The files of a committed chunk are not written again, not even with the same bytes:
+        # readers may have mapped them.
+        if not self.ledger.is_recorded(entry):
+            self.files.put_all(contents)
+            self.ledger.record(entry)
+
+    def finish(self) -> None:
+        """Does nothing: the store is sealed by whoever then holds its lock alone."""
+
+
+def take_lock(path: Path, *, worker: bool = False, shared: bool = False) -> FileLock:
     """Locks the store at ``path``; creates its folder ``records/runs`` if it is missing.
+
+    Args:
+        path: the store's folder.
+        worker: whether a worker takes it, which needs no lock where the file system has none.
+        shared: whether other workers may hold it too.
 
     Raises:
         StoreLockedError: another process is writing to it.
     """
     durable.make_folder(path / RUNS)
-    return FileLock(path / LOCK, path, advice=_WAIT)
+    required = not worker
+    return FileLock(
+        path / LOCK, path, shared=shared, worker=worker, required=required, advice=_WAIT
+    )
 
 
 def state_of(path: Path) -> State:
@@ -208,7 +251,7 @@ def _is_own(entry: Path) -> bool:
     The paper's features are recognized by name. Other features may have any name, and no record
     lists them after an interrupted creation or deletion: they are recognized by content.
     """
-    name = entry.name.removesuffix(durable.PARTIAL)
+    name = durable.target_name(entry.name)
     return name in _ROOT_ENTRIES or (
         is_feature_name(entry.name) and arrays.holds_only_an_array(entry)
     )
@@ -281,6 +324,6 @@ def _own_entries(path: Path) -> list[Path]:
         own += [
             entry
             for entry in (path / RECORDS).iterdir()
-            if entry.name.removesuffix(durable.PARTIAL) in _RECORDS_ENTRIES
+            if durable.target_name(entry.name) in _RECORDS_ENTRIES
         ]
     return sorted(own)

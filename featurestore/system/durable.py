@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -21,7 +22,7 @@ from pathlib import Path
 
 from featurestore.errors import StorageError, StoreLockedError, UnsyncedFolderWarning
 from featurestore.system.platforms import needs_linux
-from featurestore.system.refusals import is_folder, named_errors
+from featurestore.system.refusals import is_folder, named_errors, status_of
 
 try:
     import fcntl
@@ -29,6 +30,8 @@ except ImportError:  # Windows has no such locks, so that nothing is written the
     fcntl = None  # type: ignore[assignment]
 
 PARTIAL = ".partial"
+# The end of a temporary file's name, with or without the name of its writer.
+_PARTIAL_END = re.compile(r"(\.[A-Za-z0-9_-]+-[0-9]+-[0-9a-f]{8})?\.partial$")
 # The mode that ``open`` gets; the umask removes permissions from it.
 FILE_MODE = 0o666
 # Errors of ``flock`` where the kernel, the file system or its lock server does not support locks.
@@ -36,6 +39,8 @@ NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 # How often to reopen a file that was renamed or removed before it could be locked.
 _TRIES = 1000
+# Errors of ``link`` where the file system has no hard links.
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EMLINK)
 # Errors of ``fsync`` where the file system cannot sync folders. The kernel returns EINVAL if a file
 # system does not implement it (CIFS before Linux 4.17, some FUSE and cluster file systems); FUSE
 # programs also return ENOTSUP, which equals EOPNOTSUPP on Linux. A failed sync returns EIO, ENOSPC
@@ -120,20 +125,26 @@ def make_folder(folder: Path) -> None:
     sync_folder(folder.parent)
 
 
+def target_name(name: str) -> str:
+    """The name that a temporary file is to be renamed to; ``name`` itself for any other file."""
+    return _PARTIAL_END.sub("", name)
+
+
 class PartialFile:
     """A file under construction, named ``<target>.partial``; ``write`` appends to it.
 
     The file is locked until it is renamed to its target: without the lock, two processes that write
-    the same target would write into one another's file.
+    the same target would write into one another's file. Processes that may write the same target at
+    the same time each have a name of a ``writer``: the file is then ``<target>.<writer>.partial``.
 
     Raises:
         StoreLockedError: another process is writing the same target.
         StorageError: it cannot be created.
     """
 
-    def __init__(self, target: Path) -> None:
+    def __init__(self, target: Path, writer: str = "") -> None:
         self.target = target
-        self.path = target.with_name(target.name + PARTIAL)
+        self.path = target.with_name(target.name + (writer and f".{writer}") + PARTIAL)
         self.size = 0
         with named_errors(self.path):
             hook("open", self.path, 0)
@@ -155,7 +166,7 @@ class PartialFile:
                     return fd
             except BlockingIOError:
                 os.close(fd)
-                raise StoreLockedError(self.target, None, None) from None
+                raise StoreLockedError(self.target, []) from None
             except BaseException:
                 os.close(fd)
                 raise
@@ -186,6 +197,31 @@ class PartialFile:
             self.path.replace(self.target)
             self._close()
 
+    def link(self) -> bool:
+        """Gives the file its target's name unless a file has it already; closes the file.
+
+        Durable once the folder is synced. Where the file system has no hard links, another process
+        that does the same at the same time may replace the file.
+
+        Returns:
+            Whether the file has got the name. False may also mean that it did, on a network file
+            system that repeated the request because the answer was lost.
+        """
+        is_new = True
+        with named_errors(self.target):
+            hook("link", self.target, 0)
+            try:
+                os.link(self.path, self.target)
+            except FileExistsError:
+                is_new = False
+            except OSError as e:
+                if e.errno not in _NO_LINKS:
+                    raise
+                if is_new := status_of(self.target) is None:
+                    self.rename()
+        self.discard()
+        return is_new
+
     def discard(self) -> None:
         """Removes and closes an unfinished file; never raises, so that the first error survives."""
         if self._fd < 0:
@@ -212,6 +248,12 @@ def lock_now(fd: int, *, shared: bool = False) -> None:
     fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
 
 
+def unlock(fd: int) -> None:
+    """Releases the lock of a file."""
+    if fcntl is not None:
+        fcntl.flock(fd, fcntl.LOCK_UN)
+
+
 def lock_where_possible(fd: int) -> None:
     """Locks a file without waiting; does nothing if the file system has no locks."""
     try:
@@ -230,15 +272,19 @@ def _is_still(path: Path, fd: int) -> bool:
 
 
 @contextmanager
-def open_replace(path: Path) -> Iterator[PartialFile]:
+def open_replace(path: Path, writer: str = "") -> Iterator[PartialFile]:
     """Writes ``path`` in a ``with`` block: durable afterwards, unchanged if the block raises.
+
+    Args:
+        path: the file.
+        writer: see :class:`PartialFile`.
 
     Raises:
         StorageFullError: no space or quota left.
         StorageError: any other failure of the file system.
         StoreLockedError: another process is writing the same file.
     """
-    file = PartialFile(path)
+    file = PartialFile(path, writer)
     try:
         yield file
         file.sync()
@@ -249,13 +295,33 @@ def open_replace(path: Path) -> Iterator[PartialFile]:
     sync_folder(path.parent)
 
 
-def replace_file(path: Path, data: bytes) -> None:
+def replace_file(path: Path, data: bytes, writer: str = "") -> None:
     """Writes ``path`` atomically and durably, replacing an existing file."""
-    with open_replace(path) as file:
+    with open_replace(path, writer) as file:
         file.write(data)
 
 
-def replace_files(contents: Iterable[tuple[Path, Iterable[bytes | memoryview]]]) -> None:
+def create_file(path: Path, data: bytes, writer: str) -> bool:
+    """Writes ``path`` atomically and durably, unless a file has that name.
+
+    Returns:
+        Whether the file was created, see :meth:`PartialFile.link`.
+    """
+    file = PartialFile(path, writer)
+    try:
+        file.write(data)
+        file.sync()
+        is_new = file.link()
+    except BaseException:
+        file.discard()
+        raise
+    sync_folder(path.parent)
+    return is_new
+
+
+def replace_files(
+    contents: Iterable[tuple[Path, Iterable[bytes | memoryview]]], writer: str = ""
+) -> None:
     """Writes several files, each atomically; all are durable when the call returns.
 
     All files are synced under temporary names before the first is renamed, so that a full disk
@@ -264,7 +330,7 @@ def replace_files(contents: Iterable[tuple[Path, Iterable[bytes | memoryview]]])
     files: list[PartialFile] = []
     try:
         for path, parts in contents:
-            files.append(PartialFile(path))
+            files.append(PartialFile(path, writer))
             for part in parts:
                 files[-1].write(part)
             files[-1].sync()

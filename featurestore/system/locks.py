@@ -1,8 +1,9 @@
-"""The store's lock and its holder; on some file systems, the holder is unknown.
+"""The store's lock and its holders; on some file systems, the holders are unknown.
 
-The kernel keeps ``flock`` locks and releases them when the holder dies, even by kill -9. On file
-systems without locks a build is refused, because nothing else prevents two builds from writing the
-same store; reading a store needs no lock.
+The kernel keeps ``flock`` locks and releases them when the holder dies, even by kill -9. Workers of
+one build share the lock; everything else that writes holds it alone. On file systems without locks
+a build by one process is refused, because nothing else prevents two of them from writing the same
+store; reading a store needs no lock, and neither do workers.
 """
 
 from __future__ import annotations
@@ -13,19 +14,20 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from enum import Enum
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from featurestore.errors import StorageError, StoreLockedError
 from featurestore.system import durable
-from featurestore.system.durable import FILE_MODE, NO_LOCKS, lock_now
+from featurestore.system.durable import FILE_MODE, NO_LOCKS, lock_now, unlock
 from featurestore.system.refusals import is_absent, named_errors, refusal, status_of
 
-# Attempts and pause in seconds, because ``lock_holder`` takes the lock for an instant.
+# Attempts and pause in seconds, because ``lock_holders`` takes the lock for an instant.
 _LOOKS, _LOOK_S = 5, 0.01
+_CONTENT_BYTES = 1 << 20
 _HELD = (errno.EWOULDBLOCK, errno.EACCES)
 _ELSEWHERE = (
     "Write the store on another file system, and copy it here when it is complete: reading it "
@@ -34,7 +36,7 @@ _ELSEWHERE = (
 
 
 class Holder(NamedTuple):
-    """The process that holds a lock.
+    """A process that holds a lock.
 
     Attributes:
         pid: process id, or None if the lock file does not contain it.
@@ -45,30 +47,46 @@ class Holder(NamedTuple):
     host: str | None
 
 
+class WorkerHolder(Holder):
+    """A worker, which shares the lock with other workers, or will once the store is created."""
+
+
 class Unknown(Enum):
     """The type of ``UNKNOWN``."""
 
     HOLDER = "unknown"
 
 
-# The result of ``lock_holder`` if it cannot find out whether a process holds the lock.
+# The result of ``lock_holders`` if it cannot find out whether a process holds the lock.
 UNKNOWN: Final = Unknown.HOLDER
 
 
 class FileLock:
-    """An exclusive advisory lock (``flock``), released when its holder dies, even by kill -9.
+    """An advisory lock (``flock``), released when its holder dies, even by kill -9.
 
-    The file's content names the holder for messages only; the kernel keeps the lock itself.
+    The file's content names the holders for messages only; the kernel keeps the lock itself.
+
+    Attributes:
+        exists: whether the file system has locks, so that this one keeps others out.
     """
 
     def __init__(
-        self, path: Path, subject: Path, *, required: bool = True, advice: str = ""
+        self,
+        path: Path,
+        subject: Path,
+        *,
+        shared: bool = False,
+        worker: bool = False,
+        required: bool = True,
+        advice: str = "",
     ) -> None:
         """Takes the lock at ``path`` for ``subject``, without waiting.
 
         Args:
             path: the file to lock; created if it is missing.
             subject: the locked file or store, for messages.
+            shared: whether other holders of a shared lock are let in.
+            worker: whether this process is a worker, for the messages of others.
             required: whether to raise an error if the file system has no locks.
             advice: the advice of the error message if another process holds the lock.
 
@@ -77,23 +95,19 @@ class FileLock:
             StorageError: the file cannot be opened, or the file system has no locks.
         """
         self._keeping = threading.Lock()
+        self._path, self._subject, self._advice = path, subject, advice
+        self._worker = worker
+        self.exists = True
         with named_errors(path):
             durable.hook("open", path, 0)
             is_new = status_of(path) is None
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT, FILE_MODE)
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, FILE_MODE)
         try:
-            _take(self._fd)
-        except OSError as e:
-            if required or e.errno not in NO_LOCKS:
-                holder = _read_holder(self._fd)
-                os.close(self._fd)
-                if e.errno in _HELD:
-                    raise StoreLockedError(subject, holder.pid, holder.host, advice) from None
-                raise _without_locks(path, e) from e
-        try:
+            self._take(shared=shared, required=required)
             with named_errors(path):
-                os.ftruncate(self._fd, 0)
-                os.pwrite(self._fd, _own_name(), 0)
+                if not shared:
+                    os.ftruncate(self._fd, 0)
+                os.write(self._fd, _own_name(is_worker=worker))
             if is_new:
                 # The lock file tells the next build that this is an interrupted creation of a
                 # store, and not an unknown folder.
@@ -101,6 +115,44 @@ class FileLock:
         except BaseException:
             self.release()
             raise
+
+    def _take(self, *, shared: bool, required: bool) -> None:
+        try:
+            _take(self._fd, shared=shared)
+        except OSError as e:
+            if e.errno in NO_LOCKS and not required:
+                self.exists = False
+                return
+            if e.errno in _HELD:
+                raise locked_error(self._subject, _read_holders(self._fd), self._advice) from None
+            raise _without_locks(self._path, e) from e
+
+    def share(self) -> None:
+        """Turns an exclusive lock into a shared one.
+
+        Raises:
+            StoreLockedError: another process took the lock in the instant in which it was free.
+        """
+        if self.exists:
+            self._take(shared=True, required=True)
+
+    def take_alone(self) -> bool:
+        """Turns a shared lock into an exclusive one if no other process holds it, else releases it.
+
+        Returns:
+            Whether the lock is held, by this process alone. True without locks.
+        """
+        if not self.exists:
+            return True
+        # The conversion of a lock is a release and a new lock. Two holders that convert at the same
+        # time would keep each other out; of two that release first, the last one gets it.
+        unlock(self._fd)
+        try:
+            _take(self._fd, shared=False)
+        except BlockingIOError:
+            self.release()
+            return False
+        return True
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -134,39 +186,76 @@ def require_locks(folder: Path) -> None:
         os.close(fd)
 
 
+def lock_holders(path: Path) -> list[Holder] | Unknown:
+    """The holders of the lock at ``path``: none if it is free, ``UNKNOWN`` if that is unknown.
+
+    Several workers may hold it. Their names stay in the file until the lock is taken exclusively,
+    so that those that have ended on another host may be among them.
+    """
+    try:
+        fd = os.open(path, os.O_RDWR)
+    except OSError as e:
+        if is_absent(e):
+            return []
+        if e.errno not in (errno.EACCES, errno.EROFS):
+            raise refusal(path, e) from e
+        return _probed_without_writing(path)
+    try:
+        lock_now(fd)
+    except OSError as e:
+        return _read_holders(fd) if e.errno in _HELD else UNKNOWN
+    finally:
+        os.close(fd)
+    return []
+
+
 def lock_holder(path: Path) -> Holder | Unknown | None:
-    """The holder of the lock at ``path``, None if it is free, ``UNKNOWN`` if that is unknown."""
+    """The first of the lock's holders, None if it is free, ``UNKNOWN`` if that is unknown."""
+    holders = lock_holders(path)
+    return holders if isinstance(holders, Unknown) else next(iter(holders), None)
+
+
+def _probed_without_writing(path: Path) -> list[Holder] | Unknown:
+    """The result of ``lock_holders`` for a file that may only be read.
+
+    On NFS, an exclusive lock needs a file that is open for writing.
+    """
     try:
         fd = os.open(path, os.O_RDONLY)
     except OSError as e:
-        if is_absent(e):
-            return None
         if e.errno == errno.EACCES:
             return UNKNOWN
         raise refusal(path, e) from e
     try:
         lock_now(fd, shared=True)
+        lock_now(fd)
     except OSError as e:
-        return _read_holder(fd) if e.errno in _HELD else UNKNOWN
+        return _read_holders(fd) if e.errno in _HELD else UNKNOWN
     finally:
         os.close(fd)
-    return None
+    return []
 
 
-def _take(fd: int) -> None:
-    """Takes a lock, waiting only for the instant in which :func:`lock_holder` may hold it.
+def locked_error(subject: Path, holders: Sequence[Holder], advice: str = "") -> StoreLockedError:
+    """The error for a lock that others hold."""
+    names = [(h.pid, h.host) for h in holders if h.pid is not None and h.host is not None]
+    return StoreLockedError(subject, names, advice)
+
+
+def _take(fd: int, *, shared: bool) -> None:
+    """Takes a lock, waiting only for the instant in which :func:`lock_holders` may hold it.
 
     Raises:
         OSError: another process holds the lock, or the file system has no locks.
     """
     for _ in range(_LOOKS):
         try:
-            lock_now(fd)
+            lock_now(fd, shared=shared)
         except BlockingIOError:
             time.sleep(_LOOK_S)
         else:
             return
-    lock_now(fd)
+    lock_now(fd, shared=shared)
 
 
 def _without_locks(path: Path, error: OSError) -> StorageError:
@@ -176,15 +265,33 @@ def _without_locks(path: Path, error: OSError) -> StorageError:
     return StorageError(path, reason, _ELSEWHERE)
 
 
-def _own_name() -> bytes:
-    return json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode()
+def _own_name(*, is_worker: bool) -> bytes:
+    name = {"pid": os.getpid(), "host": socket.gethostname(), "worker": is_worker}
+    return json.dumps(name).encode("ascii") + b"\n"
 
 
-def _read_holder(fd: int) -> Holder:
+def _read_holders(fd: int) -> list[Holder]:
+    """The processes that a lock file names, except those that have ended on this host."""
+    holders = []
     try:
-        content: Any = json.loads(os.pread(fd, 4096, 0))
-    except (OSError, ValueError):
-        content = {}
-    if not isinstance(content, dict):
-        return Holder(None, None)
-    return Holder(content.get("pid"), content.get("host"))
+        lines = os.pread(fd, _CONTENT_BYTES, 0).splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        with suppress(ValueError, AttributeError, TypeError):
+            content = json.loads(line)
+            kind = WorkerHolder if content["worker"] else Holder
+            holder = kind(int(content["pid"]), str(content["host"]))
+            if holder.host != socket.gethostname() or _is_alive(holder.pid):
+                holders.append(holder)
+    return holders or [Holder(None, None)]
+
+
+def _is_alive(pid: int | None) -> bool:
+    try:
+        os.kill(pid or 0, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

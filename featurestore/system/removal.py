@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -42,6 +43,21 @@ def remove_folder(folder: Path) -> None:
                 Path(entry.path).unlink()
         durable.hook("rmdir", folder, 0)
         folder.rmdir()
+    durable.sync_folder(folder.parent)
+
+
+def remove_if_empty(folder: Path) -> None:
+    """Removes a folder unless something is in it, even if another process puts it there now."""
+    with named_errors(folder):
+        durable.hook("rmdir", folder, 0)
+        try:
+            folder.rmdir()
+        except FileNotFoundError:
+            return
+        except OSError as e:
+            if e.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            return
     durable.sync_folder(folder.parent)
 
 

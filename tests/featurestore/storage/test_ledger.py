@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from featurestore.errors import CorruptStoreError
 from featurestore.records import BadInput, Modality, SampleRecord
 from featurestore.storage.entries import ChunkEntry, format_entry, parse_entry
+from featurestore.storage.files import LocalFiles
 from featurestore.storage.ledger import Ledger
 
 CHUNKS, ROWS = 4, 2
@@ -46,7 +47,7 @@ def lines(*chunks: int) -> bytes:
 
 
 def read(root: Path) -> Ledger:
-    return Ledger(root, CHUNKS, ROWS)
+    return Ledger(LocalFiles(root), CHUNKS, ROWS)
 
 
 @given(
@@ -118,10 +119,10 @@ def test_a_ledger_grows_and_is_read_again(tmp_path: Path) -> None:
 
 def test_sort_writes_only_where_the_order_is_wrong(tmp_path: Path) -> None:
     path = write(tmp_path, lines(2, 0, 3, 1))
-    read(tmp_path).sort()
+    read(tmp_path).seal()
     assert path.read_bytes() == lines(0, 1, 2, 3)
     inode = path.stat().st_ino
-    read(tmp_path).sort()
+    read(tmp_path).seal()
     assert path.stat().st_ino == inode
 
 
@@ -129,10 +130,10 @@ def test_sort_after_commits_out_of_order(tmp_path: Path) -> None:
     path = write(tmp_path, lines(1))
     ledger = read(tmp_path)
     ledger.commit(entry(0))
-    ledger.sort()
+    ledger.seal()
     ledger.commit(entry(3))
     ledger.commit(entry(2))
-    ledger.sort()
+    ledger.seal()
     assert path.read_bytes() == lines(0, 1, 2, 3)
 
 
@@ -143,7 +144,7 @@ def test_what_is_committed_is_read_back_from_the_file(tmp_path: Path) -> None:
         ledger.commit(entry(chunk))
     assert ledger[3] == entry(3)
     assert ledger[0].bad == list(entry(0).bad)
-    ledger.sort()
+    ledger.seal()
     ledger.commit(entry(2))
     assert [ledger[c] for c in range(CHUNKS)] == [entry(c) for c in range(CHUNKS)]
     assert pickle.loads(pickle.dumps(ledger))[2] == entry(2)
@@ -157,8 +158,8 @@ def test_damage_to_a_committed_line_is_not_written_again_as_sound(tmp_path: Path
         ledger.commit(entry(chunk))
     damaged = path.read_bytes().replace(b"aaaa", b"aaab", 1)
     path.write_bytes(damaged)
-    with pytest.raises(CorruptStoreError, match="sample 2: its checksum does not match"):
-        ledger.sort()
+    with pytest.raises(CorruptStoreError, match="line 1: its checksum does not match"):
+        ledger.seal()
     assert path.read_bytes() == damaged
 
 
