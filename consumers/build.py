@@ -97,35 +97,57 @@ def _can_run_again(config: BuildConfig) -> bool:
 def _build(config: BuildConfig, notify: Callable[..., None]) -> BuildReport:
     found = scan_collection(config.inputs)
     notify("scanned", **_scan_facts(found))
+    if config.worker is not None:
+        from consumers.workers.worker import build_share
+
+        return build_share(config, found, notify)
     state = stores.state_of(config.store)
     check_intent(config, state)
     if not (state == "store" and config.resume):
         require_place(config.store)
     with ExitStack() as stack:
         lock = _lock(config, stack) if state != "absent" else None
-        stored = _open(config) if state == "store" and config.resume else None
-        config = completed(config, stored, found)
-        wanted = find_extension(config, stored, found)
-        _require_sound(stored, wanted)
-        generic = found.collection.preset == GENERIC
-        if generic and stored is None:
-            notify("chosen", **choices(config, found), downloads=downloads(config))
-        plan = make_plan(decide(config, found, stored, wanted), notify)
-        notices = _require_space(plan, stored)
-        if generic and stored is None:
-            size = human_bytes(store_bytes(plan.spec, found.samples))
-            notices.append(f"the store takes {size}")
+        stored = open_store(config) if state == "store" and config.resume else None
+        plan, notices = plan_build(config, found, stored, notify)
         if lock is None:
             lock = _lock(config, stack)
             _refuse_late(config)
         from consumers.main_loop import run_plan
 
-        writer = _writer(plan, stored, lock)
+        writer = open_writer(plan, stored, lock)
         writer.notices += notices
         return run_plan(plan, writer, notify)
 
 
-def _open(config: BuildConfig) -> FeatureStore:
+def plan_build(
+    config: BuildConfig, found: Scan, stored: FeatureStore | None, notify: Callable[..., None]
+) -> tuple[Plan, list[str]]:
+    """Decides everything about a build that can start, and loads its models; writes nothing.
+
+    Args:
+        config: the configuration.
+        found: the samples of the collection.
+        stored: the store to continue, or None for a new one.
+        notify: callback that receives an event's name and, as keywords, its facts.
+
+    Returns:
+        The plan, and notices for its start.
+    """
+    complete = completed(config, stored, found)
+    wanted = find_extension(complete, stored, found)
+    _require_sound(stored, wanted)
+    chosen = found.collection.preset == GENERIC and stored is None
+    if chosen:
+        notify("chosen", **choices(complete, found), downloads=downloads(complete))
+    plan = make_plan(decide(complete, found, stored, wanted), notify)
+    notices = _require_space(plan, stored)
+    if chosen:
+        size = human_bytes(store_bytes(plan.spec, found.samples))
+        notices.append(f"the store takes {size}")
+    return plan, notices
+
+
+def open_store(config: BuildConfig) -> FeatureStore:
     """Opens the store to continue; an extension that is complete is put in place first."""
     if extension.is_pending(config.store):
         extension.put_in_place(config.store)
@@ -166,24 +188,29 @@ def _require_space(plan: Plan, stored: FeatureStore | None) -> list[str]:
     return [f"{path} takes {needed:,} bytes before compression, and {free + freed:,} are free"]
 
 
-def _writer(plan: Plan, stored: FeatureStore | None, lock: FileLock) -> StoreWriter:
+def open_writer(plan: Plan, stored: FeatureStore | None, lock: FileLock) -> StoreWriter:
     """The writer of a new store, of the store to continue, or of its extension."""
-    path, samples = plan.decided.config.store, plan.decided.found.samples
+    decided = plan.decided
+    path, samples, wanted = decided.config.store, decided.found.samples, decided.wanted
     if stored is None:
         return stores.create(path, plan.spec, plan.fingerprint, samples, lock)
     writer = StoreWriter.of(stored, lock)
-    if plan.decided.remade:
-        writer.ledger.drop(plan.decided.remade)
-    if plan.decided.wanted is None:
+    if decided.remade:
+        writer.ledger.drop(decided.remade)
+    if wanted is None:
         return writer
-    if plan.decided.wanted.made is not None:
+    if wanted.made is not None:
         with naming_extension():
-            return StoreWriter.of(plan.decided.wanted.made, lock)
+            writer = StoreWriter.of(wanted.made, lock)
+        wanted.take_over(writer)
+        return writer
     make_folder(path / EXTENSION / RECORDS)
     # Fields that were allowed to differ are recorded with each chunk: for the chunks that the store
     # has already, its own values are true.
     kept = {name: stored.fingerprint[name] for name in plan.changed if name in stored.fingerprint}
-    return stores.create(path / EXTENSION, plan.spec, plan.fingerprint | kept, samples, lock)
+    writer = stores.create(path / EXTENSION, plan.spec, plan.fingerprint | kept, samples, lock)
+    wanted.take_over(writer)
+    return writer
 
 
 def _lock(config: BuildConfig, stack: ExitStack) -> FileLock:

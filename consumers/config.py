@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from consumers.backbones.config import BackboneConfig, check_name
+from consumers.workers.share import Share
 from featurestore.errors import ConfigError
 from featurestore.records import FEATURES, PAPER_VIEWS
 from featurestore.storage.codecs import CODECS, NONE
@@ -58,6 +59,8 @@ class BuildConfig:
         remake_changed: on resume, whether to rebuild the chunks whose inputs changed, instead of
             refusing.
         sample_timeout_s: time after which a sample counts as stuck, in seconds.
+        worker: which of several workers this process is, with ``resume``; they build one store
+            together.
     """
 
     store: Path
@@ -86,6 +89,7 @@ class BuildConfig:
     verify_inputs: bool = False
     remake_changed: bool = False
     sample_timeout_s: float = 300.0
+    worker: Share | None = None
 
     def __post_init__(self) -> None:
         """Checks each field and the fields against each other.
@@ -107,6 +111,8 @@ class BuildConfig:
         _one_of("bad-sample", self.bad_sample, ("placeholder", "fail"))
         if self.resume and self.overwrite:
             raise ConfigError("--resume and --overwrite exclude each other: choose one.")
+        if self.worker is not None and not self.resume:
+            raise ConfigError("--worker creates a store or continues it: give --resume as well.")
         for name in self.backbones:
             check_name(name)
         known = (*FEATURES, *self.backbones)

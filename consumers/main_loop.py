@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,11 +20,15 @@ from consumers.engine.committing import Committer, LaunchedChunk
 from consumers.engine.embedding import Embedder
 from consumers.notices import slow_paths
 from consumers.plan import Plan
-from consumers.resume.checks import INPUT_CACHE, refuse_bad
+from consumers.resume.checks import INPUT_CACHE, input_cache_of, refuse_bad
 from consumers.stopping import Notifier, stop_signals
+from consumers.workers.assignment import Assignment, Claims, Missing, Pace, WorkerClaims
+from consumers.workers.share import Share
+from consumers.workers.walk import Walk
 from featurestore.errors import InterruptedBuildError
 from featurestore.records import SampleRecord
 from featurestore.samples import present_in
+from featurestore.storage.files import writer_name
 from featurestore.storage.store import FeatureStore
 from featurestore.storage.writer import StoreWriter
 from featurestore.wording import amount
@@ -32,25 +37,38 @@ from producers.sources.inputs import extend_cache, stat_of
 from producers.sources.scan import require_inputs
 
 
-def run_plan(plan: Plan, writer: StoreWriter, notify: Callable[..., None]) -> BuildReport:
+def run_plan(
+    plan: Plan,
+    writer: StoreWriter,
+    notify: Callable[..., None],
+    share: Share | None = None,
+) -> BuildReport:
     """Builds the chunks that ``writer`` lacks.
 
     Args:
         plan: the build.
         writer: the store that the chunks are committed to.
         notify: callback that receives an event's name and, as keywords, its facts.
+        share: which of several workers this process is; None if it builds all chunks.
 
     Raises:
         ManyViewsError: see :func:`consumers.build.build`.
     """
-    return _Run(plan, writer, notify).execute()
+    return _Run(plan, writer, notify, share).execute()
 
 
 class _Run:
     """One run of the main loop."""
 
-    def __init__(self, plan: Plan, writer: StoreWriter, notify: Callable[..., None]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        writer: StoreWriter,
+        notify: Callable[..., None],
+        share: Share | None,
+    ) -> None:
         self._plan, self._decided = plan, plan.decided
+        self._share = share
         self._writer = writer
         self._notify = Notifier(notify)
         self._wanted = plan.decided.wanted
@@ -61,10 +79,12 @@ class _Run:
             if registry.modality_of(backbone) == "text"
         }
         self._report = BuildReport(plan.decided.config.store, spec.samples, spec.views)
+        self._pace = Pace()
+        cache = INPUT_CACHE if share is None else input_cache_of(writer_name())
+        self._inputs_file = plan.decided.config.store / cache
 
     def execute(self) -> BuildReport:
-        """Builds every missing chunk, in order."""
-        self._take_over()
+        """Builds every missing chunk, or this worker's share of them."""
         missing = self._writer.ledger.missing
         spec = self._writer.spec
         todo = sum(len(spec.samples_of(chunk)) for chunk in missing)
@@ -76,6 +96,9 @@ class _Run:
             done=spec.samples - todo,
             chunk=spec.chunk,
             features=dict(spec.dims),
+            host=socket.gethostname(),
+            device=self._decided.device,
+            worker=None if self._share is None else str(self._share),
             workers=self._plan.workers,
             threads=self._decided.threads,
             slots=self._plan.job.slots,
@@ -84,28 +107,25 @@ class _Run:
             notices=self._writer.notices + self._rebuilt() + self._slow_paths(),
         )
         if self._decided.confirmed:
-            extend_cache(self._decided.config.store / INPUT_CACHE, self._decided.confirmed)
+            extend_cache(self._inputs_file, self._decided.confirmed)
         if missing:
             self._build(missing, workers=min(self._plan.workers, todo))
-        self._writer.finish()
-        store: FeatureStore = self._writer
-        if self._wanted is not None:
-            store = self._wanted.finish(self._writer)
-        self._report.bad = store.bad_inputs
-        self._report.absent = absent_in(store)
+        self._finish()
         self._notify("finished", **self._report.facts())
         return self._report
 
-    def _take_over(self) -> None:
-        """Commits those chunks of the extension that are equal to chunks of the store."""
-        wanted = self._wanted
-        if wanted is None:
-            return
-        for chunk in self._writer.ledger.missing:
-            if wanted.takes_over(chunk):
-                rows = {n: wanted.base.read_chunk(n, chunk) for n in self._writer.features}
-                entry = wanted.base.ledger[chunk]
-                self._writer.commit_chunk(chunk, rows, entry.samples, entry.changed)
+    def _finish(self) -> None:
+        """Seals the store, and puts an extension in place, if no other worker is left to do so."""
+        store: FeatureStore = self._writer
+        alone = self._writer.alone()
+        if alone is not None:
+            alone.finish()
+            store = alone if self._wanted is None else self._wanted.finish(alone)
+        bad = store.bad_inputs
+        if alone is None and self._wanted is not None:
+            bad = list(dict.fromkeys([*self._wanted.base.bad_inputs, *bad]))
+        self._report.bad = bad
+        self._report.absent = absent_in(store)
 
     def _rebuilt(self) -> list[str]:
         count = len(self._decided.remade)
@@ -117,15 +137,15 @@ class _Run:
 
     def _build(self, missing: Sequence[int], workers: int) -> None:
         plan, spec = self._plan, self._writer.spec
-        samples = self._decided.found.samples
-        wanted = (samples[i] for chunk in missing for i in spec.samples_of(chunk))
+        claims = self._claims(missing)
+        work = Assignment(claims, spec, self._decided.found.samples)
         timeout_s = self._decided.config.sample_timeout_s
         start = time.monotonic()
         with (
             stop_signals(self._acknowledge) as stopped,
             ProducerPool(
                 plan.job,
-                wanted,
+                work,
                 workers=workers,
                 timeout_s=timeout_s,
                 where=self._decided.found.places.where,
@@ -136,15 +156,35 @@ class _Run:
         ):
             embedder = self._embedder(compute)
             report = partial(self._report_committed, committer, pool, start)
-            for chunk in missing:
+            while True:
+                chunk = work.next_chunk()
+                if chunk is None:
+                    report(wait=True)
+                    chunk = claims.wait(stopped)
+                    if chunk is None:
+                        break
+                    work.assign(chunk)
+                    continue
                 records, features = self._fill(chunk, pool, embedder, compute, report)
                 report(wait=True)
                 committer.write(LaunchedChunk(chunk, records, features))
                 if stopped:
                     break
             report(wait=True)
+            self._writer.refresh()
             if stopped and not self._writer.complete:
                 raise _interrupted(stopped[0], self._writer)
+
+    def _claims(self, missing: Sequence[int]) -> Claims:
+        """The chunks that this process builds."""
+        if self._share is None:
+            return Missing(missing)
+        ledger = self._writer.ledger
+        walk = Walk(self._share, self._writer.spec.chunks, ledger.committed_now)
+        # Chunks record which versions were allowed to differ, so that two workers may record
+        # different ones.
+        remakes = not self._decided.config.allow_version_change
+        return WorkerClaims(walk, self._pace.chunk_s, remakes=remakes)
 
     def _acknowledge(self, number: int) -> None:
         """Reports the first stop signal at once; called by its handler."""
@@ -168,6 +208,7 @@ class _Run:
         self._report.built += len(committed.records)
         self._report.seconds = time.monotonic() - start
         self._report.replaced = pool.replaced
+        self._pace.mark()
         self._notify("chunk", chunk=committed.chunk, **self._report.chunk_facts(committed.records))
 
     def _fill(
@@ -224,7 +265,7 @@ class _Run:
                 changed = {**self._wanted.changed_before(launched.chunk), **changed}
         self._writer.commit_chunk(launched.chunk, rows, launched.records, changed)
         stats = {i: stat_of(self._decided.stats, i) for i in indices}
-        extend_cache(self._decided.config.store / INPUT_CACHE, stats)
+        extend_cache(self._inputs_file, stats)
 
     def _rows(
         self, chunk: int, records: Sequence[SampleRecord], parts: Sequence[LaunchedFeature]

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import socket
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -140,6 +142,8 @@ class RunLog:
         if event == "sample":
             self._meter.sample(facts)
             return
+        if event == "waiting":
+            return
         if event == "started":
             self._meter.start(facts)
         if event == "chunk":
@@ -158,7 +162,8 @@ class RunLog:
 
     def _path(self) -> Path:
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
-        return self._folder / f"{stamp}-{os.getpid()}.log"
+        host = re.sub(r"[^A-Za-z0-9_-]+", "-", socket.gethostname())
+        return self._folder / f"{stamp}-{host}-{os.getpid()}.log"
 
     def close(self) -> None:
         """Closes the file, if there is one."""
@@ -178,12 +183,16 @@ class PlainDisplay:
         self._interval_s = interval_s
         self._meter = Meter()
         self._last = float("-inf")
+        self._waits = False
 
     def __call__(self, event: str, facts: Mapping[str, Any]) -> None:
         """Receives an event."""
         if event == "chosen":
             for line in chosen_lines(facts):
                 self._print(line)
+        elif event == "waiting" and not self._waits:
+            self._waits = True
+            self._print(_waiting_line(facts))
         elif event == "loading":
             self._print(f"loading the backbones on {facts['device']}")
         elif event == "started":
@@ -223,12 +232,16 @@ class LiveDisplay:
         self._meter = Meter()
         self._live: Live | None = None
         self._drawn = 0.0
+        self._waits = False
 
     def __call__(self, event: str, facts: Mapping[str, Any]) -> None:
         """Receives an event."""
         if event == "chosen":
             for line in chosen_lines(facts):
                 self._console.print(line, markup=False, highlight=False)
+        elif event == "waiting" and not self._waits:
+            self._waits = True
+            self._console.print(_waiting_line(facts), style="dim")
         elif event == "loading":
             self._console.print(f"loading the backbones on {facts['device']} …", style="dim")
         elif event == "started":
@@ -279,6 +292,13 @@ class LiveDisplay:
             self._live.update(self._lines(), refresh=True)
             self._live.stop()
             self._live = None
+
+
+def _waiting_line(facts: Mapping[str, Any]) -> str:
+    """What a worker waits for."""
+    if facts["alone"]:
+        return "waiting until the other workers have ended"
+    return "waiting for another worker, which creates the store"
 
 
 def _stopping_line(facts: Mapping[str, Any]) -> str:

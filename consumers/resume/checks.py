@@ -12,11 +12,18 @@ from featurestore.storage.fingerprint import Fingerprint, compare_fingerprints
 from featurestore.storage.store import FeatureStore
 from featurestore.wording import amount
 from producers.sources.collection import MM_IMDB
-from producers.sources.inputs import InputStat, changed_inputs, read_cache
+from producers.sources.inputs import InputStat, changed_inputs, read_caches
 from producers.sources.scan import InputStats, Scan
 
 # Sizes and modification times of the inputs that the store's rows were computed from.
 INPUT_CACHE = "records/runs/inputs.jsonl"
+
+
+def input_cache_of(writer: str) -> str:
+    """The file in which a worker keeps them, as several processes must not extend one file."""
+    return f"records/runs/inputs-{writer}.jsonl"
+
+
 _RIGHT = "are these the right inputs, columns and keys?"
 
 
@@ -115,7 +122,7 @@ def check_inputs(
     Raises:
         StoreMismatchError: inputs changed, and their chunks may not or cannot be rebuilt.
     """
-    cached = {} if config.verify_inputs else read_cache(stored.path / INPUT_CACHE)
+    cached = {} if config.verify_inputs else read_caches((stored.path / INPUT_CACHE).parent)
     records, remake = stored.records, config.remake_changed
     changed, confirmed = changed_inputs(found, records, stats, cached, repaired=remake)
     if not changed:

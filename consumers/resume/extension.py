@@ -74,10 +74,14 @@ class Extension:
         extension.finish(self.base, writer, self.whole(writer.fingerprint))
         return FeatureStore(self.base.path)
 
-    def takes_over(self, chunk: int) -> bool:
-        """Whether the store has a chunk completely, so that it need not be built."""
+    def take_over(self, writer: StoreWriter) -> None:
+        """Commits those chunks of the extension that are equal to chunks of the store."""
         spec = self.base.spec
-        return self.kind == "samples" and (chunk + 1) * spec.chunk <= spec.samples
+        whole = range(spec.samples // spec.chunk if self.kind == "samples" else 0)
+        for chunk in sorted(set(writer.ledger.missing).intersection(whole)):
+            rows = {name: self.base.read_chunk(name, chunk) for name in writer.features}
+            entry = self.base.ledger[chunk]
+            writer.commit_chunk(chunk, rows, entry.samples, entry.changed)
 
     def differs(self, field: str) -> bool:
         """Whether a fingerprint field may differ between the store and its extension."""

@@ -225,6 +225,11 @@ class Ledger:
             raise ChunkConflictError(entry.chunk, where)
         return line is not None
 
+    def refresh(self) -> None:
+        """Reads the file and the records again, if one of them has changed."""
+        if not self.is_current:
+            self._load()
+
     def committed_now(self) -> set[int]:
         """The committed chunks, including those that others have recorded since.
 

@@ -55,8 +55,12 @@ def array_names(store: FeatureStore) -> list[str]:
     return [array.name for n in store.features for array in (spec.feature(n), spec.moments(n))]
 
 
-def require_place(path: Path) -> None:
+def require_place(path: Path, *, needs_locks: bool = True) -> None:
     """Refuses a path where no store can be created; creates nothing.
+
+    Args:
+        path: the folder of the store.
+        needs_locks: whether to refuse a file system without locks.
 
     Raises:
         StorageError: the nearest existing path above is not a writable folder, or its file system
@@ -67,4 +71,5 @@ def require_place(path: Path) -> None:
         if not is_folder(parent):
             raise NotADirectoryError(errno.ENOTDIR, f"{parent} is not a folder")
     require_writable(parent)
-    require_locks(parent)
+    if needs_locks:
+        require_locks(parent)

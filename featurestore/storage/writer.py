@@ -34,6 +34,7 @@ from featurestore.storage.store import (
     RUNS,
     SAMPLES,
     FeatureStore,
+    is_store,
     root_document,
 )
 from featurestore.system import durable, removal
@@ -83,6 +84,9 @@ class StoreWriter(FeatureStore):
     def _recover(self) -> list[str]:
         """Removes the remains of a killed writer; returns notices about them."""
         swept = []
+        if not self._lock.exists:  # other workers may be writing what looks like remains
+            self.finish()
+            return []
         extension.sweep(self.path)
         folders = [*array_names(self), MOMENTS, RECORDS, ""]
         folders += [COMMITS] if is_folder(self.path / COMMITS) else []
@@ -159,6 +163,13 @@ class StoreWriter(FeatureStore):
         if self.complete:
             self.ledger.seal()
 
+    def refresh(self) -> None:
+        """Reads what other workers have committed; a writer that is alone knows everything."""
+
+    def alone(self) -> StoreWriter | None:
+        """This store for a writer that no other one writes beside; None if others do."""
+        return self
+
     def close(self) -> None:
         """Releases the lock."""
         self._lock.release()
@@ -195,8 +206,19 @@ class SharedWriter(StoreWriter):
             self.files.put_all(contents)
             self.ledger.record(entry)
 
+    def refresh(self) -> None:
+        """Reads what other workers have committed."""
+        self.ledger.refresh()
+
+    def alone(self) -> StoreWriter | None:
+        """Gives up the shared lock; the store for its only writer, if no other worker is left."""
+        if not self._lock.take_alone() or not is_store(self.path):
+            return None  # an extension that another worker has put in place is no store any more
+        return StoreWriter.of(FeatureStore(self.path), self._lock)
+
     def finish(self) -> None:
-        """Does nothing: the store is sealed by whoever then holds its lock alone."""
+        """Raises TypeError: only the result of :meth:`alone` can be finished."""
+        raise TypeError("a store that workers share is sealed by one of them alone")
 
 
 def take_lock(path: Path, *, worker: bool = False, shared: bool = False) -> FileLock:
@@ -275,23 +297,30 @@ def create(
     """Creates an empty store at ``path``, replacing an earlier store or its remains.
 
     An interrupted creation or deletion may have left files of other features or samples; they are
-    erased first, or they would stay in the new store.
+    erased first, or they would stay in the new store. Without file locks several workers may create
+    the store at the same time: each then writes the files that are missing, with the same bytes.
     """
-    erase(path)
-    for name in spec.dims:
+    files = LocalFiles(path, "" if lock.exists else writer_name())
+    if lock.exists:
+        erase(path)
+    listing = SampleList.of(samples).lines
+    documents = {
+        f"{array.name}/zarr.json": arrays.array_document(array, axes)
+        for name in spec.dims
         for array, axes in (
             (spec.feature(name), ("sample", "view", "dim")),
             (spec.moments(name), ("chunk", "moment", "dim")),
-        ):
-            durable.make_folder(path / array.name)
-            document = arrays.array_document(array, axes)
-            durable.replace_file(path / array.name / "zarr.json", document)
-    for group in (MOMENTS, RECORDS):
-        durable.replace_file(path / group / "zarr.json", arrays.group_document({}))
-    listing = SampleList.of(samples).lines
-    durable.replace_file(path / SAMPLES, listing)
-    durable.replace_file(path / Ledger.FILE, b"")
-    durable.replace_file(path / "zarr.json", root_document(spec, fingerprint, listing))
+        )
+    }
+    documents |= {f"{group}/zarr.json": arrays.group_document({}) for group in (MOMENTS, RECORDS)}
+    documents |= {SAMPLES: listing, Ledger.FILE: b""}
+    documents["zarr.json"] = root_document(spec, fingerprint, listing)
+    for name, data in documents.items():
+        durable.make_folder((path / name).parent)
+        if lock.exists:
+            files.put_all({name: [data]})
+        else:
+            files.create(name, data)
     return StoreWriter(path, lock)
 
 

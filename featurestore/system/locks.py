@@ -68,6 +68,7 @@ class FileLock:
 
     Attributes:
         exists: whether the file system has locks, so that this one keeps others out.
+        is_shared: whether other processes may hold it too.
     """
 
     def __init__(
@@ -97,7 +98,7 @@ class FileLock:
         self._keeping = threading.Lock()
         self._path, self._subject, self._advice = path, subject, advice
         self._worker = worker
-        self.exists = True
+        self.exists, self.is_shared = True, shared
         with named_errors(path):
             durable.hook("open", path, 0)
             is_new = status_of(path) is None
@@ -135,6 +136,7 @@ class FileLock:
         """
         if self.exists:
             self._take(shared=True, required=True)
+        self.is_shared = True
 
     def take_alone(self) -> bool:
         """Turns a shared lock into an exclusive one if no other process holds it, else releases it.
@@ -152,6 +154,7 @@ class FileLock:
         except BlockingIOError:
             self.release()
             return False
+        self.is_shared = False
         return True
 
     @contextmanager

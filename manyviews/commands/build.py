@@ -34,6 +34,11 @@ DONE_WITH_BAD_SAMPLES = 3
 
 @click.command()
 @build_options
+@click.option(
+    "--worker",
+    metavar="K/N",
+    help="Build a share of the store as worker K of N, with --resume; see docs/cluster.md.",
+)
 @json_option
 @common_options
 def build(toml: Path | None, as_json: bool, **options: Any) -> int:
@@ -74,6 +79,7 @@ def build_config(toml: Path | None, options: Mapping[str, Any]) -> BuildConfig:
     from consumers.backbones.registry import REGISTRY
     from consumers.config import BuildConfig, expand_models
     from consumers.config_file import read_toml
+    from consumers.workers.share import Share
     from producers.sources.collection import require_one
 
     values: dict[str, Any] = {} if toml is None else read_toml(toml)
@@ -86,6 +92,8 @@ def build_config(toml: Path | None, options: Mapping[str, Any]) -> BuildConfig:
     models = {**values.get("models", {}), **environment}
     models |= expand_models(dict(given.pop("models", ())), values.get("backbones", {}))
     sizes = {**values.get("batch_sizes", {}), **_sizes(given.pop("batch_sizes", ()))}
+    if "worker" in given:
+        given["worker"] = Share.parse(given["worker"])
     if "features" in given:
         given["features"] = tuple(f.strip() for f in given["features"].split(","))
     values |= given

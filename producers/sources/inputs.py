@@ -46,8 +46,19 @@ def stat_of(stats: InputStats, index: int) -> InputStat:
     return image_size, image_time, text_size, text_time
 
 
-def read_cache(path: Path) -> dict[int, InputStat]:
-    """The cached sizes and times by sample index; empty if the cache cannot be read."""
+def read_caches(folder: Path) -> dict[int, InputStat]:
+    """The cached sizes and times by sample index, of all caches ``inputs*.jsonl`` in a folder.
+
+    Every process that builds chunks has its own. Those that cannot be read are left out.
+    """
+    cached: dict[int, InputStat] = {}
+    with suppress(OSError):
+        for path in sorted(folder.glob("inputs*.jsonl"), key=lambda p: p.stat().st_mtime_ns):
+            cached |= _read_cache(path)
+    return cached
+
+
+def _read_cache(path: Path) -> dict[int, InputStat]:
     try:
         lines = path.read_bytes().splitlines()
     except OSError:
@@ -89,7 +100,7 @@ def changed_inputs(
         found: the data folder as it is now.
         records: the records of the committed samples.
         stats: the result of :func:`stat_inputs`.
-        cached: the result of :func:`read_cache`; empty to read all inputs.
+        cached: the result of :func:`read_caches`; empty to read all inputs.
         repaired: whether to include inputs that could not be read then and can be read now, and
             inputs that ended their producer and whose size or time changed. The store has no digest
             of them.

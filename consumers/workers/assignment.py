@@ -1,0 +1,140 @@
+"""The chunks that a build process is to build, and their samples for the producers."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+from consumers.workers.walk import Walk
+from featurestore.records import Sample
+from featurestore.storage.shape import StoreSpec
+
+# Time between two looks at the store while others build the last chunks, in seconds.
+_LOOK_S = 0.5
+
+
+class Pace:
+    """The time that a chunk takes, measured from one commit to the next."""
+
+    def __init__(self) -> None:
+        self._start = self._first = self._last = time.monotonic()
+        self._chunks = 0
+
+    def mark(self) -> None:
+        """Notes that a chunk was committed now."""
+        self._last = time.monotonic()
+        if not self._chunks:
+            self._first = self._last
+        self._chunks += 1
+
+    def chunk_s(self) -> float:
+        """The mean time of a chunk in seconds; 0 before the first one is committed."""
+        if self._chunks > 1:
+            return (self._last - self._first) / (self._chunks - 1)
+        # The first chunk includes the start of the producers.
+        return self._first - self._start if self._chunks else 0.0
+
+
+class Claims(Protocol):
+    """Decides which chunks a process builds."""
+
+    def claim(self) -> int | None:
+        """The next chunk to build; None if there is none at present."""
+
+    def wait(self, stopped: Sequence[int]) -> int | None:
+        """Called when all claimed chunks are committed, and nothing can be claimed.
+
+        Args:
+            stopped: the stop signals received so far; the wait ends with the first one.
+
+        Returns:
+            One more chunk to build; None if the store is complete, or a signal was received.
+        """
+
+
+class Missing:
+    """All missing chunks, in order: the claims of a build by one process."""
+
+    def __init__(self, chunks: Sequence[int]) -> None:
+        self._chunks = iter(chunks)
+
+    def claim(self) -> int | None:
+        """See :meth:`Claims.claim`."""
+        return next(self._chunks, None)
+
+    def wait(self, stopped: Sequence[int]) -> int | None:  # noqa: ARG002
+        """Returns None: no other process builds chunks."""
+        return None
+
+
+class WorkerClaims:
+    """The chunks of one of several workers.
+
+    Args:
+        walk: the order of the chunks.
+        chunk_s: function that returns the time that this worker takes for a chunk, in seconds; 0 if
+            unknown.
+        remakes: whether to build overdue chunks.
+    """
+
+    def __init__(self, walk: Walk, chunk_s: Callable[[], float], *, remakes: bool) -> None:
+        self._walk, self._chunk_s, self._remakes = walk, chunk_s, remakes
+
+    def claim(self) -> int | None:
+        """See :meth:`Claims.claim`."""
+        return self._walk.claim(self._chunk_s())
+
+    def wait(self, stopped: Sequence[int]) -> int | None:
+        """See :meth:`Claims.wait`; the wait is here, so that no claim delays the producers."""
+        while not (stopped or self._walk.is_complete()):
+            chunk = self.claim()
+            if chunk is None and self._remakes:
+                chunk = self._walk.overdue(self._chunk_s())
+            if chunk is not None:
+                return chunk
+            time.sleep(_LOOK_S)
+        return None
+
+
+class Assignment(Iterator[Sample]):
+    """The samples of the claimed chunks, in order; chunks are claimed when they are needed.
+
+    The producers take samples ahead of the main loop, which asks for the same chunks one after the
+    other. When nothing can be claimed the iteration ends, and continues after :meth:`assign`.
+    """
+
+    def __init__(self, claims: Claims, spec: StoreSpec, samples: Sequence[Sample]) -> None:
+        self._claims, self._spec, self._samples = claims, spec, samples
+        self._chunks: deque[int] = deque()
+        self._indices: Iterator[int] = iter(())
+
+    def __next__(self) -> Sample:
+        """The next sample.
+
+        Raises:
+            StopIteration: nothing can be claimed at present.
+        """
+        index = next(self._indices, None)
+        if index is None:
+            chunk = self._claims.claim()
+            if chunk is None:
+                raise StopIteration
+            self.assign(chunk)
+            index = next(self._indices)
+        return self._samples[index]
+
+    def assign(self, chunk: int) -> None:
+        """Adds a chunk after those that are claimed; all of their samples have been taken."""
+        self._chunks.append(chunk)
+        self._indices = iter(self._spec.samples_of(chunk))
+
+    def next_chunk(self) -> int | None:
+        """The next chunk to fill; None if nothing can be claimed at present."""
+        if not self._chunks:
+            chunk = self._claims.claim()
+            if chunk is None:
+                return None
+            self.assign(chunk)
+        return self._chunks.popleft()

@@ -1,0 +1,166 @@
+"""One of several workers of a build: it creates the store or joins it, and builds its share.
+
+The first worker to lock the store alone creates it, or prepares what only one process may change:
+it starts an extension, or drops the chunks that are to be rebuilt. Then it shares the lock. The
+others wait for that, and share it too. The last one to release it seals the store.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from consumers.build import open_store, open_writer, plan_build
+from consumers.config import BuildConfig
+from consumers.plan import Plan
+from consumers.resume.checks import check_intent
+from featurestore.errors import StorageError, StoreLockedError
+from featurestore.storage import extension
+from featurestore.storage import writer as stores
+from featurestore.storage.soundness import require_place, require_sound
+from featurestore.storage.store import EXTENSION, LOCK, FeatureStore, is_store
+from featurestore.storage.writer import SharedWriter, StoreWriter, take_lock
+from featurestore.system.locks import FileLock, WorkerHolder, lock_holders
+from producers.sources.scan import Scan
+
+if TYPE_CHECKING:
+    from consumers.build_report import BuildReport
+
+# Time between two attempts to lock the store, in seconds.
+_LOOK_S = 0.2
+# Attempts to read who holds the lock: its holder writes its name after it has taken the lock.
+_LOOKS = 10
+
+
+def build_share(config: BuildConfig, found: Scan, notify: Callable[..., None]) -> BuildReport:
+    """Builds the share ``config.worker`` of a store, see :func:`consumers.build.build`.
+
+    Args:
+        config: the configuration.
+        found: the samples of the collection.
+        notify: callback that receives an event's name and, as keywords, its facts.
+    """
+    state = stores.state_of(config.store)
+    check_intent(config, state)
+    if state != "store":
+        require_place(config.store, needs_locks=False)
+    is_alone = False
+    while True:
+        with ExitStack() as stack:
+            lock = _enter(config.store, notify, alone=is_alone)
+            stack.callback(lock.release)
+            notices = [] if lock.is_shared or is_alone else _recovered(config, lock, notify)
+            has_store = stores.state_of(config.store) == "store"
+            stored = open_store(config) if has_store else None
+            plan, more = plan_build(config, found, stored, notify)
+            if lock.is_shared and _needs_lock_alone(plan):
+                is_alone = True
+                continue
+            writer = _shared_writer(plan, lock, notify)
+            writer.notices += notices + more
+            from consumers.main_loop import run_plan
+
+            return run_plan(plan, writer, notify, share=config.worker)
+
+
+def _needs_lock_alone(plan: Plan) -> bool:
+    """Whether the build begins with a change that no other worker may be beside."""
+    decided = plan.decided
+    starts = decided.wanted is not None and decided.wanted.made is None
+    return decided.stored is None or bool(decided.remade) or starts
+
+
+def _enter(path: Path, notify: Callable[..., None], *, alone: bool) -> FileLock:
+    """Locks a store: alone if no other process is there, else beside other workers.
+
+    Waits while another worker creates the store, or with ``alone`` until all others have ended.
+
+    Raises:
+        StoreLockedError: a process that is not a worker holds the lock.
+    """
+    looks = 0
+    while True:
+        try:
+            return take_lock(path, worker=True)
+        except StoreLockedError as e:
+            locked = e
+        if not alone and (lock := _beside_others(path)) is not None:
+            return lock
+        holders = lock_holders(path / LOCK)
+        are_workers = isinstance(holders, list) and all(
+            isinstance(holder, WorkerHolder) for holder in holders
+        )
+        looks = 0 if are_workers else looks + 1
+        if looks > _LOOKS:
+            raise locked
+        notify("waiting", alone=alone)
+        # Needed soon, and takes seconds.
+        import_module("transformers")
+        time.sleep(_LOOK_S)
+
+
+def _beside_others(path: Path) -> FileLock | None:
+    """A shared lock of an existing store; None if a process holds the lock alone."""
+    try:
+        lock = take_lock(path, worker=True, shared=True)
+    except StoreLockedError:
+        return None
+    if is_store(path):
+        return lock
+    lock.release()  # its creator was killed, or was about to begin
+    return None
+
+
+def _recovered(config: BuildConfig, lock: FileLock, notify: Callable[..., None]) -> list[str]:
+    """Repairs an existing store after killed workers, then lets other workers in.
+
+    Returns:
+        Notices about what was repaired.
+    """
+    if stores.state_of(config.store) != "store":
+        return []
+    stored = open_store(config)
+    require_sound(stored)
+    notices = StoreWriter.of(stored, lock).notices
+    if extension.is_unfinished(config.store):
+        made = FeatureStore(config.store / EXTENSION)
+        require_sound(made)
+        notices += StoreWriter.of(made, lock).notices
+    _share(lock, notify)
+    return notices
+
+
+def _shared_writer(plan: Plan, lock: FileLock, notify: Callable[..., None]) -> SharedWriter:
+    """The writer of a worker, after the changes for which it needs the lock alone."""
+    decided = plan.decided
+    path = decided.config.store if decided.wanted is None else decided.config.store / EXTENSION
+    notices: list[str] = []
+    if not lock.is_shared and _needs_lock_alone(plan):
+        if not lock.exists and decided.stored is not None:
+            raise StorageError(
+                decided.config.store,
+                "its file system has no file locks, without which workers only build new stores",
+                "Add to it, or rebuild changed inputs, on another file system.",
+            )
+        notices = open_writer(plan, decided.stored, lock).notices
+    if not lock.is_shared:
+        _share(lock, notify)
+    writer = SharedWriter.of(FeatureStore(path), lock)
+    writer.notices += notices
+    return writer
+
+
+def _share(lock: FileLock, notify: Callable[..., None]) -> None:
+    """Lets other workers in; waits if one of them took the lock in that instant."""
+    while True:
+        try:
+            lock.share()
+        except StoreLockedError:
+            notify("waiting", alone=False)
+            time.sleep(_LOOK_S)
+        else:
+            return
