@@ -13,10 +13,11 @@ from benchmarks.reading import Indices, Reader, Rows, serve
 from featurestore.reading.mapping import Advice
 from featurestore.reading.rows import store_rows
 from featurestore.records import Sample, SampleRecord, stems_sha256
+from featurestore.storage.creation import create
 from featurestore.storage.fingerprint import Fingerprint
 from featurestore.storage.shape import StoreSpec, choose_chunk
 from featurestore.storage.store import FeatureStore
-from featurestore.storage.writer import create, take_lock
+from featurestore.storage.writer import take_lock
 from featurestore.training.dataset import FeatureDataset
 
 FEATURE, STORE = "clip_image", "store"

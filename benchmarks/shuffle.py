@@ -33,8 +33,9 @@ from featurestore import FeatureBatchSampler, FeatureDataset, Shuffle
 from featurestore.reading import mapping
 from featurestore.records import Sample, SampleRecord
 from featurestore.sampling import ordering
+from featurestore.storage.creation import create
 from featurestore.storage.shape import StoreSpec
-from featurestore.storage.writer import create, take_lock
+from featurestore.storage.writer import take_lock
 
 SAMPLES_OF_MMIMDB, CHUNK, BATCH, LABELS = 25_959, 64, 512, 23
 VIEWS, DIM, WINDOW = 70, 512, 16

@@ -22,7 +22,7 @@ from featurestore.errors import (
     InterruptedBuildError,
     StorageError,
 )
-from featurestore.storage import extension
+from featurestore.storage import creation, extension
 from featurestore.storage import writer as stores
 from featurestore.storage.codecs import NONE
 from featurestore.storage.soundness import require_place, require_sound
@@ -91,7 +91,7 @@ def build(config: BuildConfig, observers: Sequence[Observer] = ()) -> BuildRepor
 
 def _can_run_again(config: BuildConfig) -> bool:
     """Whether the same command is accepted again: a new store may exist already, but be empty."""
-    return config.resume or config.overwrite or stores.state_of(config.store) != "store"
+    return config.resume or config.overwrite or creation.state_of(config.store) != "store"
 
 
 def _build(config: BuildConfig, notify: Callable[..., None]) -> BuildReport:
@@ -101,7 +101,7 @@ def _build(config: BuildConfig, notify: Callable[..., None]) -> BuildReport:
         from consumers.workers.worker import build_share
 
         return build_share(config, found, notify)
-    state = stores.state_of(config.store)
+    state = creation.state_of(config.store)
     check_intent(config, state)
     if not (state == "store" and config.resume):
         require_place(config.store)
@@ -178,7 +178,7 @@ def _require_space(plan: Plan, stored: FeatureStore | None) -> list[str]:
     else:
         needed = store_bytes(plan.spec, samples)
         if stored is None and is_folder(path):
-            freed = stores.erasable_bytes(path)
+            freed = creation.erasable_bytes(path)
     if plan.spec.codec == NONE:
         require_space(path, needed, freed)
         return []
@@ -193,7 +193,7 @@ def open_writer(plan: Plan, stored: FeatureStore | None, lock: FileLock) -> Stor
     decided = plan.decided
     path, samples, wanted = decided.config.store, decided.found.samples, decided.wanted
     if stored is None:
-        return stores.create(path, plan.spec, plan.fingerprint, samples, lock)
+        return creation.create(path, plan.spec, plan.fingerprint, samples, lock)
     writer = StoreWriter.of(stored, lock)
     if decided.remade:
         writer.ledger.drop(decided.remade)
@@ -208,7 +208,7 @@ def open_writer(plan: Plan, stored: FeatureStore | None, lock: FileLock) -> Stor
     # Fields that were allowed to differ are recorded with each chunk: for the chunks that the store
     # has already, its own values are true.
     kept = {name: stored.fingerprint[name] for name in plan.changed if name in stored.fingerprint}
-    writer = stores.create(path / EXTENSION, plan.spec, plan.fingerprint | kept, samples, lock)
+    writer = creation.create(path / EXTENSION, plan.spec, plan.fingerprint | kept, samples, lock)
     wanted.take_over(writer)
     return writer
 
@@ -221,7 +221,7 @@ def _lock(config: BuildConfig, stack: ExitStack) -> FileLock:
 
 def _refuse_late(config: BuildConfig) -> None:
     """Refuses a store that another process created while this one loaded models unlocked."""
-    if stores.state_of(config.store) == "store":
+    if creation.state_of(config.store) == "store":
         raise InputError(
             f"Another process created {config.store} meanwhile; nothing was changed.\n"
             "Continue it with --resume, or choose another --store."

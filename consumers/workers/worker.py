@@ -19,8 +19,7 @@ from consumers.config import BuildConfig
 from consumers.plan import Plan
 from consumers.resume.checks import check_intent
 from featurestore.errors import StorageError, StoreLockedError
-from featurestore.storage import extension
-from featurestore.storage import writer as stores
+from featurestore.storage import creation, extension
 from featurestore.storage.soundness import require_place, require_sound
 from featurestore.storage.store import EXTENSION, LOCK, FeatureStore, is_store
 from featurestore.storage.writer import SharedWriter, StoreWriter, take_lock
@@ -44,7 +43,7 @@ def build_share(config: BuildConfig, found: Scan, notify: Callable[..., None]) -
         found: the samples of the collection.
         notify: callback that receives an event's name and, as keywords, its facts.
     """
-    state = stores.state_of(config.store)
+    state = creation.state_of(config.store)
     check_intent(config, state)
     if state != "store":
         require_place(config.store, needs_locks=False)
@@ -54,7 +53,7 @@ def build_share(config: BuildConfig, found: Scan, notify: Callable[..., None]) -
             lock = _enter(config.store, notify, alone=is_alone)
             stack.callback(lock.release)
             notices = [] if lock.is_shared or is_alone else _recovered(config, lock, notify)
-            has_store = stores.state_of(config.store) == "store"
+            has_store = creation.state_of(config.store) == "store"
             stored = open_store(config) if has_store else None
             plan, more = plan_build(config, found, stored, notify)
             if lock.is_shared and _needs_lock_alone(plan):
@@ -121,7 +120,7 @@ def _recovered(config: BuildConfig, lock: FileLock, notify: Callable[..., None])
     Returns:
         Notices about what was repaired.
     """
-    if stores.state_of(config.store) != "store":
+    if creation.state_of(config.store) != "store":
         return []
     stored = open_store(config)
     require_sound(stored)

@@ -1,4 +1,4 @@
-"""A store opened for reading; ``shape`` describes it, ``writer`` creates and resumes stores.
+"""A store opened for reading; ``shape`` describes it, ``creation`` creates it, ``writer`` fills it.
 
     STORE/zarr.json                      a Zarr v3 group; its attributes describe the store
     STORE/<feature>/                     one array per feature, float32 [N, V, D]

@@ -21,21 +21,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from featurestore.errors import StorageError, StoreLockedError, UnsyncedFolderWarning
+from featurestore.system.flock import HAS_LOCKS, lock_where_possible
 from featurestore.system.platforms import needs_linux
 from featurestore.system.refusals import is_folder, named_errors, status_of
-
-try:
-    import fcntl
-except ImportError:  # Windows has no such locks, so that nothing is written there
-    fcntl = None  # type: ignore[assignment]
 
 PARTIAL = ".partial"
 # The end of a temporary file's name, with or without the name of its writer.
 _PARTIAL_END = re.compile(r"(\.[A-Za-z0-9_-]+-[0-9]+-[0-9a-f]{8})?\.partial$")
 # The mode that ``open`` gets; the umask removes permissions from it.
 FILE_MODE = 0o666
-# Errors of ``flock`` where the kernel, the file system or its lock server does not support locks.
-NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 # How often to reopen a file that was renamed or removed before it could be locked.
 _TRIES = 1000
@@ -58,7 +52,7 @@ def _refuse(operation: str, path: Path, size: int) -> int:  # noqa: ARG001
 
 # Called before each operation with its name, its path and its size in bytes. The result limits the
 # size of a write, as a signal or a full disk may. Only the fault tests replace this function.
-hook: Callable[[str, Path, int], int] = _refuse if fcntl is None else _pass
+hook: Callable[[str, Path, int], int] = _pass if HAS_LOCKS else _refuse
 
 
 def write_all(fd: int, data: memoryview, path: Path) -> None:
@@ -235,32 +229,6 @@ class PartialFile:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-
-
-def lock_now(fd: int, *, shared: bool = False) -> None:
-    """Locks a file or folder without waiting.
-
-    Raises:
-        OSError: another process holds the lock, or the system or the file system has no locks.
-    """
-    if fcntl is None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-    fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-
-
-def unlock(fd: int) -> None:
-    """Releases the lock of a file."""
-    if fcntl is not None:
-        fcntl.flock(fd, fcntl.LOCK_UN)
-
-
-def lock_where_possible(fd: int) -> None:
-    """Locks a file without waiting; does nothing if the file system has no locks."""
-    try:
-        lock_now(fd)
-    except OSError as e:
-        if e.errno not in NO_LOCKS:
-            raise
 
 
 def _is_still(path: Path, fd: int) -> bool:

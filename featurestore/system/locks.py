@@ -22,7 +22,8 @@ from typing import Final, NamedTuple
 
 from featurestore.errors import StorageError, StoreLockedError
 from featurestore.system import durable
-from featurestore.system.durable import FILE_MODE, NO_LOCKS, lock_now, unlock
+from featurestore.system.durable import FILE_MODE
+from featurestore.system.flock import NO_LOCKS, lock_now, unlock
 from featurestore.system.refusals import is_absent, named_errors, refusal, status_of
 
 # Attempts and pause in seconds, because ``lock_holders`` takes the lock for an instant.

@@ -66,7 +66,8 @@ def verify(
     Example:
       python cli.py verify --store features
     """
-    from featurestore.storage.writer import state_of, take_lock
+    from featurestore.storage.creation import state_of
+    from featurestore.storage.writer import take_lock
 
     if inputs.are_given and not verify_inputs:
         raise ConfigError("Inputs are read with --verify-inputs only: add it, or name no inputs.")

@@ -54,11 +54,11 @@ def read_caches(folder: Path) -> dict[int, InputStat]:
     cached: dict[int, InputStat] = {}
     with suppress(OSError):
         for path in sorted(folder.glob("inputs*.jsonl"), key=lambda p: p.stat().st_mtime_ns):
-            cached |= _read_cache(path)
+            cached |= read_cache(path)
     return cached
 
 
-def _read_cache(path: Path) -> dict[int, InputStat]:
+def read_cache(path: Path) -> dict[int, InputStat]:
     try:
         lines = path.read_bytes().splitlines()
     except OSError:

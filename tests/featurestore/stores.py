@@ -11,9 +11,10 @@ import numpy as np
 import zarr
 
 from featurestore.records import BadInput, Modality, Sample, SampleRecord, stems_sha256
+from featurestore.storage.creation import create
 from featurestore.storage.fingerprint import Fingerprint
 from featurestore.storage.shape import StoreSpec, choose_chunk
-from featurestore.storage.writer import StoreWriter, create, take_lock
+from featurestore.storage.writer import StoreWriter, take_lock
 from featurestore.system import durable
 
 DIMS = {"clip_image": 64, "clip_text": 128}

@@ -11,7 +11,7 @@ from consumers.config import BuildConfig
 from consumers.resume.extension import Extension, completed, find_extension
 from featurestore.errors import ManyViewsError
 from featurestore.records import Sample
-from featurestore.storage import writer as stores
+from featurestore.storage import creation
 from featurestore.storage.shape import StoreSpec
 from featurestore.storage.soundness import require_place, require_sound
 from featurestore.storage.space import missing_bytes, nearest_existing, store_bytes
@@ -75,11 +75,11 @@ def open_target(config: BuildConfig, scanned: Scan) -> Target:
     group = Group("store", {"store": str(config.store), "state": "unusable"})
     parent = _parent(config.store)
     try:
-        state = stores.state_of(config.store)
+        state = creation.state_of(config.store)
         group.facts["state"] = state
         if state != "store" or config.overwrite:
             _new(group, config, state)
-            freed = 0 if state == "absent" else stores.erasable_bytes(config.store)
+            freed = 0 if state == "absent" else creation.erasable_bytes(config.store)
             require_place(config.store)
             return Target(group, None, None, parent, freed)
         stored = FeatureStore(config.store)

@@ -16,9 +16,9 @@ from typing import Any
 from featurestore.errors import ManyViewsError
 from featurestore.records import Modality
 from featurestore.storage import extension
+from featurestore.storage.creation import state_of
 from featurestore.storage.ledger import Ledger
 from featurestore.storage.store import EXTENSION, LOCK, RUNS, FeatureStore
-from featurestore.storage.writer import state_of
 from featurestore.system.locks import UNKNOWN, Holder, Unknown, lock_holder
 from manyviews.operations.watch.runs import Run, newest_run, utc_now
 

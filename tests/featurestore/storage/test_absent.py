@@ -10,9 +10,10 @@ from featurestore.errors import InputError, StoreMismatchError
 from featurestore.reading.scaling import scale_for, train_moments
 from featurestore.records import BadInput, Modality, SampleRecord
 from featurestore.storage import entries, extension
+from featurestore.storage.creation import create
 from featurestore.storage.shape import StoreSpec
 from featurestore.storage.store import FeatureStore
-from featurestore.storage.writer import StoreWriter, create, take_lock
+from featurestore.storage.writer import StoreWriter, take_lock
 from featurestore.verify.store import verify
 from tests.featurestore.stores import (
     commit,

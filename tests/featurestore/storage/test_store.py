@@ -19,11 +19,12 @@ from featurestore.errors import (
 from featurestore.reading.npy_folder import stems_of
 from featurestore.records import BadInput
 from featurestore.storage import shape, store
+from featurestore.storage.creation import create as create_store
+from featurestore.storage.creation import erase, state_of
 from featurestore.storage.ledger import Ledger
 from featurestore.storage.shape import StoreSpec
 from featurestore.storage.store import SCHEMA, FeatureStore, is_store
-from featurestore.storage.writer import StoreWriter, erase, state_of, take_lock
-from featurestore.storage.writer import create as create_store
+from featurestore.storage.writer import StoreWriter, take_lock
 from tests.featurestore.stores import (
     DIMS,
     StoreAndRows,

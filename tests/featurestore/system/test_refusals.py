@@ -29,8 +29,9 @@ from featurestore.imdb.materialize import materialize, verify_materialized
 from featurestore.reading import mapping
 from featurestore.reading.npy import map_npy
 from featurestore.storage import arrays
+from featurestore.storage.creation import state_of
 from featurestore.storage.store import FeatureStore
-from featurestore.storage.writer import StoreWriter, state_of, take_lock
+from featurestore.storage.writer import StoreWriter, take_lock
 from featurestore.system.refusals import (
     explained,
     is_file,

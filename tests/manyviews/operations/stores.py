@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from featurestore.records import BadInput, Sample, SampleRecord
+from featurestore.storage.creation import create
 from featurestore.storage.shape import StoreSpec
 from featurestore.storage.store import FeatureStore
-from featurestore.storage.writer import create, take_lock
+from featurestore.storage.writer import take_lock
 from producers.recipes.image_views import IMAGE_RECIPE
 from producers.recipes.text_views import TEXT_RECIPE
 from producers.sources import pairs

@@ -17,9 +17,10 @@ from PIL import Image
 
 from featurestore.errors import ConfigError, InputError, StoreMismatchError
 from featurestore.records import BadInput, SampleRecord, view_seed
+from featurestore.storage.creation import create
 from featurestore.storage.shape import StoreSpec
 from featurestore.storage.store import FeatureStore
-from featurestore.storage.writer import create, take_lock
+from featurestore.storage.writer import take_lock
 from featurestore.system.torchvision_ops import ensure_importable
 from manyviews import main
 from manyviews.operations.replay.contact_sheet import LABEL, grid, png, sheet
