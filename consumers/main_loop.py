@@ -179,12 +179,15 @@ class _Run:
         """The chunks that this process builds."""
         if self._share is None:
             return Missing(missing)
-        ledger = self._writer.ledger
-        walk = Walk(self._share, self._writer.spec.chunks, ledger.committed_now)
         # Chunks record which versions were allowed to differ, so that two workers may record
         # different ones.
-        remakes = not self._decided.config.allow_version_change
-        return WorkerClaims(walk, self._pace.chunk_s, remakes=remakes)
+        walk = Walk(
+            self._share,
+            self._writer.spec.chunks,
+            self._writer.ledger.committed_now,
+            remakes=not self._decided.config.allow_version_change,
+        )
+        return WorkerClaims(walk, self._pace.chunk_s)
 
     def _acknowledge(self, number: int) -> None:
         """Reports the first stop signal at once; called by its handler."""

@@ -76,11 +76,10 @@ class WorkerClaims:
         walk: the order of the chunks.
         chunk_s: function that returns the time that this worker takes for a chunk, in seconds; 0 if
             unknown.
-        remakes: whether to build overdue chunks.
     """
 
-    def __init__(self, walk: Walk, chunk_s: Callable[[], float], *, remakes: bool) -> None:
-        self._walk, self._chunk_s, self._remakes = walk, chunk_s, remakes
+    def __init__(self, walk: Walk, chunk_s: Callable[[], float]) -> None:
+        self._walk, self._chunk_s = walk, chunk_s
 
     def claim(self) -> int | None:
         """See :meth:`Claims.claim`."""
@@ -90,7 +89,7 @@ class WorkerClaims:
         """See :meth:`Claims.wait`; the wait is here, so that no claim delays the producers."""
         while not (stopped or self._walk.is_complete()):
             chunk = self.claim()
-            if chunk is None and self._remakes:
+            if chunk is None:
                 chunk = self._walk.overdue(self._chunk_s())
             if chunk is not None:
                 return chunk

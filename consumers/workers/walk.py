@@ -39,6 +39,8 @@ class Walk:
         chunks: int,
         committed: Callable[[], Set[int]],
         clock: Callable[[], float] = time.monotonic,
+        *,
+        remakes: bool = True,
     ) -> None:
         """Starts at the first missing chunk of the worker's part.
 
@@ -47,12 +49,14 @@ class Walk:
             chunks: number of chunks of the store.
             committed: function that returns the chunks that are committed now, by whichever worker.
             clock: function that returns a time in seconds.
+            remakes: whether to build chunks that another worker has begun, but does not commit.
         """
         self.chunks = chunks
         self._share = share
         self._parts = [Share(index, share.count).part(chunks) for index in range(share.count)]
         self._committed = committed
         self._clock = clock
+        self._remakes = remakes
         self._claimed: set[int] = set()
         self._fronts: dict[int, tuple[int, float]] = {}
         self._missing: frozenset[int] = frozenset()
@@ -91,7 +95,7 @@ class Walk:
         """The missing chunks of a part, except those that its owner is building, in order."""
         lacking = [chunk for chunk in part if chunk in missing]
         _, since = self._fronts[part.start]
-        is_alive = self._clock() - since < _ALIVE * (chunk_s or _UNKNOWN_S)
+        is_alive = self._clock() - since < _ALIVE * (chunk_s or _UNKNOWN_S) or not self._remakes
         return [c for c in lacking[_IN_WORK if is_alive else 0 :] if c not in self._claimed]
 
     def overdue(self, chunk_s: float) -> int | None:
@@ -101,7 +105,7 @@ class Walk:
             chunk_s: the time that this worker takes for a chunk, in seconds; 0 if unknown.
         """
         missing = sorted(self._look())
-        if not missing:
+        if not (missing and self._remakes):
             return None
         if self._clock() - self._since < _PATIENCE * (chunk_s or _UNKNOWN_S):
             return None

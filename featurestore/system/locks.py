@@ -126,7 +126,7 @@ class FileLock:
                 self.exists = False
                 return
             if e.errno in _HELD:
-                raise locked_error(self._subject, _read_holders(self._fd), self._advice) from None
+                raise locked_error(self._subject, _holders(self._fd), self._advice) from None
             raise _without_locks(self._path, e) from e
 
     def share(self) -> None:
@@ -207,7 +207,7 @@ def lock_holders(path: Path) -> list[Holder] | Unknown:
     try:
         lock_now(fd)
     except OSError as e:
-        return _read_holders(fd) if e.errno in _HELD else UNKNOWN
+        return _holders(fd) if e.errno in _HELD else UNKNOWN
     finally:
         os.close(fd)
     return []
@@ -234,7 +234,7 @@ def _probed_without_writing(path: Path) -> list[Holder] | Unknown:
         lock_now(fd, shared=True)
         lock_now(fd)
     except OSError as e:
-        return _read_holders(fd) if e.errno in _HELD else UNKNOWN
+        return _holders(fd) if e.errno in _HELD else UNKNOWN
     finally:
         os.close(fd)
     return []
@@ -274,21 +274,37 @@ def _own_name(*, is_worker: bool) -> bytes:
     return json.dumps(name).encode("ascii") + b"\n"
 
 
-def _read_holders(fd: int) -> list[Holder]:
-    """The processes that a lock file names, except those that have ended on this host."""
-    holders = []
+def _holders(fd: int) -> list[Holder]:
+    """The processes that hold a lock which could not be taken; closes nothing.
+
+    One that holds it alone has written its name over all others. Workers have added theirs to what
+    was there, and some of them may have ended.
+    """
+    named = _named(fd)
     try:
-        lines = os.pread(fd, _CONTENT_BYTES, 0).splitlines()
+        lock_now(fd, shared=True)
     except OSError:
-        lines = []
-    for line in lines:
-        with suppress(ValueError, AttributeError, TypeError):
-            content = json.loads(line)
-            kind = WorkerHolder if content["worker"] else Holder
-            holder = kind(int(content["pid"]), str(content["host"]))
-            if holder.host != socket.gethostname() or _is_alive(holder.pid):
-                holders.append(holder)
-    return holders or [Holder(None, None)]
+        return named[:1] or [Holder(None, None)]
+    unlock(fd)
+    workers = [each for each in named if isinstance(each, WorkerHolder) and _may_run(each)]
+    return [*workers] or [WorkerHolder(None, None)]
+
+
+def _named(fd: int) -> list[Holder]:
+    """The processes that a lock file names."""
+    named: list[Holder] = []
+    with suppress(OSError):
+        for line in os.pread(fd, _CONTENT_BYTES, 0).splitlines():
+            with suppress(ValueError, AttributeError, TypeError, LookupError):
+                content = json.loads(line)
+                kind = WorkerHolder if content["worker"] else Holder
+                named.append(kind(int(content["pid"]), str(content["host"])))
+    return named
+
+
+def _may_run(holder: Holder) -> bool:
+    """Whether a process runs, as far as is known: those of other hosts may."""
+    return holder.host != socket.gethostname() or _is_alive(holder.pid)
 
 
 def _is_alive(pid: int | None) -> bool:
