@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,6 +53,8 @@ def build_share(config: BuildConfig, found: Scan, notify: Callable[..., None]) -
         with ExitStack() as stack:
             lock = _enter(config.store, notify, alone=is_alone)
             stack.callback(lock.release)
+            if state == "absent" and not lock.is_shared:
+                stack.push(partial(_leave_nothing, config.store))
             notices = [] if lock.is_shared or is_alone else _recovered(config, lock, notify)
             has_store = creation.state_of(config.store) == "store"
             stored = open_store(config) if has_store else None
@@ -64,6 +67,13 @@ def build_share(config: BuildConfig, found: Scan, notify: Callable[..., None]) -
             from consumers.main_loop import run_plan
 
             return run_plan(plan, writer, notify, share=config.worker)
+
+
+def _leave_nothing(path: Path, kind: type[BaseException] | None, *_: object) -> None:
+    """Removes the lock of a store that was not created, because the build was refused."""
+    if kind is not None and creation.state_of(path) == "unfinished":
+        with suppress(StorageError):
+            creation.discard_lock(path)
 
 
 def _needs_lock_alone(plan: Plan) -> bool:

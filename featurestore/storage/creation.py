@@ -129,6 +129,16 @@ def create(
     return StoreWriter(path, lock)
 
 
+def discard_lock(path: Path) -> None:
+    """Removes what :func:`take_lock` created at ``path``, if nothing else is there.
+
+    The caller holds the lock alone; a process that waits for it creates the file again.
+    """
+    names = {str(p.relative_to(path)) for p in path.rglob("*")}
+    if names <= {RECORDS, RUNS, LOCK}:
+        removal.remove_folder(path)
+
+
 def erase(path: Path) -> None:
     """Deletes the store at ``path``, except for its logs and its lock, which the caller holds.
 

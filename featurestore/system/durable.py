@@ -155,7 +155,7 @@ class PartialFile:
             fd = os.open(self.path, os.O_WRONLY | os.O_CREAT, FILE_MODE)
             try:
                 lock_where_possible(fd)
-                if _is_still(self.path, fd):
+                if is_open_file(self.path, fd):
                     os.ftruncate(fd, 0)
                     return fd
             except BlockingIOError:
@@ -231,7 +231,7 @@ class PartialFile:
             self._fd = -1
 
 
-def _is_still(path: Path, fd: int) -> bool:
+def is_open_file(path: Path, fd: int) -> bool:
     """Whether ``path`` still names the file that the descriptor ``fd`` refers to."""
     try:
         return os.path.samestat(os.fstat(fd), path.stat())

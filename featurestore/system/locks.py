@@ -22,7 +22,7 @@ from typing import Final, NamedTuple
 
 from featurestore.errors import StorageError, StoreLockedError
 from featurestore.system import durable
-from featurestore.system.durable import FILE_MODE
+from featurestore.system.durable import FILE_MODE, is_open_file
 from featurestore.system.flock import NO_LOCKS, lock_now, unlock
 from featurestore.system.refusals import is_absent, named_errors, refusal, status_of
 
@@ -31,8 +31,8 @@ _LOOKS, _LOOK_S = 5, 0.01
 _CONTENT_BYTES = 1 << 20
 _HELD = (errno.EWOULDBLOCK, errno.EACCES)
 _ELSEWHERE = (
-    "Write the store on another file system, and copy it here when it is complete: reading it "
-    "needs no locks."
+    "A worker needs none: `build --resume --worker 0/1` writes the store here. Or write it on "
+    "another file system, and copy it here when it is complete: reading it needs no locks."
 )
 
 
@@ -100,12 +100,13 @@ class FileLock:
         self._path, self._subject, self._advice = path, subject, advice
         self._worker = worker
         self.exists, self.is_shared = True, shared
-        with named_errors(path):
-            durable.hook("open", path, 0)
-            is_new = status_of(path) is None
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, FILE_MODE)
+        is_new = self._open()
         try:
             self._take(shared=shared, required=required)
+            while not is_open_file(path, self._fd):  # its holder has removed it
+                os.close(self._fd)
+                is_new = self._open()
+                self._take(shared=shared, required=required)
             with named_errors(path):
                 if not shared:
                     os.ftruncate(self._fd, 0)
@@ -117,6 +118,14 @@ class FileLock:
         except BaseException:
             self.release()
             raise
+
+    def _open(self) -> bool:
+        """Opens the file, or creates it; whether it is new."""
+        with named_errors(self._path):
+            durable.hook("open", self._path, 0)
+            is_new = status_of(self._path) is None
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, FILE_MODE)
+        return is_new
 
     def _take(self, *, shared: bool, required: bool) -> None:
         try:

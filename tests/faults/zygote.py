@@ -38,7 +38,7 @@ import traceback
 import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import zarr  # noqa: F401  for the children
@@ -50,6 +50,7 @@ from consumers.backbones import registry
 from consumers.backbones.config import BackboneConfig
 from consumers.config import BuildConfig
 from consumers.progress import RunLog
+from consumers.workers.share import Share
 from featurestore.errors import ManyViewsError
 from featurestore.imdb.materialize import materialize
 from featurestore.storage import space
@@ -148,9 +149,6 @@ class Shared:
 
     def __init__(self) -> None:
         self._map = mmap.mmap(-1, mmap.PAGESIZE)
-
-    def clear(self) -> None:
-        self._map[:] = bytes(mmap.PAGESIZE)
 
     @property
     def operations(self) -> int:
@@ -297,6 +295,8 @@ def _config(values: dict[str, Any]) -> BuildConfig:
             for name, value in values["collection"].items()
         }
         typed["collection"] = CollectionConfig(**table)
+    if values.get("worker") is not None:
+        typed["worker"] = Share.parse(values["worker"])
     typed["features"] = values["features"] and tuple(values["features"])
     tables = values.get("backbones", {})
     typed["backbones"] = {name: BackboneConfig(**table) for name, table in tables.items()}
@@ -489,8 +489,27 @@ def _child(task: dict[str, Any], answer: int) -> None:
     os._exit(0)
 
 
-def _wait(pid: int, answer: int, timeout_s: float) -> dict[str, Any]:
-    process = os.pidfd_open(pid)
+class Task(NamedTuple):
+    """A child that does a task.
+
+    Attributes:
+        answer: pipe that its result is read from.
+        process: descriptor of the process.
+        shared: its progress, and the faults that were injected.
+    """
+
+    answer: int
+    process: int
+    shared: Shared
+
+
+# The children that have not been waited for, and the exit codes of those that were reaped.
+_tasks: dict[int, Task] = {}
+_codes: dict[int, int] = {}
+
+
+def _wait(pid: int, timeout_s: float) -> dict[str, Any]:
+    answer, process, shared = _tasks[pid]
     deadline = time.monotonic() + timeout_s
     data, open_fds, hung = b"", {process, answer}, False
     while process in open_fds:
@@ -513,44 +532,67 @@ def _wait(pid: int, answer: int, timeout_s: float) -> dict[str, Any]:
         if not part:
             break
     os.close(answer)
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    while pid not in _codes:
+        _reap(os.WNOHANG)
+    code = _codes.pop(pid)
+    del _tasks[pid]
     result = json.loads(data) if data and code == 0 else {"kind": "killed", "values": []}
     if hung:
         result = {"kind": "hung", "values": []}
     return {
         **result,
         "code": code,
-        "operations": _shared.operations,
-        "fired": _shared.fired,
-        "where": _shared.where,
+        "operations": shared.operations,
+        "fired": shared.fired,
+        "where": shared.where,
         "leftovers": _leftovers(),
     }
 
 
+def _reap(options: int) -> bool:
+    """Reaps one process, if one has ended; whether there was one. Keeps the code of a task's."""
+    pid, status = os.waitpid(-1, options)
+    if pid in _tasks:
+        _codes[pid] = os.waitstatus_to_exitcode(status)
+    return pid != 0
+
+
 def _leftovers() -> list[str]:
-    """Processes of the run that are alive five seconds after its end; they are ended then."""
+    """Processes of the run that are alive five seconds after its end; they are ended then.
+
+    Those of other tasks that still run are children of their own parents.
+    """
     deadline = time.monotonic() + _LEFTOVERS_S
     while True:
         try:
-            if os.waitpid(-1, os.WNOHANG)[0]:
+            if _reap(os.WNOHANG):
                 continue
         except ChildProcessError:
+            return []
+        if _tasks and not _orphans():
             return []
         if time.monotonic() > deadline:
             break
         time.sleep(0.001)
     found = []
+    for pid in _orphans():
+        with contextlib.suppress(OSError):
+            found.append(Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " "))
+            os.kill(pid, signal.SIGKILL)
+    while _orphans():
+        _reap(0)
+    return found or ["a process that ended while it was listed"]
+
+
+def _orphans() -> list[int]:
+    """The children of this process that are not tasks."""
+    found = []
     for status in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             fields = status.read_text().rpartition(")")[2].split()
-            if int(fields[1]) == os.getpid():
-                found.append((status.parent / "cmdline").read_text().replace("\0", " "))
-                os.kill(int(status.parent.name), signal.SIGKILL)
-    while True:
-        try:
-            os.waitpid(-1, 0)
-        except ChildProcessError:
-            return found or ["a process that ended while it was listed"]
+            if int(fields[1]) == os.getpid() and int(status.parent.name) not in _tasks:
+                found.append(int(status.parent.name))
+    return found
 
 
 _shared = Shared()
@@ -571,6 +613,7 @@ def _mount(commands: str) -> None:
 
 def main(mounts: str) -> None:
     """Serves requests until standard input ends."""
+    global _shared
     if mounts:
         _mount(mounts)
     torch.set_num_threads(1)
@@ -585,24 +628,23 @@ def main(mounts: str) -> None:
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
     os.dup2(2, 1)  # whatever is printed by accident is no reply
-    answers: dict[int, int] = {}
     replies.write(b'{"ready": true}\n')
     replies.flush()
     for line in requests:
         request = json.loads(line)
         if request["do"] == "start":
-            _shared.clear()
+            _shared = Shared()
             read, write = os.pipe()
             pid = os.fork()
             if pid == 0:
                 os.close(read)
                 _child(request["task"], write)
             os.close(write)
-            answers[pid] = read
+            _tasks[pid] = Task(read, os.pidfd_open(pid), _shared)
             reply: dict[str, Any] = {"pid": pid}
         else:
             pid = request["pid"]
-            reply = _wait(pid, answers.pop(pid), request["timeout_s"])
+            reply = _wait(pid, request["timeout_s"])
         replies.write(json.dumps(reply).encode("ascii") + b"\n")
         replies.flush()
 

@@ -103,14 +103,12 @@ def test_a_slow_worker_is_helped() -> None:
 
 @pytest.mark.parametrize("died", [0, 3, 7])
 def test_the_chunks_of_a_killed_worker_are_built_by_the_others(died: int) -> None:
-    runs = [
-        Simulation([1.0] * 8, 200, dies_s={died: 12.5}, seed=seed).run() for seed in SEEDS
-    ]
+    runs = [Simulation([1.0] * 8, 200, dies_s={died: 12.5}, seed=seed).run() for seed in SEEDS]
     assert median([(12.5 + 100 / 7) / run.end_s for run in runs]) >= 0.90
 
 
 def test_all_but_one_may_die() -> None:
-    dies = {worker: 2.5 for worker in range(1, 4)}
+    dies = dict.fromkeys(range(1, 4), 2.5)
     run = Simulation([1.0] * 4, 40, dies_s=dies).run()
     assert set(run.built) == set(range(40))
 
