@@ -77,7 +77,11 @@ def locate_model(config: CompleteConfig, feature: str) -> Located | None:
 
 
 def download_line(fetched: Mapping[str, int]) -> str:
-    """What a build fetches, in one line; empty if nothing."""
+    """The models that a build downloads and their sizes, as one line; empty if there are none.
+
+    Args:
+        fetched: bytes to download by name of the model; 0 if the size is unknown.
+    """
     if not fetched:
         return ""
     sizes = [

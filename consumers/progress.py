@@ -272,7 +272,7 @@ class LiveDisplay:
             self._live.update(self._lines(), refresh=True)
 
     def _lines(self) -> Group:
-        """Two lines of at most 80 columns."""
+        """The progress display: a bar with the time left, and the rates; 80 columns at most."""
         meter = self._meter
         first = Table.grid(padding=(0, 2))
         first.add_row(

@@ -217,7 +217,12 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _prepare(data: bytes, fds: Sequence[int]) -> Handler:
-    """Prepares for a job; the only descriptor in ``fds`` is that of the slots."""
+    """Creates the function that handles each task of a build.
+
+    Args:
+        data: the ``Job`` as JSON.
+        fds: one descriptor: the shared memory with the slots that views are written to.
+    """
     job = Job.from_json(data)
     ring = Ring(job.layout, job.slots, fds[0])
     producer = Producer(job)

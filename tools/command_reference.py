@@ -42,7 +42,7 @@ _MANYVIEWS_COMPLETE=bash_source manyviews >> ~/.bashrc
 
 
 def page() -> str:
-    """The page."""
+    """The Markdown page with the help text of every command and the exit codes."""
     root = click.Context(main.cli, info_name="manyviews", **_SETTINGS)
     parts = [_HEAD, _block(root)]
     for name, command in sorted(main.cli.commands.items()):

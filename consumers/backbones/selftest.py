@@ -62,7 +62,7 @@ def check_backbone(request: BackboneRequest, adapter: str, backbone: Backbone) -
         raise error("that has not one of image (an ImageSpec) and text (a TextSpec)")
     batch = _images(backbone) if modality_of(backbone) == "image" else _texts(backbone)
     if not batch[0].shape[1]:
-        raise error("whose tokenizer makes nothing of the empty text, which is unsupported")
+        raise error("whose tokenizer returns no token ids for an empty text: expected at least one")
 
     def tried(call: Callable[[], _T]) -> _T:
         try:

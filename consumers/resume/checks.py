@@ -41,12 +41,14 @@ def check_intent(config: BuildConfig, state: str) -> None:
 
 
 class Known:
-    """The fingerprints that a build must agree with: the store's, and its extension's.
+    """The recorded fingerprints that a continued build is compared with.
+
+    They are those of the store and of its unfinished extension, whichever exist.
 
     Args:
         config: the complete configuration.
         stored: the store to continue, or None for a new one.
-        wanted: the extension of ``stored`` to build, or None.
+        wanted: the samples, views or features to add to ``stored``; None if nothing is added.
     """
 
     def __init__(
@@ -58,21 +60,28 @@ class Known:
         self._made = None if wanted is None else wanted.made
 
     def get(self, field: str, default: str | int) -> str | int:
-        """The value of a field in the fingerprint of the extension, or of the store."""
+        """A field of the extension's fingerprint, else of the store's, else ``default``."""
         for store in (self._made, self._stored):
             if store is not None and field in store.fingerprint:
                 return store.fingerprint[field]
         return default
 
     def view_parts(self) -> Fingerprint:
-        """The ends of the view ranges, if they were built separately."""
+        """The field ``view_parts``: ends of view ranges that were built separately; else empty."""
         parts = str(self._stored.fingerprint.get("view_parts", "")) if self._stored else ""
         if self._wanted is not None and self._wanted.kind == "views":
             parts = self._wanted.parts(self._config.views)
         return {"view_parts": parts} if parts else {}
 
     def compare(self, new: Fingerprint) -> dict[str, str]:
-        """Compares the fields of ``new``; returns those that differ and were allowed to."""
+        """Compares this run's fingerprint with the recorded ones.
+
+        Returns:
+            The fields whose differences are allowed, each as ``stored -> new``.
+
+        Raises:
+            StoreMismatchError: another field differs.
+        """
         allow = self._config.allow_version_change
         changed: dict[str, str] = {}
         for store in (self._stored, self._made):

@@ -189,7 +189,7 @@ def _is_empty_folder(path: Path) -> bool:
 
 
 def features_to_build(config: CompleteConfig, wanted: Extension | None) -> tuple[str, ...]:
-    """The features that this build computes."""
+    """The features to compute: those new to the store, or all if samples or views are added."""
     if wanted is None:
         return config.features
     if wanted.kind == "features":

@@ -29,7 +29,7 @@ def holds_others(labels_dir: Path) -> bool:
 
 
 def names_of(labels_dir: Path) -> tuple[str, str]:
-    """The names of the files of rows and of ids in a folder of labels."""
+    """The file names in a folder of labels: first the label rows, then the samples' ids."""
     if holds_others(labels_dir):
         return files.ROWS_FILE, files.IDS_FILE
     return label_files.LABELS_FILE, label_files.IDS_FILE

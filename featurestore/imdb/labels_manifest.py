@@ -51,12 +51,12 @@ def read_labels_manifest(folder: Path, prefix: str) -> dict[str, Any] | None:
 
 
 def seed_of(facts: Mapping[str, Any]) -> object:
-    """The seed of the labels' noise."""
+    """The seed of the labels' noise by their manifest, unchecked; the paper's if it has none."""
     return facts.get("seed", PAPER_SEED)
 
 
 def label_columns(facts: Mapping[str, Any]) -> int | None:
-    """The number of classes of labels of another collection; None for those of MM-IMDb."""
+    """The number of classes by a labels' manifest; None for the labels of MM-IMDb."""
     sources, dims = facts.get("source_sha256"), facts.get("dims")
     if isinstance(sources, dict) and files.ROWS_FILE in sources and isinstance(dims, dict):
         return int(dims.get("labels", 0))

@@ -193,7 +193,7 @@ def _fill_empty(parts: Parts, shares: npt.NDArray[np.float64]) -> None:
 
 
 def part_counts(parts: Parts) -> dict[str, int]:
-    """The number of samples in each part, and ``none`` if there are others."""
+    """The number of samples of each part by name; ``none`` counts the samples without a part."""
     counts = {name: int((parts == number).sum()) for number, name in enumerate(PARTS)}
     outside = int((parts == OUTSIDE).sum())
     return counts | ({"none": outside} if outside else {})

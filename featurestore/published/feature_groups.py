@@ -103,12 +103,14 @@ def _usable(
 
 @dataclass(frozen=True, slots=True)
 class FeatureGroups:
-    """Creates the datasets of a part of a split.
+    """Creates the datasets of one part of a split, such as its training samples.
+
+    A domain is one feature, or the labels.
 
     Attributes:
-        rows: the rows of each feature.
+        rows: the rows of each feature, by domain.
         labels: the labels of all samples, or None.
-        usable: whether each sample has a domain, bool ``[N]`` by domain.
+        usable: for each domain, which of all N samples have it: bool ``[N]``.
         options: the choice of views and of their scaling.
     """
 
@@ -118,7 +120,7 @@ class FeatureGroups:
     options: ViewOptions
 
     def of(self, samples: Samples, scales: Mapping[str, Scale]) -> Groups:
-        """The datasets of a part by frozenset of domains; int64 ``[n]`` samples."""
+        """A dataset for each combination of domains, of the samples with indices int64 ``[n]``."""
         return {frozenset(key): self._dataset(key, samples, scales) for key in self._keys()}
 
     def scales(self, train: Samples) -> dict[str, Scale]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from featurestore.errors import InputError
 from featurestore.published.arguments import Features
@@ -23,6 +24,13 @@ def _require_features(source: FeatureSource, names: Mapping[str, str]) -> None:
         )
 
 
+def _other_samples(folder: Path) -> InputError:
+    return InputError(
+        f"The samples of {folder} and of the labels differ, or are in another order.\n"
+        "Run `labels` again with the data folder that the features were built from."
+    )
+
+
 def open_domains(features: Features, stems: list[str], sparse: bool) -> dict[str, FeatureRows]:
     """The rows of the image and the text domain, of a store or of materialized files.
 
@@ -32,7 +40,7 @@ def open_domains(features: Features, stems: list[str], sparse: bool) -> dict[str
         sparse: whether only one view of each sample is read.
 
     Raises:
-        InputError: the features are of other samples, or one is missing.
+        InputError: the samples of the features and ``stems`` differ, or a feature is missing.
     """
     opened = _store_domains if is_store(features.folder) else _npy_domains
     return opened(features, stems, sparse)
@@ -41,9 +49,7 @@ def open_domains(features: Features, stems: list[str], sparse: bool) -> dict[str
 def _store_domains(features: Features, stems: list[str], sparse: bool) -> dict[str, FeatureRows]:
     store, names = FeatureStore(features.folder), features.names
     if store.stems != stems:
-        raise InputError(
-            f"{features.folder} and the labels are of other samples, or in another order."
-        )
+        raise _other_samples(features.folder)
     _require_features(store, names)
     advice = resolve_advice(store, list(names.values()), "auto", None, sparse=sparse)
     return {
@@ -60,7 +66,7 @@ def _npy_domains(features: Features, stems: list[str], sparse: bool) -> dict[str
             f"{folder} is of {amount(source.spec.samples, 'sample')}, the labels of {len(stems)}."
         )
     if source.stems_sha256 not in (None, stems_sha256(stems)):
-        raise InputError(f"{folder} and the labels are of other samples, or in another order.")
+        raise _other_samples(folder)
     _require_features(source, names)
     advice = resolve_advice(source, list(names.values()), "auto", None, sparse=sparse)
     return {domain: npy_rows(folder, prefix, name, advice=advice) for domain, name in names.items()}

@@ -62,7 +62,7 @@ class ChunkFiles:
         return np.asarray(mapped)  # indexing a memmap returns copies as memmaps
 
     def _stamp(self, chunk: int) -> tuple[int, int]:
-        """Inode and time of a chunk's file, which a replacement changes."""
+        """Inode and modification time (ns) of a chunk's file: they change when it is replaced."""
         file = self._spec.file(chunk)
         try:
             status = os.stat(f"{self._root}/{file}")  # noqa: PTH116  a Path for each takes longer

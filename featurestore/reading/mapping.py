@@ -201,7 +201,11 @@ def _mmap(address: int | None, size: int, protection: int, flags: int, fd: int) 
 
 
 def distance(spec: ArraySpec) -> int:
-    """Bytes between the beginnings of consecutive chunks: a multiple of rows and of huge pages."""
+    """Bytes from the start of one chunk to the start of the next in the mapping of an array.
+
+    A multiple of the size of a row and of a huge page, unless that would more than double the
+    address space; then the size of a chunk.
+    """
     row_bytes = spec.chunk_bytes // math.prod(spec.chunk_shape[:-1])
     step = math.lcm(_HUGE_PAGE, row_bytes)
     aligned = -(-spec.chunk_bytes // step) * step

@@ -154,7 +154,10 @@ class NpyFolder:
         if len(stems) != self.spec.samples:
             raise InputError(f"{path} names {len(stems)} of {amount(self.spec.samples, 'sample')}.")
         if self._manifest.get("stems_sha256") not in (None, stems_sha256(stems)):
-            raise InputError(f"{path} names other samples than the manifest was written for.")
+            raise InputError(
+                f"{path} names other samples, or another order, than the manifest beside it.\n"
+                "Restore the index and the manifest of one export, or export again."
+            )
         return stems
 
     @property

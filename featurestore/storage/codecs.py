@@ -51,7 +51,9 @@ def decompress(codec: str, body: memoryview, size_bytes: int) -> memoryview:
     # The library allocates the size that the frame states, so that is checked first.
     stated = frame_bytes(body)
     if stated is None:
-        raise ValueError("zstd cannot decode it: it is no frame that states its size")
+        raise ValueError(
+            "zstd cannot decode it: it is not a zstd frame, or the frame does not state its size"
+        )
     if stated != size_bytes:
         raise ValueError(f"it decodes to {stated} bytes, expected {size_bytes}")
     try:

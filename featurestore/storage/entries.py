@@ -134,9 +134,15 @@ def parse_entry(line: bytes, rows: int) -> ChunkEntry:
 
 
 def checked_parts(line: bytes) -> tuple[bytes, bytes, bytes]:
-    """Splits a line, after checking it, into the text before, of and after its samples.
+    """Checks the CRC-32C of a ledger line; splits it before and after the value of ``samples``.
 
     No JSON string can contain the separators, because its quotes would be escaped.
+
+    Returns:
+        The JSON text before the samples, that of the samples, and the text after them.
+
+    Raises:
+        ValueError: the checksum does not match, or there are no samples.
     """
     text, separator, tail = line.rpartition(b', "crc32c": "')
     if not separator or tail != b'%08x"}' % crc32c(text):

@@ -58,12 +58,12 @@ class Scale:
     epsilon: np.float32 = EPSILON
 
     def apply(self, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Scales ``float32 [..., D]`` in place and returns it."""
+        """Standardizes and returns float32 ``[..., D]``, in place: (x - mu) / (sigma + epsilon)."""
         self.apply_to(rows, rows)
         return rows
 
     def apply_to(self, rows: npt.NDArray[np.float32], out: npt.NDArray[np.float32]) -> None:
-        """Writes ``float32 [..., D]``, scaled, to ``out``, which may be the same array."""
+        """Writes the standardized rows, float32 ``[..., D]``, to ``out``, which may be ``rows``."""
         np.subtract(rows, self.mu, out=out)
         out /= self.sigma + self.epsilon
 

@@ -257,7 +257,7 @@ class FeatureStore:
     def present(self, feature: str) -> npt.NDArray[np.bool_]:
         """Whether each sample has the input of a feature, bool ``[N]``.
 
-        True for samples that are not committed yet. The rows of the others are zeros.
+        True for samples that are not committed yet. The rows of a sample without it are zeros.
         """
         present = np.ones(self.spec.samples, bool)
         for entry in self.ledger.entries:

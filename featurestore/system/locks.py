@@ -169,12 +169,12 @@ class FileLock:
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Delays ``release`` by other threads until the end of the block."""
+        """Keeps the lock during the block: ``release`` in another thread waits for its end."""
         with self._keeping:
             yield
 
     def release(self) -> None:
-        """Releases the lock after all ``kept`` blocks; calling it again does nothing."""
+        """Waits until no thread is in a ``kept`` block, then releases the lock if it is held."""
         with self._keeping:
             if self._fd >= 0:
                 os.close(self._fd)

@@ -94,7 +94,12 @@ def explained(error: BaseException) -> StorageError | None:
 
 @contextmanager
 def named_errors(path: Path, size_bytes: int = 0) -> Iterator[None]:
-    """Converts system errors in the block into the project's errors, which name ``path``."""
+    """Converts an OSError or MemoryError in the block into a project error that names ``path``.
+
+    Args:
+        path: the file or folder that the block uses.
+        size_bytes: the memory that the block allocates, for the message; 0 if unknown.
+    """
     try:
         yield
     except (OSError, MemoryError) as e:

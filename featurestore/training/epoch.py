@@ -48,7 +48,7 @@ class SharedEpoch:
 
     @property
     def value(self) -> int:
-        """The number."""
+        """The epoch's number, shared with the loader's worker processes."""
         return int(self._seen[0])
 
     @value.setter

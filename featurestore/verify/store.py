@@ -198,7 +198,7 @@ class _Check:
     def _present(
         self, name: str, file: str, body: dict[str, Any], rows: npt.NDArray[np.float32]
     ) -> npt.NDArray[np.float32]:
-        """The rows of the samples that have a feature's input; those of the others are zeros.
+        """The rows of the samples with the feature's input; the rest are checked to be zeros.
 
         Args:
             name: the feature.

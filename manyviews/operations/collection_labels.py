@@ -62,10 +62,10 @@ def _without_labels(collection: CollectionConfig) -> str:
 
 
 def split_of(scanned: Scan) -> SplitOf | None:
-    """The split that a collection states; None if it states none.
+    """The part of each sample and its origin, as the collection defines them; None if it does not.
 
     Raises:
-        InputError: the name of a part is not known.
+        InputError: a part is not called train, val or test.
     """
     if scanned.splits is None:
         return None
@@ -83,7 +83,7 @@ def scan_for(collection: CollectionConfig, ids: Sequence[str], store: Path) -> S
     """Scans a collection and checks that its samples are those of a store, in their order.
 
     Raises:
-        InputError: they are others.
+        InputError: its samples differ from those of the store.
     """
     scanned = scan_collection(collection)
     found = [sample.stem for sample in scanned.samples]

@@ -36,7 +36,7 @@ def require_ids(ids: Sequence[str], origin: Callable[[int], str]) -> None:
 
 
 def _twice(ids: Sequence[str], origin: Callable[[int], str]) -> InputError:
-    """The error for ids that are not unique: names the first two places of one."""
+    """The error for repeated ids: names the first one and the first two places where it occurs."""
     first: dict[str, int] = {}
     for number, id_ in enumerate(ids):
         other = first.setdefault(id_, number)

@@ -41,7 +41,7 @@ def stat_inputs(found: Scan) -> InputStats:
 
 
 def stat_of(stats: InputStats, index: int) -> InputStat:
-    """The stats of one sample."""
+    """Bytes and modification times of the image and the text of sample ``index``, in turn."""
     image_size, image_time, text_size, text_time = stats[index].tolist()
     return image_size, image_time, text_size, text_time
 

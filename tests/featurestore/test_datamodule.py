@@ -372,7 +372,7 @@ def test_published_files_of_other_samples_are_refused(folders: Path, tmp_path: P
     text = index.read_text()
     swapped = text.replace(stems[0], "?").replace(stems[1], stems[0]).replace("?", stems[1])
     index.write_text(swapped)
-    with pytest.raises(InputError, match="other samples"):
+    with pytest.raises(InputError, match="of the labels differ, or are in another order"):
         make_datamodule("clip", embeddings=published, **given)
     index.unlink()  # nothing is left to compare with
     assert make_datamodule("clip", embeddings=published, **given).train_datasets

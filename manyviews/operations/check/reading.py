@@ -174,7 +174,7 @@ class _File:
 
 
 class _Readers(Crew[_File]):
-    """The processes that read files."""
+    """Processes that read the files to check, and the results that they return."""
 
     def __init__(
         self, job: IO[bytes], files: Sequence[_File], workers: int, timeout_s: float

@@ -259,7 +259,7 @@ def _chosen_views(store: FeatureStore, asked: tuple[int, ...] | None) -> npt.NDA
     views = sorted(set(range(count) if asked is None else asked))
     if not views or not 0 <= views[0] <= views[-1] < count:
         raise ConfigError(
-            f"{store.path} has views 0 to {count - 1}, found --views "
-            f"{views[-1] if views else 'without a number'}."
+            f"--views must name views 0 to {count - 1} of {store.path}, "
+            f"found {views[-1] if views else 'no number'}."
         )
     return np.array(views, np.int64)

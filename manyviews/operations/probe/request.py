@@ -30,8 +30,8 @@ class Labelled:
     """The labels and the split of a store's samples.
 
     Attributes:
-        labels: the labels of all samples.
-        parts: the samples of ``train``, ``dev`` and ``test``, int64 ``[n]`` each.
+        labels: the labels of all samples of the store, in its order.
+        parts: indices of the samples of ``train``, ``dev`` and ``test``, int64 ``[n]`` each.
         split_from: the origin of the split, as text.
     """
 

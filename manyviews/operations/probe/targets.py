@@ -41,7 +41,7 @@ class Targets:
 
     @property
     def numbers(self) -> npt.NDArray[np.int64]:
-        """The number of each sample's one class, int64 ``[n]``."""
+        """Index of the class of each sample, int64 ``[n]``; for labels of one class a sample."""
         numbers: npt.NDArray[np.int64] = self.y.argmax(axis=1)
         return numbers
 

@@ -41,9 +41,9 @@ class Place:
 
 
 def stored_scan(collection: CollectionConfig, store: FeatureStore) -> Scan:
-    """The collection that a store was built from.
+    """Scans the collection that a store was built from.
 
-    MM-IMDb's is not listed: the store has the names of the files.
+    A folder in the layout of MM-IMDb is not scanned, because the store records its file names.
     """
     if collection.kind != MM_IMDB:
         return scan_collection(collection)

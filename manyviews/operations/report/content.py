@@ -16,7 +16,13 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """A plot: its name, and its ``data:`` addresses for light pages or paper and dark pages."""
+    """A plot as two images with ``data:`` URLs.
+
+    Attributes:
+        name: the name, unique on the page.
+        light: URL of the image for a light page and for printing.
+        dark: URL of the image for a dark page.
+    """
 
     name: str
     light: str

@@ -34,7 +34,7 @@ def split(store: FeatureStore, parts: Parts) -> list[Section]:
 
 
 def bad_samples(store: FeatureStore, rows: Sequence[BadRow]) -> Section:
-    """The inputs that placeholders replace."""
+    """The section with the unusable inputs, counted by reason and listed; one line if none."""
     bad = store.bad_inputs
     if not bad:
         return Section("bad", "Bad samples", "None: every input could be used.")

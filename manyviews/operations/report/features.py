@@ -81,8 +81,9 @@ class FeatureFacts:
     def variance_ratio(self) -> float | None:
         """Variance within samples over variance between samples, each summed over dimensions.
 
-        The variance between samples is the component (MSB - MSW) / V of a one-way analysis of
-        variance, which excludes the noise of the samples' means. None if it is not positive.
+        The variance between samples excludes the noise of the samples' means: in a one-way analysis
+        of variance it is the mean square between samples minus that within them, over the number of
+        views. None if it is not positive.
         """
         if self.within is None or self.between is None:
             return None

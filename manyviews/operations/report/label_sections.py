@@ -64,7 +64,7 @@ def _classes(found: LabelSet, parts: Parts) -> Section:
 
 
 def _summary(found: LabelSet, hot: npt.NDArray[np.int64]) -> str:
-    """A paragraph about the classes."""
+    """The number of samples and classes, of classes without samples and samples without labels."""
     noun, nouns = noun_of(found)
     counts, samples = hot.sum(axis=0), amount(len(hot), "sample")
     text = f"{samples} with one of {len(counts):,} {nouns} each. "

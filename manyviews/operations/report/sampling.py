@@ -35,7 +35,7 @@ class Sampled:
         return self.samples[low:high] - indices.start
 
     def having(self, store: FeatureStore, feature: str) -> Sampled:
-        """The measured samples that have a feature's input; the rows of the others are zeros."""
+        """Keeps the measured samples with the feature's input: rows without an input are zeros."""
         return replace(self, samples=self.samples[store.present(feature)[self.samples]])
 
 

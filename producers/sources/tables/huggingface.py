@@ -139,7 +139,13 @@ def _damaged(path: Path, problem: str) -> InputError:
 
 
 def _loaded_splits(collection: CollectionConfig) -> dict[str, list[Path]]:
-    """The Arrow files of each split that ``load_dataset`` gives; it caches them by itself."""
+    """The Arrow files of each split of a data set of the hub.
+
+    ``datasets.load_dataset`` downloads them into its own cache, or finds them there.
+
+    Raises:
+        InputError: the package ``datasets`` is missing, or the data set cannot be loaded.
+    """
     try:
         import datasets
     except ModuleNotFoundError:

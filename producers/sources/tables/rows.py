@@ -53,11 +53,11 @@ class Rows:
                 yield from chunk.to_pylist()
 
     def image_bytes(self) -> Integers:
-        """The number of bytes of every encoded image in the table; 0 where it has none."""
+        """Size of the encoded image of each row in bytes, int64 ``[rows]``; 0 without an image."""
         return self._joined([self.image] if self.image else [], _embedded_bytes)
 
     def paths(self) -> list[str | None] | None:
-        """The path of every image that is not in the table; None if all are."""
+        """Path of each row's image, or None if the table holds its bytes; None without any path."""
         if self.image is None:
             return None
         paths: list[str | None] = []
@@ -67,7 +67,7 @@ class Rows:
         return paths if any(paths) else None
 
     def text_bytes(self) -> Integers:
-        """The number of bytes of all texts of every row; 0 where it has none."""
+        """Total size of the texts of each row in bytes, int64 ``[rows]``; 0 without a text."""
         return self._joined(self.texts, byte_lengths)
 
     def _joined(self, columns: Sequence[str], lengths: Any) -> Integers:

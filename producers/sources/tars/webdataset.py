@@ -230,7 +230,11 @@ class _Values:
         return [self._label(value) for value in self._read()]
 
     def splits(self) -> list[str | None]:
-        """The split of every sample."""
+        """The name of the split of every sample; None for a sample without one.
+
+        Raises:
+            InputError: a member is neither a string, a whole number nor null.
+        """
         values = list(self._read())
         wrong = next((v for v in values if not (v is None or isinstance(v, (str, int)))), None)
         if wrong is not None:

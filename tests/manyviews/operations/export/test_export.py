@@ -395,7 +395,7 @@ def test_two_exports_to_one_folder(request_of: Any, tmp_path: Path, monkeypatch:
     [
         ({"format": "csv"}, "--format must be one of npy, parquet"),
         ({"dtype": "bfloat16"}, "npy supports float32 or float16.*\n.*--format safetensors"),
-        ({"views": (0, 16)}, "has views 0 to 15, found --views 16"),
+        ({"views": (0, 16)}, "--views must name views 0 to 15 of .*, found 16"),
         ({"features": ("clip_image", "clip_image")}, "each feature once"),
         ({"features": ("other",)}, "holds clip_image, clip_text, but not 'other'"),
         ({"zscore": "train"}, "needs the split"),
