@@ -59,6 +59,7 @@ def read_caches(folder: Path) -> dict[int, InputStat]:
 
 
 def read_cache(path: Path) -> dict[int, InputStat]:
+    """The sizes and times in one cache, by sample index; empty if it cannot be read."""
     try:
         lines = path.read_bytes().splitlines()
     except OSError:

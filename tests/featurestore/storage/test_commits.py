@@ -215,7 +215,11 @@ def test_a_commit_is_killed_at_every_operation(tmp_path: Path) -> None:
     while was_killed:
         path = empty(tmp_path / f"at {at}")
         at += 1
-        was_killed = killed_at(at, lambda path=path: write(join(path), [1]))
+
+        def one_chunk(path: Path = path) -> None:
+            write(join(path), [1])
+
+        was_killed = killed_at(at, one_chunk)
         with join(path) as other:
             write(other, [1, 0])
             assert other.ledger.committed_now() == {0, 1}
