@@ -294,7 +294,8 @@ def test_build_prints_only_json_on_standard_output(
     arguments = ["build", "--data-dir", demo_data / "dataset", "--store", store, "--json"]
     arguments += ["--features", "blip2_text", "--model", f"blip2_text={checkpoints['blip2_text']}"]
     arguments += ["--views", 8, "--workers", 1, "--device", "cpu", "--chunk", 16]
-    done = shell(*arguments)
+    command = [sys.executable, ROOT / "cli.py", *map(str, arguments)]
+    done = warm.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 1
     facts = json.loads(done.stdout)
