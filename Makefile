@@ -74,7 +74,7 @@ test-nightly: setup
 	OMP_NUM_THREADS=1 MANYVIEWS_TEST_PROFILE=nightly $(BIN)/python -m pytest -q -n $(JOBS) \
 	  --dist worksteal -o faulthandler_timeout=1800 tests/faults \
 	  tests/producers/recipes/test_exact_views.py tests/producers/kernels/test_kernels.py \
-	  tests/producers/kernels/test_sanitized.py
+	  tests/producers/kernels/test_sanitized.py tests/test_install.py
 
 # One thread each: rates are per core, and all cores is the engine's own matter.
 bench: setup

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -37,8 +37,21 @@ def read_toml(path: Path) -> dict[str, Any]:
         )
     typed = {name: _typed(path, name, value) for name, value in values.items()}
     if "models" in typed:
-        typed["models"] = expand_models(typed["models"], typed.get("backbones", {}))
+        found = {name: _local(path, model) for name, model in typed["models"].items()}
+        typed["models"] = expand_models(found, typed.get("backbones", {}))
+    if "backbones" in typed:
+        tables = typed["backbones"].items()
+        typed["backbones"] = {n: replace(own, model=_local(path, own.model)) for n, own in tables}
     return typed
+
+
+def _local(path: Path, model: str) -> str:
+    """A model's folder or file relative to the folder of the TOML file ``path``, if it is there.
+
+    Anything else is a hub's name or a path as it stands.
+    """
+    beside = path.parent / model
+    return str(beside) if model and not Path(model).exists() and beside.exists() else model
 
 
 def _typed(path: Path, name: str, value: Any) -> Any:

@@ -98,7 +98,7 @@ def decide(
         if name not in config.backbones:
             require_input(found, name, registry.info(name).modality)
     asked = _asked(config, found, features) | known.view_parts()
-    _check_chunk(config, features)
+    _check_chunk(config, stored, features)
     if stored is not None:
         known.compare({"preset": asked["preset"]})  # its samples have other names of files
         check_samples(stored, found, wanted)
@@ -174,22 +174,25 @@ def _settled(
 
 def chunk_of(config: CompleteConfig, stored: FeatureStore | None, dims: Mapping[str, int]) -> int:
     """Samples per chunk: the configured number, that of the store, or a suitable default."""
-    if config.chunk or stored is None or chunk_fits(stored.spec.chunk, config.views, dims):
-        return choose_chunk(
-            config.chunk or (0 if stored is None else stored.spec.chunk), config.views, dims
-        )
+    asked = config.chunk or (0 if stored is None else stored.spec.chunk)
+    if stored is None or asked != stored.spec.chunk or chunk_fits(asked, config.views, dims):
+        return choose_chunk(asked, config.views, dims)
+    # Another --chunk would be refused next, because the chunks of a store cannot change.
     raise InputError(
-        f"{stored.path} has chunks of {amount(stored.spec.chunk, 'sample')}, which do not fill "
+        f"{stored.path} has chunks of {amount(asked, 'sample')}, which do not fill "
         f"whole memory pages with {rows_of(config.views, dims)}; nothing was changed.\n"
         "Build them into another --store."
     )
 
 
-def _check_chunk(config: CompleteConfig, features: Sequence[str]) -> None:
+def _check_chunk(
+    config: CompleteConfig, stored: FeatureStore | None, features: Sequence[str]
+) -> None:
     """Refuses a chunk size by the dimensions that are known before the models are loaded.
 
     Raises:
         ConfigError: chunks would not fill whole memory pages.
+        InputError: those of the store would not.
     """
     if not config.chunk:
         return
@@ -200,7 +203,7 @@ def _check_chunk(config: CompleteConfig, features: Sequence[str]) -> None:
     }
     dims = {name: dim for name, dim in known.items() if dim}
     if dims:
-        choose_chunk(config.chunk, config.views, dims)
+        chunk_of(config, stored, dims)
 
 
 def batch_size_of(config: CompleteConfig, name: str, device: str, known: Known) -> int:

@@ -159,18 +159,13 @@ def test_what_the_readme_and_the_page_on_mm_imdb_say_to_type_works(
 ) -> None:
     readme, published = ROOT / "README.md", ROOT / "docs/mm-imdb.md"
     make_photos(workplace, workplace)
-    for block in commands_of(readme):
-        run(["bash", "-ec", block], workplace)
-    (code,) = blocks(readme, "python")
-    run([sys.executable, "-c", code], workplace)
-    # The page's commands find the store built, so that `build --resume` has nothing to do.
     monkeypatch.chdir(workplace)
-    type_here("\n".join(commands_of(published)), capfd)
+    # The page's commands find the store built, so that `build --resume` has nothing to do.
+    type_here("\n".join([*commands_of(readme), *commands_of(published)]), capfd)
     assert (workplace / "embeddings/mm_imdb1_globals_aug70_manifest.json").exists()
     assert (workplace / "embeddings/mm_imdb1_globals_aug70_labels.npy").exists()
-    training, importing = blocks(published, "python")
-    for code in (training, importing):
-        exec(compile(code, str(published), "exec"), {})  # the page's own code
+    for code in blocks(readme, "python") + blocks(published, "python"):
+        exec(compile(code, "a page", "exec"), {})  # the page's own code
 
 
 def photo(number: int) -> Image.Image:
@@ -348,7 +343,7 @@ def type_here(typed: str, capfd: pytest.CaptureFixture[str]) -> list[str]:
     """Runs command lines in this process, which has loaded the libraries; returns their output."""
     printed = []
     for line in typed.splitlines():
-        python, program, *arguments = shlex.split(line)
+        python, program, *arguments = shlex.split(line, comments=True)
         assert (python, program) == ("python", "cli.py")
         code = main.run_command(arguments)
         output, errors = capfd.readouterr()

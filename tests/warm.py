@@ -59,7 +59,14 @@ _POPEN: Any = subprocess.Popen  # whose private methods are in no stub
 
 
 class Popen(subprocess.Popen[Any]):
-    """``subprocess.Popen`` of ``[sys.executable, SCRIPT | -c CODE | -m MODULE, ...]``."""
+    """``subprocess.Popen`` of ``[sys.executable, SCRIPT | -c CODE | -m MODULE, ...]``.
+
+    Attributes:
+        imported: modules of the process that is forked; a subclass may need fewer. The time of a
+            fork grows with the memory of its parent.
+    """
+
+    imported: tuple[str, ...] = IMPORTED
 
     def _execute_child(self, *passed: Any) -> None:
         given = inspect.signature(_POPEN._execute_child).bind(self, *passed).arguments
@@ -74,7 +81,7 @@ class Popen(subprocess.Popen[Any]):
             "session": bool(given["start_new_session"]),
         }
         streams = [own if pipe == -1 else pipe for own, pipe in enumerate(pipes)]
-        self.pid = _server().start(request, streams)
+        self.pid = _server(self.imported).start(request, streams)
         self._pidfd = os.pidfd_open(self.pid)
         self._child_created = True
         names = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
@@ -89,7 +96,7 @@ class Popen(subprocess.Popen[Any]):
         if self.returncode is None:
             if not select.select([self._pidfd], [], [], timeout)[0]:
                 raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
-            self.returncode = _server().code(self.pid)
+            self.returncode = _server(self.imported).code(self.pid)
             os.close(self._pidfd)
         return self.returncode
 
@@ -126,13 +133,13 @@ def _check(arguments: list[str], environment: dict[str, str], given: dict[str, A
 class _Server:
     """The server process that forks the others, reached through a socket."""
 
-    def __init__(self) -> None:
+    def __init__(self, imported: tuple[str, ...]) -> None:
         near, far = socket.socketpair()
         self._socket = near
         self._asked = threading.Lock()
         with far:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.warm", str(far.fileno())],
+                [sys.executable, "-m", "tests.warm", str(far.fileno()), *imported],
                 cwd=ROOT,
                 env=_ENVIRONMENT,
                 pass_fds=(far.fileno(),),
@@ -169,15 +176,15 @@ class _Server:
         self._process.wait(60)
 
 
-_servers: dict[int, _Server] = {}
+_servers: dict[tuple[int, tuple[str, ...]], _Server] = {}
 
 
-def _server() -> _Server:
-    """The server of this process; a fork of this process must not use it."""
-    pid = os.getpid()
-    if pid not in _servers:
-        _servers[pid] = _Server()
-    return _servers[pid]
+def _server(imported: tuple[str, ...]) -> _Server:
+    """The server of this process with these modules; a fork of this process must not use it."""
+    key = os.getpid(), imported
+    if key not in _servers:
+        _servers[key] = _Server(imported)
+    return _servers[key]
 
 
 def _exactly(stream: socket.socket, size: int) -> bytes:
@@ -308,7 +315,7 @@ def end_after(program: Callable[[], object]) -> NoReturn:
 if __name__ == "__main__":
     _BASE = [place for place in sys.path if place not in ("", str(ROOT))]
     ensure_importable()
-    for module in IMPORTED:
+    for module in sys.argv[2:]:
         importlib.import_module(module)
     assert threading.active_count() == 1, threading.enumerate()
     gc.freeze()  # otherwise a garbage collection in a fork would copy the pages of all modules

@@ -59,9 +59,10 @@ def read_labels(labels_dir: Path, stems: Sequence[str]) -> NDArray[np.float32]:
     """
     ids = read_ids(labels_dir)
     if ids != list(stems):
+        lacks = set(ids) < set(stems)
+        links = f"\nIf the embeddings were built with {FOLLOW}, give it to `labels` as well."
         raise InputError(
-            f"{labels_dir / IDS_FILE} {first_difference(ids, stems)}.\n{REDO}\n"
-            f"If the embeddings were built with {FOLLOW}, give it to `labels` as well."
+            f"{labels_dir / IDS_FILE} {first_difference(ids, stems)}.\n{REDO}{links * lacks}"
         )
     return load_labels(labels_dir, len(ids))
 

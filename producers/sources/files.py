@@ -95,7 +95,7 @@ def read_capped(path: Path, cap_bytes: int) -> bytes:
         finally:
             os.close(descriptor)
     except FileNotFoundError:
-        raise BadSampleError("missing", "the file is gone since the folder was scanned") from None
+        raise BadSampleError("missing", "there is no such file") from None
     except OSError as error:
         if error.errno in EXHAUSTED:
             raise refusal(path, error) from error

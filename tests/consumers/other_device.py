@@ -35,12 +35,19 @@ ROWS, TOKENS = 3, 9
 FORGOTTEN = "forgotten"
 
 
-def load_all(folder: Path, dtype: str) -> dict[str, Any]:
-    """The paper's four backbones, one of every adapter, and one that is only partly moved."""
+def make_all(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
+    """The checkpoints of the paper's backbones, and those of the adapters."""
     tiny_folders = checkpoints.make_checkpoints(folder / "tiny")
     libraries = {adapter: folder / adapter for adapter in ADAPTERS}
     libraries["open-clip-text"] = libraries["open-clip-image"]
     make_library_models(libraries, tiny_folders["sentence"])
+    return tiny_folders, libraries
+
+
+def load_all(
+    tiny_folders: dict[str, Path], libraries: dict[str, Path], dtype: str
+) -> dict[str, Any]:
+    """The paper's four backbones, one of every adapter, and one that is only partly moved."""
     loaded: dict[str, Any] = {
         feature: registry.load(feature, str(tiny_folders[kind]), "cpu", dtype)
         for feature, kind in KINDS.items()
@@ -77,7 +84,8 @@ def embed(name: str, backbone: Any) -> torch.Tensor:
 
 def main(folder: Path) -> None:
     """Prints the lines."""
-    loaded = {dtype: load_all(folder / dtype, dtype) for dtype in ("float32", "bfloat16")}
+    made = make_all(folder)
+    loaded = {dtype: load_all(*made, dtype) for dtype in ("float32", "bfloat16")}
     _setup_privateuseone_for_python_backend()
     for dtype, models in loaded.items():
         for name, backbone in models.items():

@@ -6,18 +6,20 @@ from typing import Any
 import pytest
 
 from consumers.backbones.config import BackboneConfig
-from consumers.config import BuildConfig, expand_models
+from consumers.config import BuildConfig, CompleteConfig, expand_models
 from consumers.config_file import read_toml
+from consumers.decisions import chunk_of
 from consumers.resume.extension import completed
-from featurestore.errors import ConfigError, StoreMismatchError
+from featurestore.errors import ConfigError, InputError, StoreMismatchError
 from featurestore.records import FEATURES, Sample
 from featurestore.samples import SampleList
 from featurestore.storage.fingerprint import Fingerprint, compare_fingerprints
 from featurestore.storage.shape import StoreSpec
+from featurestore.storage.store import FeatureStore
 from producers.sources.collection import CollectionConfig
 from producers.sources.pairs import PairPlaces
 from producers.sources.scan import Scan
-from tests.featurestore.stores import DIMS, make_fingerprint
+from tests.featurestore.stores import DIMS, make_fingerprint, make_store
 
 DINO = BackboneConfig(adapter="transformers-image", model="facebook/dinov2-base")
 
@@ -208,6 +210,40 @@ def test_toml_missing_or_a_folder(tmp_path: Path) -> None:
     for path in (tmp_path / "none.toml", tmp_path):
         with pytest.raises(ConfigError, match="not a readable"):
             read_toml(path)
+
+
+def test_models_beside_the_file_are_found_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "project/ckpt/clip").mkdir(parents=True)
+    (tmp_path / "project/ckpt/edge.pt").write_bytes(b"weights")
+    text = (
+        '[models]\nclip_image = "ckpt/clip"\nclip_text = "org/model"\n'
+        '[backbones.edge]\nadapter = "edgy:load"\nmodel = "ckpt/edge.pt"\n'
+        '[backbones.none]\nadapter = "edgy:load"\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    values = toml(tmp_path / "project", text)
+    beside = tmp_path / "project/ckpt"
+    assert values["models"] == {"clip_image": str(beside / "clip"), "clip_text": "org/model"}
+    assert values["backbones"]["edge"].model == str(beside / "edge.pt")
+    assert values["backbones"]["none"].model == ""
+    monkeypatch.chdir(tmp_path / "project")
+    assert toml(tmp_path / "project", text)["models"]["clip_image"] == "ckpt/clip"
+
+
+def test_a_chunk_that_a_store_cannot_change_is_not_advised(tmp_path: Path) -> None:
+    """With the store's own chunk, a new feature may not fill whole memory pages."""
+    make_store(tmp_path / "store", samples=4, views=4, chunk=4, dims={"clip_image": 64})
+    stored = FeatureStore(tmp_path / "store")
+    options: dict[str, Any] = {"data_dir": tmp_path, "store": stored.path, "views": 4}
+    for chunk in (0, stored.spec.chunk):
+        given = CompleteConfig(**options, chunk=chunk)
+        with pytest.raises(InputError, match=r"has chunks of 4 samples.*numbers\); nothing") as e:
+            chunk_of(given, stored, {"edge": 40})
+        assert "Build them into another --store." in str(e.value)
+        assert "multiple" not in str(e.value)
+    assert chunk_of(CompleteConfig(**options), stored, {"edge": 64}) == 4
 
 
 @pytest.mark.parametrize("items", ["[1]", "[[1]]", "[true]"])

@@ -12,6 +12,7 @@ import shutil
 import tarfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -133,11 +134,27 @@ def kind(request: pytest.FixtureRequest) -> Kind:
     return KINDS[request.param]
 
 
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Kind], Path]:
+    """A store of each kind of collection, built when it is first asked for; read only."""
+    folder = tmp_path_factory.mktemp("collections")
+
+    @cache
+    def store_of(kind: Kind) -> Path:
+        part = folder / kind.write.__name__
+        make(kind.write(part / "data", rows_of()), part / "store")
+        return part / "store"
+
+    return store_of
+
+
 @pytest.fixture
-def built(kind: Kind, tmp_path: Path) -> tuple[CollectionConfig, Path]:
+def built(
+    kind: Kind, stores: Callable[[Kind], Path], tmp_path: Path
+) -> tuple[CollectionConfig, Path]:
     """A collection and a store of it."""
     collection = kind.write(tmp_path / "data", rows_of())
-    make(collection, tmp_path / "store")
+    shutil.copytree(stores(kind), tmp_path / "store")
     return collection, tmp_path / "store"
 
 
@@ -242,11 +259,10 @@ def test_another_order_of_the_same_samples(
     assert "now comes before it" in moved[0][1]
 
 
-def test_another_key_of_unchanged_files_is_refused(
-    kind: Kind, built: tuple[CollectionConfig, Path]
-) -> None:
+def test_another_key_of_unchanged_files_is_refused(kind: Kind, tmp_path: Path) -> None:
     """Sizes and times of the files are the same, and so is each text's length."""
-    collection, store = built
+    collection, store = kind.write(tmp_path / "data", rows_of()), tmp_path / "store"
+    make(collection, store)
     other = kind.other(collection)
     assert other.mapping_sha256 != collection.mapping_sha256
     message = refused(other, store)
@@ -341,17 +357,18 @@ def test_a_container_that_was_damaged_between_builds(
     assert problems
 
 
-@pytest.mark.parametrize("n", [40, 90, 140] if not NIGHTLY else range(10, 200, 10))
 def test_a_build_that_is_killed_continues_with_the_same_rows(
-    bench: Bench, kind: Kind, tmp_path: Path, n: int
+    bench: Bench, kind: Kind, tmp_path: Path
 ) -> None:
     """SIGKILL at a disk operation: the resumed store has the bytes of an undisturbed build."""
     collection = asdict(kind.write(tmp_path / "data", rows_of()))
     asked = {"data_dir": None, "collection": collection}
     golden, store = tmp_path / "golden", tmp_path / "store"
     assert bench.run([bench.build(golden, **asked)]).kind == "done"
-    run = bench.fault(bench.build(store, resume=True, **asked), n, "kill")
-    assert run.kind == "killed", run
-    done = bench.run([bench.build(store, resume=True, **asked), ("verify", str(store))])
-    assert (done.kind, done.values[-1]) == ("done", []), done
-    assert tree_digest(store) == tree_digest(golden)
+    for n in range(10, 200, 10) if NIGHTLY else (40, 90, 140):
+        shutil.rmtree(store, ignore_errors=True)
+        run = bench.fault(bench.build(store, resume=True, **asked), n, "kill")
+        assert run.kind == "killed", run
+        done = bench.run([bench.build(store, resume=True, **asked), ("verify", str(store))])
+        assert (done.kind, done.values[-1]) == ("done", []), done
+        assert tree_digest(store) == tree_digest(golden)

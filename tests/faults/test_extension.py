@@ -29,7 +29,7 @@ from tests.faults.test_sweep import Mode, expect, partials
 
 # Each kind of fault, the operation of its first, and the number of operations to the next; in the
 # default profile more kills than errors.
-FAULTS = [("kill", 1, 12), ("EIO", 4, 37), ("ENOSPC", 21, 37)]
+FAULTS = [("kill", 1, 19), ("EIO", 4, 61), ("ENOSPC", 21, 61)]
 if NIGHTLY:
     FAULTS = [(action, 1, 1) for action, _, _ in FAULTS]
 
@@ -303,7 +303,7 @@ def test_a_signal_while_it_is_added(short: Bench, store: Path, name: str) -> Non
         after = short.run([resume, ("verify", str(store)), ("digest", str(store))])
         assert (after.kind, after.values[1]) == ("done", []), (run, after)
         assert different(after.values[2], expected) == {}, run
-        n += 5 if NIGHTLY else 29
+        n += 5 if NIGHTLY else 47
     assert 128 + number in codes, codes
 
 

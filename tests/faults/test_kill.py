@@ -27,8 +27,8 @@ from tests.faults.harness import (
     namespaces_allowed,
 )
 
-# Rounds per kind of kill: 25 and 500 in all.
-ROUNDS = {"parent": 7, "producer": 5, "group": 5, "resume": 8}
+# Rounds per kind of kill: 12 and 500 in all.
+ROUNDS = {"parent": 3, "producer": 3, "group": 3, "resume": 3}
 if NIGHTLY:
     ROUNDS = {"parent": 150, "producer": 100, "group": 100, "resume": 150}
 PER_CASE = 25 if NIGHTLY else 3

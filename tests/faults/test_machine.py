@@ -302,7 +302,7 @@ class StoreMachine(RuleBasedStateMachine):
 PARTS = 4 if NIGHTLY else 1
 ROUNDS = 8
 PROFILE = settings(
-    max_examples=300 if NIGHTLY else 40,
+    max_examples=300 if NIGHTLY else 15,
     stateful_step_count=20 if NIGHTLY else 12,
     deadline=None,
     derandomize=not NIGHTLY,  # the same examples in every run, but for the nightly ones

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from featurestore import FeatureDataset
+from tests import warm
 from tests.conftest import ROOT
 from tests.featurestore.stores import make_store
 from tests.training.ddp_epochs import EPOCHS, FEATURE, loss_of, make_model
@@ -26,8 +27,8 @@ def free_port() -> int:
 
 def start(arguments: Sequence[object], rank: int, port: int) -> subprocess.Popen[str]:
     variables = {"RANK": rank, "WORLD_SIZE": RANKS, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    variables |= {"PYTHONPATH": ROOT, "OMP_NUM_THREADS": 1}
-    return subprocess.Popen(
+    variables |= {"PYTHONPATH": ROOT}
+    return warm.Popen(
         [sys.executable, "-m", "tests.training.ddp_epochs", *map(str, arguments)],
         env=os.environ | {name: str(value) for name, value in variables.items()},
         cwd=ROOT,

@@ -17,6 +17,7 @@ import pytest
 
 from featurestore import FeatureBatchSampler, FeatureDataset, Shard, Shuffle
 from featurestore.reading.views import view_policy
+from tests import warm
 from tests.conftest import ROOT
 from tests.featurestore.stores import make_store
 from tests.training.test_distributed import free_port
@@ -33,16 +34,22 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def run(program: str, store: Path, folder: Path, ranks: list[dict[str, int]]) -> list[Log]:
+def run(
+    popen: type[subprocess.Popen[str]],
+    program: str,
+    store: Path,
+    folder: Path,
+    ranks: list[dict[str, int]],
+) -> list[Log]:
     """The log of each rank; ``ranks`` are the environments of the processes to start."""
-    variables = {"PYTHONPATH": ROOT, "OMP_NUM_THREADS": 1, "GLOO_SOCKET_IFNAME": "lo"}
-    variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "HF_HUB_OFFLINE": 1}
+    variables = {"PYTHONPATH": ROOT, "GLOO_SOCKET_IFNAME": "lo"}
+    variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     started = []
     for rank in ranks:
         chosen = {name: str(value) for name, value in (variables | rank).items()}
         started.append(
-            subprocess.Popen(
-                [sys.executable, "-W", "ignore", "-m", f"tests.training.{program}", store, folder],
+            popen(
+                [sys.executable, "-m", f"tests.training.{program}", store, folder],
                 env=os.environ | chosen,
                 cwd=ROOT,
                 stdout=subprocess.DEVNULL,
@@ -63,13 +70,16 @@ def run(program: str, store: Path, folder: Path, ranks: list[dict[str, int]]) ->
 
 @pytest.fixture(scope="module")
 def lightning(store: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Log]:
-    return run("lightning_loops", store, tmp_path_factory.mktemp("lightning"), [{}])
+    # Lightning starts the second process itself, by this one's command line.
+    folder = tmp_path_factory.mktemp("lightning")
+    return run(subprocess.Popen, "lightning_loops", store, folder, [{}])
 
 
 @pytest.fixture(scope="module")
 def huggingface(store: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Log]:
     ranks = [{"RANK": r, "LOCAL_RANK": r, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2} for r in range(2)]
-    return run("huggingface_loops", store, tmp_path_factory.mktemp("huggingface"), ranks)
+    folder = tmp_path_factory.mktemp("huggingface")
+    return run(warm.Popen, "huggingface_loops", store, folder, ranks)
 
 
 def samples(epoch: Epoch) -> list[int]:

@@ -2,12 +2,12 @@
 
 import os
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests import warm
 from tests.conftest import ROOT
 from tests.test_docs import blocks
 
@@ -39,9 +39,9 @@ def test_every_example_of_the_page_on_training_runs(workplace: Path) -> None:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-    torchrun |= {"GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", RUN, *typed],
+    torchrun |= {"GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT)}
+    done = warm.run(
+        [sys.executable, "-c", RUN, *typed],
         cwd=workplace,
         env=os.environ | torchrun,
         capture_output=True,

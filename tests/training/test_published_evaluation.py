@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests import warm
 from tests.conftest import ROOT
 
 HERE = Path(__file__).parent
@@ -55,9 +56,12 @@ def run_all(
     folder: Path,
     runs: list[tuple[str, str]],
     families: list[str],
-    *paths: Path,
+    numpy_of: Path | None = None,
 ) -> Found:
-    """NumPy's version, the output of each run for each family, and a digest of all rows."""
+    """NumPy's version, the output of each run for each family, and a digest of all rows.
+
+    With the NumPy in the folder ``numpy_of``, or the installed one.
+    """
     script = (HERE / "published_evaluation.py").read_text()
     assert script.count(THEIRS) == 1
     (folder / "theirs.py").write_text(script)
@@ -66,12 +70,12 @@ def run_all(
     variables = {
         "IMDB1_LABELS_DIR_23": built / "labels",
         "MMIMDB1_DIR": built / "imdb",
-        "PYTHONPATH": os.pathsep.join(map(str, (*paths, ROOT))),
-        "OMP_NUM_THREADS": 1,
+        "PYTHONPATH": f"{numpy_of}{os.pathsep}{ROOT}" if numpy_of else ROOT,
     }
     runs = [(script, str(built / source)) for script, source in runs]
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", RUN + READ, json.dumps(runs), *families],
+    start = subprocess.run if numpy_of else warm.run  # which has imported the installed NumPy
+    done = start(
+        [sys.executable, "-c", RUN + READ, json.dumps(runs), *families],
         cwd=folder,
         env=os.environ | {name: str(value) for name, value in variables.items()},
         capture_output=True,

@@ -2,10 +2,10 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
+from tests import warm
 from tests.conftest import ROOT
 
 THEIRS = "from dataset_1x_aug70 import "
@@ -31,11 +31,10 @@ def test_the_published_script_runs_and_beats_chance(built: Path, tmp_path: Path)
         "IMDB1_LABELS_DIR_23": built / "labels",
         "MMIMDB1_DIR": built / "imdb",
         "PYTHONPATH": ROOT,
-        "OMP_NUM_THREADS": 1,
     }
     runs = ["clip", str(built / "features"), "blip2", str(built / "embeddings")]
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", RUN, "train.py", *runs],
+    done = warm.run(
+        [sys.executable, "-c", RUN, "train.py", *runs],
         cwd=tmp_path,
         env=os.environ | {name: str(value) for name, value in variables.items()},
         capture_output=True,

@@ -84,7 +84,7 @@ def choose_columns(
         if named is None and len(found) > 1:
             raise ConfigError(
                 f"{table} has the columns {' and '.join(found)}: name the one of the {purpose} in "
-                f"[collection].\n{_to_paste(collection, names)}"
+                f"[collection].\n{_to_paste(collection)}"
             )
         return named if named is not None else found[0] if found else None
 
@@ -105,23 +105,21 @@ def choose_columns(
         wanted = known.images if known.always_image else (*known.images, *TEXTS)
         raise ConfigError(
             f"{table} has no column named {' or '.join(wanted)}; its columns: "
-            f"{', '.join(names)}.\n{_to_paste(collection, names)}"
+            f"{', '.join(names)}.\n{_to_paste(collection)}"
         )
     return columns
 
 
-def _to_paste(collection: CollectionConfig, names: Sequence[str]) -> str:
-    """A table ``[collection]`` that names some of the columns."""
-    inputs = [name for name in names if name not in ("id", "key", *LABELS, *SPLITS)]
-    first, last = (inputs[0], inputs[-1]) if inputs else ("a", "b")
+def _to_paste(collection: CollectionConfig) -> str:
+    """A table ``[collection]`` whose columns are to be named: a guess would be pasted as it is."""
     return "\n".join(
         (
-            "Put this into manyviews.toml, with the right columns; give it with --config:",
+            "Put this into manyviews.toml, with names of columns; give it with --config:",
             "[collection]",
             f"kind = {_quoted(collection.kind)}",
             f"path = {_quoted(collection.path)}",
-            f"image = {_quoted(first)}  # paths or bytes; leave out what there is not",
-            f"text = {_quoted(last)}",
+            'image = "COLUMN"  # of paths or bytes',
+            'text = "COLUMN"  # also id, labels, split; leave out what there is not',
         )
     )
 

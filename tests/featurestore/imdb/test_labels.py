@@ -264,8 +264,10 @@ def test_read_back(labels_dir: Path) -> None:
 def test_labels_of_other_samples_are_refused(
     labels_dir: Path, stems: list[str], message: str
 ) -> None:
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message) as caught:
         read_labels(labels_dir, stems)
+    # Only links can explain labels that lack samples of the store.
+    assert ("--follow-links" in str(caught.value)) == (len(stems) > len(STEMS))
 
 
 @pytest.mark.parametrize(

@@ -217,7 +217,7 @@ CSV: list[tuple[str, type[Exception], list[str]]] = [
     (
         "a,b\n1,2\n",
         ConfigError,
-        ["image or text or caption", "a, b", 'image = "a"'],
+        ["image or text or caption", "a, b", 'image = "COLUMN"'],
     ),
     ("id,text,caption\na,x,y\n", ConfigError, ["text and caption", "[collection]"]),
     ("id,text,text\na,x,y\n", ConfigError, ["more than one column 'text'"]),
