@@ -60,7 +60,11 @@ class BuildConfig:
             refusing.
         sample_timeout_s: time after which a sample counts as stuck, in seconds.
         worker: which of several workers this process is, with ``resume``; they build one store
-            together.
+            together. With ``devices``: which of several machines this one is.
+        devices: the devices of this machine, on each of which a worker process builds, with
+            ``resume``: ``cpu``, ``cuda`` or ``cuda:N``, or ``all`` alone for every CUDA device. A
+            device may be repeated. Empty to build in this process, on ``device``. The workers
+            divide ``workers`` and ``slots`` among them, and those on a CPU ``threads``.
     """
 
     store: Path
@@ -90,6 +94,7 @@ class BuildConfig:
     remake_changed: bool = False
     sample_timeout_s: float = 300.0
     worker: Share | None = None
+    devices: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Checks each field and the fields against each other.
@@ -113,6 +118,7 @@ class BuildConfig:
             raise ConfigError("--resume and --overwrite exclude each other: choose one.")
         if self.worker is not None and not self.resume:
             raise ConfigError("--worker creates a store or continues it: give --resume as well.")
+        self._check_devices()
         for name in self.backbones:
             check_name(name)
         known = (*FEATURES, *self.backbones)
@@ -128,6 +134,20 @@ class BuildConfig:
             _known_feature("model", feature, known)
         if not 0 < self.sample_timeout_s < math.inf:
             raise ConfigError(f"sample_timeout_s is positive, found {self.sample_timeout_s}.")
+
+    def _check_devices(self) -> None:
+        if not self.devices:
+            return
+        if self.device != "auto":
+            raise ConfigError(
+                f"--device {self.device} and --devices {','.join(self.devices)} exclude each "
+                "other: choose one."
+            )
+        if not self.resume:
+            raise ConfigError(
+                "--devices starts workers, which create a store or continue it: give --resume as "
+                "well."
+            )
 
     @property
     def inputs(self) -> CollectionConfig:
