@@ -98,6 +98,8 @@ class StoreWriter(FeatureStore):
         if torn := self.ledger.recover():
             notices.append(f"dropped {torn} bytes of a torn last line of the ledger")
         self.ledger.seal()
+        if is_folder(self.path / COMMITS):
+            removal.remove_if_empty(self.path / COMMITS)
         return notices
 
     def commit_chunk(
