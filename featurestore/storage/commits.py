@@ -21,7 +21,7 @@ from featurestore.storage.entries import BAD_LINE, ChunkEntry, parse_entry
 from featurestore.storage.files import Files
 
 COMMITS = "records/commits"
-_NAME = re.compile(r"[0-9]{8,}")
+_NAME = re.compile(r"[0-9]{8}|[1-9][0-9]{8,}")
 
 
 def record_name(chunk: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,13 @@ class StoreFiles:
     """The files of one store; damage is added to ``report``.
 
     Attributes:
+        root: the store's folder.
         known: names of the files that belong to the store.
         at: the path of the file that was read last.
     """
 
     def __init__(self, root: Path, report: Verification) -> None:
-        self._root = self.at = root
+        self.root = self.at = root
         self._report = report
         self._unread: dict[str, OSError] = {}
         self.known: set[str] = set()
@@ -42,15 +44,33 @@ class StoreFiles:
         A missing file is damage. An unreadable one is not; its error is kept for
         :meth:`require_all_read`.
         """
-        self.at = path = self._root / file
+        data = self.read_if_present(file)
+        if data is None and not self.is_unread(file):
+            self.find(file, os.strerror(errno.ENOENT), chunk)
+        return data
+
+    def read_if_present(self, file: str) -> bytes | None:
+        """A file's content; None if there is no such file, or if it could not be read."""
+        self.at = path = self.root / file
         try:
             return path.read_bytes()
         except OSError as e:
-            if is_absent(e):
-                self.find(file, e.strerror or str(e), chunk)
-            else:
+            if not is_absent(e):
                 self._unread[file] = e
             return None
+
+    def is_unread(self, file: str) -> bool:
+        """Whether a file exists, but could not be read."""
+        return file in self._unread
+
+    def names(self, folder: str) -> list[str]:
+        """The names of the files in a folder, sorted; empty if there is no such folder."""
+        try:
+            with os.scandir(self.root / folder) as entries:
+                return sorted(entry.name for entry in entries if entry.is_file())
+        except OSError as e:
+            self.unlisted(e)
+            return []
 
     def object(self, file: str) -> dict[str, Any]:
         """A JSON object of the store; empty, with a finding, if the file is not one."""
@@ -73,14 +93,14 @@ class StoreFiles:
 
     def _size(self, file: str) -> int:
         try:
-            return (self._root / file).stat().st_size
+            return (self.root / file).stat().st_size
         except OSError:
             return 0  # reading the file reports the error
 
     def unlisted(self, error: OSError) -> None:
         """Records the error of a folder that cannot be listed."""
         if not is_absent(error):
-            self._unread[str(Path(error.filename).relative_to(self._root))] = error
+            self._unread[str(Path(error.filename).relative_to(self.root))] = error
 
     def require_all_read(self) -> None:
         """Raises StorageError if files could not be read."""
@@ -89,12 +109,12 @@ class StoreFiles:
         names = list(self._unread)
         listed = ", ".join(names[:_LISTED]) + ", ..." * (len(names) > _LISTED)
         first = self._unread[names[0]]
-        error = refusal(self._root / names[0], first)
+        error = refusal(self.root / names[0], first)
         last = _NO_DAMAGE
         if first.errno == errno.EIO and "/c." in names[0]:
             last += " If this persists, remove the file: `verify --repair` then drops its chunk."
         error.args = (
-            f"{self._root} could not be checked, because {len(names)} of its files cannot be read: "
+            f"{self.root} could not be checked, because {len(names)} of its files cannot be read: "
             f"{listed}.\n{error}\n{last}",
         )
         raise error
@@ -102,7 +122,7 @@ class StoreFiles:
     def without_memory(self, error: MemoryError) -> StorageError:
         """The error for a check that ran out of memory."""
         refused = refusal(self.at, error)
-        refused.args = (f"{self._root} could not be checked.\n{refused}\n{_NO_DAMAGE}",)
+        refused.args = (f"{self.root} could not be checked.\n{refused}\n{_NO_DAMAGE}",)
         return refused
 
 

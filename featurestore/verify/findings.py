@@ -50,7 +50,7 @@ class Verification:
         notices: remarks about files that are never read, and about chunks that are not built yet.
         chunks: the number of chunks of the complete store; 0 if the store's record is unreadable.
         rows: the number of samples per chunk; the last chunk may have fewer.
-        committed: intact lines of the ledger by chunk number.
+        committed: intact lines of the ledger, and records that no line replaces, by chunk number.
         files: the number of chunk files whose content was read.
         extension: the result for an unfinished extension, or None; ``findings`` holds its damage
             too, with file names relative to the store.
@@ -73,5 +73,5 @@ class Verification:
 
     @property
     def missing(self) -> list[int]:
-        """The numbers of the chunks without an intact line in the ledger."""
+        """The numbers of the chunks without an intact line or record."""
         return sorted(set(range(self.chunks)) - set(self.committed))

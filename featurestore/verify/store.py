@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featurestore.system.refusals import is_folder, status_of
+from featurestore.verify.commits import COMMITS, LEDGER, is_record, read_commits
 from featurestore.verify.documents import (
     EXTENSION,
     GROUPS,
@@ -30,14 +33,11 @@ from featurestore.verify.files import StoreFiles, decoded
 from featurestore.verify.findings import Verification
 from featurestore.verify.lines import (
     present_samples,
-    read_line,
     sample_problems,
-    unended_line,
     usable_samples,
 )
 from featurestore.wording import amount
 
-_LEDGER = "records/ledger.jsonl"
 _SAMPLES = "records/samples.jsonl"
 # The number of attempts if the store is extended or replaced during a check.
 _LOOKS = 5
@@ -61,24 +61,49 @@ def verify(root: Path, *, progress: Callable[[int, int], None] | None = None) ->
         before = _identity(root)
         report = _look(root, progress)
         # Findings made during the merge of an extension, or while chunks are rebuilt, mix two
-        # states of the store. A build that only continues just appends lines to the ledger.
-        if not report.findings:
-            break
-        after = _identity(root)
-        if after[0] == before[0] and after[1].startswith(before[1]):
+        # states of the store. A build that only continues just adds lines or records.
+        if not report.findings or _identity(root).continues(before):
             break
     return report
 
 
-def _identity(root: Path) -> tuple[bytes, bytes]:
-    """The content of the store's root document and of its ledger; empty if unreadable."""
-    contents = []
-    for name in ("zarr.json", _LEDGER):
-        try:
-            contents.append((root / name).read_bytes())
-        except OSError:  # the check reports this
-            contents.append(b"")
-    return contents[0], contents[1]
+@dataclass(frozen=True, slots=True)
+class _Identity:
+    """What decides which chunks a store has.
+
+    Attributes:
+        document: the content of the root document; empty if unreadable.
+        ledger: the content of the ledger; empty if unreadable.
+        records: inode, size and time of each file beside the records, by name.
+    """
+
+    document: bytes
+    ledger: bytes
+    records: dict[str, tuple[int, int, int]]
+
+    def continues(self, before: _Identity) -> bool:
+        """Whether at most chunks were added to an earlier state."""
+        kept = {name: self.records.get(name) for name in before.records}
+        is_same = self.document == before.document and kept == before.records
+        return is_same and self.ledger.startswith(before.ledger)
+
+
+def _identity(root: Path) -> _Identity:
+    document, ledger = (_content(root / name) for name in ("zarr.json", LEDGER))
+    records = {}
+    with suppress(OSError), os.scandir(root / COMMITS) as entries:
+        for entry in entries:
+            with suppress(OSError):  # it was removed in this instant
+                status = entry.stat()
+                records[entry.name] = (status.st_ino, status.st_size, status.st_mtime_ns)
+    return _Identity(document, ledger, records)
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:  # the check reports this
+        return b""
 
 
 def _look(root: Path, progress: Callable[[int, int], None] | None) -> Verification:
@@ -106,7 +131,7 @@ class _Check:
         self, root: Path, report: Verification, files: StoreFiles, record: StoreRecord
     ) -> None:
         self._root, self._report, self._files, self._record = root, report, files, record
-        files.known |= {_LEDGER, _SAMPLES, *GROUPS}
+        files.known |= {LEDGER, _SAMPLES, *GROUPS}
         report.chunks, report.rows = record.chunks, record.rows
 
     def samples(self) -> None:
@@ -130,55 +155,34 @@ class _Check:
             self._files.find(_SAMPLES, "its stems are not those that the store was built from")
 
     def chunks(self, progress: Callable[[int, int], None] | None) -> None:
-        """Checks every line of the ledger, and every file that it names."""
-        bodies = list(self._ledger_lines())
-        for done, body in enumerate(bodies, 1):
-            self._chunk(body)
+        """Checks what the ledger and the records name: lines, and the files of each chunk."""
+        commits = read_commits(self._files, self._report.chunks)
+        self._report.committed = commits.lines
+        self._report.findings += commits.findings
+        self._report.notices += commits.notices
+        self._files.known |= set(commits.records)
+        for done, (file, body) in enumerate(commits.bodies.values(), 1):
+            self._chunk(file, body)
             if progress is not None:
-                progress(done, len(bodies))
+                progress(done, len(commits.bodies))
         missing = self._report.chunks - len(self._report.committed)
         if missing:
             self._report.notices.append(
                 f"{missing:,} of {amount(self._report.chunks, 'chunk')} to be built"
             )
 
-    def _ledger_lines(self) -> Iterator[dict[str, Any]]:
-        data = self._files.read(_LEDGER)
-        if data is None:
-            return
-        lines = data.split(b"\n")
-        tail = lines.pop()
-        if whole := unended_line(tail):
-            self._files.find(_LEDGER, f"line {len(lines) + 1} is whole, but no line feed ends it")
-            lines.append(whole)  # a repair writes it again
-        elif tail:
-            self._report.notices.append("the ledger ends in a torn line, which a build removes")
-        for number, line in enumerate(lines, 1):
-            body = read_line(line)
-            chunk = body.get("chunk")
-            if type(chunk) is not int:
-                self._files.find(_LEDGER, f"line {number} is not what was committed")
-            elif not 0 <= chunk < self._report.chunks:
-                self._files.find(
-                    _LEDGER, f"line {number} names chunk {chunk} of {self._report.chunks}"
-                )
-            elif chunk in self._report.committed:
-                self._files.find(_LEDGER, f"line {number} names chunk {chunk} again")
-            else:
-                self._report.committed[chunk] = line
-                yield body
-
-    def _chunk(self, body: dict[str, Any]) -> None:
+    def _chunk(self, line: str, body: dict[str, Any]) -> None:
+        """Checks one chunk, whose line is in the file ``line``."""
         chunk = body["chunk"]
         record = self._record
         first = chunk * record.rows
         samples = min(record.rows, record.samples - first)
         if len(body["samples"]) != samples:
             self._files.find(
-                _LEDGER, f"{amount(len(body['samples']), 'sample')}, expected {samples}", chunk
+                line, f"{amount(len(body['samples']), 'sample')}, expected {samples}", chunk
             )
         for problem in sample_problems(body, first, may_lack=record.may_lack):
-            self._files.find(_LEDGER, problem, chunk)
+            self._files.find(line, problem, chunk)
         files = set()
         for name, dim in record.dims.items():
             feature, moments = f"{name}/c.{chunk}.0.0", f"records/moments/{name}/c.{chunk}.0.0"
@@ -193,7 +197,7 @@ class _Check:
                 self._moments(feature, moments, chunk, used, stored.reshape(2, dim))
         self._files.known |= files
         if set(body["files"]) != files:
-            self._files.find(_LEDGER, "the line names other files than the chunk has", chunk)
+            self._files.find(line, "the line names other files than the chunk has", chunk)
 
     def _present(
         self, name: str, file: str, body: dict[str, Any], rows: npt.NDArray[np.float32]
@@ -290,5 +294,6 @@ class _Check:
             if relative.parts[:2] in (("records", "runs"), ("records", "extension")):
                 continue
             for file in sorted((relative / name).as_posix() for name in names):
-                if file not in self._files.known:
+                # A record that is unknown was created since the records were listed.
+                if file not in self._files.known and not is_record(file):
                     self._report.notices.append(f"{file} was not committed and is never read")

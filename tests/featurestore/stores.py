@@ -14,7 +14,8 @@ from featurestore.records import BadInput, Modality, Sample, SampleRecord, stems
 from featurestore.storage.creation import create
 from featurestore.storage.fingerprint import Fingerprint
 from featurestore.storage.shape import StoreSpec, choose_chunk
-from featurestore.storage.writer import StoreWriter, take_lock
+from featurestore.storage.store import FeatureStore
+from featurestore.storage.writer import SharedWriter, StoreWriter, take_lock
 from featurestore.system import durable
 
 DIMS = {"clip_image": 64, "clip_text": 128}
@@ -179,6 +180,18 @@ def remake(path: Path, chunk: int, rows: Mapping[str, np.ndarray]) -> None:
         writer.ledger.drop([chunk])
         commit(writer, [chunk], rows, make_records(writer.spec))
         writer.finish()
+
+
+def record(
+    path: Path,
+    chunks: Iterable[int],
+    rows: Mapping[str, np.ndarray],
+    records: Sequence[SampleRecord] | None = None,
+) -> None:
+    """Commits chunks by records, as a worker does; the store is not sealed."""
+    lock = take_lock(path, worker=True, shared=True)
+    with SharedWriter.of(FeatureStore(path), lock) as writer:
+        commit(writer, chunks, rows, make_records(writer.spec) if records is None else records)
 
 
 def zarr_rows(path: Path, name: str) -> np.ndarray:
