@@ -205,25 +205,36 @@ class Ledger:
         """
         line = format_entry(entry)
         if not self._files.create(record_name(entry.chunk), line):
-            self.is_recorded(entry)
+            first, where = self._first_line(entry.chunk)
+            if first not in (line, None):
+                raise ChunkConflictError(entry.chunk, where)
         # The record is removed when the store is sealed, which another process may do.
         self._keep(entry, checked_parts(line)[1])
 
     def is_recorded(self, entry: ChunkEntry) -> bool:
         """Whether this chunk is committed, by whichever process.
 
+        Versions that are allowed to differ may give other bytes; then the first result stays.
+
         Raises:
-            ChunkConflictError: it is, with other bytes.
+            ChunkConflictError: it is, with other bytes of the same versions.
         """
-        line = recorded_line(self._files, entry.chunk)
-        where = record_name(entry.chunk)
-        if line is None and self._stamp[0] != self._files.stamp(self.FILE):
-            self._load()  # the store was sealed
-        if line is None and entry.chunk in self._entries:
-            line, where = format_entry(self._entries[entry.chunk]), self.FILE
-        if line is not None and line != format_entry(entry):
+        line, where = self._first_line(entry.chunk)
+        if line is None:
+            return False
+        if line != format_entry(entry) and parse_entry(line, self._rows).changed == entry.changed:
             raise ChunkConflictError(entry.chunk, where)
-        return line is not None
+        return True
+
+    def _first_line(self, chunk: int) -> tuple[bytes | None, str]:
+        """The line of a chunk that any process has committed, and its file; None if none has."""
+        line = recorded_line(self._files, chunk)
+        if line is not None:
+            return line, record_name(chunk)
+        if self._stamp[0] != self._files.stamp(self.FILE):
+            self._load()  # the store was sealed
+        committed = self._entries.get(chunk)
+        return (None if committed is None else format_entry(committed)), self.FILE
 
     def refresh(self) -> None:
         """Reads the file and the records again, if one of them has changed."""

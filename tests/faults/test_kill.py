@@ -64,7 +64,7 @@ def moment(rng: random.Random, seconds: float, attempt: int) -> float:
 
 
 def begin(bench: Bench, store: Path, **changes: Any) -> int:
-    task = bench.task([bench.build(store, workers=2, **changes)], forked=False, group=True)
+    task = bench.task([bench.build(store, workers=2, **changes)], forked=False, group=0)
     return bench.zygote.start(task)
 
 

@@ -28,6 +28,7 @@ import resource
 import select
 import shutil
 import signal
+import socket
 import stat
 import struct
 import subprocess
@@ -85,13 +86,14 @@ class FakeText:
         self.device = torch.device(device)
         self.dtype = torch.float32 if dtype == "auto" else getattr(torch, dtype)
         self.text = TextSpec(tokenizer_json=tokenizer, max_length=24)
+        self.offset = 0.0  # of all features, if the machine computes wrong numbers
 
     def embed(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         places = torch.arange(1, ids.shape[1] + 1)
         row = ((ids + 1) * mask * (places * places + 17)).sum(1, keepdim=True)  # [B, 1]
         dims = torch.arange(1, self.dim + 1)  # [D]
         mixed = (row * (2 * dims + 1) + dims * 7919) % 65521
-        return (mixed - 32760).float() / 256
+        return (mixed - 32760).float() / 256 + self.offset
 
 
 class ForkedProducer:
@@ -415,6 +417,15 @@ def _surround(task: dict[str, Any]) -> None:
             _replace(module, "require_space", lambda *_: None)
     if "umask" in task:
         os.umask(task["umask"])
+    if link := task.get("link"):
+        _replace(os, "link", functools.partial(_linked, os.link, link))
+    if host := task.get("host"):
+        _replace(socket, "gethostname", lambda: host)
+    if kind := task.get("device_kind"):
+        _replace(registry, "device_kind", lambda _: kind)
+    if versions := task.get("versions"):
+        installed = consumers.decisions.version
+        _replace(consumers.decisions, "version", lambda n: versions.get(n) or installed(n))
 
 
 def _replace(module: types.ModuleType, name: str, new: Any) -> None:
@@ -424,6 +435,13 @@ def _replace(module: types.ModuleType, name: str, new: Any) -> None:
 
 def _refuse(name: str) -> None:
     raise OSError(getattr(errno, name), os.strerror(getattr(errno, name)))
+
+
+def _linked(honest: Callable[..., None], error: str, source: str, target: str) -> None:
+    """A hard link that the file system refuses, or that is made and then reported as existing."""
+    if error == "EEXIST":
+        honest(source, target)
+    _refuse(error)
 
 
 def _is_folder(fd: int) -> bool:
@@ -436,7 +454,9 @@ def _run(task: dict[str, Any]) -> dict[str, Any]:
     dims = task["dims"]
 
     def load(feature: str, model: str, device: str, dtype: str) -> FakeText:
-        return FakeText(feature, model, device, dtype, tokenizer, dims[feature])
+        made = FakeText(feature, model, device, dtype, tokenizer, dims[feature])
+        made.offset = task.get("offset", 0.0)
+        return made
 
     _replace(registry, "load", load)
     if task.get("forked", True):
@@ -477,8 +497,8 @@ def _run(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def _child(task: dict[str, Any], answer: int) -> None:
-    if task.get("group"):
-        os.setpgid(0, 0)
+    if "group" in task:
+        os.setpgid(0, task["group"])
     try:
         result = _run(task)
     except BaseException:  # noqa: BLE001  the process border
@@ -640,6 +660,8 @@ def main(mounts: str) -> None:
                 os.close(read)
                 _child(request["task"], write)
             os.close(write)
+            if "group" in request["task"]:  # the caller may end the group at once
+                os.setpgid(pid, request["task"]["group"])
             _tasks[pid] = Task(read, os.pidfd_open(pid), _shared)
             reply: dict[str, Any] = {"pid": pid}
         else:

@@ -141,6 +141,20 @@ def test_other_bytes_are_found_although_the_other_one_is_faster_by_an_instant(
         commit(second, [2], rows, make_records(second.spec))
 
 
+def test_the_first_result_stays_where_versions_may_differ(tmp_path: Path) -> None:
+    """Workers of other versions, which the user has allowed, may build the same chunk."""
+    path = empty(tmp_path / "store")
+    first, second = join(path), join(path)
+    write(first, [0, 1])
+    before = tree(path)
+    rows, records = make_rows(second.spec, seed=1), make_records(second.spec)
+    of = second.spec.samples_of(1)
+    part = {name: block[of.start : of.stop] for name, block in rows.items()}
+    changed = {"version.torch": "2.13.0 -> 9.9.9"}
+    second.commit_chunk(1, part, records[of.start : of.stop], changed)
+    assert tree(path) == before
+
+
 def test_a_worker_that_wakes_after_the_seal(golden: Path, tmp_path: Path) -> None:
     path = empty(tmp_path / "store")
     late = join(path)
