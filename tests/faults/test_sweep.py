@@ -1,10 +1,8 @@
 """Fail operation n = 1, 2, ... until a run passes: the loop by which SQLite is tested.
 
 Each case runs every ``parts``-th n, so that cases spread over processes. The nightly profile takes
-every n. The default one takes a sample. Commits begin at odd and at even n, so that every second
-n meets each operation of a commit in one chunk or another;
-``tests/featurestore/storage/test_store.py`` kills each single operation of a store's creation,
-erasure and commit.
+every n. The default one takes a sample; ``tests/featurestore/storage/test_store.py`` kills each
+single operation of a store's creation, erasure and commit.
 """
 
 from __future__ import annotations
@@ -110,15 +108,15 @@ def after_build(bench: Bench, store: Path, mode: Mode, before: set[str]) -> Call
     ("mode", "numbers"),
     cases(
         [
-            ("kill", False, 2),
-            ("ENOSPC", False, 5),
-            ("ENOSPC", True, 9),
-            ("EIO", False, 9),
-            ("EIO", True, 17),
-            ("EDQUOT", False, 25),
-            ("EROFS", True, 25),
-            ("short", False, 9),
-            ("short", True, 17),
+            ("kill", False, 5),
+            ("ENOSPC", False, 13),
+            ("ENOSPC", True, 25),
+            ("EIO", False, 25),
+            ("EIO", True, 31),
+            ("EDQUOT", False, 41),
+            ("EROFS", True, 41),
+            ("short", False, 25),
+            ("short", True, 31),
         ],
         parts=8,
     ),
@@ -148,12 +146,12 @@ def half_built(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("mode", "numbers"),
     cases(
         [
-            ("kill", False, 2),
-            ("ENOSPC", False, 7),
-            ("ENOSPC", True, 13),
-            ("EIO", False, 13),
-            ("EIO", True, 13),
-            ("short", True, 17),
+            ("kill", False, 5),
+            ("ENOSPC", False, 17),
+            ("ENOSPC", True, 29),
+            ("EIO", False, 29),
+            ("EIO", True, 29),
+            ("short", True, 31),
         ],
         parts=4,
     ),
@@ -181,7 +179,7 @@ def other_store(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     ("mode", "numbers"),
-    cases([("kill", False, 3), ("ENOSPC", False, 13), ("EIO", True, 13)], parts=8),
+    cases([("kill", False, 7), ("ENOSPC", False, 29), ("EIO", True, 29)], parts=8),
 )
 def test_overwrite(
     bench: Bench, other_store: Path, store: Path, mode: Mode, numbers: range
@@ -210,11 +208,11 @@ def test_overwrite(
     ("mode", "numbers"),
     cases(
         [
-            ("kill", False, 1),
-            ("ENOSPC", False, 2),
-            ("EIO", True, 2),
-            ("short", False, 2),
-            ("short", True, 4),
+            ("kill", False, 2),
+            ("ENOSPC", False, 5),
+            ("EIO", True, 5),
+            ("short", False, 5),
+            ("short", True, 7),
         ],
         parts=1,
     ),
@@ -271,7 +269,7 @@ def damage(store: Path) -> None:
 
 @pytest.mark.parametrize(
     ("mode", "numbers"),
-    cases([("kill", False, 1), ("ENOSPC", False, 2), ("EIO", True, 1)], parts=1),
+    cases([("kill", False, 2), ("ENOSPC", False, 5), ("EIO", True, 1)], parts=1),
 )
 def test_repair(bench: Bench, store: Path, mode: Mode, numbers: range) -> None:
     """A failed repair leaves the damage unchanged or repaired; a second repair completes it."""
