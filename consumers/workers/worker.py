@@ -10,13 +10,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from consumers.build import open_store, open_writer, plan_build
+from consumers.build import load_ahead, open_store, open_writer, plan_build
 from consumers.config import BuildConfig
-from consumers.plan import Plan
+from consumers.plan import Loaded, Plan
 from consumers.resume.checks import check_intent
 from featurestore.errors import StorageError, StoreLockedError
 from featurestore.storage import extension
@@ -49,14 +48,21 @@ def build_share(config: BuildConfig, found: Scan, notify: Callable[..., None]) -
     if state != "store":
         require_place(config.store, needs_locks=False)
     is_alone = False
+    loaded: Loaded = {}
+
+    def prepare() -> None:
+        """Uses the time in which another worker creates the store: all load their models at once."""
+        if not loaded and stores.state_of(config.store) != "store":
+            load_ahead(config, found, loaded)
+
     while True:
         with ExitStack() as stack:
-            lock = _enter(config.store, notify, alone=is_alone)
+            lock = _enter(config.store, notify, prepare, alone=is_alone)
             stack.callback(lock.release)
             notices = [] if lock.is_shared or is_alone else _recovered(config, lock, notify)
             has_store = stores.state_of(config.store) == "store"
             stored = open_store(config) if has_store else None
-            plan, more = plan_build(config, found, stored, notify)
+            plan, more = plan_build(config, found, stored, notify, loaded)
             if lock.is_shared and _needs_lock_alone(plan):
                 is_alone = True
                 continue
@@ -74,10 +80,13 @@ def _needs_lock_alone(plan: Plan) -> bool:
     return decided.stored is None or bool(decided.remade) or starts
 
 
-def _enter(path: Path, notify: Callable[..., None], *, alone: bool) -> FileLock:
+def _enter(
+    path: Path, notify: Callable[..., None], prepare: Callable[[], None], *, alone: bool
+) -> FileLock:
     """Locks a store: alone if no other process is there, else beside other workers.
 
-    Waits while another worker creates the store, or with ``alone`` until all others have ended.
+    Waits while another worker creates the store, or with ``alone`` until all others have ended;
+    ``prepare`` is called meanwhile.
 
     Raises:
         StoreLockedError: a process that is not a worker holds the lock.
@@ -98,8 +107,7 @@ def _enter(path: Path, notify: Callable[..., None], *, alone: bool) -> FileLock:
         if looks > _LOOKS:
             raise locked
         notify("waiting", alone=alone)
-        # Needed soon, and takes seconds.
-        import_module("transformers")
+        prepare()
         time.sleep(_LOOK_S)
 
 
