@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 from consumers.choices import choices, downloads
 from consumers.config import BuildConfig
 from consumers.decisions import decide
-from consumers.plan import Plan, make_plan
+from consumers.plan import Loaded, Plan, load_all, make_plan
 from consumers.resume.checks import check_intent
 from consumers.resume.extension import Extension, completed, find_extension, naming_extension
 from consumers.stopping import before_anything
 from featurestore.errors import (
     InputError,
     InterruptedBuildError,
+    ManyViewsError,
     StorageError,
 )
 from featurestore.storage import creation, extension
@@ -121,8 +122,21 @@ def _build(config: BuildConfig, notify: Callable[..., None]) -> BuildReport:
         return run_plan(plan, writer, notify)
 
 
+def load_ahead(config: BuildConfig, found: Scan, loaded: Loaded) -> None:
+    """Loads the models of a store that another process is about to create, into ``loaded``.
+
+    What is wrong with the build is raised when it is planned.
+    """
+    with suppress(ManyViewsError):
+        load_all(decide(completed(config, None, found), found, None, None), None, loaded)
+
+
 def plan_build(
-    config: BuildConfig, found: Scan, stored: FeatureStore | None, notify: Callable[..., None]
+    config: BuildConfig,
+    found: Scan,
+    stored: FeatureStore | None,
+    notify: Callable[..., None],
+    loaded: Loaded | None = None,
 ) -> tuple[Plan, list[str]]:
     """Decides everything about a build that can start, and loads its models; writes nothing.
 
@@ -131,6 +145,7 @@ def plan_build(
         found: the samples of the collection.
         stored: the store to continue, or None for a new one.
         notify: callback that receives an event's name and, as keywords, its facts.
+        loaded: backbones that need not be loaded again, see :func:`make_plan`.
 
     Returns:
         The plan, and notices for its start.
@@ -141,7 +156,7 @@ def plan_build(
     chosen = found.collection.preset == GENERIC and stored is None
     if chosen:
         notify("chosen", **choices(complete, found), downloads=downloads(complete))
-    plan = make_plan(decide(complete, found, stored, wanted), notify)
+    plan = make_plan(decide(complete, found, stored, wanted), notify, loaded_before=loaded)
     notices = _require_space(plan, stored)
     if chosen:
         size = human_bytes(store_bytes(plan.spec, found.samples))

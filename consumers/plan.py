@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     import torch
 
 
+# Loaded backbones by feature, checkpoint, device and dtype.
+Loaded = dict[tuple[str, str, str, str], Any]
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """A build that can start.
@@ -80,6 +84,7 @@ def make_plan(
     decided: Decided,
     notify: Callable[..., None],
     refused: Callable[[str, ManyViewsError], None] | None = None,
+    loaded_before: Loaded | None = None,
 ) -> Plan:
     """Loads the backbones and checks the rest; writes nothing.
 
@@ -88,6 +93,8 @@ def make_plan(
         notify: callback that receives the event ``loading``.
         refused: callback that receives each feature whose model cannot be loaded, with the error,
             before the first of these errors is raised; None to stop at the first error.
+        loaded_before: backbones that are used instead of loading them again; those that are loaded
+            are added to it.
 
     Raises:
         ConfigError: a model or the machine does not suit the build.
@@ -99,7 +106,7 @@ def make_plan(
     batch_sizes = {name: batch_size_of(config, name, device, known) for name in decided.features}
     workers = config.workers or default_workers()
     notify("loading", device=device)
-    loaded = _load_all(decided, refused)
+    loaded = load_all(decided, refused, {} if loaded_before is None else loaded_before)
     job = _job(config, loaded, workers, decided.wanted, decided.found)
     require_room(job.layout, job.slots)
     if config.worker is not None and (machine := config.worker.machine) is not None:
@@ -144,15 +151,17 @@ def default_workers() -> int:
     return max(1, usable_cpus() - 1)
 
 
-def _load_all(
-    decided: Decided, refused: Callable[[str, ManyViewsError], None] | None
+def load_all(
+    decided: Decided,
+    refused: Callable[[str, ManyViewsError], None] | None,
+    before: Loaded,
 ) -> dict[str, Any]:
     """Loads the backbone of each feature; see :func:`make_plan`."""
     loaded: dict[str, Any] = {}
     errors: list[ManyViewsError] = []
     for name in decided.features:
         try:
-            loaded[name] = _load(decided.config, name, decided.device, decided.known)
+            loaded[name] = _load(decided, name, before)
         except (ConfigError, StorageError) as error:
             if refused is None:
                 raise
@@ -163,15 +172,25 @@ def _load_all(
     return loaded
 
 
-def _load(config: CompleteConfig, name: str, device: str, known: Known) -> Any:
+def _load(decided: Decided, name: str, before: Loaded) -> Any:
+    """Loads the backbone of one feature, unless it has been loaded before."""
+    config, device = decided.config, decided.device
     dtype = config.dtype
     if dtype == "auto":
-        dtype = str(known.get(f"{name}.dtype", dtype)).removeprefix("torch.")
-    if name in config.backbones:
-        return declared.load(name, declared_backbones(config, [name])[name], device, dtype)
-    return registry.load(
-        name, config.models.get(name) or registry.info(name).model(), device, dtype
-    )
+        dtype = str(decided.known.get(f"{name}.dtype", dtype)).removeprefix("torch.")
+    own = declared_backbones(config, [name]).get(name)
+    model = config.models.get(name) or ("" if own else registry.info(name).model())
+    key = (name, repr(own) if own else model, device)
+    if (*key, dtype) not in before:
+        backbone = (
+            declared.load(name, own, device, dtype)
+            if own
+            else registry.load(name, model, device, dtype)
+        )
+        # What "auto" chose is the dtype that the store records, which the next plan asks for.
+        for each in (dtype, str(backbone.dtype).removeprefix("torch.")):
+            before[(*key, each)] = backbone
+    return before[(*key, dtype)]
 
 
 def _job(

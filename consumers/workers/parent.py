@@ -177,6 +177,7 @@ class _Parent:
         if event == "started":
             self._times.append(time.monotonic())
         elif event == "chunk":
+            self._notify("committed", **self._outcome.look())
             self._times.append(time.monotonic())
             place.tallies[-1].read(facts)
             if facts["chunk"] not in self._chunks:

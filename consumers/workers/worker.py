@@ -11,13 +11,12 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from consumers.build import open_store, open_writer, plan_build
+from consumers.build import load_ahead, open_store, open_writer, plan_build
 from consumers.config import BuildConfig
-from consumers.plan import Plan
+from consumers.plan import Loaded, Plan
 from consumers.resume.checks import check_intent
 from featurestore.errors import StorageError, StoreLockedError
 from featurestore.storage import creation, extension
@@ -49,16 +48,23 @@ def build_share(config: BuildConfig, found: Scan, notify: Callable[..., None]) -
     if state != "store":
         require_place(config.store, needs_locks=False)
     is_alone = False
+    loaded: Loaded = {}
+
+    def prepare() -> None:
+        """Uses the time in which another worker creates the store: all load their models at once."""
+        if not loaded and creation.state_of(config.store) != "store":
+            load_ahead(config, found, loaded)
+
     while True:
         with ExitStack() as stack:
-            lock = _enter(config.store, notify, alone=is_alone)
+            lock = _enter(config.store, notify, prepare, alone=is_alone)
             stack.callback(lock.release)
             if state == "absent" and not lock.is_shared:
                 stack.push(partial(_leave_nothing, config.store))
             notices = [] if lock.is_shared or is_alone else _recovered(config, lock, notify)
             has_store = creation.state_of(config.store) == "store"
             stored = open_store(config) if has_store else None
-            plan, more = plan_build(config, found, stored, notify)
+            plan, more = plan_build(config, found, stored, notify, loaded)
             if lock.is_shared and _needs_lock_alone(plan):
                 is_alone = True
                 continue
@@ -83,10 +89,13 @@ def _needs_lock_alone(plan: Plan) -> bool:
     return decided.stored is None or bool(decided.remade) or starts
 
 
-def _enter(path: Path, notify: Callable[..., None], *, alone: bool) -> FileLock:
+def _enter(
+    path: Path, notify: Callable[..., None], prepare: Callable[[], None], *, alone: bool
+) -> FileLock:
     """Locks a store: alone if no other process is there, else beside other workers.
 
-    Waits while another worker creates the store, or with ``alone`` until all others have ended.
+    Waits while another worker creates the store, or with ``alone`` until all others have ended;
+    ``prepare`` is called meanwhile.
 
     Raises:
         StoreLockedError: a process that is not a worker holds the lock.
@@ -107,8 +116,7 @@ def _enter(path: Path, notify: Callable[..., None], *, alone: bool) -> FileLock:
         if looks > _LOOKS:
             raise locked
         notify("waiting", alone=alone)
-        # Needed soon, and takes seconds.
-        import_module("transformers")
+        prepare()
         time.sleep(_LOOK_S)
 
 
