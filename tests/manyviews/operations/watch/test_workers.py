@@ -55,8 +55,8 @@ def run_of(
     """A log with chunks committed at (seconds, samples until then)."""
     run = Run(pid)
 
-    def take(event: str, seconds: float, **facts: Any) -> None:
-        run.take(json.dumps({"time": at(seconds).isoformat(), "event": event, **facts}).encode())
+    def take(event: str, when: float, **facts: Any) -> None:
+        run.take(json.dumps({"time": at(when).isoformat(), "event": event, **facts}).encode())
 
     take("started", 0, worker=share, host=host, device="cpu")
     for seconds, built in chunks:
