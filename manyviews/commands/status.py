@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -10,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featurestore.system.locks import Holder
+from featurestore.system.locks import Holder, Unknown
 from featurestore.wording import amount
 from manyviews.commands.options import common_options, json_option, say, store_option
 
 if TYPE_CHECKING:
     from manyviews.operations.watch.watch import Progress
+    from manyviews.operations.watch.workers import Worker
 
 INTERRUPTED = 130
 # What --watch knows while there is no store, by whether a process holds its lock.
@@ -91,12 +93,18 @@ def follow(store: Path, *, as_json: bool) -> int:
                 show(status_lines(progress))
                 continue
             # Everything that a line shows except the time left, which always changes.
-            key = (progress.part.done, progress.holder, progress.running, progress.ended)
+            workers = [(worker.pid, worker.state) for worker in progress.workers]
+            key = (
+                *(progress.part.done, progress.holders, workers),
+                *(progress.running, progress.ended),
+            )
             if key != last:
                 click.echo(json.dumps(progress.facts()) if as_json else status_line(progress))
             last = key
     why = progress.run.why if progress.run else ""
     say(END[progress.ended].format(store=store, why=why))
+    if progress.ended == "complete" and not progress.store.sealed:
+        say("It is not sealed yet, which build --resume does.")
     return 0 if progress.ended == "complete" else 1
 
 
@@ -121,8 +129,11 @@ def status_lines(progress: Progress) -> list[str]:
         shape = f"{amount(part.samples, 'sample')} x {amount(part.views, 'view')}"
         lines.append(f"being extended: {shape}: {added}")
     state = "complete" if part.complete else "not complete"
-    if not part.complete and progress.holder is None:
-        state += "; build --resume continues"
+    if not progress.is_held and not isinstance(progress.holders, Unknown):
+        if not part.complete:
+            state += "; build --resume continues"
+        elif not part.sealed:
+            state += ", but not sealed; build --resume seals it"
     lines.append(
         f"{amount(part.done, 'sample')} done ({part.done / part.samples:.1%}), "
         f"{part.committed:,} of {amount(part.chunks, 'chunk')}, {state}"
@@ -137,16 +148,49 @@ def status_lines(progress: Progress) -> list[str]:
     lines.append(f"{holders}{bad and f': {bad}'}")
     for modality, count in store.absent.items():
         lines.append(f"{amount(count, 'sample')} without {modality}, whose rows are zeros")
-    if isinstance(progress.holder, Holder):
-        pid, host = progress.holder
+    return lines + _writers(progress)
+
+
+def _writers(progress: Progress) -> list[str]:
+    """Which processes write to the store, or how the last build ended."""
+    if progress.workers:
+        if progress.ended and progress.part.complete:
+            return []
+        return [_worker_line(worker, progress) for worker in progress.workers]
+    if not isinstance(progress.holders, Unknown) and progress.holders:
         phase = f", which {STARTING}" if progress.is_starting else ""
-        lines.append(f"being written by process {pid} on {host}{phase}")
-    elif progress.holder is not None and progress.ended == "":
-        lines.append("whether a process is writing to it is unknown: there are no file locks")
-    elif progress.run is not None and not store.complete:
+        return [f"being written by {_process(progress.holders[0])}{phase}"]
+    if isinstance(progress.holders, Unknown) and progress.ended == "":
+        return ["whether a process is writing to it is unknown: there are no file locks"]
+    if progress.run is not None and not progress.store.complete:
         why = progress.run.why.partition("\n")[0]
-        lines.append(f"the last build: {progress.run.end or 'killed'}{why and f', {why}'}")
-    return lines
+        return [f"the last build: {progress.run.end or 'killed'}{why and f', {why}'}"]
+    return []
+
+
+def _process(holder: Holder) -> str:
+    return f"process {holder.pid} on {holder.host}"
+
+
+def _worker_line(worker: Worker, progress: Progress) -> str:
+    """One worker: where it runs, and how fast, or how it ended."""
+    from consumers.progress import clock
+
+    facts = worker.facts(progress.time)
+    name = f"worker {worker.share}" if worker.share else "a worker"
+    where = f"process {worker.pid} on {worker.host}"
+    if facts["device"]:
+        where += f", {facts['device']}"
+    done = f"{amount(facts['built'], 'sample')} built"
+    words = {
+        "starting": "is loading its models",
+        "running": f"{facts['samples_per_s']:.1f} samples/s, {done}",
+        "silent": f"has logged nothing for {clock(facts['silent_s'])}, {done}",
+        "killed": f"killed, without logging an end, {done}",
+    }
+    why = worker.run.why.partition("\n")[0] if worker.run is not None else ""
+    word = words.get(worker.state, f"{worker.state}, {done}{why and f', {why}'}")
+    return f"{name}: {where}: {word}"
 
 
 def status_line(progress: Progress) -> str:
@@ -155,15 +199,22 @@ def status_line(progress: Progress) -> str:
     line = f"{part.done:,}/{amount(part.samples, 'sample')}"
     if progress.samples_per_s and progress.running:
         line += f", {_rate(progress)}"
-    if isinstance(progress.holder, Holder) and progress.is_starting:
-        pid, host = progress.holder
-        line += f", process {pid} on {host} {STARTING}"
+    if progress.workers:
+        line += "".join(
+            f", {amount(count, 'worker')} {state}" for state, count in _states(progress).items()
+        )
+    elif progress.is_starting and not isinstance(progress.holders, Unknown):
+        line += f", {_process(progress.holders[0])} {STARTING}"
     bad = sum(progress.store.bad.values())
     return (
         line
         + (f", {amount(bad, 'bad input')}" if bad else "")
         + (f", {progress.ended}" * bool(progress.ended))
     )
+
+
+def _states(progress: Progress) -> Counter[str]:
+    return Counter(worker.state for worker in progress.workers)
 
 
 def _rate(progress: Progress) -> str:
@@ -173,5 +224,5 @@ def _rate(progress: Progress) -> str:
     line = f"{rate:.1f} samples/s, {rate * progress.part.views:,.0f} views/s"
     if not progress.running:
         return f"{line} in the last build"
-    slower = "" if progress.run is None else f", slower side: {progress.run.bottleneck}"
+    slower = "" if progress.slower_side is None else f", slower side: {progress.slower_side}"
     return f"{line}, {clock(progress.eta_s)} left{slower}"

@@ -399,7 +399,7 @@ def test_an_unfinished_store_without_locks(
     assert done["code"] == 0
     assert "whether a process is writing to it is unknown" in done["stdout"]
     facts = json.loads(lockless(typed("status", "--store", half, "--json"))["stdout"])
-    assert (facts["lock"], facts["holder"], facts["running"]) == ("unknown", None, False)
+    assert (facts["lock"], facts["holders"], facts["running"]) == ("unknown", [], False)
     before = tree_digest(half)
     for store, more in ((half, "--resume"), (half, "--overwrite"), (tmp_path / "new", "--resume")):
         done = lockless(bench.command(store, more))

@@ -1,4 +1,4 @@
-"""Read the newest run log of a store: the rate of the build, and how it ended.
+"""Read the run logs of a store: the rates of its builds, and how they ended.
 
 The rate of a running build is the one that it displays, and logs with each chunk
 (``consumers.progress.Meter``). The rate of a build that has ended is its number of samples over its
@@ -39,14 +39,17 @@ class Run:
         started: the facts of the ``started`` event; empty if it was not logged.
         end: ``finished``, ``interrupted`` or ``failed``; ``""`` while it runs, or if it was killed.
         why: the error message that ended it, or ``""``.
+        host: the name of the machine that it runs on; ``""`` if that was not logged.
     """
 
     pid: int
     started: Mapping[str, Any] = field(default_factory=dict)
     end: str = ""
     why: str = ""
+    host: str = ""
     _chunks: int = 0
     _last: _Mark | None = None
+    _written: datetime | None = None
 
     @property
     def built(self) -> int:
@@ -58,8 +61,10 @@ class Run:
         with suppress(ValueError, KeyError, TypeError, AttributeError):
             facts = json.loads(line)
             event = facts["event"]
+            self._written = datetime.fromisoformat(facts["time"])
             if event == "started":
                 self.started = facts
+                self.host = str(facts.get("host", ""))
             elif event == "chunk":
                 self._last = _Mark(
                     datetime.fromisoformat(facts["time"]),
@@ -85,7 +90,7 @@ class Run:
             return 0.0
         if now is None or last.samples_per_s <= 0:
             return last.built / last.seconds
-        late = max(0.0, _since(last, now) - last.seconds / self._chunks)
+        late = max(0.0, _since(last.time, now) - last.seconds / self._chunks)
         return last.samples_per_s * last.over_s / (last.over_s + late)
 
     def eta_s(self, left: int, now: datetime) -> float | None:
@@ -93,7 +98,19 @@ class Run:
         rate = self.samples_per_s(now)
         if self._last is None or not rate:
             return None
-        return max(0.0, left / rate - _since(self._last, now))
+        return max(0.0, left / rate - _since(self._last.time, now))
+
+    def chunk_s(self) -> float:
+        """Mean seconds per committed chunk; 0 before the first."""
+        return 0.0 if self._last is None else self._last.seconds / self._chunks
+
+    def since_chunk_s(self, now: datetime) -> float:
+        """Seconds since the last chunk was committed; 0 before the first."""
+        return 0.0 if self._last is None else _since(self._last.time, now)
+
+    def silent_s(self, now: datetime) -> float:
+        """Seconds since the last line of the log was written."""
+        return 0.0 if self._written is None else _since(self._written, now)
 
     @property
     def bottleneck(self) -> str:
@@ -101,26 +118,49 @@ class Run:
         return "unknown" if self._last is None else self._last.slower_side
 
 
-def _since(mark: _Mark, now: datetime) -> float:
+def _since(time: datetime, now: datetime) -> float:
     # The clocks of two machines may differ: never negative.
-    return max(0.0, (now - mark.time).total_seconds())
+    return max(0.0, (now - time).total_seconds())
+
+
+class RunLogs:
+    """The logs in a store's ``records/runs``, each of which is read only after it has grown."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._known: dict[Path, tuple[int, Run]] = {}
+
+    def read(self) -> list[Run]:
+        """Reads all logs, from old to new by their start.
+
+        A log's name is its start time, host and process id. Logs are informative only: unreadable
+        logs are left out.
+        """
+        try:
+            paths = sorted(p for p in self._folder.iterdir() if p.suffix == ".log")
+        except OSError:
+            return []
+        runs = []
+        for path in paths:
+            with suppress(OSError, ValueError):
+                runs.append(self._read(path))
+        return runs
+
+    def _read(self, path: Path) -> Run:
+        size = path.stat().st_size
+        known = self._known.get(path)
+        if known is None or known[0] != size:
+            run = Run(int(path.stem.rpartition("-")[2]))
+            for line in path.read_bytes().split(b"\n")[:-1]:  # the last is empty or incomplete
+                run.take(line)
+            known = self._known[path] = (size, run)
+        return known[1]
 
 
 def newest_run(folder: Path) -> Run | None:
-    """Reads the newest log in a store's ``records/runs``; None if there is none.
-
-    A log's name is its start time and process id. Logs are informative only: an unreadable log
-    counts as none.
-    """
-    try:
-        path = max((p for p in folder.iterdir() if p.suffix == ".log"), key=lambda p: p.name)
-        run = Run(int(path.stem.rpartition("-")[2]))
-        lines = path.read_bytes().split(b"\n")
-    except (OSError, ValueError):
-        return None
-    for line in lines[:-1]:  # the last one is empty or incomplete
-        run.take(line)
-    return run
+    """Reads the newest log in a store's ``records/runs``; None if there is none."""
+    runs = RunLogs(folder).read()
+    return runs[-1] if runs else None
 
 
 def utc_now() -> datetime:

@@ -109,7 +109,7 @@ def interrupted(config: BuildConfig, tmp_path_factory: pytest.TempPathFactory) -
 def test_a_build_in_another_process_is_watched_until_it_exits(interrupted: dict[str, Any]) -> None:
     assert interrupted["built"] == 143
     first, *_, last = interrupted["looks"]
-    assert first["holder"][0] == interrupted["pid"]
+    assert first["holders"][0][0] == interrupted["pid"]
     assert first["running"]
     assert first["committed"] == interrupted["stopped_at"]
     assert first["done"] == 4 * first["committed"] < first["samples"] == 48
@@ -117,7 +117,7 @@ def test_a_build_in_another_process_is_watched_until_it_exits(interrupted: dict[
     assert first["views_per_s"] == pytest.approx(8 * first["samples_per_s"], abs=0.01)
     assert first["eta_s"] is not None
     assert first["bad_by_reason"] == {}
-    assert (last["holder"], last["running"], last["ended"]) == (None, False, "interrupted")
+    assert (last["holders"], last["running"], last["ended"]) == ([], False, "interrupted")
     assert last["eta_s"] is None
     assert interrupted["code"] == 1
     assert "was interrupted; build --resume continues it" in interrupted["errors"]
