@@ -20,7 +20,7 @@ import pytest
 
 from featurestore.system.locks import WorkerHolder, lock_holders
 from featurestore.verify.store import verify
-from manyviews.operations.watch.watch import watched
+from manyviews import main
 from tests import warm
 from tests.conftest import tree_digest
 from tests.faults.harness import COUNTS
@@ -108,12 +108,12 @@ def hosts() -> Iterator[tuple[Host, Host]]:
         try:
             for host in made:
                 ip("netns", "add", host.namespace)
-            peer = ("peer", "name", "link", "netns", made[1].namespace)
-            ip("link", "add", "link", "netns", made[0].namespace, "type", "veth", *peer)
+            peer = ("peer", "name", "cable", "netns", made[1].namespace)
+            ip("link", "add", "cable", "netns", made[0].namespace, "type", "veth", *peer)
             for host in made:
                 within = ("-n", host.namespace)
-                ip(*within, "addr", "add", f"{host.address}/24", "dev", "link")
-                ip(*within, "link", "set", "link", "up")
+                ip(*within, "addr", "add", f"{host.address}/24", "dev", "cable")
+                ip(*within, "link", "set", "cable", "up")
         except subprocess.CalledProcessError as e:
             pytest.skip(f"no network namespaces here: {e.stderr.decode().strip()}")
         yield made[0], made[1]
@@ -123,7 +123,11 @@ def hosts() -> Iterator[tuple[Host, Host]]:
 
 
 def test_workers_of_two_hosts_whose_link_is_cut(
-    hosts: tuple[Host, Host], demo_data: Path, checkpoints: dict[str, str], tmp_path: Path
+    hosts: tuple[Host, Host],
+    demo_data: Path,
+    checkpoints: dict[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     data, store = tmp_path / "data", tmp_path / "store"
     data.mkdir()
@@ -152,13 +156,16 @@ def test_workers_of_two_hosts_whose_link_is_cut(
     assert isinstance(holders, list)
     assert all(isinstance(holder, WorkerHolder) for holder in holders)
     names = {holder.host for holder in holders}
-    ip("-n", second.namespace, "link", "set", "link", "down")
+    main.run_command(["status", "--store", str(store)])
+    status = capsys.readouterr().out
+    ip("-n", second.namespace, "link", "set", "cable", "down")
     COUNTS["link cut"] += 1
     (tmp_path / "cut").touch()
     for process in started:
         errors = process.communicate(timeout=240)[1]
         assert process.returncode == 0, errors
     assert names == {first.name, second.name}
+    assert f"on {first.name}" in status or f"on {second.name}" in status, status
     logs = [path.name for path in (store / "records/runs").glob("*.log")]
     assert {host.name for host in hosts for log in logs if f"-{host.name}-" in log} == names
 
