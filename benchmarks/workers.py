@@ -76,8 +76,8 @@ def main() -> None:
 
 def _scaling(work: Path, *, quick: bool) -> None:
     """Rates of several devices, as multiples of one, and how many chunks were built twice."""
-    chunk_s = 0.5 if quick else 1.0
-    found = fleets(12 if quick else 25)
+    chunk_s = 0.4 if quick else 1.0
+    found = fleets(25)
     rows = []
     print("predicted by the simulation:")
     for fleet in found:
