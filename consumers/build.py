@@ -95,6 +95,10 @@ def _can_run_again(config: BuildConfig) -> bool:
 
 
 def _build(config: BuildConfig, notify: Callable[..., None]) -> BuildReport:
+    if config.ray is not None:
+        from consumers.workers.ray_driver import build_on_ray
+
+        return build_on_ray(config, notify)
     found = scan_collection(config.inputs)
     notify("scanned", **_scan_facts(found))
     if config.worker is not None:

@@ -16,7 +16,6 @@ lines. The command line prints the message alone; ``--debug`` adds the traceback
     ├── ChunkConflictError     two processes built one chunk with different results
     ├── StorageError           the system refused an operation on a file
     │   └── StorageFullError   no space left, or a quota reached
-    ├── WorkerError            every worker of a build failed
     └── InterruptedBuildError  a signal ended the build; --resume continues it
 """
 
@@ -217,22 +216,6 @@ class StorageFullError(StorageError):
         super().__init__(path, reason)
         advice = advice or "Free some space, then run the same command again."
         self.args = (f"Could not write {bytes:,} bytes to {path}: {reason}.\n{advice}",)
-
-
-class WorkerError(ManyViewsError):
-    """Every worker of a build failed; this is the error of one of them.
-
-    Attributes:
-        worker: the worker in words, with its host.
-        kind: the class name of its error.
-        exit_code: exit status of the command line, as for its error.
-    """
-
-    def __init__(self, worker: str, kind: str, message: str, exit_code: int) -> None:
-        self.worker = worker
-        self.kind = kind
-        self.exit_code = exit_code
-        super().__init__(f"{worker}: {message}")
 
 
 class InterruptedBuildError(ManyViewsError):

@@ -1,8 +1,8 @@
 """Ray: the connection to a cluster, and one actor for each worker. The only module that imports it.
 
 Ray starts the processes of the workers, gives each a GPU or a CPU, and starts a killed one again,
-on another machine if need be. The pixels never leave a worker's process: between the processes go
-a configuration, short reports, and the outcome.
+on another machine if need be. Pixels never leave the process of their worker: between processes go
+a configuration, events, and the outcome.
 """
 
 from __future__ import annotations
@@ -26,26 +26,27 @@ import featurestore
 from consumers.build import build
 from consumers.config import BuildConfig
 from consumers.progress import RunLog
-from consumers.workers.outcome import Outcome
-from consumers.workers.reporting import Reporter
-from featurestore.errors import ConfigError, InterruptedBuildError
+from consumers.stopping import before_anything
+from consumers.workers.reporting import Event, Reporter
+from consumers.workers.transport import error_values
+from featurestore.errors import ConfigError
 from featurestore.storage.store import RUNS
 from featurestore.system.limits import usable_cpus
 from featurestore.wording import amount, first_line
 
 # Limit of each call to another process, in seconds.
 _CALL_S = 30.0
-# The store of objects of a local cluster, in bytes: the least that Ray accepts, rounded up.
+# Size of the object store of a local cluster, in bytes: about the least that Ray accepts.
 _OBJECTS_BYTES = 80 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Spot:
     """Where Ray placed a worker.
 
     Attributes:
         host: name of the machine.
-        cpus: number of CPUs that its process may use.
+        cpus: number of CPUs that the worker's process may use.
         version: version of this project there.
     """
 
@@ -54,23 +55,54 @@ class Place:
     version: str
 
 
+@dataclass(slots=True)
+class News:
+    """What a worker has reported since the last look.
+
+    Attributes:
+        pid: id of its process; another one once Ray has started it again.
+        events: its events, in order.
+        age_s: time since its last report in seconds.
+    """
+
+    pid: int
+    events: list[Event]
+    age_s: float
+
+
 class Board:
-    """An actor that holds the latest report of each worker, and whether the build is to stop."""
+    """An actor that keeps the events of all workers for the driver, and its wish to stop."""
 
     def __init__(self) -> None:
-        self._reports: dict[int, tuple[float, Mapping[str, Any]]] = {}
+        self._events: dict[int, list[Event]] = {}
+        self._heard: dict[int, tuple[int, float]] = {}
+        self._next: dict[tuple[int, int], int] = {}
         self._stops = False
 
-    def post(self, worker: int, report: Mapping[str, Any]) -> bool:
-        """Replaces the report of a worker; returns whether the build is to stop."""
-        self._reports[worker] = time.monotonic(), report
+    def post(self, worker: int, pid: int, number: int, events: Sequence[Event]) -> bool:
+        """Adds events of a worker; those that it sent before are ignored.
+
+        Args:
+            worker: the worker.
+            pid: its process.
+            number: how many events of its build were sent before these.
+            events: the events.
+
+        Returns:
+            Whether the build is to stop.
+        """
+        known = self._next.get((worker, pid), 0) - number if number else 0
+        self._next[worker, pid] = number + len(events)
+        self._events.setdefault(worker, []).extend(events[max(0, known) :])
+        self._heard[worker] = pid, time.monotonic()
         return self._stops
 
-    def read(self, stops: bool) -> dict[int, tuple[float, Mapping[str, Any]]]:
-        """The reports, each with its age in seconds; sets whether the build is to stop."""
+    def read(self, stops: bool) -> dict[int, News]:
+        """Takes the events of all workers; sets whether the build is to stop."""
         self._stops = stops
-        now = time.monotonic()
-        return {worker: (now - at, report) for worker, (at, report) in self._reports.items()}
+        now, events = time.monotonic(), self._events
+        self._events = {}
+        return {n: News(pid, events.get(n, []), now - at) for n, (pid, at) in self._heard.items()}
 
 
 class Worker:
@@ -79,32 +111,38 @@ class Worker:
     def __init__(self, index: int, board: Any) -> None:
         self._index, self._board = index, board
 
-    def place(self) -> Place:
-        """Where this actor runs."""
-        return Place(socket.gethostname(), usable_cpus(), featurestore.__version__)
+    def spot(self) -> Spot:
+        """Where this actor is."""
+        return Spot(socket.gethostname(), usable_cpus(), featurestore.__version__)
 
-    def build(self, config: BuildConfig) -> Outcome:
-        """Builds the share ``config.worker``; an error is returned, not raised."""
+    def build(self, config: BuildConfig, folder: str) -> dict[str, Any]:
+        """Builds the share ``config.worker``.
+
+        Args:
+            config: the configuration.
+            folder: the folder that its relative paths begin at.
+
+        Returns:
+            The facts of the ``report``, or the values of the ``error`` that ended the build.
+        """
+        with suppress(OSError):  # this machine does not have it: only full paths can be used
+            os.chdir(folder)
         log = RunLog(config.store / RUNS)
-        try:
-            with Reporter(self._post) as reporter:
-                return _build(config, log, reporter)
-        finally:
-            log.close()
+        with Reporter(self._post) as reporter:
+            try:
+                return {"report": build(config, [log, reporter]).facts()}
+            except SystemExit:  # of Ray's handler, if the signal came when the build had ended
+                if not reporter.has_signalled:
+                    raise
+                return {"error": error_values(before_anything(signal.SIGTERM))}
+            except Exception as e:  # noqa: BLE001  the driver raises it
+                return {"error": error_values(e)}
+            finally:
+                log.close()
 
-    def _post(self, report: Mapping[str, Any]) -> bool:
-        return bool(ray.get(self._board.post.remote(self._index, report), timeout=_CALL_S))
-
-
-def _build(config: BuildConfig, log: RunLog, reporter: Reporter) -> Outcome:
-    try:
-        return Outcome.of(build(config, [log, reporter]), reporter.scanned)
-    except SystemExit as e:  # of Ray's handler, if the signal arrived after the build
-        if not reporter.has_signalled:
-            raise
-        return Outcome.of_error(InterruptedBuildError(signal.SIGTERM, str(e)))
-    except Exception as e:  # noqa: BLE001  errors travel as plain values
-        return Outcome.of_error(e)
+    def _post(self, number: int, events: Sequence[Event]) -> bool:
+        answer = self._board.post.remote(self._index, os.getpid(), number, list(events))
+        return bool(ray.get(answer, timeout=_CALL_S))
 
 
 class Crew:
@@ -112,90 +150,82 @@ class Crew:
 
     Args:
         count: number of workers.
-        use_gpus: whether each gets a GPU.
+        use_gpus: whether each of them gets a GPU.
     """
 
     def __init__(self, count: int, *, use_gpus: bool) -> None:
         self._needs = {"CPU": 1, "GPU": 1} if use_gpus else {"CPU": 1}
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-        self._board = (
-            ray.remote(Board)
-            .options(num_cpus=0, max_restarts=-1, scheduling_strategy=here)
-            .remote()
+        board = ray.remote(Board).options(
+            num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here
         )
-        kind = ray.remote(Worker).options(
+        worker = ray.remote(Worker).options(
             num_cpus=1,
             num_gpus=int(use_gpus),
             max_restarts=-1,
             max_task_retries=-1,
             scheduling_strategy="SPREAD",
         )
-        self._workers = [kind.remote(index, self._board) for index in range(count)]
-        self._places = [worker.place.remote() for worker in self._workers]
+        self._board = board.remote()
+        self._workers = [worker.remote(index, self._board) for index in range(count)]
+        self._spots = [each.spot.remote() for each in self._workers]
         self._builds: dict[Any, int] = {}
 
-    def placed(self, timeout_s: float) -> list[Place] | None:
-        """Waits until all workers have a place; None if some still have none.
+    def spots(self, timeout_s: float) -> list[Spot] | None:
+        """Waits until all workers are placed; None if some are not.
 
         Raises:
-            ConfigError: a worker cannot start there.
+            ConfigError: a worker cannot start where it was placed.
         """
-        ready, waiting = ray.wait(
-            self._places, num_returns=len(self._places), timeout=timeout_s, fetch_local=False
-        )
+        ready, waiting = ray.wait(self._spots, num_returns=len(self._spots), timeout=timeout_s)
         try:
-            places: list[Place] = ray.get(ready, timeout=_CALL_S)
+            spots: list[Spot] = ray.get(ready, timeout=_CALL_S)
         except GetTimeoutError:
             return None
         except RayError as e:
             raise ConfigError(
-                f"A worker cannot start on the Ray cluster: {first_line(e)}\n"
+                f"A worker cannot start on the Ray cluster: {_end_of(e)}\n"
                 "Install the same version of manyviews, with its dependencies, on every machine."
             ) from e
-        return None if waiting else places
+        return None if waiting else spots
 
-    def not_placed(self) -> str:
-        """What the cluster has, for the error that workers have no place."""
-        count = len(self._workers)
-        needs = " and ".join(f"{number} {name}" for name, number in self._needs.items())
-        return (
-            f"Ray has no place for {amount(count, 'worker')}, each with {needs}.\n"
-            f"The cluster has {_resources(ray.cluster_resources())}; free are "
-            f"{_resources(ray.available_resources())}.\n"
-            "Give fewer --ray-workers, or add machines."
-        )
-
-    def can_hold(self) -> bool:
-        """Whether the machines of the cluster have enough for all workers, used or not."""
+    def is_possible(self) -> bool:
+        """Whether the machines of the cluster have enough for all workers, free or not."""
         has = ray.cluster_resources()
-        return all(has.get(n, 0) >= len(self._workers) * k for n, k in self._needs.items())
+        return all(has.get(name, 0) >= len(self._workers) * n for name, n in self._needs.items())
+
+    def not_placed(self) -> ConfigError:
+        """The error that not all workers can be placed, with what the cluster has."""
+        needs = " and ".join(f"{count} {name}" for name, count in self._needs.items())
+        return ConfigError(
+            f"Ray cannot place {amount(len(self._workers), 'worker')}, each with {needs}: the "
+            f"cluster has {_resources(ray.cluster_resources())},\n"
+            f"of which {_resources(ray.available_resources())} are free.\n"
+            "Choose fewer with --ray-workers, or add machines to the cluster."
+        )
 
     def start(self, index: int, config: BuildConfig) -> None:
         """Lets a worker build its share."""
-        self._builds[self._workers[index].build.remote(config)] = index
+        self._builds[self._workers[index].build.remote(config, str(Path.cwd()))] = index
 
-    def ended(self, timeout_s: float) -> list[tuple[int, Outcome]]:
-        """Waits until a build ends; returns each one that has, with its outcome."""
-        if not self._builds:
-            return []
+    def ended(self, timeout_s: float) -> list[tuple[int, dict[str, Any]]]:
+        """Waits until a build ends; returns the workers whose builds did, with the results."""
         ready, _ = ray.wait(list(self._builds), num_returns=1, timeout=timeout_s)
-        return [(self._builds.pop(build), _outcome(build)) for build in ready]
+        return [(self._builds.pop(build), _result(build)) for build in ready]
 
     @property
     def building(self) -> set[int]:
         """The workers whose builds have not ended."""
         return set(self._builds.values())
 
-    def reports(self, *, stops: bool) -> dict[int, tuple[float, Mapping[str, Any]]]:
-        """The latest report of each worker, with its age in seconds; says whether to stop.
+    def news(self, *, stops: bool) -> dict[int, News]:
+        """What each worker has reported since the last call; says whether they are to stop.
 
-        Empty while the actor that holds them cannot be reached.
+        Empty while the actor that keeps the events cannot be reached.
         """
         with suppress(RayError):
-            reports: dict[int, tuple[float, Mapping[str, Any]]] = ray.get(
-                self._board.read.remote(stops), timeout=_CALL_S
-            )
-            return reports
+            news: dict[int, News] = ray.get(self._board.read.remote(stops), timeout=_CALL_S)
+            return news
         return {}
 
     def __enter__(self) -> Crew:
@@ -207,12 +237,17 @@ class Crew:
                 ray.kill(actor, no_restart=True)
 
 
-def _outcome(build: Any) -> Outcome:
+def _result(build: Any) -> dict[str, Any]:
     try:
-        outcome: Outcome = ray.get(build, timeout=_CALL_S)
+        result: dict[str, Any] = ray.get(build, timeout=_CALL_S)
     except RayError as e:
-        return Outcome(type(e).__name__, f"{type(e).__name__}: {first_line(e)}", 1)
-    return outcome
+        return {"error": error_values(e)}
+    return result
+
+
+def _end_of(error: RayError) -> str:
+    """The last line of an error, which names its cause; the lines before are a traceback."""
+    return str(error).strip().splitlines()[-1].strip()
 
 
 def _resources(found: Mapping[str, float]) -> str:
@@ -224,7 +259,7 @@ class Connection:
 
     Args:
         address: address of the cluster; None starts one on this machine, which ends with it.
-        folder: folder of the files of such a cluster.
+        folder: folder for the files of such a cluster.
 
     Raises:
         ConfigError: the cluster does not answer, or refuses this process.
@@ -233,41 +268,36 @@ class Connection:
 
     def __init__(self, address: str | None, folder: Path | None) -> None:
         if ray.is_initialized():
-            raise ConfigError("This process is connected to Ray already: call ray.shutdown() first.")
-        own: dict[str, Any] = {
+            raise ConfigError("This process is connected to Ray already: ray.shutdown() ends that.")
+        own = {
             "num_cpus": usable_cpus(),
             "include_dashboard": False,
             "object_store_memory": _OBJECTS_BYTES,
             "_temp_dir": str(folder),
         }
-        where = own if address is None else {"address": address}
+        where: dict[str, Any] = own if address is None else {"address": address}
         handler = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
-        except SystemExit:  # of the handler that Ray sets meanwhile
+        except BaseException as e:
             self.close()
-            raise InterruptedBuildError(
-                signal.SIGTERM,
-                "Stopped by SIGTERM before anything was built: run the same command again.",
-            ) from None
-        except (OSError, RuntimeError, ValueError, RayError) as e:
-            self.close()
-            raise ConfigError(_no_connection(address, e)) from e
-        except BaseException:
-            self.close()
+            if isinstance(e, SystemExit):  # of the handler that Ray sets
+                raise before_anything(signal.SIGTERM) from None
+            if isinstance(e, (OSError, RuntimeError, ValueError, RayError)):
+                raise ConfigError(_no_connection(address, e)) from e
             raise
         finally:
-            with suppress(ValueError):  # another thread than the main one
+            with suppress(ValueError):  # not the main thread
                 signal.signal(signal.SIGTERM, handler)
 
     @property
     def has_gpus(self) -> bool:
-        """Whether the cluster has a GPU."""
+        """Whether a machine of the cluster has a GPU."""
         return bool(ray.cluster_resources().get("GPU", 0))
 
     @property
     def host(self) -> str:
-        """Address of the cluster's head, without the port."""
+        """Address of the machine with the head of the cluster."""
         return str(ray.get_runtime_context().gcs_address).rpartition(":")[0]
 
     def close(self) -> None:
@@ -285,11 +315,10 @@ def _no_connection(address: str | None, error: Exception) -> str:
     if address is None:
         return (
             f"Ray could not be started on this machine: {first_line(error)}\n"
-            "`--devices` builds with several devices of one machine without Ray."
+            "Without Ray, --devices builds with several devices of one machine."
         )
-    has_token = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
     return (
-        f"No Ray cluster can be used at {address}: {first_line(error)}\n"
-        + ("" if has_token else "Its token is expected in RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH. ")
-        + "`ray status` on one of its machines shows whether it runs."
+        f"No Ray cluster could be used at {address}: {first_line(error)}\n"
+        "`ray status` on one of its machines shows whether it runs. A cluster with a token needs "
+        "it\nin RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH here too."
     )

@@ -39,6 +39,13 @@ DONE_WITH_BAD_SAMPLES = 3
     metavar="K/N",
     help="Build a share of the store as worker K of N, with --resume; see docs/cluster.md.",
 )
+@click.option(
+    "--ray",
+    metavar="local|ADDRESS",
+    help="Build with --ray-workers on a Ray cluster, with --resume: one that this command starts "
+    "here and ends, or the one at ADDRESS, which may be auto; see docs/cluster.md.",
+)
+@click.option("--ray-workers", type=int, metavar="N", help="Workers on the Ray cluster.")
 @json_option
 @common_options
 def build(toml: Path | None, as_json: bool, **options: Any) -> int:
@@ -65,7 +72,9 @@ def build(toml: Path | None, as_json: bool, **options: Any) -> int:
 
     with display() as show:
         try:
-            report = run(config, [log, show, keep_scan])
+            # The workers on a Ray cluster write the logs.
+            observers = [show, keep_scan] if config.ray is not None else [log, show, keep_scan]
+            report = run(config, observers)
         finally:
             log.close()
     if as_json:

@@ -26,7 +26,6 @@ EXAMPLES: tuple[ManyViewsError, ...] = (
     errors.ChunkConflictError(3, "records/commits/00000003"),
     errors.StorageError(_PATH, "permission denied", "Ask its owner."),
     errors.StorageFullError(_PATH, 4096, "no space left"),
-    errors.WorkerError("worker 1/2 on one", "ConfigError", "no such device", 2),
     errors.InterruptedBuildError(15, "stopped"),
 )
 
