@@ -17,6 +17,7 @@ from consumers.decisions import decide
 from consumers.plan import Plan, make_plan
 from consumers.resume.checks import check_intent
 from consumers.resume.extension import Extension, completed, find_extension, naming_extension
+from consumers.stopping import before_anything
 from featurestore.errors import (
     InputError,
     InterruptedBuildError,
@@ -82,10 +83,7 @@ def build(config: BuildConfig, observers: Sequence[Observer] = ()) -> BuildRepor
         stopped = isinstance(e, (InterruptedBuildError, KeyboardInterrupt))
         notify("interrupted" if stopped else "failed", error=str(e) or type(e).__name__)
         if isinstance(e, KeyboardInterrupt) and not has_started and _can_run_again(config):
-            raise InterruptedBuildError(
-                signal.SIGINT,
-                "Stopped by SIGINT before anything was built: run the same command again.",
-            ) from None
+            raise before_anything(signal.SIGINT) from None
         raise
 
 
@@ -95,6 +93,10 @@ def _can_run_again(config: BuildConfig) -> bool:
 
 
 def _build(config: BuildConfig, notify: Callable[..., None]) -> BuildReport:
+    if config.devices:
+        from consumers.workers.parent import build_on_devices
+
+        return build_on_devices(config, notify)
     if config.ray is not None:
         from consumers.workers.ray_driver import build_on_ray
 

@@ -28,6 +28,8 @@ class BuildReport:
         truncated: number of views of this run that were cut to the tokenizer's maximum length, by
             text feature.
         replaced: number of producers that died and were replaced, by cause of death.
+        restarted: number of worker processes that died and were started again, by cause of death;
+            for a build on several ``devices``.
         absent: number of samples of the store without an image, or without a text, by modality.
     """
 
@@ -40,6 +42,7 @@ class BuildReport:
     bad: list[BadInput] = field(default_factory=list)
     truncated: Counter[str] = field(default_factory=Counter)
     replaced: Counter[str] = field(default_factory=Counter)
+    restarted: Counter[str] = field(default_factory=Counter)
     absent: Counter[str] = field(default_factory=Counter)
 
     def chunk_facts(self, records: Sequence[SampleRecord]) -> dict[str, Any]:
@@ -49,6 +52,8 @@ class BuildReport:
             "built": self.built,
             "seconds": round(self.seconds, 3),
             "waited_s": round(self.waited_s, 3),
+            "truncated": dict(self.truncated),
+            "replaced": dict(self.replaced),
             "bad": [[b.index, b.modality, b.reason, b.detail] for r in records for b in r.bad],
         }
 

@@ -60,7 +60,11 @@ class BuildConfig:
             refusing.
         sample_timeout_s: time after which a sample counts as stuck, in seconds.
         worker: which of several workers this process is, with ``resume``; they build one store
-            together.
+            together. With ``devices``: which of several machines this one is.
+        devices: the devices of this machine, on each of which a worker process builds, with
+            ``resume``: ``cpu``, ``cuda`` or ``cuda:N``, or ``all`` alone for every CUDA device. A
+            device may be repeated. Empty to build in this process, on ``device``. The workers
+            divide ``workers`` and ``slots`` among them, and those on a CPU ``threads``.
         ray: Ray cluster on which ``ray_workers`` workers build: its address, or ``local`` to start
             one on this machine; None to build without Ray.
         ray_workers: number of workers on a Ray cluster.
@@ -93,6 +97,7 @@ class BuildConfig:
     remake_changed: bool = False
     sample_timeout_s: float = 300.0
     worker: Share | None = None
+    devices: tuple[str, ...] = ()
     ray: str | None = None
     ray_workers: int = 0
 
@@ -118,6 +123,7 @@ class BuildConfig:
             raise ConfigError("--resume and --overwrite exclude each other: choose one.")
         if self.worker is not None and not self.resume:
             raise ConfigError("--worker creates a store or continues it: give --resume as well.")
+        self._check_devices()
         self._check_ray()
         for name in self.backbones:
             check_name(name)
@@ -134,6 +140,20 @@ class BuildConfig:
             _known_feature("model", feature, known)
         if not 0 < self.sample_timeout_s < math.inf:
             raise ConfigError(f"sample_timeout_s is positive, found {self.sample_timeout_s}.")
+
+    def _check_devices(self) -> None:
+        if not self.devices:
+            return
+        if self.device != "auto":
+            raise ConfigError(
+                f"--device {self.device} and --devices {','.join(self.devices)} exclude each "
+                "other: choose one."
+            )
+        if not self.resume:
+            raise ConfigError(
+                "--devices starts workers, which create a store or continue it: give --resume as "
+                "well."
+            )
 
     def _check_ray(self) -> None:
         """Refuses options that do not go together with a Ray cluster."""
@@ -156,7 +176,7 @@ class BuildConfig:
                 f"--device {self.device} and --ray exclude each other: Ray chooses the GPU of each "
                 "worker.\nGive --device auto, cpu or cuda."
             )
-        for name, value in (("worker", self.worker), ("devices", getattr(self, "devices", ()))):
+        for name, value in (("worker", self.worker), ("devices", self.devices)):
             if value:
                 raise ConfigError(
                     f"--{name} and --ray exclude each other: --ray-workers says how many workers "

@@ -21,17 +21,16 @@ from consumers.engine.embedding import Embedder
 from consumers.notices import slow_paths
 from consumers.plan import Plan
 from consumers.resume.checks import INPUT_CACHE, input_cache_of, refuse_bad
-from consumers.stopping import Notifier, stop_signals
+from consumers.stopping import Notifier, interrupted, stop_signals
 from consumers.workers.assignment import Assignment, Claims, Missing, Pace, WorkerClaims
 from consumers.workers.share import Share
 from consumers.workers.walk import Walk
-from featurestore.errors import InterruptedBuildError
+from featurestore.errors import BackboneError, InterruptedBuildError
 from featurestore.records import SampleRecord
 from featurestore.samples import present_in
 from featurestore.storage.files import writer_name
 from featurestore.storage.store import FeatureStore
 from featurestore.storage.writer import StoreWriter
-from featurestore.wording import amount
 from producers.pool import ProducerPool
 from producers.sources.inputs import extend_cache, stat_of
 from producers.sources.scan import require_inputs
@@ -80,6 +79,7 @@ class _Run:
         }
         self._report = BuildReport(plan.decided.config.store, spec.samples, spec.views)
         self._pace = Pace()
+        self._filling = 0
         cache = INPUT_CACHE if share is None else input_cache_of(writer_name())
         self._inputs_file = plan.decided.config.store / cache
 
@@ -109,7 +109,11 @@ class _Run:
         if self._decided.confirmed:
             extend_cache(self._inputs_file, self._decided.confirmed)
         if missing:
-            self._build(missing, workers=min(self._plan.workers, todo))
+            try:
+                self._build(missing, workers=min(self._plan.workers, todo))
+            except BackboneError as e:
+                e.name_chunk(self._filling)  # unless it was raised for the chunk before
+                raise
         self._finish()
         self._notify("finished", **self._report.facts())
         return self._report
@@ -165,6 +169,7 @@ class _Run:
                         break
                     work.assign(chunk)
                     continue
+                self._filling = chunk
                 records, features = self._fill(chunk, pool, embedder, compute, report)
                 report(wait=True)
                 committer.write(LaunchedChunk(chunk, records, features))
@@ -173,7 +178,7 @@ class _Run:
             report(wait=True)
             self._writer.refresh()
             if stopped and not self._writer.complete:
-                raise _interrupted(stopped[0], self._writer)
+                raise interrupted(stopped[0], self._writer)
 
     def _claims(self, missing: Sequence[int]) -> Claims:
         """The chunks that this process builds."""
@@ -253,10 +258,14 @@ class _Run:
         """Writes and commits one chunk; runs in the committer's thread."""
         spec = self._writer.spec
         indices = spec.samples_of(launched.chunk)
-        rows = {
-            parts[0].feature: self._rows(launched.chunk, launched.records, parts)
-            for parts in launched.features
-        }
+        try:
+            rows = {
+                parts[0].feature: self._rows(launched.chunk, launched.records, parts)
+                for parts in launched.features
+            }
+        except BackboneError as e:
+            e.name_chunk(launched.chunk)
+            raise
         changed = dict(self._plan.changed)
         if self._wanted is not None:
             for record in launched.records:
@@ -298,10 +307,3 @@ class _Run:
             refuse_bad(bad, self._decided.found.samples, "This chunk has")
 
 
-def _interrupted(number: int, writer: StoreWriter) -> InterruptedBuildError:
-    done, chunks = len(writer.ledger), writer.spec.chunks
-    return InterruptedBuildError(
-        number,
-        f"Stopped by {signal.Signals(number).name} after {done} of {amount(chunks, 'chunk')}.\n"
-        "Everything committed is kept; continue with --resume.",
-    )

@@ -102,6 +102,8 @@ def make_plan(
     loaded = _load_all(decided, refused)
     job = _job(config, loaded, workers, decided.wanted, decided.found)
     require_room(job.layout, job.slots)
+    if config.worker is not None and (machine := config.worker.machine) is not None:
+        require_room(job.layout, machine.slots, machine.free_bytes)
     dims = {name: backbone.dim for name, backbone in loaded.items()}
     spec = StoreSpec(
         len(decided.found.samples),
@@ -130,6 +132,11 @@ def _require_inputs(found: Scan, modalities: Mapping[str, Modality]) -> None:
     """Refuses features whose input the collection does not have."""
     for name, modality in modalities.items():
         require_input(found, name, modality)
+
+
+def default_slots(workers: int) -> int:
+    """Default number of slots: two for each producer, and two that wait for the backbones."""
+    return 2 * workers + 2
 
 
 def default_workers() -> int:
@@ -183,8 +190,7 @@ def _job(
         seed=config.seed,
         images=tuple(dict.fromkeys(images)),
         texts=tuple(texts),
-        # Two for each producer, and two that wait for the backbones.
-        slots=config.slots or 2 * workers + 2,
+        slots=config.slots or default_slots(workers),
         compiled=has_compiled(),
         first_view=0 if wanted is None else wanted.first_view,
     )

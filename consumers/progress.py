@@ -30,7 +30,7 @@ from featurestore.wording import amount
 # faster, because a chunk's texts are embedded while the next chunk is filled.
 _WINDOW_S = 60.0
 _WINDOW_CHUNKS = 2
-_REDRAW_S = 0.25
+REDRAW_S = 0.25
 
 
 class Meter:
@@ -58,8 +58,8 @@ class Meter:
         self._marks = []
 
     def sample(self, facts: Mapping[str, Any]) -> None:
-        """Counts one sample."""
-        self.done += 1
+        """Counts one sample, or those that an event of a worker process sums up."""
+        self.done += facts.get("count", 1)
         self.filled = facts["filled"]
         now = time.monotonic()
         self._marks.append((now, self.done, facts["waited_s"]))
@@ -202,7 +202,7 @@ class PlainDisplay:
             for notice in facts["notices"]:
                 self._print(notice)
         elif event == "stopping":
-            self._print(_stopping_line(facts))
+            self._print(stopping_line(facts))
         elif event == "sample":
             self._meter.sample(facts)
         # Samples also trigger a line: on a busy machine a chunk takes minutes.
@@ -252,7 +252,7 @@ class LiveDisplay:
         elif event == "chunk":
             self._redraw()
         elif event == "stopping":
-            self._console.print(_stopping_line(facts), style="yellow")
+            self._console.print(stopping_line(facts), style="yellow")
         elif event == "finished":
             self.close()
 
@@ -267,7 +267,7 @@ class LiveDisplay:
 
     def _redraw(self) -> None:
         # Drawn by the main loop, so that no thread is needed, but not for every sample.
-        if self._live is not None and time.monotonic() - self._drawn >= _REDRAW_S:
+        if self._live is not None and time.monotonic() - self._drawn >= REDRAW_S:
             self._drawn = time.monotonic()
             self._live.update(self._lines(), refresh=True)
 
@@ -301,7 +301,7 @@ def _waiting_line(facts: Mapping[str, Any]) -> str:
     return "waiting for another worker, which creates the store"
 
 
-def _stopping_line(facts: Mapping[str, Any]) -> str:
+def stopping_line(facts: Mapping[str, Any]) -> str:
     """The acknowledgement of a stop signal."""
     name = facts["signal"]
     if name == "SIGINT":

@@ -4,11 +4,34 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from featurestore.errors import InterruptedBuildError
+from featurestore.storage.store import FeatureStore
+from featurestore.wording import amount
 from producers.parent import STOP_SIGNALS
+
+
+# The signals that ask this process to stop, and the stop signal that each of them means.
+_meanings: Mapping[int, int] = {number: number for number in STOP_SIGNALS}
+
+
+def relayed(number: int) -> int:
+    """The signal by which a parent process relays a stop signal to a worker process.
+
+    A worker process ignores the stop signals themselves: Ctrl-C and schedulers send them to all
+    processes of a group, and the one that the parent relays must not be a second one.
+    """
+    return int(signal.SIGRTMIN) + STOP_SIGNALS.index(number)
+
+
+def follow_relayed() -> None:
+    """Makes this process stop on what its parent relays, instead of on the stop signals."""
+    global _meanings  # noqa: PLW0603  a property of the process, like its signal handlers
+    _meanings = {relayed(number): number for number in STOP_SIGNALS}
+    signal.signal(relayed(signal.SIGINT), signal.default_int_handler)
 
 
 class Notifier:
@@ -62,22 +85,22 @@ def stop_signals(on_first: Callable[[int], None]) -> Iterator[list[int]]:
         on_first: called with the number of the first signal, by the signal's handler.
 
     Yields:
-        The numbers of the signals received so far; empty until the first one arrives.
+        The numbers of the stop signals received so far; empty until the first one arrives.
     """
     stopped: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield stopped  # only the main thread may set handlers
         return
     # Ignored signals stay ignored: SIGHUP under nohup, SIGINT in a background job.
-    numbers = [n for n in STOP_SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
+    numbers = [n for n in _meanings if signal.getsignal(n) is not signal.SIG_IGN]
     previous: dict[int, Any] = {number: signal.getsignal(number) for number in numbers}
 
     def note(number: int, _frame: object) -> None:
-        stopped.append(number)
+        stopped.append(_meanings[number])
         plain = previous[number] is signal.default_int_handler
         signal.signal(number, interrupt if plain else previous[number])
         if len(stopped) == 1:
-            on_first(number)
+            on_first(_meanings[number])
 
     def interrupt(number: int, _frame: object) -> None:
         # From here on Ctrl-C is ignored: the thread that writes a chunk is always waited for,
@@ -92,3 +115,21 @@ def stop_signals(on_first: Callable[[int], None]) -> Iterator[list[int]]:
     finally:
         for number in numbers:
             signal.signal(number, previous[number])
+
+
+def before_anything(number: int) -> InterruptedBuildError:
+    """The error for a build that a stop signal ended before its first chunk was started."""
+    name = signal.Signals(number).name
+    return InterruptedBuildError(
+        number, f"Stopped by {name} before anything was built: run the same command again."
+    )
+
+
+def interrupted(number: int, store: FeatureStore) -> InterruptedBuildError:
+    """The error for a build that a stop signal ended after a committed chunk."""
+    done, chunks = len(store.ledger), store.spec.chunks
+    return InterruptedBuildError(
+        number,
+        f"Stopped by {signal.Signals(number).name} after {done} of {amount(chunks, 'chunk')}.\n"
+        "Everything committed is kept; continue with --resume.",
+    )

@@ -10,6 +10,7 @@ lines. The command line prints the message alone; ``--debug`` adds the traceback
     ├── BadInputsError         some are unusable, and the build was asked to fail in that case
     ├── ProducerError          a producer process died or could not start
     ├── BackboneError          a backbone failed, or returned something that is not a feature
+    ├── WorkerError            a worker process died repeatedly, or met a defect
     ├── StoreLockedError       another process is writing to this store
     ├── StoreMismatchError     --resume with a setting that would change the features
     ├── CorruptStoreError      the content of a file of the store differs from what was committed
@@ -27,6 +28,7 @@ from typing import Any
 
 # Maximum number of processes that a message names.
 _NAMED = 4
+_PROMISE = "Nothing that was committed is lost. Run it again with --resume."
 
 
 class ManyViewsError(Exception):
@@ -104,7 +106,35 @@ class ProducerError(ManyViewsError):
 
 
 class BackboneError(ManyViewsError):
-    """A backbone failed on a batch, or returned something that is not a finite feature."""
+    """A backbone failed on a batch, or returned something that is not a finite feature.
+
+    Attributes:
+        chunk: number of the chunk that the batch belongs to, or None if no chunk is involved.
+    """
+
+    chunk: int | None = None
+
+    def name_chunk(self, chunk: int) -> None:
+        """Names the chunk in the message, unless one is named already."""
+        if self.chunk is None:
+            self.chunk = chunk
+            self.args = (f"Chunk {chunk}: {self}",)
+
+
+class WorkerError(ManyViewsError):
+    """A worker process of a build died repeatedly, or ended with an error that is a defect.
+
+    Attributes:
+        device: the device that the worker computed on, or None if unknown.
+        worker: which of the workers it was, as ``K/N``, or None if unknown.
+    """
+
+    def __init__(
+        self, message: str, *, device: str | None = None, worker: str | None = None
+    ) -> None:
+        self.device = device
+        self.worker = worker
+        super().__init__(message)
 
 
 class StoreLockedError(ManyViewsError):
@@ -200,7 +230,8 @@ class StorageError(ManyViewsError):
 
     def add_promise(self) -> None:
         """Adds the promise that holds only for a build that this error ended: nothing is lost."""
-        self.args = (f"{self}\nNothing that was committed is lost. Run it again with --resume.",)
+        if _PROMISE not in str(self):  # the error of a worker process has it already
+            self.args = (f"{self}\n{_PROMISE}",)
 
 
 class StorageFullError(StorageError):

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -48,6 +48,16 @@ class Child:
         results: connection that receives the reports of the process.
     """
 
+    # What the process is called in messages, and the variables that are set in its environment.
+    _NAME = "A producer process"
+    # CUDA_VISIBLE_DEVICES is empty because producers never use a GPU.
+    _ENVIRONMENT: Mapping[str, str] = {
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
     def __init__(self, module: str, job: IO[bytes], fds: Sequence[int] = ()) -> None:
         """Starts the process.
 
@@ -61,9 +71,9 @@ class Child:
             ProducerError: the machine does not have enough processes, open files or memory.
             StorageError: a temporary file cannot be written.
         """
-        require_linux("A producer process")
+        require_linux(self._NAME)
         _collect()
-        with ExitStack() as undo, machine_errors("A producer process could not be started"):
+        with ExitStack() as undo, machine_errors(f"{self._NAME} could not be started"):
             self._start(module, job, fds, undo)
 
     def _start(self, module: str, job: IO[bytes], fds: Sequence[int], undo: ExitStack) -> None:
@@ -83,7 +93,7 @@ class Child:
                 stdout=self._stderr,
                 stderr=self._stderr,
                 pass_fds=inherited,
-                env=os.environ | _ENVIRONMENT,
+                env=os.environ | dict(self._ENVIRONMENT),
             )
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -124,6 +134,10 @@ class Child:
             reports.append(json.loads(self._unread[_SIZE.size : end]))
             del self._unread[:end]
         return reports
+
+    def signal(self, number: int) -> None:
+        """Sends a signal to the process, unless it has ended."""
+        self._process.send_signal(number)
 
     @property
     def printed_bytes(self) -> int:
@@ -173,15 +187,6 @@ class Child:
             return self._process.wait(timeout=limit_s)
         except subprocess.TimeoutExpired:
             return None
-
-
-# CUDA_VISIBLE_DEVICES is empty because children never use a GPU.
-_ENVIRONMENT = {
-    "CUDA_VISIBLE_DEVICES": "",
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-}
 
 
 def _flags() -> list[str]:

@@ -81,9 +81,14 @@ def _answer(handle: Handler, tasks: Connection, results: Connection) -> None:
         except EOFError:
             return  # the parent closed the pipe: there is no more work
         results.send_bytes(json.dumps(handle(task)).encode("ascii"))
-        if os.fstat(2).st_size > _PRINTED_BYTES:  # libtiff prints a line for every damaged row
-            os.ftruncate(2, 0)
-            os.lseek(2, 0, os.SEEK_SET)
+        limit_output()  # libtiff prints a line for every damaged row
+
+
+def limit_output() -> None:
+    """Empties the file that holds the output of libraries if it has become large."""
+    if os.fstat(2).st_size > _PRINTED_BYTES:
+        os.ftruncate(2, 0)
+        os.lseek(2, 0, os.SEEK_SET)
 
 
 def _shortened(text: str) -> str:

@@ -216,13 +216,18 @@ class Ring:
         self.fd, self.slots = -1, []
 
 
-def require_room(layout: SlotLayout, slots: int) -> int:
+def require_room(layout: SlotLayout, slots: int, free: int | None = None) -> int:
     """Checks that there is memory for ``slots`` slots; returns their size in bytes.
+
+    Args:
+        layout: the layout of a slot.
+        slots: number of slots.
+        free: bytes of memory that are free; None for those available now.
 
     Raises:
         ConfigError: the slots need more memory than is free.
     """
-    size, free = layout.slot_bytes * slots, available_bytes()
+    size, free = layout.slot_bytes * slots, available_bytes() if free is None else free
     if size > free:
         raise ConfigError(_too_small(size, slots, f"{free:,} are free"))
     return size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,8 +16,56 @@ from featurestore.wording import first_line
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def resolve_device(device: str) -> str:
+def resolve_devices(devices: Sequence[str]) -> list[str]:
+    """The devices that ``--devices`` names on this machine; one may be named repeatedly.
+
+    torch is loaded only if a CUDA device is named.
+
+    Args:
+        devices: ``all`` alone for every CUDA device, or ``cpu``, ``cuda`` and ``cuda:N``.
+
+    Returns:
+        ``cpu``, or ``cuda:N`` with its index, for each worker.
+
+    Raises:
+        ConfigError: a device does not exist, or its name is invalid.
+    """
+    if tuple(devices) == ("all",):
+        count = _cuda_devices()
+        if not count:
+            raise ConfigError(
+                "--devices all: this machine has no CUDA device that torch can use.\n"
+                "Name its devices instead: --devices cpu,cpu starts two workers on the CPU."
+            )
+        return [f"cuda:{index}" for index in range(count)]
+    for name in devices:
+        if name == "auto" or not _is_device(name):
+            raise ConfigError(
+                f"--devices {','.join(devices)}: {name!r} is not a device. Give all, or a list of "
+                "cpu and cuda:N, for example cuda:0,cuda:1."
+            )
+    return [resolve_device(name, "--devices") for name in devices]
+
+
+def _is_device(device: str) -> bool:
+    """Whether a name has the form of one."""
+    kind, colon, index = device.partition(":")
+    return device in ("auto", "cpu") or (kind == "cuda" and (not colon or index.isdecimal()))
+
+
+def _cuda_devices() -> int:
+    """Number of CUDA devices that torch can use."""
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def resolve_device(device: str, option: str = "--device") -> str:
     """The device that ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` means on this machine.
+
+    Args:
+        device: its name.
+        option: the option that named it, for messages.
 
     Returns:
         ``cpu``, or ``cuda:N`` with its index.
@@ -26,21 +75,20 @@ def resolve_device(device: str) -> str:
     """
     if device == "cpu":
         return device
-    kind, _, index = device.partition(":")
-    if device != "auto" and (kind != "cuda" or (":" in device and not index.isdecimal())):
-        raise ConfigError(f"--device {device} is not a device: give auto, cpu, cuda or cuda:N.")
+    if not _is_device(device):
+        raise ConfigError(f"{option} {device} is not a device: give auto, cpu, cuda or cuda:N.")
     import torch
 
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    index, count = device.partition(":")[2], _cuda_devices()
     if device == "auto":
         return "cuda:0" if count else "cpu"
     if not count:
         raise ConfigError(
-            f"--device {device}: this torch ({torch.__version__}) finds no CUDA device.\n"
-            "Use --device cpu, or install a CUDA build of torch and check nvidia-smi."
+            f"{option} {device}: this torch ({torch.__version__}) finds no CUDA device.\n"
+            f"Use {option} cpu, or install a CUDA build of torch and check nvidia-smi."
         )
     if int(index or 0) >= count:
-        raise ConfigError(f"--device {device}: there are {count}, cuda:0 to cuda:{count - 1}.")
+        raise ConfigError(f"{option} {device}: there are {count}, cuda:0 to cuda:{count - 1}.")
     return f"cuda:{int(index or 0)}"
 
 

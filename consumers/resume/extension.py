@@ -47,6 +47,13 @@ class Extension:
     base: FeatureStore
     made: FeatureStore | None
 
+    @classmethod
+    def of(cls, base: FeatureStore, made: FeatureStore) -> Extension:
+        """The extension of ``base`` that an earlier build left as ``made``."""
+        if set(made.features).isdisjoint(base.features):
+            return cls("features", base, made)
+        return cls("views" if made.spec.views > base.spec.views else "samples", base, made)
+
     def parts(self, views: int) -> str:
         """The ends of the view ranges that are built separately, for the fingerprint."""
         ends = str(self.base.fingerprint.get("view_parts", self.base.spec.views))

@@ -80,7 +80,7 @@ def build_on_ray(config: BuildConfig, notify: Callable[..., None]) -> BuildRepor
         stack.enter_context(_authentication(config.ray or LOCAL))
         is_local = config.ray == LOCAL
         folder = stack.enter_context(_own_folder()) if is_local else None
-        notify("ray", address=config.ray, stage="connecting")
+        notify("connecting", address=config.ray)
         try:
             from consumers.workers import ray_cluster
         except ModuleNotFoundError as e:

@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from featurestore.errors import ConfigError
 
 _SHARE = re.compile(r"([0-9]+)/([0-9]+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What the workers of one parent process need together.
+
+    Attributes:
+        slots: number of slots of all of them.
+        free_bytes: bytes of memory that were available before the first of them started.
+    """
+
+    slots: int
+    free_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,10 +32,13 @@ class Share:
     Attributes:
         index: number of this worker, from 0.
         count: number of workers.
+        machine: what it needs together with the other workers of its parent process, or None if it
+            has no such parent.
     """
 
     index: int
     count: int
+    machine: Machine | None = field(default=None, compare=False)
 
     @classmethod
     def parse(cls, text: str) -> Share:

@@ -40,6 +40,13 @@ DONE_WITH_BAD_SAMPLES = 3
     help="Build a share of the store as worker K of N, with --resume; see docs/cluster.md.",
 )
 @click.option(
+    "--devices",
+    metavar="LIST",
+    help="Build with a worker process on each device, with --resume: all (every CUDA device), or "
+    "for example cuda:0,cuda:1 or cpu,cpu. They divide --workers, --slots and, on a CPU, "
+    "--threads.",
+)
+@click.option(
     "--ray",
     metavar="local|ADDRESS",
     help="Build with --ray-workers on a Ray cluster, with --resume: one that this command starts "
@@ -63,20 +70,21 @@ def build(toml: Path | None, as_json: bool, **options: Any) -> int:
     from consumers.progress import RunLog
     from featurestore.storage.store import RUNS
 
-    log = RunLog(config.store / RUNS)
+    # Worker processes write logs of their own.
+    has_workers = bool(config.devices) or config.ray is not None
+    log = None if has_workers else RunLog(config.store / RUNS)
     scanned: dict[str, Any] = {}
 
     def keep_scan(event: str, facts: Mapping[str, Any]) -> None:
         if event == "scanned":
             scanned.update(facts)
 
-    with display() as show:
+    with display(workers=has_workers) as show:
         try:
-            # The workers on a Ray cluster write the logs.
-            observers = [show, keep_scan] if config.ray is not None else [log, show, keep_scan]
-            report = run(config, observers)
+            report = run(config, [*([] if log is None else [log]), show, keep_scan])
         finally:
-            log.close()
+            if log is not None:
+                log.close()
     if as_json:
         click.echo(json.dumps(report_facts(report, scanned)))
     print_report(report, scanned)
@@ -103,8 +111,14 @@ def build_config(toml: Path | None, options: Mapping[str, Any]) -> BuildConfig:
     sizes = {**values.get("batch_sizes", {}), **_sizes(given.pop("batch_sizes", ()))}
     if "worker" in given:
         given["worker"] = Share.parse(given["worker"])
-    if "features" in given:
-        given["features"] = tuple(f.strip() for f in given["features"].split(","))
+    if "device" in given and "devices" in given:
+        raise ConfigError("--device and --devices exclude each other: choose one.")
+    for name, other in (("device", "devices"), ("devices", "device")):
+        if name in given:  # an option replaces what the file says
+            values.pop(other, None)
+    for name in ("features", "devices"):
+        if name in given:
+            given[name] = tuple(each.strip() for each in given[name].split(","))
     values |= given
     if any(name in given for name in ("data", "data_dir")):
         # An option replaces the inputs that the file names; two options are refused.
@@ -125,24 +139,27 @@ def _sizes(pairs: tuple[tuple[str, str], ...]) -> dict[str, int]:
 
 
 @contextmanager
-def display() -> Iterator[Any]:
+def display(*, workers: bool = False) -> Iterator[Any]:
     """The live display on a terminal, plain lines elsewhere; both on standard error.
 
+    With ``workers`` it has a line for each worker process.
     With ``--verbose`` plain lines on a terminal too, one per chunk; with ``--quiet`` nothing.
     """
     from rich.console import Console
 
     from consumers.progress import LiveDisplay, PlainDisplay
+    from consumers.workers.display import LiveDevices, PlainDevices
 
     if is_quiet():
         yield lambda _event, _facts: None
         return
     console = Console(stderr=True)
-    show: LiveDisplay | PlainDisplay
+    show: LiveDisplay | PlainDisplay | LiveDevices | PlainDevices
     if console.is_terminal and not is_verbose():
-        show = LiveDisplay(console)
+        show = LiveDevices(console) if workers else LiveDisplay(console)
     else:
-        show = PlainDisplay(sys.stderr, **({"interval_s": 0.0} if is_verbose() else {}))
+        plain = PlainDevices if workers else PlainDisplay
+        show = plain(sys.stderr, **({"interval_s": 0.0} if is_verbose() else {}))
     try:
         yield show
     finally:
@@ -164,6 +181,7 @@ def report_facts(report: BuildReport, scanned: Mapping[str, Any]) -> dict[str, A
         "alike": scanned["alike"],
         "truncated": dict(report.truncated),
         "replaced": dict(report.replaced),
+        "restarted": dict(report.restarted),
         "absent": dict(report.absent),
     }
 
@@ -189,6 +207,8 @@ def print_report(report: BuildReport, scanned: Mapping[str, Any]) -> None:
             say(f"{name}: {amount(count, 'view')} {verb} cut to the tokenizer's length")
     for why, count in report.replaced.items():
         say(f"producers replaced: {count} ({why})")
+    for why, count in report.restarted.items():
+        say(f"workers started again: {count} ({why})")
     for modality, count in report.absent.items():
         say(f"{amount(count, 'sample')} without {'an image' if modality == 'image' else 'a text'}")
     stems = bad_stems(report)
