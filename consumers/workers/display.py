@@ -1,9 +1,9 @@
 """Displays of a build on several devices: a line for all workers, and one for each.
 
-They receive the events of the parent process: ``connecting`` before Ray starts; ``workers`` with a label for each; ``scanned``,
-``chosen``, ``started`` and ``chunk`` as from one process; ``worker`` with the label, and what an
-event of one worker says; ``committed`` after each look at the store; ``stopping``, and at the end
-``finished``, ``interrupted`` or ``failed``.
+They receive the events of the parent process: ``connecting`` if it connects to Ray; ``workers``
+with a label for each; ``scanned``, ``chosen``, ``started`` and ``chunk`` as from one process;
+``worker`` with the label, and what an event of one worker says; ``committed`` after each look at
+the store; ``stopping``, and at the end ``finished``, ``interrupted`` or ``failed``.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from featurestore.storage.soundness import require_sound
 from featurestore.storage.store import EXTENSION, FeatureStore
 from featurestore.storage.writer import StoreWriter, take_lock
 from featurestore.system.locks import FileLock
+
+# Time between two attempts to lock the store, in seconds.
+_LOOK_S = 0.2
 
 
 class Outcome:
@@ -55,8 +59,11 @@ class Outcome:
         done = sum(len(spec.samples_of(chunk)) for chunk in self._committed)
         return {"samples": spec.samples, "done": done}
 
-    def settled(self) -> FeatureStore | None:
+    def settled(self, timeout_s: float = 0.0) -> FeatureStore | None:
         """Seals the store if it is complete and no worker has; puts an extension in place.
+
+        Args:
+            timeout_s: how long killed workers may take to release the lock, in seconds.
 
         Returns:
             The store; None if it is not complete.
@@ -64,14 +71,23 @@ class Outcome:
         self.look()
         if not self.is_complete:
             return None
-        try:
-            lock = take_lock(self._path, worker=True)
-        except StoreLockedError:
+        lock = self._lock_alone(timeout_s)
+        if lock is None:
             # Workers of other machines, the last of which seals it.
             return FeatureStore(self._path)
         with ExitStack() as stack:
             stack.callback(lock.release)
             return _sealed(self._path, lock)
+
+    def _lock_alone(self, timeout_s: float) -> FileLock | None:
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                return take_lock(self._path, worker=True)
+            except StoreLockedError:
+                if time.monotonic() >= deadline:
+                    return None
+                time.sleep(_LOOK_S)
 
     def describe(self, report: BuildReport, store: FeatureStore) -> None:
         """Adds the bad inputs of the store, and the absent ones, to a report."""

@@ -7,16 +7,19 @@ a configuration, events, and the outcome.
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import signal
 import socket
+import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError
@@ -108,17 +111,15 @@ class Board:
 class Worker:
     """An actor that builds the share of one worker, in the main thread of its process."""
 
-    def __init__(self, index: int, board: Any) -> None:
-        self._index, self._board = index, board
-
     def spot(self) -> Spot:
         """Where this actor is."""
         return Spot(socket.gethostname(), usable_cpus(), featurestore.__version__)
 
-    def build(self, config: BuildConfig, folder: str) -> dict[str, Any]:
+    def build(self, board: Any, config: BuildConfig, folder: str) -> dict[str, Any]:
         """Builds the share ``config.worker``.
 
         Args:
+            board: the actor :class:`Board`.
             config: the configuration.
             folder: the folder that its relative paths begin at.
 
@@ -127,8 +128,15 @@ class Worker:
         """
         with suppress(OSError):  # this machine does not have it: only full paths can be used
             os.chdir(folder)
+        assert config.worker is not None
+        index = config.worker.index
+
+        def post(number: int, events: Sequence[Event]) -> bool:
+            answer = board.post.remote(index, os.getpid(), number, list(events))
+            return bool(ray.get(answer, timeout=_CALL_S))
+
         log = RunLog(config.store / RUNS)
-        with Reporter(self._post) as reporter:
+        with Reporter(post) as reporter:
             try:
                 return {"report": build(config, [log, reporter]).facts()}
             except SystemExit:  # of Ray's handler, if the signal came when the build had ended
@@ -139,10 +147,6 @@ class Worker:
                 return {"error": error_values(e)}
             finally:
                 log.close()
-
-    def _post(self, number: int, events: Sequence[Event]) -> bool:
-        answer = self._board.post.remote(self._index, os.getpid(), number, list(events))
-        return bool(ray.get(answer, timeout=_CALL_S))
 
 
 class Crew:
@@ -167,7 +171,7 @@ class Crew:
             scheduling_strategy="SPREAD",
         )
         self._board = board.remote()
-        self._workers = [worker.remote(index, self._board) for index in range(count)]
+        self._workers = [worker.remote() for _ in range(count)]
         self._spots = [each.spot.remote() for each in self._workers]
         self._builds: dict[Any, int] = {}
 
@@ -206,7 +210,8 @@ class Crew:
 
     def start(self, index: int, config: BuildConfig) -> None:
         """Lets a worker build its share."""
-        self._builds[self._workers[index].build.remote(config, str(Path.cwd()))] = index
+        folder = str(Path.cwd())
+        self._builds[self._workers[index].build.remote(self._board, config, folder)] = index
 
     def ended(self, timeout_s: float) -> list[tuple[int, dict[str, Any]]]:
         """Waits until a build ends; returns the workers whose builds did, with the results."""
@@ -228,13 +233,18 @@ class Crew:
             return news
         return {}
 
+    def end(self) -> None:
+        """Ends all workers at once, whatever they do."""
+        for actor in (*self._workers, self._board):
+            with suppress(RayError):
+                ray.kill(actor, no_restart=True)
+        self._builds.clear()
+
     def __enter__(self) -> Crew:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        for actor in (*self._workers, self._board):
-            with suppress(RayError):
-                ray.kill(actor, no_restart=True)
+        self.end()
 
 
 def _result(build: Any) -> dict[str, Any]:
@@ -252,6 +262,22 @@ def _end_of(error: RayError) -> str:
 
 def _resources(found: Mapping[str, float]) -> str:
     return " and ".join(f"{found.get(name, 0):g} {name}s" for name in ("CPU", "GPU"))
+
+
+class _WithoutRay(io.TextIOBase):
+    """Standard output without what Ray's threads print: a command's result may go there."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Writes what other threads print."""
+        is_ray = threading.current_thread().name.startswith("ray_")
+        return len(text) if is_ray else self._stream.write(text)
+
+    def flush(self) -> None:
+        """Flushes the stream."""
+        self._stream.flush()
 
 
 class Connection:
@@ -275,8 +301,10 @@ class Connection:
             "object_store_memory": _OBJECTS_BYTES,
             "_temp_dir": str(folder),
         }
+        self._quiet = redirect_stdout(_WithoutRay(sys.stdout))
         where: dict[str, Any] = own if address is None else {"address": address}
         handler = signal.getsignal(signal.SIGTERM)
+        self._quiet.__enter__()
         try:
             ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
         except BaseException as e:
@@ -302,7 +330,10 @@ class Connection:
 
     def close(self) -> None:
         """Ends the connection, and a cluster that it started."""
-        ray.shutdown()
+        try:
+            ray.shutdown()
+        finally:
+            self._quiet.__exit__(None, None, None)
 
     def __enter__(self) -> Connection:
         return self

@@ -30,15 +30,10 @@ from consumers.workers.outcome import Outcome
 from consumers.workers.places import Tally, divided
 from consumers.workers.share import Share
 from consumers.workers.transport import error_of
-from featurestore.errors import (
-    ConfigError,
-    InterruptedBuildError,
-    ManyViewsError,
-    WorkerError,
-)
+from featurestore.errors import ConfigError, InterruptedBuildError, WorkerError
 from featurestore.storage.soundness import require_place
 from featurestore.storage.writer import state_of
-from featurestore.wording import amount, first_line
+from featurestore.wording import first_line
 
 if TYPE_CHECKING:
     from consumers.workers.ray_cluster import Crew, News, Spot
@@ -53,10 +48,15 @@ _END_S = 15.0
 # Time between two looks: at the workers, and at the store, in seconds.
 _POLL_S = 0.5
 _LOOK_S = 2.0
-# Longest path of a folder for Ray's files, in characters: the paths of its sockets are limited.
-_LONGEST = 36
+# Variables of the environment that are set while the driver runs.
+_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_USAGE_STATS_ENABLED")
+# Longest path of the folder for temporary files that Ray's folder may be in, in characters: the
+# paths of sockets are limited.
+_LONGEST = 20
 # Removes the folder when the driver has ended, in whatever way; Ray's processes end soon after it.
-_JANITOR = 'cat; for i in 1 2 3 4 5; do rm -rf -- "$1"; [ -e "$1" ] || [ "$i" = 1 ] || exit; sleep 1; done'
+_JANITOR = (
+    'cat; for i in 1 2 3 4 5; do rm -rf -- "$1"; [ -e "$1" ] || [ "$i" = 1 ] || exit; sleep 1; done'
+)
 
 
 def build_on_ray(config: BuildConfig, notify: Callable[..., None]) -> BuildReport:
@@ -105,8 +105,7 @@ def _authentication(address: str) -> Iterator[None]:
     Without a token, everybody who can reach the cluster could run programs on it. Ray itself would
     write a token to the home folder.
     """
-    names = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_USAGE_STATS_ENABLED")
-    before = {name: os.environ.get(name) for name in names}
+    before = {name: os.environ.get(name) for name in _VARIABLES}
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     if address == LOCAL:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -142,7 +141,9 @@ def _own_folder() -> Iterator[Path]:
     """
     base = tempfile.gettempdir()
     try:
-        folder = tempfile.mkdtemp(prefix="mv-ray-", dir=base if len(base) < _LONGEST - 16 else "/tmp")
+        folder = tempfile.mkdtemp(
+            prefix="mv-ray-", dir=base if len(base) < _LONGEST - 16 else "/tmp"
+        )
     except OSError as e:
         raise ConfigError(f"No folder for Ray's files could be created: {e.strerror}.") from e
     janitor = subprocess.Popen(
@@ -185,9 +186,8 @@ class _Driver:
             if spots is not None:
                 self._start(spots)
                 self._wait(stopped)
-        with self._crew:
-            pass  # ends the workers that are left
-        store = self._outcome.settled()
+        self._crew.end()
+        store = self._outcome.settled(_END_S)
         if store is None:
             raise self._failure(stopped)
         report = self._report(BuildReport(store.path, store.spec.samples, store.spec.views))
@@ -230,7 +230,7 @@ class _Driver:
         looked_s = ended_s = heard_s = time.monotonic()
         while self._crew.building:
             ended = self._crew.ended(_POLL_S)
-            news = self._crew.news(stops=bool(stopped))
+            news = self._crew.news(stops=bool(stopped) or self._outcome.is_complete)
             self._read(news)
             for index, result in ended:
                 self._ended(index, result, stopping=bool(stopped))
@@ -302,7 +302,9 @@ class _Driver:
         """The error of a build whose store is not complete."""
         if stopped:
             return self._outcome.interrupted(stopped[0])
-        refused = [e for e in self._errors if getattr(e[1], "exit_code", 1) == ConfigError.exit_code]
+        refused = [
+            e for e in self._errors if getattr(e[1], "exit_code", 1) == ConfigError.exit_code
+        ]
         failed = [each for each in self._errors if each not in refused] or self._errors
         if not failed:
             return WorkerError("All workers have ended, and the store is not complete.")
