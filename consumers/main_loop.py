@@ -25,7 +25,7 @@ from consumers.stopping import Notifier, interrupted, stop_signals
 from consumers.workers.assignment import Assignment, Claims, Missing, Pace, WorkerClaims
 from consumers.workers.share import Share
 from consumers.workers.walk import Walk
-from featurestore.errors import BackboneError, InterruptedBuildError
+from featurestore.errors import BackboneError
 from featurestore.records import SampleRecord
 from featurestore.samples import present_in
 from featurestore.storage.files import writer_name
@@ -305,5 +305,3 @@ class _Run:
             require_inputs(self._decided.found)
         if self._decided.config.bad_sample == "fail":
             refuse_bad(bad, self._decided.found.samples, "This chunk has")
-
-

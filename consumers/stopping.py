@@ -13,7 +13,6 @@ from featurestore.storage.store import FeatureStore
 from featurestore.wording import amount
 from producers.parent import STOP_SIGNALS
 
-
 # The signals that ask this process to stop, and the stop signal that each of them means.
 _meanings: Mapping[int, int] = {number: number for number in STOP_SIGNALS}
 
@@ -29,7 +28,7 @@ def relayed(number: int) -> int:
 
 def follow_relayed() -> None:
     """Makes this process stop on what its parent relays, instead of on the stop signals."""
-    global _meanings  # noqa: PLW0603  a property of the process, like its signal handlers
+    global _meanings
     _meanings = {relayed(number): number for number in STOP_SIGNALS}
     signal.signal(relayed(signal.SIGINT), signal.default_int_handler)
 

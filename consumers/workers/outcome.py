@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from consumers.build_report import BuildReport, absent_in
 from consumers.resume.extension import Extension
 from consumers.stopping import before_anything, interrupted
-from featurestore.errors import InterruptedBuildError, ManyViewsError, StoreLockedError
+from featurestore.errors import (
+    ConfigError,
+    InterruptedBuildError,
+    ManyViewsError,
+    StoreLockedError,
+    WorkerError,
+)
 from featurestore.storage import extension
 from featurestore.storage.soundness import require_sound
 from featurestore.storage.store import EXTENSION, FeatureStore
 from featurestore.storage.writer import StoreWriter, take_lock
 from featurestore.system.locks import FileLock
+from featurestore.wording import first_line
 
 # Time between two attempts to lock the store, in seconds.
 _LOOK_S = 0.2
@@ -99,6 +107,27 @@ class Outcome:
         if self._store is None:
             return before_anything(number)
         return interrupted(number, FeatureStore(self._store.path))
+
+
+def first_failure(errors: Sequence[tuple[str, Exception]]) -> Exception:
+    """The error of a build whose workers have ended without completing the store.
+
+    Args:
+        errors: the errors that ended workers, each with the label of its worker.
+
+    Returns:
+        The first one, with notes about the others. A worker that was refused, so that others could
+        go ahead, comes after those that failed.
+    """
+    refused = [each for each in errors if getattr(each[1], "exit_code", 1) == ConfigError.exit_code]
+    failed = [each for each in errors if each not in refused] or refused
+    if not failed:
+        return WorkerError("All workers have ended, and the store is not complete.")
+    label, error = failed[0]
+    for other, its_error in errors:
+        if other != label and str(its_error) != str(error):
+            error.add_note(f"{other}: {first_line(its_error)}")
+    return error
 
 
 def _sealed(path: Path, lock: FileLock) -> FeatureStore:

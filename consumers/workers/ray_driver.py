@@ -26,7 +26,7 @@ from consumers.config import BuildConfig
 from consumers.plan import default_slots
 from consumers.resume.checks import check_intent
 from consumers.stopping import Notifier, stop_signals
-from consumers.workers.outcome import Outcome
+from consumers.workers.outcome import Outcome, first_failure
 from consumers.workers.places import Tally, divided
 from consumers.workers.share import Share
 from consumers.workers.transport import error_of
@@ -140,10 +140,10 @@ def _own_folder() -> Iterator[Path]:
         ConfigError: it cannot be created.
     """
     base = tempfile.gettempdir()
+    if len(base) > _LONGEST:
+        base = "/tmp"  # noqa: S108  its folder has a random name, and belongs to this user alone
     try:
-        folder = tempfile.mkdtemp(
-            prefix="mv-ray-", dir=base if len(base) < _LONGEST - 16 else "/tmp"
-        )
+        folder = tempfile.mkdtemp(prefix="mv-ray-", dir=base)
     except OSError as e:
         raise ConfigError(f"No folder for Ray's files could be created: {e.strerror}.") from e
     janitor = subprocess.Popen(
@@ -302,17 +302,7 @@ class _Driver:
         """The error of a build whose store is not complete."""
         if stopped:
             return self._outcome.interrupted(stopped[0])
-        refused = [
-            e for e in self._errors if getattr(e[1], "exit_code", 1) == ConfigError.exit_code
-        ]
-        failed = [each for each in self._errors if each not in refused] or self._errors
-        if not failed:
-            return WorkerError("All workers have ended, and the store is not complete.")
-        first, error = failed[0]
-        for index, other in self._errors:
-            if index != first and str(other) != str(error):
-                error.add_note(f"{self._labels[index]}: {first_line(other)}")
-        return error
+        return first_failure([(self._labels[index], error) for index, error in self._errors])
 
     def _report(self, report: BuildReport) -> BuildReport:
         report.built = sum(self._chunks.values())
