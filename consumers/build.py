@@ -98,6 +98,10 @@ def _build(config: BuildConfig, notify: Callable[..., None]) -> BuildReport:
         from consumers.workers.parent import build_on_devices
 
         return build_on_devices(config, notify)
+    if config.ray is not None:
+        from consumers.workers.ray_driver import build_on_ray
+
+        return build_on_ray(config, notify)
     found = scan_collection(config.inputs)
     notify("scanned", **_scan_facts(found))
     if config.worker is not None:

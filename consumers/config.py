@@ -65,6 +65,9 @@ class BuildConfig:
             ``resume``: ``cpu``, ``cuda`` or ``cuda:N``, or ``all`` alone for every CUDA device. A
             device may be repeated. Empty to build in this process, on ``device``. The workers
             divide ``workers`` and ``slots`` among them, and those on a CPU ``threads``.
+        ray: Ray cluster on which ``ray_workers`` workers build: its address, or ``local`` to start
+            one on this machine; None to build without Ray.
+        ray_workers: number of workers on a Ray cluster.
     """
 
     store: Path
@@ -95,6 +98,8 @@ class BuildConfig:
     sample_timeout_s: float = 300.0
     worker: Share | None = None
     devices: tuple[str, ...] = ()
+    ray: str | None = None
+    ray_workers: int = 0
 
     def __post_init__(self) -> None:
         """Checks each field and the fields against each other.
@@ -119,6 +124,7 @@ class BuildConfig:
         if self.worker is not None and not self.resume:
             raise ConfigError("--worker creates a store or continues it: give --resume as well.")
         self._check_devices()
+        self._check_ray()
         for name in self.backbones:
             check_name(name)
         known = (*FEATURES, *self.backbones)
@@ -147,6 +153,38 @@ class BuildConfig:
             raise ConfigError(
                 "--devices starts workers, which create a store or continue it: give --resume as "
                 "well."
+            )
+
+    def _check_ray(self) -> None:
+        """Refuses options that do not go together with a Ray cluster."""
+        if self.ray is None:
+            if self.ray_workers:
+                raise ConfigError("--ray-workers needs --ray: local, or the address of a cluster.")
+            return
+        if self.ray_workers < 1:
+            raise ConfigError(
+                "--ray needs --ray-workers N, the number of workers: one for each GPU or, without "
+                f"GPUs, for some CPUs; found {self.ray_workers}."
+            )
+        if not self.ray or "://" in self.ray:
+            raise ConfigError(
+                f"--ray is local, auto, or HOST:PORT of a cluster's head, found {self.ray!r}.\n"
+                "Run this command on a machine of the cluster: the store must be visible there."
+            )
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise ConfigError(
+                f"--device {self.device} and --ray exclude each other: Ray chooses the GPU of each "
+                "worker.\nGive --device auto, cpu or cuda."
+            )
+        for name, value in (("worker", self.worker), ("devices", self.devices)):
+            if value:
+                raise ConfigError(
+                    f"--{name} and --ray exclude each other: --ray-workers says how many workers "
+                    "Ray starts."
+                )
+        if not self.resume:
+            raise ConfigError(
+                "--ray starts workers, which create a store or continue it: give --resume as well."
             )
 
     @property

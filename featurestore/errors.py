@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 # Maximum number of processes that a message names.
 _NAMED = 4
@@ -38,6 +39,17 @@ class ManyViewsError(Exception):
     """
 
     exit_code = 1
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies the message and the attributes: the arguments of ``__init__`` are not kept."""
+        return _copied, (type(self), self.args, vars(self))
+
+
+def _copied(kind: type[ManyViewsError], args: tuple[Any, ...], values: dict[str, Any]) -> Any:
+    """An error with this message and these attributes; ``__init__`` is not called."""
+    error = kind.__new__(kind, *args)
+    vars(error).update(values)
+    return error
 
 
 class ConfigError(ManyViewsError, ValueError):

@@ -1,9 +1,9 @@
 """Displays of a build on several devices: a line for all workers, and one for each.
 
-They receive the events of the parent process: ``workers`` with a label for each; ``scanned``,
-``chosen``, ``started`` and ``chunk`` as from one process; ``worker`` with the label, and what an
-event of one worker says; ``committed`` after each look at the store; ``stopping``, and at the end
-``finished``, ``interrupted`` or ``failed``.
+They receive the events of the parent process: ``connecting`` if it connects to Ray; ``workers``
+with a label for each; ``scanned``, ``chosen``, ``started`` and ``chunk`` as from one process;
+``worker`` with the label, and what an event of one worker says; ``committed`` after each look at
+the store; ``stopping``, and at the end ``finished``, ``interrupted`` or ``failed``.
 """
 
 from __future__ import annotations
@@ -128,6 +128,8 @@ def news(event: str, facts: Mapping[str, Any]) -> list[str]:
         return chosen_lines(facts)
     if event == "stopping":
         return [stopping_line(facts)]
+    if event == "connecting":
+        return [_connecting_line(facts["address"])]
     if event != "worker":
         return []
     label, own = facts["label"], facts["facts"]
@@ -140,6 +142,12 @@ def news(event: str, facts: Mapping[str, Any]) -> list[str]:
     if facts["what"] == "ended":
         return [f"{label} ended: {first_line(own['error'])}"]
     return []
+
+
+def _connecting_line(address: str) -> str:
+    if address == "local":
+        return "starting Ray on this machine, which takes some seconds"
+    return f"connecting to the Ray cluster at {address}"
 
 
 def _start_line(label: str, facts: Mapping[str, Any]) -> str:

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from consumers.build_report import BuildReport, absent_in
 from consumers.resume.extension import Extension
 from consumers.stopping import before_anything, interrupted
-from featurestore.errors import InterruptedBuildError, ManyViewsError, StoreLockedError
+from featurestore.errors import (
+    ConfigError,
+    InterruptedBuildError,
+    ManyViewsError,
+    StoreLockedError,
+    WorkerError,
+)
 from featurestore.storage import extension
 from featurestore.storage.soundness import require_sound
 from featurestore.storage.store import EXTENSION, FeatureStore
 from featurestore.storage.writer import StoreWriter, take_lock
 from featurestore.system.locks import FileLock
+from featurestore.wording import first_line
+
+# Time between two attempts to lock the store, in seconds.
+_LOOK_S = 0.2
 
 
 class Outcome:
@@ -55,8 +67,11 @@ class Outcome:
         done = sum(len(spec.samples_of(chunk)) for chunk in self._committed)
         return {"samples": spec.samples, "done": done}
 
-    def settled(self) -> FeatureStore | None:
+    def settled(self, timeout_s: float = 0.0) -> FeatureStore | None:
         """Seals the store if it is complete and no worker has; puts an extension in place.
+
+        Args:
+            timeout_s: how long killed workers may take to release the lock, in seconds.
 
         Returns:
             The store; None if it is not complete.
@@ -64,14 +79,23 @@ class Outcome:
         self.look()
         if not self.is_complete:
             return None
-        try:
-            lock = take_lock(self._path, worker=True)
-        except StoreLockedError:
+        lock = self._lock_alone(timeout_s)
+        if lock is None:
             # Workers of other machines, the last of which seals it.
             return FeatureStore(self._path)
         with ExitStack() as stack:
             stack.callback(lock.release)
             return _sealed(self._path, lock)
+
+    def _lock_alone(self, timeout_s: float) -> FileLock | None:
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                return take_lock(self._path, worker=True)
+            except StoreLockedError:
+                if time.monotonic() >= deadline:
+                    return None
+                time.sleep(_LOOK_S)
 
     def describe(self, report: BuildReport, store: FeatureStore) -> None:
         """Adds the bad inputs of the store, and the absent ones, to a report."""
@@ -83,6 +107,27 @@ class Outcome:
         if self._store is None:
             return before_anything(number)
         return interrupted(number, FeatureStore(self._store.path))
+
+
+def first_failure(errors: Sequence[tuple[str, Exception]]) -> Exception:
+    """The error of a build whose workers have ended without completing the store.
+
+    Args:
+        errors: the errors that ended workers, each with the label of its worker.
+
+    Returns:
+        The first one, with notes about the others. A worker that was refused, so that others could
+        go ahead, comes after those that failed.
+    """
+    refused = [each for each in errors if getattr(each[1], "exit_code", 1) == ConfigError.exit_code]
+    failed = [each for each in errors if each not in refused] or refused
+    if not failed:
+        return WorkerError("All workers have ended, and the store is not complete.")
+    label, error = failed[0]
+    for other, its_error in errors:
+        if other != label and str(its_error) != str(error):
+            error.add_note(f"{other}: {first_line(its_error)}")
+    return error
 
 
 def _sealed(path: Path, lock: FileLock) -> FeatureStore:

@@ -46,6 +46,13 @@ DONE_WITH_BAD_SAMPLES = 3
     "for example cuda:0,cuda:1 or cpu,cpu. They divide --workers, --slots and, on a CPU, "
     "--threads.",
 )
+@click.option(
+    "--ray",
+    metavar="local|ADDRESS",
+    help="Build with --ray-workers on a Ray cluster, with --resume: one that this command starts "
+    "here and ends, or the one at ADDRESS, which may be auto; see docs/cluster.md.",
+)
+@click.option("--ray-workers", type=int, metavar="N", help="Workers on the Ray cluster.")
 @json_option
 @common_options
 def build(toml: Path | None, as_json: bool, **options: Any) -> int:
@@ -64,14 +71,15 @@ def build(toml: Path | None, as_json: bool, **options: Any) -> int:
     from featurestore.storage.store import RUNS
 
     # Worker processes write logs of their own.
-    log = None if config.devices else RunLog(config.store / RUNS)
+    has_workers = bool(config.devices) or config.ray is not None
+    log = None if has_workers else RunLog(config.store / RUNS)
     scanned: dict[str, Any] = {}
 
     def keep_scan(event: str, facts: Mapping[str, Any]) -> None:
         if event == "scanned":
             scanned.update(facts)
 
-    with display(workers=bool(config.devices)) as show:
+    with display(workers=has_workers) as show:
         try:
             report = run(config, [*([] if log is None else [log]), show, keep_scan])
         finally:

@@ -1,0 +1,148 @@
+"""``--ray``: real workers on a real Ray, which Ray starts; and what is refused before it starts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from consumers.config import BuildConfig
+from consumers.workers.ray_driver import _authentication, _require_private, worker_configs
+from consumers.workers.share import Share
+from featurestore.errors import ConfigError
+from featurestore.verify.store import verify
+from tests.conftest import tree_digest
+from tests.consumers.workers import ray_runs as runs
+from tests.consumers.workers.ray_models import LOGS, SLEEP
+from tests.faults.fakes import make_data
+
+SAMPLES = 24
+
+
+@pytest.fixture
+def short_tmp() -> Iterator[Path]:
+    """A folder for temporary files whose path is short enough for sockets."""
+    folder = Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.skipif(bool(runs.missing()), reason=runs.missing() or "nothing is missing")
+def test_two_workers_on_a_local_cluster_build_the_golden_tree(
+    tmp_path: Path, short_tmp: Path
+) -> None:
+    data = make_data(tmp_path / "data", SAMPLES)
+    runs.golden(data, tmp_path / "golden")
+    store, home = tmp_path / "store", tmp_path / "home"
+    logs = store / "records" / "runs"
+    environment = runs.environment(home, TMPDIR=str(short_tmp), **{LOGS: str(logs), SLEEP: "0.05"})
+    typed = runs.command(data, store, "--ray", "local", "--ray-workers", "2", "--json")
+    done = subprocess.run(
+        runs.namespaced(typed), env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert runs.left(environment[runs.MARK]) == []
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["built"] == SAMPLES, done.stdout
+    assert tree_digest(store) == tree_digest(tmp_path / "golden")
+    assert verify(store).findings == []
+    assert runs.workers(store) == {"0/2", "1/2"}
+    assert not (home / ".ray").exists(), "a token was written to the home folder"
+    assert list(short_tmp.glob("mv-ray-*")) == []
+
+
+VALUES: dict[str, Any] = {"store": Path("s"), "data_dir": Path("d"), "resume": True}
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"ray": "local"}, "--ray needs --ray-workers N"),
+        ({"ray_workers": 2}, "--ray-workers needs --ray"),
+        ({"ray": "ray://head:10001", "ray_workers": 1}, "HOST:PORT of a cluster's head"),
+        ({"ray": "local", "ray_workers": 1, "device": "cuda:1"}, "--device cuda:1 and --ray excl"),
+        ({"ray": "local", "ray_workers": 1, "worker": Share(0, 2)}, "--worker and --ray exclude"),
+        ({"ray": "local", "ray_workers": 1, "devices": ("cpu",)}, "--devices and --ray exclude"),
+        ({"ray": "local", "ray_workers": 1, "resume": False}, "give --resume as well"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(
+    options: dict[str, Any], expected: str
+) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        BuildConfig(**VALUES | options)
+
+
+def spot(host: str, cpus: int) -> Any:
+    return SimpleNamespace(host=host, cpus=cpus, version="")
+
+
+def test_workers_of_one_machine_divide_its_cpus() -> None:
+    config = BuildConfig(**VALUES, ray="local", ray_workers=3)
+    spots = [spot("one", 8), spot("two", 4), spot("one", 8)]
+    found = worker_configs(config, spots, "cpu")
+    assert [str(each.worker) for each in found] == ["0/3", "1/3", "2/3"]
+    assert [each.workers for each in found] == [4, 3, 3]
+    assert [each.threads for each in found] == [4, 4, 4]
+    assert {(each.ray, each.ray_workers, each.device) for each in found} == {(None, 0, "cpu")}
+    gpus = worker_configs(config, spots, "cuda")
+    assert {(each.threads, each.device) for each in gpus} == {(0, "cuda")}
+
+
+def test_given_numbers_are_those_of_a_machine() -> None:
+    config = BuildConfig(**VALUES, ray="local", ray_workers=2, workers=5, threads=3, slots=9)
+    found = worker_configs(config, [spot("one", 64)] * 2, "cpu")
+    assert [each.workers for each in found] == [3, 2]
+    assert [each.threads for each in found] == [2, 1]
+    assert [each.slots for each in found] == [5, 4]
+
+
+def test_a_local_cluster_has_a_token_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    with _authentication("local"):
+        assert os.environ["RAY_AUTH_MODE"] == "token"
+        first = os.environ["RAY_AUTH_TOKEN"]
+    assert "RAY_AUTH_TOKEN" not in os.environ
+    with _authentication("local"):
+        assert os.environ["RAY_AUTH_TOKEN"] != first
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "given")
+    with _authentication("local"):
+        assert os.environ["RAY_AUTH_TOKEN"] == "given"
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    with _authentication("head:6379"):
+        assert "RAY_AUTH_TOKEN" not in os.environ
+
+
+def test_no_cluster_is_open_to_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    _require_private("127.0.0.1")
+    with pytest.raises(ConfigError, match="lets everybody who reaches"):
+        _require_private("192.0.2.7")
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    _require_private("192.0.2.7")
+
+
+def test_without_ray_its_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    from consumers.build import build
+
+    data = make_data(tmp_path / "data", 1)
+    monkeypatch.setitem(sys.modules, "consumers.workers.ray_cluster", None)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "consumers.workers.ray_cluster")
+    config = BuildConfig(
+        data_dir=data, store=tmp_path / "store", resume=True, ray="local", ray_workers=1
+    )
+    with pytest.raises(ConfigError, match=r"pip install 'manyviews\[ray\]'"):
+        build(config)
+    assert not (tmp_path / "store").exists()
