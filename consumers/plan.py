@@ -16,7 +16,6 @@ from consumers.decisions import (
     require_input,
 )
 from consumers.engine.batch_plan import plan_multiple
-from consumers.resume.checks import Known
 from consumers.resume.extension import Extension
 from featurestore.errors import ConfigError, ManyViewsError, StorageError
 from featurestore.records import Modality

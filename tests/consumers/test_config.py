@@ -9,6 +9,7 @@ from consumers.backbones.config import BackboneConfig
 from consumers.config import BuildConfig, expand_models
 from consumers.config_file import read_toml
 from consumers.resume.extension import completed
+from consumers.workers.share import Share
 from featurestore.errors import ConfigError, StoreMismatchError
 from featurestore.records import FEATURES, Sample
 from featurestore.samples import SampleList
@@ -49,6 +50,8 @@ ACCEPTED: dict[str, list[Any]] = {
     "verify_inputs": [True, False],
     "remake_changed": [True, False],
     "sample_timeout_s": [0.1, 300],
+    "worker": [None, Share(1, 4)],
+    "devices": [(), ("all",), ("cpu", "cpu")],
 }
 REFUSED: dict[str, list[Any]] = {
     "views": [0, -1],
@@ -74,6 +77,7 @@ REFUSED: dict[str, list[Any]] = {
 }
 NOT_CHECKED = {"data_dir", "data", "collection", "store", "resume", "overwrite", "device"}
 NOT_CHECKED |= {"allow_version_change"}
+NOT_CHECKED |= {"worker", "devices"}  # the parser and the parent process check them
 NOT_CHECKED |= {"follow_links", "append", "verify_inputs", "remake_changed"}
 TOML = {
     "data_dir": ('"d"', "1"),
@@ -102,6 +106,8 @@ TOML = {
     "verify_inputs": ("true", "1"),
     "remake_changed": ("true", "1"),
     "sample_timeout_s": ("1.5", "true"),
+    "worker": ('"0/2"', "2"),
+    "devices": ('["cpu", "cpu"]', '"all"'),
 }
 NAMES = [f.name for f in fields(BuildConfig)]
 
@@ -110,7 +116,8 @@ def config(**changes: Any) -> BuildConfig:
     inputs: dict[str, Any] = (
         {} if {"data", "collection"} & set(changes) else {"data_dir": Path("d")}
     )
-    return BuildConfig(**inputs | {"store": Path("s")} | changes)
+    needed = {"resume": True} if {"worker", "devices"} & set(changes) else {}
+    return BuildConfig(**inputs | {"store": Path("s")} | needed | changes)
 
 
 def test_no_field_is_forgotten() -> None:
@@ -279,8 +286,8 @@ def test_features_may_be_declared_and_must_be(tmp_path: Path) -> None:
 
 
 def test_toml_unknown_keys(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"sets view, worker, which is not known.\nKnown:.*views"):
-        toml(tmp_path, "worker = 1\nview = 2\nseed = 1")
+    with pytest.raises(ConfigError, match=r"sets view, wrkr, which is not known.\nKnown:.*views"):
+        toml(tmp_path, "wrkr = 1\nview = 2\nseed = 1")
 
 
 # --- the fingerprint ---
