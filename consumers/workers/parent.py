@@ -240,7 +240,8 @@ class _Parent:
         if self._restarted and self._is_only_machine:
             # A killed worker may have committed a chunk without reporting it.
             report.built = report.samples - self._done
-        report.seconds = max(self._times, default=0.0) - min(self._times, default=0.0)
+        last = max(self._times) if self._chunks else time.monotonic()
+        report.seconds = last - min(self._times, default=last)
         report.waited_s = sum(tally.waited_s for tally in tallies) / len(self._places)
         for tally in tallies:
             report.truncated += tally.truncated
