@@ -11,6 +11,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from consumers.backbones.config import BackboneConfig, parse_backbone
 from consumers.config import BuildConfig, expand_models
+from consumers.workers.share import Share
 from featurestore.errors import ConfigError
 from producers.sources.collection import CollectionConfig, parse_collection
 
@@ -59,6 +60,8 @@ def _typed(path: Path, name: str, value: Any) -> Any:
     hint = get_type_hints(BuildConfig)[name]
     if not _fits(value, hint):
         raise ConfigError(f"{path}: {name} has the wrong type: {value!r}.")
+    if name == "worker":
+        return Share.parse(value)
     if name == "collection":
         return parse_collection(str(path), value, path.parent)
     if Path in (hint, *get_args(hint)):
@@ -83,5 +86,7 @@ def _fits(value: Any, hint: Any) -> bool:
         return True  # parse_backbone gives a better message
     if hint is CollectionConfig:
         return isinstance(value, dict)
+    if hint is Share:
+        return isinstance(value, str)
     written: dict[Any, tuple[type, ...]] = {Path: (str,), float: (float, int)}
     return type(value) in written.get(hint, (hint,))

@@ -75,6 +75,9 @@ class _Parent:
         self._once: set[str] = set()
         self._chunks: dict[int, int] = {}
         self._times: list[float] = []
+        # Samples of the store that were done when the first worker started to build.
+        self._done = sys.maxsize
+        self._is_only_machine = config.worker is None
 
     def execute(self) -> BuildReport:
         """Starts the workers, waits until the store is complete, and returns the report."""
@@ -176,6 +179,7 @@ class _Parent:
             self._notify(event, **facts)
         if event == "started":
             self._times.append(time.monotonic())
+            self._done = min(self._done, facts["done"])
         elif event == "chunk":
             self._notify("committed", **self._outcome.look())
             self._times.append(time.monotonic())
@@ -221,15 +225,23 @@ class _Parent:
         if not failed:
             return WorkerError("All workers have ended, and the store is not complete.")
         first, error = failed[0]
-        for place, other in self._errors:
-            if place is not first and str(other) != str(error):
-                error.add_note(f"{place.label}: {first_line(other)}")
+        others = [
+            f"{place.label}: {first_line(other)}"
+            for place, other in self._errors
+            if place is not first and type(other) is not type(error)
+        ]
+        for note in others[:1]:
+            error.add_note(note)
         return error
 
     def _report(self, report: BuildReport) -> BuildReport:
         tallies = [tally for place in self._places for tally in place.tallies]
         report.built = sum(self._chunks.values())
-        report.seconds = max(self._times, default=0.0) - min(self._times, default=0.0)
+        if self._restarted and self._is_only_machine:
+            # A killed worker may have committed a chunk without reporting it.
+            report.built = report.samples - self._done
+        last = max(self._times) if self._chunks else time.monotonic()
+        report.seconds = last - min(self._times, default=last)
         report.waited_s = sum(tally.waited_s for tally in tallies) / len(self._places)
         for tally in tallies:
             report.truncated += tally.truncated

@@ -68,7 +68,7 @@ def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
 def error_values(error: BaseException) -> dict[str, Any]:
     """An error as plain values: its class, message and attributes."""
     known = error if isinstance(error, ManyViewsError) else explained(error) or error
-    attributes = {}
+    attributes: dict[str, Any] = {}
     for name, value in vars(known).items():
         if isinstance(value, Path):
             attributes[name] = {"path": str(value)}

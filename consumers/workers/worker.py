@@ -20,10 +20,12 @@ from consumers.plan import Loaded, Plan
 from consumers.resume.checks import check_intent
 from featurestore.errors import StorageError, StoreLockedError
 from featurestore.storage import creation, extension
+from featurestore.storage.ledger import Ledger
 from featurestore.storage.soundness import require_place, require_sound
 from featurestore.storage.store import EXTENSION, LOCK, FeatureStore, is_store
 from featurestore.storage.writer import SharedWriter, StoreWriter, take_lock
 from featurestore.system.locks import FileLock, WorkerHolder, lock_holders
+from featurestore.system.refusals import status_of
 from producers.sources.scan import Scan
 
 if TYPE_CHECKING:
@@ -47,26 +49,30 @@ def build_share(config: BuildConfig, found: Scan, notify: Callable[..., None]) -
     check_intent(config, state)
     if state != "store":
         require_place(config.store, needs_locks=False)
-    is_alone = False
+    # The state of the store in which a plan needed the lock alone.
+    before: _State | None = None
     loaded: Loaded = {}
+    has_tried = False
 
     def prepare() -> None:
-        """Uses the time in which another worker creates the store: all load their models at once."""
-        if not loaded and creation.state_of(config.store) != "store":
+        """Loads the models while another worker loads its own and creates the store."""
+        nonlocal has_tried
+        if not has_tried and creation.state_of(config.store) != "store":
+            has_tried = True
             load_ahead(config, found, loaded)
 
     while True:
         with ExitStack() as stack:
-            lock = _enter(config.store, notify, prepare, alone=is_alone)
+            lock = _enter(config.store, notify, prepare, before)
             stack.callback(lock.release)
             if state == "absent" and not lock.is_shared:
                 stack.push(partial(_leave_nothing, config.store))
-            notices = [] if lock.is_shared or is_alone else _recovered(config, lock, notify)
+            notices = [] if lock.is_shared or before else _recovered(config, lock, notify)
             has_store = creation.state_of(config.store) == "store"
             stored = open_store(config) if has_store else None
             plan, more = plan_build(config, found, stored, notify, loaded)
             if lock.is_shared and _needs_lock_alone(plan):
-                is_alone = True
+                before = _state(config.store)
                 continue
             writer = _shared_writer(plan, lock, notify)
             writer.notices += notices + more
@@ -82,6 +88,17 @@ def _leave_nothing(path: Path, kind: type[BaseException] | None, *_: object) -> 
             creation.discard_lock(path)
 
 
+# Inode, size and modification time of the files that a change by one worker alone replaces.
+_State = tuple[tuple[int, int, int] | None, ...]
+
+
+def _state(path: Path) -> _State:
+    """What differs as soon as a worker has made a change for which it held the lock alone."""
+    files = (path / "zarr.json", path / Ledger.FILE, path / EXTENSION / "zarr.json")
+    found = [status_of(file) for file in files]
+    return tuple(s and (s.st_ino, s.st_size, s.st_mtime_ns) for s in found)
+
+
 def _needs_lock_alone(plan: Plan) -> bool:
     """Whether the build begins with a change that no other worker may be beside."""
     decided = plan.decided
@@ -90,11 +107,15 @@ def _needs_lock_alone(plan: Plan) -> bool:
 
 
 def _enter(
-    path: Path, notify: Callable[..., None], prepare: Callable[[], None], *, alone: bool
+    path: Path,
+    notify: Callable[..., None],
+    prepare: Callable[[], None],
+    before: _State | None,
 ) -> FileLock:
     """Locks a store: alone if no other process is there, else beside other workers.
 
-    Waits while another worker creates the store, or with ``alone`` until all others have ended;
+    Waits while another worker creates the store. With ``before``, the state of a store that this
+    worker has to change, waits until all others have ended, or one of them has changed it.
     ``prepare`` is called meanwhile.
 
     Raises:
@@ -106,7 +127,8 @@ def _enter(
             return take_lock(path, worker=True)
         except StoreLockedError as e:
             locked = e
-        if not alone and (lock := _beside_others(path)) is not None:
+        may_join = before is None or _state(path) != before
+        if may_join and (lock := _beside_others(path)) is not None:
             return lock
         holders = lock_holders(path / LOCK)
         are_workers = isinstance(holders, list) and all(
@@ -115,7 +137,7 @@ def _enter(
         looks = 0 if are_workers else looks + 1
         if looks > _LOOKS:
             raise locked
-        notify("waiting", alone=alone)
+        notify("waiting", alone=before is not None)
         prepare()
         time.sleep(_LOOK_S)
 

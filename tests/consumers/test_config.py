@@ -10,6 +10,7 @@ from consumers.config import BuildConfig, CompleteConfig, expand_models
 from consumers.config_file import read_toml
 from consumers.decisions import chunk_of
 from consumers.resume.extension import completed
+from consumers.workers.share import Share
 from featurestore.errors import ConfigError, InputError, StoreMismatchError
 from featurestore.records import FEATURES, Sample
 from featurestore.samples import SampleList
@@ -51,6 +52,8 @@ ACCEPTED: dict[str, list[Any]] = {
     "verify_inputs": [True, False],
     "remake_changed": [True, False],
     "sample_timeout_s": [0.1, 300],
+    "worker": [None, Share(1, 4)],
+    "devices": [(), ("all",), ("cpu", "cpu")],
 }
 REFUSED: dict[str, list[Any]] = {
     "views": [0, -1],
@@ -76,6 +79,7 @@ REFUSED: dict[str, list[Any]] = {
 }
 NOT_CHECKED = {"data_dir", "data", "collection", "store", "resume", "overwrite", "device"}
 NOT_CHECKED |= {"allow_version_change"}
+NOT_CHECKED |= {"worker", "devices"}  # the parser and the parent process check them
 NOT_CHECKED |= {"follow_links", "append", "verify_inputs", "remake_changed"}
 TOML = {
     "data_dir": ('"d"', "1"),
@@ -104,6 +108,8 @@ TOML = {
     "verify_inputs": ("true", "1"),
     "remake_changed": ("true", "1"),
     "sample_timeout_s": ("1.5", "true"),
+    "worker": ('"0/2"', "2"),
+    "devices": ('["cpu", "cpu"]', '"all"'),
 }
 NAMES = [f.name for f in fields(BuildConfig)]
 
@@ -112,7 +118,8 @@ def config(**changes: Any) -> BuildConfig:
     inputs: dict[str, Any] = (
         {} if {"data", "collection"} & set(changes) else {"data_dir": Path("d")}
     )
-    return BuildConfig(**inputs | {"store": Path("s")} | changes)
+    needed = {"resume": True} if {"worker", "devices"} & set(changes) else {}
+    return BuildConfig(**inputs | {"store": Path("s")} | needed | changes)
 
 
 def test_no_field_is_forgotten() -> None:
@@ -315,8 +322,8 @@ def test_features_may_be_declared_and_must_be(tmp_path: Path) -> None:
 
 
 def test_toml_unknown_keys(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"sets view, worker, which is not known.\nKnown:.*views"):
-        toml(tmp_path, "worker = 1\nview = 2\nseed = 1")
+    with pytest.raises(ConfigError, match=r"sets view, wrkr, which is not known.\nKnown:.*views"):
+        toml(tmp_path, "wrkr = 1\nview = 2\nseed = 1")
 
 
 # --- the fingerprint ---

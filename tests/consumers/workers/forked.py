@@ -95,4 +95,4 @@ def install(prepare: Callable[[int], object] = lambda _: None) -> None:
     ForkedWorker.prepare = staticmethod(prepare)
     names = {"Popen": _popen, "DEVNULL": subprocess.DEVNULL}
     names["TimeoutExpired"] = subprocess.TimeoutExpired
-    process.subprocess = types.SimpleNamespace(**names)  # type: ignore[attr-defined]
+    process.subprocess = types.SimpleNamespace(**names)  # type: ignore[assignment,attr-defined]

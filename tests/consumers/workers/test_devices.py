@@ -19,16 +19,18 @@ import pytest
 
 from consumers.build import build
 from consumers.config import BuildConfig
+from consumers.workers import worker
 from featurestore.storage.store import FeatureStore
+from featurestore.storage.writer import take_lock
+from featurestore.system import durable
 from tests import warm
 from tests.conftest import ROOT, tree_digest
 from tests.consumers.test_build import (
     GATE,
-    _replace,
     arguments,
     gone,
-    half_built,
     open_gate,
+    stop_at_a_chunk,
     wait_for,
 )
 
@@ -263,7 +265,7 @@ def test_a_stop_signal_to_all_processes_is_one(
         return sum(f'"signal": "{name}"' in log.read_text() for log in logs) == 2
 
     wait_for(acknowledged, 60)
-    assert all(worker.is_running() for worker in workers)
+    assert all(each.is_running() for each in workers)
     open_gate(site)
     errors = done(process, 128 + number)["errors"]
     assert "Stopping after the current chunk" in errors
@@ -325,18 +327,19 @@ OTHER_VERSION = """
 
 
 def test_a_refused_worker_leaves_the_others_running(
-    configure: Any, some_data: Path, tmp_path: Path, parent: Parent
+    configure: Any, golden_text: Path, tmp_path: Path, parent: Parent
 ) -> None:
-    golden, store = tmp_path / "golden", tmp_path / "s"
-    config = half_built(configure, some_data, store)
-    build(_replace(config, store=golden))
-    process = parent(config, prepare=OTHER_VERSION.strip())
+    store = tmp_path / "s"
+    with pytest.raises(KeyboardInterrupt):
+        build(configure(store), [stop_at_a_chunk])
+    before = committed(store)
+    process = parent(configure(store), prepare=OTHER_VERSION.strip())
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     assert "cpu (worker 1/2) ended" in errors
     assert "another version.pillow" in errors
-    assert json.loads(output)["built"] == 4
-    assert tree_digest(store) == tree_digest(golden)
+    assert json.loads(output)["built"] == 48 - 4 * before
+    assert tree_digest(store) == tree_digest(golden_text)
 
 
 RAISING = """
@@ -376,7 +379,7 @@ def test_a_backbone_that_fails_on_one_chunk_does_not_keep_the_others_from_being_
     model = checkpoints["clip_text"]
     toml.write_text(f'[backbones.own]\nadapter = "raising:load"\nmodel = "{model}"\n')
     typed = [sys.executable, str(ROOT / "cli.py"), "build", "--config", str(toml)]
-    typed += ["--data-dir", str(some_data), "--features", "own", "--views", "8", "--resume"]
+    typed += ["--data-dir", str(some_data), "--features", "own", "--views", "16", "--resume"]
     typed += ["--chunk", "2", "--workers", "2"]
 
     def run(*more: str) -> tuple[int, str]:
@@ -416,6 +419,8 @@ def test_additions(
         build(configure(path, data_dir=some_data))
     build(configure(golden, data_dir=some_data, resume=True, **change))
     assert done(parent(configure(store, data_dir=some_data, **change)))["built"] == 8
+    # Each worker has joined the extension that one of them created.
+    assert len(list((store / "records" / "runs").glob("*.log"))) == 2
     assert tree_digest(store) == tree_digest(golden)
 
 
@@ -429,6 +434,28 @@ def test_changed_inputs_are_rebuilt(
     config = configure(store, data_dir=some_data)
     assert done(parent(config, "--remake-changed"))["built"] == 4
     assert tree_digest(store) == tree_digest(golden)
+
+
+def test_a_worker_joins_when_another_one_has_made_the_change(
+    golden_text: Path, tmp_path: Path
+) -> None:
+    """It waits for the lock alone, because a plan needed that; the other one shares it for long."""
+    store = tmp_path / "s"
+    shutil.copytree(golden_text, store)
+    ledger = store / "records" / "ledger.jsonl"
+    calls: list[None] = []
+
+    def prepare() -> None:
+        calls.append(None)
+        if len(calls) == 2:
+            durable.replace_file(ledger, ledger.read_bytes())
+
+    other = take_lock(store, worker=True, shared=True)
+    lock = worker._enter(store, lambda *_, **__: None, prepare, worker._state(store))
+    assert lock.is_shared
+    assert len(calls) == 2
+    for each in (lock, other):
+        each.release()
 
 
 # Mistakes -----------------------------------------------------------------------------------------

@@ -143,4 +143,4 @@ def test_the_full_status_says_that_models_are_loaded(config: BuildConfig) -> Non
         assert "loading" not in status_lines(progress)[-1]
     finally:
         lock.release()
-    assert replace(progress, holder=None).ended == "interrupted"
+    assert replace(progress, holders=()).ended == "interrupted"
