@@ -81,11 +81,11 @@ def printed(
     data, split = demo_data / "dataset", demo_data / "split.json"
     store = shutil.copytree(demo_store, folder / "store")
     same = [x for name, place in checkpoints.items() for x in ("--model", f"{name}={place}")]
-    two = ("--features", "clip_image,clip_text", "--device", "cpu", "--workers", 1, *same)
+    two = ("--features", "clip_image,clip_text", "--devices", "cpu,cpu", "--workers", 1, *same)
     two = (*two, "--data-dir", data, "--views", 4)
     out, labels = folder / "out", folder / "labels"
     asked: dict[str, tuple[object, ...]] = {
-        "build": ("--data-dir", data, "--store", store, "--resume", "--device", "cpu", *same),
+        "build": ("--data-dir", data, "--store", store, "--resume", "--worker", "0/1", *same),
         "check": (*two, "--store", folder / "none", "--split-json", split),
         "status": ("--store", store),
         "materialize": ("--store", store, "--out-dir", out),

@@ -44,7 +44,9 @@ def read_record(files: Files, chunk: int, chunks: int, rows: int) -> tuple[bytes
         CorruptStoreError: the record is missing or damaged.
     """
     name = record_name(chunk)
-    line = files.read(name)
+    line = recorded_line(files, chunk)
+    if line is None:
+        raise CorruptStoreError(name, "the file is missing", chunk=chunk)
     try:
         entry = parse_entry(line, rows)
     except BAD_LINE as e:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from featurestore.errors import ConfigError
 from featurestore.wording import amount
 from manyviews.commands.build import build_config
 from manyviews.commands.options import (
@@ -23,6 +24,7 @@ from manyviews.commands.options import (
     is_verbose,
     json_option,
     say,
+    worker_options,
 )
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ _COLOURS = {"ok": "green", "warning": "yellow", "error": "red"}
 
 @click.command()
 @build_options
+@worker_options
 @click.option("--split-json", type=FOLDER, help="Split file to compare with the samples.")
 @click.option("--full", is_flag=True, help="Read all inputs instead of 500 evenly spaced samples.")
 @click.option(
@@ -74,10 +77,17 @@ def check(
     \b
     Example:
       python cli.py check --data photos --sheet photos.png
+      python cli.py check --data photos --devices cuda:0,cuda:1
       python cli.py check --data-dir imdb/dataset --store features --split-json imdb/split.json
     """
     from manyviews.operations.check.check import CheckRequest, run_check
+    from manyviews.operations.check.spread import parse_devices
 
+    devices = parse_devices(options.pop("devices"))
+    if devices and options["device"] is not None:
+        raise ConfigError("--device and --devices exclude each other: choose one.")
+    if devices:
+        options["device"] = devices[0]  # the trial runs on it
     config, has_store = _config(toml, options)
     request = CheckRequest(
         config=config,
@@ -86,6 +96,7 @@ def check(
         full=full,
         calibrate=not no_calibration,
         sheet=sheet,
+        devices=devices,
     )
     report = run_check(request, say)
     if as_json:
@@ -100,7 +111,9 @@ def _config(toml: Path | None, options: Mapping[str, Any]) -> tuple[BuildConfig,
     from consumers.config_file import read_toml
 
     store = options["store"] or ({} if toml is None else read_toml(toml)).get("store")
-    config = build_config(toml, {**options, "store": store or Path()})
+    config = build_config(
+        toml, {**options, "store": store or Path(), "resume": not options["overwrite"]}
+    )
     return replace(config, resume=not config.overwrite), store is not None
 
 

@@ -208,6 +208,29 @@ _BUILD_OPTIONS = (
 )
 
 
+_WORKER_OPTIONS = (
+    click.option(
+        "--worker",
+        metavar="K/N",
+        help="Build a share of the store as worker K of N, with --resume; see docs/cluster.md.",
+    ),
+    click.option(
+        "--devices",
+        metavar="LIST",
+        help="Build with a worker process on each device, with --resume: all (every CUDA device), "
+        "or for example cuda:0,cuda:1 or cpu,cpu. They divide --workers, --slots and, on a CPU, "
+        "--threads.",
+    ),
+)
+
+
+def worker_options(command: F) -> F:
+    """Adds the options of builds by several workers."""
+    for option in reversed(_WORKER_OPTIONS):
+        command = option(command)
+    return command
+
+
 def build_options(command: F) -> F:
     """Adds the options of ``build`` and ``check``."""
     for option in reversed(_BUILD_OPTIONS):

@@ -245,3 +245,19 @@ def killed_at(n: int, action: Callable[[], object]) -> bool:
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     assert code in (0, KILLED), f"the child failed with {code}"
     return code == KILLED
+
+
+def unseal(path: Path, kept: Iterable[int] = ()) -> None:
+    """Turns lines of a complete store's ledger into records, as before it was sealed.
+
+    Args:
+        path: the store's folder.
+        kept: the chunks that stay lines of the ledger.
+    """
+    ledger, commits = path / "records/ledger.jsonl", path / "records/commits"
+    lines, kept = ledger.read_bytes().splitlines(), set(kept)
+    commits.mkdir()
+    for chunk, line in enumerate(lines):
+        if chunk not in kept:
+            (commits / f"{chunk:08d}").write_bytes(line)
+    ledger.write_bytes(b"".join(line + b"\n" for i, line in enumerate(lines) if i in kept))

@@ -34,11 +34,12 @@ from featurestore.system.platforms import require_linux
 from featurestore.wording import amount
 from manyviews.operations.check import collection, duplicates, inputs, libraries, machine
 from manyviews.operations.check.findings import CheckReport, Group
-from manyviews.operations.check.forecast import forecast_group, run_trial
+from manyviews.operations.check.forecast import forecast_group, run_trial, spread_into
 from manyviews.operations.check.labels import labels_group
 from manyviews.operations.check.machine import Free, need_of
 from manyviews.operations.check.models import find_models, known_dims, models_group
 from manyviews.operations.check.reading import Reading, evenly, read
+from manyviews.operations.check.spread import spread_of
 from manyviews.operations.check.target import Target, open_target
 from producers.sources.collection import GENERIC
 from producers.sources.kinds import scan_collection
@@ -61,6 +62,7 @@ class CheckRequest:
         full: read every input instead of ``SAMPLED`` of them.
         calibrate: load the models, count tokens, and run a trial build of a few samples.
         sheet: a PNG file to write, with the first samples and their views, or None.
+        devices: the device of each worker of this machine; empty for one build process.
     """
 
     config: BuildConfig
@@ -69,6 +71,7 @@ class CheckRequest:
     full: bool = False
     calibrate: bool = True
     sheet: Path | None = None
+    devices: tuple[str, ...] = ()
 
 
 def run_check(request: CheckRequest, say: Say) -> CheckReport:
@@ -110,6 +113,7 @@ class _Check:
         self._say = say
         self._device = device
         self._free = Free.now(device)
+        self._spread = spread_of(request.devices, request.config.worker, device)
         features = features_to_build(config, target.wanted)
         self._models = find_models(config, features, device)
         self._models_group = models_group(self._models)
@@ -254,6 +258,8 @@ class _Check:
         todo = self._target.todo(len(self._scanned.samples))
         todo += sum(len(plan.spec.samples_of(chunk)) for chunk in plan.decided.remade)
         group = forecast_group(plan, trial, todo)
+        if self._spread.workers > 1:
+            spread_into(group, trial, self._spread, plan.workers, todo)
         for notice in slow_paths(plan.job, _texts(plan)):
             what, _, advice = notice.partition(": ")
             group.warn("slow", what, advice)
@@ -265,7 +271,7 @@ class _Check:
         libraries.torchvision_into(group)
         on_cpu = self._free.device is None
         threads = (self._config.threads or usable_cpus()) if on_cpu else 1
-        need = need_of(plan, self._models, self._config, threads)
+        need = need_of(plan, self._models, self._config, threads).of(self._spread)
         machine.memory_into(group, need, self._free, peak, why)
         store = self._config.store if self._request.has_store else None
         try:

@@ -38,6 +38,7 @@ from featurestore.storage.writer import StoreWriter
 from featurestore.wording import amount
 from manyviews.operations.check.findings import Group
 from manyviews.operations.check.reading import evenly
+from manyviews.operations.check.spread import Spread
 
 if TYPE_CHECKING:
     from consumers.build_report import BuildReport
@@ -57,12 +58,29 @@ class Trial:
         total_s: duration of the whole trial in seconds, including the start of the producers.
         sample_s: seconds per sample between the second chunk and the third.
         waited: share of that time in which the backbones waited for producers, 0 to 1.
+        producer_s: seconds of a CPU that a producer needs for a sample; 0 if not known.
     """
 
     samples: int
     total_s: float
     sample_s: float
     waited: float
+    producer_s: float = 0.0
+
+    @property
+    def backbones_per_s(self) -> float | None:
+        """Samples per second of one device that never waits; None if not known."""
+        return 1 / (self.sample_s * (1 - self.waited)) if self.waited < 0.99 else None
+
+    def producers_per_s(self, producers: int) -> float | None:
+        """Samples per second that this many producers deliver; None if not known."""
+        if self.bottleneck == "producers":
+            return 1 / self.sample_s
+        return producers / self.producer_s if self.producer_s else None
+
+    def seconds_at(self, rate: float, samples: int) -> float:
+        """Predicted seconds of a build of ``samples`` samples at ``rate`` samples per second."""
+        return max(0.0, self.total_s - self.samples * self.sample_s) + samples / rate
 
     def seconds(self, samples: int) -> float:
         """Predicted seconds of a build of ``samples`` samples, without loading the backbones."""
@@ -87,14 +105,29 @@ def run_trial(plan: Plan, folder: Path | None, aim_s: float = _AIM_S) -> Trial:
         ManyViewsError: the error that a build of these samples would raise.
     """
     total = len(plan.decided.found.samples)
+    before = _producers_s()
     short = _measure(plan, folder, 1)
+    between = _producers_s()
     # The three samples are produced in parallel: times between them do not show slow producers.
     slow_s = short.total_s / (short.samples * plan.workers)
     fitting = int(aim_s / (3 * max(short.sample_s, slow_s, 1e-3)))
     if short.sample_s < slow_s / 2:
         fitting = max(fitting, plan.workers)
     chunk = min(fitting, plan.spec.chunk, total // 4)
-    return _measure(plan, folder, chunk) if chunk > 1 else short
+    if chunk <= 1:
+        return short
+    trial = _measure(plan, folder, chunk)
+    # Both trials start the producers, which takes as long in both.
+    more_s = (_producers_s() - between) - (between - before)
+    return replace(trial, producer_s=max(0.0, more_s) / (trial.samples - short.samples))
+
+
+def _producers_s() -> float:
+    """Seconds of CPU time of all producers that have ended."""
+    import resource  # Windows has no such module, and no builds
+
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _measure(plan: Plan, folder: Path | None, chunk: int) -> Trial:
@@ -173,6 +206,41 @@ def _build(plan: Plan, folder: Path, on_event: Callable[..., None]) -> BuildRepo
         raise InterruptedBuildError(
             error.signum, "The check was interrupted; nothing was changed."
         ) from None
+
+
+def spread_into(group: Group, trial: Trial, spread: Spread, producers: int, todo: int) -> None:
+    """Adds the prediction for several devices or machines, which replaces that for one device.
+
+    Args:
+        group: the group to add to.
+        trial: the measurements of a trial on one device.
+        spread: the devices.
+        producers: number of producer processes of a machine.
+        todo: number of samples to build.
+    """
+    backbones, produced = trial.backbones_per_s, trial.producers_per_s(producers)
+    rate, side = spread.rates(backbones, produced)
+    seconds = trial.seconds_at(rate, todo) if todo and rate else 0.0
+    group.facts |= {
+        "devices": list(spread.devices),
+        "machines": spread.machines,
+        "device_samples_per_s": None if backbones is None else round(backbones, 4),
+        "producers_samples_per_s": None if produced is None else round(produced, 4),
+        "samples_per_s": round(rate, 4),
+        "views_per_s": round(rate * group.facts["views_per_s"] * trial.sample_s, 3),
+        "seconds": round(seconds, 3),
+        "hours": round(seconds / 3600, 4),
+        "bottleneck": side,
+    }
+    place = "this machine" if spread.machines == 1 else amount(spread.machines, "machine")
+    group.ok(
+        "devices", f"{', '.join(spread.devices)} of {place}: {amount(spread.workers, 'worker')}"
+    )
+    text = f"{rate:.2f} samples/s together, limited by the {side}"
+    if produced is not None:
+        text += f"; {amount(producers, 'producer')} of a machine deliver {produced:.2f} samples/s"
+    group.ok("together", text)
+    group.ok("duration", f"{duration(seconds)} with all of them (an estimate)")
 
 
 def forecast_group(plan: Plan, trial: Trial, todo: int) -> Group:

@@ -20,6 +20,7 @@ from featurestore.system.limits import available_bytes
 from featurestore.wording import human_bytes
 from manyviews.operations.check.findings import Group
 from manyviews.operations.check.models import FoundModel, batch_bytes
+from manyviews.operations.check.spread import Spread
 
 # Open files of a build beside its producers': the store, the lock, the log, libraries and CUDA.
 _OTHER_FILES = 64
@@ -81,6 +82,25 @@ class Need:
     queue: int
     workers: int
     threads: int
+
+    def of(self, spread: Spread) -> Need:
+        """The needs of all workers of this machine, given those of a build by one process.
+
+        Workers on the CPU divide its threads, and with them the memory of batches; those on one
+        GPU do not. Device memory is that of the first GPU.
+        """
+        count = len(spread.devices)
+        on_device = spread.devices.count(spread.devices[0])
+        is_cpu = spread.devices[0] == "cpu"
+        return Need(
+            self.weights * on_device,
+            self.batches * (1 if is_cpu else on_device),
+            self.host * (1 if is_cpu else count),
+            # Every worker has at least two slots more than twice its producers.
+            self.queue * (self.workers + count) // (self.workers + 1),
+            max(self.workers, count),
+            max(self.threads, count),
+        )
 
 
 def need_of(

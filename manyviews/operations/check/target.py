@@ -16,7 +16,7 @@ from featurestore.storage.shape import StoreSpec
 from featurestore.storage.soundness import require_place, require_sound
 from featurestore.storage.space import missing_bytes, nearest_existing, store_bytes
 from featurestore.storage.store import LOCK, FeatureStore
-from featurestore.system.locks import Holder, lock_holder, require_locks
+from featurestore.system.locks import Unknown, WorkerHolder, lock_holders, require_locks
 from featurestore.wording import amount
 from manyviews.operations.check.findings import Group
 from producers.sources.scan import Scan
@@ -123,11 +123,15 @@ def _stored(group: Group, stored: FeatureStore, wanted: Extension | None) -> Non
         group.ok(
             "store", f"{stored.path} would be resumed: {done:,} of {amount(samples, 'sample')} done"
         )
-    holder = lock_holder(stored.path / LOCK)
-    if isinstance(holder, Holder):
-        text = f"process {holder.pid} on {holder.host} is writing to it"
-        advice = "A second build is refused. `status --watch` shows the first."
-        group.warn("lock", text, advice)
+    holders = lock_holders(stored.path / LOCK)
+    if isinstance(holders, Unknown) or not holders:
+        return
+    names = [f"process {h.pid} on {h.host}" for h in dict.fromkeys(holders)]
+    verb = "is" if len(names) == 1 else "are"
+    advice = "A second build is refused. `status --watch` shows the first."
+    if all(isinstance(holder, WorkerHolder) for holder in holders):
+        advice = "Only more workers may build it now. `status --watch` shows these."
+    group.warn("lock", f"{', '.join(names)} {verb} writing to it", advice)
 
 
 def _parent(store: Path) -> Path | None:

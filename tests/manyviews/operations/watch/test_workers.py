@@ -1,4 +1,4 @@
-"""``status`` of stores that several workers build: states and rates, from logs and from processes."""
+"""``status`` of stores that several workers build: from logs, and of real processes."""
 
 from __future__ import annotations
 
