@@ -63,30 +63,35 @@ class Outcome:
 
     Attributes:
         start_s: when the last worker had its first sample, or one of them was killed.
-        commits_s: when chunks were committed, of all workers, in order.
+        commits: the chunks that workers committed, each with its time, in the order of the times;
+            one may be missing that a worker committed in the instant in which it was killed.
         chunks: number of chunks of the store.
         survivors: number of workers that had begun a chunk at the start, because the start is the
             death of another one.
     """
 
     start_s: float
-    commits_s: Sequence[float]
+    commits: Sequence[tuple[float, int]]
     chunks: int
     survivors: int = 0
 
     @property
     def rate(self) -> float:
-        """Chunks of the store per second, from the start to the last commit.
+        """Chunks of the store per second, from the start until the store is complete.
 
         Of the chunks that were begun before the start, on average half was built by then.
         """
-        done = sum(moment <= self.start_s for moment in self.commits_s) + self.survivors / 2
-        return (self.chunks - done) / (self.commits_s[-1] - self.start_s)
+        first: dict[int, float] = {}
+        for moment, chunk in self.commits:
+            first.setdefault(chunk, moment)
+        built = sum(moment > self.start_s for moment in first.values()) - self.survivors / 2
+        return built / (max(first.values()) - self.start_s)
 
     @property
     def twice(self) -> float:
         """Chunks that were built again, as a share of all."""
-        return (len(self.commits_s) - self.chunks) / self.chunks
+        again = len(self.commits) - len({chunk for _, chunk in self.commits})
+        return again / self.chunks
 
 
 def run_workers(
@@ -130,8 +135,8 @@ def run_workers(
         raise RuntimeError(f"workers ended with {codes}")
     samples = FeatureStore(store).spec.samples
     shutil.rmtree(store)
-    begun_s = max(at for name, at in events if name == "begin")
-    commits = sorted(at for name, at in events if name == "chunk")
+    begun_s = max(moment for moment, chunk in events if chunk is None)
+    commits = sorted((moment, chunk) for moment, chunk in events if chunk is not None)
     survivors = len(seconds) - 1 if killed_s else 0
     return Outcome(killed_s or begun_s, commits, -(-samples // chunk), survivors)
 
@@ -158,20 +163,20 @@ def _work(config: BuildConfig, chunk_s: float, begin: Barrier, report: Connectio
     assignment._LOOK_S = _LOOK * chunk_s
     has_begun = False
 
-    def note(event: str, _facts: Mapping[str, Any]) -> None:
+    def note(event: str, facts: Mapping[str, Any]) -> None:
         nonlocal has_begun
         if event == "sample" and not has_begun:
             has_begun = True
             begin.wait()
-            report.send(("begin", time.monotonic()))
+            report.send((time.monotonic(), None))
         if event == "chunk":
-            report.send(("chunk", time.monotonic()))
+            report.send((time.monotonic(), facts["chunk"]))
 
     build(config, [note])
 
 
-def _received(report: Connection) -> list[tuple[str, float]]:
-    """The events of a worker, until it ends."""
+def _received(report: Connection) -> list[tuple[float, int | None]]:
+    """The times of a worker's commits with their chunks, and of its first sample, with None."""
     events = []
     while True:
         try:
