@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+import yaml  # type: ignore[import-untyped]
 
 from featurestore.storage.store import FeatureStore
 from featurestore.verify.store import verify

@@ -31,8 +31,8 @@ from consumers.workers.places import Tally, divided
 from consumers.workers.share import Share
 from consumers.workers.transport import error_of
 from featurestore.errors import ConfigError, InterruptedBuildError, WorkerError
-from featurestore.storage.soundness import require_place
 from featurestore.storage.creation import state_of
+from featurestore.storage.soundness import require_place
 from featurestore.wording import first_line
 
 if TYPE_CHECKING:
@@ -339,6 +339,11 @@ def worker_configs(config: BuildConfig, spots: Sequence[Spot], device: str) -> l
         threads = divided(config.threads or spot.cpus, count)[place] if device == "cpu" else 0
         slots = divided(config.slots, count)[place] if config.slots else default_slots(producers)
         share = Share(index, len(spots))
-        own: dict[str, Any] = {"worker": share, "workers": producers, "threads": threads, "slots": max(2, slots)}
+        own: dict[str, Any] = {
+            "worker": share,
+            "workers": producers,
+            "threads": threads,
+            "slots": max(2, slots),
+        }
         configs.append(replace(shared, **own, device=device))
     return configs

@@ -52,7 +52,7 @@ def seal(path: Path) -> None:
 def test_a_dataset_reads_records_and_lines_alike(
     world: World, unsealed: Path, options: dict[str, Any]
 ) -> None:
-    common = {"bad_samples": "include", "split_json": world.split}
+    common: dict[str, Any] = {"bad_samples": "include", "split_json": world.split}
     if "labels" in options:
         common["labels_dir"] = world.root / "labels"
     sealed, other = (FeatureDataset(p, **common | options) for p in (world.store, unsealed))
@@ -105,7 +105,8 @@ def test_a_seal_while_a_dataset_is_opened_changes_nothing(
     world: World, unsealed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between the first feature and the look for replaced rows."""
-    check, calls = datasets.require_unchanged, []
+    check: Any = vars(datasets)["require_unchanged"]
+    calls: list[Any] = []
 
     def late(*arguments: Any) -> None:
         seal(unsealed)
@@ -122,7 +123,7 @@ def test_a_seal_while_a_dataset_is_opened_changes_nothing(
 def test_rows_replaced_while_a_dataset_is_opened_are_noticed(
     world: World, unsealed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    check = datasets.require_unchanged
+    check: Any = vars(datasets)["require_unchanged"]
 
     def late(*arguments: Any) -> None:
         remake(unsealed, 2, {name: rows + 1 for name, rows in world.rows.items()})

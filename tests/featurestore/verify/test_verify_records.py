@@ -182,7 +182,12 @@ def damage_all(path: Path) -> None:
     (path / name(17)).write_bytes((path / name(2)).read_bytes())
 
 
-DAMAGES = {damage_record: [1], damage_file: [1], damage_line: [3], damage_all: [0, 1, 3, 4]}
+DAMAGES: dict[Callable[[Path], None], list[int]] = {
+    damage_record: [1],
+    damage_file: [1],
+    damage_line: [3],
+    damage_all: [0, 1, 3, 4],
+}
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -311,7 +316,11 @@ def test_a_record_that_appears_during_a_check_is_no_stray(
 ) -> None:
     late = (copy / name(2)).read_bytes()
     (copy / name(2)).unlink()
-    report = verify(copy, progress=lambda *_: (copy / name(2)).write_bytes(late))
+
+    def appear(*_: int) -> None:
+        (copy / name(2)).write_bytes(late)
+
+    report = verify(copy, progress=appear)
     assert report.findings == []
     assert not any(COMMITS in notice for notice in report.notices)
 

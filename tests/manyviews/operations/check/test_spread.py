@@ -24,7 +24,7 @@ def test_devices_are_as_fast_together_as_their_producers_allow() -> None:
     assert trial.backbones_per_s == pytest.approx(10)
     four = Spread(GPUS)
     assert trial.producers_per_s(15) == pytest.approx(60)
-    assert four.rates(10, 60) == (pytest.approx(40), "backbones")
+    assert four.rates(10, 60) == (40, "backbones")
     assert trial.producers_per_s(5) == pytest.approx(20)
     assert four.rates(10, 20) == (20, "producers")
     assert Spread(GPUS, machines=3).rates(10, 20) == (60, "producers")
@@ -41,7 +41,7 @@ def test_slow_producers_are_not_faster_with_more_devices() -> None:
     trial = Trial(samples=30, total_s=8.0, sample_s=0.5, waited=0.9)
     assert Spread(GPUS).rates(trial.backbones_per_s, trial.producers_per_s(8)) == (2, "producers")
     assert Trial(30, 8.0, 0.5, 0.1).producers_per_s(8) is None
-    assert Spread(GPUS).rates(1.8, None) == (pytest.approx(7.2), "backbones")
+    assert Spread(GPUS).rates(1.75, None) == (7.0, "backbones")
 
 
 def test_memory_is_summed_over_workers() -> None:
