@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from featurestore.errors import StoreLockedError as StoreLockedError
     from featurestore.errors import StoreMismatchError as StoreMismatchError
     from featurestore.errors import UnsyncedFolderWarning as UnsyncedFolderWarning
+    from featurestore.errors import WorkerError as WorkerError
     from featurestore.sampling.samplers import FeatureBatchSampler as FeatureBatchSampler
     from featurestore.sampling.sharding import Shard as Shard
     from featurestore.sampling.sharding import Shuffle as Shuffle
@@ -73,6 +74,7 @@ __all__ = [
     "StoreLockedError",
     "StoreMismatchError",
     "UnsyncedFolderWarning",
+    "WorkerError",
     "__version__",
     "build",
     "check",
