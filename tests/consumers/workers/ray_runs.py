@@ -90,9 +90,11 @@ def processes(mark: str, contains: str = "") -> dict[int, str]:
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            if line and contains in line and f"{MARK}={mark}".encode() in (
-                folder / "environ"
-            ).read_bytes().split(b"\0"):
+            if (
+                line
+                and contains in line
+                and f"{MARK}={mark}".encode() in (folder / "environ").read_bytes().split(b"\0")
+            ):
                 found[int(folder.name)] = line
     return found
 

@@ -131,9 +131,7 @@ def test_no_cluster_is_open_to_a_network(monkeypatch: pytest.MonkeyPatch) -> Non
     _require_private("192.0.2.7")
 
 
-def test_without_ray_its_extra_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_ray_its_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
     from consumers.build import build
