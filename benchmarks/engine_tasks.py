@@ -69,7 +69,7 @@ def _producers_alone(task: Mapping[str, Any]) -> dict[str, Any]:
 
     plan = _planned(task)
     samples = plan.decided.found.samples
-    with ProducerPool(plan.job, samples, workers=plan.workers, timeout_s=300) as pool:
+    with ProducerPool(plan.job, samples, producers=plan.producers, timeout_s=300) as pool:
         pool.release(pool.take())
         start = time.perf_counter()
         for _ in samples[1:]:
@@ -113,7 +113,7 @@ def _views_of_a_chunk(plan: Any) -> list[Any]:
 
     samples = [plan.decided.found.samples[i] for i in plan.spec.samples_of(0)]
     views = []
-    with ProducerPool(plan.job, samples, workers=plan.workers, timeout_s=300) as pool:
+    with ProducerPool(plan.job, samples, producers=plan.producers, timeout_s=300) as pool:
         for _ in samples:
             taken = pool.take()
             views.append(deepcopy(taken))
@@ -153,7 +153,7 @@ def _transport(task: Mapping[str, Any]) -> dict[str, Any]:
     found = scan(Path(task["data"]))
     job = Job(found.places.source, task["views"], 0, (), (), 4)
     first = 200  # by then the producer has started
-    with ProducerPool(job, found.samples, workers=1, timeout_s=300) as pool:
+    with ProducerPool(job, found.samples, producers=1, timeout_s=300) as pool:
         (worker,) = pool._workers
         for number in range(len(found.samples)):
             if number == first:

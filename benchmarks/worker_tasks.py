@@ -151,7 +151,7 @@ def _config(data: Path, store: Path, share: Share, chunk: int) -> BuildConfig:
         batch_sizes={FEATURE: chunk * VIEWS},
         chunk=chunk,
         device="cpu",
-        workers=1,
+        producers=1,
         threads=1,
         resume=True,
         worker=share,

@@ -39,11 +39,11 @@ class BuildConfig:
         models: hub id or local folder of each feature whose model is not the default.
         batch_sizes: batch size, in rows, of each feature whose batch size is not the default.
         backbones: custom backbones, by feature; ``features`` selects among them.
-        workers: number of producer processes; 0 chooses it by the number of CPUs.
+        producers: number of producer processes; 0 chooses it by the number of CPUs.
         threads: number of batches that a CPU computes at the same time; 0 chooses the number of
             CPUs.
         slots: number of samples in flight between producers and backbones; 0 chooses it by
-            ``workers``.
+            ``producers``.
         chunk: number of samples per chunk, the unit of commit; 0 chooses about 4,480 rows, at
             least 64 samples, that fill whole memory pages.
         codec: ``none``, which training maps, or ``zstd`` for an archive; None for that of the
@@ -64,7 +64,7 @@ class BuildConfig:
         devices: the devices of this machine, on each of which a worker process builds, with
             ``resume``: ``cpu``, ``cuda`` or ``cuda:N``, or ``all`` alone for every CUDA device. A
             device may be repeated. Empty to build in this process, on ``device``. The workers
-            divide ``workers`` and ``slots`` among them, and those on a CPU ``threads``.
+            divide ``producers`` and ``slots`` among them, and those on a CPU ``threads``.
         ray: Ray cluster on which ``ray_workers`` workers build: its address, or ``local`` to start
             one on this machine; None to build without Ray.
         ray_workers: number of workers on a Ray cluster.
@@ -84,7 +84,7 @@ class BuildConfig:
     models: Mapping[str, str] = field(default_factory=dict)
     batch_sizes: Mapping[str, int] = field(default_factory=dict)
     backbones: Mapping[str, BackboneConfig] = field(default_factory=dict)
-    workers: int = 0
+    producers: int = 0
     threads: int = 0
     slots: int = 0
     chunk: int = 0
@@ -113,7 +113,7 @@ class BuildConfig:
         if self.views is not None:
             _at_least("views", self.views, 1)
         _at_least("seed", self.seed, 0)
-        for name in ("workers", "threads", "slots", "chunk"):
+        for name in ("producers", "threads", "slots", "chunk"):
             _at_least(name, getattr(self, name), 0)
         _one_of("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
         if self.codec is not None:

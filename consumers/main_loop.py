@@ -99,7 +99,7 @@ class _Run:
             host=socket.gethostname(),
             device=self._decided.device,
             worker=None if self._share is None else str(self._share),
-            workers=self._plan.workers,
+            producers=self._plan.producers,
             threads=self._decided.threads,
             slots=self._plan.job.slots,
             fingerprint=self._writer.fingerprint,
@@ -110,7 +110,7 @@ class _Run:
             extend_cache(self._inputs_file, self._decided.confirmed)
         if missing:
             try:
-                self._build(missing, workers=min(self._plan.workers, todo))
+                self._build(missing, producers=min(self._plan.producers, todo))
             except BackboneError as e:
                 e.name_chunk(self._filling)  # unless it was raised for the chunk before
                 raise
@@ -139,7 +139,7 @@ class _Run:
     def _slow_paths(self) -> list[str]:
         return slow_paths(self._plan.job, self._texts)
 
-    def _build(self, missing: Sequence[int], workers: int) -> None:
+    def _build(self, missing: Sequence[int], producers: int) -> None:
         plan, spec = self._plan, self._writer.spec
         claims = self._claims(missing)
         work = Assignment(claims, spec, self._decided.found.samples)
@@ -150,7 +150,7 @@ class _Run:
             ProducerPool(
                 plan.job,
                 work,
-                workers=workers,
+                producers=producers,
                 timeout_s=timeout_s,
                 where=self._decided.found.places.where,
             ) as pool,

@@ -43,7 +43,7 @@ class Plan:
         decided: what was decided before the models were loaded.
         backbones: the loaded ``Backbone`` of each feature.
         batch_sizes: batch size of each feature, in rows.
-        workers: number of producer processes.
+        producers: number of producer processes.
         job: what each producer does.
         spec: shape of the store.
         fingerprint: everything that determines the features' values.
@@ -53,7 +53,7 @@ class Plan:
     decided: Decided
     backbones: Mapping[str, Any]
     batch_sizes: Mapping[str, int]
-    workers: int
+    producers: int
     job: Job
     spec: StoreSpec
     fingerprint: Fingerprint
@@ -103,10 +103,10 @@ def make_plan(
     config, stored, known = decided.config, decided.stored, decided.known
     fingerprint, device = dict(decided.asked), decided.device
     batch_sizes = {name: batch_size_of(config, name, device, known) for name in decided.features}
-    workers = config.workers or default_workers()
+    producers = config.producers or default_producers()
     notify("loading", device=device)
     loaded = load_all(decided, refused, {} if loaded_before is None else loaded_before)
-    job = _job(config, loaded, workers, decided.wanted, decided.found)
+    job = _job(config, loaded, producers, decided.wanted, decided.found)
     require_room(job.layout, job.slots)
     if config.worker is not None and (machine := config.worker.machine) is not None:
         require_room(job.layout, machine.slots, machine.free_bytes)
@@ -126,7 +126,7 @@ def make_plan(
         decided=decided,
         backbones=loaded,
         batch_sizes=batch_sizes,
-        workers=workers,
+        producers=producers,
         job=job,
         spec=spec,
         fingerprint=fingerprint,
@@ -140,12 +140,12 @@ def _require_inputs(found: Scan, modalities: Mapping[str, Modality]) -> None:
         require_input(found, name, modality)
 
 
-def default_slots(workers: int) -> int:
+def default_slots(producers: int) -> int:
     """Default number of slots: two for each producer, and two that wait for the backbones."""
-    return 2 * workers + 2
+    return 2 * producers + 2
 
 
-def default_workers() -> int:
+def default_producers() -> int:
     """Default number of producer processes: one CPU is left to this process."""
     return max(1, usable_cpus() - 1)
 
@@ -195,7 +195,7 @@ def _load(decided: Decided, name: str, before: Loaded) -> Any:
 def _job(
     config: CompleteConfig,
     backbones: Mapping[str, Any],
-    workers: int,
+    producers: int,
     wanted: Extension | None,
     found: Scan,
 ) -> Job:
@@ -208,7 +208,7 @@ def _job(
         seed=config.seed,
         images=tuple(dict.fromkeys(images)),
         texts=tuple(texts),
-        slots=config.slots or default_slots(workers),
+        slots=config.slots or default_slots(producers),
         compiled=has_compiled(),
         first_view=0 if wanted is None else wanted.first_view,
     )

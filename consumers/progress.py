@@ -315,6 +315,6 @@ def _start_line(facts: Mapping[str, Any]) -> str:
     return (
         f"{amount(facts['samples'], 'sample')} x {amount(facts['views'], 'view')}"
         f"{done}: {features}; "
-        f"{amount(facts['workers'], 'producer')}, {amount(facts['slots'], 'slot')}, "
+        f"{amount(facts['producers'], 'producer')}, {amount(facts['slots'], 'slot')}, "
         f"{amount(facts['threads'], 'compute thread')}"
     )

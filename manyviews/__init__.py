@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from featurestore.datamodule import make_datamodule as make_datamodule
     from featurestore.errors import BackboneError as BackboneError
     from featurestore.errors import BadInputsError as BadInputsError
+    from featurestore.errors import ChunkConflictError as ChunkConflictError
     from featurestore.errors import ConfigError as ConfigError
     from featurestore.errors import CorruptStoreError as CorruptStoreError
     from featurestore.errors import InputError as InputError
@@ -55,6 +56,7 @@ __all__ = [
     "BackboneError",
     "BadInputsError",
     "BuildConfig",
+    "ChunkConflictError",
     "CollectionConfig",
     "ConfigError",
     "CorruptStoreError",

@@ -77,16 +77,16 @@ class ProducerPool(Crew[_Task]):
         job: Job,
         samples: Iterable[Sample],
         *,
-        workers: int,
+        producers: int,
         timeout_s: float,
         where: Callable[[Sample], Any] = nowhere,
     ) -> None:
-        """Reserves the slots and starts ``workers`` processes.
+        """Reserves the slots and starts ``producers`` processes.
 
         Args:
             job: the work of the processes.
             samples: the samples, in the order in which they are taken.
-            workers: number of processes.
+            producers: number of processes.
             timeout_s: time after which a sample counts as stuck, in seconds.
             where: function that returns a sample's locator, plain values for the job's reader.
 
@@ -116,7 +116,7 @@ class ProducerPool(Crew[_Task]):
         def start() -> Child:
             return Child("producers.worker", job_file, [self.ring.fd])
 
-        super().__init__(start, workers, timeout_s)
+        super().__init__(start, producers, timeout_s)
 
     @property
     def filled(self) -> int:

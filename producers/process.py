@@ -251,7 +251,7 @@ def machine_errors(what: str) -> Iterator[None]:
         reason = "not enough memory" if isinstance(e, MemoryError) else e.strerror or str(e)
         raise ProducerError(
             f"{what}: {reason}.\n"
-            "Choose fewer with --workers, or raise the limit on processes, open files or memory."
+            "Choose fewer with --producers, or raise the limit on processes, open files or memory."
         ) from e
 
 

@@ -80,7 +80,7 @@ def demo_store(
         store=store,
         models=checkpoints,
         device="cpu",
-        workers=2,
+        producers=2,
         views=4,
         chunk=16,
     )

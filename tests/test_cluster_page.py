@@ -31,7 +31,9 @@ from tests.conftest import ROOT, tree_digest
 
 PAGE = (ROOT / "docs/cluster.md").read_text("utf-8")
 SAMPLES = 24
-SMALL = "--views 8 --chunk 4 --features clip_text --batch-size clip_text=8 --threads 1 --workers 1"
+SMALL = (
+    "--views 8 --chunk 4 --features clip_text --batch-size clip_text=8 --threads 1 --producers 1"
+)
 # Passes a program on to this process: prints what it prints, exits as it does, passes SIGTERM on.
 PASSED_ON = """#!{python} -IS
 import json, os, signal, socket, sys

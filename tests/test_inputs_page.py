@@ -81,7 +81,7 @@ def printed(
     data, split = demo_data / "dataset", demo_data / "split.json"
     store = shutil.copytree(demo_store, folder / "store")
     same = [x for name, place in checkpoints.items() for x in ("--model", f"{name}={place}")]
-    two = ("--features", "clip_image,clip_text", "--devices", "cpu,cpu", "--workers", 1, *same)
+    two = ("--features", "clip_image,clip_text", "--devices", "cpu,cpu", "--producers", 1, *same)
     two = (*two, "--data-dir", data, "--views", 4)
     out, labels = folder / "out", folder / "labels"
     asked: dict[str, tuple[object, ...]] = {

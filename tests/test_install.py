@@ -305,14 +305,14 @@ def test_an_install_without_a_compiler_builds_the_same_store(
             store=tmp_path / "compiled",
             models=checkpoints,
             device="cpu",
-            workers=2,
+            producers=2,
             **BUILD,
         )
     )
     options = ["--data-dir", demo_data / "dataset", "--store", tmp_path / "libraries"]
     for name in ("views", "chunk"):
         options += [f"--{name}", str(BUILD[name])]
-    options += ["--features", ",".join(BUILD["features"]), "--device", "cpu", "--workers", "2"]
+    options += ["--features", ",".join(BUILD["features"]), "--device", "cpu", "--producers", "2"]
     for name in BUILD["features"]:
         options += ["--model", f"{name}={checkpoints[name]}"]
     intruders = [site_packages(from_sdist) / f"{name}.py" for name in ("enum", "json")]

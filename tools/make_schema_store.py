@@ -51,7 +51,7 @@ def make(folder: Path) -> None:
                 "clip_text": str(checkpoints["sentence"]),
             },
             device="cpu",
-            workers=1,
+            producers=1,
             views=VIEWS,
             chunk=CHUNK,
         )

@@ -154,7 +154,7 @@ def _start_line(label: str, facts: Mapping[str, Any]) -> str:
     done = f", {facts['done']:,} done" if facts["done"] else ""
     return (
         f"{label}: {amount(facts['samples'], 'sample')} x {amount(facts['views'], 'view')}{done}; "
-        f"{amount(facts['workers'], 'producer')}, {amount(facts['slots'], 'slot')}, "
+        f"{amount(facts['producers'], 'producer')}, {amount(facts['slots'], 'slot')}, "
         f"{amount(facts['threads'], 'compute thread')}"
     )
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import IO, Any
 
 from consumers.config import BuildConfig
-from consumers.plan import default_slots, default_workers
+from consumers.plan import default_producers, default_slots
 from consumers.stopping import relayed
 from consumers.workers.share import Machine, Share
 from featurestore.errors import ConfigError
@@ -113,7 +113,7 @@ def make_places(config: BuildConfig, devices: Sequence[str]) -> list[Place]:
             f"--threads {config.threads} is for CPUs, and the devices are {', '.join(devices)}.\n"
             "Leave --threads out."
         )
-    producers = divided(config.workers or default_workers(), len(devices))
+    producers = divided(config.producers or default_producers(), len(devices))
     threads = iter(divided(config.threads or usable_cpus(), max(1, devices.count("cpu"))))
     slots = [max(_FEWEST_SLOTS, n) for n in divided(config.slots, len(devices))]
     if not config.slots:
@@ -128,7 +128,7 @@ def make_places(config: BuildConfig, devices: Sequence[str]) -> list[Place]:
             {
                 "device": device,
                 "worker": asdict(Share(shares[number].index, shares[number].count, machine)),
-                "workers": producers[number],
+                "producers": producers[number],
                 "slots": slots[number],
                 "threads": next(threads) if device == "cpu" else 0,
             },

@@ -335,13 +335,13 @@ def worker_configs(config: BuildConfig, spots: Sequence[Spot], device: str) -> l
     configs = []
     for index, spot in enumerate(spots):
         count, place = hosts.count(spot.host), hosts[:index].count(spot.host)
-        producers = divided(config.workers or max(1, spot.cpus - 1), count)[place]
+        producers = divided(config.producers or max(1, spot.cpus - 1), count)[place]
         threads = divided(config.threads or spot.cpus, count)[place] if device == "cpu" else 0
         slots = divided(config.slots, count)[place] if config.slots else default_slots(producers)
         share = Share(index, len(spots))
         own: dict[str, Any] = {
             "worker": share,
-            "workers": producers,
+            "producers": producers,
             "threads": threads,
             "slots": max(2, slots),
         }

@@ -43,7 +43,7 @@ DONE_WITH_BAD_SAMPLES = 3
     "--devices",
     metavar="LIST",
     help="Build with a worker process on each device, with --resume: all (every CUDA device), or "
-    "for example cuda:0,cuda:1 or cpu,cpu. They divide --workers, --slots and, on a CPU, "
+    "for example cuda:0,cuda:1 or cpu,cpu. They divide --producers, --slots and, on a CPU, "
     "--threads.",
 )
 @click.option(

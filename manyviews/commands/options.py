@@ -159,13 +159,13 @@ _BUILD_OPTIONS = (
         help="Rows per forward pass of a feature; for texts, rows of maximum length.  "
         "[default: by feature and device, or the store's]",
     ),
-    click.option("--workers", type=int, help="Producer processes.  [default: CPUs - 1]"),
+    click.option("--producers", type=int, help="Producer processes.  [default: CPUs - 1]"),
     click.option(
         "--threads",
         type=int,
         help="Batches that a CPU computes in parallel, one thread each.  [default: CPUs]",
     ),
-    click.option("--slots", type=int, help="Samples in flight.  [default: 2 x workers + 2]"),
+    click.option("--slots", type=int, help="Samples in flight.  [default: 2 x producers + 2]"),
     click.option(
         "--chunk",
         type=int,
@@ -218,7 +218,7 @@ _WORKER_OPTIONS = (
         "--devices",
         metavar="LIST",
         help="Build with a worker process on each device, with --resume: all (every CUDA device), "
-        "or for example cuda:0,cuda:1 or cpu,cpu. They divide --workers, --slots and, on a CPU, "
+        "or for example cuda:0,cuda:1 or cpu,cpu. They divide --producers, --slots and, on a CPU, "
         "--threads.",
     ),
 )

@@ -52,7 +52,7 @@ def configure(photos: Path, checkpoints: dict[str, str]) -> Configure:
             "models": {name: checkpoints[name] for name in HAVE},
             "views": VIEWS,
             "chunk": CHUNK,
-            "workers": 1,
+            "producers": 1,
             "device": "cpu",
         }
         return BuildConfig(store=store, **(options | changes))  # type: ignore[arg-type]

@@ -71,7 +71,7 @@ def configure(demo_data: Path, short_texts: Path, checkpoints: dict[str, str]) -
     def make(store: Path, **changes: Any) -> BuildConfig:
         data = demo_data / "dataset" if "clip_image" in changes.get("features", ()) else short_texts
         values: dict[str, Any] = {"data_dir": data, "models": checkpoints}
-        values |= {"device": "cpu", "workers": WORKERS, **TEXT, **changes}
+        values |= {"device": "cpu", "producers": WORKERS, **TEXT, **changes}
         return BuildConfig(store=store, **values)
 
     return make
@@ -118,7 +118,7 @@ def arguments(config: BuildConfig, *more: str) -> list[str]:
     assert config.features is not None
     typed = [*CLI, "build", "--data-dir", str(config.data_dir), "--store", str(config.store)]
     typed += ["--views", str(config.views), "--chunk", str(config.chunk)]
-    typed += ["--features", ",".join(config.features), "--workers", str(config.workers)]
+    typed += ["--features", ",".join(config.features), "--producers", str(config.producers)]
     typed += ["--device", "cpu", *more]
     if config.slots:
         typed += ["--slots", str(config.slots)]
@@ -242,7 +242,7 @@ def test_workers_and_slots_change_nothing(
     golden: Path, configure: Configure, tmp_path: Path
 ) -> None:
     features = tuple(FeatureStore(golden).features)
-    config = configure(tmp_path / "s", features=features, **ALL | {"workers": 3, "slots": 2})
+    config = configure(tmp_path / "s", features=features, **ALL | {"producers": 3, "slots": 2})
     build(config)
     assert tree_digest(tmp_path / "s") == tree_digest(golden)
 
@@ -251,7 +251,7 @@ def test_workers_and_slots_change_nothing(
 def test_nor_do_they_for_text(
     golden_text: Path, configure: Configure, tmp_path: Path, workers: int, slots: int
 ) -> None:
-    build(configure(tmp_path / "s", workers=workers, slots=slots))
+    build(configure(tmp_path / "s", producers=workers, slots=slots))
     assert tree_digest(tmp_path / "s") == tree_digest(golden_text)
 
 
@@ -399,7 +399,7 @@ def test_kill_9_and_resume(
     committed = lines(store)
     assert 1 <= committed <= 2
     kept = {name: value for name, value in tree_digest(store).items() if "/c." in name}
-    report = build(configure(store, resume=True, workers=1))
+    report = build(configure(store, resume=True, producers=1))
     assert report.built == 48 - 4 * committed
     assert tree_digest(store) == tree_digest(golden_text)
     assert kept.items() <= tree_digest(golden_text).items()
@@ -418,7 +418,7 @@ def test_kill_9_and_resume_with_all_features(
         process.communicate()
     assert process.returncode == -signal.SIGKILL
     assert lines(store) == 1
-    report = build(_replace(config, resume=True, workers=1))
+    report = build(_replace(config, resume=True, producers=1))
     assert report.built == 32
     assert tree_digest(store) == tree_digest(golden)
 
@@ -836,7 +836,7 @@ def test_one_sample(configure: Configure, some_data: Path, tmp_path: Path) -> No
     for path in some_data.iterdir():
         if path.stem != keep:
             path.unlink()
-    report = build(configure(tmp_path / "s", data_dir=some_data, workers=3))
+    report = build(configure(tmp_path / "s", data_dir=some_data, producers=3))
     assert (report.samples, report.built, report.bad) == (1, 1, [])
     assert FeatureStore(tmp_path / "s").read_chunk("blip2_text", 0).shape == (1, 8, 64)
     done = materialize(FeatureStore(tmp_path / "s"), tmp_path / "out")

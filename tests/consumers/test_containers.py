@@ -33,7 +33,7 @@ def build_store(
             models=models,
             device="cpu",
             views=2,
-            workers=1,
+            producers=1,
             resume=resume,
         )
     )

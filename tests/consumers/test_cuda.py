@@ -37,7 +37,7 @@ Configure = Callable[..., BuildConfig]
 def configure(demo_data: Path, checkpoints: dict[str, str]) -> Configure:
     def make(store: Path, **changes: Any) -> BuildConfig:
         values: dict[str, Any] = {"data_dir": demo_data / "dataset", "models": checkpoints}
-        values |= {"device": DEVICE, "workers": 2, "views": VIEWS, "chunk": CHUNK}
+        values |= {"device": DEVICE, "producers": 2, "views": VIEWS, "chunk": CHUNK}
         # Small batches, so that every staging buffer is used many times.
         values["batch_sizes"] = dict.fromkeys(FEATURES, 5)
         return BuildConfig(store=store, **values | changes)
@@ -54,7 +54,7 @@ def golden(configure: Configure, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def test_the_same_bytes_again(configure: Configure, golden: Path, tmp_path: Path) -> None:
-    build(configure(tmp_path / "store", workers=1))
+    build(configure(tmp_path / "store", producers=1))
     assert tree_digest(tmp_path / "store") == tree_digest(golden)
 
 
@@ -66,7 +66,7 @@ def test_the_same_bytes_after_a_stop(
     store = tmp_path / "store"
     config = configure(store)
     typed = [sys.executable, str(ROOT / "cli.py"), "build", "--data-dir", str(config.data_dir)]
-    typed += ["--store", str(store), "--device", DEVICE, "--workers", "2"]
+    typed += ["--store", str(store), "--device", DEVICE, "--producers", "2"]
     typed += ["--views", str(VIEWS), "--chunk", str(CHUNK)]
     for name in FEATURES:
         typed += ["--model", f"{name}={config.models[name]}", "--batch-size", f"{name}=5"]

@@ -89,7 +89,7 @@ def config(demo_data: Path, checkpoints: dict[str, str], tmp_path: Path) -> Buil
         batch_sizes={"clip_image": 1, "blip2_image": 1},
         views=BEFORE,
         chunk=8,
-        workers=1,
+        producers=1,
         device="cpu",
     )
 

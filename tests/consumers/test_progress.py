@@ -22,7 +22,7 @@ STARTED: Mapping[str, Any] = {
     "views": 70,
     "slots": 34,
     "chunk": 64,
-    "workers": 16,
+    "producers": 16,
     "threads": 8,
     "features": {"clip_image": 512, "clip_text": 512, "blip2_image": 768, "blip2_text": 2048},
     "notices": ["dropped 12 bytes of a torn last line of the ledger"],

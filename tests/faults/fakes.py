@@ -119,7 +119,7 @@ def make_data(folder: Path, samples: int = SAMPLES) -> Path:
 
 def config(data: Path, store: Path, **changes: Any) -> BuildConfig:
     values: dict[str, Any] = {"views": VIEWS, "chunk": CHUNK, "features": tuple(DIMS)}
-    values |= {"batch_sizes": dict.fromkeys(DIMS, BATCH), "workers": 1, "threads": 1}
+    values |= {"batch_sizes": dict.fromkeys(DIMS, BATCH), "producers": 1, "threads": 1}
     values["device"] = "cpu"
     return BuildConfig(data_dir=data, store=store, **values | changes)
 

@@ -168,7 +168,7 @@ class Bench:
         make_tokenizer(self.tokenizer)
         self.golden_store = folder / "golden"
         run = self.run(
-            [self.build(self.golden_store, workers=2), ("verify", str(self.golden_store))],
+            [self.build(self.golden_store, producers=2), ("verify", str(self.golden_store))],
             forked=False,
             fault={"n": -1, "action": "none"},
         )
@@ -188,14 +188,14 @@ class Bench:
             "views": self.views,
             "chunk": self.chunk,
             "batch_sizes": dict.fromkeys(DIMS, 16),
-            "workers": 1,
+            "producers": 1,
             "device": "cpu",
         }
         return "build", values | changes
 
     def command(self, store: Path, *more: str) -> tuple[str, list[str]]:
         """The step of a build as a user types it."""
-        typed = ["build", "--data-dir", str(self.data), "--store", str(store), "--workers", "1"]
+        typed = ["build", "--data-dir", str(self.data), "--store", str(store), "--producers", "1"]
         typed += ["--features", ",".join(DIMS), "--views", str(self.views)]
         typed += ["--chunk", str(self.chunk)]
         for name in DIMS:

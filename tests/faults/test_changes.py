@@ -112,7 +112,7 @@ CASES: dict[str, list[Same | Refused]] = {
         Same({"other": {"adapter": "timm", "model": "no/such"}}),  # no feature of this build
         Refused({"clip_text": {"adapter": "timm"}}, ("[backbones.clip_text]",), "ConfigError"),
     ],
-    "workers": [Same(0), Same(2), Same(8)],
+    "producers": [Same(0), Same(2), Same(8)],
     "threads": [Same(0), Same(2), Same(8)],
     "slots": [Same(2), Same(3), Same(64)],
     "chunk": [Same(0), mismatch(8, "chunk", 4, 8)],
@@ -304,7 +304,7 @@ def test_eight_producers_and_a_slow_first_sample(
         if event == "sample":
             ready.append(facts["filled"])
 
-    make(data, tmp_path / "store", (watch,), workers=8, slots=64)
+    make(data, tmp_path / "store", (watch,), producers=8, slots=64)
     assert [p.read_text() for p in site.glob("*.waits")] == ["x"]
     assert max(ready) > 5
     COUNTS["slow sample"] += 1

@@ -119,7 +119,7 @@ def rows_of(first: int = 0, count: int = SAMPLES) -> dict[str, Row]:
 
 def make(collection: CollectionConfig, store: Path, **changes: Any) -> FeatureStore:
     values: dict[str, Any] = {"views": fakes.VIEWS, "chunk": 4, "features": tuple(fakes.DIMS)}
-    values |= {"batch_sizes": dict.fromkeys(fakes.DIMS, 8), "workers": 1, "threads": 1}
+    values |= {"batch_sizes": dict.fromkeys(fakes.DIMS, 8), "producers": 1, "threads": 1}
     with fakes.loaded():
         build(BuildConfig(collection=collection, store=store, device="cpu", **values | changes))
     return FeatureStore(store)
@@ -281,7 +281,7 @@ def test_an_interrupted_build_is_not_continued_with_another_key(kind: Kind, tmp_
             raise RuntimeError("stopped")
 
     values = {"views": fakes.VIEWS, "chunk": 4, "features": tuple(fakes.DIMS), "device": "cpu"}
-    values |= {"batch_sizes": dict.fromkeys(fakes.DIMS, 8), "workers": 1, "threads": 1}
+    values |= {"batch_sizes": dict.fromkeys(fakes.DIMS, 8), "producers": 1, "threads": 1}
     config = BuildConfig(collection=collection, store=tmp_path / "store", **values)  # type: ignore[arg-type]
     with fakes.loaded(), pytest.raises(RuntimeError, match="stopped"):
         build(config, [stop])

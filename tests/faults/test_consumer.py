@@ -193,7 +193,7 @@ def test_a_slow_backbone_blocks_its_producers_and_a_fast_one_waits(
             filled.append(facts["filled"])
 
     with loaded({"clip_text": slow}):
-        build(config(data, tmp_path / "store", slots=slots, workers=2), [watch])
+        build(config(data, tmp_path / "store", slots=slots, producers=2), [watch])
     assert len(filled) == SAMPLES
     assert 1 <= max(filled) <= slots
     assert tree_digest(tmp_path / "store") == tree_digest(golden)

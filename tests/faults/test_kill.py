@@ -54,7 +54,7 @@ def seconds(own_memory: Bench, tmp_path_factory: pytest.TempPathFactory) -> floa
     """Duration of an uninterrupted build in seconds."""
     store = tmp_path_factory.mktemp("timed") / "store"
     start = time.monotonic()
-    assert own_memory.run([own_memory.build(store, workers=2)], forked=False).kind == "done"
+    assert own_memory.run([own_memory.build(store, producers=2)], forked=False).kind == "done"
     return time.monotonic() - start
 
 
@@ -64,7 +64,7 @@ def moment(rng: random.Random, seconds: float, attempt: int) -> float:
 
 
 def begin(bench: Bench, store: Path, **changes: Any) -> int:
-    task = bench.task([bench.build(store, workers=2, **changes)], forked=False, group=0)
+    task = bench.task([bench.build(store, producers=2, **changes)], forked=False, group=0)
     return bench.zygote.start(task)
 
 

@@ -96,7 +96,7 @@ def test_the_environment_does_not_matter(
     command += ["--chunk", str(CHUNK), "--features", ",".join(DIMS), "--device", "cpu"]
     command += [f"--batch-size={name}={BATCH}" for name in DIMS]
     done = subprocess.run(
-        [sys.executable, "-c", DRIVER, *command, "--workers=2"],
+        [sys.executable, "-c", DRIVER, *command, "--producers=2"],
         cwd=data.parent,
         capture_output=True,
         umask=mask,
@@ -186,8 +186,8 @@ def test_a_process_that_cannot_be_started(
 
     monkeypatch.setattr("producers.process.subprocess.Popen", refuse)
     before = fds()
-    with pytest.raises(ProducerError, match=r"could not be started.*\n.*--workers") as caught:
-        make(data, tmp_path / "store", workers=3)
+    with pytest.raises(ProducerError, match=r"could not be started.*\n.*--producers") as caught:
+        make(data, tmp_path / "store", producers=3)
     assert "temporarily unavailable" in str(caught.value)
     assert started == number
     COUNTS["no process"] += 1
@@ -211,7 +211,7 @@ samples = scan(Path(sys.argv[1])).samples
 import codecs; codecs.lookup("ascii")  # another user may not be able to load it
 {limit}
 try:
-    ProducerPool(job, samples, workers=40, timeout_s=60)
+    ProducerPool(job, samples, producers=40, timeout_s=60)
 except ProducerError as e:
     print(e)
     print(len(os.listdir("/proc/self/fd")))
@@ -250,7 +250,7 @@ def test_real_limits_that_are_too_low_for_the_producers(
     assert (done.returncode, done.stderr) == (0, "")
     message, advice, descriptors = done.stdout.splitlines()
     assert problem in message
-    assert "--workers" in advice
+    assert "--producers" in advice
     assert int(descriptors) <= 5  # standard ones, and the listing's own
     COUNTS["limit"] += 1
 

@@ -146,7 +146,7 @@ def fired(mark: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[Made]:
     folder = write(tmp_path_factory.mktemp("undisturbed") / "data", plots())
-    with pool_for(folder, workers=1) as pool:
+    with pool_for(folder, producers=1) as pool:
         return take_all(pool)
 
 
@@ -161,7 +161,7 @@ def test_a_torn_message_is_the_end_of_its_producer_and_nothing_more(
 ) -> None:
     monkeypatch.setenv("TORN", str(torn))
     folder = write(tmp_path / "data", plots({5: "<torn>"}))
-    with promptly(30), pool_for(folder, workers=1) as pool:
+    with promptly(30), pool_for(folder, producers=1) as pool:
         made = take_all(pool)
         assert pool.replaced == {"SIGKILL (probably out of memory)": 1}
     assert fired(mark) == ["tear"]
@@ -185,7 +185,7 @@ def test_every_end_is_reported_as_what_it_was(
     tmp_path: Path, undisturbed: list[Made], mark: Path, marker: str, status: str
 ) -> None:
     folder = write(tmp_path / "data", plots({3: marker}))
-    with pool_for(folder, workers=1) as pool:
+    with pool_for(folder, producers=1) as pool:
         made = take_all(pool)
         assert pool.replaced == {status: 2}
     assert fired(mark) == ["end"] * 2
@@ -200,7 +200,7 @@ def test_every_end_is_reported_as_what_it_was(
 @pytest.mark.usefixtures("mark")
 def test_an_exception_that_no_pipe_takes_is_reported_all_the_same(tmp_path: Path) -> None:
     folder = write(tmp_path / "data", plots({3: "<odd>"}))
-    with pool_for(folder, workers=1) as pool, pytest.raises(ProducerError) as caught:
+    with pool_for(folder, producers=1) as pool, pytest.raises(ProducerError) as caught:
         take_all(pool)
     message = str(caught.value)
     assert "Odd" in message
@@ -217,7 +217,7 @@ def test_a_memory_bomb_is_a_bad_sample_and_its_producer_continues(
 ) -> None:
     """64 GiB are asked for; a few are given, and the next sample finds them free again."""
     folder = write(tmp_path / "data", plots({4: "<bomb>", 9: "<bomb>"}))
-    with pool_for(folder, workers=1) as pool:
+    with pool_for(folder, producers=1) as pool:
         made = take_all(pool)
         assert pool.replaced == {}
     assert fired(mark) == ["bomb"] * 2
@@ -237,7 +237,7 @@ def is_limited(producer: psutil.Process) -> bool:
 
 def test_the_limit_on_memory_is_what_a_producer_has_and_4_gib(tmp_path: Path) -> None:
     folder = write(tmp_path / "data", plots())
-    with pool_for(folder, workers=2) as pool:
+    with pool_for(folder, producers=2) as pool:
         pool.release(pool.take())
         for producer in children():
             eventually(partial(is_limited, producer))
@@ -271,7 +271,7 @@ def test_replacements_that_cannot_start_end_the_build_at_once(
     folder = write(tmp_path / "data", plots())
     site, starts = tmp_path / "site", tmp_path / "starts"
     site.mkdir()
-    with pool_for(folder, workers=2, slots=2) as pool:
+    with pool_for(folder, producers=2, slots=2) as pool:
         held = [pool.take(), pool.take()]
         (site / "sitecustomize.py").write_text(
             f"import sys\nopen({str(starts)!r}, 'a').write('x')\n"
@@ -329,7 +329,7 @@ from producers.pool import ProducerPool
 from producers.sources.pairs import scan
 from producers.worker import Job
 job = Job.from_json(Path(sys.argv[1]).read_bytes())
-with ProducerPool(job, scan(Path(job.source["root"])).samples, workers=2, timeout_s=4.0) as pool:
+with ProducerPool(job, scan(Path(job.source["root"])).samples, producers=2, timeout_s=4.0) as pool:
     print("started", flush=True)
     while True:
         try:
@@ -415,7 +415,7 @@ def test_descriptors_and_memory_stay_flat(tmp_path: Path) -> None:
         (folder / f"s{i:04}.json").write_text('{"plot": "%s"}' % ("w1 w2 w3 " * 20))
     samples = scan(folder).samples
     me = psutil.Process()
-    with ProducerPool(job_for(folder, 4), samples, workers=2, timeout_s=60) as pool:
+    with ProducerPool(job_for(folder, 4), samples, producers=2, timeout_s=60) as pool:
         seen = []
         for taken in range(many):
             if taken in (150, 300, 450):

@@ -60,7 +60,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[Made]:
-    with pool_for(write(tmp_path_factory.mktemp("calm") / "data", plots()), workers=1) as pool:
+    with pool_for(write(tmp_path_factory.mktemp("calm") / "data", plots()), producers=1) as pool:
         return take_all(pool)
 
 
@@ -115,7 +115,7 @@ def test_a_slot_is_used_again_once_its_process_has_ended(
     with (
         mounted(folder, tmp_path / "mount", ["s04.json"]) as mount,
         ProducerPool(
-            job_for(mount.path, 3), scan(mount.path).samples, workers=1, timeout_s=TIMEOUT_S
+            job_for(mount.path, 3), scan(mount.path).samples, producers=1, timeout_s=TIMEOUT_S
         ) as pool,
     ):
         for _ in range(4):
@@ -197,7 +197,7 @@ def test_a_build_is_finished_without_it(golden: Path, tmp_path: Path) -> None:
     first = scan(data).samples[CHUNK]
     with mounted(data, tmp_path / "mount", [str(first.text_name)]) as mount:
         store = tmp_path / "store"
-        make(mount.path, store, workers=2, sample_timeout_s=TIMEOUT_S)
+        make(mount.path, store, producers=2, sample_timeout_s=TIMEOUT_S)
         assert len(stuck_children()) == 2
         COUNTS["process that does not end"] += 2
     assert verify(store).findings == []
@@ -249,7 +249,7 @@ def test_wherever_no_file_system_may_be_mounted(
     """The first producer is stopped, and neither signals nor waits reach it."""
     monkeypatch.setattr(subprocess, "Popen", Endless)
     monkeypatch.setattr(Endless, "left", 1)
-    with pool_for(folder, workers=1, timeout_s=TIMEOUT_S) as pool:
+    with pool_for(folder, producers=1, timeout_s=TIMEOUT_S) as pool:
         made = [pool.take()]
         (worker,) = pool._workers
         pid = worker.child.pid

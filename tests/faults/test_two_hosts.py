@@ -136,7 +136,7 @@ def test_workers_of_two_hosts_whose_link_is_cut(
             shutil.copy(file, data)
     config = {"data_dir": str(data), "views": 8, "chunk": 4, "features": ["clip_text"]}
     config |= {"models": {"clip_text": checkpoints["clip_text"]}, "device": "cpu", "resume": True}
-    config |= {"workers": 1, "threads": 1}
+    config |= {"producers": 1, "threads": 1}
     first, second = hosts
     started = []
     for number, (host, other) in enumerate([(first, second), (second, first)]):

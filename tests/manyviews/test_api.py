@@ -51,7 +51,7 @@ def test_the_commands_as_functions(
         features=("clip_image",),
         models=checkpoints,
         device="cpu",
-        workers=1,
+        producers=1,
     )
     split = demo_data / "split.json"
     said: list[str] = []

@@ -106,10 +106,10 @@ def job_for(folder: Path, slots: int) -> Job:
 
 
 def pool_for(
-    folder: Path, workers: int = 2, slots: int = 4, timeout_s: float = 60.0
+    folder: Path, producers: int = 2, slots: int = 4, timeout_s: float = 60.0
 ) -> ProducerPool:
     samples = scan(folder).samples
-    return ProducerPool(job_for(folder, slots), samples, workers=workers, timeout_s=timeout_s)
+    return ProducerPool(job_for(folder, slots), samples, producers=producers, timeout_s=timeout_s)
 
 
 def take_all(pool: ProducerPool) -> list[Made]:
@@ -184,7 +184,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(data: Path) -> list[Made]:
-    with pool_for(data, workers=1) as pool:
+    with pool_for(data, producers=1) as pool:
         made = take_all(pool)
     # The order and the content are right, not only always the same.
     assert [record.index for record, _, _ in made] == list(range(SAMPLES))
@@ -208,11 +208,11 @@ def misbehaving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "mark"
 
 
-@pytest.mark.parametrize(("workers", "slots"), [(1, 2), (2, 1), (3, 2), (3, 8)])
+@pytest.mark.parametrize(("producers", "slots"), [(1, 2), (2, 1), (3, 2), (3, 8)])
 def test_the_same_samples_in_the_same_order(
-    data: Path, undisturbed: list[Made], workers: int, slots: int
+    data: Path, undisturbed: list[Made], producers: int, slots: int
 ) -> None:
-    with pool_for(data, workers, slots) as pool:
+    with pool_for(data, producers, slots) as pool:
         assert take_all(pool) == undisturbed
         assert pool.replaced == {}
         with pytest.raises(StopIteration):
@@ -220,7 +220,7 @@ def test_the_same_samples_in_the_same_order(
 
 
 def test_a_sample_stays_in_place_until_it_is_released(data: Path, undisturbed: list[Made]) -> None:
-    with pool_for(data, workers=2, slots=3) as pool:
+    with pool_for(data, producers=2, slots=3) as pool:
         held = [pool.take() for _ in range(3)]
         assert len({views.slot for views in held}) == 3
         eventually(lambda: pool.filled == 0)
@@ -232,7 +232,7 @@ def test_a_sample_stays_in_place_until_it_is_released(data: Path, undisturbed: l
 
 
 def test_idle_producers_are_killed(data: Path, undisturbed: list[Made]) -> None:
-    with pool_for(data, workers=2, slots=2) as pool:
+    with pool_for(data, producers=2, slots=2) as pool:
         held = [pool.take(), pool.take()]
         victims = children()
         assert len(victims) == 2
@@ -315,7 +315,7 @@ def test_a_text_whose_views_need_too_much_memory_is_a_bad_one(
 @pytest.mark.usefixtures("misbehaving")
 def test_what_a_library_prints_does_not_pile_up(tmp_path: Path) -> None:
     folder = write(tmp_path / "data", plots(dict.fromkeys(range(SAMPLES), "<print>")))
-    with pool_for(folder, workers=1) as pool:
+    with pool_for(folder, producers=1) as pool:
         assert len(take_all(pool)) == SAMPLES
         (worker,) = pool._workers
         eventually(lambda: worker.child.printed_bytes == 0)
@@ -336,7 +336,7 @@ def test_one_that_is_killed_while_it_starts_is_replaced(
 @pytest.mark.usefixtures("misbehaving")
 def test_two_bad_ones_side_by_side_are_told_apart(tmp_path: Path) -> None:
     folder = write(tmp_path / "data", plots({6: "<exit-0>", 7: "<sigkill>"}))
-    with pool_for(folder, workers=1, slots=8) as pool:
+    with pool_for(folder, producers=1, slots=8) as pool:
         made = take_all(pool)
     found = {bad.index: bad.detail for record, _, _ in made for bad in record.bad}
     assert sorted(found) == [6, 7]
@@ -394,7 +394,7 @@ def test_producers_that_cannot_start(
 
 
 def test_the_end_of_a_block_is_the_end_of_its_producers(data: Path) -> None:
-    with pytest.raises(KeyError), pool_for(data, workers=3) as pool:  # noqa: PT012
+    with pytest.raises(KeyError), pool_for(data, producers=3) as pool:  # noqa: PT012
         pool.take()
         assert len(children()) == 3
         raise KeyError
@@ -409,7 +409,7 @@ from producers.sources.pairs import scan
 from producers.sources.readers import pair_source
 from producers.worker import Job
 job = Job.from_json(Path(sys.argv[1]).read_bytes())
-pool = ProducerPool(job, scan(Path(job.source["root"])).samples, workers=3, timeout_s=60)
+pool = ProducerPool(job, scan(Path(job.source["root"])).samples, producers=3, timeout_s=60)
 if sys.argv[2] == "ready":
     for _ in range(4):
         pool.take()

@@ -34,7 +34,7 @@ from producers.sources.pairs import scan
 from producers.worker import Job
 job = Job.from_json(Path(job_file).read_bytes())
 samples = scan(Path(job.source["root"])).samples
-with ProducerPool(job, samples, workers=2, timeout_s=60) as pool:
+with ProducerPool(job, samples, producers=2, timeout_s=60) as pool:
     words = []
     for _ in samples:
         views = pool.take()
@@ -140,7 +140,7 @@ free = len(os.listdir("/proc/self/fd")) - 1
 for more in range(40):
     resource.setrlimit(resource.RLIMIT_NOFILE, (free + more, 4096))
     try:
-        pool = ProducerPool(job, samples, workers=2, timeout_s=60)
+        pool = ProducerPool(job, samples, producers=2, timeout_s=60)
     except ManyViewsError as e:
         resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
         assert len(os.listdir("/proc/self/fd")) - 1 == free, more
@@ -190,7 +190,7 @@ def test_half_a_report_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
     monkeypatch.setenv("MARK", str(tmp_path / "mark"))
     folder = write(tmp_path / "data", plots())
-    with pool_for(folder, workers=1, timeout_s=3.0) as pool:
+    with pool_for(folder, producers=1, timeout_s=3.0) as pool:
         made = take_all(pool)
         assert pool.replaced == {"timeout": 1}
     assert (tmp_path / "mark").exists()

@@ -227,7 +227,7 @@ class _Check:
         first = samples[: collection.FIRST]
         indices = {sample.index for sample in chosen}
         more = [sample for sample in first if sample.index not in indices]
-        workers = self._config.workers or usable_cpus()
+        workers = self._config.producers or usable_cpus()
         timeout_s = self._config.sample_timeout_s
         looks = read(reading, [*chosen, *more], workers, timeout_s, found.places.where)
         shown = sorted(looks, key=lambda look: look.index)[: len(first)]
@@ -259,7 +259,7 @@ class _Check:
         todo += sum(len(plan.spec.samples_of(chunk)) for chunk in plan.decided.remade)
         group = forecast_group(plan, trial, todo)
         if self._spread.workers > 1:
-            spread_into(group, trial, self._spread, plan.workers, todo)
+            spread_into(group, trial, self._spread, plan.producers, todo)
         for notice in slow_paths(plan.job, _texts(plan)):
             what, _, advice = notice.partition(": ")
             group.warn("slow", what, advice)
@@ -284,7 +284,7 @@ class _Check:
         remade = () if plan is None else plan.decided.remade
         left = None if spec is None else self._target.missing_bytes(spec, samples, remade)
         machine.disk_into(group, store, needed, left, self._target.freed_bytes, why)
-        machine.limits_into(group, need.workers, need.threads)
+        machine.limits_into(group, need.producers, need.threads)
         return group
 
     def _spec(self, plan: Plan | None) -> StoreSpec | None:

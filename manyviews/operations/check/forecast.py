@@ -109,10 +109,10 @@ def run_trial(plan: Plan, folder: Path | None, aim_s: float = _AIM_S) -> Trial:
     short = _measure(plan, folder, 1)
     between = _producers_s()
     # The three samples are produced in parallel: times between them do not show slow producers.
-    slow_s = short.total_s / (short.samples * plan.workers)
+    slow_s = short.total_s / (short.samples * plan.producers)
     fitting = int(aim_s / (3 * max(short.sample_s, slow_s, 1e-3)))
     if short.sample_s < slow_s / 2:
-        fitting = max(fitting, plan.workers)
+        fitting = max(fitting, plan.producers)
     chunk = min(fitting, plan.spec.chunk, total // 4)
     if chunk <= 1:
         return short
@@ -265,19 +265,19 @@ def forecast_group(plan: Plan, trial: Trial, todo: int) -> Group:
         "hours": round(seconds / 3600, 4),
         "bottleneck": trial.bottleneck,
         "waited_share": round(trial.waited, 4),
-        "workers": plan.workers,
+        "producers": plan.producers,
     }
     group.ok(
         "tried",
         f"{amount(trial.samples, 'sample')}, evenly spread, "
-        f"with {amount(plan.workers, 'producer')}",
+        f"with {amount(plan.producers, 'producer')}",
     )
     group.ok("rate", f"{rate:,.0f} views/s of every feature, {1 / trial.sample_s:.2f} samples/s")
     text = f"{trial.bottleneck}; the backbones wait {trial.waited:.0%} of the time"
     if trial.bottleneck == "producers" and alone is not None:
         text += (
             f"; without waiting they reach {alone:,.0f} views/s: "
-            "give more --workers if there are CPUs"
+            "give more --producers if there are CPUs"
         )
     group.ok("slower side", text)
     group.ok(

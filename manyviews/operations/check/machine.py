@@ -12,7 +12,7 @@ from pathlib import Path
 
 from consumers.backbones.registry import device_kind
 from consumers.config import CompleteConfig
-from consumers.plan import Plan, default_workers
+from consumers.plan import Plan, default_producers
 from featurestore.errors import ConfigError
 from featurestore.storage.space import free_bytes
 from featurestore.system import limits
@@ -72,7 +72,7 @@ class Need:
         batches: memory of batches and activations, on the device.
         host: memory of the buffers of batches, on the host.
         queue: memory of the slots between producers and backbones.
-        workers: number of producer processes.
+        producers: number of producer processes.
         threads: number of batches that are computed in parallel.
     """
 
@@ -80,7 +80,7 @@ class Need:
     batches: int
     host: int
     queue: int
-    workers: int
+    producers: int
     threads: int
 
     def of(self, spread: Spread) -> Need:
@@ -97,8 +97,8 @@ class Need:
             self.batches * (1 if is_cpu else on_device),
             self.host * (1 if is_cpu else count),
             # Every worker has at least two slots more than twice its producers.
-            self.queue * (self.workers + count) // (self.workers + 1),
-            max(self.workers, count),
+            self.queue * (self.producers + count) // (self.producers + 1),
+            max(self.producers, count),
             max(self.threads, count),
         )
 
@@ -106,11 +106,11 @@ class Need:
 def need_of(
     plan: Plan | None, models: Sequence[FoundModel], config: CompleteConfig, threads: int
 ) -> Need:
-    """The needs of a build; without a plan only weights, workers and threads are known."""
+    """The needs of a build; without a plan only weights, producers and threads are known."""
     weights = sum(model.weight_bytes for model in models)
     if plan is None:
-        workers = config.workers or default_workers()
-        return Need(weights, 0, 0, 0, workers, threads)
+        producers = config.producers or default_producers()
+        return Need(weights, 0, 0, 0, producers, threads)
     rows = [plan.spec.chunk * len(part) for part in plan.view_parts]
     buffers = [
         batch_bytes(
@@ -122,7 +122,7 @@ def need_of(
     # Backbones reuse the working memory of one another: the largest counts once, for all threads.
     device = sum(kept) + max(working)
     queue = plan.job.layout.slot_bytes * plan.job.slots
-    return Need(weights, device, sum(host), queue, plan.workers, plan.decided.threads)
+    return Need(weights, device, sum(host), queue, plan.producers, plan.decided.threads)
 
 
 def device_into(group: Group, device: str) -> None:
@@ -153,7 +153,7 @@ def memory_into(
         _unknown_memory_into(group, need, free, why_unknown)
         return
     device = need.weights + need.batches
-    on_host = need.queue + need.host + need.workers * _WORKER_BYTES
+    on_host = need.queue + need.host + need.producers * _WORKER_BYTES
     group.facts["memory"] = {
         "weights": need.weights,
         "batches": need.batches,
@@ -177,7 +177,7 @@ def memory_into(
     advice = "Choose fewer with --slots (at least 2), or free some memory."
     _enough(group, "queue", queue, need.queue <= free.memory, advice)
     text = f"about {human_bytes(on_host)} of {human_bytes(free.memory)} free (an estimate)"
-    advice = "Use fewer --threads, --workers or --features, or a machine with more memory."
+    advice = "Use fewer --threads, --producers or --features, or a machine with more memory."
     _enough(group, "memory", text, on_host <= free.memory, advice)
 
 
@@ -271,10 +271,10 @@ def limits_into(group: Group, workers: int, threads: int) -> None:
     }
     enough = soft == resource.RLIM_INFINITY or files <= soft
     text = f"about {files:,} of {'any number' if soft == resource.RLIM_INFINITY else f'{soft:,}'}"
-    advice = f"Raise it with `ulimit -n {hard if hard > 0 else files}`, or use fewer --workers."
+    advice = f"Raise it with `ulimit -n {hard if hard > 0 else files}`, or use fewer --producers."
     _enough(group, "open files", text, enough, advice)
     text = f"about {processes:,} of {'any number' if room is None else f'{room:,} more'}"
-    advice = "Use fewer --workers, or raise `ulimit -u` or the container's limit on processes."
+    advice = "Use fewer --producers, or raise `ulimit -u` or the container's limit on processes."
     _enough(group, "processes", text, room is None or processes <= room, advice)
 
 

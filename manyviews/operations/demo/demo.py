@@ -99,7 +99,7 @@ def _make_checkpoints(folder: Path) -> dict[str, Path]:
 def _build_arguments(out_dir: Path, models: dict[str, Path]) -> list[str]:
     arguments = ["build", "--data-dir", str(out_dir / "imdb" / "dataset")]
     arguments += ["--store", str(out_dir / "features"), "--views", str(_VIEWS)]
-    arguments += ["--chunk", str(_CHUNK), "--workers", "2", "--device", "cpu"]
+    arguments += ["--chunk", str(_CHUNK), "--producers", "2", "--device", "cpu"]
     for name, folder in models.items():
         arguments += ["--model", f"{name}={folder}"]
     return arguments

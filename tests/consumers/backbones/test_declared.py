@@ -100,7 +100,7 @@ def store(place: Path) -> FeatureStore:
             features=tuple(tables()),
             backbones=tables(),
             device="cpu",
-            workers=1,
+            producers=1,
         )
         build(config)
     return FeatureStore(place / "every")

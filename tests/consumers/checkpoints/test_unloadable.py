@@ -75,7 +75,7 @@ def test_siglip_without_sentencepiece(
         f'[backbones.other]\nadapter = "sentence-transformers"\nmodel = "{other}"\n'
     )
     common = ["--data-dir", data, "--config", toml, "--features", "title,other", "--views", 2]
-    common += ["--device", "cpu", "--workers", 1, "--store", tmp_path / "store"]
+    common += ["--device", "cpu", "--producers", 1, "--store", tmp_path / "store"]
 
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", _WITHOUT, *map(str, arguments)]

@@ -22,7 +22,7 @@ from consumers.config import BuildConfig
 from tests.conftest import ROOT
 
 FEATURE, ADAPTER = "slow", "tests.consumers.workers.ray_models:slow_text"
-SHAPE: dict[str, Any] = {"views": 4, "chunk": 4, "workers": 1, "threads": 1, "device": "cpu"}
+SHAPE: dict[str, Any] = {"views": 4, "chunk": 4, "producers": 1, "threads": 1, "device": "cpu"}
 MARK = "MANYVIEWS_TEST_RUN"
 _NAMESPACE = ("unshare", "-rn", "sh", "-c", 'ip link set lo up && exec "$@"', "sh")
 

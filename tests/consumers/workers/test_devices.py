@@ -155,7 +155,7 @@ def test_three_workers_share_the_machine(
     ]
     # Two producers, and as many compute threads as there are CPUs; at least one each.
     assert {facts["worker"] for facts in started} <= {"0/3", "1/3", "2/3"}
-    assert {facts["workers"] for facts in started} == {1}
+    assert {facts["producers"] for facts in started} == {1}
     assert {facts["slots"] for facts in started} == {4}
 
 
@@ -380,7 +380,7 @@ def test_a_backbone_that_fails_on_one_chunk_does_not_keep_the_others_from_being_
     toml.write_text(f'[backbones.own]\nadapter = "raising:load"\nmodel = "{model}"\n')
     typed = [sys.executable, str(ROOT / "cli.py"), "build", "--config", str(toml)]
     typed += ["--data-dir", str(some_data), "--features", "own", "--views", "16", "--resume"]
-    typed += ["--chunk", "2", "--workers", "2"]
+    typed += ["--chunk", "2", "--producers", "2"]
 
     def run(*more: str) -> tuple[int, str]:
         got = warm.run(

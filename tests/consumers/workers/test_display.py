@@ -13,7 +13,7 @@ from rich.console import Console
 from consumers.workers.display import LiveDevices, PlainDevices
 
 STARTED = {"samples": 48, "views": 4, "done": 8, "chunk": 4, "features": {"own": 32}}
-STARTED |= {"slots": 4, "workers": 2, "threads": 1, "notices": ["a notice"]}
+STARTED |= {"slots": 4, "producers": 2, "threads": 1, "notices": ["a notice"]}
 LABELS = ["cuda:0 (worker 0/2)", "cuda:1 (worker 1/2)"]
 
 

@@ -88,7 +88,7 @@ def test_workers_of_one_machine_divide_its_cpus() -> None:
     spots = [spot("one", 8), spot("two", 4), spot("one", 8)]
     found = worker_configs(config, spots, "cpu")
     assert [str(each.worker) for each in found] == ["0/3", "1/3", "2/3"]
-    assert [each.workers for each in found] == [4, 3, 3]
+    assert [each.producers for each in found] == [4, 3, 3]
     assert [each.threads for each in found] == [4, 4, 4]
     assert {(each.ray, each.ray_workers, each.device) for each in found} == {(None, 0, "cpu")}
     gpus = worker_configs(config, spots, "cuda")
@@ -96,9 +96,9 @@ def test_workers_of_one_machine_divide_its_cpus() -> None:
 
 
 def test_given_numbers_are_those_of_a_machine() -> None:
-    config = BuildConfig(**VALUES, ray="local", ray_workers=2, workers=5, threads=3, slots=9)
+    config = BuildConfig(**VALUES, ray="local", ray_workers=2, producers=5, threads=3, slots=9)
     found = worker_configs(config, [spot("one", 64)] * 2, "cpu")
-    assert [each.workers for each in found] == [3, 2]
+    assert [each.producers for each in found] == [3, 2]
     assert [each.threads for each in found] == [2, 1]
     assert [each.slots for each in found] == [5, 4]
 

@@ -88,11 +88,11 @@ def test_the_first_name_of_a_chunk_stays() -> None:
 def test_what_the_machine_has_is_divided(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("consumers.workers.places.usable_cpus", lambda: 5)
     config = BuildConfig(
-        store=Path("s"), data=Path("d"), resume=True, workers=7, worker=Share(1, 2)
+        store=Path("s"), data=Path("d"), resume=True, producers=7, worker=Share(1, 2)
     )
     places = make_places(config, ["cpu", "cuda:0", "cpu"])
     tasks = [place.task for place in places]
-    assert [task["workers"] for task in tasks] == [3, 2, 2]
+    assert [task["producers"] for task in tasks] == [3, 2, 2]
     assert [task["threads"] for task in tasks] == [3, 0, 2]
     assert [task["slots"] for task in tasks] == [8, 6, 6]
     assert [str(place.share) for place in places] == ["3/6", "4/6", "5/6"]

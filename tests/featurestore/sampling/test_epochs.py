@@ -55,7 +55,7 @@ def loaders(
             dataset, batch_sampler=FeatureBatchSampler(dataset, SIZE)
         ),
         "device": lambda: DeviceBatches(dataset, FeatureBatchSampler(dataset, SIZE), "cpu"),
-        "workers": lambda: DataLoader(
+        "producers": lambda: DataLoader(
             dataset, batch_sampler=FeatureBatchSampler(dataset, SIZE), num_workers=1
         ),
     }
@@ -181,7 +181,7 @@ def test_the_state_is_of_the_iterator_used_last(dataset: FeatureDataset) -> None
 # Loaders, with the rows that they give ----------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["plain", "stateful", "device", "workers"])
+@pytest.mark.parametrize("kind", ["plain", "stateful", "device", "producers"])
 def test_each_way_to_leave_an_epoch_gives_other_rows_next(
     dataset: FeatureDataset, reference: Reference, kind: str
 ) -> None:

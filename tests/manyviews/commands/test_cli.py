@@ -199,7 +199,10 @@ def test_an_invalid_config_file_is_refused(tmp_path: Path, content: str, expecte
         (["build", "--data-dir", "d"], "--store is missing"),
         (["build", "--views", "x"], "not a valid integer"),
         (["build", "--data-dir", "d", "--store", "s", "--views", "0"], "--views is at least 1"),
-        (["build", "--data-dir", "d", "--store", "s", "--workers", "-1"], "--workers is at least"),
+        (
+            ["build", "--data-dir", "d", "--store", "s", "--producers", "-1"],
+            "--producers is at least",
+        ),
         (["build", "--data-dir", "d", "--store", "s", "--seed", "-1"], "--seed is at least 0"),
         (["build", "--data-dir", "d", "--store", "s", "--dtype", "int8"], "--dtype is one of"),
         (["build", "--data-dir", "d", "--store", "s", "--features", "x"], "--features is one of"),
@@ -308,7 +311,7 @@ def test_build_prints_only_json_on_standard_output(
     store = tmp_path / "store"
     arguments = ["build", "--data-dir", demo_data / "dataset", "--store", store, "--json"]
     arguments += ["--features", "blip2_text", "--model", f"blip2_text={checkpoints['blip2_text']}"]
-    arguments += ["--views", 8, "--workers", 1, "--device", "cpu", "--chunk", 16]
+    arguments += ["--views", 8, "--producers", 1, "--device", "cpu", "--chunk", 16]
     command = [sys.executable, ROOT / "cli.py", *map(str, arguments)]
     done = warm.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -334,7 +337,7 @@ def test_a_build_with_bad_samples_exits_with_3_and_lists_them(
         (data / f"{stem}.json").write_text("{}" if stem == "a" else "[1]")
     arguments = ["build", "--data-dir", data, "--store", tmp_path / "s", "--views", 8]
     arguments += ["--features", "clip_text", "--model", f"clip_text={checkpoints['clip_text']}"]
-    code, output, errors = run(*arguments, "--chunk", 4, "--device", "cpu", "--workers", 1)
+    code, output, errors = run(*arguments, "--chunk", 4, "--device", "cpu", "--producers", 1)
     assert (code, output) == (3, "")
     assert "bad inputs, each with a placeholder (1):\n  'b': text not-an-object" in errors
     # The exit code is the same when the store is already complete.

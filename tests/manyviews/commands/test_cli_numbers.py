@@ -36,7 +36,7 @@ def test_one_of_everything_is_in_the_singular(
     for path in (demo_data / "dataset").glob(f"{stem}.*"):
         shutil.copy(path, data)
     build = ["--data-dir", str(data), "--store", str(store), "--features", "clip_text", "--views"]
-    build += ["1", "--workers", "1", "--threads", "1", "--device", "cpu"]
+    build += ["1", "--producers", "1", "--threads", "1", "--device", "cpu"]
     build += ["--model", f"clip_text={checkpoints['clip_text']}"]
     seen = ""
     for command in (

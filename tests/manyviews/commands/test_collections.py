@@ -54,7 +54,7 @@ def run(capfd: pytest.CaptureFixture[str]) -> Call:
 
 @pytest.fixture(scope="module")
 def models(checkpoints: dict[str, str]) -> list[str]:
-    typed = ["--device", "cpu", "--workers", "1"]
+    typed = ["--device", "cpu", "--producers", "1"]
     for name in ("clip_image", "clip_text"):
         typed += ["--model", f"{name}={checkpoints[name]}"]
     return typed

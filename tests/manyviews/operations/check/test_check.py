@@ -58,7 +58,7 @@ def workplace(
             features=FEATURES,
             views=4,
             chunk=8,
-            workers=1,
+            producers=1,
             device="cpu",
         )
     )
@@ -71,7 +71,7 @@ def check(workplace: Path, checkpoints: dict[str, str], capfd: pytest.CaptureFix
 
     def call(*arguments: object, **models: str) -> Answer:
         typed: list[object] = ["check", "--data-dir", workplace / "data", "--views", 4]
-        typed += ["--workers", 1, "--device", "cpu", "--features", ",".join(FEATURES)]
+        typed += ["--producers", 1, "--device", "cpu", "--features", ",".join(FEATURES)]
         for name in FEATURES:
             typed += ["--model", f"{name}={models.get(name, checkpoints[name])}"]
         with pytest.raises(SystemExit) as ended:
@@ -145,7 +145,7 @@ def everything(
         "--json",
         "-q",
     ]
-    typed += ["--split-json", workplace / "split.json", "--views", 4, "--workers", 1]
+    typed += ["--split-json", workplace / "split.json", "--views", 4, "--producers", 1]
     typed += ["--device", "cpu", "--features", ",".join(FEATURES), "--full"]
     for name in FEATURES:
         typed += ["--model", f"{name}={checkpoints[name]}"]
@@ -294,7 +294,7 @@ def test_a_killed_check_leaves_neither_process_nor_file(
     (site / "sitecustomize.py").write_text(WAIT)
     typed: list[object] = [sys.executable, ROOT / "cli.py", "check", "--device", "cpu"]
     typed += ["--data-dir", workplace / "data", "--store", place / "new", "--views", 4]
-    typed += ["--workers", 2, "--features", "clip_image"]
+    typed += ["--producers", 2, "--features", "clip_image"]
     typed += ["--model", f"clip_image={checkpoints['clip_image']}"]
     environment = {"PYTHONPATH": f"{site}:{ROOT}", "MARKS": str(marks), "WHERE": where}
     with warm.Popen(
@@ -318,7 +318,7 @@ def test_a_killed_check_leaves_no_file_in_the_middle_of_a_write(
     (site / "sitecustomize.py").write_text(KILL)
     typed: list[object] = [sys.executable, ROOT / "cli.py", "check", "--device", "cpu"]
     typed += ["--data-dir", workplace / "data", "--store", place / "new", "--views", 4]
-    typed += ["--workers", 1, "--features", "clip_image"]
+    typed += ["--producers", 1, "--features", "clip_image"]
     typed += ["--model", f"clip_image={checkpoints['clip_image']}"]
     environment = {"PYTHONPATH": f"{site}:{ROOT}", "MARK": str(mark)}
     done = warm.run(list(map(str, typed)), env=os.environ | environment, capture_output=True)
@@ -509,7 +509,7 @@ def test_too_few_resources_are_errors(
 )
 def test_a_gpu_with_and_without_room(free: int, peak: int | None, level: str) -> None:
     group = Group("machine")
-    need = Need(weights=500, batches=300, host=20, queue=10, workers=0, threads=1)
+    need = Need(weights=500, batches=300, host=20, queue=10, producers=0, threads=1)
     machine.memory_into(group, need, Free(memory=30, device=free), peak)
     levels = {line.label: line.level for line in group.lines}
     assert levels == {"GPU memory": level, "queue": "ok", "memory": "ok"}

@@ -39,7 +39,7 @@ def config(demo_data: Path, checkpoints: dict[str, str]) -> BuildConfig:
         features=FEATURES,
         views=6,
         chunk=16,
-        workers=1,
+        producers=1,
         device="cpu",
     )
 
@@ -136,7 +136,7 @@ def test_slow_producers_are_the_bottleneck(plan: Plan, tmp_path: Path) -> None:
     backbones = {"clip_image": Idle(plan.backbones["clip_image"])}
     job = replace(plan.job, views=100, texts=(), slots=3, compiled=False)
     spec = replace(plan.spec, views=100, dims={"clip_image": plan.spec.dims["clip_image"]})
-    slow = replace(plan, backbones=backbones, job=job, spec=spec, workers=1)
+    slow = replace(plan, backbones=backbones, job=job, spec=spec, producers=1)
     trial = run_trial(slow, tmp_path, aim_s=0.0)
     assert trial.bottleneck == "producers"
     assert 0.5 < trial.waited <= 1.01

@@ -45,10 +45,10 @@ def test_slow_producers_are_not_faster_with_more_devices() -> None:
 
 
 def test_memory_is_summed_over_workers() -> None:
-    one = Need(weights=100, batches=10, host=1, queue=60, workers=5, threads=6)
+    one = Need(weights=100, batches=10, host=1, queue=60, producers=5, threads=6)
     assert one.of(Spread(("cpu",))) == one
     two = one.of(Spread(("cpu", "cpu")))
-    assert (two.weights, two.batches, two.queue, two.workers) == (200, 10, 70, 5)
+    assert (two.weights, two.batches, two.queue, two.producers) == (200, 10, 70, 5)
     gpus = one.of(Spread(("cuda:0", "cuda:0", "cuda:1")))
     assert (gpus.weights, gpus.batches, gpus.host) == (200, 20, 3)
 

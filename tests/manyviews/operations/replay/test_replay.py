@@ -83,7 +83,7 @@ def test_pixels_and_texts_equal_those_of_producers(folder: Path, seed: int, size
     clip, blip2 = ImageSpec(size, size), ImageSpec(size, None)
     job = Job(pair_source(folder), VIEWS, seed, (clip, blip2), (), slots=4)
     samples = pairs.scan(folder).samples[:5]  # the first is the truncated one
-    with ProducerPool(job, samples, workers=1, timeout_s=60.0) as pool:
+    with ProducerPool(job, samples, producers=1, timeout_s=60.0) as pool:
         for sample in samples:
             made = pool.take()
             replay = from_collection(mm_imdb(folder), sample.stem, Recipe(seed, VIEWS, size))

@@ -38,7 +38,7 @@ def config(demo_data: Path, checkpoints: dict[str, str], tmp_path: Path) -> Buil
         features=("clip_text",),
         views=2,
         chunk=16,
-        workers=1,
+        producers=1,
         device="cpu",
         resume=True,
     )

@@ -45,7 +45,7 @@ def config(demo_data: Path, checkpoints: dict[str, str]) -> BuildConfig:
         features=("clip_text",),
         views=8,
         chunk=4,
-        workers=1,
+        producers=1,
         device="cpu",
     )
 
@@ -75,7 +75,7 @@ def interrupted(config: BuildConfig, tmp_path_factory: pytest.TempPathFactory) -
         "--features",
         "clip_text",
     ]
-    typed += ["--views", 8, "--chunk", 4, "--workers", 1, "--device", "cpu", "-q"]
+    typed += ["--views", 8, "--chunk", 4, "--producers", 1, "--device", "cpu", "-q"]
     typed += ["--model", f"clip_text={config.models['clip_text']}"]
     with warm.Popen([*CLI, "build", *map(str, typed)]) as process:
         wait_for(lambda: committed(store) >= 3, process)

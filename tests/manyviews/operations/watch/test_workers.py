@@ -225,7 +225,7 @@ def test_two_workers_one_of_which_is_killed(
     store = tmp_path / "store"
     typed = [*CLI, "build", "--resume", "-q", "--data-dir", str(demo_data / "dataset")]
     typed += ["--store", str(store), "--features", "clip_text", "--device", "cpu"]
-    typed += ["--views", "8", "--chunk", "4", "--workers", "1"]
+    typed += ["--views", "8", "--chunk", "4", "--producers", "1"]
     typed += ["--model", f"clip_text={checkpoints['clip_text']}"]
 
     def has_recorded(pid: int) -> bool:
