@@ -24,10 +24,10 @@ WAIT_S = 240.0
 _OBJECTS_BYTES = 80 << 20
 
 
-def start(folder: Path) -> Cluster:
+def start() -> Cluster:
     """A head without CPUs for workers, and two nodes with one each."""
     settings = {"num_gpus": 0, "object_store_memory": _OBJECTS_BYTES}
-    head = {**settings, "num_cpus": 0, "include_dashboard": False, "_temp_dir": str(folder)}
+    head = {**settings, "num_cpus": 0, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     for _ in range(2):
         cluster.add_node(num_cpus=1, **settings)
@@ -102,9 +102,9 @@ def build(cluster: Cluster, request: dict[str, Any]) -> dict[str, Any]:
     return {"hit": hit, "code": driver.returncode, "output": output, "left": left}
 
 
-def main(folder: str) -> None:
+def main() -> None:
     """Serves requests until standard input ends."""
-    cluster = start(Path(folder))
+    cluster = start()
     print(json.dumps({"ready": cluster.address}), flush=True)
     for line in sys.stdin:
         print(json.dumps(build(cluster, json.loads(line))), flush=True)
@@ -112,4 +112,4 @@ def main(folder: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()

@@ -49,12 +49,13 @@ class Program:
     def __init__(self, folder: Path) -> None:
         self._temporary = tempfile.mkdtemp(prefix="r", dir="/tmp")
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "t" * 64}
+        token["RAY_TMPDIR"] = self._temporary
         environment = runs.environment(folder / "home", **token, **{SLEEP: "0.5"})
         self.mark = environment[runs.MARK]
         module = "tests.consumers.workers.ray_cluster_program"
         self._errors = (folder / "errors").open("w+")
         self._process = subprocess.Popen(
-            runs.namespaced([sys.executable, "-m", module, self._temporary]),
+            runs.namespaced([sys.executable, "-m", module]),
             env=environment,
             cwd=ROOT,
             stdin=subprocess.PIPE,
