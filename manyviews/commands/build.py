@@ -23,6 +23,7 @@ from manyviews.commands.options import (
     say,
     say_left_out,
     say_list,
+    worker_options,
 )
 
 if TYPE_CHECKING:
@@ -34,18 +35,7 @@ DONE_WITH_BAD_SAMPLES = 3
 
 @click.command()
 @build_options
-@click.option(
-    "--worker",
-    metavar="K/N",
-    help="Build a share of the store as worker K of N, with --resume; see docs/cluster.md.",
-)
-@click.option(
-    "--devices",
-    metavar="LIST",
-    help="Build with a worker process on each device, with --resume: all (every CUDA device), or "
-    "for example cuda:0,cuda:1 or cpu,cpu. They divide --producers, --slots and, on a CPU, "
-    "--threads.",
-)
+@worker_options
 @click.option(
     "--ray",
     metavar="local|ADDRESS",

@@ -89,6 +89,9 @@ def check(
     if devices:
         options["device"] = devices[0]  # the trial runs on it
     config, has_store = _config(toml, options)
+    if config.devices:  # of the file
+        devices = parse_devices(",".join(config.devices))
+        config = replace(config, devices=(), device=devices[0])
     request = CheckRequest(
         config=config,
         has_store=has_store,
