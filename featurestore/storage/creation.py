@@ -89,7 +89,8 @@ def _is_started(path: Path) -> bool:
     if is_file(path / LOCK):
         return True
     created = {str(p.relative_to(path)) for p in path.rglob("*")}
-    return created <= {RECORDS, RUNS}
+    # Another worker may have created the lock after the first look.
+    return created <= {RECORDS, RUNS} or is_file(path / LOCK)
 
 
 def create(

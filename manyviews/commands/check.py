@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featurestore.errors import ConfigError
 from featurestore.wording import amount
 from manyviews.commands.build import build_config
 from manyviews.commands.options import (
@@ -81,17 +80,14 @@ def check(
       python cli.py check --data-dir imdb/dataset --store features --split-json imdb/split.json
     """
     from manyviews.operations.check.check import CheckRequest, run_check
-    from manyviews.operations.check.spread import parse_devices
 
-    devices = parse_devices(options.pop("devices"))
-    if devices and options["device"] is not None:
-        raise ConfigError("--device and --devices exclude each other: choose one.")
-    if devices:
-        options["device"] = devices[0]  # the trial runs on it
     config, has_store = _config(toml, options)
-    if config.devices:  # of the file
-        devices = parse_devices(",".join(config.devices))
-        config = replace(config, devices=(), device=devices[0])
+    devices: tuple[str, ...] = ()
+    if config.devices:
+        from consumers.device.devices import resolve_devices
+
+        devices = tuple(resolve_devices(config.devices))
+        config = replace(config, devices=(), device=devices[0])  # the trial runs on the first
     request = CheckRequest(
         config=config,
         has_store=has_store,

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from consumers.workers.share import Share
-from featurestore.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,25 +48,6 @@ class Spread:
         ]
         rate, side = min(known, default=(0.0, "unknown"))
         return rate * self.machines, side
-
-
-def parse_devices(text: str | None) -> tuple[str, ...]:
-    """The devices that ``--devices`` lists; empty without the option.
-
-    Raises:
-        ConfigError: ``all`` on a machine without a GPU.
-    """
-    if text is None:
-        return ()
-    devices = tuple(name.strip() for name in text.split(","))
-    if devices != ("all",):
-        return devices
-    import torch
-
-    count = torch.cuda.device_count()
-    if not count:
-        raise ConfigError("--devices all: there is no GPU.\nName devices, for example cpu,cpu.")
-    return tuple(f"cuda:{number}" for number in range(count))
 
 
 def spread_of(devices: tuple[str, ...], share: Share | None, device: str) -> Spread:

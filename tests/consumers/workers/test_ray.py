@@ -17,6 +17,7 @@ from consumers.config import BuildConfig
 from consumers.workers.ray_driver import _authentication, _require_private, worker_configs
 from consumers.workers.share import Share
 from featurestore.errors import ConfigError
+from featurestore.storage import writer
 from featurestore.verify.store import verify
 from tests.conftest import tree_digest
 from tests.consumers.workers import ray_runs as runs
@@ -146,3 +147,21 @@ def test_without_ray_its_extra_is_named(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(ConfigError, match=r"pip install 'manyviews\[ray\]'"):
         build(config)
     assert not (tmp_path / "store").exists()
+
+
+def test_a_lock_that_another_worker_creates_at_this_moment_is_no_unknown_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tmp_path / "store"
+    (store / "records" / "runs").mkdir(parents=True)
+    looks = []
+
+    def is_file(path: Path) -> bool:
+        found = path.is_file()
+        looks.append(path)
+        (store / writer.LOCK).touch()
+        return found
+
+    monkeypatch.setattr(writer, "is_file", is_file)
+    assert writer.state_of(store) == "unfinished"
+    assert len(looks) == 2

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from featurestore.errors import ConfigError
 from featurestore.storage.writer import take_lock
 from manyviews import main
 from manyviews.operations.check.forecast import Trial
 from manyviews.operations.check.machine import Need
-from manyviews.operations.check.spread import Spread, parse_devices
+from manyviews.operations.check.spread import Spread
 from tests.featurestore.stores import make_store
 
 GPUS = ("cuda:0", "cuda:1", "cuda:2", "cuda:3")
@@ -51,13 +50,6 @@ def test_memory_is_summed_over_workers() -> None:
     assert (two.weights, two.batches, two.queue, two.producers) == (200, 10, 70, 5)
     gpus = one.of(Spread(("cuda:0", "cuda:0", "cuda:1")))
     assert (gpus.weights, gpus.batches, gpus.host) == (200, 20, 3)
-
-
-def test_lists_of_devices() -> None:
-    assert parse_devices(None) == ()
-    assert parse_devices("cpu, cpu") == ("cpu", "cpu")
-    with pytest.raises(ConfigError, match="there is no GPU"):
-        parse_devices("all")
 
 
 def test_a_check_for_two_devices_of_two_machines(
