@@ -17,7 +17,8 @@ from consumers.config import BuildConfig
 from consumers.workers.ray_driver import _authentication, _require_private, worker_configs
 from consumers.workers.share import Share
 from featurestore.errors import ConfigError
-from featurestore.storage import writer
+from featurestore.storage import creation
+from featurestore.storage.store import LOCK
 from featurestore.verify.store import verify
 from tests.conftest import tree_digest
 from tests.consumers.workers import ray_runs as runs
@@ -159,9 +160,9 @@ def test_a_lock_that_another_worker_creates_at_this_moment_is_no_unknown_file(
     def is_file(path: Path) -> bool:
         found = path.is_file()
         looks.append(path)
-        (store / writer.LOCK).touch()
+        (store / LOCK).touch()
         return found
 
-    monkeypatch.setattr(writer, "is_file", is_file)
-    assert writer.state_of(store) == "unfinished"
+    monkeypatch.setattr(creation, "is_file", is_file)
+    assert creation.state_of(store) == "unfinished"
     assert len(looks) == 2
