@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -27,6 +27,7 @@ from featurestore.storage.commits import recorded
 from featurestore.storage.creation import create
 from featurestore.storage.entries import ChunkEntry
 from featurestore.storage.files import LocalFiles, writer_name
+from featurestore.storage.fingerprint import Fingerprint
 from featurestore.storage.ledger import Ledger
 from featurestore.storage.shape import StoreSpec
 from featurestore.storage.store import FeatureStore
@@ -216,10 +217,11 @@ def opened_in(folder: Path, chunks: int) -> float:
         Sample(i, f"{i:07d}", f"{i:07d}.jpg", f"{i:07d}.json") for i in range(chunks * _ROWS)
     ]
     spec = StoreSpec(len(samples), VIEWS, _ROWS, {FEATURE: 64})
-    fingerprint = {"stems_sha256": stems_sha256([sample.stem for sample in samples])}
+    fingerprint: Fingerprint = {"stems_sha256": stems_sha256([sample.stem for sample in samples])}
     create(folder, spec, fingerprint, samples, take_lock(folder)).close()
     written = LocalFiles(folder, writer_name())
-    honest, os.fsync = os.fsync, os.fstat  # reading does not depend on it
+    honest, unsynced = os.fsync, cast("Any", os.fstat)
+    os.fsync = unsynced  # reading does not depend on it
     try:
         ledger, entry = Ledger(written, chunks, _ROWS), _entry()
         for chunk in range(chunks):

@@ -424,7 +424,7 @@ def _surround(task: dict[str, Any]) -> None:
     if kind := task.get("device_kind"):
         _replace(registry, "device_kind", lambda _: kind)
     if versions := task.get("versions"):
-        installed = consumers.decisions.version
+        installed = vars(consumers.decisions)["version"]
         _replace(consumers.decisions, "version", lambda n: versions.get(n) or installed(n))
 
 
