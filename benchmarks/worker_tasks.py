@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -220,7 +220,8 @@ def opened_in(folder: Path, chunks: int) -> float:
     fingerprint: Fingerprint = {"stems_sha256": stems_sha256([sample.stem for sample in samples])}
     create(folder, spec, fingerprint, samples, take_lock(folder)).close()
     written = LocalFiles(folder, writer_name())
-    honest, os.fsync = os.fsync, os.fstat  # type: ignore[assignment]  # reading does not depend on it
+    honest, unsynced = os.fsync, cast("Any", os.fstat)
+    os.fsync = unsynced  # reading does not depend on it
     try:
         ledger, entry = Ledger(written, chunks, _ROWS), _entry()
         for chunk in range(chunks):

@@ -60,6 +60,7 @@ class StoreWriter(FeatureStore):
         """Removes the remains of a killed writer; returns notices about them."""
         swept = []
         if not self._lock.exists:  # other workers may be writing what looks like remains
+            self._write_beside_others()
             self.finish()
             return []
         extension.sweep(self.path)
@@ -76,6 +77,11 @@ class StoreWriter(FeatureStore):
         if is_folder(self.path / COMMITS):
             removal.remove_if_empty(self.path / COMMITS)
         return notices
+
+    def _write_beside_others(self) -> None:
+        """Puts the name of this process in those of its temporary files."""
+        self.files = LocalFiles(self.path, writer_name())
+        self.ledger = Ledger(self.files, self.spec.chunks, self.spec.chunk)
 
     def commit_chunk(
         self,
@@ -170,8 +176,7 @@ class SharedWriter(StoreWriter):
         """Makes an opened store writable for a worker that holds a shared lock."""
         writer = cls.__new__(cls)
         writer.__dict__.update(store.__dict__)
-        writer.files = LocalFiles(store.path, writer_name())
-        writer.ledger = Ledger(writer.files, store.spec.chunks, store.spec.chunk)
+        writer._write_beside_others()
         writer._lock = lock
         writer.notices = []
         return writer

@@ -265,8 +265,8 @@ def test_two_processes_seal_at_once(short: Bench, store: Path, unsealed: Path) -
         [again] = together(short, store, 1)  # removes the temporary files of both
         assert (again.kind, again.values[0]["built"]) == ("done", 0), (n, again)
         assert digest(short, store) == short.golden, n
-        n += 1 if NIGHTLY else 7
-    assert n > 15
+        n += 1 if NIGHTLY else 3
+    assert n > 8
 
 
 def test_all_workers_get_a_signal_at_once(short: Bench, store: Path) -> None:
