@@ -57,9 +57,9 @@ class Outcome:
             place = self._path / EXTENSION if is_extended else self._path
             if self._store is None or self._store.path != place:
                 self._store = FeatureStore(place)
-                self._committed = set(self._store.ledger.committed)
-            # When the store is sealed records become lines, which are not read again here.
-            self._committed |= self._store.ledger.committed_now()
+            # A worker may have recorded its last chunks and sealed the store since the last look.
+            self._store.ledger.refresh()
+            self._committed = set(self._store.ledger.committed)
             self.is_complete = len(self._committed) == self._store.spec.chunks
         if self._store is None:
             return {"samples": 0, "done": 0}

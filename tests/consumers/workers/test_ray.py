@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from consumers.config import BuildConfig
+from consumers.workers.outcome import Outcome
 from consumers.workers.ray_driver import _authentication, _require_private, worker_configs
 from consumers.workers.share import Share
 from featurestore.errors import ConfigError
@@ -166,3 +167,17 @@ def test_a_lock_that_another_worker_creates_at_this_moment_is_no_unknown_file(
     monkeypatch.setattr(creation, "is_file", is_file)
     assert creation.state_of(store) == "unfinished"
     assert len(looks) == 2
+
+
+def test_chunks_that_are_recorded_and_sealed_between_two_looks_are_seen(tmp_path: Path) -> None:
+    runs.golden(make_data(tmp_path / "data", SAMPLES), tmp_path / "store")
+    ledger = tmp_path / "store" / "records" / "ledger.jsonl"
+    lines = ledger.read_bytes()
+    ledger.write_bytes(lines[: lines.index(b"\n") + 1])
+    outcome = Outcome(tmp_path / "store")
+    assert outcome.look() == {"samples": SAMPLES, "done": 4}
+    assert outcome.settled() is None
+    ledger.write_bytes(lines)
+    store = outcome.settled()
+    assert store is not None
+    assert store.complete
