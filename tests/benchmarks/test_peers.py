@@ -73,7 +73,7 @@ def test_program_makes_the_rows_of_the_store(
             "views": VIEWS,
             "out": str(tmp_path / "out"),
             "marks": str(tmp_path / "marks"),
-            "producers": 0,
+            "workers": 0,
         }
     )
     found = npy_rows("clip_image")(work, tmp_path)

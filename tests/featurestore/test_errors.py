@@ -24,6 +24,7 @@ EXAMPLES: tuple[ManyViewsError, ...] = (
     errors.StoreMismatchError(_PATH, "seed", 123, 124, "Use another --store."),
     errors.CorruptStoreError("clip_text/c/3/0/0", "has 3 bytes", chunk=3),
     errors.ChunkConflictError(3, "records/commits/00000003"),
+    errors.WorkerError("killed again and again", device="cuda:1", worker="1/2"),
     errors.StorageError(_PATH, "permission denied", "Ask its owner."),
     errors.StorageFullError(_PATH, 4096, "no space left"),
     errors.InterruptedBuildError(15, "stopped"),
