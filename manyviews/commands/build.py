@@ -36,13 +36,6 @@ DONE_WITH_BAD_SAMPLES = 3
 @click.command()
 @build_options
 @worker_options
-@click.option(
-    "--ray",
-    metavar="local|ADDRESS",
-    help="Build with --ray-workers on a Ray cluster, with --resume: one that this command starts "
-    "here and ends, or the one at ADDRESS, which may be auto; see docs/cluster.md.",
-)
-@click.option("--ray-workers", type=int, metavar="N", help="Workers on the Ray cluster.")
 @json_option
 @common_options
 def build(toml: Path | None, as_json: bool, **options: Any) -> int:

@@ -79,6 +79,7 @@ def check(
       python cli.py check --data photos --devices cuda:0,cuda:1
       python cli.py check --data-dir imdb/dataset --store features --split-json imdb/split.json
     """
+    from consumers.workers.share import Share
     from manyviews.operations.check.check import CheckRequest, run_check
 
     config, has_store = _config(toml, options)
@@ -88,6 +89,9 @@ def check(
 
         devices = tuple(resolve_devices(config.devices))
         config = replace(config, devices=(), device=devices[0])  # the trial runs on the first
+    if config.ray is not None:  # as many machines like this one
+        share = Share(0, config.ray_workers)
+        config = replace(config, ray=None, ray_workers=0, worker=share)
     request = CheckRequest(
         config=config,
         has_store=has_store,

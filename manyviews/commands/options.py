@@ -221,6 +221,13 @@ _WORKER_OPTIONS = (
         "or for example cuda:0,cuda:1 or cpu,cpu. They divide --producers, --slots and, on a CPU, "
         "--threads.",
     ),
+    click.option(
+        "--ray",
+        metavar="local|ADDRESS",
+        help="Build with --ray-workers on a Ray cluster, with --resume: one that this command "
+        "starts here and ends, or the one at ADDRESS, which may be auto; see docs/cluster.md.",
+    ),
+    click.option("--ray-workers", type=int, metavar="N", help="Workers on the Ray cluster."),
 )
 
 

@@ -54,6 +54,8 @@ ACCEPTED: dict[str, list[Any]] = {
     "sample_timeout_s": [0.1, 300],
     "worker": [None, Share(1, 4)],
     "devices": [(), ("all",), ("cpu", "cpu")],
+    "ray": ["local", "auto", "head:6379"],
+    "ray_workers": [1, 16],
 }
 REFUSED: dict[str, list[Any]] = {
     "views": [0, -1],
@@ -76,6 +78,8 @@ REFUSED: dict[str, list[Any]] = {
     "dtype": ["float64", "", "FLOAT32"],
     "bad_sample": ["skip", ""],
     "sample_timeout_s": [0, -1.0, math.nan, math.inf],
+    "ray": ["ray://head:10001"],
+    "ray_workers": [0, -1],
 }
 NOT_CHECKED = {"data_dir", "data", "collection", "store", "resume", "overwrite", "device"}
 NOT_CHECKED |= {"allow_version_change"}
@@ -110,6 +114,8 @@ TOML = {
     "sample_timeout_s": ("1.5", "true"),
     "worker": ('"0/2"', "2"),
     "devices": ('["cpu", "cpu"]', '"all"'),
+    "ray": ('"local"', "1"),
+    "ray_workers": ("2", '"2"'),
 }
 NAMES = [f.name for f in fields(BuildConfig)]
 
@@ -118,7 +124,11 @@ def config(**changes: Any) -> BuildConfig:
     inputs: dict[str, Any] = (
         {} if {"data", "collection"} & set(changes) else {"data_dir": Path("d")}
     )
-    needed = {"resume": True} if {"worker", "devices"} & set(changes) else {}
+    needed: dict[str, Any] = {}
+    if {"worker", "devices", "ray", "ray_workers"} & set(changes):
+        needed["resume"] = True
+    if {"ray", "ray_workers"} & set(changes):
+        needed |= {"ray": "local", "ray_workers": 2}
     return BuildConfig(**inputs | {"store": Path("s")} | needed | changes)
 
 

@@ -132,6 +132,11 @@ CASES: dict[str, list[Same | Refused]] = {
     "verify_inputs": [Same(True)],
     "remake_changed": [Same(True)],  # of a folder in which nothing changed
     "sample_timeout_s": [Same(1000.0)],
+    "worker": [Same("0/1")],
+    # Builds by several processes: ``tests/consumers/workers``.
+    "devices": [Refused(["cpu"], ("--device cpu and --devices cpu exclude",), "ConfigError")],
+    "ray": [Refused("local", ("--ray needs --ray-workers N",), "ConfigError")],
+    "ray_workers": [Refused(2, ("--ray-workers needs --ray",), "ConfigError")],
 }
 
 

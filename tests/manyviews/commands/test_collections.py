@@ -119,7 +119,7 @@ def test_manyviews_toml_is_the_default_of_config(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     pairs = dict(pair.split("=", 1) for pair in models[5::2])
-    lines = ['store = "made"', 'device = "cpu"', "workers = 1", "[models]"]
+    lines = ['store = "made"', 'device = "cpu"', "producers = 1", "[models]"]
     lines += [f"{name} = {json.dumps(place)}" for name, place in pairs.items()]
     lines += ["[collection]", 'kind = "folder"', f"path = {json.dumps(str(photos))}"]
     Path("manyviews.toml").write_text("\n".join(lines))
