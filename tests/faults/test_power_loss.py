@@ -145,7 +145,7 @@ def cuts_of_an_addition(disk: Disk, operations: list[dict[str, Any]]) -> Iterato
     for number, entry in enumerate(operations, 1):
         disk.apply(entry)
         between = "store/zarr.json" not in disk._names
-        every = (1 if NIGHTLY else 10) if between else (5 if NIGHTLY else 60)
+        every = (1 if NIGHTLY else 6) if between else (5 if NIGHTLY else 40)
         if number % every:
             continue
         states = list({digest(tree): (damage, tree) for damage, tree in disk.states(rng)}.values())
