@@ -280,23 +280,30 @@ def test_a_stop_signal_to_all_processes_is_one(
 def test_a_second_stop_signal_ends_all_at_once(
     configure: Any, golden_text: Path, tmp_path: Path, site: Path, parent: Parent, number: int
 ) -> None:
-    """The gate stays closed: no chunk can be completed."""
-    store = tmp_path / "s"
-    process = parent(configure(store, slots=8), gate=True)
-    at_the_gate(process, store)
-    family = psutil.Process(process.pid).children(recursive=True)
-    sent = 0
-    while process.poll() is None:
-        os.killpg(process.pid, number)
-        sent += 1
-        assert sent <= 20, "it does not stop"
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=0.5 if sent == 1 else 15)
-    _, errors = process.communicate()
+    """The gate stays closed, so that a chunk that was begun cannot be completed.
+
+    Workers that have begun none when the first signal arrives end with it: then again.
+    """
+    for attempt in range(4):
+        store = tmp_path / f"s{attempt}"
+        process = parent(configure(store, slots=8), gate=True)
+        at_the_gate(process, store)
+        family = psutil.Process(process.pid).children(recursive=True)
+        sent = 0
+        while process.poll() is None:
+            os.killpg(process.pid, number)
+            sent += 1
+            assert sent <= 20, "it does not stop"
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=0.5 if sent == 1 else 15)
+        _, errors = process.communicate()
+        assert "Traceback" not in errors
+        wait_for(lambda family=family: all(gone(each) for each in family), 60)  # type: ignore[misc]
+        if sent > 1:
+            break
+        assert process.returncode == 128 + number, errors
+    assert sent > 1, "every first signal found no chunk that was begun"
     assert process.returncode == (130 if number == signal.SIGINT else -number), errors
-    assert sent >= 2
-    assert "Traceback" not in errors
-    wait_for(lambda: all(gone(each) for each in family), 60)
     open_gate(site)
     build(configure(store, resume=True))
     assert tree_digest(store) == tree_digest(golden_text)
