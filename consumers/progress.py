@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import socket
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -24,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from consumers.choices import chosen_lines
+from featurestore.storage.files import host_name
 from featurestore.wording import amount
 
 # Rates are averages over this many seconds, but over at least two chunks: the first chunk is
@@ -162,8 +161,7 @@ class RunLog:
 
     def _path(self) -> Path:
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
-        host = re.sub(r"[^A-Za-z0-9_-]+", "-", socket.gethostname())
-        return self._folder / f"{stamp}-{host}-{os.getpid()}.log"
+        return self._folder / f"{stamp}-{host_name()}-{os.getpid()}.log"
 
     def close(self) -> None:
         """Closes the file, if there is one."""

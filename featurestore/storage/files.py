@@ -155,5 +155,9 @@ class LocalFiles:
 
 def writer_name() -> str:
     """A name for this process that no other process has: ``<host>-<pid>-<random>``."""
-    host = re.sub(r"[^A-Za-z0-9_-]+", "-", socket.gethostname())
-    return f"{host}-{os.getpid()}-{os.urandom(4).hex()}"
+    return f"{host_name()}-{os.getpid()}-{os.urandom(4).hex()}"
+
+
+def host_name() -> str:
+    """This host's name, with ``-`` for whatever is no letter, digit, ``_`` or ``-``."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", socket.gethostname())

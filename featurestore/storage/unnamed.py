@@ -26,7 +26,6 @@ class _UnnamedLedger(Ledger):
     """A ledger whose entries are kept in memory."""
 
     def __init__(self, folder: Path, chunks: int) -> None:
-        self._folder = folder
         self._files = LocalFiles(folder)
         self._chunks = chunks
         self._entries: dict[int, ChunkEntry] = {}
@@ -38,7 +37,7 @@ class _UnnamedLedger(Ledger):
         Raises:
             StorageError: the line could not be written.
         """
-        _write_unnamed(self._folder, [[format_entry(entry) + b"\n"]])
+        _write_unnamed(self._local.root, [[format_entry(entry) + b"\n"]])
         self._add(entry)
 
     def seal(self) -> None:

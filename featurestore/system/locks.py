@@ -206,36 +206,10 @@ def lock_holders(path: Path) -> list[Holder] | Unknown:
     so that those that have ended on another host may be among them.
     """
     try:
-        fd = os.open(path, os.O_RDWR)
+        fd = _opened(path)
     except OSError as e:
         if is_absent(e):
             return []
-        if e.errno not in (errno.EACCES, errno.EROFS):
-            raise refusal(path, e) from e
-        return _probed_without_writing(path)
-    try:
-        lock_now(fd)
-    except OSError as e:
-        return _holders(fd) if e.errno in _HELD else UNKNOWN
-    finally:
-        os.close(fd)
-    return []
-
-
-def lock_holder(path: Path) -> Holder | Unknown | None:
-    """The first of the lock's holders, None if it is free, ``UNKNOWN`` if that is unknown."""
-    holders = lock_holders(path)
-    return holders if isinstance(holders, Unknown) else next(iter(holders), None)
-
-
-def _probed_without_writing(path: Path) -> list[Holder] | Unknown:
-    """The result of ``lock_holders`` for a file that may only be read.
-
-    On NFS, an exclusive lock needs a file that is open for writing.
-    """
-    try:
-        fd = os.open(path, os.O_RDONLY)
-    except OSError as e:
         if e.errno == errno.EACCES:
             return UNKNOWN
         raise refusal(path, e) from e
@@ -247,6 +221,22 @@ def _probed_without_writing(path: Path) -> list[Holder] | Unknown:
     finally:
         os.close(fd)
     return []
+
+
+def _opened(path: Path) -> int:
+    """Opens a lock file, for writing if allowed: NFS needs that for an exclusive lock."""
+    try:
+        return os.open(path, os.O_RDWR)
+    except OSError as e:
+        if e.errno not in (errno.EACCES, errno.EROFS):
+            raise
+    return os.open(path, os.O_RDONLY)
+
+
+def lock_holder(path: Path) -> Holder | Unknown | None:
+    """The first of the lock's holders, None if it is free, ``UNKNOWN`` if that is unknown."""
+    holders = lock_holders(path)
+    return holders if isinstance(holders, Unknown) else next(iter(holders), None)
 
 
 def locked_error(subject: Path, holders: Sequence[Holder], advice: str = "") -> StoreLockedError:
