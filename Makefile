@@ -15,7 +15,7 @@ help:
 	@echo "make demo          the whole pipeline on a small data set, from nothing"
 	@echo "make test          lint, types, layers, docs and tests, from nothing"
 	@echo "make docs          the pages as a site, in build/site"
-	@echo "make test-nightly  the fault tests with many more rounds, half an hour on two cores"
+	@echo "make test-nightly  all tests, those of faults with many more rounds: an hour on two cores"
 	@echo "make bench         speed against peers and limits, some minutes; bench-full: all rounds"
 	@echo "make clean         remove .venv and what demo and tests left"
 
@@ -69,12 +69,11 @@ docs: setup
 pytest: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-# Every operation gets every fault, 500 random kills, every state of a power cut. Prints the counts.
+# All tests, also those marked nightly: every operation gets every fault, 500 random kills, every
+# state of a power cut. Prints the counts.
 test-nightly: setup
 	OMP_NUM_THREADS=1 MANYVIEWS_TEST_PROFILE=nightly $(BIN)/python -m pytest -q -n $(JOBS) \
-	  --dist worksteal -o faulthandler_timeout=1800 tests/faults \
-	  tests/producers/recipes/test_exact_views.py tests/producers/kernels/test_kernels.py \
-	  tests/producers/kernels/test_sanitized.py tests/test_install.py
+	  --dist worksteal -o faulthandler_timeout=1800
 
 # One thread each: rates are per core, and all cores is the engine's own matter.
 bench: setup

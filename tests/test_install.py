@@ -22,7 +22,7 @@ import pytest
 from consumers.build import build
 from consumers.config import BuildConfig
 from producers.kernels.implementations import has_compiled
-from tests.conftest import ROOT, tree_digest
+from tests.conftest import NIGHTLY, ROOT, tree_digest
 
 BUILD: dict[str, Any] = {"views": 4, "chunk": 16, "features": ("clip_image",)}
 NOTICE = "no compiled kernels: image views take"
@@ -215,8 +215,7 @@ def test_the_demo_runs_from_another_folder(from_wheel: Path, tmp_path: Path) -> 
     intruder = site / "enum.py"
     intruder.write_text("raise ImportError('not the standard library')\n")
     (from_wheel.parent / "few-views").write_text(FEW_VIEWS)
-    nightly = os.environ.get("MANYVIEWS_TEST_PROFILE") == "nightly"
-    command = "manyviews" if nightly else "few-views"
+    command = "manyviews" if NIGHTLY else "few-views"
     try:
         done = installed(from_wheel, command, tmp_path, "demo", "--out-dir", "demo")
     finally:

@@ -24,7 +24,6 @@ from typing import Any
 from tests import warm
 from tests.conftest import ROOT
 
-NIGHTLY = os.environ.get("MANYVIEWS_TEST_PROFILE") == "nightly"
 SAMPLES = 11
 DIMS = {"clip_text": 32, "blip2_text": 64}
 # Injected faults that were seen to happen in this process, by kind.

@@ -24,6 +24,7 @@ from featurestore.errors import ProducerError
 from producers import parent
 from producers.pool import ProducerPool
 from producers.sources.pairs import scan
+from tests.conftest import NIGHTLY
 from tests.producers.test_pool import (
     ROOT,
     SAMPLES,
@@ -39,8 +40,6 @@ from tests.producers.test_pool import (
     take_all,
     write,
 )
-
-NIGHTLY = os.environ.get("MANYVIEWS_TEST_PROFILE") == "nightly"
 
 MISBEHAVE = """
 import ctypes, os, signal, sys, time

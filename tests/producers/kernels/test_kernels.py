@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
 import subprocess
@@ -27,13 +26,12 @@ from producers.kernels.exponential import (
 )
 from producers.kernels.implementations import has_compiled, implementation
 from producers.recipes.image_views import ImageSpec, augmented_views, clean_view
-from tests.conftest import ROOT
+from tests.conftest import NIGHTLY, ROOT
 from tests.producers.kernels.fuzz_kernels import load
 from tests.producers.reference import RATIOS, recipes_exp, require_torchvisions
 from tools import avx512
 
 needs_compiler = pytest.mark.skipif(not has_compiled(), reason="no compiler built the kernels")
-NIGHTLY = os.environ.get("MANYVIEWS_TEST_PROFILE") == "nightly"
 SHAPES = [(1, 1), (1, 40), (40, 1), (2, 300), (40, 60), (60, 40), (224, 224), (333, 517), (700, 31)]
 
 

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import NIGHTLY, ROOT
 
-NIGHTLY = os.environ.get("MANYVIEWS_TEST_PROFILE") == "nightly"
 SECONDS = 300 if NIGHTLY else 2
 # Other arguments in each nightly run, and the same arguments in all other runs.
 SEED = int.from_bytes(os.urandom(4), "big") if NIGHTLY else 7

@@ -7,7 +7,6 @@ Where torch has AVX-512, one of each picture is compared with torchvision itself
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +15,10 @@ import pytest
 from producers.kernels import draws, library
 from producers.kernels.implementations import Kernels
 from producers.recipes.image_views import augmented_views
+from tests.conftest import NIGHTLY
 from tests.producers.pictures import names, picture
 from tests.producers.reference import digest, reference_views, torch_is_the_recipes
 
-NIGHTLY = os.environ.get("MANYVIEWS_TEST_PROFILE") == "nightly"
 VIEWS = range(1, 35)
 DIGESTS = Path(__file__).with_name("view_digests.json")
 RECORDED = json.loads(DIGESTS.read_text("ascii"))
