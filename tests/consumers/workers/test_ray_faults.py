@@ -14,11 +14,10 @@ from typing import Any
 import pytest
 
 from featurestore.verify.store import verify
-from tests.conftest import ROOT, tree_digest
+from tests.conftest import NIGHTLY, ROOT, tree_digest
 from tests.consumers.workers import ray_runs as runs
 from tests.consumers.workers.ray_models import SLEEP
 from tests.faults.fakes import make_data
-from tests.conftest import NIGHTLY
 
 pytestmark = [
     pytest.mark.skipif(not NIGHTLY, reason="several minutes: only in the nightly profile"),
