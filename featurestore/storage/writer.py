@@ -19,6 +19,7 @@ from featurestore.storage.moments import moments_of
 from featurestore.storage.shape import MOMENTS
 from featurestore.storage.soundness import array_names, require_sound
 from featurestore.storage.store import (
+    EXTENSION,
     LOCK,
     RECORDS,
     RUNS,
@@ -201,6 +202,31 @@ class SharedWriter(StoreWriter):
     def finish(self) -> None:
         """Raises TypeError: only the result of :meth:`alone` can be finished."""
         raise TypeError("a store that workers share is sealed by one of them alone")
+
+
+def open_alone(path: Path, lock: FileLock) -> tuple[StoreWriter, StoreWriter | None]:
+    """Opens a store for its only writer, after other writers, which may have been killed.
+
+    An extension that is complete is put in place first.
+
+    Args:
+        path: the store's folder.
+        lock: its lock, which the caller holds alone.
+
+    Returns:
+        The store, and its unfinished extension; None if it has none.
+
+    Raises:
+        CorruptStoreError: one of them is damaged.
+        StorageError: a write failed.
+    """
+    if extension.is_pending(path):
+        extension.put_in_place(path)
+    store = StoreWriter(path, lock)
+    if not extension.is_unfinished(path):
+        return store, None
+    with extension.naming():
+        return store, StoreWriter(path / EXTENSION, lock)
 
 
 def take_lock(path: Path, *, worker: bool = False, shared: bool = False) -> FileLock:

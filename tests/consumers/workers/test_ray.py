@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from consumers.config import BuildConfig
+from consumers.workers.on_ray.access import authentication, require_private
+from consumers.workers.on_ray.driver import worker_configs
 from consumers.workers.outcome import Outcome
-from consumers.workers.ray_driver import _authentication, _require_private, worker_configs
 from consumers.workers.share import Share
 from featurestore.errors import ConfigError
 from featurestore.storage import creation
@@ -111,27 +112,27 @@ def test_a_local_cluster_has_a_token_of_its_own(monkeypatch: pytest.MonkeyPatch)
 
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
-    with _authentication("local"):
+    with authentication("local"):
         assert os.environ["RAY_AUTH_MODE"] == "token"
         first = os.environ["RAY_AUTH_TOKEN"]
     assert "RAY_AUTH_TOKEN" not in os.environ
-    with _authentication("local"):
+    with authentication("local"):
         assert os.environ["RAY_AUTH_TOKEN"] != first
     monkeypatch.setenv("RAY_AUTH_TOKEN", "given")
-    with _authentication("local"):
+    with authentication("local"):
         assert os.environ["RAY_AUTH_TOKEN"] == "given"
     monkeypatch.delenv("RAY_AUTH_TOKEN")
-    with _authentication("head:6379"):
+    with authentication("head:6379"):
         assert "RAY_AUTH_TOKEN" not in os.environ
 
 
 def test_no_cluster_is_open_to_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    _require_private("127.0.0.1")
+    require_private("127.0.0.1")
     with pytest.raises(ConfigError, match="lets everybody who reaches"):
-        _require_private("192.0.2.7")
+        require_private("192.0.2.7")
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    _require_private("192.0.2.7")
+    require_private("192.0.2.7")
 
 
 def test_without_ray_its_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,9 +141,9 @@ def test_without_ray_its_extra_is_named(tmp_path: Path, monkeypatch: pytest.Monk
     from consumers.build import build
 
     data = make_data(tmp_path / "data", 1)
-    monkeypatch.setitem(sys.modules, "consumers.workers.ray_cluster", None)
+    monkeypatch.setitem(sys.modules, "consumers.workers.on_ray.cluster", None)
     monkeypatch.setitem(sys.modules, "ray", None)
-    monkeypatch.delitem(sys.modules, "consumers.workers.ray_cluster")
+    monkeypatch.delitem(sys.modules, "consumers.workers.on_ray.cluster")
     config = BuildConfig(
         data_dir=data, store=tmp_path / "store", resume=True, ray="local", ray_workers=1
     )

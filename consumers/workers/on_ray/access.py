@@ -1,0 +1,89 @@
+"""Who may use a Ray cluster, and the folder of one that a build starts on this machine."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from featurestore.errors import ConfigError
+
+# The address that starts a cluster on this machine.
+LOCAL = "local"
+# Variables of the environment that are set while the driver runs.
+_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_USAGE_STATS_ENABLED")
+# Longest path of the folder for temporary files that Ray's folder may be in, in characters: the
+# paths of sockets are limited.
+_LONGEST = 20
+# Removes the folder when the driver has ended, in whatever way; Ray's processes end soon after it.
+_JANITOR = (
+    'cat; for i in 1 2 3 4 5; do rm -rf -- "$1"; [ -e "$1" ] || [ "$i" = 1 ] || exit; sleep 1; done'
+)
+
+
+@contextmanager
+def authentication(address: str) -> Iterator[None]:
+    """Sets how this process and a cluster that it starts prove who they are.
+
+    Without a token, everybody who can reach the cluster could run programs on it. Ray itself would
+    write a token to the home folder.
+    """
+    before = {name: os.environ.get(name) for name in _VARIABLES}
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if address == LOCAL:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        if not ({"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ)):
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def require_private(host: str) -> None:
+    """Refuses a cluster without authentication that other machines can reach."""
+    is_private = host.startswith("127.") or host in ("localhost", "::1", "[::1]")
+    if os.environ["RAY_AUTH_MODE"].lower() == "disabled" and not is_private:
+        raise ConfigError(
+            f"RAY_AUTH_MODE=disabled lets everybody who reaches {host} run programs on the "
+            "cluster.\nUnset it: --ray local then uses a random token. Start another cluster with "
+            "RAY_AUTH_MODE=token\nand RAY_AUTH_TOKEN on each machine, and set both here."
+        )
+
+
+@contextmanager
+def own_folder() -> Iterator[Path]:
+    """A folder for the files of a local cluster, which is removed even if this process is killed.
+
+    Raises:
+        ConfigError: it cannot be created.
+    """
+    base = tempfile.gettempdir()
+    if len(base) > _LONGEST:
+        base = "/tmp"  # noqa: S108  its folder has a random name, and belongs to this user alone
+    try:
+        folder = tempfile.mkdtemp(prefix="mv-ray-", dir=base)
+    except OSError as e:
+        raise ConfigError(f"No folder for Ray's files could be created: {e.strerror}.") from e
+    janitor = subprocess.Popen(
+        ["sh", "-c", _JANITOR, "sh", folder],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        yield Path(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        janitor.kill()
+        janitor.communicate()
