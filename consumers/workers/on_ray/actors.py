@@ -20,7 +20,7 @@ from consumers.stopping import before_anything
 from consumers.workers.on_ray.reporting import Event, Reporter
 from consumers.workers.transport import error_values
 from featurestore.storage.store import RUNS
-from featurestore.system.limits import usable_cpus
+from featurestore.system.limits import available_bytes, usable_cpus
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +31,13 @@ class Spot:
         host: name of the machine.
         cpus: number of CPUs that the worker's process may use.
         version: version of this project there.
+        free_bytes: bytes of memory that were available to the process.
     """
 
     host: str
     cpus: int
     version: str
+    free_bytes: int
 
 
 @dataclass(slots=True)
@@ -93,7 +95,8 @@ class Worker:
 
     def spot(self) -> Spot:
         """Where this actor is."""
-        return Spot(socket.gethostname(), usable_cpus(), featurestore.__version__)
+        version = featurestore.__version__
+        return Spot(socket.gethostname(), usable_cpus(), version, available_bytes())
 
     def build(
         self, post: Callable[[int, int, Sequence[Event]], bool], config: BuildConfig, folder: str

@@ -23,7 +23,7 @@ from consumers.stopping import Notifier, stop_signals
 from consumers.workers.on_ray.access import LOCAL, authentication, own_folder, require_private
 from consumers.workers.outcome import Reports
 from consumers.workers.places import divided
-from consumers.workers.share import Share
+from consumers.workers.share import Machine, Share
 from consumers.workers.transport import error_of
 from featurestore.errors import ConfigError, InterruptedBuildError, WorkerError
 from featurestore.storage.creation import state_of
@@ -195,27 +195,30 @@ def _require_same_version(spot: Spot) -> None:
 
 
 def worker_configs(config: BuildConfig, spots: Sequence[Spot], device: str) -> list[BuildConfig]:
-    """The configuration of each worker: workers on one machine divide its CPUs.
+    """The configuration of each worker: workers on one machine divide its CPUs and its memory.
 
     Args:
         config: the configuration of the build.
         spots: where each worker is.
         device: ``cpu`` or ``cuda``.
     """
-    shared = replace(config, ray=None, ray_workers=0)
+    shared = replace(config, ray=None, ray_workers=0, device=device)
     hosts = [spot.host for spot in spots]
-    configs = []
+    resources = []
     for index, spot in enumerate(spots):
         count, place = hosts.count(spot.host), hosts[:index].count(spot.host)
         producers = divided(config.producers or max(1, spot.cpus - 1), count)[place]
         threads = divided(config.threads or spot.cpus, count)[place] if device == "cpu" else 0
         slots = divided(config.slots, count)[place] if config.slots else default_slots(producers)
-        share = Share(index, len(spots))
-        own: dict[str, Any] = {
-            "worker": share,
-            "producers": producers,
-            "threads": threads,
-            "slots": max(2, slots),
-        }
-        configs.append(replace(shared, **own, device=device))
-    return configs
+        resources.append({"producers": producers, "threads": threads, "slots": max(2, slots)})
+    return [
+        replace(shared, **own, worker=Share(index, len(spots), _machine(host, spots, resources)))
+        for index, (host, own) in enumerate(zip(hosts, resources, strict=True))
+    ]
+
+
+def _machine(host: str, spots: Sequence[Spot], resources: Sequence[Mapping[str, int]]) -> Machine:
+    """What the workers on one machine need together."""
+    there = [k for k, spot in enumerate(spots) if spot.host == host]
+    slots = sum(resources[k]["slots"] for k in there)
+    return Machine(slots, min(spots[k].free_bytes for k in there))
