@@ -192,7 +192,10 @@ class _Run:
             self._writer.ledger.committed_now,
             remakes=not self._decided.config.allow_version_change,
         )
-        return WorkerClaims(walk, self._pace.chunk_s, self._writer.ledger.is_committed_now)
+        writer = self._writer
+        return WorkerClaims(
+            walk, self._pace.chunk_s, writer.ledger.is_committed_now, writer.is_only
+        )
 
     def _acknowledge(self, number: int) -> None:
         """Reports the first stop signal at once; called by its handler."""

@@ -84,6 +84,7 @@ class WorkerClaims:
         chunk_s: function that returns the time that this worker takes for a chunk, in seconds; 0 if
             unknown.
         is_committed: function that returns whether a chunk is committed now, by whichever worker.
+        is_only: function that returns whether all other workers are known to have ended.
     """
 
     def __init__(
@@ -91,8 +92,10 @@ class WorkerClaims:
         walk: Walk,
         chunk_s: Callable[[], float],
         is_committed: Callable[[int], bool] = lambda _: False,
+        is_only: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._walk, self._chunk_s, self._is_committed = walk, chunk_s, is_committed
+        self._walk, self._chunk_s = walk, chunk_s
+        self._is_committed, self._is_only = is_committed, is_only
 
     def claim(self) -> int | None:
         """See :meth:`Claims.claim`."""
@@ -107,7 +110,7 @@ class WorkerClaims:
         while not (stopped or self._walk.is_complete()):
             chunk = self.claim()
             if chunk is None:
-                chunk = self._walk.overdue(self._chunk_s())
+                chunk = self._walk.overdue(self._chunk_s(), is_only=self._is_only())
             if chunk is not None:
                 return chunk
             time.sleep(_LOOK_S)

@@ -150,6 +150,10 @@ class StoreWriter(FeatureStore):
     def refresh(self) -> None:
         """Reads what other workers have committed; a writer that is alone knows everything."""
 
+    def is_only(self) -> bool:
+        """Whether no other worker is known to run that may commit chunks."""
+        return True
+
     def alone(self) -> StoreWriter | None:
         """This store for a writer that no other one writes beside; None if others do."""
         return self
@@ -192,6 +196,10 @@ class SharedWriter(StoreWriter):
     def refresh(self) -> None:
         """Reads what other workers have committed."""
         self.ledger.refresh()
+
+    def is_only(self) -> bool:
+        """See :meth:`StoreWriter.is_only` and :meth:`FileLock.is_only`."""
+        return self._lock.is_only()
 
     def alone(self) -> StoreWriter | None:
         """Gives up the shared lock; the store for its only writer, if no other worker is left."""

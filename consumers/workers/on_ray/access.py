@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -12,11 +13,20 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from featurestore.errors import ConfigError
+from featurestore.wording import first_line
 
 # The address that starts a cluster on this machine.
 LOCAL = "local"
 # Variables of the environment that are set while the driver runs.
-_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_USAGE_STATS_ENABLED")
+_VARIABLES = (
+    "RAY_AUTH_MODE",
+    "RAY_AUTH_TOKEN",
+    "RAY_AUTH_TOKEN_PATH",
+    "RAY_NUM_REDIS_GET_RETRIES",
+    "RAY_USAGE_STATS_ENABLED",
+)
+# Time in which a cluster has to accept a connection, in seconds.
+_ANSWER_S = 10.0
 # Longest path of the folder for temporary files that Ray's folder may be in, in characters: the
 # paths of sockets are limited.
 _LONGEST = 20
@@ -39,6 +49,9 @@ def authentication(address: str) -> Iterator[None]:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         if not ({"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ)):
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    else:
+        # Ray would try 20 times, for 40 s each.
+        os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")
     try:
         yield
     finally:
@@ -47,6 +60,29 @@ def authentication(address: str) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def require_answer(address: str) -> None:
+    """Refuses an address ``HOST:PORT`` at which nothing accepts a connection.
+
+    Ray would try again for several minutes.
+    """
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdecimal()):
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S).close()
+    except (OSError, OverflowError) as e:
+        raise no_cluster(address, e) from e
+
+
+def no_cluster(address: str, error: Exception) -> ConfigError:
+    """The error that no cluster can be used at an address."""
+    return ConfigError(
+        f"No Ray cluster could be used at {address}: {first_line(error)}\n"
+        "`ray status` on one of its machines shows whether it runs. A cluster with a token needs "
+        "it\nin RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH here too."
+    )
 
 
 def require_private(host: str) -> None:

@@ -25,6 +25,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from consumers.config import BuildConfig
 from consumers.stopping import before_anything
+from consumers.workers.on_ray.access import no_cluster
 from consumers.workers.on_ray.actors import Board, News, Spot, Worker
 from consumers.workers.on_ray.reporting import Event
 from consumers.workers.transport import error_values
@@ -211,7 +212,7 @@ class Connection:
             if isinstance(e, SystemExit):  # of the handler that Ray sets
                 raise before_anything(signal.SIGTERM) from None
             if isinstance(e, (OSError, RuntimeError, ValueError, RayError)):
-                raise ConfigError(_no_connection(address, e)) from e
+                raise _no_connection(address, e) from e
             raise
         finally:
             with suppress(ValueError):  # not the main thread
@@ -241,14 +242,10 @@ class Connection:
         self.close()
 
 
-def _no_connection(address: str | None, error: Exception) -> str:
-    if address is None:
-        return (
-            f"Ray could not be started on this machine: {first_line(error)}\n"
-            "Without Ray, --devices builds with several devices of one machine."
-        )
-    return (
-        f"No Ray cluster could be used at {address}: {first_line(error)}\n"
-        "`ray status` on one of its machines shows whether it runs. A cluster with a token needs "
-        "it\nin RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH here too."
+def _no_connection(address: str | None, error: Exception) -> ConfigError:
+    if address is not None:
+        return no_cluster(address, error)
+    return ConfigError(
+        f"Ray could not be started on this machine: {first_line(error)}\n"
+        "Without Ray, --devices builds with several devices of one machine."
     )

@@ -20,7 +20,13 @@ from consumers.config import BuildConfig
 from consumers.plan import default_slots
 from consumers.resume.checks import check_intent
 from consumers.stopping import Notifier, stop_signals
-from consumers.workers.on_ray.access import LOCAL, authentication, own_folder, require_private
+from consumers.workers.on_ray.access import (
+    LOCAL,
+    authentication,
+    own_folder,
+    require_answer,
+    require_private,
+)
 from consumers.workers.outcome import Reports
 from consumers.workers.places import divided
 from consumers.workers.share import Machine, Share
@@ -66,6 +72,7 @@ def build_on_ray(config: BuildConfig, notify: Callable[..., None]) -> BuildRepor
         is_local = config.ray == LOCAL
         folder = stack.enter_context(own_folder()) if is_local else None
         notify("connecting", address=config.ray)
+        require_answer(config.ray or LOCAL)
         try:
             from consumers.workers.on_ray import cluster
         except ModuleNotFoundError as e:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -166,6 +167,27 @@ def test_no_cluster_is_open_to_a_network(monkeypatch: pytest.MonkeyPatch) -> Non
         require_private("192.0.2.7")
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     require_private("192.0.2.7")
+
+
+def test_an_address_without_a_cluster_is_refused_at_once(tmp_path: Path) -> None:
+    """Ray itself would try for minutes."""
+    data = make_data(tmp_path / "data", 1)
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # and does not listen
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+        typed = runs.command(data, tmp_path / "store", "--ray", address, "--ray-workers", "1")
+        done = subprocess.run(
+            typed,
+            env=runs.environment(tmp_path / "home"),
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    assert done.returncode == 2, done.stderr
+    assert f"No Ray cluster could be used at {address}: " in done.stderr
+    assert "refused" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "store").exists()
 
 
 def test_without_ray_its_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
