@@ -30,9 +30,14 @@ _ANSWER_S = 10.0
 # Longest path of the folder for temporary files that Ray's folder may be in, in characters: the
 # paths of sockets are limited.
 _LONGEST = 20
-# Removes the folder when the driver has ended, in whatever way; Ray's processes end soon after it.
+# Variable of the environment that marks the processes of a local cluster, by its folder.
+_MARK = "MANYVIEWS_RAY_FOLDER"
+# Ends the processes of a local cluster when the driver has ended, in whatever way, and removes its
+# folder. Some of Ray's processes may otherwise stay for minutes on a busy machine.
 _JANITOR = (
-    'cat; for i in 1 2 3 4 5; do rm -rf -- "$1"; [ -e "$1" ] || [ "$i" = 1 ] || exit; sleep 1; done'
+    'cat; for i in 1 2 3 4 5; do left=$(grep -lzxF "$2=$1" /proc/[0-9]*/environ 2>/dev/null | '
+    'cut -d/ -f3); [ -z "$left" ] || kill -9 $left; rm -rf -- "$1"; '
+    '[ -n "$left" ] || [ -e "$1" ] || exit; sleep 1; done'
 )
 
 
@@ -111,15 +116,17 @@ def own_folder() -> Iterator[Path]:
     except OSError as e:
         raise ConfigError(f"No folder for Ray's files could be created: {e.strerror}.") from e
     janitor = subprocess.Popen(
-        ["sh", "-c", _JANITOR, "sh", folder],
+        ["sh", "-c", _JANITOR, "sh", folder, _MARK],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
+    os.environ[_MARK] = folder
     try:
         yield Path(folder)
     finally:
+        del os.environ[_MARK]
         shutil.rmtree(folder, ignore_errors=True)
         janitor.kill()
         janitor.communicate()

@@ -211,7 +211,7 @@ def worker_configs(config: BuildConfig, spots: Sequence[Spot], device: str) -> l
     """
     shared = replace(config, ray=None, ray_workers=0, device=device)
     hosts = [spot.host for spot in spots]
-    resources = []
+    resources: list[dict[str, Any]] = []
     for index, spot in enumerate(spots):
         count, place = hosts.count(spot.host), hosts[:index].count(spot.host)
         producers = divided(config.producers or max(1, spot.cpus - 1), count)[place]
