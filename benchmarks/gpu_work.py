@@ -12,7 +12,7 @@ import torch
 from benchmarks.flops import forward_flops, text_flops
 from benchmarks.full_size import VIEWS, draw_lengths
 from benchmarks.measuring import Lap
-from consumers.device.computing import ComputePool
+from consumers.device.computing import ComputePool, Need
 from consumers.device.devices import resolve_threads
 from consumers.engine.batching import ImageBatcher, TextBatcher
 from consumers.engine.committing import Committer, LaunchedChunk
@@ -106,15 +106,16 @@ class Work:
         """
         arrived: list[float] = []
 
-        def take(launched: LaunchedChunk) -> None:
+        def take(launched: LaunchedChunk) -> bool:
             launched.features[0][0].take()
             arrived.append(time.perf_counter())
+            return True
 
         with Committer(take) as committer:
             for number in range(1 + chunks):
                 feature = self.fill(number).launch()
                 committer.committed()
-                committer.write(LaunchedChunk(number, (), [[feature]]))
+                committer.write(LaunchedChunk(number, (), [[feature]], Need(lambda: True)))
             committer.committed()
         return Lap(chunks * self.rows, arrived[-1] - arrived[0])
 

@@ -16,7 +16,7 @@ from consumers.config import BuildConfig
 from consumers.decisions import decide
 from consumers.plan import Loaded, Plan, load_all, make_plan
 from consumers.resume.checks import check_intent
-from consumers.resume.extension import Extension, completed, find_extension, naming_extension
+from consumers.resume.extension import Extension, completed, find_extension
 from consumers.stopping import before_anything
 from featurestore.errors import (
     InputError,
@@ -99,7 +99,7 @@ def _build(config: BuildConfig, notify: Callable[..., None]) -> BuildReport:
 
         return build_on_devices(config, notify)
     if config.ray is not None:
-        from consumers.workers.ray_driver import build_on_ray
+        from consumers.workers.on_ray.driver import build_on_ray
 
         return build_on_ray(config, notify)
     found = scan_collection(config.inputs)
@@ -180,7 +180,7 @@ def _require_sound(stored: FeatureStore | None, wanted: Extension | None) -> Non
     if stored is not None:
         require_sound(stored)
     if wanted is not None and wanted.made is not None:
-        with naming_extension():
+        with extension.naming():
             require_sound(wanted.made)
 
 
@@ -221,7 +221,7 @@ def open_writer(plan: Plan, stored: FeatureStore | None, lock: FileLock) -> Stor
     if wanted is None:
         return writer
     if wanted.made is not None:
-        with naming_extension():
+        with extension.naming():
             writer = StoreWriter.of(wanted.made, lock)
         wanted.take_over(writer)
         return writer

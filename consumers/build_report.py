@@ -29,7 +29,7 @@ class BuildReport:
             text feature.
         replaced: number of producers that died and were replaced, by cause of death.
         restarted: number of worker processes that died and were started again, by cause of death;
-            for a build on several ``devices``.
+            for a build on several ``devices``, or on Ray.
         absent: number of samples of the store without an image, or without a text, by modality.
     """
 

@@ -7,13 +7,10 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import compress
-
-import numpy as np
-import numpy.typing as npt
 
 from consumers.backbones import registry
 from consumers.build_report import BuildReport, absent_in
+from consumers.chunk_commit import ChunkCommit
 from consumers.device.computing import ComputePool
 from consumers.engine.batcher import LaunchedFeature
 from consumers.engine.committing import Committer, LaunchedChunk
@@ -27,12 +24,11 @@ from consumers.workers.share import Share
 from consumers.workers.walk import Walk
 from featurestore.errors import BackboneError
 from featurestore.records import SampleRecord
-from featurestore.samples import present_in
 from featurestore.storage.files import writer_name
 from featurestore.storage.store import FeatureStore
 from featurestore.storage.writer import StoreWriter
 from producers.pool import ProducerPool
-from producers.sources.inputs import extend_cache, stat_of
+from producers.sources.inputs import extend_cache
 from producers.sources.scan import require_inputs
 
 
@@ -154,7 +150,7 @@ class _Run:
                 timeout_s=timeout_s,
                 where=self._decided.found.places.where,
             ) as pool,
-            Committer(self._commit) as committer,
+            Committer(ChunkCommit(plan, self._writer, self._inputs_file)) as committer,
             # Exited first: what the committer waits for is computed by then, or cancelled.
             ComputePool(self._decided.threads, plan.device) as compute,
         ):
@@ -170,9 +166,13 @@ class _Run:
                     work.assign(chunk)
                     continue
                 self._filling = chunk
-                records, features = self._fill(chunk, pool, embedder, compute, report)
-                report(wait=True)
-                committer.write(LaunchedChunk(chunk, records, features))
+                if claims.is_needed(chunk):
+                    need = compute.start_chunk(partial(claims.is_needed, chunk))
+                    records, features = self._fill(chunk, pool, embedder, compute, report)
+                    report(wait=True)
+                    committer.write(LaunchedChunk(chunk, records, features, need))
+                else:
+                    _discard(work.leave(chunk), pool, report)
                 if stopped:
                     break
             report(wait=True)
@@ -192,7 +192,10 @@ class _Run:
             self._writer.ledger.committed_now,
             remakes=not self._decided.config.allow_version_change,
         )
-        return WorkerClaims(walk, self._pace.chunk_s)
+        writer = self._writer
+        return WorkerClaims(
+            walk, self._pace.chunk_s, writer.ledger.is_committed_now, writer.is_only
+        )
 
     def _acknowledge(self, number: int) -> None:
         """Reports the first stop signal at once; called by its handler."""
@@ -257,54 +260,16 @@ class _Run:
         self._notify("sample", filled=pool.filled, waited_s=self._report.waited_s)
         return views.record
 
-    def _commit(self, launched: LaunchedChunk) -> None:
-        """Writes and commits one chunk; runs in the committer's thread."""
-        spec = self._writer.spec
-        indices = spec.samples_of(launched.chunk)
-        try:
-            rows = {
-                parts[0].feature: self._rows(launched.chunk, launched.records, parts)
-                for parts in launched.features
-            }
-        except BackboneError as e:
-            e.name_chunk(launched.chunk)
-            raise
-        changed = dict(self._plan.changed)
-        if self._wanted is not None:
-            for record in launched.records:
-                self._wanted.require_same_inputs(record)
-            if self._wanted.kind == "views":
-                changed = {**self._wanted.changed_before(launched.chunk), **changed}
-        self._writer.commit_chunk(launched.chunk, rows, launched.records, changed)
-        stats = {i: stat_of(self._decided.stats, i) for i in indices}
-        extend_cache(self._inputs_file, stats)
-
-    def _rows(
-        self, chunk: int, records: Sequence[SampleRecord], parts: Sequence[LaunchedFeature]
-    ) -> npt.NDArray[np.float32]:
-        """A chunk's rows of one feature, float32 ``[n, V, D]``, including the store's own views.
-
-        The rows of samples without the feature's input are zeros.
-        """
-        present = present_in(records, registry.modality_of(parts[0].backbone))
-        samples = [record.index for record in compress(records, present)]
-        rows = []
-        for views, part in zip(self._plan.view_parts, parts, strict=True):
-            taken = part.take(samples, views.start).reshape(
-                len(samples), len(views), part.backbone.dim
-            )
-            if len(samples) < len(records):
-                spread = np.zeros((len(records), *taken.shape[1:]), np.float32)
-                spread[present] = taken
-                taken = spread
-            rows.append(taken)
-        if self._wanted is not None and self._wanted.kind == "views":
-            rows.insert(0, self._wanted.rows_before(parts[0].feature, chunk))
-        return np.concatenate(rows, axis=1) if len(rows) > 1 else rows[0]
-
     def _refuse_bad(self, records: Sequence[SampleRecord]) -> None:
         bad = [b for r in records for b in r.bad]
         if any(b.reason == "missing" for b in bad):
             require_inputs(self._decided.found)
         if self._decided.config.bad_sample == "fail":
             refuse_bad(bad, self._decided.found.samples, "This chunk has")
+
+
+def _discard(count: int, pool: ProducerPool, waiting: Callable[[], None]) -> None:
+    """Takes samples that were dispatched, of a chunk that another worker has committed."""
+    for _ in range(count):
+        pool.release(pool.take(waiting))
+        waiting()

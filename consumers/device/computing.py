@@ -44,11 +44,39 @@ class _Stopped(BaseException):
     """Ends a forward pass whose features are not needed any more."""
 
 
+class Need:
+    """Whether the batches of a chunk are to be computed.
+
+    It is asked once, when the first of them starts: all of them are computed, or none.
+
+    Args:
+        ask: function that returns it; called in a compute thread.
+    """
+
+    def __init__(self, ask: Callable[[], bool]) -> None:
+        self._ask = ask
+        self._lock = threading.Lock()
+        self._answer: bool | None = None
+
+    def __call__(self) -> bool:
+        """Whether to compute them."""
+        with self._lock:
+            if self._answer is None:
+                self._answer = self._ask()
+            return self._answer
+
+    @property
+    def is_left(self) -> bool:
+        """Whether none of them is computed, because the chunk is not needed any more."""
+        return self._answer is False
+
+
 @dataclass(order=True, slots=True)
 class _Task:
     order: Order
     number: int
     chunk: int = field(compare=False)
+    need: Need = field(compare=False)
     function: Callable[[], Any] = field(compare=False)
     future: Future[Any] = field(compare=False)
 
@@ -57,6 +85,8 @@ class _Task:
         if not self.future.set_running_or_notify_cancel():
             return None
         try:
+            if not self.need():
+                raise _Stopped
             result = self.function()
         except _Stopped:
             failure: Exception = CancelledError()
@@ -101,6 +131,7 @@ class ComputePool:
         self._queue: queue.PriorityQueue[_Task] = queue.PriorityQueue()
         self._numbers = itertools.count()
         self._chunk = 0
+        self._need = Need(lambda: True)
         # The first error, and the first chunk that failed.
         self._failure: tuple[Exception, int] | None = None
         self._stopping = False
@@ -120,9 +151,20 @@ class ComputePool:
         """
         if self._failure is not None:
             raise self._failure[0]
-        task = _Task(order, next(self._numbers), self._chunk, function, Future())
+        task = _Task(order, next(self._numbers), self._chunk, self._need, function, Future())
         self._queue.put(task)
         return task.future
+
+    def start_chunk(self, is_needed: Callable[[], bool]) -> Need:
+        """Starts a chunk: tasks that are submitted from now on are only run if it is needed.
+
+        The futures of tasks that are not run raise CancelledError.
+
+        Args:
+            is_needed: function that is called once, when the first of them starts.
+        """
+        self._need = Need(is_needed)
+        return self._need
 
     def end_chunk(self) -> None:
         """Ends a chunk: tasks that are submitted afterwards belong to the next chunk."""
@@ -172,7 +214,7 @@ class ComputePool:
             self._stopping = True
             self._cancel_queued()
         for _ in self._threads:
-            end = _Task(Order.END, next(self._numbers), self._chunk, _nothing, Future())
+            end = _Task(Order.END, next(self._numbers), self._chunk, self._need, _nothing, Future())
             self._queue.put(end)
         hook = register_module_forward_pre_hook(self._leave) if stop else None
         try:

@@ -194,6 +194,10 @@ class LaunchedFeature:
         )
         return features
 
+    def leave(self) -> None:
+        """Leaves features that are not computed, because the chunk is not needed any more."""
+        self.taken = True
+
 
 def _without_rows(backbone: Backbone) -> LaunchedFeature:
     """The feature of a chunk none of whose samples has the backbone's input."""

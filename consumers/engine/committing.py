@@ -7,6 +7,7 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from types import TracebackType
 
+from consumers.device.computing import Need
 from consumers.engine.batcher import LaunchedFeature
 from featurestore.records import SampleRecord
 
@@ -20,11 +21,13 @@ class LaunchedChunk:
         records: the records of its samples.
         features: its features, which may not be computed yet: for each backbone the parts of the
             views.
+        need: whether the features are computed at all.
     """
 
     chunk: int
     records: Sequence[SampleRecord]
     features: Sequence[Sequence[LaunchedFeature]]
+    need: Need
 
 
 class Committer:
@@ -34,14 +37,15 @@ class Committer:
     chunks in order.
 
     Args:
-        commit: function that writes and commits a chunk.
+        commit: function that writes and commits a chunk; returns whether it did, rather than leave
+            it to another process.
     """
 
-    def __init__(self, commit: Callable[[LaunchedChunk], None]) -> None:
+    def __init__(self, commit: Callable[[LaunchedChunk], bool]) -> None:
         self._commit = commit
         self._thread = ThreadPoolExecutor(1, "committer")
         self._writing: LaunchedChunk | None = None
-        self._future: Future[None] | None = None
+        self._future: Future[bool] | None = None
 
     def write(self, launched: LaunchedChunk) -> None:
         """Starts to write a chunk; :meth:`committed` must have returned the previous one."""
@@ -59,16 +63,16 @@ class Committer:
         """Waits until the chunk that is being written is committed.
 
         Returns:
-            That chunk, or None if no chunk is being written.
+            That chunk, or None if no chunk is being written, or it was left to another process.
 
         Raises:
             Exception: what ``commit`` raised.
         """
         if self._future is None:
             return None
-        self._future.result()  # if a signal ends the wait, the next call waits again
+        is_committed = self._future.result()  # if a signal ends the wait, the next call waits again
         committed, self._writing, self._future = self._writing, None, None
-        return committed
+        return committed if is_committed else None
 
     def __enter__(self) -> Committer:
         return self

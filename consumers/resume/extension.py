@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
 
@@ -11,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from consumers.config import BuildConfig, CompleteConfig
-from featurestore.errors import CorruptStoreError, InputError, StoreMismatchError
+from featurestore.errors import InputError, StoreMismatchError
 from featurestore.records import FEATURES, GENERIC_VIEWS, PAPER_VIEWS, Sample, SampleRecord
 from featurestore.storage import extension
 from featurestore.storage.codecs import NONE
@@ -277,19 +276,10 @@ def some(items: Sequence[str]) -> str:
     return ", ".join(items[:_LISTED]) + more
 
 
-@contextmanager
-def naming_extension() -> Iterator[None]:
-    """Names a damaged file of an extension by its path in the store that is extended."""
-    try:
-        yield
-    except CorruptStoreError as e:
-        raise CorruptStoreError(f"{EXTENSION}/{e.file}", e.problem, chunk=e.chunk) from e
-
-
 def _made(stored: FeatureStore) -> FeatureStore | None:
     if not extension.is_unfinished(stored.path):
         return None
-    with naming_extension():
+    with extension.naming():
         return FeatureStore(stored.path / EXTENSION)
 
 

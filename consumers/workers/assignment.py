@@ -43,6 +43,9 @@ class Claims(Protocol):
     def claim(self) -> int | None:
         """The next chunk to build; None if there is none at present."""
 
+    def is_needed(self, chunk: int) -> bool:
+        """Whether a claimed chunk is still to be built: no other process has committed it."""
+
     def wait(self, stopped: Sequence[int]) -> int | None:
         """Called when all claimed chunks are committed, and nothing can be claimed.
 
@@ -64,6 +67,10 @@ class Missing:
         """See :meth:`Claims.claim`."""
         return next(self._chunks, None)
 
+    def is_needed(self, chunk: int) -> bool:  # noqa: ARG002
+        """Returns True: no other process builds chunks."""
+        return True
+
     def wait(self, stopped: Sequence[int]) -> int | None:  # noqa: ARG002
         """Returns None: no other process builds chunks."""
         return None
@@ -76,21 +83,34 @@ class WorkerClaims:
         walk: the order of the chunks.
         chunk_s: function that returns the time that this worker takes for a chunk, in seconds; 0 if
             unknown.
+        is_committed: function that returns whether a chunk is committed now, by whichever worker.
+        is_only: function that returns whether all other workers are known to have ended.
     """
 
-    def __init__(self, walk: Walk, chunk_s: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        walk: Walk,
+        chunk_s: Callable[[], float],
+        is_committed: Callable[[int], bool] = lambda _: False,
+        is_only: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._walk, self._chunk_s = walk, chunk_s
+        self._is_committed, self._is_only = is_committed, is_only
 
     def claim(self) -> int | None:
         """See :meth:`Claims.claim`."""
         return self._walk.claim(self._chunk_s())
+
+    def is_needed(self, chunk: int) -> bool:
+        """See :meth:`Claims.is_needed`."""
+        return not self._is_committed(chunk)
 
     def wait(self, stopped: Sequence[int]) -> int | None:
         """See :meth:`Claims.wait`; the wait is here, so that no claim delays the producers."""
         while not (stopped or self._walk.is_complete()):
             chunk = self.claim()
             if chunk is None:
-                chunk = self._walk.overdue(self._chunk_s())
+                chunk = self._walk.overdue(self._chunk_s(), is_only=self._is_only())
             if chunk is not None:
                 return chunk
             time.sleep(_LOOK_S)
@@ -107,7 +127,9 @@ class Assignment(Iterator[Sample]):
     def __init__(self, claims: Claims, spec: StoreSpec, samples: Sequence[Sample]) -> None:
         self._claims, self._spec, self._samples = claims, spec, samples
         self._chunks: deque[int] = deque()
-        self._indices: Iterator[int] = iter(())
+        # The chunk that was assigned last, and those of its samples that were not taken yet.
+        self._last = -1
+        self._indices: deque[int] = deque()
 
     def __next__(self) -> Sample:
         """The next sample.
@@ -115,19 +137,18 @@ class Assignment(Iterator[Sample]):
         Raises:
             StopIteration: nothing can be claimed at present.
         """
-        index = next(self._indices, None)
-        if index is None:
+        if not self._indices:
             chunk = self._claims.claim()
             if chunk is None:
                 raise StopIteration
             self.assign(chunk)
-            index = next(self._indices)
-        return self._samples[index]
+        return self._samples[self._indices.popleft()]
 
     def assign(self, chunk: int) -> None:
         """Adds a chunk after those that are claimed; all of their samples have been taken."""
         self._chunks.append(chunk)
-        self._indices = iter(self._spec.samples_of(chunk))
+        self._last = chunk
+        self._indices = deque(self._spec.samples_of(chunk))
 
     def next_chunk(self) -> int | None:
         """The next chunk to fill; None if nothing can be claimed at present."""
@@ -137,3 +158,15 @@ class Assignment(Iterator[Sample]):
                 return None
             self.assign(chunk)
         return self._chunks.popleft()
+
+    def leave(self, chunk: int) -> int:
+        """Leaves out the rest of the chunk that :meth:`next_chunk` returned.
+
+        Returns:
+            How many of its samples were taken.
+        """
+        count = len(self._spec.samples_of(chunk))
+        if chunk == self._last:
+            count -= len(self._indices)
+            self._indices.clear()
+        return count

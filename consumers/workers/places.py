@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import IO, Any
 
 from consumers.config import BuildConfig
@@ -28,26 +27,6 @@ class WorkerChild(Child):
     _ENVIRONMENT: Mapping[str, str] = {}
 
 
-@dataclass(slots=True)
-class Tally:
-    """What one worker process has reported; the counts begin anew with each process.
-
-    Attributes:
-        waited_s: time in which the backbones waited for producers, in seconds.
-        truncated: number of texts that were cut, by feature.
-        replaced: number of producers that were replaced, by cause.
-    """
-
-    waited_s: float = 0.0
-    truncated: Counter[str] = field(default_factory=Counter)
-    replaced: Counter[str] = field(default_factory=Counter)
-
-    def read(self, facts: Mapping[str, Any]) -> None:
-        """Reads the facts of an event ``chunk`` or ``finished``."""
-        self.waited_s = facts["waited_s"]
-        self.truncated, self.replaced = Counter(facts["truncated"]), Counter(facts["replaced"])
-
-
 @dataclass(slots=True, eq=False)
 class Place:
     """One device, and the worker process that builds on it.
@@ -61,7 +40,6 @@ class Place:
         restarts: how often a process was started again.
         has_ended: whether the last process ended by itself: with a report or an error.
         is_stopping: whether a stop signal was relayed to the process.
-        tallies: what each of its processes has reported.
     """
 
     number: int
@@ -72,12 +50,16 @@ class Place:
     restarts: int = 0
     has_ended: bool = False
     is_stopping: bool = False
-    tallies: list[Tally] = field(default_factory=list)
 
     @property
     def label(self) -> str:
         """The device and the worker, for people: ``cuda:0 (worker 0/2)``."""
         return f"{self.device} (worker {self.share})"
+
+    @property
+    def pid(self) -> int:
+        """Id of the running process; 0 if there is none."""
+        return 0 if self.child is None else self.child.pid
 
     def start(self, job: IO[bytes]) -> None:
         """Starts a process, whose configuration is the file ``job`` and this place's task.
@@ -87,7 +69,6 @@ class Place:
         """
         self.is_stopping = False
         self.child = WorkerChild("consumers.workers.child", job)
-        self.tallies.append(Tally())
         with suppress(OSError):  # it has ended already, which its pipe of results says too
             self.child.send(json.dumps(self.task).encode("ascii"))
 

@@ -12,7 +12,7 @@ _SHARE = re.compile(r"([0-9]+)/([0-9]+)")
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What the workers of one parent process need together.
+    """What the workers of one parent process, or of one Ray driver on one machine, need together.
 
     Attributes:
         slots: number of slots of all of them.
@@ -32,8 +32,8 @@ class Share:
     Attributes:
         index: number of this worker, from 0.
         count: number of workers.
-        machine: what it needs together with the other workers of its parent process, or None if it
-            has no such parent.
+        machine: what it needs together with the other workers on its machine, or None if nobody
+            has placed several of them there.
     """
 
     index: int

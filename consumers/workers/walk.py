@@ -98,16 +98,18 @@ class Walk:
         is_alive = self._clock() - since < _ALIVE * (chunk_s or _UNKNOWN_S) or not self._remakes
         return [c for c in lacking[_IN_WORK if is_alive else 0 :] if c not in self._claimed]
 
-    def overdue(self, chunk_s: float) -> int | None:
+    def overdue(self, chunk_s: float, *, is_only: bool = False) -> int | None:
         """A chunk that nobody commits in time; None as long as there is hope, or nothing is left.
 
         Args:
             chunk_s: the time that this worker takes for a chunk, in seconds; 0 if unknown.
+            is_only: whether all other workers have ended, so that there is no hope.
         """
         missing = sorted(self._look())
         if not (missing and self._remakes):
             return None
-        if self._clock() - self._since < _PATIENCE * (chunk_s or _UNKNOWN_S):
+        patience_s = 0.0 if is_only else _PATIENCE * (chunk_s or _UNKNOWN_S)
+        if self._clock() - self._since < patience_s:
             return None
         self._since = self._clock()
         return self._take(missing[self._share.index % len(missing)])

@@ -19,11 +19,11 @@ from consumers.config import BuildConfig
 from consumers.plan import Loaded, Plan
 from consumers.resume.checks import check_intent
 from featurestore.errors import StorageError, StoreLockedError
-from featurestore.storage import creation, extension
+from featurestore.storage import creation
 from featurestore.storage.ledger import Ledger
-from featurestore.storage.soundness import require_place, require_sound
+from featurestore.storage.soundness import require_place
 from featurestore.storage.store import EXTENSION, LOCK, FeatureStore, is_store
-from featurestore.storage.writer import SharedWriter, StoreWriter, take_lock
+from featurestore.storage.writer import SharedWriter, open_alone, take_lock
 from featurestore.system.locks import FileLock, WorkerHolder, lock_holders
 from featurestore.system.refusals import status_of
 from producers.sources.scan import Scan
@@ -162,15 +162,9 @@ def _recovered(config: BuildConfig, lock: FileLock, notify: Callable[..., None])
     """
     if creation.state_of(config.store) != "store":
         return []
-    stored = open_store(config)
-    require_sound(stored)
-    notices = StoreWriter.of(stored, lock).notices
-    if extension.is_unfinished(config.store):
-        made = FeatureStore(config.store / EXTENSION)
-        require_sound(made)
-        notices += StoreWriter.of(made, lock).notices
+    stored, extended = open_alone(config.store, lock)
     _share(lock, notify)
-    return notices
+    return stored.notices + ([] if extended is None else extended.notices)
 
 
 def _shared_writer(plan: Plan, lock: FileLock, notify: Callable[..., None]) -> SharedWriter:

@@ -1,4 +1,4 @@
-"""One line of the ledger, a JSON object that ends with the CRC-32C of all its preceding bytes.
+"""The lines of the ledger: JSON objects that end with the CRC-32C of all their preceding bytes.
 
     {"chunk": 3, "files": {"clip_image/c.3.0.0": [4587524, "0f3a99c1"], ...},
      "samples": [[image sha256, text sha256, words], ...], "bad": [[index, modality, reason,
@@ -10,6 +10,7 @@ The digest of an input that the sample does not have is null.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,6 +23,8 @@ from featurestore.storage.arrays import crc32c
 LEDGER = "records/ledger.jsonl"
 # Exceptions that parsing a line of another format may raise.
 BAD_LINE = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+# The end of a complete line. No JSON string can contain it, because its quotes would be escaped.
+_LINE_END = re.compile(rb', "crc32c": "[0-9a-f]{8}"\}')
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,3 +155,43 @@ def checked_parts(line: bytes) -> tuple[bytes, bytes, bytes]:
     if not (samples_key and bad_key):
         raise ValueError("it has no samples")
     return before, samples, b', "bad": ' + after
+
+
+def parse_lines(data: bytes, chunks: int, rows: int) -> tuple[list[tuple[bytes, ChunkEntry]], int]:
+    """Parses the ledger of a store with ``chunks`` chunks of ``rows`` samples.
+
+    A last line without a line feed is a torn append and is left out; any other line that does not
+    match its checksum is damage. A torn append never extends beyond the end of its line: if other
+    bytes follow a complete last line, its line feed was damaged.
+
+    Returns:
+        The lines without their line feeds, each with its entry, in order; and the size of the torn
+        last line in bytes.
+
+    Raises:
+        CorruptStoreError: a line is damaged, or names a wrong chunk, or one that another line does.
+    """
+    whole, _, torn = data.rpartition(b"\n")
+    lines: list[tuple[bytes, ChunkEntry]] = []
+    named: set[int] = set()
+    for number, line in enumerate(whole.split(b"\n") if whole else [], 1):
+        try:
+            entry = parse_entry(line, rows)
+        except BAD_LINE as e:
+            raise CorruptStoreError(LEDGER, f"line {number}: {e}") from None
+        problem = "" if 0 <= entry.chunk < chunks else f" of {chunks}"
+        problem = problem or (" again" if entry.chunk in named else "")
+        if problem:
+            raise CorruptStoreError(LEDGER, f"line {number} names chunk {entry.chunk}{problem}")
+        named.add(entry.chunk)
+        lines.append((line, entry))
+    if not _is_torn(torn):
+        problem = f"line {len(lines) + 1} is whole, but no line feed ends it"
+        raise CorruptStoreError(LEDGER, problem)
+    return lines, len(torn)
+
+
+def _is_torn(tail: bytes) -> bool:
+    """Whether the bytes after the last line feed can be an interrupted append."""
+    end = _LINE_END.search(tail)
+    return end is None or end.end() == len(tail)

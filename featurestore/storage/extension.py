@@ -10,11 +10,13 @@ renames only; if that is interrupted, the next build finishes it. During the mer
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
-from featurestore.errors import StoreMismatchError
+from featurestore.errors import CorruptStoreError, StoreMismatchError
 from featurestore.records import Modality, SampleRecord
 from featurestore.storage import arrays
 from featurestore.storage.entries import ChunkEntry, format_entry
@@ -44,6 +46,15 @@ def is_pending(path: Path) -> bool:
 def is_unfinished(path: Path) -> bool:
     """Whether an extension of the store at ``path`` was started but is not complete."""
     return not is_pending(path) and is_store(path / EXTENSION)
+
+
+@contextmanager
+def naming() -> Iterator[None]:
+    """Names a damaged file of an extension by its path in the store that is extended."""
+    try:
+        yield
+    except CorruptStoreError as e:
+        raise CorruptStoreError(f"{EXTENSION}/{e.file}", e.problem, chunk=e.chunk) from e
 
 
 def finish(base: FeatureStore, made: FeatureStore, fingerprint: Fingerprint) -> None:

@@ -2,15 +2,10 @@
 
 Workers commit chunks by records (``commits``), which become lines when the store is sealed. Until
 then the entries of a ledger are those of its lines and of the records; a line replaces a record.
-
-A last line without a line feed is a torn append and is dropped; any other line that does not match
-its checksum is damage. A torn append never extends beyond the end of its line: if other bytes
-follow a complete last line, its line feed was damaged.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -25,26 +20,18 @@ from featurestore.storage.commits import (
     remove_records,
 )
 from featurestore.storage.entries import (
-    BAD_LINE,
     LEDGER,
     ChunkEntry,
     StoredRecords,
     checked_parts,
     format_entry,
     parse_entry,
+    parse_lines,
 )
 from featurestore.storage.files import Files, LocalFiles
 
 # Attempts to read records that a seal removes at the same time.
 _LOOKS = 5
-# The end of a complete line. No JSON string can contain it, because its quotes would be escaped.
-_LINE_END = re.compile(rb', "crc32c": "[0-9a-f]{8}"\}')
-
-
-def _is_torn(tail: bytes) -> bool:
-    """Whether the bytes after the last line feed can be an interrupted append."""
-    end = _LINE_END.search(tail)
-    return end is None or end.end() == len(tail)
 
 
 class Ledger:
@@ -90,17 +77,12 @@ class Ledger:
 
     def _load_lines(self) -> None:
         data = self._files.read(self.FILE)
-        whole, _, torn = data.rpartition(b"\n")
-        self.torn_bytes = len(torn)
-        self._end = len(data) - len(torn)
+        lines, self.torn_bytes = parse_lines(data, self._chunks, self._rows)
+        self._end = len(data) - self.torn_bytes
         self._entries: dict[int, ChunkEntry] = {}
         self._in_order = True
-        lines = whole.split(b"\n") if whole else []
-        for number, line in enumerate(lines, 1):
-            self._read_line(number, line)
-        if not _is_torn(torn):
-            problem = f"line {len(lines) + 1} is whole, but no line feed ends it"
-            raise CorruptStoreError(self.FILE, problem)
+        for _, entry in lines:
+            self._add(entry)
 
     def _load_records(self, chunks: Sequence[int]) -> None:
         self.recorded = chunks
@@ -116,17 +98,6 @@ class Ledger:
     def is_current(self) -> bool:
         """Whether the file is unchanged since it was read."""
         return self._stamp == self._stamp_now()
-
-    def _read_line(self, number: int, line: bytes) -> None:
-        entry = self._parsed(number, line)
-        chunk = entry.chunk
-        if not 0 <= chunk < self._chunks:
-            raise CorruptStoreError(
-                self.FILE, f"line {number} names chunk {chunk} of {self._chunks}"
-            )
-        if chunk in self._entries:
-            raise CorruptStoreError(self.FILE, f"line {number} names chunk {chunk} again")
-        self._add(entry)
 
     def _add(self, entry: ChunkEntry) -> None:
         self._in_order = self._in_order and (
@@ -237,8 +208,21 @@ class Ledger:
         return (None if committed is None else format_entry(committed)), self.FILE
 
     def refresh(self) -> None:
-        """Reads the file and the records again, if one of them has changed."""
-        if not self.is_current:
+        """Reads what has changed: only new records, as long as the ledger is the same.
+
+        A record never changes; whoever removes one, with the lock alone, replaces the ledger too.
+        """
+        stamp = self._stamp_now()
+        if stamp == self._stamp:
+            return
+        records = recorded(self._files)
+        if stamp[0] != self._stamp[0] or not records.issuperset(self.recorded):
+            self._load()
+            return
+        try:
+            self._load_records(sorted(records))
+            self._stamp = stamp
+        except CorruptStoreError:  # or it is a line by now
             self._load()
 
     def committed_now(self) -> set[int]:
@@ -247,6 +231,13 @@ class Ledger:
         Their entries are not read.
         """
         return recorded(self._files).union(self._entries)
+
+    def is_committed_now(self, chunk: int) -> bool:
+        """Whether a chunk is committed, maybe by another process since the ledger was read.
+
+        False may be wrong: for a chunk whose record was sealed since.
+        """
+        return chunk in self._entries or self._files.stamp(record_name(chunk)) is not None
 
     def _keep(self, entry: ChunkEntry, text: bytes | Callable[[], bytes]) -> None:
         """Adds a committed entry without the records of its samples, which are read if needed."""
@@ -287,15 +278,8 @@ class Ledger:
 
     def _lines(self) -> dict[int, bytes]:
         """The complete lines of the file, by chunk, in the order of the file."""
-        lines = self._files.read(self.FILE).split(b"\n")[:-1]
-        return {self._parsed(number, line).chunk: line for number, line in enumerate(lines, 1)}
-
-    def _parsed(self, number: int, line: bytes) -> ChunkEntry:
-        """The entry of a line; raises CorruptStoreError if the line is damaged."""
-        try:
-            return parse_entry(line, self._rows)
-        except BAD_LINE as e:
-            raise CorruptStoreError(self.FILE, f"line {number}: {e}") from None
+        lines, _ = parse_lines(self._files.read(self.FILE), self._chunks, self._rows)
+        return {entry.chunk: line for line, entry in lines}
 
     def _replace(self, lines: Iterable[bytes]) -> None:
         seen = self._files.read(self.FILE)

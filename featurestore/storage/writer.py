@@ -19,6 +19,7 @@ from featurestore.storage.moments import moments_of
 from featurestore.storage.shape import MOMENTS
 from featurestore.storage.soundness import array_names, require_sound
 from featurestore.storage.store import (
+    EXTENSION,
     LOCK,
     RECORDS,
     RUNS,
@@ -149,6 +150,10 @@ class StoreWriter(FeatureStore):
     def refresh(self) -> None:
         """Reads what other workers have committed; a writer that is alone knows everything."""
 
+    def is_only(self) -> bool:
+        """Whether no other worker is known to run that may commit chunks."""
+        return True
+
     def alone(self) -> StoreWriter | None:
         """This store for a writer that no other one writes beside; None if others do."""
         return self
@@ -192,6 +197,10 @@ class SharedWriter(StoreWriter):
         """Reads what other workers have committed."""
         self.ledger.refresh()
 
+    def is_only(self) -> bool:
+        """See :meth:`StoreWriter.is_only` and :meth:`FileLock.is_only`."""
+        return self._lock.is_only()
+
     def alone(self) -> StoreWriter | None:
         """Gives up the shared lock; the store for its only writer, if no other worker is left."""
         if not self._lock.take_alone() or not is_store(self.path):
@@ -201,6 +210,31 @@ class SharedWriter(StoreWriter):
     def finish(self) -> None:
         """Raises TypeError: only the result of :meth:`alone` can be finished."""
         raise TypeError("a store that workers share is sealed by one of them alone")
+
+
+def open_alone(path: Path, lock: FileLock) -> tuple[StoreWriter, StoreWriter | None]:
+    """Opens a store for its only writer, after other writers, which may have been killed.
+
+    An extension that is complete is put in place first.
+
+    Args:
+        path: the store's folder.
+        lock: its lock, which the caller holds alone.
+
+    Returns:
+        The store, and its unfinished extension; None if it has none.
+
+    Raises:
+        CorruptStoreError: one of them is damaged.
+        StorageError: a write failed.
+    """
+    if extension.is_pending(path):
+        extension.put_in_place(path)
+    store = StoreWriter(path, lock)
+    if not extension.is_unfinished(path):
+        return store, None
+    with extension.naming():
+        return store, StoreWriter(path / EXTENSION, lock)
 
 
 def take_lock(path: Path, *, worker: bool = False, shared: bool = False) -> FileLock:

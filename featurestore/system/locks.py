@@ -148,6 +148,14 @@ class FileLock:
             self._take(shared=True, required=True)
         self.is_shared = True
 
+    def is_only(self) -> bool:
+        """Whether every other worker that has shared this lock has ended, as far as is known.
+
+        Those of other hosts may run, and so may all where the file system has no locks.
+        """
+        own = WorkerHolder(os.getpid(), socket.gethostname())
+        return self.exists and not any(_may_run(h) for h in _named(self._fd) if h != own)
+
     def take_alone(self) -> bool:
         """Turns a shared lock into an exclusive one if no other process holds it, else releases it.
 

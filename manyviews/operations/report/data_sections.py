@@ -75,20 +75,21 @@ def speed(logged: Throughput) -> Section:
     hours, rate, waiting = map(np.array, (logged.hours, logged.samples_per_s, logged.waiting))
     plot = plots.throughput("throughput", hours, rate, waiting, np.array(logged.starts))
     rows = [
-        ("chunks built", f"{len(hours):,}"),
+        ("chunks built", f"{logged.chunks:,}"),
         ("runs that built them", logged.runs),
         ("hours of work", number(float(hours[-1]), 3)),
-        ("samples/s, median of chunks", number(float(np.median(rate)), 3)),
-        ("samples/s, slowest chunk", number(float(rate.min()), 3)),
+        ("samples/s, median", number(float(np.median(rate)), 3)),
+        ("samples/s, least", number(float(rate.min()), 3)),
         ("waiting for producers, mean", f"{waiting.mean():.0%}"),
         ("unreadable log lines", logged.skipped),
     ]
     return Section(
         "throughput",
         "Throughput",
-        "From the run logs, one point per chunk; a chunk that was rebuilt counts again. A large "
-        "share of waiting means that producers are the slower side: give them more cores. Dotted "
-        "lines mark the start of a run after an interruption.",
+        "From the run logs, one point per chunk; a chunk that was rebuilt counts again. The rates "
+        "of workers that built at the same time are added up. A large share of waiting means that "
+        "producers are the slower side: give them more cores. Dotted lines mark the start of a run "
+        "after an interruption.",
         [
             Figure(plot, "Samples per second, and below them the share of time spent waiting."),
             Table("Throughput", ("", ""), rows),

@@ -82,8 +82,9 @@ def fault(cluster: Cluster, kind: str, driver: subprocess.Popen[str]) -> int:
 def build(cluster: Cluster, request: dict[str, Any]) -> dict[str, Any]:
     """A build with one fault after its first commit."""
     store = Path(request["store"])
+    workers = str(request.get("workers", 2))
     typed = runs.command(
-        Path(request["data"]), store, "--ray", cluster.address, "--ray-workers", "2"
+        Path(request["data"]), store, "--ray", cluster.address, "--ray-workers", workers
     )
     driver = subprocess.Popen(
         typed, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, stdin=subprocess.DEVNULL

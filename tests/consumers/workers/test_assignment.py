@@ -57,6 +57,17 @@ def test_overdue_chunks_are_built() -> None:
     assert claims.wait([]) == 0
 
 
+def test_a_worker_that_is_the_only_one_left_waits_for_nobody() -> None:
+    """Although it has not built a chunk, so that it does not know how long one takes."""
+    alive = [True]
+    claims = WorkerClaims(
+        Walk(Share(1, 2), 3, lambda: {1, 2}), lambda: 0.0, is_only=lambda: not alive.pop()
+    )
+    alive[:] = [False, True, True]
+    assert claims.wait([]) == 0
+    assert alive == []
+
+
 def test_overdue_chunks_are_left_to_others_if_versions_may_differ() -> None:
     """Two workers with other versions would record other differences with the same chunk."""
     committed = {1, 2}

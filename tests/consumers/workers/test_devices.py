@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -347,6 +348,29 @@ def test_a_refused_worker_leaves_the_others_running(
     assert "another version.pillow" in errors
     assert json.loads(output)["built"] == 48 - 4 * before
     assert tree_digest(store) == tree_digest(golden_text)
+
+
+def test_the_last_chunks_of_a_refused_worker_are_built_at_once(
+    configure: Any, golden_text: Path, tmp_path: Path, parent: Parent
+) -> None:
+    """By a worker that has built none itself, and does not know how long one takes."""
+    store = tmp_path / "s"
+    shutil.copytree(golden_text, store)
+    ledger = store / "records/ledger.jsonl"
+    ledger.write_bytes(b"".join(ledger.read_bytes().splitlines(keepends=True)[:-2]))
+    process = parent(configure(store), prepare=OTHER_VERSION.strip())
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert "cpu (worker 1/2) ended" in errors
+    assert json.loads(output)["built"] == 8
+    assert tree_digest(store) == tree_digest(golden_text)
+    moments = {}
+    for log in (store / "records/runs").glob("*.log"):
+        for event in map(json.loads, log.read_text().splitlines()):
+            if event.get("worker", "0/2") == "0/2" and event["event"] in ("started", "finished"):
+                moments[event["event"]] = datetime.fromisoformat(event["time"])
+    waited = moments["finished"] - moments["started"]
+    assert waited < timedelta(seconds=45), waited  # it would wait 60 s for a worker that runs
 
 
 RAISING = """

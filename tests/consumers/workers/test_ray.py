@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -13,18 +15,21 @@ from typing import Any
 
 import pytest
 
+from consumers.build import build
 from consumers.config import BuildConfig
+from consumers.workers.on_ray.access import authentication, require_private
+from consumers.workers.on_ray.driver import worker_configs
 from consumers.workers.outcome import Outcome
-from consumers.workers.ray_driver import _authentication, _require_private, worker_configs
-from consumers.workers.share import Share
+from consumers.workers.share import Machine, Share
 from featurestore.errors import ConfigError
 from featurestore.storage import creation
-from featurestore.storage.store import LOCK
+from featurestore.storage.store import LOCK, FeatureStore
 from featurestore.verify.store import verify
 from tests.conftest import tree_digest
 from tests.consumers.workers import ray_runs as runs
 from tests.consumers.workers.ray_models import LOGS, SLEEP
-from tests.faults.fakes import make_data
+from tests.faults.fakes import config as fake_config
+from tests.faults.fakes import loaded, make_data
 
 SAMPLES = 24
 
@@ -82,8 +87,8 @@ def test_options_that_do_not_go_together_are_refused(
         BuildConfig(**VALUES | options)
 
 
-def spot(host: str, cpus: int) -> Any:
-    return SimpleNamespace(host=host, cpus=cpus, version="")
+def spot(host: str, cpus: int, free_bytes: int = 1 << 40) -> Any:
+    return SimpleNamespace(host=host, cpus=cpus, version="", free_bytes=free_bytes)
 
 
 def test_workers_of_one_machine_divide_its_cpus() -> None:
@@ -106,43 +111,92 @@ def test_given_numbers_are_those_of_a_machine() -> None:
     assert [each.slots for each in found] == [5, 4]
 
 
+def test_workers_of_one_machine_need_its_memory_together() -> None:
+    config = BuildConfig(**VALUES, ray="local", ray_workers=3, producers=5, slots=9)
+    spots = [spot("one", 8, 500), spot("two", 4, 300), spot("one", 8, 400)]
+    machines = [
+        each.worker and each.worker.machine for each in worker_configs(config, spots, "cpu")
+    ]
+    assert machines == [Machine(9, 400), Machine(9, 300), Machine(9, 400)]
+
+
+def test_workers_that_need_more_memory_than_their_machine_has_are_refused(tmp_path: Path) -> None:
+    """Although each of the two would fit alone."""
+    data, store = make_data(tmp_path / "data", SAMPLES), tmp_path / "store"
+    asked = fake_config(data, store, resume=True, ray="local", ray_workers=2, slots=8)
+
+    def refusal(free_bytes: int) -> str:
+        first = worker_configs(asked, [spot("one", 4, free_bytes)] * 2, "cpu")[0]
+        with loaded(), pytest.raises(ConfigError) as caught:
+            build(first)
+        return str(caught.value)
+
+    found = re.match(r"8 slots between producers and backbones need ([0-9,]+) bytes", refusal(0))
+    assert found is not None
+    needed = int(found[1].replace(",", ""))
+    assert f"{needed - 1:,} are free" in refusal(needed - 1)
+    assert not store.exists()
+    with loaded():
+        build(worker_configs(asked, [spot("one", 4, needed)] * 2, "cpu")[0])
+    assert FeatureStore(store).complete
+
+
 def test_a_local_cluster_has_a_token_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     import os
 
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
-    with _authentication("local"):
+    with authentication("local"):
         assert os.environ["RAY_AUTH_MODE"] == "token"
         first = os.environ["RAY_AUTH_TOKEN"]
     assert "RAY_AUTH_TOKEN" not in os.environ
-    with _authentication("local"):
+    with authentication("local"):
         assert os.environ["RAY_AUTH_TOKEN"] != first
     monkeypatch.setenv("RAY_AUTH_TOKEN", "given")
-    with _authentication("local"):
+    with authentication("local"):
         assert os.environ["RAY_AUTH_TOKEN"] == "given"
     monkeypatch.delenv("RAY_AUTH_TOKEN")
-    with _authentication("head:6379"):
+    with authentication("head:6379"):
         assert "RAY_AUTH_TOKEN" not in os.environ
 
 
 def test_no_cluster_is_open_to_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    _require_private("127.0.0.1")
+    require_private("127.0.0.1")
     with pytest.raises(ConfigError, match="lets everybody who reaches"):
-        _require_private("192.0.2.7")
+        require_private("192.0.2.7")
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    _require_private("192.0.2.7")
+    require_private("192.0.2.7")
+
+
+def test_an_address_without_a_cluster_is_refused_at_once(tmp_path: Path) -> None:
+    """Ray itself would try for minutes."""
+    data = make_data(tmp_path / "data", 1)
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # and does not listen
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+        typed = runs.command(data, tmp_path / "store", "--ray", address, "--ray-workers", "1")
+        done = subprocess.run(
+            typed,
+            env=runs.environment(tmp_path / "home"),
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    assert done.returncode == 2, done.stderr
+    assert f"No Ray cluster could be used at {address}: " in done.stderr
+    assert "refused" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "store").exists()
 
 
 def test_without_ray_its_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
-    from consumers.build import build
-
     data = make_data(tmp_path / "data", 1)
-    monkeypatch.setitem(sys.modules, "consumers.workers.ray_cluster", None)
+    monkeypatch.setitem(sys.modules, "consumers.workers.on_ray.cluster", None)
     monkeypatch.setitem(sys.modules, "ray", None)
-    monkeypatch.delitem(sys.modules, "consumers.workers.ray_cluster")
+    monkeypatch.delitem(sys.modules, "consumers.workers.on_ray.cluster")
     config = BuildConfig(
         data_dir=data, store=tmp_path / "store", resume=True, ray="local", ray_workers=1
     )

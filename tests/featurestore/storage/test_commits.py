@@ -371,3 +371,89 @@ def test_temporary_files_have_the_name_of_their_writer() -> None:
         assert durable.target_name(f"{target}.{name}.partial") == target
         assert durable.target_name(f"{target}.partial") == target
         assert durable.target_name(target) == target
+
+
+def reads_of(patch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files that are read from now on."""
+    names: list[str] = []
+    honest = LocalFiles.read
+
+    def read(files: LocalFiles, name: str, start: int = 0, size: int = -1) -> bytes:
+        names.append(name)
+        return honest(files, name, start, size)
+
+    patch.setattr(LocalFiles, "read", read)
+    return names
+
+
+def test_a_refresh_reads_new_records_alone(
+    golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "store"
+    make_store(path, samples=22, chunks=[3])
+    writer = join(path)
+    write(writer, [0, 5])
+    reader = Ledger(LocalFiles(path), CHUNKS, 4)
+    write(writer, [2, 1])
+    names = reads_of(monkeypatch)
+    reader.refresh()
+    assert sorted(names) == [record_name(1), record_name(2)]
+    names.clear()
+    reader.refresh()
+    assert names == []
+    assert reader.committed == [0, 1, 2, 3, 5]
+    complete = FeatureStore(golden).ledger
+    assert reader.entries == [complete[chunk] for chunk in reader.committed]
+
+
+def test_a_refresh_sees_what_changes_that_need_the_lock_alone_have_left(
+    golden: Path, tmp_path: Path
+) -> None:
+    """A seal; chunks that are dropped, and built again; a repair that was killed halfway."""
+    path = empty(tmp_path / "store")
+    writer = join(path)
+    write(writer, [0, 4, 1])
+    reader = Ledger(LocalFiles(path), CHUNKS, 4)
+    alone = writer.alone()
+    assert alone is not None
+    reader.refresh()
+    assert (reader.committed, list(reader.recorded)) == ([0, 1, 4], [])
+    alone.ledger.drop([4])
+    alone.close()
+    reader.refresh()
+    assert reader.committed == [0, 1]
+    with join(path) as again:
+        write(again, [4, 5])
+    reader.refresh()
+    assert reader.committed == [0, 1, 4, 5]
+    (path / record_name(5)).unlink()
+    with join(path) as again:
+        write(again, [2])
+    reader.refresh()
+    assert reader.committed == [0, 1, 2, 4]
+    complete = FeatureStore(golden).ledger
+    assert reader.entries == [complete[chunk] for chunk in reader.committed]
+
+
+def test_a_record_that_a_seal_removes_during_a_refresh_is_a_line_by_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = empty(tmp_path / "store")
+    writer = join(path)
+    write(writer, [0])
+    reader = Ledger(LocalFiles(path), CHUNKS, 4)
+    write(writer, range(1, CHUNKS))
+    honest = LocalFiles.read
+
+    def read(files: LocalFiles, name: str, start: int = 0, size: int = -1) -> bytes:
+        if name == record_name(3):
+            monkeypatch.setattr(LocalFiles, "read", honest)
+            alone = writer.alone()
+            assert alone is not None
+            alone.close()
+        return honest(files, name, start, size)
+
+    monkeypatch.setattr(LocalFiles, "read", read)
+    reader.refresh()
+    assert reader.complete
+    assert list(reader.recorded) == []

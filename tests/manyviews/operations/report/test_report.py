@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -235,6 +236,46 @@ def test_throughput_is_read_from_logs(store: FeatureStore) -> None:
     assert (found.runs, found.skipped) == (1, 1)
 
 
+def log_of(path: Path, name: str, start_s: float, ends: Mapping[float, int]) -> None:
+    """Writes the log of a run that has built so many samples at each of some moments."""
+    (path / "records/runs").mkdir(parents=True, exist_ok=True)
+    lines = [
+        {
+            "time": datetime.fromtimestamp(start_s + end, UTC).isoformat(timespec="milliseconds"),
+            "event": "chunk",
+            "built": built,
+            "seconds": end,
+            "waited_s": end / 2,
+        }
+        for end, built in ends.items()
+    ]
+    (path / f"records/runs/{name}.log").write_text("\n".join(map(json.dumps, lines)))
+
+
+def test_the_rates_of_workers_at_the_same_time_are_added_up(tmp_path: Path) -> None:
+    """And a pause, after which one of them is started again, does not count."""
+    log_of(tmp_path, "a", 1000, {10: 20, 20: 40})  # 2 samples/s
+    log_of(tmp_path, "b", 1005, {10: 10, 25: 55})  # 1 sample/s, then 3
+    log_of(tmp_path, "c", 5000, {10: 10})
+    found = throughput(tmp_path)
+    assert [round(hours * 3600) for hours in found.hours] == [5, 10, 15, 20, 30, 40]
+    assert found.samples_per_s == pytest.approx([2, 3, 3, 5, 3, 1])
+    assert found.waiting == pytest.approx([0.5] * 6)
+    assert [round(hours * 3600) for hours in found.starts] == [0, 30]
+    assert (found.chunks, found.runs) == (5, 3)
+
+
+def test_runs_without_a_time_are_one_after_the_other(tmp_path: Path) -> None:
+    for name in "ab":
+        log_of(tmp_path, name, 1000, {10: 20})
+        log = tmp_path / f"records/runs/{name}.log"
+        log.write_text(log.read_text().replace('"time"', '"when"'))
+    found = throughput(tmp_path)
+    assert found.hours == [10 / 3600, 20 / 3600]
+    assert found.starts == [0.0, 10 / 3600]
+    assert found.samples_per_s == [2.0, 2.0]
+
+
 def test_hostile_logs_are_ignored(tmp_path: Path) -> None:
     runs = tmp_path / "records/runs"
     runs.mkdir(parents=True)
@@ -245,7 +286,7 @@ def test_hostile_logs_are_ignored(tmp_path: Path) -> None:
         b'{"event": "chunk", "built": "x", "seconds": 1, "waited_s": 0}',
         b'{"event": "chunk", "built": NaN, "seconds": 1, "waited_s": 0}',
         b'{"event": "chunk", "built": 5, "seconds": 0, "waited_s": 0}',
-        b'{"event": "chunk", "built": 8, "seconds": 2, "waited_s": 99}',
+        b'{"time": 1e999, "event": "chunk", "built": 8, "seconds": 2, "waited_s": 99}',
         b'{"event": "chunk", "built": 3, "seconds": 4, "waited_s": 99}',
     ]
     (runs / "a.log").write_bytes(b"\n".join(lines))
@@ -424,7 +465,7 @@ def test_the_text_of_the_page(text: str) -> None:
         "Comedy and Drama",
         "in no part",
         "near-constant",
-        "samples/s, median of chunks",
+        "samples/s, median",
     ):
         assert expected in read.text, expected
     for name in ("norms", "dimensions", "plane", "spread", "matching", "genres", "split", "bad"):

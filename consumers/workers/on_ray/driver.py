@@ -7,17 +7,11 @@ on, and ends when the store is complete, whatever its workers say.
 
 from __future__ import annotations
 
-import os
-import secrets
-import shutil
 import signal
-import subprocess
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import featurestore
@@ -26,9 +20,16 @@ from consumers.config import BuildConfig
 from consumers.plan import default_slots
 from consumers.resume.checks import check_intent
 from consumers.stopping import Notifier, stop_signals
-from consumers.workers.outcome import Outcome, first_failure
-from consumers.workers.places import Tally, divided
-from consumers.workers.share import Share
+from consumers.workers.on_ray.access import (
+    LOCAL,
+    authentication,
+    own_folder,
+    require_answer,
+    require_private,
+)
+from consumers.workers.outcome import Reports
+from consumers.workers.places import divided
+from consumers.workers.share import Machine, Share
 from consumers.workers.transport import error_of
 from featurestore.errors import ConfigError, InterruptedBuildError, WorkerError
 from featurestore.storage.creation import state_of
@@ -36,27 +37,17 @@ from featurestore.storage.soundness import require_place
 from featurestore.wording import first_line
 
 if TYPE_CHECKING:
-    from consumers.workers.ray_cluster import Crew, News, Spot
+    from consumers.workers.on_ray.actors import News, Spot
+    from consumers.workers.on_ray.cluster import Crew
 
-LOCAL = "local"
 # Time that Ray has to place the workers, and that workers may be silent, in seconds.
 PLACE_S = 60.0
 _SILENT_S = 60.0
 # Time that workers have to end by themselves once the store is complete, in seconds; and a silent
 # one once the build is to stop.
 _END_S = 15.0
-# Time between two looks: at the workers, and at the store, in seconds.
+# Time between two looks at the workers, in seconds.
 _POLL_S = 0.5
-_LOOK_S = 2.0
-# Variables of the environment that are set while the driver runs.
-_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_USAGE_STATS_ENABLED")
-# Longest path of the folder for temporary files that Ray's folder may be in, in characters: the
-# paths of sockets are limited.
-_LONGEST = 20
-# Removes the folder when the driver has ended, in whatever way; Ray's processes end soon after it.
-_JANITOR = (
-    'cat; for i in 1 2 3 4 5; do rm -rf -- "$1"; [ -e "$1" ] || [ "$i" = 1 ] || exit; sleep 1; done'
-)
 
 
 def build_on_ray(config: BuildConfig, notify: Callable[..., None]) -> BuildReport:
@@ -77,12 +68,13 @@ def build_on_ray(config: BuildConfig, notify: Callable[..., None]) -> BuildRepor
     if state != "store":
         require_place(config.store, needs_locks=False)
     with ExitStack() as stack:
-        stack.enter_context(_authentication(config.ray or LOCAL))
+        stack.enter_context(authentication(config.ray or LOCAL))
         is_local = config.ray == LOCAL
-        folder = stack.enter_context(_own_folder()) if is_local else None
+        folder = stack.enter_context(own_folder()) if is_local else None
         notify("connecting", address=config.ray)
+        require_answer(config.ray or LOCAL)
         try:
-            from consumers.workers import ray_cluster
+            from consumers.workers.on_ray import cluster
         except ModuleNotFoundError as e:
             if (e.name or "").partition(".")[0] != "ray":
                 raise
@@ -90,75 +82,12 @@ def build_on_ray(config: BuildConfig, notify: Callable[..., None]) -> BuildRepor
                 "--ray needs Ray, which is not installed: pip install 'manyviews[ray]'"
             ) from None
         connection = stack.enter_context(
-            ray_cluster.Connection(None if is_local else config.ray, folder)
+            cluster.Connection(None if is_local else config.ray, folder)
         )
-        _require_private(connection.host)
+        require_private(connection.host)
         use_gpus = config.device == "cuda" or (config.device == "auto" and connection.has_gpus)
-        crew = stack.enter_context(ray_cluster.Crew(config.ray_workers, use_gpus=use_gpus))
+        crew = stack.enter_context(cluster.Crew(config.ray_workers, use_gpus=use_gpus))
         return _Driver(config, crew, Notifier(notify), use_gpus=use_gpus).execute()
-
-
-@contextmanager
-def _authentication(address: str) -> Iterator[None]:
-    """Sets how this process and a cluster that it starts prove who they are.
-
-    Without a token, everybody who can reach the cluster could run programs on it. Ray itself would
-    write a token to the home folder.
-    """
-    before = {name: os.environ.get(name) for name in _VARIABLES}
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-    if address == LOCAL:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        if not ({"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ)):
-            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-def _require_private(host: str) -> None:
-    """Refuses a cluster without authentication that other machines can reach."""
-    is_private = host.startswith("127.") or host in ("localhost", "::1", "[::1]")
-    if os.environ["RAY_AUTH_MODE"].lower() == "disabled" and not is_private:
-        raise ConfigError(
-            f"RAY_AUTH_MODE=disabled lets everybody who reaches {host} run programs on the "
-            "cluster.\nUnset it: --ray local then uses a random token. Start another cluster with "
-            "RAY_AUTH_MODE=token\nand RAY_AUTH_TOKEN on each machine, and set both here."
-        )
-
-
-@contextmanager
-def _own_folder() -> Iterator[Path]:
-    """A folder for the files of a local cluster, which is removed even if this process is killed.
-
-    Raises:
-        ConfigError: it cannot be created.
-    """
-    base = tempfile.gettempdir()
-    if len(base) > _LONGEST:
-        base = "/tmp"  # noqa: S108  its folder has a random name, and belongs to this user alone
-    try:
-        folder = tempfile.mkdtemp(prefix="mv-ray-", dir=base)
-    except OSError as e:
-        raise ConfigError(f"No folder for Ray's files could be created: {e.strerror}.") from e
-    janitor = subprocess.Popen(
-        ["sh", "-c", _JANITOR, "sh", folder],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        yield Path(folder)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        janitor.kill()
-        janitor.communicate()
 
 
 class _Driver:
@@ -169,15 +98,10 @@ class _Driver:
     ) -> None:
         self._config, self._crew, self._notify = config, crew, notify
         self._device = "cuda" if use_gpus else "cpu"
-        self._outcome = Outcome(config.store)
-        self._errors: list[tuple[int, Exception]] = []
+        self._reports = Reports(config.store, notify)
         self._labels: list[str] = []
         self._configs: list[BuildConfig] = []
         self._pids: dict[int, int] = {}
-        self._tallies: dict[tuple[int, int], Tally] = {}
-        self._once: set[str] = set()
-        self._chunks: dict[int, int] = {}
-        self._times: list[float] = []
 
     def execute(self) -> BuildReport:
         """Places the workers, waits until the store is complete, and returns the report."""
@@ -187,13 +111,7 @@ class _Driver:
                 self._start(spots)
                 self._wait(stopped)
         self._crew.end()
-        store = self._outcome.settled(_END_S)
-        if store is None:
-            raise self._failure(stopped)
-        report = self._report(BuildReport(store.path, store.spec.samples, store.spec.views))
-        self._outcome.describe(report, store)
-        self._notify("finished", **report.facts())
-        return report
+        return self._reports.result(stopped, _END_S)
 
     def _acknowledge(self, number: int) -> None:
         """Reports the first stop signal at once; called by its handler."""
@@ -221,16 +139,16 @@ class _Driver:
             f"{spot.host} {self._device} (worker {each.worker})"
             for spot, each in zip(spots, self._configs, strict=True)
         ]
-        self._notify("workers", labels=self._labels)
+        self._reports.name(self._labels)
         for index, each in enumerate(self._configs):
             self._crew.start(index, each)
 
     def _wait(self, stopped: Sequence[int]) -> None:
         """Waits until all builds have ended, or the store is complete."""
-        looked_s = ended_s = heard_s = time.monotonic()
+        heard_s = time.monotonic()
         while self._crew.building:
             ended = self._crew.ended(_POLL_S)
-            news = self._crew.news(stops=bool(stopped) or self._outcome.is_complete)
+            news = self._crew.news(stops=bool(stopped) or self._reports.outcome.is_complete)
             self._read(news)
             for index, result in ended:
                 self._ended(index, result, stopping=bool(stopped))
@@ -238,12 +156,8 @@ class _Driver:
             building = self._crew.building
             age_s = min((n.age_s for i, n in news.items() if i in building), default=now - heard_s)
             heard_s = now - age_s
-            if "started" in self._once and (ended or now - looked_s >= _LOOK_S):
-                looked_s = now
-                self._notify("committed", **self._outcome.look())
-            if not self._outcome.is_complete:
-                ended_s = now
-            elif now - ended_s >= _END_S:
+            self._reports.look(at_once=bool(ended))
+            if self._reports.complete_s >= _END_S:
                 return  # those that still build have had the time to see it
             if age_s > _END_S and stopped:
                 return  # killed ones, which Ray has not started again
@@ -262,56 +176,21 @@ class _Driver:
         for index, each in news.items():
             if self._pids.setdefault(index, each.pid) != each.pid:
                 self._pids[index] = each.pid
-                self._tell(index, "restarted", {"cause": "killed or lost"})
+                self._reports.restarted(index, "killed or lost")
             for event, facts in each.events:
-                self._happened(index, event, facts)
-
-    def _happened(self, index: int, event: str, facts: Mapping[str, Any]) -> None:
-        """Passes an event of a worker on: for all workers once, and for its own line."""
-        if event in ("scanned", "chosen", "started") and event not in self._once:
-            self._once.add(event)
-            self._notify(event, **facts)
-        if event == "started":
-            self._times.append(time.monotonic())
-        elif event in ("chunk", "finished"):
-            tally = self._tallies.setdefault((index, self._pids[index]), Tally())
-            tally.read(facts)
-        if event == "chunk":
-            self._times.append(time.monotonic())
-            if facts["chunk"] not in self._chunks:
-                self._chunks[facts["chunk"]] = facts["samples"]
-                self._notify("chunk", **{**facts, "built": sum(self._chunks.values())})
-        self._tell(index, event, facts)
-
-    def _tell(self, index: int, event: str, facts: Mapping[str, Any]) -> None:
-        self._notify("worker", place=index, label=self._labels[index], what=event, facts=facts)
+                self._reports.event(index, each.pid, event, facts)
 
     def _ended(self, index: int, result: Mapping[str, Any], *, stopping: bool) -> None:
         """Notes how a build ended; one that was stopped by somebody else is started again."""
-        if "error" not in result:
+        if "report" in result:
+            self._reports.finished(index, self._pids.get(index, 0), result["report"])
             return
         error = error_of(result["error"], f"The worker on {self._labels[index]}")
         if isinstance(error, InterruptedBuildError):
-            if not stopping and not self._outcome.is_complete:
+            if not stopping and not self._reports.outcome.is_complete:
                 self._crew.start(index, self._configs[index])
             return
-        self._errors.append((index, error))
-        self._tell(index, "ended", {"error": str(error)})
-
-    def _failure(self, stopped: Sequence[int]) -> Exception:
-        """The error of a build whose store is not complete."""
-        if stopped:
-            return self._outcome.interrupted(stopped[0])
-        return first_failure([(self._labels[index], error) for index, error in self._errors])
-
-    def _report(self, report: BuildReport) -> BuildReport:
-        report.built = sum(self._chunks.values())
-        report.seconds = max(self._times, default=0.0) - min(self._times, default=0.0)
-        for tally in self._tallies.values():
-            report.waited_s += tally.waited_s / len(self._labels)
-            report.truncated += tally.truncated
-            report.replaced += tally.replaced
-        return report
+        self._reports.failed(index, error)
 
 
 def _require_same_version(spot: Spot) -> None:
@@ -323,27 +202,30 @@ def _require_same_version(spot: Spot) -> None:
 
 
 def worker_configs(config: BuildConfig, spots: Sequence[Spot], device: str) -> list[BuildConfig]:
-    """The configuration of each worker: workers on one machine divide its CPUs.
+    """The configuration of each worker: workers on one machine divide its CPUs and its memory.
 
     Args:
         config: the configuration of the build.
         spots: where each worker is.
         device: ``cpu`` or ``cuda``.
     """
-    shared = replace(config, ray=None, ray_workers=0)
+    shared = replace(config, ray=None, ray_workers=0, device=device)
     hosts = [spot.host for spot in spots]
-    configs = []
+    resources: list[dict[str, Any]] = []
     for index, spot in enumerate(spots):
         count, place = hosts.count(spot.host), hosts[:index].count(spot.host)
         producers = divided(config.producers or max(1, spot.cpus - 1), count)[place]
         threads = divided(config.threads or spot.cpus, count)[place] if device == "cpu" else 0
         slots = divided(config.slots, count)[place] if config.slots else default_slots(producers)
-        share = Share(index, len(spots))
-        own: dict[str, Any] = {
-            "worker": share,
-            "producers": producers,
-            "threads": threads,
-            "slots": max(2, slots),
-        }
-        configs.append(replace(shared, **own, device=device))
-    return configs
+        resources.append({"producers": producers, "threads": threads, "slots": max(2, slots)})
+    return [
+        replace(shared, **own, worker=Share(index, len(spots), _machine(host, spots, resources)))
+        for index, (host, own) in enumerate(zip(hosts, resources, strict=True))
+    ]
+
+
+def _machine(host: str, spots: Sequence[Spot], resources: Sequence[Mapping[str, int]]) -> Machine:
+    """What the workers on one machine need together."""
+    there = [k for k, spot in enumerate(spots) if spot.host == host]
+    slots = sum(resources[k]["slots"] for k in there)
+    return Machine(slots, min(spots[k].free_bytes for k in there))

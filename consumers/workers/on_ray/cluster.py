@@ -11,13 +11,11 @@ import io
 import logging
 import os
 import signal
-import socket
 import sys
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout, suppress
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -25,15 +23,13 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-import featurestore
-from consumers.build import build
 from consumers.config import BuildConfig
-from consumers.progress import RunLog
 from consumers.stopping import before_anything
-from consumers.workers.reporting import Event, Reporter
+from consumers.workers.on_ray.access import no_cluster
+from consumers.workers.on_ray.actors import Board, News, Spot, Worker
+from consumers.workers.on_ray.reporting import Event
 from consumers.workers.transport import error_values
 from featurestore.errors import ConfigError
-from featurestore.storage.store import RUNS
 from featurestore.system.limits import usable_cpus
 from featurestore.wording import amount, first_line
 
@@ -41,112 +37,6 @@ from featurestore.wording import amount, first_line
 _CALL_S = 30.0
 # Size of the object store of a local cluster, in bytes: about the least that Ray accepts.
 _OBJECTS_BYTES = 80 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Spot:
-    """Where Ray placed a worker.
-
-    Attributes:
-        host: name of the machine.
-        cpus: number of CPUs that the worker's process may use.
-        version: version of this project there.
-    """
-
-    host: str
-    cpus: int
-    version: str
-
-
-@dataclass(slots=True)
-class News:
-    """What a worker has reported since the last look.
-
-    Attributes:
-        pid: id of its process; another one once Ray has started it again.
-        events: its events, in order.
-        age_s: time since its last report in seconds.
-    """
-
-    pid: int
-    events: list[Event]
-    age_s: float
-
-
-class Board:
-    """An actor that keeps the events of all workers for the driver, and its wish to stop."""
-
-    def __init__(self) -> None:
-        self._events: dict[int, list[Event]] = {}
-        self._heard: dict[int, tuple[int, float]] = {}
-        self._next: dict[tuple[int, int], int] = {}
-        self._stops = False
-
-    def post(self, worker: int, pid: int, number: int, events: Sequence[Event]) -> bool:
-        """Adds events of a worker; those that it sent before are ignored.
-
-        Args:
-            worker: the worker.
-            pid: its process.
-            number: how many events of its build were sent before these.
-            events: the events.
-
-        Returns:
-            Whether the build is to stop.
-        """
-        known = self._next.get((worker, pid), 0) - number if number else 0
-        self._next[worker, pid] = number + len(events)
-        self._events.setdefault(worker, []).extend(events[max(0, known) :])
-        self._heard[worker] = pid, time.monotonic()
-        return self._stops
-
-    def read(self, stops: bool) -> dict[int, News]:
-        """Takes the events of all workers; sets whether the build is to stop."""
-        self._stops = stops
-        now, events = time.monotonic(), self._events
-        self._events = {}
-        return {n: News(pid, events.get(n, []), now - at) for n, (pid, at) in self._heard.items()}
-
-
-class Worker:
-    """An actor that builds the share of one worker, in the main thread of its process."""
-
-    def spot(self) -> Spot:
-        """Where this actor is."""
-        return Spot(socket.gethostname(), usable_cpus(), featurestore.__version__)
-
-    def build(self, board: Any, config: BuildConfig, folder: str) -> dict[str, Any]:
-        """Builds the share ``config.worker``.
-
-        Args:
-            board: the actor :class:`Board`.
-            config: the configuration.
-            folder: the folder that its relative paths begin at.
-
-        Returns:
-            The facts of the ``report``, or the values of the ``error`` that ended the build.
-        """
-        with suppress(OSError):  # this machine does not have it: only full paths can be used
-            os.chdir(folder)
-        assert config.worker is not None
-        index = config.worker.index
-
-        def post(number: int, events: Sequence[Event]) -> bool:
-            answer = board.post.remote(index, os.getpid(), number, list(events))
-            return bool(ray.get(answer, timeout=_CALL_S))
-
-        log = RunLog(config.store / RUNS)
-        with Reporter(post) as reporter:
-            try:
-                return {"report": build(config, [log, reporter]).facts()}
-            except SystemExit:  # of Ray's handler, if the signal came when the build had ended
-                if not reporter.has_signalled:
-                    raise
-                return {"error": error_values(before_anything(signal.SIGTERM))}
-            except Exception as e:  # noqa: BLE001  the driver raises it
-                return {"error": error_values(e)}
-            finally:
-                log.close()
 
 
 class Crew:
@@ -211,7 +101,8 @@ class Crew:
     def start(self, index: int, config: BuildConfig) -> None:
         """Lets a worker build its share."""
         folder = str(Path.cwd())
-        self._builds[self._workers[index].build.remote(self._board, config, folder)] = index
+        post = partial(_post, self._board)
+        self._builds[self._workers[index].build.remote(post, config, folder)] = index
 
     def ended(self, timeout_s: float) -> list[tuple[int, dict[str, Any]]]:
         """Waits until a build ends; returns the workers whose builds did, with the results."""
@@ -245,6 +136,15 @@ class Crew:
 
     def __exit__(self, *exc: object) -> None:
         self.end()
+
+
+def _post(board: Any, worker: int, number: int, events: Sequence[Event]) -> bool:
+    """Sends events of a worker to the board; called in the worker's process.
+
+    Returns whether the build is to stop.
+    """
+    answer = board.post.remote(worker, os.getpid(), number, list(events))
+    return bool(ray.get(answer, timeout=_CALL_S))
 
 
 def _result(build: Any) -> dict[str, Any]:
@@ -312,7 +212,7 @@ class Connection:
             if isinstance(e, SystemExit):  # of the handler that Ray sets
                 raise before_anything(signal.SIGTERM) from None
             if isinstance(e, (OSError, RuntimeError, ValueError, RayError)):
-                raise ConfigError(_no_connection(address, e)) from e
+                raise _no_connection(address, e) from e
             raise
         finally:
             with suppress(ValueError):  # not the main thread
@@ -342,14 +242,10 @@ class Connection:
         self.close()
 
 
-def _no_connection(address: str | None, error: Exception) -> str:
-    if address is None:
-        return (
-            f"Ray could not be started on this machine: {first_line(error)}\n"
-            "Without Ray, --devices builds with several devices of one machine."
-        )
-    return (
-        f"No Ray cluster could be used at {address}: {first_line(error)}\n"
-        "`ray status` on one of its machines shows whether it runs. A cluster with a token needs "
-        "it\nin RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH here too."
+def _no_connection(address: str | None, error: Exception) -> ConfigError:
+    if address is not None:
+        return no_cluster(address, error)
+    return ConfigError(
+        f"Ray could not be started on this machine: {first_line(error)}\n"
+        "Without Ray, --devices builds with several devices of one machine."
     )
