@@ -24,9 +24,9 @@ from featurestore.errors import StoreMismatchError
 from featurestore.records import BadInput
 from featurestore.storage.store import FeatureStore, record_crc32c
 from featurestore.verify.store import verify
-from tests.conftest import ROOT, tree_digest
+from tests.conftest import NIGHTLY, ROOT, tree_digest
 from tests.faults.fakes import CHUNK, SAMPLES, VIEWS, config, loaded, make, make_data
-from tests.faults.harness import COUNTS, DIMS, NIGHTLY, Bench, Run, different
+from tests.faults.harness import COUNTS, DIMS, Bench, Run, different
 
 # The zygote's fakes take the last part of a model's name for its weights.
 MODEL = "here/weights-1"

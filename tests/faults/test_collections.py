@@ -28,9 +28,9 @@ from featurestore.verify.findings import InputVerification
 from featurestore.verify.store import verify
 from manyviews.operations import current_inputs
 from producers.sources.collection import CollectionConfig
-from tests.conftest import tree_digest
+from tests.conftest import NIGHTLY, tree_digest
 from tests.faults import fakes
-from tests.faults.harness import COUNTS, NIGHTLY, Bench
+from tests.faults.harness import COUNTS, Bench
 
 # Each sample's texts under two keys or columns, by id.
 Row = Mapping[str, list[str]]

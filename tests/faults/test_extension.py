@@ -22,9 +22,9 @@ from featurestore.errors import InputError, StoreMismatchError
 from featurestore.storage.store import EXTENSION, FeatureStore
 from featurestore.training.dataset import FeatureDataset
 from featurestore.verify.store import verify
-from tests.conftest import tree_digest
+from tests.conftest import NIGHTLY, tree_digest
 from tests.faults import fakes
-from tests.faults.harness import COUNTS, DIMS, NIGHTLY, Bench, Run, different
+from tests.faults.harness import COUNTS, DIMS, Bench, Run, different
 from tests.faults.test_sweep import Mode, expect, partials
 
 # Each kind of fault, the operation of its first, and the number of operations to the next; in the

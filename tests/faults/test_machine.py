@@ -32,7 +32,8 @@ from featurestore.storage.writer import StoreWriter
 from featurestore.verify.findings import Verification
 from featurestore.verify.repair import repair
 from featurestore.verify.store import verify
-from tests.faults.harness import COUNTS, NIGHTLY
+from tests.conftest import NIGHTLY
+from tests.faults.harness import COUNTS
 from tests.featurestore.stores import DIMS, commit, killed_at, make_records, make_store, tree
 
 CHUNKS, CHUNK, SAMPLES, VIEWS = 5, 4, 18, 4

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from tests.faults.harness import COUNTS, NIGHTLY, SAMPLES, Bench, different
+from tests.conftest import NIGHTLY
+from tests.faults.harness import COUNTS, SAMPLES, Bench, different
 from tests.faults.powerloss import Disk, Tree, digest, write_out
 from tests.faults.test_extension import KINDS
 

@@ -23,9 +23,9 @@ from featurestore.storage.store import FeatureStore
 from featurestore.system.locks import FileLock, lock_holder
 from featurestore.verify.store import verify
 from tests import warm
-from tests.conftest import ROOT, tree_digest
+from tests.conftest import NIGHTLY, ROOT, tree_digest
 from tests.faults.fakes import committed, make_data
-from tests.faults.harness import COUNTS, NIGHTLY, Bench, Run, different, end
+from tests.faults.harness import COUNTS, Bench, Run, different, end
 
 CHUNKS = 6
 EVERY = 1 if NIGHTLY else 60

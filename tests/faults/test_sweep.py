@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from featurestore.storage.store import FeatureStore
-from tests.faults.harness import NIGHTLY, Bench, Run, different
+from tests.conftest import NIGHTLY
+from tests.faults.harness import Bench, Run, different
 
 FULL = ("ENOSPC", "EDQUOT")
 
