@@ -16,7 +16,6 @@ import ctypes
 import errno
 import fcntl
 import functools
-import gc
 import hashlib
 import importlib
 import importlib.metadata
@@ -65,6 +64,7 @@ from producers import process
 from producers.parent import follow_parent
 from producers.recipes.tokens import TextSpec
 from producers.sources.collection import CollectionConfig
+from tests import warm
 from tests.conftest import tree_digest
 
 _SUBREAPER = 36
@@ -646,7 +646,7 @@ def main(mounts: str) -> None:
     _replace(consumers.decisions, "version", version)
     for name in consumers.decisions._VERSIONED:
         version(name)
-    gc.freeze()  # or a collection in a child would copy the pages of everything imported
+    warm.prepare_forks()
     ctypes.CDLL(None).prctl(_SUBREAPER, 1)
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     null = os.open(os.devnull, os.O_RDWR)
