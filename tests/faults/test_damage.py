@@ -28,7 +28,7 @@ from tests.faults.harness import COUNTS
 from tests.featurestore.stores import DIMS, commit, make_records, make_store, tree
 
 SAMPLES = 6  # two chunks, the last one half full
-OFFSETS = 100_000 if NIGHTLY else 120
+OFFSETS = 100_000 if NIGHTLY else 48
 FILES = [
     "zarr.json",
     "records/zarr.json",

@@ -301,9 +301,9 @@ class StoreMachine(RuleBasedStateMachine):
 
 # Processes share the nightly examples; each part draws others.
 PARTS = 4 if NIGHTLY else 1
-ROUNDS = 8
+ROUNDS = 8 if NIGHTLY else 30
 PROFILE = settings(
-    max_examples=300 if NIGHTLY else 15,
+    max_examples=300 if NIGHTLY else 4,
     stateful_step_count=20 if NIGHTLY else 12,
     deadline=None,
     derandomize=not NIGHTLY,  # the same examples in every run, but for the nightly ones

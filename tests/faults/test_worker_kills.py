@@ -33,9 +33,9 @@ from tests.faults.workers import (
 )
 
 # Rounds of random kills.
-ROUNDS = 200 if NIGHTLY else 3
+ROUNDS = 200 if NIGHTLY else 2
 # Every how many operations there is a kill or a stop.
-EVERY = 1 if NIGHTLY else 19
+EVERY = 1 if NIGHTLY else 23
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_a_killed_worker_is_replaced_by_the_others(short: Bench, store: Path) ->
 
 def test_a_creator_is_killed_at_every_operation(short: Bench, store: Path) -> None:
     """Another worker that waits for it creates the store then."""
-    step = 1 if NIGHTLY else 11
+    step = 1 if NIGHTLY else 17
     for n in range(1, 60, step):
         shutil.rmtree(store, ignore_errors=True)
         first = stop(short, store, "0/2", {"n": n, "action": "kill", "stops": True})
@@ -123,7 +123,7 @@ def test_a_signal_ends_one_worker_after_its_chunk(short: Bench, store: Path, nam
 def test_a_failed_operation_of_one_worker_loses_nothing(
     short: Bench, store: Path, action: str
 ) -> None:
-    step = 1 if NIGHTLY else 17
+    step = 1 if NIGHTLY else 31
     for n in range(30, 90, step):
         shutil.rmtree(store, ignore_errors=True)
         first = start(short, store, "0/2", fault={"n": n, "action": action})
@@ -178,7 +178,7 @@ def test_a_cut_off_worker_writes_after_the_seal(short: Bench, store: Path) -> No
     assert killed.kind == "killed", killed
     cut_off = {"flock": "ENOLCK"}
     [run] = together(short, store, 1, fault={"n": -1, "action": "none"}, **cut_off)
-    for n in range(3, run.operations, 3 if NIGHTLY else 61):
+    for n in range(3, run.operations, 3 if NIGHTLY else 97):
         erased(store, template)
         pid = start(short, store, "0/2", fault={"n": n, "action": "SIGSTOP"}, **cut_off)
         if not _stops(pid):
@@ -269,7 +269,7 @@ def test_two_processes_seal_at_once(short: Bench, store: Path, unsealed: Path) -
         [again] = together(short, store, 1)  # removes the temporary files of both
         assert (again.kind, again.values[0]["built"]) == ("done", 0), (n, again)
         assert digest(short, store) == short.golden, n
-        n += 1 if NIGHTLY else 3
+        n += 1 if NIGHTLY else 4
     assert n > 8
 
 
