@@ -106,6 +106,13 @@ decode.text = text
 """
 
 
+@pytest.fixture(scope="module", autouse=True)
+def server() -> None:
+    """Starts the process that forks parents, before descriptors are counted."""
+    with LightPopen([sys.executable, "-c", ""]) as started:
+        assert started.wait(300) == 0
+
+
 @pytest.fixture(autouse=True)
 def nothing_left() -> Iterator[None]:
     """Neither a process nor a descriptor nor a name in /dev/shm may stay behind."""
@@ -268,6 +275,7 @@ def test_replacements_that_cannot_start_end_the_build_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first producers work; what breaks is found when one of them has to be replaced."""
+    monkeypatch.setattr(process, "subprocess", subprocess)  # a fork has imported what breaks
     folder = write(tmp_path / "data", plots())
     site, starts = tmp_path / "site", tmp_path / "starts"
     site.mkdir()
