@@ -171,6 +171,7 @@ def test_no_timeout_looks_at_the_wall_clock() -> None:
 # Processes, descriptors, memory --------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("golden")  # a build before, which opens what stays open
 @pytest.mark.parametrize("number", [1, 2])
 def test_a_process_that_cannot_be_started(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
