@@ -28,8 +28,8 @@ from featurestore.storage.store import FeatureStore
 from featurestore.system import durable
 from featurestore.training.dataset import FeatureDataset
 from featurestore.verify.store import verify
-from producers import process
 from producers.slots import SlotLayout
+from tests import forked
 from tests.conftest import ROOT, tree_digest
 from tests.faults.fakes import (
     BATCH,
@@ -177,7 +177,7 @@ def test_a_process_that_cannot_be_started(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     """EAGAIN from fork, for the first producer or the second: one clear error, nothing left."""
-    started, honest = 0, process.subprocess.Popen
+    started, honest = 0, forked.Forked
 
     def refuse(*arguments: Any, **options: Any) -> Any:
         nonlocal started

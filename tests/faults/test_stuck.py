@@ -249,7 +249,7 @@ def test_wherever_no_file_system_may_be_mounted(
     folder: Path, undisturbed: list[Made], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first producer is stopped, and neither signals nor waits reach it."""
-    monkeypatch.setattr(process.subprocess, "Popen", Endless)
+    monkeypatch.setattr("producers.process.subprocess.Popen", Endless)
     monkeypatch.setattr(Endless, "left", 1)
     with pool_for(folder, producers=1, timeout_s=TIMEOUT_S) as pool:
         made = [pool.take()]
