@@ -14,6 +14,7 @@ from __future__ import annotations
 import array
 import atexit
 import contextlib
+import ctypes
 import gc
 import importlib
 import inspect
@@ -54,6 +55,8 @@ _READ_AT_IMPORT = ("CUDA", "HF_", "LC_", "LD_", "MKL", "OMP", "PYTHON", "TORCH",
 # sets the last in its own process.
 _FREE = ("PYTHONPATH", "CUDA_VISIBLE_DEVICES", "TORCHINDUCTOR_CACHE_DIR")
 _ENVIRONMENT = dict(os.environ)
+# The size of a huge page in bytes, and the advice of madvise(2) that makes pages of it.
+_HUGE, _COLLAPSE = 1 << 21, 25
 
 _POPEN: Any = subprocess.Popen  # whose private methods are in no stub
 
@@ -228,6 +231,23 @@ def serve(stream: socket.socket) -> tuple[dict[str, Any], list[int]]:
     os._exit(0)
 
 
+def prepare_forks() -> None:
+    """Makes forks of this process cheap, once it has imported everything.
+
+    A garbage collection in a fork would copy the pages of all modules. A fork of 180 MB in small
+    pages takes 36 ms of a core, and in huge pages 15 ms: they are collapsed where the kernel can.
+    """
+    gc.freeze()
+    libc = ctypes.CDLL(None)
+    for line in Path("/proc/self/maps").read_text("ascii", "replace").splitlines():
+        addresses, mode, _, _, inode, *name = line.split(maxsplit=5)
+        if mode == "rw-p" and inode == "0" and name in ([], ["[heap]"]):
+            first, end = (int(address, 16) for address in addresses.split("-"))
+            first, end = -(-first // _HUGE) * _HUGE, end // _HUGE * _HUGE
+            if first < end:
+                libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(end - first), _COLLAPSE)
+
+
 def _answer(stream: socket.socket, value: Any) -> None:
     data = json.dumps(value).encode("ascii")
     stream.sendall(struct.pack("!I", len(data)) + data)
@@ -318,7 +338,7 @@ if __name__ == "__main__":
     for module in sys.argv[2:]:
         importlib.import_module(module)
     assert threading.active_count() == 1, threading.enumerate()
-    gc.freeze()  # otherwise a garbage collection in a fork would copy the pages of all modules
+    prepare_forks()
     with socket.socket(fileno=int(sys.argv[1])) as served:
         asked, given = serve(served)
     become(asked, given)

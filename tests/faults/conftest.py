@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import forked
 from tests.faults.counting import (  # noqa: F401  hooks
     pytest_sessionfinish,
     pytest_terminal_summary,
@@ -17,6 +18,13 @@ from tests.faults.counting import (  # noqa: F401  hooks
 from tests.faults.harness import Bench, Zygote
 
 ONE = {"features": ["clip_text"], "batch_sizes": {"clip_text": 16}}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forked_children() -> Iterator[None]:
+    """Builds and pools of this process fork their producers."""
+    with forked.children():
+        yield
 
 
 @pytest.fixture(scope="session")

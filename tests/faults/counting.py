@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from tests.faults.harness import COUNTS, NIGHTLY
+from tests.conftest import NIGHTLY
+from tests.faults.harness import COUNTS
 
 _KEY = "faults"
 _total: Counter[str] = Counter()

@@ -81,7 +81,7 @@ def namespaces_allowed() -> bool:
         return False
 
 
-class _Popen(warm.Popen):
+class LightPopen(warm.Popen):
     """A fork of a process without transformers, which most of these tests do not need.
 
     Its memory is half as large, and so is the time of each fork. The modules are those of a
@@ -110,7 +110,7 @@ class Zygote:
             "CUDA_VISIBLE_DEVICES": "",  # the fakes are the CPU's
         }
         self._errors = tempfile.TemporaryFile()
-        self._process = _Popen(
+        self._process = LightPopen(
             [sys.executable, "-m", "tests.faults.zygote", mounts],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

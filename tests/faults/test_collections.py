@@ -28,9 +28,9 @@ from featurestore.verify.findings import InputVerification
 from featurestore.verify.store import verify
 from manyviews.operations import current_inputs
 from producers.sources.collection import CollectionConfig
-from tests.conftest import tree_digest
+from tests.conftest import NIGHTLY, tree_digest
 from tests.faults import fakes
-from tests.faults.harness import COUNTS, NIGHTLY, Bench
+from tests.faults.harness import COUNTS, Bench
 
 # Each sample's texts under two keys or columns, by id.
 Row = Mapping[str, list[str]]
@@ -292,7 +292,18 @@ def test_an_interrupted_build_is_not_continued_with_another_key(kind: Kind, tmp_
     assert tree_digest(tmp_path / "store") == tree_digest(tmp_path / "golden")
 
 
-@pytest.mark.parametrize("rule", ["join", "first", "longest"])
+def with_rules() -> list[Any]:
+    """Each kind with each rule; by default, all rules of folders and one of the others."""
+    return [
+        pytest.param(
+            *(kind, rule), marks=[] if kind == "folder" or rule == "join" else pytest.mark.nightly
+        )
+        for kind in KINDS
+        for rule in ("join", "first", "longest")
+    ]
+
+
+@pytest.mark.parametrize(("kind", "rule"), with_rules(), indirect=["kind"])
 def test_the_clean_text_is_chosen_by_the_rule(kind: Kind, tmp_path: Path, rule: str) -> None:
     """The number of words is that of the clean text; the digest is that of all texts."""
     texts = {
@@ -357,6 +368,11 @@ def test_a_container_that_was_damaged_between_builds(
     assert problems
 
 
+@pytest.mark.parametrize(
+    "kind",
+    ["folder", "parquet", "tar", pytest.param("jsonl", marks=pytest.mark.nightly)],
+    indirect=True,
+)
 def test_a_build_that_is_killed_continues_with_the_same_rows(
     bench: Bench, kind: Kind, tmp_path: Path
 ) -> None:
@@ -365,7 +381,7 @@ def test_a_build_that_is_killed_continues_with_the_same_rows(
     asked = {"data_dir": None, "collection": collection}
     golden, store = tmp_path / "golden", tmp_path / "store"
     assert bench.run([bench.build(golden, **asked)]).kind == "done"
-    for n in range(10, 200, 10) if NIGHTLY else (40, 90, 140):
+    for n in range(10, 200, 10) if NIGHTLY else (40, 110):
         shutil.rmtree(store, ignore_errors=True)
         run = bench.fault(bench.build(store, resume=True, **asked), n, "kill")
         assert run.kind == "killed", run

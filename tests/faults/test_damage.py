@@ -23,11 +23,12 @@ from featurestore.storage.writer import StoreWriter
 from featurestore.training.dataset import FeatureDataset
 from featurestore.verify.repair import repair
 from featurestore.verify.store import verify
-from tests.faults.harness import COUNTS, NIGHTLY
+from tests.conftest import NIGHTLY
+from tests.faults.harness import COUNTS
 from tests.featurestore.stores import DIMS, commit, make_records, make_store, tree
 
 SAMPLES = 6  # two chunks, the last one half full
-OFFSETS = 100_000 if NIGHTLY else 120
+OFFSETS = 100_000 if NIGHTLY else 48
 FILES = [
     "zarr.json",
     "records/zarr.json",

@@ -32,7 +32,7 @@ from featurestore.system.durable import replace_file
 from featurestore.training.dataset import FeatureDataset
 from featurestore.verify.store import verify
 from producers.sources.files import read_capped
-from tests.conftest import ROOT, tree_digest
+from tests.conftest import NIGHTLY, ROOT, tree_digest
 from tests.faults.fakes import (
     CHUNK,
     VIEWS,
@@ -45,7 +45,6 @@ from tests.faults.fakes import (
 )
 from tests.faults.harness import (
     COUNTS,
-    NIGHTLY,
     Bench,
     Zygote,
     different,
@@ -76,7 +75,7 @@ def mounted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
 
 
 @needs_mounts
-@pytest.mark.parametrize("part", range(2))
+@pytest.mark.parametrize("part", range(2 if NIGHTLY else 1))
 def test_a_real_disk_that_is_full_but_for_n_pages(mounted: Bench, part: int) -> None:
     """One page more each time, until the build fits; then space is freed, and it resumes."""
     store, refused = Path("/mnt/small/store"), 0

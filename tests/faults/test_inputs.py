@@ -271,7 +271,7 @@ def test_each_kind_of_synopsis_in_one_build(texts: Path, tmp_path: Path) -> None
     assert verify(store).findings == []
     again = tmp_path / "again"
     with loaded():
-        build(config(texts, again, producers=3))
+        build(config(texts, again, producers=2))
     assert tree_digest(again) == tree_digest(store)
 
 

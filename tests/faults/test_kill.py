@@ -16,9 +16,9 @@ import psutil
 import pytest
 
 from featurestore.system.locks import lock_holder
+from tests.conftest import NIGHTLY
 from tests.faults.harness import (
     COUNTS,
-    NIGHTLY,
     SAMPLES,
     Bench,
     Run,
@@ -27,11 +27,11 @@ from tests.faults.harness import (
     namespaces_allowed,
 )
 
-# Rounds per kind of kill: 12 and 500 in all.
-ROUNDS = {"parent": 3, "producer": 3, "group": 3, "resume": 3}
+# Rounds per kind of kill: 5 and 500 in all.
+ROUNDS = {"parent": 1, "producer": 2, "group": 1, "resume": 1}
 if NIGHTLY:
     ROUNDS = {"parent": 150, "producer": 100, "group": 100, "resume": 150}
-PER_CASE = 25 if NIGHTLY else 3
+PER_CASE = 25 if NIGHTLY else 2
 ATTEMPTS = 20
 
 

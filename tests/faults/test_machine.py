@@ -32,7 +32,8 @@ from featurestore.storage.writer import StoreWriter
 from featurestore.verify.findings import Verification
 from featurestore.verify.repair import repair
 from featurestore.verify.store import verify
-from tests.faults.harness import COUNTS, NIGHTLY
+from tests.conftest import NIGHTLY
+from tests.faults.harness import COUNTS
 from tests.featurestore.stores import DIMS, commit, killed_at, make_records, make_store, tree
 
 CHUNKS, CHUNK, SAMPLES, VIEWS = 5, 4, 18, 4
@@ -300,9 +301,9 @@ class StoreMachine(RuleBasedStateMachine):
 
 # Processes share the nightly examples; each part draws others.
 PARTS = 4 if NIGHTLY else 1
-ROUNDS = 8
+ROUNDS = 8 if NIGHTLY else 30
 PROFILE = settings(
-    max_examples=300 if NIGHTLY else 15,
+    max_examples=300 if NIGHTLY else 4,
     stateful_step_count=20 if NIGHTLY else 12,
     deadline=None,
     derandomize=not NIGHTLY,  # the same examples in every run, but for the nightly ones

@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 
-from tests.faults.harness import COUNTS, NIGHTLY, SAMPLES, Bench, different
+from tests.conftest import NIGHTLY
+from tests.faults.harness import COUNTS, SAMPLES, Bench, different
 from tests.faults.powerloss import Disk, Tree, digest, write_out
 from tests.faults.test_extension import KINDS
 
 PARTS = 4 if NIGHTLY else 1  # each finds all states anew
-EVERY = 1 if NIGHTLY else 24
+EVERY = 1 if NIGHTLY else 72
 LEDGER = "store/records/ledger.jsonl"
 # Samples of the first 0, 1, 2 and 3 chunks.
 SAMPLES_IN = (0, 4, 8, 11)
@@ -91,7 +92,7 @@ def test_power_loss(bench: Bench, tmp_path: Path, prepare: Prepare, part: int) -
     root = tmp_path / "disk"
     tried = 0
     for count, (number, where, damage, lines, tree) in enumerate(cuts(disk, operations)):
-        every = EVERY if not near_a_commit(where) else 1 if NIGHTLY else 6
+        every = EVERY if not near_a_commit(where) else 1 if NIGHTLY else 17
         if count % PARTS != part or count // PARTS % every:
             continue
         shutil.rmtree(root)
@@ -145,7 +146,7 @@ def cuts_of_an_addition(disk: Disk, operations: list[dict[str, Any]]) -> Iterato
     for number, entry in enumerate(operations, 1):
         disk.apply(entry)
         between = "store/zarr.json" not in disk._names
-        every = (1 if NIGHTLY else 6) if between else (5 if NIGHTLY else 40)
+        every = (1 if NIGHTLY else 7) if between else (5 if NIGHTLY else 60)
         if number % every:
             continue
         states = list({digest(tree): (damage, tree) for damage, tree in disk.states(rng)}.values())

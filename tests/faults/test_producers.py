@@ -21,10 +21,11 @@ import psutil
 import pytest
 
 from featurestore.errors import ProducerError
-from producers import parent
+from producers import parent, process
 from producers.pool import ProducerPool
 from producers.sources.pairs import scan
 from tests.conftest import NIGHTLY
+from tests.faults.harness import LightPopen
 from tests.producers.test_pool import (
     ROOT,
     SAMPLES,
@@ -103,6 +104,13 @@ ENDS = {
 }
 decode.text = text
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server() -> None:
+    """Starts the process that forks parents, before descriptors are counted."""
+    with LightPopen([sys.executable, "-c", ""]) as started:
+        assert started.wait(300) == 0
 
 
 @pytest.fixture(autouse=True)
@@ -267,6 +275,7 @@ def test_replacements_that_cannot_start_end_the_build_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first producers work; what breaks is found when one of them has to be replaced."""
+    monkeypatch.setattr(process, "subprocess", subprocess)  # a fork has imported what breaks
     folder = write(tmp_path / "data", plots())
     site, starts = tmp_path / "site", tmp_path / "starts"
     site.mkdir()
@@ -327,6 +336,8 @@ from pathlib import Path
 from producers.pool import ProducerPool
 from producers.sources.pairs import scan
 from producers.worker import Job
+from tests import forked
+forked.install()
 job = Job.from_json(Path(sys.argv[1]).read_bytes())
 with ProducerPool(job, scan(Path(job.source["root"])).samples, producers=2, timeout_s=4.0) as pool:
     print("started", flush=True)
@@ -341,9 +352,9 @@ with ProducerPool(job, scan(Path(job.source["root"])).samples, producers=2, time
 """
 
 
-def start_parent(tmp_path: Path, folder: Path) -> subprocess.Popen[str]:
+def start_parent(tmp_path: Path, folder: Path) -> LightPopen:
     (tmp_path / "job.json").write_bytes(job_for(folder, 4).to_json())
-    return subprocess.Popen(
+    return LightPopen(
         [sys.executable, "-c", PARENT, tmp_path / "job.json"],
         stdout=subprocess.PIPE,
         text=True,
@@ -351,7 +362,10 @@ def start_parent(tmp_path: Path, folder: Path) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.parametrize("group", [False, True], ids=["parent", "all"])
+@pytest.mark.parametrize(
+    "group",
+    [pytest.param(False, marks=pytest.mark.nightly, id="parent"), pytest.param(True, id="all")],
+)
 def test_a_parent_that_was_stopped_finds_nobody_guilty(
     tmp_path: Path, mark: Path, group: bool
 ) -> None:
@@ -404,9 +418,10 @@ def ring_of(pid: int) -> bool:
 # Leaks ---------------------------------------------------------------------------------------
 
 
-def test_descriptors_and_memory_stay_flat(tmp_path: Path) -> None:
+def test_descriptors_and_memory_stay_flat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hundreds of samples, and a producer replaced now and then."""
-    many = 3000 if NIGHTLY else 600
+    monkeypatch.setattr(process, "subprocess", subprocess)  # a fork has its parent's memory
+    many = 3000 if NIGHTLY else 400
     folder = tmp_path / "data"
     folder.mkdir()
     for i in range(many):
@@ -417,11 +432,11 @@ def test_descriptors_and_memory_stay_flat(tmp_path: Path) -> None:
     with ProducerPool(job_for(folder, 4), samples, producers=2, timeout_s=60) as pool:
         seen = []
         for taken in range(many):
-            if taken in (150, 300, 450):
+            if taken in (100, 200, 300):
                 # One that has started: the end of another one would end the build.
                 next(w for w in pool._workers if w.ready).child.kill()
             pool.release(pool.take())
-            if taken in (149, many - 1):
+            if taken in (99, many - 1):
                 producers = sum(p.memory_info().rss for p in children()) / len(children())
                 seen.append((me.num_fds(), me.memory_info().rss, producers))
         assert pool.replaced.total() == 3

@@ -40,7 +40,7 @@ from featurestore.system.locks import UNKNOWN, FileLock, lock_holder
 from featurestore.verify.store import verify
 from manyviews.operations.watch.watch import Looker, watch
 from tests import warm
-from tests.conftest import ROOT, tree_digest
+from tests.conftest import NIGHTLY, ROOT, tree_digest
 from tests.faults.fakes import CHUNK, DIMS, VIEWS, config, loaded, make, make_data, recovers
 from tests.faults.harness import COUNTS, Bench, different
 from tests.faults.test_disk import mounted, needs_mounts  # noqa: F401  a fixture
@@ -323,7 +323,7 @@ def test_a_file_system_that_does_not_say_is_no_full_one(
 def test_a_real_disk_that_is_too_small(mounted: Bench) -> None:  # noqa: F811
     """Whatever is free, a build is refused before it begins, or it fits."""
     store, refused, needed = Path("/mnt/small/store"), 0, 0
-    for pages in range(0, 400, 4):
+    for pages in range(0, 400, 1 if NIGHTLY else 12):
         prepared: list[tuple[str, Any]] = [("erase", str(store)), ("fill", ["/mnt/small", 0])]
         prepared += [("remove", "/mnt/small/filling"), ("fill", ["/mnt/small", pages * 4096])]
         assert mounted.run(prepared).kind == "done"
@@ -492,7 +492,10 @@ def test_the_warning_is_typed_and_given_once(
 # Permissions ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mask", [0o002, 0o077, 0o022])
+# Modes that are fixed to those of another mask differ for the first one.
+@pytest.mark.parametrize(
+    "mask", [0o002, *(pytest.param(mask, marks=pytest.mark.nightly) for mask in (0o077, 0o022))]
+)
 def test_the_umask_decides_and_nothing_else(
     bench: Bench, store: Path, tmp_path: Path, mask: int
 ) -> None:

@@ -22,15 +22,15 @@ from featurestore.errors import StoreLockedError
 from featurestore.storage.store import FeatureStore
 from featurestore.system.locks import FileLock, lock_holder
 from featurestore.verify.store import verify
-from tests import warm
-from tests.conftest import ROOT, tree_digest
+from tests.conftest import NIGHTLY, ROOT, tree_digest
 from tests.faults.fakes import committed, make_data
-from tests.faults.harness import COUNTS, NIGHTLY, Bench, Run, different, end
+from tests.faults.harness import COUNTS, Bench, LightPopen, Run, different, end
 
 CHUNKS = 6
 EVERY = 1 if NIGHTLY else 60
-# Where a sweep begins: one case each, so that they spread over processes.
-STARTS = [1] if NIGHTLY else [4, 24, 44]
+# What is sent, and the operation at which a sweep begins: each meets other operations.
+SIGNALS = {"SIGINT": 4, "SIGTERM": 24, "SIGHUP": 44, "SIGINT+SIGTERM": 14}
+HELD_DOWN = 34
 SOUP = ("Traceback", "Exception ignored", "most recent call")
 
 
@@ -40,11 +40,17 @@ def signalled(bench: Bench, store: Path, n: int, names: str, *, sticky: bool = F
     return bench.fault(bench.command(store), n, names, sticky=sticky)
 
 
-def operations(bench: Bench, store: Path, start: int) -> range:
-    shutil.rmtree(store, ignore_errors=True)
-    run = bench.run([bench.command(store)], fault={"n": -1, "action": "none"})
+@pytest.fixture(scope="module")
+def count(short: Bench, tmp_path_factory: pytest.TempPathFactory) -> int:
+    """The number of operations of a build."""
+    store = tmp_path_factory.mktemp("counted") / "store"
+    run = short.run([short.command(store)], fault={"n": -1, "action": "none"})
     assert run.values[0]["code"] == 3, run  # one of the samples is bad
-    return range(start, run.operations + 1, EVERY)
+    return run.operations
+
+
+def operations(count: int, start: int) -> range:
+    return range(1 if NIGHTLY else start, count + 1, EVERY)
 
 
 def advises(errors: str, done: int) -> bool:
@@ -52,15 +58,12 @@ def advises(errors: str, done: int) -> bool:
     return "--resume" in errors or (done == 0 and "run the same command again" in errors)
 
 
-@pytest.mark.parametrize("start", STARTS)
-@pytest.mark.parametrize(
-    "names", ["SIGINT", "SIGTERM", "SIGHUP", "SIGINT+SIGTERM"], ids=lambda names: names
-)
-def test_a_signal_at_every_operation(short: Bench, store: Path, names: str, start: int) -> None:
+@pytest.mark.parametrize("names", SIGNALS)
+def test_a_signal_at_every_operation(short: Bench, store: Path, names: str, count: int) -> None:
     """The current chunk is committed, and the exit code names the signal."""
     first = getattr(signal, names.partition("+")[0])
     codes = set()
-    for n in operations(short, store, start):
+    for n in operations(count, SIGNALS[names]):
         run = signalled(short, store, n, names)
         assert run.fired == 1, run
         done = len(FeatureStore(store).ledger) if (store / "zarr.json").exists() else 0
@@ -86,11 +89,10 @@ def test_a_signal_at_every_operation(short: Bench, store: Path, names: str, star
     assert 3 in codes or not NIGHTLY, codes
 
 
-@pytest.mark.parametrize("start", STARTS)
-def test_ctrl_c_held_down_stops_at_once(short: Bench, store: Path, start: int) -> None:
+def test_ctrl_c_held_down_stops_at_once(short: Bench, store: Path, count: int) -> None:
     """The signal is sent again at every later operation, in commit, clean-up and handler."""
     met = 0
-    for n in operations(short, store, start):
+    for n in operations(count, HELD_DOWN):
         run = signalled(short, store, n, "SIGINT", sticky=True)
         assert run.fired >= 1, run
         [ended] = run.values
@@ -171,7 +173,7 @@ def test_a_reader_that_goes_away(bench: Bench, tmp_path: Path) -> None:
     arguments = bench.command(tmp_path / "store")[1]
     for batch in ("clip_text=16", "blip2_text=16"):
         assert batch in arguments
-    process = warm.Popen(
+    process = LightPopen(
         [sys.executable, "-c", driver, str(ROOT), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -195,12 +197,10 @@ def test_a_second_build_is_told_at_once_who_has_the_store(bench: Bench, store: P
     before = tree_digest(store, mtimes=True)
     for changes in ("--resume", "--overwrite"):
         start = time.monotonic()
-        done = warm.run(
-            [sys.executable, "-c", SECOND, str(ROOT), str(store), changes],
-            capture_output=True,
-            text=True,
-        )
-        assert done.stdout.split() == [str(first), os.uname().nodename], done
+        arguments = [sys.executable, "-c", SECOND, str(ROOT), str(store), changes]
+        with LightPopen(arguments, stdout=subprocess.PIPE, text=True) as second:
+            found = second.communicate(timeout=300)[0]
+        assert found.split() == [str(first), os.uname().nodename], found
         assert time.monotonic() - start < 30
         COUNTS["second writer"] += 1
     assert tree_digest(store, mtimes=True) == before
@@ -257,7 +257,7 @@ def test_an_error_and_ctrl_c_twice_keep_the_lock_while_a_chunk_is_written(
     make_data(data)
     (data / "0000005.json").write_bytes(b"{")  # the second chunk has a sample that cannot be used
     arguments = [sys.executable, "-c", HELD, *map(str, (ROOT, data, store, go, mark))]
-    process = warm.Popen(arguments, stderr=subprocess.PIPE, text=True)
+    process = LightPopen(arguments, stderr=subprocess.PIPE, text=True)
     try:
         _wait_until(mark.exists)
         waiting = f"/proc/{process.pid}/task/{process.pid}/wchan"

@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,6 +25,7 @@ from producers import process
 from producers.pool import ProducerPool
 from producers.sources.pairs import scan
 from producers.sources.readers import pair_source
+from tests import forked
 from tests.conftest import tree_digest
 from tests.faults.fakes import CHUNK, make, make_data
 from tests.faults.harness import COUNTS
@@ -221,13 +223,13 @@ def test_a_check_names_the_file_and_reads_the_rest(folder: Path, tmp_path: Path)
     assert [x for x in looks if x.index != 7] == [x for x in honest if x.index != 7]
 
 
-class Endless(subprocess.Popen[bytes]):
+class Endless(forked.Forked):
     """A process whose end does not reach its parent, for the first ``left`` of them."""
 
     left = 0
 
-    def __init__(self, *arguments: object, **options: object) -> None:
-        super().__init__(*arguments, **options)  # type: ignore[call-overload]
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
         self._endless = Endless.left > 0
         Endless.left -= 1
 
@@ -247,7 +249,7 @@ def test_wherever_no_file_system_may_be_mounted(
     folder: Path, undisturbed: list[Made], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first producer is stopped, and neither signals nor waits reach it."""
-    monkeypatch.setattr(subprocess, "Popen", Endless)
+    monkeypatch.setattr("producers.process.subprocess.Popen", Endless)
     monkeypatch.setattr(Endless, "left", 1)
     with pool_for(folder, producers=1, timeout_s=TIMEOUT_S) as pool:
         made = [pool.take()]

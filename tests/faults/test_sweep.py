@@ -1,8 +1,9 @@
 """Fail operation n = 1, 2, ... until a run passes: the loop by which SQLite is tested.
 
 Each case runs every ``parts``-th n, so that cases spread over processes. The nightly profile takes
-every n. The default one takes a sample; ``tests/featurestore/storage/test_store.py`` kills each
-single operation of a store's creation, erasure and commit.
+every n. The default one takes a sample, of other operations for each kind of fault;
+``tests/featurestore/storage/test_store.py`` kills each single operation of a store's creation,
+erasure and commit.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import Any
 import pytest
 
 from featurestore.storage.store import FeatureStore
-from tests.faults.harness import NIGHTLY, Bench, Run, different
+from tests.conftest import NIGHTLY
+from tests.faults.harness import Bench, Run, different
 
 FULL = ("ENOSPC", "EDQUOT")
 
@@ -36,12 +38,12 @@ class Mode:
 def cases(modes: list[tuple[str, bool, int]], *, parts: int) -> list[Any]:
     """Each mode split into cases that begin at different n and have ``parts`` times the stride."""
     found = []
-    for action, sticky, every in modes:
+    for number, (action, sticky, every) in enumerate(modes):
         mode = Mode(action, sticky, every)
-        stride = 1 if NIGHTLY else every
-        count = max(1, parts // every) if not NIGHTLY else parts
+        stride, count = (1, parts) if NIGHTLY else (every, 1)
+        first = 1 if NIGHTLY else 1 + 7 * number % every
         for part in range(count):
-            values = (mode, range(1 + part * stride, 10_000, count * stride))
+            values = (mode, range(first + part * stride, 10_000, count * stride))
             found.append(pytest.param(*values, id=f"{mode}-{part + 1}of{count}"))
     return found
 
@@ -108,13 +110,13 @@ def after_build(bench: Bench, store: Path, mode: Mode, before: set[str]) -> Call
     ("mode", "numbers"),
     cases(
         [
-            ("kill", False, 5),
-            ("ENOSPC", False, 13),
-            ("ENOSPC", True, 25),
-            ("EIO", False, 25),
-            ("EIO", True, 31),
-            ("EDQUOT", False, 41),
-            ("EROFS", True, 41),
+            ("kill", False, 14),
+            ("ENOSPC", False, 37),
+            ("ENOSPC", True, 71),
+            ("EIO", False, 71),
+            ("EIO", True, 71),
+            ("EDQUOT", False, 97),
+            ("EROFS", True, 97),
             ("short", False, 25),
             ("short", True, 31),
         ],
@@ -146,11 +148,11 @@ def half_built(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("mode", "numbers"),
     cases(
         [
-            ("kill", False, 5),
-            ("ENOSPC", False, 17),
-            ("ENOSPC", True, 29),
-            ("EIO", False, 29),
-            ("EIO", True, 29),
+            ("kill", False, 13),
+            ("ENOSPC", False, 41),
+            ("ENOSPC", True, 61),
+            ("EIO", False, 61),
+            ("EIO", True, 61),
             ("short", True, 31),
         ],
         parts=4,
@@ -179,7 +181,7 @@ def other_store(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     ("mode", "numbers"),
-    cases([("kill", False, 7), ("ENOSPC", False, 29), ("EIO", True, 29)], parts=8),
+    cases([("kill", False, 21), ("ENOSPC", False, 71), ("EIO", True, 71)], parts=8),
 )
 def test_overwrite(
     bench: Bench, other_store: Path, store: Path, mode: Mode, numbers: range
@@ -208,10 +210,10 @@ def test_overwrite(
     ("mode", "numbers"),
     cases(
         [
-            ("kill", False, 2),
-            ("ENOSPC", False, 5),
-            ("EIO", True, 5),
-            ("short", False, 5),
+            ("kill", False, 5),
+            ("ENOSPC", False, 13),
+            ("EIO", True, 13),
+            ("short", False, 7),
             ("short", True, 7),
         ],
         parts=1,
@@ -269,7 +271,7 @@ def damage(store: Path) -> None:
 
 @pytest.mark.parametrize(
     ("mode", "numbers"),
-    cases([("kill", False, 2), ("ENOSPC", False, 5), ("EIO", True, 1)], parts=1),
+    cases([("kill", False, 3), ("ENOSPC", False, 5), ("EIO", True, 4)], parts=1),
 )
 def test_repair(bench: Bench, store: Path, mode: Mode, numbers: range) -> None:
     """A failed repair leaves the damage unchanged or repaired; a second repair completes it."""

@@ -15,11 +15,13 @@ from pathlib import Path
 import pytest
 
 from featurestore.storage.store import FeatureStore
-from tests.faults.harness import COUNTS, NIGHTLY, Bench, end
+from tests.conftest import NIGHTLY
+from tests.faults.harness import COUNTS, Bench, end
 from tests.faults.workers import (
     CHUNKS,
     FIRST,
     SECOND,
+    WAITED,
     digest,
     erased,
     finish,
@@ -31,9 +33,9 @@ from tests.faults.workers import (
 )
 
 # Rounds of random kills.
-ROUNDS = 200 if NIGHTLY else 3
+ROUNDS = 200 if NIGHTLY else 2
 # Every how many operations there is a kill or a stop.
-EVERY = 1 if NIGHTLY else 19
+EVERY = 1 if NIGHTLY else 23
 
 
 @pytest.fixture(scope="module")
@@ -65,14 +67,16 @@ def test_a_killed_worker_is_replaced_by_the_others(short: Bench, store: Path) ->
 
 def test_a_creator_is_killed_at_every_operation(short: Bench, store: Path) -> None:
     """Another worker that waits for it creates the store then."""
-    step = 1 if NIGHTLY else 11
+    step = 1 if NIGHTLY else 17
     for n in range(1, 60, step):
         shutil.rmtree(store, ignore_errors=True)
-        first = start(short, store, "0/2", fault={"n": n, "action": "kill"})
-        second = start(short, store, "1/2")
+        first = stop(short, store, "0/2", {"n": n, "action": "kill", "stops": True})
+        second = stop(short, store, "1/2", WAITED)
+        for pid in (first, second):
+            os.kill(pid, signal.SIGCONT)
         killed, done = finish(short, [first, second])
-        COUNTS["SIGKILL worker"] += killed.kind == "killed"
-        assert done.kind == "done", (n, done)
+        assert (killed.kind, done.kind) == ("killed", "done"), (n, killed, done)
+        COUNTS["SIGKILL worker"] += 1
         assert digest(short, store) == short.golden, n
 
 
@@ -119,7 +123,7 @@ def test_a_signal_ends_one_worker_after_its_chunk(short: Bench, store: Path, nam
 def test_a_failed_operation_of_one_worker_loses_nothing(
     short: Bench, store: Path, action: str
 ) -> None:
-    step = 1 if NIGHTLY else 17
+    step = 1 if NIGHTLY else 31
     for n in range(30, 90, step):
         shutil.rmtree(store, ignore_errors=True)
         first = start(short, store, "0/2", fault={"n": n, "action": action})
@@ -174,7 +178,7 @@ def test_a_cut_off_worker_writes_after_the_seal(short: Bench, store: Path) -> No
     assert killed.kind == "killed", killed
     cut_off = {"flock": "ENOLCK"}
     [run] = together(short, store, 1, fault={"n": -1, "action": "none"}, **cut_off)
-    for n in range(3, run.operations, 3 if NIGHTLY else 61):
+    for n in range(3, run.operations, 3 if NIGHTLY else 97):
         erased(store, template)
         pid = start(short, store, "0/2", fault={"n": n, "action": "SIGSTOP"}, **cut_off)
         if not _stops(pid):
@@ -265,18 +269,19 @@ def test_two_processes_seal_at_once(short: Bench, store: Path, unsealed: Path) -
         [again] = together(short, store, 1)  # removes the temporary files of both
         assert (again.kind, again.values[0]["built"]) == ("done", 0), (n, again)
         assert digest(short, store) == short.golden, n
-        n += 1 if NIGHTLY else 3
+        n += 1 if NIGHTLY else 4
     assert n > 8
 
 
 def test_all_workers_get_a_signal_at_once(short: Bench, store: Path) -> None:
-    """As when the time of a job array is up."""
-    pids = [start(short, store, f"{k}/3") for k in range(3)]
-    until(lambda: len(recorded(store)) > 0)
-    COUNTS["SIGTERM worker"] += sum(end(pid, signal.SIGTERM) for pid in pids)
+    """As when the time of a job array is up: each commits the chunks that it has begun."""
+    pids = [stop(short, store, f"{k}/2", FIRST) for k in range(2)]
+    for pid in pids:
+        COUNTS["SIGTERM worker"] += end(pid, signal.SIGTERM)
+        os.kill(pid, signal.SIGCONT)
     runs = finish(short, pids)
-    for run in runs:
-        assert run.kind == "done" or run.exit_code == 128 + signal.SIGTERM, run
-    runs = together(short, store, 3)
-    assert [run.kind for run in runs] == ["done"] * 3, runs
+    assert [run.exit_code for run in runs] == [128 + signal.SIGTERM] * 2, runs
+    assert 2 <= len(recorded(store)) < CHUNKS
+    runs = together(short, store, 2)
+    assert [run.kind for run in runs] == ["done"] * 2, runs
     assert digest(short, store) == short.golden

@@ -139,7 +139,9 @@ def test_changed_inputs_are_rebuilt_by_workers(bench: Bench, store: Path, tmp_pa
     assert digest(bench, store) == digest(bench, whole)
 
 
-@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+@pytest.mark.parametrize(
+    "number", [errno.ENOLCK, pytest.param(errno.EOPNOTSUPP, marks=pytest.mark.nightly)]
+)
 def test_workers_need_no_file_locks(short: Bench, store: Path, number: int) -> None:
     runs = together(short, store, 3, flock=errno.errorcode[number])
     assert [run.kind for run in runs] == ["done"] * 3, runs

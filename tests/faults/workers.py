@@ -15,6 +15,9 @@ from tests.faults.harness import Bench, Run
 # chunk is committed.
 FIRST = {"n": 1, "only": ["link"]}
 SECOND = {"n": 2, "only": ["link"]}
+# The moment before a worker tries to lock a store for the third time: it could neither lock it
+# alone nor share the lock, and has waited.
+WAITED = {"n": 3, "only": ["open"]}
 CHUNKS = 6
 _DEADLINE_S = 120.0
 
@@ -55,7 +58,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 def stop(bench: Bench, store: Path, worker: str, fault: dict[str, Any], **more: Any) -> int:
     """Starts a worker that stops (SIGSTOP) at an operation, and waits until it does."""
-    pid = start(bench, store, worker, fault={**fault, "action": "SIGSTOP"}, **more)
+    pid = start(bench, store, worker, fault={"action": "SIGSTOP", **fault}, **more)
     until(lambda: is_stopped(pid))
     return pid
 

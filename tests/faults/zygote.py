@@ -16,7 +16,6 @@ import ctypes
 import errno
 import fcntl
 import functools
-import gc
 import hashlib
 import importlib
 import importlib.metadata
@@ -65,6 +64,7 @@ from producers import process
 from producers.parent import follow_parent
 from producers.recipes.tokens import TextSpec
 from producers.sources.collection import CollectionConfig
+from tests import warm
 from tests.conftest import tree_digest
 
 _SUBREAPER = 36
@@ -180,8 +180,9 @@ class Shared:
 class Fault:
     """Injects a fault into the n-th operation, and into all later ones if it is sticky.
 
-    A kill in the middle of a write leaves the first half of it in the file. An action may also be
-    the names of signals, joined by ``+``: this process gets them, and the operation continues.
+    A kill in the middle of a write leaves the first half of it in the file; a process that
+    ``stops`` is stopped at that moment, and killed once it is continued. An action may also be the
+    names of signals, joined by ``+``: this process gets them, and the operation continues.
     """
 
     def __init__(self, shared: Shared, plan: dict[str, Any]) -> None:
@@ -191,6 +192,7 @@ class Fault:
         self._sticky: bool = plan.get("sticky", False)
         self._only: list[str] = plan.get("only", [])
         self._torn: bool = plan.get("torn", False)
+        self._stops: bool = plan.get("stops", False)
         self._count = 0
         self._dying = False
 
@@ -223,6 +225,8 @@ class Fault:
 
     def _kill(self, operation: str, path: Path) -> None:
         self._shared.fire(operation, path)
+        if self._stops:
+            os.kill(os.getpid(), signal.SIGSTOP)
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -642,7 +646,7 @@ def main(mounts: str) -> None:
     _replace(consumers.decisions, "version", version)
     for name in consumers.decisions._VERSIONED:
         version(name)
-    gc.freeze()  # or a collection in a child would copy the pages of everything imported
+    warm.prepare_forks()
     ctypes.CDLL(None).prctl(_SUBREAPER, 1)
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     null = os.open(os.devnull, os.O_RDWR)
