@@ -311,14 +311,14 @@ def test_build_prints_only_json_on_standard_output(
     store = tmp_path / "store"
     arguments = ["build", "--data-dir", demo_data / "dataset", "--store", store, "--json"]
     arguments += ["--features", "blip2_text", "--model", f"blip2_text={checkpoints['blip2_text']}"]
-    arguments += ["--views", 8, "--producers", 1, "--device", "cpu", "--chunk", 16]
+    arguments += ["--views", 2, "--producers", 1, "--device", "cpu", "--chunk", 16]
     command = [sys.executable, ROOT / "cli.py", *map(str, arguments)]
     done = warm.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 1
     facts = json.loads(done.stdout)
     assert facts["store"] == str(store)
-    assert (facts["samples"], facts["views"], facts["built"], facts["bad"]) == (48, 8, 48, [])
+    assert (facts["samples"], facts["views"], facts["built"], facts["bad"]) == (48, 2, 48, [])
     assert facts["unmatched_images"] == ["9999999.jpg"]
     assert "images without a synopsis (1): '9999999.jpg'" in done.stderr
     assert "\x1b" not in done.stderr  # no colours in a pipe
