@@ -12,10 +12,11 @@ import pytest
 from tests.conftest import ROOT
 from tests.test_imports import MODELS
 
-# Runs each command line in a fork of a process that has imported the command line, and nothing
-# else; prints the exit code, the output, and the loaded modules of each.
+# Runs each command line in a fork of a process that has imported the command line and two light
+# libraries; prints the exit code, the output, and the loaded modules of each.
 _PROGRAM = """
 import json, os, sys, tempfile
+import numpy, PIL.Image
 from manyviews import main
 answers = []
 for typed in json.load(sys.stdin):
