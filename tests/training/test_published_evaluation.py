@@ -133,8 +133,10 @@ def older_numpy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_numpy_1_reads_the_same(built: Path, older_numpy: Path) -> None:
-    digests = {}
-    for start, place in ((warm.run, f"{ROOT}"), (subprocess.run, f"{older_numpy}:{ROOT}")):
+    digests: dict[str, str] = {}
+    ways: tuple[tuple[Any, str], ...]
+    ways = ((warm.run, f"{ROOT}"), (subprocess.run, f"{older_numpy}{os.pathsep}{ROOT}"))
+    for start, place in ways:
         done = start(
             [sys.executable, "-c", READ, str(built / "features")],
             env=os.environ | {"PYTHONPATH": place},

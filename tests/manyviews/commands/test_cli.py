@@ -55,6 +55,11 @@ def shell(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str
     return subprocess.run(command, capture_output=True, text=True, check=False, **options)
 
 
+def forked(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "cli.py"), *map(str, arguments)]
+    return warm.run(command, capture_output=True, text=True, **options)
+
+
 # Help -------------------------------------------------------------------------------------------
 
 HELP = """
@@ -556,7 +561,7 @@ def test_shell_completion_offers_commands_and_features(words: str, expected: lis
         "COMP_CWORD": str(len(typed.split()) - 1),
         "_MANYVIEWS_COMPLETE": "bash_complete",
     }
-    done = shell(env=os.environ | environment)
+    done = forked(env=os.environ | environment)
     assert [line.split(",", 1)[1] for line in done.stdout.splitlines()] == expected
 
 
@@ -565,7 +570,7 @@ def test_the_documented_variable_prints_the_script_of_a_shell(name: str) -> None
     page = (ROOT / "docs/command-line.md").read_text("utf-8")
     assert "_MANYVIEWS_COMPLETE=bash_source manyviews >> ~/.bashrc" in page
     assert f"{name}_source" in page
-    done = shell(env=os.environ | {"_MANYVIEWS_COMPLETE": f"{name}_source"})
+    done = forked(env=os.environ | {"_MANYVIEWS_COMPLETE": f"{name}_source"})
     assert (done.returncode, done.stderr) == (0, "")
     assert f"_MANYVIEWS_COMPLETE={name}_complete" in done.stdout
     if name == "bash":
