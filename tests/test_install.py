@@ -27,7 +27,7 @@ from producers.kernels.implementations import has_compiled
 from tests import warm
 from tests.conftest import NIGHTLY, ROOT, tree_digest
 
-BUILD: dict[str, Any] = {"views": 4, "chunk": 4, "features": ("clip_image",)}
+BUILD: dict[str, Any] = {"views": 4, "chunk": 8, "features": ("clip_image",)}
 NOTICE = "no compiled kernels: image views take"
 PACKAGES = ("consumers", "featurestore", "manyviews", "producers")
 NO_COMPILER = {"CC": "/bin/false"}
@@ -377,7 +377,7 @@ def test_an_install_without_a_compiler_builds_the_same_store(
     """Beside modules in site-packages, which comes after the standard library in every process."""
     data = tmp_path / "data"
     data.mkdir()
-    for text in sorted((demo_data / "dataset").glob("*.json"))[:6]:
+    for text in sorted((demo_data / "dataset").glob("*.json"))[:9]:
         for file in text.parent.glob(f"{text.stem}.*"):
             shutil.copy(file, data)
     build(
