@@ -33,6 +33,13 @@ DEVICES = "--devices cpu"
 SMALL = (
     "--views 8 --chunk 4 --features clip_text --batch-size clip_text=8 --threads 1 --producers 1"
 )
+# ``cli.py``, except that workers of ``--devices`` are forked as well.
+BUILD = """
+from tests.consumers.workers import forked
+forked.install()
+from manyviews.main import main
+main()
+"""
 # Passes a program on to this process: prints what it prints, exits as it does, passes SIGTERM on.
 PASSED_ON = """#!{python} -IS
 import json, os, signal, socket, sys
@@ -117,7 +124,7 @@ class Cluster:
             known = {k: v for k, v in os.environ.items() if k.startswith(warm._READ_AT_IMPORT)}
             command = ["-m", "torch.distributed.run", *arguments]
             if name == "manyviews":
-                command = [str(ROOT / "cli.py"), *self.small(arguments)]
+                command = ["-c", BUILD, *self.small(arguments)]
             with warm.Popen(
                 [sys.executable, *command],
                 cwd=folder,

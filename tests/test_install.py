@@ -1,11 +1,13 @@
 """Installation without warnings; without a C compiler it reports that and builds the same store.
 
 One wheel with the kernels, one without them and one sdist are built for all tests. The clean
-environments use the libraries of this one, so that torch is not installed again.
+environments use the libraries of this one, so that torch is not installed again, and commands that
+need torch run in forks of a process that has imported the libraries, and nothing of this project.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -22,12 +24,15 @@ import pytest
 from consumers.build import build
 from consumers.config import BuildConfig
 from producers.kernels.implementations import has_compiled
+from tests import warm
 from tests.conftest import NIGHTLY, ROOT, tree_digest
 
-BUILD: dict[str, Any] = {"views": 4, "chunk": 16, "features": ("clip_image",)}
+BUILD: dict[str, Any] = {"views": 4, "chunk": 8, "features": ("clip_image",)}
 NOTICE = "no compiled kernels: image views take"
 PACKAGES = ("consumers", "featurestore", "manyviews", "producers")
 NO_COMPILER = {"CC": "/bin/false"}
+# A compiler that optimizes nothing.
+QUICK_COMPILER = '#!/bin/bash\nexec cc "${@/#-O*/-O0}"\n'
 # The files of the package in a checkout, beside the packages themselves.
 FILES = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "cli.py")
 
@@ -112,9 +117,14 @@ def test_an_sdist_holds_the_sources_of_the_kernels(sdist: tuple[Path, str]) -> N
     assert not [name for name in names if name.endswith(".so")]
 
 
+@needs_compiler
 def test_an_editable_install_prints_no_warning(tmp_path: Path) -> None:
-    _, printed = build_by_setuptools("editable", tmp_path)
+    compiler = tmp_path / "quick"
+    compiler.write_text(QUICK_COMPILER)
+    compiler.chmod(0o755)
+    _, printed = build_by_setuptools("editable", tmp_path, CC=str(compiler))
     assert warnings_in(printed) == []
+    assert list((tmp_path / "source/producers/kernels").glob("compiled*.so"))
 
 
 @pytest.mark.parametrize(
@@ -173,15 +183,8 @@ def site_packages(python: Path) -> Path:
 
 def manyviews(python: Path, folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     """Runs the installed command from a folder that is not the checkout."""
-    return installed(python, "manyviews", folder, *arguments)
-
-
-def installed(
-    python: Path, command: str, folder: Path, *arguments: object
-) -> subprocess.CompletedProcess[str]:
-    """Runs a script beside the interpreter."""
     return subprocess.run(
-        [python, python.parent / command, *map(str, arguments)],
+        [python, python.parent / "manyviews", *map(str, arguments)],
         cwd=folder,
         env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
         capture_output=True,
@@ -199,13 +202,83 @@ def test_the_version_says_which_kernels_there_are(
     assert not list(site_packages(from_sdist).glob("producers/kernels/*.so"))
 
 
-# The installed command, with a demo of fewer views: each view is embedded four times.
+class WithLibraries(warm.Popen):
+    """Forks of a process that has imported the libraries that take seconds."""
+
+    imported = ("torch", "transformers", "sentence_transformers", "rich.progress", "zarr")
+
+
+# Makes a fork the process of an environment's interpreter, without this checkout's packages.
+ENTER = """
+import json, os, runpy, sys
+interpreter, places, packages, command = map(json.loads, sys.argv[1:5])
+del os.environ["PYTHONPATH"], sys.argv[1:5]
+for name in list(sys.modules):
+    if name.partition(".")[0] in packages:
+        del sys.modules[name]
+sys.meta_path[:] = [each for each in sys.meta_path if "__editable__" not in each.__module__]
+sys.executable, sys.path[:] = interpreter, places
+sys.argv[0] = command
+runpy.run_path(command, run_name="__main__")
+"""
+
+
+def run_forked(
+    python: Path, command: Path, folder: Path, *arguments: object
+) -> subprocess.CompletedProcess[str]:
+    """Runs a script as the interpreter would that is in ``python``; its children are started."""
+    ask = [python, "-c", "import json, sys; print(json.dumps(sys.path[1:]))"]
+    places = json.loads(subprocess.run(ask, capture_output=True, check=True, cwd=folder).stdout)
+    given = [str(python), [str(command.parent), *places], PACKAGES, str(command)]
+    typed = [*map(json.dumps, given), *map(str, arguments)]
+    with WithLibraries(
+        [sys.executable, "-c", ENTER, *typed],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        output, errors = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(typed, process.returncode, output, errors)
+
+
+# The demo of the installed package, with fewer views. Builds and the probe, which need torch, are
+# forked; the other steps are started as always.
 FEW_VIEWS = """
-import sys
+import inspect, os, subprocess, sys, types
 from manyviews import main
 from manyviews.operations.demo import demo
+
+PIPES = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
+START = inspect.signature(subprocess.Popen._execute_child)
+
+class Step(subprocess.Popen):
+    def _execute_child(self, command, *passed):
+        arguments = command[5:]  # after the interpreter, -P, -c, the code and its argument
+        if arguments[0] not in ("build", "probe"):
+            return super()._execute_child(command, *passed)
+        given = START.bind(self, command, *passed).arguments
+        self.pid = os.fork()
+        if self.pid == 0:
+            code = 1
+            try:
+                os.dup2(given["c2pwrite"], 1)
+                os.dup2(given["errwrite"], 2)
+                os.closerange(3, 4096)
+                sys.argv[1:] = arguments
+                main.main()
+            except SystemExit as end:
+                sys.stdout.flush()
+                code = end.code
+            finally:
+                os._exit(code)
+        self._child_created = True
+        self._close_pipe_fds(*(given[name] for name in PIPES))
+
 demo._VIEWS = 4
-sys.exit(main.main())
+demo.subprocess = types.SimpleNamespace(Popen=Step, PIPE=subprocess.PIPE)
+main.main()
 """
 
 
@@ -214,10 +287,14 @@ def test_the_demo_runs_from_another_folder(from_wheel: Path, tmp_path: Path) -> 
     site = site_packages(from_wheel)
     intruder = site / "enum.py"
     intruder.write_text("raise ImportError('not the standard library')\n")
-    (from_wheel.parent / "few-views").write_text(FEW_VIEWS)
-    command = "manyviews" if NIGHTLY else "few-views"
+    few_views = from_wheel.parent / "few-views"
+    few_views.write_text(FEW_VIEWS)
+    typed = ("demo", "--out-dir", "demo")
     try:
-        done = installed(from_wheel, command, tmp_path, "demo", "--out-dir", "demo")
+        if NIGHTLY:
+            done = manyviews(from_wheel, tmp_path, *typed)
+        else:
+            done = run_forked(from_wheel, few_views, tmp_path, *typed)
     finally:
         intruder.unlink()
     assert done.returncode == 0, done.stderr
@@ -298,9 +375,14 @@ def test_an_install_without_a_compiler_builds_the_same_store(
     from_sdist: Path, demo_data: Path, checkpoints: dict[str, str], tmp_path: Path
 ) -> None:
     """Beside modules in site-packages, which comes after the standard library in every process."""
+    data = tmp_path / "data"
+    data.mkdir()
+    for text in sorted((demo_data / "dataset").glob("*.json"))[:9]:
+        for file in text.parent.glob(f"{text.stem}.*"):
+            shutil.copy(file, data)
     build(
         BuildConfig(
-            data_dir=demo_data / "dataset",
+            data_dir=data,
             store=tmp_path / "compiled",
             models=checkpoints,
             device="cpu",
@@ -308,7 +390,7 @@ def test_an_install_without_a_compiler_builds_the_same_store(
             **BUILD,
         )
     )
-    options = ["--data-dir", demo_data / "dataset", "--store", tmp_path / "libraries"]
+    options = ["--data-dir", data, "--store", tmp_path / "libraries"]
     for name in ("views", "chunk"):
         options += [f"--{name}", str(BUILD[name])]
     options += ["--features", ",".join(BUILD["features"]), "--device", "cpu", "--producers", "2"]
@@ -318,7 +400,8 @@ def test_an_install_without_a_compiler_builds_the_same_store(
     for path in intruders:
         path.write_text("raise ImportError('not the standard library')\n")
     try:
-        done = manyviews(from_sdist, tmp_path, "build", *options)
+        command = from_sdist.parent / "manyviews"
+        done = run_forked(from_sdist, command, tmp_path, "build", *options)
     finally:
         for path in intruders:
             path.unlink()

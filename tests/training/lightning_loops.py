@@ -1,4 +1,6 @@
-"""A Lightning script that starts its second process itself; arguments STORE OUT_DIR.
+"""A Lightning script whose second process Lightning starts; arguments STORE OUT_DIR.
+
+That process is forked from the first one, which has imported all libraries.
 
 Each scenario logs the batches of its steps. The scenarios of one process run first, in the first
 process only.
@@ -7,7 +9,9 @@ process only.
 # ruff: noqa: E402
 
 import os
+import subprocess
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -192,5 +196,27 @@ def main(store: str, folder: str) -> None:
     loops.log.save(folder, torch.distributed.get_rank())
 
 
+class ForkedScript(subprocess.Popen[bytes]):
+    """Replaces ``subprocess.Popen``: forks the process that runs this script again."""
+
+    def _execute_child(self, args: list[str], *passed: Any) -> None:
+        assert args == [sys.executable, "-m", "tests.training.lightning_loops", *sys.argv[1:]]
+        [environment] = [each for each in passed if isinstance(each, dict)]
+        self.pid = os.fork()
+        if self.pid == 0:
+            code = 1
+            try:
+                os.environ.clear()
+                os.environ.update(environment)
+                main(*args[3:])
+                code = 0
+            except BaseException:  # noqa: BLE001  the process border
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        self._child_created = True
+
+
 if __name__ == "__main__":
+    subprocess.Popen = ForkedScript  # type: ignore[misc]
     main(*sys.argv[1:])

@@ -35,7 +35,6 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(
-    popen: type[subprocess.Popen[str]],
     program: str,
     store: Path,
     folder: Path,
@@ -48,7 +47,7 @@ def run(
     for rank in ranks:
         chosen = {name: str(value) for name, value in (variables | rank).items()}
         started.append(
-            popen(
+            warm.Popen(
                 [sys.executable, "-m", f"tests.training.{program}", store, folder],
                 env=os.environ | chosen,
                 cwd=ROOT,
@@ -70,16 +69,16 @@ def run(
 
 @pytest.fixture(scope="module")
 def lightning(store: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Log]:
-    # Lightning starts the second process itself, by this one's command line.
+    # Lightning starts the second process itself, by the first one's command line.
     folder = tmp_path_factory.mktemp("lightning")
-    return run(subprocess.Popen, "lightning_loops", store, folder, [{}])
+    return run("lightning_loops", store, folder, [{}])
 
 
 @pytest.fixture(scope="module")
 def huggingface(store: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Log]:
     ranks = [{"RANK": r, "LOCAL_RANK": r, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2} for r in range(2)]
     folder = tmp_path_factory.mktemp("huggingface")
-    return run(warm.Popen, "huggingface_loops", store, folder, ranks)
+    return run("huggingface_loops", store, folder, ranks)
 
 
 def samples(epoch: Epoch) -> list[int]:

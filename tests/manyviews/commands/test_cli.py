@@ -55,6 +55,11 @@ def shell(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str
     return subprocess.run(command, capture_output=True, text=True, check=False, **options)
 
 
+def forked(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "cli.py"), *map(str, arguments)]
+    return warm.run(command, capture_output=True, text=True, **options)
+
+
 # Help -------------------------------------------------------------------------------------------
 
 HELP = """
@@ -311,14 +316,14 @@ def test_build_prints_only_json_on_standard_output(
     store = tmp_path / "store"
     arguments = ["build", "--data-dir", demo_data / "dataset", "--store", store, "--json"]
     arguments += ["--features", "blip2_text", "--model", f"blip2_text={checkpoints['blip2_text']}"]
-    arguments += ["--views", 8, "--producers", 1, "--device", "cpu", "--chunk", 16]
+    arguments += ["--views", 2, "--producers", 1, "--device", "cpu", "--chunk", 16]
     command = [sys.executable, ROOT / "cli.py", *map(str, arguments)]
     done = warm.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 1
     facts = json.loads(done.stdout)
     assert facts["store"] == str(store)
-    assert (facts["samples"], facts["views"], facts["built"], facts["bad"]) == (48, 8, 48, [])
+    assert (facts["samples"], facts["views"], facts["built"], facts["bad"]) == (48, 2, 48, [])
     assert facts["unmatched_images"] == ["9999999.jpg"]
     assert "images without a synopsis (1): '9999999.jpg'" in done.stderr
     assert "\x1b" not in done.stderr  # no colours in a pipe
@@ -556,7 +561,7 @@ def test_shell_completion_offers_commands_and_features(words: str, expected: lis
         "COMP_CWORD": str(len(typed.split()) - 1),
         "_MANYVIEWS_COMPLETE": "bash_complete",
     }
-    done = shell(env=os.environ | environment)
+    done = forked(env=os.environ | environment)
     assert [line.split(",", 1)[1] for line in done.stdout.splitlines()] == expected
 
 
@@ -565,7 +570,7 @@ def test_the_documented_variable_prints_the_script_of_a_shell(name: str) -> None
     page = (ROOT / "docs/command-line.md").read_text("utf-8")
     assert "_MANYVIEWS_COMPLETE=bash_source manyviews >> ~/.bashrc" in page
     assert f"{name}_source" in page
-    done = shell(env=os.environ | {"_MANYVIEWS_COMPLETE": f"{name}_source"})
+    done = forked(env=os.environ | {"_MANYVIEWS_COMPLETE": f"{name}_source"})
     assert (done.returncode, done.stderr) == (0, "")
     assert f"_MANYVIEWS_COMPLETE={name}_complete" in done.stdout
     if name == "bash":

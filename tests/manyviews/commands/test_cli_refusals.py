@@ -41,7 +41,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("refusals")
-    make_store(root / "store", stems=STEMS)
+    make_store(root / "store", stems=STEMS, dims={"clip_image": 64})
     (root / "data").mkdir()
     for stem in STEMS[:2]:
         Image.effect_noise((40, 60), 30).convert("RGB").save(root / "data" / f"{stem}.jpg")

@@ -12,7 +12,7 @@ import pytest
 from featurestore.storage.commits import COMMITS
 from manyviews import main
 from tests.conftest import tree_digest
-from tests.featurestore.stores import unseal
+from tests.featurestore.stores import make_store, unseal
 
 DATA = "DATA"
 
@@ -42,7 +42,7 @@ def files(folder: Path) -> dict[str, str]:
         ["materialize", "--out-dir", "OUT", "--zscore", "train", "--split-json", "SPLIT"],
         ["export", "--format", "npy", "--out-dir", "OUT"],
         ["export", "--format", "safetensors", "--views", "1-2", "--out-dir", "OUT"],
-        ["probe", "--labels-dir", "LABELS", "--split-json", "SPLIT", "--device", "cpu"],
+        ["probe", "--labels-dir", "LABELS", "--split-json", "SPLIT", "--features", "clip_text"],
         ["views", "--data-dir", DATA, "--id", "ID", "--sheet", "OUT.png"],
         ["verify"],
         ["verify", "--verify-inputs", "--data-dir", DATA],
@@ -89,11 +89,13 @@ def plain(facts: dict[str, Any], store: Path, out: Path) -> dict[str, Any]:
     return kept
 
 
-def test_a_report_of_an_unsealed_store(
-    demo_store: Path, unsealed: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_report_of_an_unsealed_store(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     pages = []
-    for store in (demo_store, unsealed):
+    sealed, unsealed = tmp_path / "sealed", tmp_path / "unsealed"
+    make_store(sealed, dims={"clip_image": 64})
+    shutil.copytree(sealed, unsealed)
+    unseal(unsealed, kept=[1])
+    for store in (sealed, unsealed):
         page = tmp_path / "page.html"
         result(["report", "--store", str(store), "--out", str(page)], capfd)
         pages.append(page.read_text("utf-8").replace(str(store), "STORE"))

@@ -458,7 +458,7 @@ def test_check_takes_the_options_of_build(check: Call, workplace: Path) -> None:
         (["--resume"], None),
         (["--resume", "--seed", 5, "--no-calibration"], "was built with another seed"),
         (
-            ["--resume", "--batch-size", "clip_text=4"],
+            ["--resume", "--batch-size", "clip_text=4", "--no-calibration"],
             "another clip_text.batch_size",
         ),
         (["--bad-sample", "fail", "--no-calibration"], "1 input that cannot be used"),

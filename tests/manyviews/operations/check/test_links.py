@@ -62,7 +62,7 @@ def linked(data: Path, folder: Path, layout: str) -> Path:
 
 def options(store: Path, data: Path, checkpoints: dict[str, str]) -> list[object]:
     model = checkpoints["clip_image"]
-    found: list[object] = ["build", "--data-dir", data, "--store", store, "--views", 8]
+    found: list[object] = ["build", "--data-dir", data, "--store", store, "--views", 2]
     found += ["--features", "clip_image,clip_text", "--model", f"clip_image={model}"]
     found += ["--model", f"clip_text={checkpoints['clip_text']}", "--chunk", 16]
     return [*found, "--producers", 1, "--device", "cpu"]
@@ -78,7 +78,7 @@ def store(
 
     path = tmp_path_factory.mktemp("built") / "store"
     models = {name: checkpoints[name] for name in ("clip_image", "clip_text")}
-    values = {"data_dir": data, "store": path, "models": tuple(models.items()), "views": 8}
+    values = {"data_dir": data, "store": path, "models": tuple(models.items()), "views": 2}
     values |= {"features": ",".join(models), "chunk": 16, "producers": 1, "device": "cpu"}
     build(build_config(None, values))
     return path

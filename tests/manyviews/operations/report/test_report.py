@@ -305,15 +305,15 @@ def test_a_large_store_is_measured_on_a_part_of_it(store: FeatureStore, text: st
     assert "Measured on all 46 samples" in text
 
 
-@pytest.mark.parametrize("rounding", [0.0, 0.003])
-def test_normalised_rows_are_reported_without_a_histogram(tmp_path: Path, rounding: float) -> None:
+def test_normalised_rows_are_reported_without_a_histogram(tmp_path: Path) -> None:
     """Rows of length 1, exactly or up to rounding to bfloat16, have no histogram of norms."""
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(40, VIEWS, 64))
     rows /= np.linalg.norm(rows, axis=2, keepdims=True)
-    unit = (rows * (1 + rounding * rng.uniform(-1, 1, size=(40, VIEWS, 1)))).astype(np.float32)
+    unit = rows.astype(np.float32)
+    rounded = (rows * (1 + 0.003 * rng.uniform(-1, 1, size=(40, VIEWS, 1)))).astype(np.float32)
     plain = (3 * rows * rng.uniform(0.5, 1.5, size=(40, VIEWS, 1))).astype(np.float32)
-    for name, second, is_said in (("one", plain, True), ("both", unit, False)):
+    for name, second, is_said in (("one", plain, True), ("both", rounded, False)):
         dims = {"unit": 64, "other": 64}
         stored = {"unit": unit, "other": second}
         shape: dict[str, Any] = {"samples": 40, "views": VIEWS, "chunk": 16, "dims": dims}
