@@ -116,7 +116,14 @@ def at_the_gate(process: subprocess.Popen[str], store: Path) -> None:
     """Waits until a chunk is committed and both workers build."""
     wait_for(lambda: committed(store) or process.poll() is not None, 300)
     assert process.poll() is None, process.communicate()
-    wait_for(lambda: len(list((store / "records" / "runs").glob("*.log"))) >= 2, 300)
+    # They handle stop signals when they start their producers.
+    wait_for(lambda: sum(map(has_children, children(process))) == 2, 300)
+
+
+def has_children(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return bool(process.children())
+    return False
 
 
 # Without faults ---------------------------------------------------------------------------------

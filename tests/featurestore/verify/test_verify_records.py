@@ -205,7 +205,13 @@ def test_a_repair_drops_exactly_the_damaged_chunks(
     assert tree(copy) == tree(made[0])
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *(pytest.param(each, marks=pytest.mark.nightly) for each in list(DAMAGES)[:-1]),
+        damage_all,
+    ],
+)
 def test_a_repair_is_killed_at_every_operation(
     made: tuple[Path, Path, dict[str, np.ndarray]],
     copy: Path,
