@@ -40,9 +40,15 @@ def run(system: str, arguments: list[str], folder: Path) -> subprocess.Completed
         "PYTHONPATH": os.pathsep.join((str(SWITCHES), str(ROOT))),
         "USER": "someone",  # Windows has no list of users
     }
-    pipes: dict[str, int] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     command = [sys.executable, *arguments]
-    with _Libraries(command, cwd=ROOT, env=os.environ | variables, text=True, **pipes) as process:
+    with _Libraries(
+        command,
+        cwd=ROOT,
+        env=os.environ | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
         try:
             output, errors = process.communicate(timeout=1500)
         except BaseException:
