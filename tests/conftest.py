@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import hashlib
 import os
 import shutil
 import signal
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -107,6 +109,15 @@ def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
     ``tests/faults/test_power_loss.py`` tests what a power cut loses.
     """
     monkeypatch.setattr(os, "fsync", os.fstat)
+
+
+@pytest.fixture(scope="module")
+def few_objects() -> Iterator[None]:
+    """Leaves what is in memory out of garbage collections: torch alone takes half a second."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def tree_digest(folder: Path, *, mtimes: bool = False) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,16 @@ import pytest
 from consumers.backbones import registry
 from consumers.backbones.protocol import Backbone
 from featurestore.records import FEATURES
+from tests import forked
 
 KINDS = {"clip_image": "clip", "clip_text": "sentence"} | dict.fromkeys(FEATURES[2:], "blip2")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forked_children() -> Iterator[None]:
+    """Builds of this process fork their producers."""
+    with forked.children():
+        yield
 
 
 @pytest.fixture(scope="session")

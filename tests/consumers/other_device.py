@@ -82,10 +82,10 @@ def embed(name: str, backbone: Any) -> torch.Tensor:
     return ImageBatcher._forward(owner, sent)
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, dtypes: list[str]) -> None:
     """Prints the lines."""
     made = make_all(folder)
-    loaded = {dtype: load_all(*made, dtype) for dtype in ("float32", "bfloat16")}
+    loaded = {dtype: load_all(*made, dtype) for dtype in dtypes}
     _setup_privateuseone_for_python_backend()
     for dtype, models in loaded.items():
         for name, backbone in models.items():
@@ -100,4 +100,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -24,7 +24,13 @@ from tests.consumers.conftest import KINDS
 BATCH = 16
 
 
-@pytest.mark.parametrize("feature", FEATURES)
+@pytest.mark.parametrize(
+    "feature",
+    [
+        *("clip_text", "blip2_image"),
+        *(pytest.param(each, marks=pytest.mark.nightly) for each in ("clip_image", "blip2_text")),
+    ],
+)
 def test_a_line_of_the_table(
     backbone: Callable[[str], Any], feature: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -210,14 +210,8 @@ def tree(root: Path) -> dict[str, bytes]:
     }
 
 
-def killed_at(n: int, action: Callable[[], object]) -> bool:
-    """Runs ``action`` in a child that dies, without any clean-up, at disk operation ``n``.
-
-    It dies before the operation; of a write, the first half still reaches the file.
-
-    Returns:
-        Whether it died there; False where it needs fewer operations.
-    """
+def die_at(n: int) -> None:
+    """Makes this process die at disk operation ``n``, see :func:`killed_at`."""
     count = 0
 
     def die(operation: str, path: Path, size: int) -> int:
@@ -229,6 +223,18 @@ def killed_at(n: int, action: Callable[[], object]) -> bool:
             os._exit(KILLED)
         return size
 
+    durable.hook = die
+    os.fsync = lambda fd: None  # written data survives a process without a sync
+
+
+def killed_at(n: int, action: Callable[[], object]) -> bool:
+    """Runs ``action`` in a child that dies, without any clean-up, at disk operation ``n``.
+
+    It dies before the operation; of a write, the first half still reaches the file.
+
+    Returns:
+        Whether it died there; False where it needs fewer operations.
+    """
     with warnings.catch_warnings():
         # Newer Pythons warn about forks with threads; the child starts none and takes no lock.
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -236,8 +242,7 @@ def killed_at(n: int, action: Callable[[], object]) -> bool:
     if pid == 0:
         status = 1
         try:
-            durable.hook = die
-            os.fsync = lambda fd: None  # written data survives a process without a sync
+            die_at(n)
             action()
             status = 0
         finally:

@@ -60,6 +60,7 @@ _POSIX = {
 }
 _PREFIXES = {os: ("RWF_", "SCHED_", "POSIX_FADV_", "CLONE_", "XATTR_"), mmap: ("MADV_POP",)}
 _POSIX_MODULES = ("fcntl", "resource", "termios", "tty", "pty", "pwd", "grp", "syslog", "posix")
+_PROJECT = ("featurestore", "manyviews", "producers", "consumers")
 _FREE_BYTES = 3 << 30
 
 
@@ -147,10 +148,13 @@ class _AtFirstImport:
     """Switches Linux off before the first import of this project."""
 
     def find_spec(self, name: str, *_: object) -> None:
-        if name.partition(".")[0] in ("featurestore", "manyviews", "producers", "consumers"):
+        if name.partition(".")[0] in _PROJECT:
             sys.meta_path.remove(self)
             switch_off(os.environ[VARIABLE])
 
 
 if os.environ.get(VARIABLE):
+    for _name in list(sys.modules):  # of the process that this one was forked from
+        if _name.partition(".")[0] in _PROJECT:
+            del sys.modules[_name]
     sys.meta_path.insert(0, _AtFirstImport())

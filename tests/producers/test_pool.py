@@ -27,12 +27,15 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from featurestore.errors import ProducerError, StorageError
 from featurestore.records import BadInput, SampleRecord
+from producers import process
 from producers.pool import ProducerPool
 from producers.recipes.tokens import TextSpec
 from producers.sources.pairs import scan
 from producers.sources.readers import pair_source
 from producers.worker import Job
+from tests import forked
 
+pytestmark = pytest.mark.usefixtures("few_objects")
 ROOT = Path(__file__).resolve().parents[2]
 VIEWS = 6
 SAMPLES = 14
@@ -165,6 +168,13 @@ def promptly(seconds: float = 10.0) -> Iterator[None]:
     yield
     assert sum(os.times()[:4]) - spent < seconds
     assert time.monotonic() - start < 60  # half of what a producer's start may take
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forked_children() -> Iterator[None]:
+    """Pools of this process fork their producers."""
+    with forked.children():
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -386,6 +396,7 @@ def test_producers_that_cannot_start(
         "import sys\nsys.modules['producers.slots'] = None\n"
     )
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
+    monkeypatch.setattr(process, "subprocess", subprocess)  # a fork has imported everything
     with promptly(), pool_for(data) as pool, pytest.raises(ProducerError) as caught:
         pool.take()
     assert "while it started" in str(caught.value)
@@ -404,6 +415,7 @@ def test_the_end_of_a_block_is_the_end_of_its_producers(data: Path) -> None:
 PARENT = """
 import sys
 from pathlib import Path
+from producers import process
 from producers.pool import ProducerPool
 from producers.sources.pairs import scan
 from producers.sources.readers import pair_source
@@ -420,7 +432,9 @@ sys.stdin.read()
 """
 
 
-@pytest.mark.parametrize("moment", ["ready", "starting", "stuck"])
+@pytest.mark.parametrize(
+    "moment", [pytest.param("ready", marks=pytest.mark.nightly), "starting", "stuck"]
+)
 def test_no_producer_outlives_a_killed_parent(
     tmp_path: Path, misbehaving: Path, moment: str
 ) -> None:

@@ -29,7 +29,7 @@ from featurestore.imdb.labels_manifest import verify_augmented
 from featurestore.records import Salt, view_seed
 from featurestore.storage.digests import read_record
 from featurestore.system import durable
-from tests.featurestore.stores import killed_at
+from tests.featurestore.kills import killed_at
 
 P = "mm_imdb1_globals_aug70"
 # Copied from the published list, not from the code.
@@ -577,7 +577,7 @@ def test_a_kill_between_the_renames_is_seen(labels_dir: Path) -> None:
     for n in itertools.count(1):
         write_labels(STEMS, DOCUMENTS, labels_dir)
         old = (labels_dir / "labels_all_23.npy").read_bytes()
-        if not killed_at(n, lambda: write_labels(STEMS, DOCUMENTS[::-1], labels_dir)):
+        if not killed_at(n, write_labels, STEMS, DOCUMENTS[::-1], labels_dir):
             break
         new = (labels_dir / "labels_all_23.npy").read_bytes() != old
         renamed = json.loads((labels_dir / RECORD).read_bytes())["sha256"]["labels_all_23.npy"]

@@ -22,7 +22,9 @@ from featurestore.imdb.materialize import PREFIX, materialize
 from featurestore.records import BadInput
 from featurestore.storage.store import FeatureStore, record_crc32c
 from featurestore.system import durable
-from tests.featurestore.stores import DIMS, StoreAndRows, killed_at, make_store
+from tests.featurestore import kills
+from tests.featurestore.kills import killed_at
+from tests.featurestore.stores import DIMS, StoreAndRows, make_store
 
 STEMS = ["a,b", 'say "x"', "two\nlines", "caf\udce9", "東京", "cr\rx", " blank ", "é", "8", "9", ""]
 BAD = {3: [BadInput(3, "image", "truncated", "")], 7: [BadInput(7, "text", "not-json", "x")]}
@@ -439,7 +441,7 @@ def test_a_kill_anywhere_leaves_no_manifest_and_a_rerun_completes(
     n = 1
     materialize(store, out)
     earlier = contents(out)
-    while killed_at(n, lambda: materialize(store, out, zscore="none")):
+    while killed_at(n, kills.materialize_store, built[0], out, "none"):
         files = {k: v for k, v in contents(out).items() if not k.endswith(".partial")}
         assert f"{PREFIX}_manifest.json" not in files or files in (earlier, contents(golden))
         materialize(store, out)

@@ -12,7 +12,9 @@ from featurestore import FeatureDataset
 from featurestore.errors import InputError
 from featurestore.imdb.materialize import PREFIX, materialize, verify_materialized
 from featurestore.storage.store import FeatureStore
-from tests.featurestore.stores import StoreAndRows, killed_at, make_generic_store, make_store
+from tests.featurestore import kills
+from tests.featurestore.kills import killed_at
+from tests.featurestore.stores import StoreAndRows, make_generic_store, make_store
 
 ABSENT = {1: "text", 4: "text", 5: "text", 6: "text", 7: "text", 2: "image", 9: "both"}
 KEPT = {"clip_image": [0, 1, 3, 4, 5, 6, 7, 8, 10], "clip_text": [0, 2, 3, 8, 10]}
@@ -123,7 +125,7 @@ def test_a_killed_run_leaves_no_trace_in_the_next(built: StoreAndRows, tmp_path:
     reference = tmp_path / "reference"
     materialize(FeatureStore(tmp_path / "whole"), reference)
     number = 1
-    while killed_at(number, lambda: materialize(FeatureStore(built[0]), tmp_path / "out")):
+    while killed_at(number, kills.materialize_store, built[0], tmp_path / "out"):
         out = tmp_path / f"out-{number}"
         if (tmp_path / "out").exists():
             (tmp_path / "out").rename(out)

@@ -29,6 +29,8 @@ from featurestore.storage.shape import ArraySpec
 from featurestore.storage.store import FeatureStore
 from tests.featurestore.stores import DIMS, make_store, zarr_rows
 
+pytestmark = pytest.mark.usefixtures("few_objects")
+
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:

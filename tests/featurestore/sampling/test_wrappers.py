@@ -81,9 +81,15 @@ def wrapped(opened: Opener, kind: str) -> tuple[Any, list[tuple[int, int]], int]
 KINDS = ["subset", "tensor", "split", "concat", "nested", "own"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("how", ["loader", "workers", "device"])
-def test_random_views_change_every_epoch(opened: Opener, kind: str, how: str) -> None:
+@pytest.mark.parametrize(
+    ("how", "kind"),
+    [
+        *((how, kind) for how in ("loader", "device") for kind in KINDS),
+        *(pytest.param("workers", kind, marks=pytest.mark.nightly) for kind in KINDS[:-2]),
+        *(("workers", kind) for kind in KINDS[-2:]),
+    ],
+)
+def test_random_views_change_every_epoch(opened: Opener, how: str, kind: str) -> None:
     dataset, places, factor = wrapped(opened, kind)
     sampler = FeatureBatchSampler(dataset, SIZE)
     loader: Iterable[dict[str, torch.Tensor]]

@@ -19,9 +19,10 @@ from featurestore.storage.store import LOCK, FeatureStore
 from featurestore.storage.writer import SharedWriter, StoreWriter, take_lock
 from featurestore.system import durable
 from featurestore.system.locks import FileLock, WorkerHolder, lock_holders
+from tests.featurestore import kills
+from tests.featurestore.kills import killed_at
 from tests.featurestore.stores import (
     commit,
-    killed_at,
     make_records,
     make_rows,
     make_store,
@@ -209,11 +210,7 @@ def test_the_seal_is_killed_at_every_operation(golden: Path, tmp_path: Path) -> 
         path = tmp_path / f"at {at}"
         shutil.copytree(made, path)
         at += 1
-
-        def seal(path: Path = path) -> None:
-            StoreWriter(path, take_lock(path)).finish()
-
-        was_killed = killed_at(at, seal)
+        was_killed = killed_at(at, kills.seal, path)
         assert FeatureStore(path).complete, at
         with StoreWriter(path, take_lock(path)) as writer:
             writer.finish()
@@ -229,11 +226,7 @@ def test_a_commit_is_killed_at_every_operation(tmp_path: Path) -> None:
     while was_killed:
         path = empty(tmp_path / f"at {at}")
         at += 1
-
-        def one_chunk(path: Path = path) -> None:
-            write(join(path), [1])
-
-        was_killed = killed_at(at, one_chunk)
+        was_killed = killed_at(at, kills.record_chunk, path, 1)
         with join(path) as other:
             write(other, [1, 0])
             assert other.ledger.committed_now() == {0, 1}

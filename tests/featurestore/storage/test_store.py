@@ -25,11 +25,12 @@ from featurestore.storage.ledger import Ledger
 from featurestore.storage.shape import StoreSpec
 from featurestore.storage.store import SCHEMA, FeatureStore, is_store
 from featurestore.storage.writer import StoreWriter, take_lock
+from tests.featurestore import kills
+from tests.featurestore.kills import killed_at
 from tests.featurestore.stores import (
     DIMS,
     StoreAndRows,
     commit,
-    killed_at,
     make_fingerprint,
     make_records,
     make_rows,
@@ -355,7 +356,7 @@ def test_creation_killed_at_every_operation(tmp_path: Path) -> None:
     states = set()
 
     def scenario(n: int) -> bool:
-        return killed_at(n, lambda: create(tmp_path / f"s{n}", spec=small, stems=STEMS[:5]))
+        return killed_at(n, kills.create_store, tmp_path / f"s{n}", small, STEMS[:5])
 
     for n in sweep(scenario):
         path = tmp_path / f"s{n}"
@@ -377,7 +378,7 @@ def test_erasure_killed_at_every_operation_leaves_nothing_of_the_old_store(tmp_p
 
     def scenario(n: int) -> bool:
         path = shutil.copytree(tmp_path / "old", tmp_path / f"s{n}")
-        return killed_at(n, lambda: erase(path))
+        return killed_at(n, kills.erase_store, path)
 
     for n in sweep(scenario):
         path = tmp_path / f"s{n}"
@@ -399,12 +400,7 @@ def test_commit_killed_at_every_operation(golden: StoreAndRows, tmp_path: Path) 
 
     def scenario(n: int) -> bool:
         copy = shutil.copytree(tmp_path / "first", tmp_path / f"s{n}")
-
-        def action() -> None:
-            with StoreWriter(copy, take_lock(copy)) as writer:
-                commit(writer, [1], rows, records)
-
-        return killed_at(n, action)
+        return killed_at(n, kills.commit_chunk, copy, 1)
 
     for n in sweep(scenario, start=1):
         copy = tmp_path / f"s{n}"

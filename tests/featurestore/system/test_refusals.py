@@ -11,7 +11,6 @@ import gzip
 import os
 import resource
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -44,6 +43,7 @@ from featurestore.training.dataset import FeatureDataset
 from featurestore.verify.store import verify
 from manyviews.operations.current_inputs import compare
 from producers.sources.collection import CollectionConfig
+from tests import warm
 from tests.conftest import ROOT
 from tests.featurestore.stores import make_store, tree
 
@@ -368,9 +368,8 @@ def test_a_real_limit(tmp_path: Path, limit: str, read: str, mapped: str) -> Non
     make_store(store, samples=1024, views=64, chunk=1024, dims={"clip_image": 64})
     before = tree(store)
     script = CHILD.format(root=str(ROOT), limit=limit) + END
-    done = subprocess.run(
-        [sys.executable, "-c", script, store], capture_output=True, text=True, timeout=120
-    )
+    command = [sys.executable, "-c", script, store]
+    done = warm.run(command, capture_output=True, text=True, timeout=120)
     assert done.stdout.startswith("StorageError Could not use"), done
     assert mapped in done.stdout
     assert str(store) in done.stdout

@@ -14,6 +14,7 @@ import torch
 
 from featurestore.system import results
 
+pytestmark = pytest.mark.usefixtures("few_objects")
 LARGE = (9000, 1024)  # 35 MiB
 
 

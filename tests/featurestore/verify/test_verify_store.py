@@ -17,6 +17,7 @@ from featurestore.storage.store import FeatureStore
 from featurestore.storage.writer import StoreWriter
 from featurestore.verify.repair import repair
 from featurestore.verify.store import verify
+from tests.conftest import NIGHTLY
 from tests.featurestore.stores import StoreAndRows, commit, make_records, make_store, remake, tree
 
 LEDGER = "records/ledger.jsonl"
@@ -130,7 +131,8 @@ def test_each_byte_of_a_ledger_line_counts(sound: StoreAndRows, tmp_path: Path) 
     shutil.copytree(sound[0], path)
     whole = (path / LEDGER).read_bytes()
     first = whole.index(b"\n")
-    for at in range(first):
+    step = 1 if NIGHTLY else 3
+    for at in [*range(0, first, step), first - 1]:
         damaged = bytearray(whole)
         damaged[at] ^= 0x01
         (path / LEDGER).write_bytes(damaged)

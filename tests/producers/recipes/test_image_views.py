@@ -207,6 +207,7 @@ def test_importing_the_producers_stays_light() -> None:
     )
 
 
+@pytest.mark.nightly
 def test_torchvision_and_transformers_import_in_a_fresh_process() -> None:
     code = (
         "from featurestore.system.torchvision_ops import ensure_importable\n"
