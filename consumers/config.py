@@ -12,6 +12,10 @@ from consumers.workers.share import Share
 from featurestore.errors import ConfigError
 from featurestore.records import FEATURES, PAPER_VIEWS
 from featurestore.storage.codecs import CODECS, NONE
+from producers.recipes.images.random_crops import Simclr
+from producers.recipes.images.recipe import ImageRecipe
+from producers.recipes.texts.hiding import Mask
+from producers.recipes.texts.recipe import TextRecipe
 from producers.sources.collection import CollectionConfig, given_collection, require_one
 
 
@@ -34,6 +38,8 @@ class BuildConfig:
         views: number of views per sample, including the clean one; None for that of the store, or
             the paper's 70 for MM-IMDb and 8 for other collections.
         seed: base seed of both recipes.
+        image_recipe: how the views of images are made; None for that of the store, or SimCLR's.
+        text_recipe: how the views of texts are made; None for that of the store, or masked words.
         features: names of the features to compute; None for those of the store, or the paper's
             four for MM-IMDb, and those of CLIP for the inputs of other collections.
         models: hub id or local folder of each feature whose model is not the default.
@@ -80,6 +86,8 @@ class BuildConfig:
     overwrite: bool = False
     views: int | None = None
     seed: int = 123
+    image_recipe: ImageRecipe | None = None
+    text_recipe: TextRecipe | None = None
     features: tuple[str, ...] | None = None
     models: Mapping[str, str] = field(default_factory=dict)
     batch_sizes: Mapping[str, int] = field(default_factory=dict)
@@ -210,11 +218,15 @@ class CompleteConfig(BuildConfig):
 
     Attributes:
         views: number of views per sample.
+        image_recipe: how the views of images are made.
+        text_recipe: how the views of texts are made.
         features: names of the features that the store is to have.
         codec: codec of the store's chunks.
     """
 
     views: int = PAPER_VIEWS
+    image_recipe: ImageRecipe = field(default_factory=Simclr)
+    text_recipe: TextRecipe = field(default_factory=Mask)
     features: tuple[str, ...] = FEATURES
     codec: str = NONE
 

@@ -9,7 +9,7 @@ from consumers.backbones.config import BackboneConfig
 from consumers.config import BuildConfig, CompleteConfig, expand_models
 from consumers.config_file import read_toml
 from consumers.decisions import chunk_of
-from consumers.resume.extension import completed
+from consumers.resume.completion import completed
 from consumers.workers.share import Share
 from featurestore.errors import ConfigError, InputError, StoreMismatchError
 from featurestore.records import FEATURES, Sample

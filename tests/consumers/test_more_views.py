@@ -16,7 +16,8 @@ from consumers.build import build
 from consumers.config import BuildConfig
 from consumers.decisions import decide
 from consumers.plan import Plan, make_plan
-from consumers.resume.extension import completed, find_extension
+from consumers.resume.completion import completed
+from consumers.resume.extension import find_extension
 from featurestore.storage.store import FeatureStore
 from featurestore.storage.writer import StoreWriter
 from manyviews.operations.check.forecast import forecast_group, run_trial

@@ -28,7 +28,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from featurestore.errors import ProducerError, StorageError
 from featurestore.records import BadInput, SampleRecord
 from producers.pool import ProducerPool
-from producers.recipes.tokens import TextSpec
+from producers.recipes.texts.tokens import TextSpec
 from producers.sources.pairs import scan
 from producers.sources.readers import pair_source
 from producers.worker import Job

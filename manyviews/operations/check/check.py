@@ -17,7 +17,8 @@ from consumers.config import BuildConfig, CompleteConfig
 from consumers.decisions import Decided, decide
 from consumers.notices import slow_paths
 from consumers.plan import Plan, make_plan
-from consumers.resume.extension import completed, features_to_build
+from consumers.resume.completion import completed
+from consumers.resume.extension import features_to_build
 from featurestore.errors import (
     BadInputsError,
     ConfigError,

@@ -83,11 +83,13 @@ def draw_first(config: CompleteConfig, scanned: Scan, out: Path) -> None:
     """
     from manyviews.operations.replay.contact_sheet import png, stacked
     from manyviews.operations.replay.recorded import Place
-    from manyviews.operations.replay.replay import Recipe, replay
+    from manyviews.operations.replay.replay import Settings, replay
 
-    recipe = Recipe(config.seed, config.views)
+    settings = Settings(
+        config.seed, config.views, image=config.image_recipe, text=config.text_recipe
+    )
     chosen = scanned.samples[:FIRST]
-    replace_file(out, png(stacked([replay(Place(scanned, sample), recipe) for sample in chosen])))
+    replace_file(out, png(stacked([replay(Place(scanned, sample), settings) for sample in chosen])))
 
 
 def data_group(scanned: Scan) -> Group:

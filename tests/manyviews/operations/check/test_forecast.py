@@ -16,7 +16,7 @@ from consumers.build_report import BuildReport
 from consumers.config import BuildConfig
 from consumers.decisions import decide
 from consumers.plan import Plan, make_plan
-from consumers.resume.extension import completed
+from consumers.resume.completion import completed
 from featurestore.errors import BackboneError
 from featurestore.storage.entries import format_entry
 from featurestore.storage.writer import StoreWriter
