@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from producers.recipes.images.geometry import ImageSpec, Pixels, Poster, clean_view
-from producers.recipes.images.recipe import ImageRecipe
+from producers.recipes.images.recipe import ImageRecipe, check_out
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,9 @@ class CleanImage(ImageRecipe):
         out: Pixels,
     ) -> None:
         """Makes nothing: there is no view beside the clean one."""
-        del poster, spec, seeds, out
-        assert not views
+        del poster, seeds
+        assert not views, views
+        check_out(out, views, spec)
 
 
 @dataclass(frozen=True)
@@ -58,5 +59,6 @@ class Flip(ImageRecipe):
     ) -> None:
         """Makes the mirror image; see :class:`ImageRecipe`."""
         del seeds
+        check_out(out, views, spec)
         for _ in views:
             out[:] = clean_view(poster, spec)[:, ::-1]

@@ -15,9 +15,8 @@ from PIL import Image
 from featurestore.errors import ConfigError
 from producers.kernels import draws
 from producers.kernels.draws import ColourRanges, CropRanges, Floats, Range, ViewDraws
-from producers.kernels.implementations import Kernels
 from producers.recipes.images.geometry import ImageSpec, Pixels, Poster
-from producers.recipes.images.recipe import ImageRecipe
+from producers.recipes.images.recipe import ImageRecipe, check_out
 from producers.recipes.recipe import require_ascending, require_share
 
 # The published ranges of a crop's area and of its width divided by its height.
@@ -37,6 +36,7 @@ class RandomCrops(ImageRecipe):
         out: Pixels,
     ) -> None:
         """Makes views; see :class:`ImageRecipe`."""
+        check_out(out, views, spec)
         drawn = self.draws(views, seeds, *poster.image.size)
         taps = draws.blur_taps(spec.size)
         sigmas = [each.sigma for each in drawn if each.sigma is not None]
@@ -75,7 +75,9 @@ class Crop(RandomCrops):
             ConfigError: a value is out of range.
         """
         require_ascending(self, "scale", 1.0)
-        require_ascending(self, "ratio")
+        require_ascending(self, "ratio", 50.0)
+        if self.ratio[0] < 0.02:
+            raise ConfigError(f"[recipe.image] ratio is at least 0.02, found {self.ratio[0]}.")
         require_share(self, "flip")
 
     def draws(
@@ -151,8 +153,14 @@ def apply(poster: Poster, drawn: ViewDraws, out: Pixels, weights: Floats | None 
     planes = np.empty((3, size, size), np.uint8)
     resample = int(Image.Resampling.BICUBIC)
     kernels.resize(poster.prepared, drawn.box, resample, drawn.flip, planes)
+    change_colour = {
+        "brightness": kernels.brightness,
+        "contrast": kernels.contrast,
+        "saturation": kernels.saturation,
+        "hue": kernels.hue,
+    }
     for name, factor in drawn.jitter:
-        _operation(kernels, name)(planes, factor)
+        change_colour[name](planes, factor)
     if drawn.gray:
         kernels.gray(planes)
     if drawn.sigma is not None:
@@ -162,10 +170,3 @@ def apply(poster: Poster, drawn: ViewDraws, out: Pixels, weights: Floats | None 
     kernels.interleave(planes, out)
 
 
-def _operation(kernels: Kernels, name: str):  # type: ignore[no-untyped-def]
-    return {
-        "brightness": kernels.brightness,
-        "contrast": kernels.contrast,
-        "saturation": kernels.saturation,
-        "hue": kernels.hue,
-    }[name]

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+
 from featurestore.records import Modality
 from producers.kernels.draws import ViewDraws
 from producers.recipes.images.geometry import ImageSpec, Pixels, Poster
@@ -42,6 +44,9 @@ class ImageRecipe(Recipe):
             views: indices of the views, without 0.
             seeds: seed of each view, below 2³².
             out: uint8 [len(views), S, S, 3], overwritten.
+
+        Raises:
+            ValueError: ``out`` has another shape or dtype.
         """
 
     def draws(
@@ -57,3 +62,10 @@ class ImageRecipe(Recipe):
         """
         del views, seeds, width, height
         return None
+
+
+def check_out(out: Pixels, views: Sequence[int], spec: ImageSpec) -> None:
+    """Refuses an array of another shape or dtype: NumPy would broadcast or cast into it."""
+    expected = (len(views), spec.size, spec.size, 3)
+    if out.shape != expected or out.dtype != np.uint8:
+        raise ValueError(f"out must be uint8 {expected}, got {out.dtype} {out.shape}")

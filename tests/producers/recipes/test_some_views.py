@@ -17,6 +17,7 @@ from producers import worker
 from producers.recipes.images import random_crops
 from producers.recipes.images.geometry import ImageSpec
 from producers.recipes.texts import hiding
+from producers.recipes.texts.hiding import Mask
 from producers.recipes.texts.tokens import TextSpec, TokenEncoder
 from producers.slots import Ring, SlotArrays
 from producers.sources.pairs import scan
@@ -167,15 +168,15 @@ def test_an_input_with_two_faults_is_one_bad_input(
     (tmp_path / "0.json").write_text(json.dumps({"plot": plot}))
     found = scan(tmp_path)
     planned = job(found, 0)
-    draw = text_views.draw
+    draw = Mask.draw
 
-    def short(text: str, *rest: Any) -> Any:
+    def short(recipe: Mask, text: str, *rest: Any, **named: Any) -> Any:
         if text:
             raise MemoryError
-        return draw(text, *rest)
+        return draw(recipe, text, *rest, **named)
 
     producer = Producer(planned)
-    monkeypatch.setattr(text_views, "draw", short)
+    monkeypatch.setattr(Mask, "draw", short)
     slot = one_slot(planned)
     [[modality, reason, detail]] = producer.produce(found.samples[0], slot, {})["bad"]
     assert (modality, reason) == ("text", "out-of-memory")

@@ -7,6 +7,7 @@ import io
 import json
 import random
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -341,7 +342,7 @@ def test_an_unknown_stem_lists_similar_ones(folder: Path) -> None:
 @pytest.mark.parametrize(("name", "value"), [("seed", -1), ("views", 0), ("size", 0)])
 def test_numbers_out_of_range_are_refused(name: str, value: int) -> None:
     with pytest.raises(ConfigError, match=f"--{name} must be at least"):
-        Settings(**{name: value})
+        replace(Settings(), **{name: value})  # type: ignore[arg-type]
 
 
 # The sheet --------------------------------------------------------------------------------------
