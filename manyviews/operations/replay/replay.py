@@ -100,11 +100,20 @@ class Replay:
 
         A recipe without random numbers draws none; a custom one draws what only it knows.
         """
-        if view == 0 or self.poster is None:
+        drawn = self.all_drawn() if view else None
+        return None if drawn is None else drawn[view - 1]
+
+    def all_drawn(self) -> list[ViewDraws] | None:
+        """The drawn parameters of all views except view 0; see :meth:`drawn`."""
+        return self._drawn
+
+    @cached_property
+    def _drawn(self) -> list[ViewDraws] | None:
+        if self.poster is None:
             return None
-        seeds = [self.image_seed(view)]
-        drawn = self.settings.image.draws([view], seeds, *self.poster.size)
-        return None if drawn is None else drawn[0]
+        views = range(1, self.settings.views)
+        seeds = [self.image_seed(view) for view in views]
+        return self.settings.image.draws(views, seeds, *self.poster.size)
 
     @cached_property
     def _source(self) -> Poster:
@@ -233,6 +242,16 @@ def find(samples: Sequence[Sample], id_: str, where: str) -> Sample:
     raise InputError(f"{where} has no sample {wanted!r} among its {len(samples):,}.\n{hint}")
 
 
+def store_sizes(fingerprint: Fingerprint, features: Sequence[str]) -> dict[str, int]:
+    """The side of the augmented views, in pixels, of each feature of images; see `store_size`."""
+    sizes = {name: int(fingerprint.get(f"{name}.size", 0)) for name in features}
+    return {
+        name: size or PAPER_SIZE
+        for name, size in sizes.items()
+        if size or (name in REGISTRY and REGISTRY[name].modality == "image")
+    }
+
+
 def store_size(fingerprint: Fingerprint, features: Sequence[str], asked: int | None) -> int:
     """The side of a store's augmented views.
 
@@ -243,12 +262,7 @@ def store_size(fingerprint: Fingerprint, features: Sequence[str], asked: int | N
         ConfigError: the store has several sizes and ``asked`` is None, or ``asked`` is none of its
             sizes.
     """
-    sizes = {name: int(fingerprint.get(f"{name}.size", 0)) for name in features}
-    images = {
-        name: size or PAPER_SIZE
-        for name, size in sizes.items()
-        if size or (name in REGISTRY and REGISTRY[name].modality == "image")
-    }
+    images = store_sizes(fingerprint, features)
     known = sorted(set(images.values()))
     is_assumed = any(name in REGISTRY for name in images) or not images
     if asked is None:

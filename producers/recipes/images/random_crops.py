@@ -168,5 +168,3 @@ def apply(poster: Poster, drawn: ViewDraws, out: Pixels, weights: Floats | None 
             (weights,) = draws.blur_weights([drawn.sigma], draws.blur_taps(size))
         kernels.blur(planes, weights)
     kernels.interleave(planes, out)
-
-
