@@ -13,8 +13,6 @@ from consumers.backbones.config import BackboneConfig, parse_backbone
 from consumers.config import BuildConfig, expand_models
 from consumers.workers.share import Share
 from featurestore.errors import ConfigError
-from producers.recipes.images.presets import image_recipe
-from producers.recipes.texts.presets import text_recipe
 from producers.sources.collection import CollectionConfig, parse_collection
 
 # Fields of the configuration that the tables of ``recipe`` set.
@@ -41,8 +39,9 @@ def read_toml(path: Path) -> dict[str, Any]:
             f"{path} sets {', '.join(unknown)}, which is not known.\n"
             f"Known: {', '.join(sorted(known))}."
         )
-    recipes = _recipes(path, values.pop("recipe", {}))
-    typed = recipes | {name: _typed(path, name, value) for name, value in values.items()}
+    recipes = values.pop("recipe", None)
+    typed = {} if recipes is None else _recipes(path, recipes)
+    typed |= {name: _typed(path, name, value) for name, value in values.items()}
     if "models" in typed:
         found = {name: _local(path, model) for name, model in typed["models"].items()}
         typed["models"] = expand_models(found, typed.get("backbones", {}))
@@ -54,6 +53,10 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def _recipes(path: Path, table: Any) -> dict[str, Any]:
     """Reads the tables ``[recipe.image]`` and ``[recipe.text]``."""
+    # They need NumPy, which a file without recipes does not.
+    from producers.recipes.images.presets import image_recipe
+    from producers.recipes.texts.presets import text_recipe
+
     parsers = {"image": image_recipe, "text": text_recipe}
     if not isinstance(table, dict) or not all(isinstance(own, dict) for own in table.values()):
         raise ConfigError(f"{path}: a recipe is a table [recipe.image] or [recipe.text].")

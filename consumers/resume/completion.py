@@ -15,11 +15,9 @@ from featurestore.storage.codecs import NONE
 from featurestore.storage.store import FeatureStore
 from producers.recipes.images.presets import recorded_image_recipe
 from producers.recipes.images.random_crops import Simclr
-from producers.recipes.images.recipe import ImageRecipe
 from producers.recipes.recipe import Recipe
 from producers.recipes.texts.hiding import Mask
 from producers.recipes.texts.presets import recorded_text_recipe
-from producers.recipes.texts.recipe import TextRecipe
 from producers.sources.collection import MM_IMDB
 from producers.sources.scan import Scan
 
@@ -60,7 +58,7 @@ def _features_of(found: Scan) -> tuple[str, ...]:
     return tuple(f"clip_{modality}" for modality in found.modalities)
 
 
-def _recipes(config: BuildConfig, stored: FeatureStore | None) -> tuple[ImageRecipe, TextRecipe]:
+def _recipes(config: BuildConfig, stored: FeatureStore | None) -> tuple[Recipe, Recipe]:
     """The recipes of the configuration, else of the store, else the defaults."""
     image, text = config.image_recipe, config.text_recipe
     if stored is None:
