@@ -21,7 +21,7 @@ from featurestore.errors import BackboneError
 from featurestore.storage.entries import format_entry
 from featurestore.storage.writer import StoreWriter
 from featurestore.system import durable
-from manyviews.operations.check.forecast import Trial, run_trial
+from manyviews.operations.check.trial import Trial, run_trial
 from producers.sources.kinds import scan_collection
 from tests.conftest import tree_digest
 
