@@ -55,7 +55,7 @@ def _config(task: Mapping[str, Any], **more: Any) -> Any:
 def _planned(task: Mapping[str, Any]) -> Any:
     from consumers.decisions import decide
     from consumers.plan import make_plan
-    from consumers.resume.extension import completed
+    from consumers.resume.completion import completed
     from producers.sources.kinds import scan_collection
 
     given = _config(task)

@@ -19,9 +19,10 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 from benchmarks import measuring
 from benchmarks.measuring import Contender, timed
-from producers.recipes import text_views
-from producers.recipes.text_views import TextViews
-from producers.recipes.tokens import TextSpec, TokenEncoder
+from featurestore.records import view_seeds
+from producers.recipes.texts.hiding import Mask
+from producers.recipes.texts.tokens import TextSpec, TokenEncoder
+from producers.recipes.texts.views import HiddenWords
 
 VIEWS = 70
 VOCABULARY = 8000
@@ -63,15 +64,21 @@ def unigram(corpus: list[str]) -> TextSpec:
     return TextSpec(tokenizer.to_str(), 512)
 
 
-def plots(corpus: list[str], words: int, count: int) -> list[TextViews]:
+def plots(corpus: list[str], words: int, count: int) -> list[HiddenWords]:
     """Runs of this many words of the corpus, with their masked views."""
     everything = " ".join(corpus).split()
     starts = random.Random(0).sample(range(len(everything) - words), count)
     texts = (" ".join(everything[start : start + words]) for start in starts)
-    return [text_views.draw(text, 123, index, VIEWS) for index, text in enumerate(texts)]
+    return [drawn(text, index) for index, text in enumerate(texts)]
 
 
-def encode_whole(encoder: TokenEncoder, samples: list[TextViews]) -> Callable[[], float]:
+def drawn(text: str, index: int) -> HiddenWords:
+    """The views of a text."""
+    seeds = view_seeds(123, index, range(1, VIEWS), "text")
+    return Mask().draw(text, seeds, has_clean=True)
+
+
+def encode_whole(encoder: TokenEncoder, samples: list[HiddenWords]) -> Callable[[], float]:
     """What a view costs where its text is encoded; the texts are there already."""
     texts = [sample.texts() for sample in samples]
     ids, lengths = arrays(encoder)
@@ -84,7 +91,7 @@ def encode_whole(encoder: TokenEncoder, samples: list[TextViews]) -> Callable[[]
     return lap
 
 
-def encode_by_words(encoder: TokenEncoder, samples: list[TextViews]) -> Callable[[], float]:
+def encode_by_words(encoder: TokenEncoder, samples: list[HiddenWords]) -> Callable[[], float]:
     """What it costs where it is put together, the check of every sample included."""
     ids, lengths = arrays(encoder)
 
@@ -96,18 +103,18 @@ def encode_by_words(encoder: TokenEncoder, samples: list[TextViews]) -> Callable
     return lap
 
 
-def mask(samples: list[TextViews]) -> Callable[[], float]:
+def mask(samples: list[HiddenWords]) -> Callable[[], float]:
     """Drawing which words each view hides."""
 
     def lap() -> float:
         for index, sample in enumerate(samples):
-            text_views.draw(sample.text, 123, index, VIEWS)
+            drawn(sample.text, index)
         return len(samples) * VIEWS
 
     return lap
 
 
-def mask_by_library(samples: list[TextViews]) -> Callable[[], float]:
+def mask_by_library(samples: list[HiddenWords]) -> Callable[[], float]:
     """The same draws by ``random.shuffle``."""
 
     def lap() -> float:
@@ -125,7 +132,7 @@ def arrays(encoder: TokenEncoder) -> tuple[np.ndarray, np.ndarray]:
     return np.zeros((VIEWS, encoder.spec.max_length), np.int32), np.zeros(VIEWS, np.int32)
 
 
-def require_equal(encoder: TokenEncoder, samples: list[TextViews]) -> None:
+def require_equal(encoder: TokenEncoder, samples: list[HiddenWords]) -> None:
     """Stops where both ways give other ids."""
     found, expected = arrays(encoder), arrays(encoder)
     for sample in samples:

@@ -23,10 +23,11 @@ from PIL import Image
 from benchmarks import measuring
 from benchmarks.environments import Peer, environment
 from benchmarks.measuring import Contender, timed
-from featurestore.records import view_seed
+from featurestore.records import view_seed, view_seeds
 from featurestore.system.torchvision_ops import ensure_importable
 from producers.kernels.implementations import Kernels, has_compiled, implementation
-from producers.recipes.image_views import augmented_views
+from producers.recipes.images.geometry import ImageSpec, Poster
+from producers.recipes.images.random_crops import Simclr
 
 SIZE = 224
 SEED = 123
@@ -81,15 +82,9 @@ def our_views(pictures: list[Image.Image], views: int, kernels: Kernels) -> Call
 
     def lap() -> float:
         for index, picture in enumerate(pictures):
-            augmented_views(
-                picture,
-                size=SIZE,
-                base_seed=SEED,
-                index=index,
-                views=views + 1,
-                out=out,
-                kernels=kernels,
-            )
+            numbers = range(1, views + 1)
+            seeds = view_seeds(SEED, index, numbers, "image")
+            Simclr().make(Poster(picture, kernels), ImageSpec(SIZE, SIZE), numbers, seeds, out)
         return len(pictures) * views
 
     return lap

@@ -13,8 +13,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from consumers.backbones import registry
 from manyviews.operations.demo.data import make_demo_data
-from producers.recipes.image_views import ImageSpec
-from producers.recipes.tokens import TextSpec
+from producers.recipes.images.geometry import ImageSpec
+from producers.recipes.texts.tokens import TextSpec
 
 SIZE = 224
 

@@ -16,7 +16,8 @@ from consumers.config import BuildConfig
 from consumers.decisions import decide
 from consumers.plan import Loaded, Plan, load_all, make_plan
 from consumers.resume.checks import check_intent
-from consumers.resume.extension import Extension, completed, find_extension
+from consumers.resume.completion import completed
+from consumers.resume.extension import Extension, find_extension
 from consumers.stopping import before_anything
 from featurestore.errors import (
     InputError,

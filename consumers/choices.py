@@ -10,8 +10,6 @@ from consumers.checkpoints.locating import Located, locate
 from consumers.config import CompleteConfig
 from featurestore.errors import ConfigError
 from featurestore.wording import amount, human_bytes
-from producers.recipes.image_views import IMAGE_RECIPE
-from producers.recipes.text_views import TEXT_RECIPE
 from producers.sources.scan import Scan
 
 
@@ -22,7 +20,7 @@ def choices(config: CompleteConfig, found: Scan) -> dict[str, Any]:
         config: the complete configuration.
         found: the collection.
     """
-    recipes = {"image": IMAGE_RECIPE, "text": TEXT_RECIPE}
+    recipes = {"image": config.image_recipe.name, "text": config.text_recipe.name}
     return {
         "kind": found.collection.kind,
         "path": str(found.path),

@@ -12,6 +12,7 @@ from consumers.workers.share import Share
 from featurestore.errors import ConfigError
 from featurestore.records import FEATURES, PAPER_VIEWS
 from featurestore.storage.codecs import CODECS, NONE
+from producers.recipes.recipe import Recipe
 from producers.sources.collection import CollectionConfig, given_collection, require_one
 
 
@@ -34,6 +35,10 @@ class BuildConfig:
         views: number of views per sample, including the clean one; None for that of the store, or
             the paper's 70 for MM-IMDb and 8 for other collections.
         seed: base seed of both recipes.
+        image_recipe: how the views of images are made, one of ``manyviews.recipes``; None for that
+            of the store, or the default.
+        text_recipe: how the views of texts are made, one of ``manyviews.recipes``; None for that of
+            the store, or the default.
         features: names of the features to compute; None for those of the store, or the paper's
             four for MM-IMDb, and those of CLIP for the inputs of other collections.
         models: hub id or local folder of each feature whose model is not the default.
@@ -80,6 +85,8 @@ class BuildConfig:
     overwrite: bool = False
     views: int | None = None
     seed: int = 123
+    image_recipe: Recipe | None = None
+    text_recipe: Recipe | None = None
     features: tuple[str, ...] | None = None
     models: Mapping[str, str] = field(default_factory=dict)
     batch_sizes: Mapping[str, int] = field(default_factory=dict)
@@ -113,6 +120,7 @@ class BuildConfig:
         if self.views is not None:
             _at_least("views", self.views, 1)
         _at_least("seed", self.seed, 0)
+        self._check_recipes()
         for name in ("producers", "threads", "slots", "chunk"):
             _at_least(name, getattr(self, name), 0)
         _one_of("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
@@ -140,6 +148,15 @@ class BuildConfig:
             _known_feature("model", feature, known)
         if not 0 < self.sample_timeout_s < math.inf:
             raise ConfigError(f"sample_timeout_s is positive, found {self.sample_timeout_s}.")
+
+    def _check_recipes(self) -> None:
+        for modality in ("image", "text"):
+            recipe = getattr(self, f"{modality}_recipe")
+            if recipe is not None and recipe.modality != modality:
+                raise ConfigError(
+                    f"{modality}_recipe is a recipe of {modality}s, found {recipe.name!r} of "
+                    f"{recipe.modality}s."
+                )
 
     def _check_devices(self) -> None:
         if not self.devices:
@@ -210,11 +227,15 @@ class CompleteConfig(BuildConfig):
 
     Attributes:
         views: number of views per sample.
+        image_recipe: how the views of images are made.
+        text_recipe: how the views of texts are made.
         features: names of the features that the store is to have.
         codec: codec of the store's chunks.
     """
 
     views: int = PAPER_VIEWS
+    image_recipe: Recipe
+    text_recipe: Recipe
     features: tuple[str, ...] = FEATURES
     codec: str = NONE
 

@@ -15,6 +15,9 @@ from consumers.workers.share import Share
 from featurestore.errors import ConfigError
 from producers.sources.collection import CollectionConfig, parse_collection
 
+# Fields of the configuration that the tables of ``recipe`` set.
+_RECIPES = ("image_recipe", "text_recipe")
+
 
 def read_toml(path: Path) -> dict[str, Any]:
     """Reads a configuration file: the fields of :class:`BuildConfig`, as TOML.
@@ -29,14 +32,16 @@ def read_toml(path: Path) -> dict[str, Any]:
         values = tomllib.loads(path.read_text("utf-8-sig"))
     except (OSError, ValueError) as e:
         raise ConfigError(f"{path} is not a readable TOML file: {e}.") from None
-    known = {f.name: f for f in fields(BuildConfig)}
+    known = {f.name for f in fields(BuildConfig)} - {*_RECIPES} | {"recipe"}
     unknown = sorted(set(values) - set(known))
     if unknown:
         raise ConfigError(
             f"{path} sets {', '.join(unknown)}, which is not known.\n"
             f"Known: {', '.join(sorted(known))}."
         )
-    typed = {name: _typed(path, name, value) for name, value in values.items()}
+    recipes = values.pop("recipe", None)
+    typed = {} if recipes is None else _recipes(path, recipes)
+    typed |= {name: _typed(path, name, value) for name, value in values.items()}
     if "models" in typed:
         found = {name: _local(path, model) for name, model in typed["models"].items()}
         typed["models"] = expand_models(found, typed.get("backbones", {}))
@@ -44,6 +49,27 @@ def read_toml(path: Path) -> dict[str, Any]:
         tables = typed["backbones"].items()
         typed["backbones"] = {n: replace(own, model=_local(path, own.model)) for n, own in tables}
     return typed
+
+
+def _recipes(path: Path, table: Any) -> dict[str, Any]:
+    """Reads the tables ``[recipe.image]`` and ``[recipe.text]``."""
+    # They need NumPy, which a file without recipes does not.
+    from producers.recipes.images.presets import image_recipe
+    from producers.recipes.texts.presets import text_recipe
+
+    parsers = {"image": image_recipe, "text": text_recipe}
+    if not isinstance(table, dict) or not all(isinstance(own, dict) for own in table.values()):
+        raise ConfigError(f"{path}: a recipe is a table [recipe.image] or [recipe.text].")
+    unknown = sorted(table.keys() - parsers.keys())
+    if unknown:
+        raise ConfigError(
+            f"{path}: [recipe.{unknown[0]}] is not known; recipes are [recipe.image] and "
+            "[recipe.text]."
+        )
+    return {
+        f"{modality}_recipe": parsers[modality](own, f"{path}: [recipe.{modality}]")
+        for modality, own in table.items()
+    }
 
 
 def _local(path: Path, model: str) -> str:

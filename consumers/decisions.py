@@ -23,8 +23,6 @@ from featurestore.storage.fingerprint import VERSION, Fingerprint
 from featurestore.storage.shape import choose_chunk, chunk_fits, rows_of
 from featurestore.storage.store import FeatureStore
 from featurestore.wording import amount
-from producers.recipes.image_views import IMAGE_RECIPE
-from producers.recipes.text_views import TEXT_RECIPE
 from producers.sources.inputs import InputStat, stat_inputs
 from producers.sources.scan import InputStats, Scan
 
@@ -224,8 +222,8 @@ def _asked(config: CompleteConfig, found: Scan, features: Sequence[str]) -> Fing
         "clean_text": found.collection.clean_rule,
         "views": config.views,
         "seed": config.seed,
-        "image_recipe": IMAGE_RECIPE,
-        "text_recipe": TEXT_RECIPE,
+        **config.image_recipe.settings(),
+        **config.text_recipe.settings(),
         "codec": config.codec,
         "features": ",".join(features),
         **{VERSION + name: version(name) for name in (*_VERSIONED, *_libraries(config, features))},
@@ -233,8 +231,8 @@ def _asked(config: CompleteConfig, found: Scan, features: Sequence[str]) -> Fing
 
 
 def _libraries(config: CompleteConfig, features: Sequence[str]) -> list[str]:
-    """The distributions that the used adapters and the codec need beyond the common ones."""
-    used: set[str] = set()
+    """The distributions that recipes, adapters and the codec need beyond the common ones."""
+    used = {*config.image_recipe.libraries(), *config.text_recipe.libraries()} - {*_VERSIONED}
     for own in declared_backbones(config, features).values():
         used |= declared.libraries(own.adapter)
     if config.codec != NONE:

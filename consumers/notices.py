@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from producers.recipes.tokens import TextSpec, TokenEncoder
+from producers.recipes.texts.tokens import TextSpec, TokenEncoder
 from producers.worker import Job
 
 

@@ -206,6 +206,8 @@ def _job(
         source=found.places.source,
         views=config.views,
         seed=config.seed,
+        image_recipe=config.image_recipe.values(),
+        text_recipe=config.text_recipe.values(),
         images=tuple(dict.fromkeys(images)),
         texts=tuple(texts),
         slots=config.slots or default_slots(producers),

@@ -114,3 +114,8 @@ def view_seed(base: int, index: int, view: int, salt: Salt) -> int:
         An integer in [0, 2**32).
     """
     return int(hashlib.sha256(f"{base}:{index}:{view}:{salt}".encode()).hexdigest()[:8], 16)
+
+
+def view_seeds(base_seed: int, index: int, views: Iterable[int], salt: Salt) -> list[int]:
+    """The seed of each of these views; see :func:`view_seed`."""
+    return [view_seed(base_seed, index, view, salt) for view in views]

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from manyviews.api import status as status
     from manyviews.api import verify as verify
     from manyviews.operations.labels import labels as labels
+    from manyviews.operations.replay.parameters import view_parameters as view_parameters
     from producers.sources.collection import CollectionConfig as CollectionConfig
 
 __all__ = [
@@ -88,6 +89,7 @@ __all__ = [
     "report",
     "status",
     "verify",
+    "view_parameters",
 ]
 
 _HOMES = {
@@ -111,6 +113,7 @@ _HOMES = {
     "CollectionConfig": "producers.sources.collection",
     "labels": "manyviews.operations.labels",
     "make_datamodule": "featurestore.datamodule",
+    "view_parameters": "manyviews.operations.replay.parameters",
 }
 
 _SIBLINGS = ("featurestore", "producers", "consumers")

@@ -15,7 +15,7 @@ import errno
 import math
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ import numpy.typing as npt
 from featurestore.errors import ConfigError
 from featurestore.system.limits import available_bytes
 from featurestore.wording import amount
-from producers.recipes.image_views import ImageSpec, Pixels
+from producers.recipes.images.geometry import ImageSpec, Pixels
 
 # Errors when this process or the machine cannot open more files.
 NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
@@ -41,8 +41,8 @@ class SlotArrays:
     Attributes:
         views: the W views to compute, a range with step 1.
         stage: uint8 ``[1]``, the current work of the producer: 0 none, 1 image, 2 text.
-        augmented: for each side S uint8 ``[A, S, S, 3]``, the A views other than view 0, shared by
-            all backbones of that size.
+        augmented: for each image specification uint8 ``[A, S, S, 3]``, the A views other than view
+            0; one array for all of a size if their pixels are shared.
         clean: for each image specification uint8 ``[S, S, 3]``, view 0; empty if view 0 is not
             computed.
         ids: for each text specification int32 ``[W, max_length]``, token ids.
@@ -51,7 +51,7 @@ class SlotArrays:
 
     views: range
     stage: npt.NDArray[np.uint8]
-    augmented: dict[int, Pixels]
+    augmented: dict[ImageSpec, Pixels]
     clean: dict[ImageSpec, Pixels]
     ids: list[Ids]
     lengths: list[Ids]
@@ -66,7 +66,7 @@ class SlotArrays:
         Returns:
             The first view, uint8 ``[S, S, 3]``, and the others, ``[len(part) - 1, S, S, 3]``.
         """
-        augmented = self.augmented[spec.size]
+        augmented = self.augmented[spec]
         start, stop = (max(view - max(self.views.start, 1), 0) for view in (part.start, part.stop))
         if part.start == 0:
             return self.clean[spec], augmented[:stop]
@@ -88,18 +88,20 @@ class SlotLayout:
         text_lengths: ``max_length`` of each text backbone's tokenizer, in tokens.
         first_view: index of the first view to compute, at most V-1; above 0 if views are added to a
             store that has the views before.
+        shares_pixels: whether all image backbones of one size share the views other than view 0.
     """
 
     views: int
     images: tuple[ImageSpec, ...]
     text_lengths: tuple[int, ...]
     first_view: int = 0
+    shares_pixels: bool = True
 
     def _fields(self) -> list[tuple[tuple[int, ...], type[np.generic]]]:
         """Shape and dtype of each array, in the order of the slot."""
         views, augmented = self.views - self.first_view, self.views - max(self.first_view, 1)
         fields: list[tuple[tuple[int, ...], type[np.generic]]] = [((1,), np.uint8)]
-        fields += [((augmented, s, s, 3), np.uint8) for s in self.sizes]
+        fields += [((augmented, i.size, i.size, 3), np.uint8) for i in self.distinct]
         fields += [((i.size, i.size, 3), np.uint8) for i in self._clean]
         fields += [((views, length), np.int32) for length in self.text_lengths]
         fields += [((views,), np.int32) for _ in self.text_lengths]
@@ -111,9 +113,11 @@ class SlotLayout:
         return self.images if self.first_view == 0 else ()
 
     @property
-    def sizes(self) -> tuple[int, ...]:
-        """The distinct sides of the augmented views, in pixels, ascending."""
-        return tuple(sorted({image.size for image in self.images}))
+    def distinct(self) -> tuple[ImageSpec, ...]:
+        """The specifications whose views other than view 0 differ: one of each size if shared."""
+        if not self.shares_pixels:
+            return self.images
+        return tuple({image.size: image for image in reversed(self.images)}.values())
 
     @property
     def slot_bytes(self) -> int:
@@ -133,11 +137,19 @@ class SlotLayout:
         return SlotArrays(
             views=range(self.first_view, self.views),
             stage=next(rest),
-            augmented={size: next(rest) for size in self.sizes},
+            augmented=self._augmented(rest),
             clean={image: next(rest) for image in self._clean},
             ids=[next(rest) for _ in self.text_lengths],
             lengths=[next(rest) for _ in self.text_lengths],
         )
+
+    def _augmented(self, rest: Iterator[npt.NDArray[Any]]) -> dict[ImageSpec, Pixels]:
+        """The array of each specification, given those of the distinct ones."""
+        made = {image: next(rest) for image in self.distinct}
+        if not self.shares_pixels:
+            return made
+        by_size = {image.size: array for image, array in made.items()}
+        return {image: by_size[image.size] for image in self.images}
 
 
 def _size(shape: Sequence[int], dtype: type[np.generic]) -> int:

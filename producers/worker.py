@@ -9,18 +9,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
-
 from featurestore.errors import BadSampleError
-from featurestore.records import Sample
+from featurestore.records import Sample, view_seeds
 from producers import decode
 from producers.kernels.implementations import implementation
-from producers.recipes import image_views, text_views
-from producers.recipes.image_views import ImageSpec
-from producers.recipes.tokens import TextSpec, TokenEncoder
+from producers.recipes.images.geometry import ImageSpec, Poster, check_clean, clean_view
+from producers.recipes.images.presets import image_recipe
+from producers.recipes.images.random_crops import Simclr
+from producers.recipes.texts.hiding import Mask
+from producers.recipes.texts.presets import text_recipe
+from producers.recipes.texts.tokens import TextSpec, TokenEncoder
 from producers.serving import Handler, out_of_memory, serve
 from producers.slots import Ring, SlotArrays, SlotLayout
 from producers.sources.readers import open_reader
@@ -42,6 +43,8 @@ class Job:
         slots: number of slots.
         compiled: whether to use the C kernels; their results equal those of the libraries.
         first_view: index of the first view to compute, at most V-1.
+        image_recipe: name and parameters of the recipe of images, see ``Recipe.values``.
+        text_recipe: name and parameters of the recipe of texts.
     """
 
     source: Mapping[str, Any]
@@ -52,12 +55,17 @@ class Job:
     slots: int
     compiled: bool = True
     first_view: int = 0
+    image_recipe: Mapping[str, Any] = field(default_factory=lambda: Simclr().values())
+    text_recipe: Mapping[str, Any] = field(default_factory=lambda: Mask().values())
 
     @property
     def layout(self) -> SlotLayout:
         """The layout of the job's slots."""
         lengths = tuple(t.max_length for t in self.texts)
-        return SlotLayout(self.views, self.images, lengths, self.first_view)
+        is_shared = image_recipe(self.image_recipe).is_shared
+        return SlotLayout(
+            self.views, self.images, lengths, self.first_view, shares_pixels=is_shared
+        )
 
     def to_json(self) -> bytes:
         """The job as JSON."""
@@ -79,6 +87,10 @@ class Producer:
         self._job = job
         self._reader = open_reader(job.source)
         self._kernels = implementation(compiled_code=job.compiled) if job.images else None
+        self._image_recipe = image_recipe(job.image_recipe)
+        self._text_recipe = text_recipe(job.text_recipe)
+        self._others = range(max(job.first_view, 1), job.views)
+        self._distinct = job.layout.distinct
         self._encoders = [TokenEncoder(spec) for spec in job.texts]
         self._bad: dict[str, tuple[str, str]] = {}
 
@@ -125,30 +137,21 @@ class Producer:
             self._image_views(decode.image(data), sample.index, arrays)
         except (BadSampleError, MemoryError) as e:
             self._record("image", *_why(e))
-            # The views of a black poster: every transform of the recipe leaves black pixels black.
+            # A placeholder is black, in every view.
             for views in (*arrays.augmented.values(), *arrays.clean.values()):
                 views.fill(0)
 
-    def _image_views(self, poster: Any, index: int, arrays: SlotArrays) -> None:
-        assert self._kernels is not None
-        prepared = self._kernels.prepare(np.asarray(poster))
+    def _image_views(self, image: Any, index: int, arrays: SlotArrays) -> None:
+        poster = Poster(image, self._kernels)
         for spec in self._job.images:
             # Checked even if view 0 is not computed: a poster without view 0 has no other views.
-            image_views.check_clean(poster, spec)
+            check_clean(image, spec)
         for spec, clean in arrays.clean.items():
-            clean[...] = image_views.clean_view(poster, spec, self._kernels, prepared)
-        for size, augmented in arrays.augmented.items():
-            image_views.augmented_views(
-                poster,
-                size=size,
-                base_seed=self._job.seed,
-                index=index,
-                views=self._job.views,
-                first_view=self._job.first_view,
-                out=augmented,
-                kernels=self._kernels,
-                prepared=prepared,
-            )
+            clean[...] = clean_view(poster, spec)
+        seeds = view_seeds(self._job.seed, index, self._others, "image")
+        for spec in self._distinct:
+            out = arrays.augmented[spec]
+            self._image_recipe.make(poster, spec, self._others, seeds, out)
 
     def _text(
         self,
@@ -183,8 +186,9 @@ class Producer:
     ) -> None:
         report["words"], report["cut"] = len(text.split()), []
         if self._encoders:
-            job = self._job
-            views = text_views.draw(text, job.seed, index, job.views, job.first_view)
+            has_clean = self._job.first_view == 0
+            seeds = view_seeds(self._job.seed, index, self._others, "text")
+            views = self._text_recipe.draw(text, seeds, has_clean=has_clean)
             for encoder, ids, lengths in zip(
                 self._encoders, arrays.ids, arrays.lengths, strict=True
             ):
@@ -226,8 +230,6 @@ def _prepare(data: bytes, fds: Sequence[int]) -> Handler:
     job = Job.from_json(data)
     ring = Ring(job.layout, job.slots, fds[0])
     producer = Producer(job)
-    if job.images:
-        image_views.warm_up()
 
     def produce(task: dict[str, Any]) -> dict[str, Any]:
         sample = Sample(*task["sample"])

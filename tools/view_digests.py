@@ -6,7 +6,7 @@ Usage:
 torchvision computes about twenty views per second, which is too slow for thousands of views in each
 test run, and it has the recipe's exp and log only on CPUs with AVX-512. This program needs the
 pinned torchvision and Pillow, and some minutes. On a CPU without AVX-512, torchvision runs with its
-exp replaced by that of ``tools/avx512.py`` and its two logarithms by those of the recipe; the
+exp and log replaced by those of ``producers/kernels/exponential.py``; the
 resulting 2,312 views equalled those of a CPU with AVX-512.
 """
 

@@ -13,8 +13,8 @@ from featurestore.records import Modality
 if TYPE_CHECKING:
     import torch
 
-    from producers.recipes.image_views import ImageSpec
-    from producers.recipes.tokens import TextSpec
+    from producers.recipes.images.geometry import ImageSpec
+    from producers.recipes.texts.tokens import TextSpec
 
 
 class ImageBackbone(Protocol):

@@ -14,8 +14,8 @@ from consumers.backbones.protocol import Backbone, BackboneRequest, modality_of
 from consumers.device.computing import ComputePool, Order
 from featurestore.errors import ConfigError, ManyViewsError
 from featurestore.wording import one_line
-from producers.recipes.image_views import ImageSpec
-from producers.recipes.tokens import TextSpec, TokenEncoder
+from producers.recipes.images.geometry import ImageSpec
+from producers.recipes.texts.tokens import TextSpec, TokenEncoder
 
 _T = TypeVar("_T")
 _ROWS = 2

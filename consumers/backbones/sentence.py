@@ -22,7 +22,7 @@ from consumers.preprocessing.padding import (
 )
 from consumers.preprocessing.token_types import read_types
 from featurestore.system.torchvision_ops import ensure_importable
-from producers.recipes.tokens import TextSpec
+from producers.recipes.texts.tokens import TextSpec
 
 ensure_importable()
 from sentence_transformers import SentenceTransformer  # noqa: E402

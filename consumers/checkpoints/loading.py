@@ -11,7 +11,7 @@ from consumers.checkpoints.patches import multiply_patches
 from consumers.device.gpu_errors import gpu_advice
 from featurestore.system.torchvision_ops import ensure_importable
 from featurestore.wording import first_line
-from producers.recipes.tokens import TextSpec
+from producers.recipes.texts.tokens import TextSpec
 
 ensure_importable()
 import transformers  # noqa: E402

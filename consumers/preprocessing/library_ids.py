@@ -14,8 +14,8 @@ import numpy as np
 
 from consumers.checkpoints.checkpoints import Checkpoint
 from consumers.checkpoints.loading import text_spec
-from producers.recipes import text_views
-from producers.recipes.tokens import TextSpec, TokenEncoder
+from producers.recipes.texts.hiding import Mask
+from producers.recipes.texts.tokens import TextSpec, TokenEncoder
 
 # Function from texts to their ids, one row per text.
 Own = Callable[[list[str]], Sequence[Sequence[int]]]
@@ -91,7 +91,8 @@ def first_difference(spec: TextSpec, own: Own, *, padded: bool = False) -> str |
     """The first text for which ``own`` returns other ids, or None; see :func:`check_ids`."""
     encoder = TokenEncoder(spec)
     for index, probe in enumerate(PROBES):
-        views = text_views.draw(probe, base_seed=0, index=index, views=_VIEWS)
+        seeds = range(index * _VIEWS, index * _VIEWS + _VIEWS - 1)
+        views = Mask().draw(probe, seeds, has_clean=True)
         ids = np.empty((_VIEWS, spec.max_length), np.int32)
         lengths = np.empty(_VIEWS, np.int32)
         encoder.encode_views(views, ids, lengths)

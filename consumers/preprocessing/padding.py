@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from producers.recipes.tokens import TextSpec, TokenEncoder
+from producers.recipes.texts.tokens import TextSpec, TokenEncoder
 
 # Function from token ids and their mask, both int64 [B, L], to features, float32 [B, D].
 Embed = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

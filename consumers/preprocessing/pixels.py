@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from consumers.checkpoints.checkpoints import Checkpoint, read_json
-from producers.recipes.image_views import ImageSpec
+from producers.recipes.images.geometry import ImageSpec
 
 # The defaults of the two supported processors, for fields that a configuration may omit.
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)

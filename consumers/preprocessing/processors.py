@@ -14,7 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from consumers.checkpoints.checkpoints import Checkpoint
-from producers.recipes.image_views import ImageSpec, clean_view
+from producers.recipes.images.geometry import ImageSpec, clean_view
 
 # A portrait, a landscape and an image smaller than any model's input; odd sides reveal roundings.
 _PROBES = ((301, 447), (383, 290), (61, 47))

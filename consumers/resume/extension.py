@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
 
-from consumers.config import BuildConfig, CompleteConfig
+from consumers.config import CompleteConfig
 from featurestore.errors import InputError, StoreMismatchError
-from featurestore.records import FEATURES, GENERIC_VIEWS, PAPER_VIEWS, Sample, SampleRecord
+from featurestore.records import Sample, SampleRecord
 from featurestore.storage import extension
-from featurestore.storage.codecs import NONE
 from featurestore.storage.fingerprint import Fingerprint
 from featurestore.storage.store import EXTENSION, FeatureStore
 from featurestore.storage.writer import StoreWriter
 from featurestore.system.links import FOLLOW
 from featurestore.system.refusals import is_folder, status_of
 from featurestore.wording import amount
-from producers.sources.collection import MM_IMDB
 from producers.sources.scan import Scan
 
 # Fingerprint fields in which a store and its extension differ.
@@ -106,35 +104,6 @@ class Extension:
         return {**base, **{k: v for k, v in fingerprint.items() if k not in base}, "chunk": chunk}
 
 
-def completed(config: BuildConfig, stored: FeatureStore | None, found: Scan) -> CompleteConfig:
-    """Completes a configuration with the values of the store, or the collection's defaults.
-
-    Raises:
-        ConfigError: the collection has no inputs for a feature.
-    """
-    views, features = config.views, config.features
-    if stored is not None:
-        # Missing chunks of the store are built first: only a complete store is extended.
-        made = _made(stored) if stored.complete else None
-        last = stored if made is None else made
-        views = views or last.spec.views
-        if features is None or (stored.complete and set(features) <= set(stored.features)):
-            features = tuple(dict.fromkeys((*stored.features, *last.features)))
-    said = {f.name: getattr(config, f.name) for f in fields(config)}
-    is_paper = found.collection.kind == MM_IMDB
-    said |= {
-        "views": views or (PAPER_VIEWS if is_paper else GENERIC_VIEWS),
-        "features": features or (FEATURES if is_paper else _features_of(found)),
-    }
-    said["codec"] = config.codec or (NONE if stored is None else stored.spec.codec)
-    return CompleteConfig(**said)
-
-
-def _features_of(found: Scan) -> tuple[str, ...]:
-    """The default features of a collection other than MM-IMDb: CLIP's, for the inputs it has."""
-    return tuple(f"clip_{modality}" for modality in found.modalities)
-
-
 def find_extension(
     config: CompleteConfig, stored: FeatureStore | None, found: Scan
 ) -> Extension | None:
@@ -151,7 +120,7 @@ def find_extension(
     kinds = ["features"] if new else []
     if config.views > stored.spec.views:
         kinds.append("views")
-    made = _made(stored)
+    made = unfinished(stored)
     appending = made is not None and made.spec.samples > stored.spec.samples
     if stored.samples != found.samples and (config.append or appending):
         if not _is_appended(stored, found):
@@ -276,7 +245,8 @@ def some(items: Sequence[str]) -> str:
     return ", ".join(items[:_LISTED]) + more
 
 
-def _made(stored: FeatureStore) -> FeatureStore | None:
+def unfinished(stored: FeatureStore) -> FeatureStore | None:
+    """The extension of a store that an earlier build left unfinished; None if there is none."""
     if not extension.is_unfinished(stored.path):
         return None
     with extension.naming():

@@ -18,6 +18,8 @@ from consumers.workers.share import Machine, Share
 from featurestore import errors
 from featurestore.errors import ManyViewsError, WorkerError
 from featurestore.system.refusals import explained
+from producers.recipes.images.presets import image_recipe
+from producers.recipes.texts.presets import text_recipe
 from producers.sources.collection import CollectionConfig
 
 # Size of the part of a traceback that is sent, in characters.
@@ -30,6 +32,8 @@ def config_values(config: BuildConfig) -> dict[str, Any]:
     values["backbones"] = {name: asdict(each) for name, each in config.backbones.items()}
     for name in ("collection", "worker"):
         values[name] = None if values[name] is None else asdict(values[name])
+    for name in ("image_recipe", "text_recipe"):
+        values[name] = None if values[name] is None else values[name].values()
     for name in ("models", "batch_sizes"):
         values[name] = dict(values[name])
     return {name: str(v) if isinstance(v, Path) else v for name, v in values.items()}
@@ -51,6 +55,8 @@ def config_of(values: Mapping[str, Any]) -> BuildConfig:
         made["collection"] = CollectionConfig(**_tuples(made["collection"]))
     if made["worker"] is not None:
         made["worker"] = share_of(made["worker"])
+    for name, parse in (("image_recipe", image_recipe), ("text_recipe", text_recipe)):
+        made[name] = None if made[name] is None else parse(made[name])
     made["backbones"] = {name: BackboneConfig(**v) for name, v in made["backbones"].items()}
     return BuildConfig(**made)
 

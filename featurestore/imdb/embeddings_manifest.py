@@ -11,6 +11,7 @@ from featurestore.labels.record import REDO
 from featurestore.reading.npy_folder import PRESENCE
 from featurestore.records import PAPER_VIEWS, stems_sha256
 from featurestore.storage.digests import FileFacts, read_record
+from featurestore.storage.fingerprint import Fingerprint
 from featurestore.storage.store import FeatureStore, record_crc32c
 
 PAPER_SEED = 123
@@ -45,8 +46,8 @@ def embeddings_manifest(
         "models": {_MODEL_KEYS.get(name, name): known[f"{name}.model"] for name in spec.dims},
         "dtype": known[f"{next(iter(spec.dims))}.dtype"],
         "device": str(known["device_kind"]).partition(":")[0],
-        "simclr": True,
-        "text_mask_prob": 0.15,
+        "simclr": str(known["image_recipe"]).startswith("simclr-"),
+        "text_mask_prob": _mask_share(known),
         "index_csv": f"{prefix}_aug_index.csv",
         "zscore": zscore,
         "seed": known["seed"],
@@ -151,3 +152,9 @@ def require_same_samples(folder: Path, prefix: str, stems: Sequence[str]) -> Non
                 f"  {key} of the embeddings: {manifest[key]!r:.100}\n"
                 f"  {key} of the labels:     {value}\n{REDO}"
             )
+
+
+def _mask_share(known: Fingerprint) -> float:
+    """The share of words that a view masks; 0 if no words are masked."""
+    is_masked = str(known["text_recipe"]).startswith("mask-")
+    return float(known["text_recipe.share"]) if is_masked else 0.0

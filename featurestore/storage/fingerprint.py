@@ -31,6 +31,11 @@ def _advice(name: str, stored: object) -> str:
         option = f"the stored checkpoint (--model {feature}=...)"
     elif part in ("adapter", "pooling", "size", "max_length"):
         option = f"{part} = {json.dumps(stored)} in [backbones.{feature}]"
+    elif feature in ("image_recipe", "text_recipe"):
+        option = f"{part} = {stored} in [recipe.{feature.partition('_')[0]}]"
+    elif name in ("image_recipe", "text_recipe"):
+        recipe = str(stored).rpartition("-")[0]
+        option = f"name = {json.dumps(recipe)} in [recipe.{name.partition('_')[0]}]"
     elif name == "clean_text":
         option = f"clean_text = {json.dumps(stored)} in [collection]"
     else:

@@ -70,11 +70,11 @@ def views(out: Path | None, as_json: bool, **options: Any) -> int:
     """
     replay = _replay(**{k: v for k, v in options.items() if k not in ("view", "processor")})
     view, processor = options["view"], options["processor"]
-    if view is not None and not 0 <= view < replay.recipe.views:
-        raise ConfigError(f"--view must be 0 to {replay.recipe.views - 1}, found {view}.")
+    if view is not None and not 0 <= view < replay.settings.views:
+        raise ConfigError(f"--view must be 0 to {replay.settings.views - 1}, found {view}.")
     if processor is not None and view != 0:
         raise ConfigError("--processor applies to the clean view only: give --view 0 as well.")
-    chosen = range(replay.recipe.views) if view is None else [view]
+    chosen = range(replay.settings.views) if view is None else [view]
     if as_json:
         click.echo(json.dumps(_facts(replay, chosen, processor)))
     else:
@@ -107,9 +107,9 @@ def _replay(
         return replay.from_store(FeatureStore(store), collection, id_, size)
     if views is None:
         views = PAPER_VIEWS if collection.kind == MM_IMDB else GENERIC_VIEWS
-    given = {"views": views, "seed": seed, "size": size}
-    recipe = replay.Recipe(**{name: v for name, v in given.items() if v is not None})
-    return replay.from_collection(collection, id_, recipe)
+    given: dict[str, Any] = {"views": views, "seed": seed, "size": size}
+    settings = replay.Settings(**{name: v for name, v in given.items() if v is not None})
+    return replay.from_collection(collection, id_, settings)
 
 
 def _write(replay: Replay, view: int | None, processor: str | None, out: Path) -> None:
@@ -129,12 +129,12 @@ def _facts(replay: Replay, chosen: Any, processor: str | None) -> dict[str, Any]
     return {
         "stem": replay.sample.stem,
         "index": replay.sample.index,
-        "seed": replay.recipe.seed,
-        "size": replay.recipe.size,
+        "seed": replay.settings.seed,
+        "size": replay.settings.size,
         "poster": list(replay.poster.size) if replay.poster is not None else None,
         "recorded_inputs": list(replay.recorded),
         "bad": [[b.modality, b.reason, b.detail] for b in replay.bad],
-        "words": len(replay.text.words),
+        "words": len(replay.text_words),
         "views": [_view_facts(replay, view, cleans) for view in chosen],
     }
 
@@ -144,7 +144,7 @@ def _view_facts(replay: Replay, view: int, cleans: tuple[str, ...]) -> dict[str,
     if view == 0:
         digests = {name: _digest(replay.pixels(0, name)) for name in cleans}
         return facts | {"pixels_sha256": digests}
-    words = replay.text.words
+    words = replay.text_words
     facts["masked"] = [[at, words[at]] for at in replay.masked(view)]
     facts |= {"image_seed": replay.image_seed(view), "text_seed": replay.text_seed(view)}
     facts["pixels_sha256"] = _digest(replay.pixels(view))
@@ -173,8 +173,8 @@ def _print(replay: Replay, chosen: Any) -> None:
         size = "{} x {} {}".format(*replay.poster.size, image)
     _line(
         f"{replay.sample.stem!r}: sample {replay.sample.index}, {size}, "
-        f"{amount(len(replay.text.words), 'word')}; seed {replay.recipe.seed}, "
-        f"{amount(replay.recipe.views, 'view')} of {amount(replay.recipe.size, 'pixel')}"
+        f"{amount(len(replay.text_words), 'word')}; seed {replay.settings.seed}, "
+        f"{amount(replay.settings.views, 'view')} of {amount(replay.settings.size, 'pixel')}"
     )
     if replay.recorded:
         _line(_comparison(replay))
@@ -215,9 +215,9 @@ def _drawn(replay: Replay, view: int) -> str:
 
 def _marked(replay: Replay, view: int) -> str:
     """The text of a view with its masked words shown."""
-    if view == 0:
-        return replay.texts[0]
-    words = list(replay.text.words)
+    if not replay.masked(view):
+        return replay.texts[view]
+    words = list(replay.text_words)
     for at in replay.masked(view):
         words[at] = f"[MASK:{words[at]}]"
     return " ".join(words)

@@ -11,6 +11,8 @@ from consumers import choices
 from consumers.checkpoints.locating import Located
 from consumers.config import CompleteConfig
 from featurestore.errors import ConfigError
+from producers.recipes.images.random_crops import Simclr
+from producers.recipes.texts.hiding import Mask
 from producers.sources.collection import CollectionConfig
 
 
@@ -27,6 +29,8 @@ def test_models_that_are_fetched_are_listed_with_their_size(
     config = CompleteConfig(
         store=Path("s"),
         data=Path("d"),
+        image_recipe=Simclr(),
+        text_recipe=Mask(),
         features=("clip_image", "clip_text", "blip2_image"),
         models={"clip_image": "hub/image", "clip_text": "hub/text"},
     )

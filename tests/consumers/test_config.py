@@ -9,7 +9,7 @@ from consumers.backbones.config import BackboneConfig
 from consumers.config import BuildConfig, CompleteConfig, expand_models
 from consumers.config_file import read_toml
 from consumers.decisions import chunk_of
-from consumers.resume.extension import completed
+from consumers.resume.completion import completed
 from consumers.workers.share import Share
 from featurestore.errors import ConfigError, InputError, StoreMismatchError
 from featurestore.records import FEATURES, Sample
@@ -17,6 +17,12 @@ from featurestore.samples import SampleList
 from featurestore.storage.fingerprint import Fingerprint, compare_fingerprints
 from featurestore.storage.shape import StoreSpec
 from featurestore.storage.store import FeatureStore
+from producers.recipes.images.fixed import Flip
+from producers.recipes.images.presets import recorded_image_recipe
+from producers.recipes.images.random_crops import Crop, Simclr
+from producers.recipes.recipe import Recipe
+from producers.recipes.texts.hiding import Mask
+from producers.recipes.texts.presets import recorded_text_recipe
 from producers.sources.collection import CollectionConfig
 from producers.sources.pairs import PairPlaces
 from producers.sources.scan import Scan
@@ -36,6 +42,8 @@ ACCEPTED: dict[str, list[Any]] = {
     "overwrite": [True, False],
     "views": [1, 70, None],
     "seed": [0, 2**63],
+    "image_recipe": [None, Crop(flip=0.0)],
+    "text_recipe": [None, Mask(share=1.0)],
     "features": [("clip_text",), FEATURES, None],
     "models": [{}, {"clip_image": "x/y"}],
     "batch_sizes": [{}, {"blip2_text": 1}],
@@ -58,6 +66,8 @@ ACCEPTED: dict[str, list[Any]] = {
     "ray_workers": [1, 16],
 }
 REFUSED: dict[str, list[Any]] = {
+    "image_recipe": [Mask()],
+    "text_recipe": [Simclr()],
     "views": [0, -1],
     "seed": [-1],
     "features": [(), ("clip_text", "clip_text"), ("clip",), ("",)],
@@ -135,7 +145,7 @@ def config(**changes: Any) -> BuildConfig:
 def test_no_field_is_forgotten() -> None:
     assert set(ACCEPTED) == set(NAMES)
     assert set(REFUSED) | NOT_CHECKED == set(NAMES)
-    assert set(TOML) == set(NAMES)
+    assert set(TOML) == set(NAMES) - {"image_recipe", "text_recipe"}
 
 
 @pytest.mark.parametrize(("name", "value"), [(n, v) for n, vs in ACCEPTED.items() for v in vs])
@@ -150,6 +160,7 @@ def test_refused_with_name_and_value(name: str, value: Any) -> None:
     message = str(caught.value).replace("-", "_")
     assert name.rstrip("s") in message
     found = next(iter(value), "") if isinstance(value, (dict, tuple)) else value
+    found = found.name if isinstance(found, Recipe) else found
     assert str(found).replace("-", "_") in message
 
 
@@ -158,11 +169,16 @@ def test_resume_and_overwrite_exclude_each_other() -> None:
         config(resume=True, overwrite=True)
 
 
-def test_the_defaults_are_the_papers() -> None:
+def one_pair() -> Scan:
+    """MM-IMDb with one sample."""
     samples = SampleList.of([Sample(0, "a", "a.jpg", "a.json")])
-    scanned = Scan(CollectionConfig.mm_imdb("d"), samples, PairPlaces(Path("d"), samples))
-    found = completed(config(), None, scanned)
+    return Scan(CollectionConfig.mm_imdb("d"), samples, PairPlaces(Path("d"), samples))
+
+
+def test_the_defaults_are_the_papers() -> None:
+    found = completed(config(), None, one_pair())
     assert (found.views, found.seed, found.features) == (70, 123, FEATURES)
+    assert (found.image_recipe, found.text_recipe) == (Simclr(), Mask())
 
 
 def test_expand_models() -> None:
@@ -185,7 +201,7 @@ def toml(folder: Path, text: str) -> dict[str, Any]:
     return read_toml(path)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TOML)
 def test_toml_field(tmp_path: Path, name: str) -> None:
     good, bad = TOML[name]
     values = toml(tmp_path, f"{name} = {good}")
@@ -254,6 +270,7 @@ def test_a_chunk_that_a_store_cannot_change_is_not_advised(tmp_path: Path) -> No
     make_store(tmp_path / "store", samples=4, views=4, chunk=4, dims={"clip_image": 64})
     stored = FeatureStore(tmp_path / "store")
     options: dict[str, Any] = {"data_dir": tmp_path, "store": stored.path, "views": 4}
+    options |= {"image_recipe": Simclr(), "text_recipe": Mask()}
     for chunk in (0, stored.spec.chunk):
         given = CompleteConfig(**options, chunk=chunk)
         with pytest.raises(InputError, match=r"has chunks of 4 samples.*numbers\); nothing") as e:
@@ -420,3 +437,67 @@ def test_an_unknown_feature_is_shown_the_way_to_declare_it(wrong: dict[str, Any]
 def test_an_unknown_model_is_shown_the_way_as_well() -> None:
     with pytest.raises(ConfigError, match=r"or blip2, found 'minilm'.*\n.*--config"):
         expand_models({"minilm": "folder"})
+
+
+# Recipes ----------------------------------------------------------------------------------------
+
+
+def test_recipes_of_a_toml_file(tmp_path: Path) -> None:
+    values = toml(
+        tmp_path,
+        '[recipe.image]\nname = "crop"\nscale = [0.25, 1]\nflip = 0\n'
+        '[recipe.text]\nname = "mask"\nshare = 0.3\n',
+    )
+    assert values == {
+        "image_recipe": Crop(scale=(0.25, 1.0), flip=0.0),
+        "text_recipe": Mask(share=0.3),
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("recipe = 1", "a recipe is a table"),
+        ('recipe.image = "crop"', "a recipe is a table"),
+        ('[recipe.sound]\nname = "none"', r"\[recipe.sound\] is not known"),
+        ("[recipe.image]", "name is one of .*simclr.*, found no name"),
+        ('[recipe.image]\nname = "mask"', "name is one of .*crop.*, found 'mask'"),
+        ('[recipe.image]\nname = "crop"\nblur = 1', "crop does not have blur.\nIt has: scale"),
+        ('[recipe.image]\nname = "none"\nflip = 1', "It has: no parameters"),
+        ('[recipe.image]\nname = "crop"\nscale = 1', r"scale is 2 numbers, found 1"),
+        ('[recipe.image]\nname = "crop"\nscale = [1]', r"scale is 2 numbers, found \[1\]"),
+        ('[recipe.image]\nname = "crop"\nscale = [0.1, "1"]', "scale is a number, found '1'"),
+        ('[recipe.image]\nname = "crop"\nflip = true', "flip is a number, found True"),
+        ('[recipe.image]\nname = "crop"\nscale = [0.5, 0.1]', "ascending order, at most 1"),
+        ('[recipe.image]\nname = "crop"\nscale = [0, 1]', "above 0 in ascending order"),
+        ('[recipe.image]\nname = "crop"\nratio = [0.001, 1]', "ratio is at least 0.02"),
+        ('[recipe.image]\nname = "crop"\nflip = 1.5', "flip is a number from 0 to 1, found 1.5"),
+        ('[recipe.image]\nname = "simclr"\njitter = [1, 1, 1, 0.6]', "of hue at most 0.5"),
+        ('[recipe.image]\nname = "simclr"\nsigma = [0, 1]', "sigma is two numbers above 0"),
+        ('[recipe.image]\nname = "simclr"\nblur = nan', "blur is a number from 0 to 1"),
+        ('[recipe.text]\nname = "mask"\nshare = 0', "share is a number from above 0 to 1"),
+        ('[recipe.text]\nname = "mask"\ntoken = 1', "token is a string, found 1"),
+    ],
+)
+def test_wrong_recipes_are_refused(tmp_path: Path, text: str, problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        toml(tmp_path, text)
+
+
+@pytest.mark.parametrize("recipe", [Crop(scale=(0.1, 0.3)), Simclr(blur=0.0), Mask(token="_")])
+def test_a_recipe_is_found_again_by_what_a_store_records(recipe: Any) -> None:
+    find = recorded_text_recipe if recipe.modality == "text" else recorded_image_recipe
+    assert find(recipe.settings()) == recipe
+    field = f"{recipe.modality}_recipe"
+    assert find(recipe.settings() | {field: f"{recipe.name}-99"}) is None
+
+
+def test_fixed_numbers_of_views() -> None:
+    found = one_pair()
+    assert completed(config(image_recipe=Flip(), features=("clip_image",)), None, found).views == 2
+    assert completed(config(image_recipe=Flip(), views=2), None, found).views == 2
+    with pytest.raises(ConfigError, match=r"--views is 2 with the recipe 'flip'.*found 3"):
+        completed(config(image_recipe=Flip(), views=3), None, found)
+    # The recipe of an input that no feature uses does not matter.
+    texts = config(image_recipe=Flip(), views=3, features=("clip_text",))
+    assert completed(texts, None, found).views == 3

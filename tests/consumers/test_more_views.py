@@ -16,11 +16,13 @@ from consumers.build import build
 from consumers.config import BuildConfig
 from consumers.decisions import decide
 from consumers.plan import Plan, make_plan
-from consumers.resume.extension import completed, find_extension
+from consumers.resume.completion import completed
+from consumers.resume.extension import find_extension
 from featurestore.storage.store import FeatureStore
 from featurestore.storage.writer import StoreWriter
-from manyviews.operations.check.forecast import forecast_group, run_trial
+from manyviews.operations.check.forecast import forecast_group
 from manyviews.operations.check.target import open_target
+from manyviews.operations.check.trial import run_trial
 from producers.sources.kinds import scan_collection
 from producers.sources.pairs import scan
 

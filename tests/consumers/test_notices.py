@@ -5,8 +5,8 @@ from __future__ import annotations
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from consumers.notices import slow_paths
-from producers.recipes.image_views import ImageSpec
-from producers.recipes.tokens import TextSpec
+from producers.recipes.images.geometry import ImageSpec
+from producers.recipes.texts.tokens import TextSpec
 from producers.worker import Job
 
 

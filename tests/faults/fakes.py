@@ -22,7 +22,7 @@ from consumers.build import Observer, build
 from consumers.build_report import BuildReport
 from consumers.config import BuildConfig
 from featurestore.verify.store import verify
-from producers.recipes.tokens import TextSpec
+from producers.recipes.texts.tokens import TextSpec
 from tests.conftest import tree_digest
 
 VIEWS, SAMPLES, CHUNK = 4, 18, 4

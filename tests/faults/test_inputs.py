@@ -25,8 +25,8 @@ from featurestore.records import Sample
 from featurestore.storage.store import FeatureStore
 from featurestore.verify.store import verify
 from producers import decode
-from producers.recipes.image_views import ImageSpec
-from producers.recipes.tokens import TextSpec
+from producers.recipes.images.geometry import ImageSpec
+from producers.recipes.texts.tokens import TextSpec
 from producers.slots import Ring
 from producers.sources.pairs import scan
 from producers.sources.readers import pair_source
@@ -108,7 +108,7 @@ def test_each_kind_of_poster_in_one_folder(producer: Any, tmp_path: Path) -> Non
         found[name] = next((why for kind, why, _ in report["bad"] if kind == "image"), None)
         views = [*slot.clean.values(), *slot.augmented.values()]
         assert all(v.dtype == np.uint8 and v.flags.c_contiguous for v in views)
-        assert slot.augmented[16].shape == (VIEWS - 1, 16, 16, 3)
+        assert slot.augmented[ImageSpec(16, None)].shape == (VIEWS - 1, 16, 16, 3)
         assert any(v.any() for v in views) == (found[name] is None), name
         if found[name] is None:  # a plain colour stays plain, whatever is cut out of it
             np.testing.assert_array_equal(slot.clean[ImageSpec(16, None)], _plain(200, 10, 30))

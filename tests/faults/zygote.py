@@ -62,7 +62,7 @@ from featurestore.verify.store import verify
 from manyviews import main as program
 from producers import process
 from producers.parent import follow_parent
-from producers.recipes.tokens import TextSpec
+from producers.recipes.texts.tokens import TextSpec
 from producers.sources.collection import CollectionConfig
 from tests import warm
 from tests.conftest import tree_digest

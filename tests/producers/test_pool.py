@@ -29,7 +29,7 @@ from featurestore.errors import ProducerError, StorageError
 from featurestore.records import BadInput, SampleRecord
 from producers import process
 from producers.pool import ProducerPool
-from producers.recipes.tokens import TextSpec
+from producers.recipes.texts.tokens import TextSpec
 from producers.sources.pairs import scan
 from producers.sources.readers import pair_source
 from producers.worker import Job

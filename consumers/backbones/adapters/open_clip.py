@@ -16,8 +16,8 @@ from consumers.checkpoints.weights import OPEN_CLIP_CONFIG, TOKENIZER_FILES
 from consumers.preprocessing.library_ids import check_ids
 from consumers.preprocessing.pixels import Normalizer
 from featurestore.system.torchvision_ops import ensure_importable
-from producers.recipes.cleaning import CLEANINGS
-from producers.recipes.tokens import TextSpec
+from producers.recipes.texts.cleaning import CLEANINGS
+from producers.recipes.texts.tokens import TextSpec
 
 ensure_importable()
 import open_clip  # noqa: E402

@@ -10,7 +10,7 @@ from PIL import Image
 
 from consumers.checkpoints.checkpoints import Checkpoint
 from consumers.preprocessing.processors import Table, check_by_example, read_table
-from producers.recipes.image_views import ImageSpec
+from producers.recipes.images.geometry import ImageSpec
 
 
 def read_transform(

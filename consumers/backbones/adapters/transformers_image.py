@@ -19,7 +19,7 @@ from consumers.preprocessing.pixels import Normalizer
 from consumers.preprocessing.processors import Table, check_by_example, read_table
 from featurestore.system.torchvision_ops import ensure_importable
 from featurestore.wording import one_line
-from producers.recipes.image_views import ImageSpec
+from producers.recipes.images.geometry import ImageSpec
 
 ensure_importable()
 import transformers  # noqa: E402

@@ -17,7 +17,8 @@ from consumers.config import BuildConfig, CompleteConfig
 from consumers.decisions import Decided, decide
 from consumers.notices import slow_paths
 from consumers.plan import Plan, make_plan
-from consumers.resume.extension import completed, features_to_build
+from consumers.resume.completion import completed
+from consumers.resume.extension import features_to_build
 from featurestore.errors import (
     BadInputsError,
     ConfigError,
@@ -34,13 +35,14 @@ from featurestore.system.platforms import require_linux
 from featurestore.wording import amount
 from manyviews.operations.check import collection, duplicates, inputs, libraries, machine
 from manyviews.operations.check.findings import CheckReport, Group
-from manyviews.operations.check.forecast import forecast_group, run_trial, spread_into
+from manyviews.operations.check.forecast import forecast_group, spread_into
 from manyviews.operations.check.labels import labels_group
 from manyviews.operations.check.machine import Free, need_of
 from manyviews.operations.check.models import find_models, known_dims, models_group
 from manyviews.operations.check.reading import Reading, evenly, read
 from manyviews.operations.check.spread import spread_of
 from manyviews.operations.check.target import Target, open_target
+from manyviews.operations.check.trial import run_trial
 from producers.sources.collection import GENERIC
 from producers.sources.kinds import scan_collection
 from producers.sources.scan import Scan

@@ -83,11 +83,16 @@ def draw_first(config: CompleteConfig, scanned: Scan, out: Path) -> None:
     """
     from manyviews.operations.replay.contact_sheet import png, stacked
     from manyviews.operations.replay.recorded import Place
-    from manyviews.operations.replay.replay import Recipe, replay
+    from manyviews.operations.replay.replay import Settings, replay
+    from producers.recipes.images.recipe import ImageRecipe
+    from producers.recipes.texts.recipe import TextRecipe
 
-    recipe = Recipe(config.seed, config.views)
+    image, text = config.image_recipe, config.text_recipe
+    assert isinstance(image, ImageRecipe)
+    assert isinstance(text, TextRecipe)
+    settings = Settings(config.seed, config.views, image=image, text=text)
     chosen = scanned.samples[:FIRST]
-    replace_file(out, png(stacked([replay(Place(scanned, sample), recipe) for sample in chosen])))
+    replace_file(out, png(stacked([replay(Place(scanned, sample), settings) for sample in chosen])))
 
 
 def data_group(scanned: Scan) -> Group:

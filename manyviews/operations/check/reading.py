@@ -19,7 +19,7 @@ from producers import decode
 from producers.crew import KILLS_PER_INPUT, POLL_S, Crew
 from producers.decode import ImageFacts
 from producers.process import Child, temporary_file
-from producers.recipes.tokens import TextSpec, TokenEncoder
+from producers.recipes.texts.tokens import TextSpec, TokenEncoder
 from producers.serving import Handler, out_of_memory, serve
 from producers.sources.readers import Reader, Synopsis, TextList, Texts, nowhere, open_reader
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from consumers.config import BuildConfig
-from consumers.resume.extension import Extension, completed, find_extension
+from consumers.resume.completion import completed
+from consumers.resume.extension import Extension, find_extension
 from featurestore.errors import ManyViewsError
 from featurestore.records import Sample
 from featurestore.storage import creation

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFont
 
 from manyviews.operations.replay.replay import Replay
-from producers.recipes.image_views import Pixels
+from producers.recipes.images.geometry import Pixels
 
 GAP = 8  # pixels around every cell
 LABEL = 18  # height of the line of text above a cell, in pixels
@@ -66,7 +66,7 @@ class Grid:
 def grid(replay: Replay) -> Grid:
     """The cells of a sample's sheet."""
     top = 2 * GAP + LABEL + _poster_size(replay)[1]
-    return Grid(replay.recipe.views - 1, replay.recipe.size, top)
+    return Grid(replay.settings.views - 1, replay.settings.size, top)
 
 
 def sheet(replay: Replay) -> Image.Image:
@@ -83,7 +83,7 @@ def sheet(replay: Replay) -> Image.Image:
     draw.text((GAP, GAP), label, _INK, font)
     shown = Image.fromarray(replay.pixels(0))
     page.paste(shown.resize(_poster_size(replay)), (GAP, GAP + LABEL))
-    for view in range(1, replay.recipe.views):
+    for view in range(1, replay.settings.views):
         left, top = cells.cell(view)
         draw.text((left, top - LABEL), str(view), _INK, font)
         page.paste(Image.fromarray(replay.pixels(view)), (left, top))
@@ -117,7 +117,7 @@ def _drawable(text: str) -> str:
 def _poster_size(replay: Replay) -> tuple[int, int]:
     """Width and height of the poster on the sheet."""
     if replay.poster is None:
-        return replay.recipe.size, replay.recipe.size
+        return replay.settings.size, replay.settings.size
     scale = min(1.0, POSTER / max(replay.poster.size))
     width, height = (max(1, round(side * scale)) for side in replay.poster.size)
     return width, height

@@ -10,26 +10,30 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import NoReturn
 
 import numpy as np
 from PIL import Image
 
 from consumers.backbones.registry import REGISTRY
 from featurestore.errors import ConfigError, InputError, StoreMismatchError
-from featurestore.records import PAPER_VIEWS, BadInput, Sample, view_seed
+from featurestore.records import PAPER_VIEWS, BadInput, Sample, view_seed, view_seeds
 from featurestore.storage.fingerprint import Fingerprint
 from featurestore.storage.store import FeatureStore
 from manyviews.operations.replay import recorded
 from manyviews.operations.replay.recorded import Place
 from manyviews.operations.words import Words, words_of
-from producers.kernels import draws
 from producers.kernels.draws import ViewDraws
-from producers.recipes import image_views, text_views
-from producers.recipes.image_views import IMAGE_RECIPE, ImageSpec, Pixels
-from producers.recipes.text_views import TEXT_RECIPE, TextViews
+from producers.recipes.images.geometry import ImageSpec, Pixels, Poster, clean_view
+from producers.recipes.images.presets import recorded_image_recipe
+from producers.recipes.images.random_crops import Simclr
+from producers.recipes.images.recipe import ImageRecipe
+from producers.recipes.texts.hiding import Mask
+from producers.recipes.texts.presets import recorded_text_recipe
+from producers.recipes.texts.recipe import TextRecipe
+from producers.recipes.texts.views import HiddenWords, TextViews
 from producers.sources.collection import CollectionConfig
 from producers.sources.kinds import scan_collection
 
@@ -39,18 +43,22 @@ PROCESSORS = ("clip", "blip2")
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
-    """The parameters of a data set's views.
+class Settings:
+    """The settings of a data set's views.
 
     Attributes:
         seed: the base seed.
         views: number of views V, including the clean view.
         size: side S of the augmented views in pixels.
+        image: the recipe of images.
+        text: the recipe of texts.
     """
 
     seed: int = PAPER_SEED
     views: int = PAPER_VIEWS
     size: int = PAPER_SIZE
+    image: ImageRecipe = field(default_factory=Simclr)
+    text: TextRecipe = field(default_factory=Mask)
 
     def __post_init__(self) -> None:
         """Checks the numbers.
@@ -70,7 +78,7 @@ class Replay:
 
     Attributes:
         sample: the sample, whose index determines the seeds of its views.
-        recipe: seed, number of views and size.
+        settings: seed, number of views, size and recipes.
         poster: image of mode ``RGB``, or None if a black image replaces it.
         text: the text views; those of the empty text if the synopsis is unusable.
         bad: the bad inputs.
@@ -80,7 +88,7 @@ class Replay:
     """
 
     sample: Sample
-    recipe: Recipe
+    settings: Settings
     poster: Image.Image | None
     text: TextViews
     bad: tuple[BadInput, ...]
@@ -88,71 +96,87 @@ class Replay:
     words: Words
 
     def drawn(self, view: int) -> ViewDraws | None:
-        """The random parameters of an augmented view; None for view 0 or without a poster."""
-        return None if view == 0 or self.poster is None else self._draws[view - 1]
+        """The drawn parameters of a view; None for view 0, without a poster, or if none are drawn.
+
+        A recipe without random numbers draws none; a custom one draws what only it knows.
+        """
+        drawn = self.all_drawn() if view else None
+        return None if drawn is None else drawn[view - 1]
+
+    def all_drawn(self) -> list[ViewDraws] | None:
+        """The drawn parameters of all views except view 0; see :meth:`drawn`."""
+        return self._drawn
 
     @cached_property
-    def _draws(self) -> list[ViewDraws]:
+    def _drawn(self) -> list[ViewDraws] | None:
         if self.poster is None:
-            return []
-        seeds = [self.image_seed(view) for view in range(1, self.recipe.views)]
-        return draws.draw(seeds, *self.poster.size)
+            return None
+        views = range(1, self.settings.views)
+        seeds = [self.image_seed(view) for view in views]
+        return self.settings.image.draws(views, seeds, *self.poster.size)
 
     @cached_property
-    def _prepared(self) -> Any:
-        return image_views.fastest().prepare(np.asarray(self.poster))
+    def _source(self) -> Poster:
+        assert self.poster is not None
+        return Poster(self.poster)
 
     def image_seed(self, view: int) -> int:
         """The seed of an augmented view's image."""
-        return view_seed(self.recipe.seed, self.sample.index, view, "image")
+        return view_seed(self.settings.seed, self.sample.index, view, "image")
 
     def text_seed(self, view: int) -> int:
         """The seed of a masked view's text."""
-        return view_seed(self.recipe.seed, self.sample.index, view, "text")
+        return view_seed(self.settings.seed, self.sample.index, view, "text")
 
     def pixels(self, view: int, processor: str | None = None) -> Pixels:
         """A view's pixels.
 
         Args:
             view: 0 to V - 1; view 0 without a processor is the poster at full size.
-            processor: for view 0, one of ``PROCESSORS`` or None.
+            processor: one of ``PROCESSORS``, or None. It matters for view 0, and for recipes whose
+                views begin with a backbone's clean view.
 
         Returns:
             uint8 [S, S, 3], or [height, width, 3] for the poster at full size.
 
         Raises:
-            BadSampleError: the reason ``too-large``, see ``image_views.clean_view``.
+            BadSampleError: the reason ``too-large``, see ``clean_view``.
         """
-        size = self.recipe.size
-        out = np.zeros((size, size, 3), np.uint8)
-        if self.poster is None:  # every step of the recipe leaves black pixels black
-            return out
+        size = self.settings.size
+        out: Pixels = np.zeros((1, size, size, 3), np.uint8)
+        if self.poster is None:  # a placeholder is black, in every view
+            return np.squeeze(out, 0)
+        spec = ImageSpec(size, None if processor == "blip2" else size)
         if view == 0:
-            if processor is None:
-                return np.asarray(self.poster)
-            edge = size if processor == "clip" else None
-            return image_views.clean_view(self.poster, ImageSpec(size, edge))
-        image_views.apply(self._prepared, self._draws[view - 1], out, image_views.fastest())
-        return out
+            return np.asarray(self.poster) if processor is None else clean_view(self._source, spec)
+        self.settings.image.make(self._source, spec, [view], [self.image_seed(view)], out)
+        return np.squeeze(out, 0)
 
     @cached_property
     def texts(self) -> list[str]:
         """The V texts."""
         return self.text.texts()
 
+    @property
+    def text_words(self) -> list[str]:
+        """The words of the clean text, separated by white space."""
+        return self.texts[0].split()
+
     def masked(self, view: int) -> list[int]:
-        """Positions of the words that a view masks, in ascending order."""
-        return sorted(self.text.masked[view - 1]) if view else []
+        """Positions of the words that a view hides, in ascending order."""
+        if view == 0 or not isinstance(self.text, HiddenWords):
+            return []
+        return sorted(self.text.hidden[view - 1])
 
 
-def from_collection(collection: CollectionConfig, id_: str, recipe: Recipe) -> Replay:
+def from_collection(collection: CollectionConfig, id_: str, settings: Settings) -> Replay:
     """Replays a sample of a collection.
 
     Raises:
         InputError: the collection does not contain the sample.
     """
     found = scan_collection(collection)
-    return replay(Place(found, find(found.samples, id_, collection.path)), recipe)
+    return replay(Place(found, find(found.samples, id_, collection.path)), settings)
 
 
 def from_store(
@@ -173,11 +197,8 @@ def from_store(
         StoreMismatchError: the store was built with another version of a recipe, or with another
             rule for the clean text.
     """
-    for field, ours in (("image_recipe", IMAGE_RECIPE), ("text_recipe", TEXT_RECIPE)):
-        stored = store.fingerprint.get(field)
-        if stored != ours:
-            advice = "Replay it with the version of manyviews that built the store."
-            raise StoreMismatchError(store.path, field, stored, ours, advice)
+    image = recorded_image_recipe(store.fingerprint) or _refuse(store, "image_recipe")
+    text = recorded_text_recipe(store.fingerprint) or _refuse(store, "text_recipe")
     rule, ours = store.fingerprint.get("clean_text", collection.clean_rule), collection.clean_rule
     if rule != ours:
         advice = f'Set clean_text = "{rule}" in [collection].'
@@ -186,12 +207,18 @@ def from_store(
     found = recorded.stored_scan(collection, store)
     now = recorded.sample_now(found, sample)
     side = store_size(store.fingerprint, store.features, size)
-    recipe = Recipe(int(store.fingerprint["seed"]), store.spec.views, side)
+    settings = Settings(int(store.fingerprint["seed"]), store.spec.views, side, image, text)
     chunk = sample.index // store.spec.chunk
     record = None
     if chunk in store.ledger:
         record = store.ledger[chunk].samples[sample.index % store.spec.chunk]
-    return replay(Place(found, now, record), recipe, sample)
+    return replay(Place(found, now, record), settings, sample)
+
+
+def _refuse(store: FeatureStore, field: str) -> NoReturn:
+    advice = "Replay it with the version of manyviews that built the store."
+    stored = store.fingerprint.get(field)
+    raise StoreMismatchError(store.path, field, stored, "no such recipe", advice)
 
 
 def find(samples: Sequence[Sample], id_: str, where: str) -> Sample:
@@ -215,6 +242,16 @@ def find(samples: Sequence[Sample], id_: str, where: str) -> Sample:
     raise InputError(f"{where} has no sample {wanted!r} among its {len(samples):,}.\n{hint}")
 
 
+def store_sizes(fingerprint: Fingerprint, features: Sequence[str]) -> dict[str, int]:
+    """The side of the augmented views, in pixels, of each feature of images; see `store_size`."""
+    sizes = {name: int(fingerprint.get(f"{name}.size", 0)) for name in features}
+    return {
+        name: size or PAPER_SIZE
+        for name, size in sizes.items()
+        if size or (name in REGISTRY and REGISTRY[name].modality == "image")
+    }
+
+
 def store_size(fingerprint: Fingerprint, features: Sequence[str], asked: int | None) -> int:
     """The side of a store's augmented views.
 
@@ -225,12 +262,7 @@ def store_size(fingerprint: Fingerprint, features: Sequence[str], asked: int | N
         ConfigError: the store has several sizes and ``asked`` is None, or ``asked`` is none of its
             sizes.
     """
-    sizes = {name: int(fingerprint.get(f"{name}.size", 0)) for name in features}
-    images = {
-        name: size or PAPER_SIZE
-        for name, size in sizes.items()
-        if size or (name in REGISTRY and REGISTRY[name].modality == "image")
-    }
+    images = store_sizes(fingerprint, features)
     known = sorted(set(images.values()))
     is_assumed = any(name in REGISTRY for name in images) or not images
     if asked is None:
@@ -243,18 +275,19 @@ def store_size(fingerprint: Fingerprint, features: Sequence[str], asked: int | N
     return asked
 
 
-def replay(place: Place, recipe: Recipe, sample: Sample | None = None) -> Replay:
+def replay(place: Place, settings: Settings, sample: Sample | None = None) -> Replay:
     """Reads a sample's inputs as a producer does, and compares them with the store's record.
 
     Args:
         place: the sample and its record.
-        recipe: seed, number of views and size.
+        settings: seed, number of views, size and recipes.
         sample: the sample as it is numbered in the store; None for the number in the collection.
     """
     sample = sample or place.sample
     poster, bad_image = recorded.poster(place)
     text, bad_text = recorded.text(place)
     bad = tuple(replace(b, index=sample.index) for b in (bad_image, bad_text) if b is not None)
-    drawn = text_views.draw(text, recipe.seed, sample.index, recipe.views)
+    seeds = view_seeds(settings.seed, sample.index, range(1, settings.views), "text")
+    drawn = settings.text.draw(text, seeds, has_clean=True)
     words = words_of(place.found.collection)
-    return Replay(sample, recipe, poster, drawn, bad, recorded.modalities(place.record), words)
+    return Replay(sample, settings, poster, drawn, bad, recorded.modalities(place.record), words)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from featurestore.records import Modality
 from featurestore.storage.moments import Moments, merge
 from featurestore.storage.store import FeatureStore
+from manyviews.operations.nearness import Nearness, NearnessSums
 from manyviews.operations.report.sampling import Sampled, modality
 
 Floats = npt.NDArray[np.float32]
@@ -46,6 +47,7 @@ class FeatureFacts:
             of freedom; None for one view.
         between: float64 [D], V times the mean square of samples' means, with S - 1 degrees of
             freedom; None for fewer than two samples or views.
+        nearness: how near views stay to the clean view; None for fewer than two samples or views.
     """
 
     name: str
@@ -59,6 +61,7 @@ class FeatureFacts:
     to_other: Floats
     within: Doubles | None
     between: Doubles | None
+    nearness: Nearness | None
 
     @property
     def is_normalised(self) -> bool:
@@ -113,11 +116,13 @@ def measure(store: FeatureStore, feature: str, sampled: Sampled) -> FeatureFacts
     moments = merge(store.chunk_moments(feature, entry.chunk) for entry in store.ledger.entries)
     mean = moments.mean.astype(np.float32)
     sampled = sampled.having(store, feature)
+    near = NearnessSums()
     sums = _Sums(store.spec.dims[feature], store.spec.views, moments.mean)
     parts: list[tuple[Floats, Floats, Floats]] = []
     for chunk in sampled.chunks:
         block = store.read_chunk(feature, chunk)[sampled.of(store, chunk)]  # [n, V, D]
         sums.add(block)
+        near.add(block)
         norms = np.linalg.norm(block, axis=2)
         centred = block - mean
         cosines = cosine(centred[:, 1:], centred[:, :1])
@@ -136,6 +141,7 @@ def measure(store: FeatureStore, feature: str, sampled: Sampled) -> FeatureFacts
         to_other=cosine(centred, np.roll(centred, -1, axis=0)) if len(clean) > 1 else clean[:0, 0],
         within=sums.within,
         between=sums.between,
+        nearness=near.nearness(),
     )
 
 

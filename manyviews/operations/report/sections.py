@@ -10,6 +10,7 @@ import numpy.typing as npt
 from featurestore.storage.fingerprint import VERSION
 from featurestore.storage.store import FeatureStore
 from featurestore.wording import amount
+from manyviews.operations.nearness import advice
 from manyviews.operations.report import plots, projection
 from manyviews.operations.report.content import Figure, Part, Section, Table, number
 from manyviews.operations.report.features import FeatureFacts
@@ -17,6 +18,11 @@ from manyviews.operations.report.pairs import PairFacts
 
 _SHOWN = 12
 _FIELDS = ("seed", "image_recipe", "text_recipe", "device_kind", "view_parts")
+# Means of cosines of raw rows.
+_NEAR_HEAD = (
+    *("feature", "views: own clean view", "views: other samples"),
+    *("clean views: other samples", "kept"),
+)
 _QUANTILES = (0.05, 0.5, 0.95)
 Groups = tuple[list[str], npt.NDArray[np.int64], str]
 
@@ -170,9 +176,27 @@ def spread(features: Sequence[FeatureFacts]) -> Section:
         "own views should be to the right of other samples. A spike at 1 means that the views "
         "are unchanged; values around 0 mean that they no longer resemble the sample. Within / "
         "between is the variance within samples over the variance between samples; ICC(1) is the "
-        "share of the variance that the sample explains.",
+        "share of the variance that the sample explains. The last table has means of cosines of "
+        "raw rows: a recipe that suits the model keeps most of the difference between samples.",
         drawn,
         Table("Spread", head, rows),
+        Table("The recipe and the model", _NEAR_HEAD, list(map(_near_row, features))),
+        *(
+            f"{facts.name}: {facts.nearness.text()}. {advice(facts.modality)}"
+            for facts in features
+            if facts.nearness is not None and facts.nearness.is_lost
+        ),
+    )
+
+
+def _near_row(facts: FeatureFacts) -> tuple[object, ...]:
+    near = facts.nearness
+    if near is None:
+        return (facts.name, "–", "–", "–", "–")
+    return (
+        facts.name,
+        *(number(v, 2) for v in (near.own, near.others, near.clean)),
+        f"{near.kept:.0%}",
     )
 
 

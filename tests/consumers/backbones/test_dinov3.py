@@ -16,7 +16,7 @@ from consumers.backbones.registry import quiet_transformers
 from featurestore.errors import ConfigError
 from featurestore.system.torchvision_ops import ensure_importable
 from manyviews.operations.demo.checkpoints import _spread
-from producers.recipes.image_views import clean_view
+from producers.recipes.images.geometry import clean_view
 
 SIDE = 64
 

@@ -15,7 +15,7 @@ from consumers.backbones.protocol import ImageBackbone, TextBackbone
 from consumers.device.computing import ComputePool
 from consumers.engine.batching import ImageBatcher, TextBatcher
 from consumers.preprocessing.pixels import Normalizer, read_preprocessing
-from producers.recipes.tokens import TokenEncoder
+from producers.recipes.texts.tokens import TokenEncoder
 
 Load = Callable[[str], Any]  # a feature is of images or of texts, as its name says
 

@@ -19,7 +19,7 @@ from consumers.backbones.protocol import BackboneRequest
 from consumers.backbones.registry import quiet_transformers
 from consumers.device.computing import ComputePool, Order
 from featurestore.errors import ConfigError
-from producers.recipes.tokens import TokenEncoder
+from producers.recipes.texts.tokens import TokenEncoder
 from tests.consumers.preprocessing.test_library_ids import TEXTS
 from tests.consumers.sentence_models import KINDS, make_sentence_model
 

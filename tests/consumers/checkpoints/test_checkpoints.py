@@ -14,7 +14,7 @@ from consumers.checkpoints.weights import wanted_files, weight_problem
 from consumers.preprocessing.pixels import read_preprocessing
 from featurestore.errors import ConfigError
 from featurestore.records import FEATURES
-from producers.recipes.image_views import ImageSpec
+from producers.recipes.images.geometry import ImageSpec
 from tests.consumers.conftest import KINDS
 
 OTHER = {"clip": "blip2", "sentence": "clip", "blip2": "sentence"}

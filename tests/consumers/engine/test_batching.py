@@ -17,8 +17,8 @@ from consumers.device.computing import ComputePool
 from consumers.engine import batching
 from consumers.engine.batch_plan import image_plan, text_plan
 from featurestore.errors import BackboneError
-from producers.recipes.image_views import ImageSpec
-from producers.recipes.tokens import TextSpec
+from producers.recipes.images.geometry import ImageSpec
+from producers.recipes.texts.tokens import TextSpec
 
 CPU = torch.device("cpu")
 SIDE, LIMIT = 4, 12

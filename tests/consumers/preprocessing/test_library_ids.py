@@ -19,7 +19,7 @@ from consumers.backbones.protocol import Backbone
 from featurestore.errors import ConfigError
 from featurestore.system.torchvision_ops import ensure_importable
 from producers.recipes import text_views
-from producers.recipes.tokens import TokenEncoder
+from producers.recipes.texts.tokens import TokenEncoder
 from tests.consumers.library_models import make_clip_tokenizer, make_library_models
 
 ADAPTERS = ("transformers-text", "sentence-transformers", "open-clip-image")

@@ -11,8 +11,8 @@ from featurestore.storage.creation import create
 from featurestore.storage.shape import StoreSpec
 from featurestore.storage.store import FeatureStore
 from featurestore.storage.writer import take_lock
-from producers.recipes.image_views import IMAGE_RECIPE
-from producers.recipes.text_views import TEXT_RECIPE
+from producers.recipes.images.random_crops import Simclr
+from producers.recipes.texts.hiding import Mask
 from producers.sources import pairs
 from tests.featurestore.stores import make_fingerprint, make_rows
 
@@ -34,7 +34,7 @@ def store_of(
     samples = pairs.scan(folder).samples
     spec = StoreSpec(len(samples), VIEWS, CHUNK, DIMS)
     known = make_fingerprint(spec, [s.stem for s in samples])
-    known |= {"image_recipe": IMAGE_RECIPE, "text_recipe": TEXT_RECIPE, **fingerprint}
+    known |= {**Simclr().settings(), **Mask().settings(), **fingerprint}
     rows = make_rows(spec)
     records = [
         _record(folder, sample, (bad or {}).get(sample.index, ()), read) for sample in samples

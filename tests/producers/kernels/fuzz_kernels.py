@@ -58,7 +58,7 @@ def valid(rng: random.Random) -> tuple[str, list[Any]]:
         poster = bytes_in(rng, rng.choice(SIDES) * rng.choice((1, 5, 13)), rng.choice(SIDES), 3)
         w, h = rng.randint(1, poster.shape[1]), rng.randint(1, poster.shape[0])
         left, top = rng.randint(0, poster.shape[1] - w), rng.randint(0, poster.shape[0] - h)
-        # Pillow takes such a strip's rows first; image_views never asks for one.
+        # Pillow takes such a strip's rows first; the recipes never ask for one.
         if h > 100 * w and height < h:
             h = 100 * w
         return name, [poster, (left, top, w, h), rng.choice((2, 3)), rng.random() < 0.5, planes]
@@ -70,7 +70,7 @@ def valid(rng: random.Random) -> tuple[str, list[Any]]:
     if name == "blur":
         taps = 2 * rng.randint(0, min(height, width, 17) - 1) + 1
         taps = min(taps, 2 * min(height, width) - 1)
-        return name, [planes, draws.blur_weights(float(np.float32(rng.uniform(0.1, 2))), taps)]
+        return name, [planes, *draws.blur_weights([float(np.float32(rng.uniform(0.1, 2)))], taps)]
     return name, [planes]
 
 

@@ -9,8 +9,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from featurestore.system.torchvision_ops import ensure_importable
-from producers.recipes.cleaning import CLEANINGS, clean_words, cleaner
-from producers.recipes.text_views import MASK
+from producers.recipes.texts.cleaning import CLEANINGS, clean_words, cleaner
+from producers.recipes.texts.views import MASK
 
 # What mojibake, entities, ligatures, widths and accents are made of, and what is removed.
 _HARD = "aZÃ©¢Â¬œ€™“”’‘—–&amp;#39<>lt_-.ﬁＡ＆；ﾊﾞ\u0301\u0308éàİΣς"
@@ -46,7 +46,7 @@ def test_clean_words_make_every_clean_view(
 ) -> None:
     words = [word.strip() for word in words]
     clean = cleaner(name)
-    cleaned = clean_words(words, clean) if words else None
+    cleaned = clean_words(words, clean, MASK) if words else None
     if cleaned is None:
         return
     hidden = range(2 ** len(words)) if data is None else [data.draw(st.integers(0, 63))]
@@ -68,7 +68,7 @@ def test_clean_words_make_every_clean_view(
     ],
 )
 def test_ordinary_words_are_cleaned_once(name: str, text: str) -> None:
-    cleaned = clean_words(text.split(), cleaner(name))
+    cleaned = clean_words(text.split(), cleaner(name), MASK)
     assert cleaned is not None
     assert " ".join(cleaned) == cleaner(name)(text)
 
@@ -88,4 +88,4 @@ def test_ordinary_words_are_cleaned_once(name: str, text: str) -> None:
     ],
 )
 def test_what_depends_on_the_whole_text_is_cleaned_whole(text: str) -> None:
-    assert clean_words(text.split(), cleaner("lower")) is None
+    assert clean_words(text.split(), cleaner("lower"), MASK) is None

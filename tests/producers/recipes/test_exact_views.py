@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from producers.kernels import draws, library
+from producers.kernels import library
 from producers.kernels.implementations import Kernels
-from producers.recipes.image_views import augmented_views
+from producers.recipes.images.random_crops import Simclr
 from tests.conftest import NIGHTLY
 from tests.producers.pictures import names, picture
 from tests.producers.reference import digest, reference_views, torch_is_the_recipes
+from tests.producers.views import augmented_views
 
 VIEWS = range(1, 35)
 DIGESTS = Path(__file__).with_name("view_digests.json")
@@ -67,6 +68,6 @@ def test_the_libraries_make_the_same(name: str) -> None:
 
 
 def test_crops_that_fall_back_to_the_centre_are_among_them() -> None:
-    found = [draws.draw(range(20), *shape) for shape in shapes()]
+    found = [Simclr().draws(range(20), range(20), *shape) for shape in shapes()]
     always = [{drawn.box for drawn in views} for views in found]
     assert sum(len(boxes) == 1 for boxes in always) >= 8

@@ -16,9 +16,10 @@ from PIL import Image
 from featurestore.errors import BadSampleError
 from featurestore.system.torchvision_ops import ensure_importable
 from producers.kernels.draws import blur_taps
-from producers.recipes.image_views import ImageSpec, augmented_views, clean_view
+from producers.recipes.images.geometry import ImageSpec, clean_view
 from tests.producers.pictures import PHOTOS, photo
 from tests.producers.reference import reference_views, require_torchvisions
+from tests.producers.views import augmented_views
 
 CLIP = ImageSpec(size=224, shortest_edge=224)
 BLIP = ImageSpec(size=224, shortest_edge=None)
@@ -195,8 +196,8 @@ def test_spec_round_trips_through_json_and_is_hashable(spec: ImageSpec) -> None:
 
 def test_importing_the_producers_stays_light() -> None:
     code = (
-        "import sys, producers.sources.readers, producers.decode, producers.recipes.image_views\n"
-        "import producers.recipes.text_views, producers.recipes.tokens\n"
+        "import sys, producers.sources.readers, producers.decode, producers.worker\n"
+        "import producers.recipes.texts.tokens\n"
         "import featurestore.system.torchvision_ops\n"
         "heavy = {'torch', 'torchvision', 'transformers', 'zarr', 'consumers'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"

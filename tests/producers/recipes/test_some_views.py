@@ -13,15 +13,19 @@ import pytest
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from producers.recipes import image_views, text_views
-from producers.recipes.image_views import ImageSpec
-from producers.recipes.tokens import TextSpec, TokenEncoder
+from producers import worker
+from producers.recipes.images import random_crops
+from producers.recipes.images.geometry import ImageSpec
+from producers.recipes.texts import hiding
+from producers.recipes.texts.hiding import Mask
+from producers.recipes.texts.tokens import TextSpec, TokenEncoder
 from producers.slots import Ring, SlotArrays
 from producers.sources.pairs import scan
 from producers.sources.scan import Scan
 from producers.worker import Job, Producer
 from tests.producers.pictures import photo
 from tests.producers.recipes.test_tokens import unigram
+from tests.producers.views import text_views
 
 VIEWS = 7
 CLIP, BLIP, SMALL = ImageSpec(64, 64), ImageSpec(64, None), ImageSpec(31, 31)
@@ -78,10 +82,11 @@ def test_the_last_views_are_those_of_all(found: Scan, first_view: int) -> None:
         produce(found, 0), produce(found, first_view), strict=True
     ):
         assert (slot.views, slot.clean) == (range(first_view, VIEWS), {})
-        for size in (64, 31):
-            assert slot.augmented[size].shape == (VIEWS - first_view, size, size, 3)
+        for spec in (CLIP, BLIP, SMALL):
+            shape = (VIEWS - first_view, spec.size, spec.size, 3)
+            assert slot.augmented[spec].shape == shape
             np.testing.assert_array_equal(
-                slot.augmented[size], whole.augmented[size][first_view - 1 :]
+                slot.augmented[spec], whole.augmented[spec][first_view - 1 :]
             )
         for k in range(2):
             np.testing.assert_array_equal(slot.ids[k], whole.ids[k][first_view:])
@@ -96,7 +101,7 @@ def test_what_cannot_be_used_is_the_same_without_the_clean_view(found: Scan) -> 
     assert [reason for _, reason, _ in bad[2]] == ["too-large"]
     assert len(bad[3]) == 2
     slot, _ = produce(found, 3)[2]
-    assert not slot.augmented[64].any()
+    assert not slot.augmented[CLIP].any()
 
 
 @pytest.mark.parametrize("first_view", [0, 1, 4])
@@ -105,7 +110,7 @@ def test_texts_that_are_cut_are_counted_among_those_that_are_made(
 ) -> None:
     encoders = [TokenEncoder(spec) for spec in job(found, 0).texts]
     reports = [report for _, report in produce(found, first_view)]
-    texts = text_views.draw(PLOT, 123, 0, VIEWS).texts()
+    texts = text_views(PLOT, 123, 0, VIEWS).texts()
     expected = [
         sum(encoder.count(text) > encoder.spec.max_length for text in texts[first_view:])
         for encoder in encoders
@@ -131,13 +136,13 @@ def test_no_other_view_is_made(
 
     planned = job(found, first_view)
     producer, slot = Producer(planned), one_slot(planned)
-    counted(image_views, "apply")
-    counted(image_views, "clean_view")
-    counted(text_views, "masked_words")
+    counted(random_crops, "apply")
+    counted(worker, "clean_view")
+    counted(hiding, "hidden_words")
     producer.produce(found.samples[0], slot, {})
     augmented = VIEWS - max(first_view, 1)
     clean = 0 if first_view else 3
-    assert made == Counter(apply=2 * augmented, clean_view=clean, masked_words=augmented)
+    assert made == Counter(apply=2 * augmented, clean_view=clean, hidden_words=augmented)
 
 
 @pytest.mark.parametrize("first_view", [0, 1, 3])
@@ -147,7 +152,7 @@ def test_a_part_of_the_views_is_found_wherever_they_begin(found: Scan, first_vie
     for start in range(first_view, VIEWS):
         for stop in range(start + 1, VIEWS + 1):
             first, others = slot.images(CLIP, range(start, stop))
-            rows = [whole.clean[CLIP], *whole.augmented[64]]
+            rows = [whole.clean[CLIP], *whole.augmented[CLIP]]
             np.testing.assert_array_equal([first, *others], rows[start:stop])
             ids, lengths = slot.texts(1, range(start, stop))
             np.testing.assert_array_equal(ids, whole.ids[1][start:stop])
@@ -163,15 +168,15 @@ def test_an_input_with_two_faults_is_one_bad_input(
     (tmp_path / "0.json").write_text(json.dumps({"plot": plot}))
     found = scan(tmp_path)
     planned = job(found, 0)
-    draw = text_views.draw
+    draw = Mask.draw
 
-    def short(text: str, *rest: Any) -> Any:
+    def short(recipe: Mask, text: str, *rest: Any, **named: Any) -> Any:
         if text:
             raise MemoryError
-        return draw(text, *rest)
+        return draw(recipe, text, *rest, **named)
 
     producer = Producer(planned)
-    monkeypatch.setattr(text_views, "draw", short)
+    monkeypatch.setattr(Mask, "draw", short)
     slot = one_slot(planned)
     [[modality, reason, detail]] = producer.produce(found.samples[0], slot, {})["bad"]
     assert (modality, reason) == ("text", "out-of-memory")

@@ -6,7 +6,8 @@ import random
 import pytest
 
 from featurestore.records import Salt, view_seed
-from producers.recipes.text_views import draw, masked_words
+from producers.recipes.texts.hiding import hidden_words
+from tests.producers.views import text_views
 
 WORDS = [f"w{i}" for i in range(200)]
 
@@ -49,13 +50,13 @@ def test_seeds_differ_in_every_part() -> None:
 )
 def test_mask_counts_round_halves_to_even(words: int, hidden: int) -> None:
     for seed in (0, 1, 2**32 - 1):
-        positions = masked_words(WORDS[:words], seed)
+        positions = hidden_words(words, 0.15, seed)
         assert len(positions) == len(set(positions)) == hidden
         assert set(positions) <= set(range(words))
 
 
 def views(text: str, base_seed: int, index: int, views: int) -> list[str]:
-    return draw(text, base_seed, index, views).texts()
+    return text_views(text, base_seed, index, views).texts()
 
 
 def reference_view(text: str, index: int, view: int) -> str:

@@ -17,9 +17,10 @@ from tokenizers import (
 )
 
 from featurestore.system.torchvision_ops import ensure_importable
-from producers.recipes import text_views
-from producers.recipes.tokens import TextSpec, TokenEncoder
-from producers.recipes.word_ids import WordIds
+from producers.recipes.texts.tokens import TextSpec, TokenEncoder
+from producers.recipes.texts.views import MASK
+from producers.recipes.texts.word_ids import WordIds
+from tests.producers.views import text_views
 
 CORPUS = [
     "a young wizard finds a stone in the castle",
@@ -97,7 +98,7 @@ def reference(tokenizer: Tokenizer, texts: list[str], max_length: int) -> list[l
 
 @pytest.mark.parametrize("max_length", [3, 16, 128])
 def test_ids_equal_transformers(tokenizer: Tokenizer, max_length: int) -> None:
-    texts = TEXTS + text_views.draw(" ".join(CORPUS), 123, 3, 70).texts()
+    texts = TEXTS + text_views(" ".join(CORPUS), 123, 3, 70).texts()
     expected = reference(tokenizer, texts, max_length)
     untruncated = [len(tokens) for tokens in reference(tokenizer, texts, 100_000)]
     ids, lengths, cut = encode(TextSpec(tokenizer.to_str(), max_length), texts)
@@ -155,7 +156,7 @@ def test_wrong_arrays_are_refused() -> None:
         with pytest.raises(ValueError, match="must be int32"):
             encoder.encode(["a", "b"], ids, lengths)
         with pytest.raises(ValueError, match="must be int32"):
-            encoder.encode_views(text_views.draw("a b", 1, 0, 2), ids, lengths)
+            encoder.encode_views(text_views("a b", 1, 0, 2), ids, lengths)
 
 
 def test_max_length_is_checked() -> None:
@@ -238,7 +239,7 @@ def both_ways(request: pytest.FixtureRequest) -> Comparison:
             encoders[key] = TokenEncoder(TextSpec(file, max_length, strip=lower, lower=lower))
         encoder = encoders[key]
         assert encoder.by_words == by_words
-        views = text_views.draw(text, 123, 5, 9)
+        views = text_views(text, 123, 5, 9)
         found, expected = (
             (np.full((9, max_length), -7, np.int32), np.full(9, -7, np.int32)) for _ in range(2)
         )
@@ -290,7 +291,7 @@ def pieces(tokenizer: Tokenizer) -> Callable[[Sequence[str]], list[list[int]]]:
 def test_ordinary_texts_are_joined_from_words(name: str) -> None:
     make, _ = TOKENIZERS[name]
     for text in [*CORPUS, "one", "x" * 500, "It's 1984 -- [MASK] isn't?"]:
-        assert WordIds(text.split(), pieces(make())).hold
+        assert WordIds(text.split(), pieces(make()), MASK).hold
 
 
 def test_a_text_that_the_check_at_start_could_not_foresee_is_told_apart() -> None:
@@ -299,8 +300,8 @@ def test_a_text_that_the_check_at_start_could_not_foresee_is_told_apart() -> Non
     tokenizer.normalizer = normalizers.Sequence([normalizers.Replace(" k", "z")])
     encoder = TokenEncoder(TextSpec(tokenizer.to_str(), 64))
     assert encoder.by_words
-    views = text_views.draw("the castle of the king and his men", 123, 0, 30)
-    assert not WordIds(views.words, pieces(tokenizer)).hold
+    views = text_views("the castle of the king and his men", 123, 0, 30)
+    assert not WordIds(views.text.split(), pieces(tokenizer), MASK).hold
     ids, lengths = np.zeros((30, 64), np.int32), np.zeros(30, np.int32)
     encoder.encode_views(views, ids, lengths)
     expected, _, _ = encode(encoder.spec, views.texts())

@@ -16,12 +16,12 @@ from consumers.build_report import BuildReport
 from consumers.config import BuildConfig
 from consumers.decisions import decide
 from consumers.plan import Plan, make_plan
-from consumers.resume.extension import completed
+from consumers.resume.completion import completed
 from featurestore.errors import BackboneError
 from featurestore.storage.entries import format_entry
 from featurestore.storage.writer import StoreWriter
 from featurestore.system import durable
-from manyviews.operations.check.forecast import Trial, run_trial
+from manyviews.operations.check.trial import Trial, run_trial
 from producers.sources.kinds import scan_collection
 from tests.conftest import tree_digest
 

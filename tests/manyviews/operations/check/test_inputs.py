@@ -16,7 +16,7 @@ from manyviews.operations.check import collection, duplicates, inputs
 from manyviews.operations.check.duplicates import duplicate_inputs
 from manyviews.operations.check.findings import Group, spread
 from manyviews.operations.check.reading import Look, Reading, evenly, look_at, read
-from producers.recipes.tokens import TextSpec, TokenEncoder
+from producers.recipes.texts.tokens import TextSpec, TokenEncoder
 from producers.sources.pairs import scan
 from producers.sources.readers import pair_source
 from producers.sources.scan import Scan

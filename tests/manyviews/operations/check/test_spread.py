@@ -9,9 +9,9 @@ import pytest
 
 from featurestore.storage.writer import take_lock
 from manyviews import main
-from manyviews.operations.check.forecast import Trial
 from manyviews.operations.check.machine import Need
 from manyviews.operations.check.spread import Spread
+from manyviews.operations.check.trial import Trial
 from tests.featurestore.stores import make_store
 
 GPUS = ("cuda:0", "cuda:1", "cuda:2", "cuda:3")

@@ -7,6 +7,7 @@ import io
 import json
 import random
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -25,15 +26,16 @@ from featurestore.system.torchvision_ops import ensure_importable
 from manyviews import main
 from manyviews.operations.replay.contact_sheet import LABEL, grid, png, sheet
 from manyviews.operations.replay.replay import (
-    Recipe,
     Replay,
+    Settings,
     from_collection,
     from_store,
     store_size,
 )
 from producers.pool import ProducerPool
-from producers.recipes.image_views import IMAGE_RECIPE, ImageSpec
-from producers.recipes.text_views import TEXT_RECIPE
+from producers.recipes.images.geometry import ImageSpec
+from producers.recipes.images.random_crops import Simclr
+from producers.recipes.texts.hiding import Mask
 from producers.sources import pairs
 from producers.sources.collection import CollectionConfig
 from producers.sources.readers import pair_source
@@ -44,7 +46,7 @@ from tests.producers.reference import reference_views, require_torchvisions
 
 mm_imdb = CollectionConfig.mm_imdb
 
-RECIPE = Recipe(views=VIEWS)
+SETTINGS = Settings(views=VIEWS)
 TRUNCATED = "0100003"  # the only unusable poster of the demo data
 
 
@@ -68,7 +70,7 @@ def folder(demo_data: Path) -> Path:
 @pytest.mark.parametrize("at", [1, 7, 20, 47])
 def test_pixels_equal_torchvision(folder: Path, at: int) -> None:
     stem = stems(folder)[at]
-    replay = from_collection(mm_imdb(folder), stem, RECIPE)
+    replay = from_collection(mm_imdb(folder), stem, SETTINGS)
     assert replay.sample.index == at
     made = np.stack([replay.pixels(view) for view in range(1, VIEWS)])
     poster = read_poster(folder, stem)
@@ -86,9 +88,9 @@ def test_pixels_and_texts_equal_those_of_producers(folder: Path, seed: int, size
     with ProducerPool(job, samples, producers=1, timeout_s=60.0) as pool:
         for sample in samples:
             made = pool.take()
-            replay = from_collection(mm_imdb(folder), sample.stem, Recipe(seed, VIEWS, size))
+            replay = from_collection(mm_imdb(folder), sample.stem, Settings(seed, VIEWS, size))
             for view in range(1, VIEWS):
-                expected = made.arrays.augmented[size][view - 1]
+                expected = made.arrays.augmented[clip][view - 1]
                 np.testing.assert_array_equal(replay.pixels(view), expected)
             for name, spec in (("clip", clip), ("blip2", blip2)):
                 np.testing.assert_array_equal(replay.pixels(0, name), made.arrays.clean[spec])
@@ -130,7 +132,7 @@ def _all_with_torchvision(replay: Replay, poster: Image.Image, views: range) -> 
 def test_the_parameters_reproduce_the_pixels(folder: Path) -> None:
     seen: set[str] = set()
     for stem in stems(folder)[1:4]:
-        replay = from_collection(mm_imdb(folder), stem, Recipe(views=16))
+        replay = from_collection(mm_imdb(folder), stem, Settings(views=16))
         poster, made = read_poster(folder, stem), []
         for view in range(1, 16):
             drawn = replay.drawn(view)
@@ -157,7 +159,7 @@ def test_the_crop_equals_torchvision(folder: Path) -> None:
     from torchvision.transforms import RandomResizedCrop
 
     stem = stems(folder)[3]
-    replay = from_collection(mm_imdb(folder), stem, RECIPE)
+    replay = from_collection(mm_imdb(folder), stem, SETTINGS)
     for view in range(1, VIEWS):
         torch.manual_seed(view_seed(123, 3, view, "image"))
         crop = RandomResizedCrop.get_params(read_poster(folder, stem), [0.08, 1.0], [3 / 4, 4 / 3])
@@ -174,7 +176,7 @@ def test_masked_words_are_the_published_ones(folder: Path) -> None:
     for at in (1, 5, 30):
         stem = stems(folder)[at]
         text = " ".join(json.loads((folder / f"{stem}.json").read_bytes())["plot"])
-        replay = from_collection(mm_imdb(folder), stem, RECIPE)
+        replay = from_collection(mm_imdb(folder), stem, SETTINGS)
         assert replay.texts[0] == text
         assert replay.masked(0) == []
         for view in range(1, VIEWS):
@@ -195,11 +197,11 @@ def test_masked_words_are_the_published_ones(folder: Path) -> None:
 def test_seed_views_and_index_come_from_the_store(folder: Path, tmp_path: Path) -> None:
     store = store_of(tmp_path / "store", folder, seed=77)
     replay = from_store(store, mm_imdb(folder), stems(folder)[9])
-    assert (replay.recipe, replay.recorded) == (
-        Recipe(77, VIEWS, 224),
+    assert (replay.settings, replay.recorded) == (
+        Settings(77, VIEWS, 224),
         ("image", "text"),
     )
-    alone = from_collection(mm_imdb(folder), stems(folder)[9], Recipe(77, VIEWS))
+    alone = from_collection(mm_imdb(folder), stems(folder)[9], Settings(77, VIEWS))
     np.testing.assert_array_equal(replay.pixels(5), alone.pixels(5))
 
 
@@ -295,7 +297,7 @@ def test_a_recorded_unreadable_file_is_not_read(folder: Path, tmp_path: Path) ->
     samples = pairs.scan(folder).samples
     spec = StoreSpec(len(samples), VIEWS, 48, DIMS)
     known = make_fingerprint(spec, [s.stem for s in samples])
-    known |= {"image_recipe": IMAGE_RECIPE, "text_recipe": TEXT_RECIPE}
+    known |= Simclr().settings() | Mask().settings()
     bad = (BadInput(1, "image", "missing", ""), BadInput(1, "text", "missing", ""))
     records = [SampleRecord(i, "", "", 0, bad if i == 1 else ()) for i in range(48)]
     with create(tmp_path / "s", spec, known, samples, take_lock(tmp_path / "s")) as writer:
@@ -334,20 +336,20 @@ def test_the_size_comes_from_declared_backbones_or_the_paper() -> None:
 def test_an_unknown_stem_lists_similar_ones(folder: Path) -> None:
     stem = stems(folder)[4]
     with pytest.raises(InputError, match=f"has no sample '{stem}.jpg'.*\nSimilar: '{stem}'"):
-        from_collection(mm_imdb(folder), f"{stem}.jpg", RECIPE)
+        from_collection(mm_imdb(folder), f"{stem}.jpg", SETTINGS)
 
 
 @pytest.mark.parametrize(("name", "value"), [("seed", -1), ("views", 0), ("size", 0)])
 def test_numbers_out_of_range_are_refused(name: str, value: int) -> None:
     with pytest.raises(ConfigError, match=f"--{name} must be at least"):
-        Recipe(**{name: value})
+        replace(Settings(), **{name: value})  # type: ignore[arg-type]
 
 
 # The sheet --------------------------------------------------------------------------------------
 
 
 def test_the_sheet_holds_every_view_with_its_number(folder: Path) -> None:
-    replay = from_collection(mm_imdb(folder), stems(folder)[6], Recipe(views=14, size=64))
+    replay = from_collection(mm_imdb(folder), stems(folder)[6], Settings(views=14, size=64))
     page = Image.open(io.BytesIO(png(sheet(replay))))
     pixels, cells = np.asarray(page), grid(replay)
     assert pixels.shape == (cells.height, max(cells.width, replay.pixels(0).shape[1] + 16), 3)
@@ -359,14 +361,14 @@ def test_the_sheet_holds_every_view_with_its_number(folder: Path) -> None:
     assert len(labels) == 13  # each number looks different
 
 
-@pytest.mark.parametrize("recipe", [Recipe(views=1), Recipe(views=2, size=500)])
-def test_a_sheet_of_few_views(folder: Path, recipe: Recipe) -> None:
+@pytest.mark.parametrize("settings", [Settings(views=1), Settings(views=2, size=500)])
+def test_a_sheet_of_few_views(folder: Path, settings: Settings) -> None:
     for stem in (TRUNCATED, stems(folder)[6]):
-        page = sheet(from_collection(mm_imdb(folder), stem, recipe))
+        page = sheet(from_collection(mm_imdb(folder), stem, settings))
         assert min(page.size) > 100
 
 
 def test_a_png_is_lossless_and_deterministic(folder: Path) -> None:
-    pixels = from_collection(mm_imdb(folder), stems(folder)[6], RECIPE).pixels(2)
+    pixels = from_collection(mm_imdb(folder), stems(folder)[6], SETTINGS).pixels(2)
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(png(pixels)))), pixels)
     assert png(pixels) == png(pixels.copy())

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from manyviews import main
-from manyviews.operations.replay.replay import Recipe, from_collection
+from manyviews.operations.replay.replay import Settings, from_collection
 from producers.sources import pairs
 from producers.sources.collection import CollectionConfig
 
@@ -45,7 +45,7 @@ def test_parameters_and_marked_text_are_printed(views: Any, folder: Path) -> Non
     assert (code, errors) == (0, "")
     lines = output.splitlines()
     assert lines[0].startswith(f"'{STEM}': sample 1, 258 x 327 poster, 59 words; seed 123, 4 views")
-    replay = from_collection(mm_imdb(folder), STEM, Recipe(views=4))
+    replay = from_collection(mm_imdb(folder), STEM, Settings(views=4))
     for view in range(1, 4):
         drawn, text = lines[1 + 2 * view], lines[2 + 2 * view]
         seen = replay.drawn(view)
@@ -66,7 +66,7 @@ def test_json_has_everything_exactly(views: Any, folder: Path) -> None:
     code, output, _ = views("--views", 4, "--seed", 5, "--size", 64, "--json")
     assert code == 0
     facts = json.loads(output)
-    replay = from_collection(mm_imdb(folder), STEM, Recipe(5, 4, 64))
+    replay = from_collection(mm_imdb(folder), STEM, Settings(5, 4, 64))
     assert [v["text"] for v in facts["views"]] == replay.texts
     for view in facts["views"][1:]:
         drawn = replay.drawn(view["view"])
@@ -92,12 +92,12 @@ def test_one_view_is_written_losslessly(
     code, output, errors = views("--view", 3, option, tmp_path / "v.png")
     assert (code, output.count("view ")) == (0, 1)
     assert errors == f"written: {tmp_path / 'v.png'}\n"
-    expected = from_collection(mm_imdb(folder), STEM, Recipe()).pixels(3)
+    expected = from_collection(mm_imdb(folder), STEM, Settings()).pixels(3)
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "v.png")), expected)
 
 
 def test_the_clean_view_of_a_processor(views: Any, folder: Path, tmp_path: Path) -> None:
-    replay = from_collection(mm_imdb(folder), STEM, Recipe())
+    replay = from_collection(mm_imdb(folder), STEM, Settings())
     for processor in ("clip", "blip2"):
         path = tmp_path / f"{processor}.png"
         assert views("--view", 0, "--processor", processor, "--out", path)[0] == 0

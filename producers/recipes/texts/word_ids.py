@@ -16,8 +16,6 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
-from producers.recipes.text_views import MASK
-
 Ids = NDArray[np.int32]
 # Function from texts to their ids, without special ids and without truncation.
 Encode = Callable[[Sequence[str]], list[list[int]]]
@@ -34,7 +32,7 @@ class WordIds:
         hold: whether the joined ids equal the ids of the whole texts.
     """
 
-    def __init__(self, words: Sequence[str], encode: Encode, mask: str = MASK) -> None:
+    def __init__(self, words: Sequence[str], encode: Encode, mask: str) -> None:
         """Encodes the words, at least one, and the mask."""
         distinct = {word: form for form, word in enumerate(dict.fromkeys(words), _FIRST_WORD + 1)}
         ids = encode([mask, f" {mask}", words[0], *(f" {word}" for word in distinct)])
@@ -45,18 +43,18 @@ class WordIds:
         self._forms = np.array([_FIRST_WORD, *inner[1:]], np.intp)
         self.hold = self._check(words, inner, encode, mask)
 
-    def view(self, masked: Sequence[int], room: int) -> tuple[Ids, bool]:
+    def view(self, hidden: Sequence[int], room: int) -> tuple[Ids, bool]:
         """The ids of a view.
 
         Args:
-            masked: positions of the hidden words.
+            hidden: positions of the hidden words.
             room: maximum number of ids to return, at least 1.
 
         Returns:
             At most ``room`` ids, and whether the view has more.
         """
         forms = self._forms.copy()
-        forms[masked] = _MASK
+        forms[hidden] = _MASK
         if forms[0] == _MASK:
             forms[0] = _FIRST_MASK
         ends = self._lengths[forms].cumsum()

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from producers.recipes import text_views
-from producers.recipes.cleaning import CLEANINGS, clean_words, cleaner
-from producers.recipes.text_views import MASK, TextViews
-from producers.recipes.word_ids import WordIds
+from producers.recipes.texts.cleaning import CLEANINGS, clean_words, cleaner
+from producers.recipes.texts.hiding import Mask
+from producers.recipes.texts.views import HiddenWords, TextViews
+from producers.recipes.texts.word_ids import WordIds
 
 TokenArray = NDArray[np.int32]
 
@@ -92,8 +92,8 @@ class TokenEncoder:
         Raises:
             ValueError: an array has another shape or dtype.
         """
-        if self.by_words and views.words and views.masked:
-            words = self._word_ids(views.words)
+        if isinstance(views, HiddenWords) and self.by_words and views.words and views.hidden:
+            words = self._word_ids(views)
             if words is not None and words.hold:
                 return self._join_words(views, words, ids, lengths)
         return self.encode(views.texts(), ids, lengths)
@@ -118,16 +118,16 @@ class TokenEncoder:
             return len(self._tokenizer.encode_batch_fast(self._prepare([text]))[0].ids)
 
     def _join_words(
-        self, views: TextViews, words: WordIds, ids: TokenArray, lengths: TokenArray
+        self, views: HiddenWords, words: WordIds, ids: TokenArray, lengths: TokenArray
     ) -> int:
         """Joins the ids of words to views; view 0 is encoded as a whole, with its white space."""
         first = len(views.clean)
-        _check(ids, (first + len(views.masked), self.spec.max_length), "ids")
+        _check(ids, (first + len(views.hidden), self.spec.max_length), "ids")
         cut = self.encode(views.clean, ids[:first], lengths[:first]) if first else 0
         ids[first:] = self.spec.pad_id
         ids[first:, : len(self._before)] = self._before
-        for row, masked in enumerate(views.masked, first):
-            tokens, more = words.view(masked, self._room)
+        for row, hidden in enumerate(views.hidden, first):
+            tokens, more = words.view(hidden, self._room)
             end = len(self._before) + len(tokens)
             ids[row, len(self._before) : end] = tokens
             ids[row, end : end + len(self._after)] = self._after
@@ -137,8 +137,8 @@ class TokenEncoder:
 
     def _agrees_by_words(self, text: str) -> bool:
         """Whether joining the ids of words gives the ids of whole texts, for some views."""
-        views = text_views.draw(text, base_seed=0, index=0, views=_PROBE_VIEWS)
-        words = self._word_ids(views.words)
+        views = Mask().draw(text, range(1, _PROBE_VIEWS), has_clean=True)
+        words = self._word_ids(views)
         if words is None:
             return True  # such texts are always encoded as a whole
         if not words.hold:
@@ -148,14 +148,14 @@ class TokenEncoder:
         cut = self._join_words(views, words, *joined), self.encode(views.texts(), *whole)
         return cut[0] == cut[1] and np.array_equal(both[0], both[1])
 
-    def _word_ids(self, words: Sequence[str]) -> WordIds | None:
+    def _word_ids(self, views: HiddenWords) -> WordIds | None:
         """The ids of a sample's words; None if its views must be cleaned as a whole."""
-        cleaned, mask = list(words), MASK
+        cleaned, mask = views.words, views.token
         if self._clean is not None:
-            by_word = clean_words(words, self._clean)
+            by_word = clean_words(views.words, self._clean, mask)
             if by_word is None:
                 return None
-            cleaned, mask = by_word, self._clean(MASK)
+            cleaned, mask = by_word, self._clean(mask)
         with self._uncut():
             return WordIds(cleaned, self._encode_parts, mask)
 

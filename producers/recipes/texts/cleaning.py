@@ -14,8 +14,6 @@ import html
 import string
 from collections.abc import Callable, Sequence
 
-from producers.recipes.text_views import MASK
-
 CLEANINGS = ("lower", "whitespace", "canonicalize")
 """open_clip's names of its cleaning functions."""
 
@@ -41,11 +39,16 @@ def _clean(name: str, text: str) -> str:
     return text.lower() if name == "lower" else text
 
 
-def clean_words(words: Sequence[str], clean: Clean) -> list[str] | None:
+def clean_words(words: Sequence[str], clean: Clean, token: str) -> list[str] | None:
     """Cleans words one by one, if that gives the clean text of every view.
 
     This is checked with two texts: all words, and all words with a mask before and after each.
     Every pair of neighbours that a view can have is in one of them.
+
+    Args:
+        words: the words.
+        clean: the cleaning function.
+        token: what replaces hidden words.
 
     Returns:
         The cleaned words, which may contain spaces; None if views must be cleaned as a whole.
@@ -54,10 +57,10 @@ def clean_words(words: Sequence[str], clean: Clean) -> list[str] | None:
     # If a word becomes empty, another word may become the first one.
     if not all(distinct.values()) or any(map(_may_hold_entity, distinct)):
         return None
-    cleaned, mask = [distinct[word] for word in words], clean(MASK)
+    cleaned, mask = [distinct[word] for word in words], clean(token)
     for before, after in (
         (" ".join(words), " ".join(cleaned)),
-        (_between(MASK, words), _between(mask, cleaned)),
+        (_between(token, words), _between(mask, cleaned)),
     ):
         if not _is_fixed_by_characters(before) or clean(before) != after:
             return None

@@ -1,0 +1,1 @@
+"""The recipes of image views: presets of random and fixed views, torchvision's, and custom ones."""
