@@ -14,6 +14,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parent.parent
+# Whether each fault test takes many more rounds, and the tests marked ``nightly`` run as well.
+NIGHTLY = os.environ.get("MANYVIEWS_TEST_PROFILE") == "nightly"
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell makes background processes ignore Ctrl-C, and their children inherit that.
@@ -38,7 +40,7 @@ atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 settings.register_profile(
     "manyviews",
     deadline=None,
-    derandomize=os.environ.get("MANYVIEWS_TEST_PROFILE") != "nightly",
+    derandomize=not NIGHTLY,
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow],
 )
