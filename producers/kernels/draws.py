@@ -208,10 +208,11 @@ class _Bounds:
                 left = next(words) % (width - w + 1)
                 return left, top, w, h
         w, h = width, height
+        # Where torchvision's crop would have no pixel, and so would fail, it has one.
         if width / height < self._ratio[0]:
-            h = round(width / self._ratio[0])
+            h = max(1, round(width / self._ratio[0]))
         elif width / height > self._ratio[1]:
-            w = round(height * self._ratio[1])
+            w = max(1, round(height * self._ratio[1]))
         return (width - w) // 2, (height - h) // 2, w, h
 
 
@@ -221,9 +222,11 @@ def _float32(bounds: Range) -> tuple[np.float32, np.float32]:
 
 def _factors(name: str, strength: float) -> Range | None:
     """The range of a colour operation's factor; None if it changes nothing and is not drawn."""
-    if strength == 0:
+    centre = 0.0 if name == "hue" else 1.0
+    low, high = centre - strength, centre + strength
+    if low == high:
         return None
-    return (-strength, strength) if name == "hue" else (max(1 - strength, 0.0), 1 + strength)
+    return (low, high) if name == "hue" else (max(low, 0.0), high)
 
 
 def _share(words: Iterator[int]) -> float:
@@ -244,9 +247,14 @@ def _sum_of_lanes(values: Floats) -> Floats:
     """The sums of rows in torch's order, which determines the last bit and so is part of recipes.
 
     Groups of eight values are added lane by lane, four groups at a time. The remaining values are
-    added one by one, then the lanes.
+    added one by one, then the lanes. Fewer than eight values are four lanes, of which the first one
+    also takes the remaining ones.
     """
     rows, count = values.shape
+    if count < 8:
+        rest = range(count // 4 * 4, count)
+        order = [*range(min(1, rest.start)), *rest, *range(1, rest.start)]
+        return np.add.accumulate(values[:, order], axis=1)[:, -1]
     groups = values[:, : count // 8 * 8].reshape(rows, -1, 8)
     fours = groups.shape[1] // 4 * 4
     lanes = np.zeros((rows, 4, 8), np.float32)

@@ -48,16 +48,17 @@ def log(value: float) -> np.float32:
 
 
 def exp(arguments: Floats) -> Floats:
-    """The exponentials of finite arguments below 87, float32 of the same shape."""
-    k = np.floor(arguments * np.float64(_PER_LN2) * _STEPS)  # nothing is rounded: 48 bits
+    """The exponentials of arguments below 87, float32 of the same shape."""
+    is_far = np.abs(arguments) >= _LIMIT
+    near = np.where(is_far, np.float32(0), arguments)
+    k = np.floor(near * np.float64(_PER_LN2) * _STEPS)  # nothing is rounded: 48 bits
     steps = (k / _STEPS).astype(np.float32)
-    rest = _fma(steps, -_LN2[1], _fma(steps, -_LN2[0], arguments))
+    rest = _fma(steps, -_LN2[1], _fma(steps, -_LN2[0], near))
     whole, entry = np.divmod(k.astype(np.int32), np.int32(_STEPS))
     high, low = (part[entry] for part in _powers())
     power = np.ldexp(high, whole)
     more = _fma(_fma(_CUBE, rest, _SQUARE), rest * rest, low + rest)
     found = _fma(more, power, power)
-    is_far = np.abs(arguments) >= _LIMIT
     if is_far.any():
         found[is_far] = np.exp(arguments[is_far].astype(np.float64)).astype(np.float32)
     return found

@@ -139,12 +139,13 @@ def require_share(recipe: Recipe, name: str, *, above: float = -1.0) -> None:
         )
 
 
-def require_ascending(recipe: Recipe, name: str, most: float = float("inf")) -> None:
-    """Refuses two numbers that are not above 0, in ascending order, and at most ``most``."""
+def require_ascending(recipe: Recipe, name: str, most: float, *, least: float = 0.0) -> None:
+    """Refuses two numbers unless they ascend, above 0, and from ``least`` to ``most``."""
     low, high = getattr(recipe, name)
-    if not 0 < low <= high <= most:
-        limit = "" if most == float("inf") else f", at most {most:g}"
+    if not 0 < low <= high <= most or low < least:
+        start = "above 0" if least == 0 else f"from {least:g}"
+        limit = ", at most " if least == 0 else " to "
         raise ConfigError(
-            f"[recipe.{recipe.modality}] {name} is two numbers above 0 in ascending order{limit}, "
-            f"found {low} and {high}."
+            f"[recipe.{recipe.modality}] {name} is two numbers {start}{limit}{most:g}, in "
+            f"ascending order, found {low} and {high}."
         )

@@ -22,6 +22,7 @@ from PIL import Image
 
 from featurestore.system.torchvision_ops import ensure_importable
 from producers.kernels import exponential
+from producers.recipes.images.random_crops import Crop, Multicrop, Simclr
 
 RATIOS = (3.0 / 4.0, 4.0 / 3.0)
 RECORDED = Path(__file__).with_name("torchvision_digests.json")
@@ -99,6 +100,40 @@ def avx512_exp_and_log() -> Iterator[None]:
         patch.setattr(torch, "exp", exp)
         patch.setattr(torch, "log", log)
         yield
+
+
+def torchvision_view(
+    recipe: Crop | Multicrop, view: int, seed: int, poster: Image.Image, size: int
+) -> np.ndarray:
+    """One view by torchvision's own transforms, uint8 [size, size, 3]."""
+    ensure_importable()
+    from torchvision import transforms as T
+
+    if isinstance(recipe, Multicrop):
+        is_global = view <= recipe.global_crops
+        scale = recipe.global_scale if is_global else recipe.local_scale
+    else:
+        scale = recipe.scale
+    bicubic = T.InterpolationMode.BICUBIC
+    steps = [
+        T.RandomResizedCrop(size, scale, recipe.ratio, interpolation=bicubic),
+        T.RandomHorizontalFlip(recipe.flip),
+    ]
+    if isinstance(recipe, Simclr):
+        steps += [
+            T.RandomApply([T.ColorJitter(*recipe.jitter)], recipe.jitter_probability),
+            T.RandomGrayscale(recipe.gray),
+            T.RandomApply([T.GaussianBlur(_taps(size), recipe.sigma)], recipe.blur),
+        ]
+    torch.manual_seed(seed)
+    with avx512_exp_and_log():
+        return np.array(T.Compose(steps)(poster))
+
+
+def _taps(size: int) -> int:
+    """A tenth of the size, the next odd number if it is even, as in SimCLR."""
+    whole = size // 10
+    return whole if whole % 2 else whole + 1
 
 
 def reference_views(

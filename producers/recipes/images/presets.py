@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from producers.recipes.images.fixed import CleanImage, Flip
-from producers.recipes.images.random_crops import Crop, Simclr
+from producers.recipes.images.fixed import CleanImage, FiveCrop, Flip, TenCrop
+from producers.recipes.images.random_crops import Crop, Multicrop, Simclr
 from producers.recipes.images.recipe import ImageRecipe
 from producers.recipes.recipe import made_of, recorded_in
 
 IMAGE_RECIPES: Mapping[str, type[ImageRecipe]] = {
-    kind.name: kind for kind in (CleanImage, Flip, Crop, Simclr)
+    kind.name: kind for kind in (CleanImage, Flip, FiveCrop, TenCrop, Crop, Simclr, Multicrop)
 }
 
 

@@ -6,7 +6,7 @@ import random
 import shutil
 import subprocess
 import sysconfig
-from decimal import Decimal
+from decimal import Decimal, localcontext
 from fractions import Fraction
 from pathlib import Path
 
@@ -21,7 +21,13 @@ from producers.kernels.implementations import has_compiled, implementation
 from producers.recipes.images.geometry import ImageSpec, Poster, clean_view
 from tests.conftest import NIGHTLY, ROOT
 from tests.producers.kernels.fuzz_kernels import load
-from tests.producers.reference import RATIOS, digest, recipes_exp, require_torchvisions
+from tests.producers.reference import (
+    RATIOS,
+    avx512_exp_and_log,
+    digest,
+    recipes_exp,
+    require_torchvisions,
+)
 from tests.producers.views import augmented_views
 
 needs_compiler = pytest.mark.skipif(not has_compiled(), reason="no compiler built the kernels")
@@ -110,6 +116,95 @@ def test_torchs_own_exp_and_log_are_the_recipes_with_avx512() -> None:
         np.testing.assert_array_equal(
             torch.exp(torch.from_numpy(arguments)).numpy(), exp(arguments)
         )
+
+
+# Arguments of any recipe: the logarithms of ratios up to 50, and exponents of weights.
+OTHERS = np.array(
+    [
+        *(0.0, -0.0, 1e-45, -1e-45, 1e-30, -1e-30, 3e-8, -3e-8, 87.336, -87.336),
+        *np.random.default_rng(0).uniform(-87.336, 4, 150),
+        *(-(np.random.default_rng(1).uniform(0, 1, 150) ** 8) * 87),
+        *(np.arange(-400, 181, 4) / 32 * np.log(2)),  # where the number of steps changes
+    ],
+    np.float32,
+)
+
+
+def test_other_exponentials_follow_mkls_instructions() -> None:
+    """What MKL's function for AVX-512 does in libtorch_cpu.so, with exact numbers in between."""
+    for argument, found in zip(OTHERS.tolist(), exp(OTHERS).tolist(), strict=True):
+        assert found == by_instructions(argument), argument
+
+
+def by_instructions(argument: float) -> float:
+    """The exponential: each variable is the result of one instruction of mkl_vml_kernel_sExp."""
+    shift = Fraction(3 << 17)
+    moved = Fraction(argument) * Fraction(float.fromhex("0x1.715476p+0")) + shift
+    steps = Fraction(int(moved * 32), 32) - shift  # rounded towards zero, to 24 bits
+    whole, entry = divmod(int(steps * 32), 32)
+    rest = rounded(Fraction(argument) - steps * Fraction(float.fromhex("0x1.62e43p-1")))
+    rest = rounded(rest + steps * Fraction(float.fromhex("0x1.05c61p-29")))
+    with localcontext(prec=40):
+        exact = (Decimal(2).ln() * entry / 32).exp()
+        high = float(np.float32(exact))
+        low = rounded(Fraction((exact - Decimal(high)) / Decimal(high)))
+    square = rounded(rest * rest)
+    low = rounded(low + rest)
+    cube = Fraction(float.fromhex("0x1.5557e6p-3")) * rest
+    more = rounded(square * rounded(cube + Fraction(float.fromhex("0x1.0001ecp-1"))) + low)
+    power = Fraction(high) * Fraction(2) ** whole
+    return float(rounded(more * power + power))
+
+
+def rounded(value: Fraction) -> Fraction:
+    """The float32 value that is the nearest, of two as near the even one."""
+    if value == 0:
+        return value
+    size = abs(value)
+    exponent = size.numerator.bit_length() - size.denominator.bit_length()
+    exponent -= Fraction(2) ** exponent > size
+    unit = Fraction(2) ** max(exponent - 23, -149)
+    return round(value / unit) * unit
+
+
+def test_exponentials_far_below_are_correctly_rounded() -> None:
+    far = -np.geomspace(87.34, 3e38, 3000).astype(np.float32)
+    found = exp(np.array([*far, -np.inf], np.float32))
+    exact = [*(Decimal(each).exp() if each > -200 else Decimal(0) for each in far.tolist()), 0]
+    unit = Decimal(2) ** -149
+    expected = [int((each / unit).to_integral_value()) for each in map(Decimal, exact)]
+    assert found.view(np.uint32).tolist() == expected
+    assert 0 < sum(each > 0 for each in expected) < len(expected)
+
+
+def test_uniform_draws_are_torchs_whatever_the_bounds() -> None:
+    rng = np.random.default_rng(0)
+    for seed in range(150):
+        low, high = np.sort(rng.choice((-1, 1), 2) * 10.0 ** rng.uniform(-9, 9, 2)).tolist()
+        if seed % 10 == 0:
+            high = low
+        torch.manual_seed(seed)
+        expected = torch.empty(5).uniform_(low, high).numpy()
+        generator = np.random.RandomState(seed)
+        words = np.frombuffer(generator.bytes(20), "<u4")
+        found = uniform(words, np.float32(low), np.float32(high))
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("taps", [1, 3, 5, 7, 9, 11, 15, 17, 23, 31, 33, 39, 63, 65, 103, 129])
+def test_weights_of_any_number_and_width_are_torchvisions(taps: int) -> None:
+    """torch's exp replaced by that of AVX-512 where the CPU has another."""
+    from featurestore.system.torchvision_ops import ensure_importable
+
+    ensure_importable()
+    from torchvision.transforms._functional_tensor import _get_gaussian_kernel1d
+
+    exponents = np.random.default_rng(taps).uniform(-3, 3, 60)
+    drawn = [0.001, 1000.0, *(10.0**exponents).astype(np.float32).tolist()]
+    with avx512_exp_and_log():
+        kind = torch.float32, torch.device("cpu")
+        expected = [_get_gaussian_kernel1d(taps, sigma, *kind).numpy() for sigma in drawn]
+    np.testing.assert_array_equal(draws.blur_weights(drawn, taps), np.stack(expected))
 
 
 def test_the_bounds_of_the_ratio_are_correctly_rounded() -> None:
