@@ -62,7 +62,8 @@ def views(out: Path | None, as_json: bool, **options: Any) -> int:
 
     The views are recomputed from the sample's image and text, and equal those of the build bit for
     bit. With --store, an input that differs from the one that the store was built from is refused.
-    Masked words are shown as [MASK:word], and words left out as [-word-]. Crops are in pixels of the image.
+    Masked words are shown as [MASK:word], words left out as [-word-]. Crops are in pixels of the
+    image.
 
     \b
     Example:

@@ -102,11 +102,10 @@ class TokenEncoder:
         """
         if isinstance(views, HiddenWords):
             views = views.for_tokenizer(self.spec.mask_token)
-            words = (
-                self._word_ids(views) if self.by_words and views.words and views.hidden else None
-            )
-            if words is not None and words.hold:
-                return self._join_words(views, words, ids, lengths)
+            if self.by_words and views.words and views.hidden:
+                words = self._word_ids(views)
+                if words is not None and words.hold:
+                    return self._join_words(views, words, ids, lengths)
         return self.encode(views.texts(), ids, lengths)
 
     def encode(self, texts: Sequence[str], ids: TokenArray, lengths: TokenArray) -> int:

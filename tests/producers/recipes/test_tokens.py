@@ -19,7 +19,7 @@ from tokenizers import (
 )
 
 from featurestore.system.torchvision_ops import ensure_importable
-from producers.recipes.texts import tokens
+from producers.recipes.texts import tokens as encoding
 from producers.recipes.texts.hiding import Drop, Mask
 from producers.recipes.texts.neighbours import neighbour_texts
 from producers.recipes.texts.recipe import TextRecipe
@@ -254,7 +254,7 @@ def hidden_words(text: str, views: int, recipe: TextRecipe) -> HiddenWords:
 @pytest.fixture(autouse=True)
 def always_by_words(monkeypatch: pytest.MonkeyPatch) -> None:
     """Joins words even if that is slower."""
-    monkeypatch.setattr(tokens, "_LEAST_GAIN", 0)
+    monkeypatch.setattr(encoding, "_LEAST_GAIN", 0)
 
 
 @pytest.fixture(scope="module", params=TOKENIZERS)
@@ -264,14 +264,16 @@ def both_ways(request: pytest.FixtureRequest) -> Comparison:
     file = make().to_str()
     encoders: dict[tuple[int, bool], TokenEncoder] = {}
 
-    def compare(text: str, max_length: int, lower: bool = False) -> None:
+    def compare(
+        text: str, max_length: int, lower: bool = False, recipes: Sequence[TextRecipe] = RECIPES
+    ) -> None:
         key = max_length, lower
         if key not in encoders:
             spec = TextSpec(file, max_length, strip=lower, lower=lower, mask_token=OWN_MASK)
             encoders[key] = TokenEncoder(spec)
         encoder = encoders[key]
         assert encoder.by_words == by_words
-        for recipe in RECIPES:
+        for recipe in recipes:
             require_equal(encoder, text, recipe)
 
     return compare
@@ -304,18 +306,19 @@ _HARD = "the castle[MASK]<pad>/s>#_▁Ġ'’-. \u0301\u0308\u200d\ufeff\u00ad\u2
 _CHARACTERS = st.sampled_from(_HARD) | st.characters(codec="utf-8")
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=120)
 @given(
     st.lists(
         st.text(st.sampled_from(_HARD) | st.characters(codec="utf-8"), max_size=9), max_size=9
     ),
     st.sampled_from([4, 12, 64]),
     st.booleans(),
+    st.sampled_from(RECIPES),
 )
 def test_any_text_is_encoded_as_it_would_be_alone(
-    both_ways: Comparison, words: list[str], max_length: int, lower: bool
+    both_ways: Comparison, words: list[str], max_length: int, lower: bool, recipe: TextRecipe
 ) -> None:
-    both_ways(" ".join(words), max_length, lower)
+    both_ways(" ".join(words), max_length, lower, [recipe])
 
 
 def pieces(tokenizer: Tokenizer) -> Callable[[Sequence[str]], list[list[int]]]:
@@ -374,7 +377,7 @@ def test_what_only_the_first_or_the_last_word_of_a_view_undergoes_is_found(patte
             require_equal(encoder, text, recipe)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=80)
 @given(st.data())
 def test_the_texts_to_check_have_every_pair_of_neighbours(data: st.DataObject) -> None:
     count = data.draw(st.integers(2, 30))
