@@ -1,4 +1,4 @@
-"""Encoding text views: word by word, compared with ``encode_batch_fast`` of whole views.
+"""Encoding text views with hidden words: joined from words, compared with ``encode_batch_fast``.
 
 Usage:
     python -m benchmarks.text [--quick]
@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable
+from itertools import product
 from pydoc_data.topics import topics
 
 import numpy as np
@@ -20,12 +21,14 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from benchmarks import measuring
 from benchmarks.measuring import Contender, timed
 from featurestore.records import view_seeds
-from producers.recipes.texts.hiding import Mask
+from producers.recipes.texts.hiding import Drop, Mask
+from producers.recipes.texts.recipe import TextRecipe
 from producers.recipes.texts.tokens import TextSpec, TokenEncoder
 from producers.recipes.texts.views import HiddenWords
 
 VIEWS = 70
 VOCABULARY = 8000
+RECIPES = (Mask(), Drop())
 WHOLE, BY_WORDS, MASKING = "encode_batch_fast", "ours, by words", "masking alone"
 LIBRARY_MASKING = "masking by random.shuffle"
 
@@ -64,18 +67,20 @@ def unigram(corpus: list[str]) -> TextSpec:
     return TextSpec(tokenizer.to_str(), 512)
 
 
-def plots(corpus: list[str], words: int, count: int) -> list[HiddenWords]:
-    """Runs of this many words of the corpus, with their masked views."""
+def plots(corpus: list[str], words: int, count: int, recipe: TextRecipe) -> list[HiddenWords]:
+    """Runs of this many words of the corpus, with their views."""
     everything = " ".join(corpus).split()
     starts = random.Random(0).sample(range(len(everything) - words), count)
     texts = (" ".join(everything[start : start + words]) for start in starts)
-    return [drawn(text, index) for index, text in enumerate(texts)]
+    return [drawn(recipe, text, index) for index, text in enumerate(texts)]
 
 
-def drawn(text: str, index: int) -> HiddenWords:
+def drawn(recipe: TextRecipe, text: str, index: int) -> HiddenWords:
     """The views of a text."""
-    seeds = view_seeds(123, index, range(1, VIEWS), "text")
-    return Mask().draw(text, seeds, has_clean=True)
+    others = range(1, VIEWS)
+    views = recipe.draw(text, others, view_seeds(123, index, others, "text"), has_clean=True)
+    assert isinstance(views, HiddenWords)
+    return views
 
 
 def encode_whole(encoder: TokenEncoder, samples: list[HiddenWords]) -> Callable[[], float]:
@@ -108,7 +113,7 @@ def mask(samples: list[HiddenWords]) -> Callable[[], float]:
 
     def lap() -> float:
         for index, sample in enumerate(samples):
-            drawn(sample.text, index)
+            drawn(RECIPES[0], sample.text, index)
         return len(samples) * VIEWS
 
     return lap
@@ -151,8 +156,8 @@ def main() -> None:
     print(measuring.machine("tokenizers", "numpy"))
     for name, make in (("WordPiece, 128 ids", wordpiece), ("Unigram, 512 ids", unigram)):
         encoder = TokenEncoder(make(corpus))
-        for words in (150, 700):
-            samples = plots(corpus, words, count)
+        for recipe, words in product(RECIPES, (150, 700)):
+            samples = plots(corpus, words, count, recipe)
             require_equal(encoder, samples)
             contenders: dict[str, Contender] = {
                 WHOLE: timed(encode_whole(encoder, samples)),
@@ -161,7 +166,7 @@ def main() -> None:
                 LIBRARY_MASKING: timed(mask_by_library(samples)),
             }
             laps = measuring.take_turns(contenders, rounds)
-            print(f"\n{name}, plots of {words} words:\n")
+            print(f"\n{name}, plots of {words} words, recipe {recipe.name}:\n")
             print(measuring.comparison(laps, WHOLE, "views"), flush=True)
             if words == 700:
                 found = measuring.ratio(laps[BY_WORDS], laps[WHOLE])

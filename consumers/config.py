@@ -36,9 +36,9 @@ class BuildConfig:
             the paper's 70 for MM-IMDb and 8 for other collections.
         seed: base seed of both recipes.
         image_recipe: how the views of images are made, one of ``manyviews.recipes``; None for that
-            of the store, or the default.
+            of the store, or SimCLR's.
         text_recipe: how the views of texts are made, one of ``manyviews.recipes``; None for that of
-            the store, or the default.
+            the store, or masked words for MM-IMDb and words left out for other collections.
         features: names of the features to compute; None for those of the store, or the paper's
             four for MM-IMDb, and those of CLIP for the inputs of other collections.
         models: hub id or local folder of each feature whose model is not the default.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from producers.recipes.texts.presets import text_recipe
 from producers.recipes.texts.tokens import TextSpec, TokenEncoder
 from producers.worker import Job
 
@@ -21,6 +22,8 @@ def slow_paths(job: Job, texts: Mapping[str, TextSpec]) -> list[str]:
             "no compiled kernels: image views take several times as long, with the same result; "
             "install a C compiler, then manyviews again"
         )
+    if not text_recipe(job.text_recipe).hides_words:
+        return notices  # other views are always encoded as a whole
     notices += [
         f"{name}: the tokenizer does not encode word by word, so each view is encoded as a whole: "
         "text views take several times as long, with the same result"

@@ -161,6 +161,7 @@ def load_all(
     for name in decided.features:
         try:
             loaded[name] = _load(decided, name, before)
+            _require_mask_token(decided.config, name, loaded[name])
         except (ConfigError, StorageError) as error:
             if refused is None:
                 raise
@@ -169,6 +170,22 @@ def load_all(
     if errors:
         raise errors[0]
     return loaded
+
+
+def _require_mask_token(config: CompleteConfig, name: str, backbone: Any) -> None:
+    """Refuses a model without the mask token that the recipe of texts needs.
+
+    Raises:
+        ConfigError: its tokenizer has none.
+    """
+    recipe = config.text_recipe
+    is_text = registry.modality_of(backbone) == "text"
+    if is_text and recipe.needs_mask_token and not backbone.text.mask_token:
+        raise ConfigError(
+            f"{name}: the tokenizer of {backbone.model} has no mask token, which the recipe "
+            f'"{recipe.name}" with token = "model" needs.\n'
+            'Set name = "drop" in [recipe.text], which leaves words out, or name a token.'
+        )
 
 
 def _load(decided: Decided, name: str, before: Loaded) -> Any:

@@ -24,7 +24,7 @@ from producers.recipes.texts.presets import text_recipe
 from producers.recipes.texts.tokens import TextSpec, TokenEncoder
 from producers.serving import Handler, out_of_memory, serve
 from producers.slots import Ring, SlotArrays, SlotLayout
-from producers.sources.readers import open_reader
+from producers.sources.readers import open_reader, usable
 
 STAGES = ("", "image", "text")
 _DETAIL_CHARS = 200
@@ -161,7 +161,7 @@ class Producer:
         skip: str | None,
         report: dict[str, Any],
     ) -> None:
-        text = ""
+        text, every = "", list[str]()
         try:
             _refuse(skip)
             texts = self._reader.texts(sample, where)
@@ -169,26 +169,33 @@ class Producer:
                 report["text_sha256"], report["cut"] = None, [0] * len(self._encoders)
                 return
             report["text_sha256"] = texts.sha256
-            decoded = texts.decoded()
+            decoded, every = usable(texts, every=self._text_recipe.every_text)
             text = decoded.text
             if decoded.reason is not None:
                 self._record("text", decoded.reason, decoded.detail)
         except (BadSampleError, MemoryError) as e:
             self._record("text", *_why(e))
         try:
-            self._text_views(text, sample.index, arrays, report)
+            self._text_views(text, every, sample.index, arrays, report)
         except MemoryError as e:
             self._record("text", *_why(e))
-            self._text_views("", sample.index, arrays, report)
+            self._text_views("", [], sample.index, arrays, report)
 
     def _text_views(
-        self, text: str, index: int, arrays: SlotArrays, report: dict[str, Any]
+        self,
+        text: str,
+        every: Sequence[str],
+        index: int,
+        arrays: SlotArrays,
+        report: dict[str, Any],
     ) -> None:
         report["words"], report["cut"] = len(text.split()), []
         if self._encoders:
             has_clean = self._job.first_view == 0
             seeds = view_seeds(self._job.seed, index, self._others, "text")
-            views = self._text_recipe.draw(text, seeds, has_clean=has_clean)
+            views = self._text_recipe.draw(
+                text, self._others, seeds, has_clean=has_clean, texts=every
+            )
             for encoder, ids, lengths in zip(
                 self._encoders, arrays.ids, arrays.lengths, strict=True
             ):

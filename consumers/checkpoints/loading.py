@@ -87,7 +87,21 @@ def text_spec(
     bare = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     bare.no_padding()
     bare.no_truncation()
-    return TextSpec(bare.to_str(), max_length, int(tokenizer.pad_token_id), strip, lower)
+    return TextSpec(
+        bare.to_str(),
+        max_length,
+        int(tokenizer.pad_token_id),
+        strip,
+        lower,
+        mask_token=_mask_token(tokenizer),
+    )
+
+
+def _mask_token(tokenizer: Any) -> str:
+    """The tokenizer's mask token; ``""`` if it has none."""
+    token = str(tokenizer.special_tokens_map.get("mask_token") or "")
+    is_known = token in tokenizer.get_vocab()
+    return token if is_known and token == token.strip() else ""
 
 
 def check_rows(checkpoint: Checkpoint, spec: TextSpec, embeddings: torch.nn.Embedding) -> None:

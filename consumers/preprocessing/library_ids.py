@@ -2,7 +2,7 @@
 
 A library may clean a text before tokenization, or wrap the tokenizer in a class that does. So when
 a text backbone is loaded, its ids are compared with those of the library, for texts with characters
-that libraries treat differently and for masked views of these texts.
+that libraries treat differently and for views of these texts that mask or leave out words.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import numpy as np
 
 from consumers.checkpoints.checkpoints import Checkpoint
 from consumers.checkpoints.loading import text_spec
-from producers.recipes.texts.hiding import Mask
+from producers.recipes.texts.hiding import Drop, Mask
 from producers.recipes.texts.tokens import TextSpec, TokenEncoder
+from producers.recipes.texts.views import MASK, MODEL, HiddenWords
 
 # Function from texts to their ids, one row per text.
 Own = Callable[[list[str]], Sequence[Sequence[int]]]
@@ -91,13 +92,23 @@ def first_difference(spec: TextSpec, own: Own, *, padded: bool = False) -> str |
     """The first text for which ``own`` returns other ids, or None; see :func:`check_ids`."""
     encoder = TokenEncoder(spec)
     for index, probe in enumerate(PROBES):
-        seeds = range(index * _VIEWS, index * _VIEWS + _VIEWS - 1)
-        views = Mask().draw(probe, seeds, has_clean=True)
-        ids = np.empty((_VIEWS, spec.max_length), np.int32)
-        lengths = np.empty(_VIEWS, np.int32)
-        encoder.encode_views(views, ids, lengths)
-        texts = views.texts()
-        for text, row, length, expected in zip(texts, ids, lengths, own(texts), strict=True):
-            if (row if padded else row[:length]).tolist() != list(expected):
-                return text
+        for views in _views(spec, probe, index):
+            texts = views.texts()
+            ids = np.empty((len(texts), spec.max_length), np.int32)
+            lengths = np.empty(len(texts), np.int32)
+            encoder.encode_views(views, ids, lengths)
+            for text, row, length, expected in zip(texts, ids, lengths, own(texts), strict=True):
+                if (row if padded else row[:length]).tolist() != list(expected):
+                    return text
     return None
+
+
+def _views(spec: TextSpec, probe: str, index: int) -> list[HiddenWords]:
+    """Views of a text by every recipe that hides words; the first ones include the text itself."""
+    recipes: list[Mask | Drop] = [Mask(), Drop()]
+    if spec.mask_token not in ("", MASK):
+        recipes.append(Mask(token=MODEL))
+    others = range(1, _VIEWS)
+    seeds = range(index * _VIEWS, index * _VIEWS + _VIEWS - 1)
+    drawn = [recipe.draw(probe, others, seeds, has_clean=not i) for i, recipe in enumerate(recipes)]
+    return [views.for_tokenizer(spec.mask_token) for views in drawn]

@@ -16,9 +16,10 @@ from featurestore.storage.store import FeatureStore
 from producers.recipes.images.presets import recorded_image_recipe
 from producers.recipes.images.random_crops import Simclr
 from producers.recipes.recipe import Recipe
-from producers.recipes.texts.hiding import Mask
+from producers.recipes.texts.hiding import Drop, Mask
 from producers.recipes.texts.presets import recorded_text_recipe
-from producers.sources.collection import MM_IMDB
+from producers.recipes.texts.recipe import TextRecipe
+from producers.sources.collection import MM_IMDB, CollectionConfig
 from producers.sources.scan import Scan
 
 
@@ -26,8 +27,8 @@ def completed(config: BuildConfig, stored: FeatureStore | None, found: Scan) -> 
     """Completes a configuration with the values of the store, or the collection's defaults.
 
     Raises:
-        ConfigError: the collection has no inputs for a feature, or a recipe has another number of
-            views.
+        ConfigError: the collection has no inputs for a feature, a recipe has another number of
+            views, or it needs each text of a sample and the collection joins or selects them.
         StoreMismatchError: this version does not have a recipe of the store.
     """
     views, features = config.views, config.features
@@ -41,7 +42,7 @@ def completed(config: BuildConfig, stored: FeatureStore | None, found: Scan) -> 
     said = {f.name: getattr(config, f.name) for f in fields(config)}
     is_paper = found.collection.kind == MM_IMDB
     features = features or (FEATURES if is_paper else _features_of(found))
-    image, text = _recipes(config, stored)
+    image, text = _recipes(config, stored, found.collection)
     fixed = _fixed_views([image, text], features, config.views)
     said |= {
         "image_recipe": image,
@@ -58,15 +59,44 @@ def _features_of(found: Scan) -> tuple[str, ...]:
     return tuple(f"clip_{modality}" for modality in found.modalities)
 
 
-def _recipes(config: BuildConfig, stored: FeatureStore | None) -> tuple[Recipe, Recipe]:
+def default_text_recipe(collection: CollectionConfig) -> TextRecipe:
+    """The published recipe for MM-IMDb; for other collections one that suits every model.
+
+    A mask token that a model was not trained on moves all its views into one direction.
+    """
+    return Mask() if collection.kind == MM_IMDB else Drop()
+
+
+def _recipes(
+    config: BuildConfig, stored: FeatureStore | None, collection: CollectionConfig
+) -> tuple[Recipe, Recipe]:
     """The recipes of the configuration, else of the store, else the defaults."""
     image, text = config.image_recipe, config.text_recipe
+    if text is not None:
+        _require_each_text(text, collection)
     if stored is None:
-        return image or Simclr(), text or Mask()
+        return image or Simclr(), text or default_text_recipe(collection)
     known = stored.fingerprint
     return (
         image or recorded_image_recipe(known) or _refuse(stored, "image"),
         text or recorded_text_recipe(known) or _refuse(stored, "text"),
+    )
+
+
+def _require_each_text(recipe: TextRecipe, collection: CollectionConfig) -> None:
+    """Refuses a recipe of all texts of a sample if view 0 is not the first of them.
+
+    Raises:
+        ConfigError: the clean text is another one.
+    """
+    if not recipe.every_text or collection.clean_rule == "first":
+        return
+    advice = 'Set clean_text = "first" in [collection].'
+    if collection.kind == MM_IMDB:
+        advice = 'Read the files as kind = "folder" with text_key = "plot" instead.'
+    raise ConfigError(
+        f'The recipe "{recipe.name}" in [recipe.text] has the first text of a sample as view 0, '
+        f'and clean_text is "{collection.clean_rule}".\n{advice}'
     )
 
 

@@ -58,11 +58,12 @@ if TYPE_CHECKING:
 @json_option
 @common_options
 def views(out: Path | None, as_json: bool, **options: Any) -> int:
-    """Replay the views of one sample: the parameters, pixels and masked text of each.
+    """Replay the views of one sample: the parameters, pixels and text of each.
 
     The views are recomputed from the sample's image and text, and equal those of the build bit for
     bit. With --store, an input that differs from the one that the store was built from is refused.
-    Masked words are shown as [MASK:word]. Crops are in pixels of the image.
+    Masked words are shown as [MASK:word], words left out as [-word-]. Crops are in pixels of the
+    image.
 
     \b
     Example:
@@ -94,6 +95,7 @@ def _replay(
     size: int | None,
 ) -> Replay:
     """The replay, with seed and views from the store, or else from the options."""
+    from consumers.resume.completion import default_text_recipe
     from featurestore.records import GENERIC_VIEWS, PAPER_VIEWS
     from featurestore.storage.store import FeatureStore
     from manyviews.operations.replay import replay
@@ -107,7 +109,8 @@ def _replay(
         return replay.from_store(FeatureStore(store), collection, id_, size)
     if views is None:
         views = PAPER_VIEWS if collection.kind == MM_IMDB else GENERIC_VIEWS
-    given: dict[str, Any] = {"views": views, "seed": seed, "size": size}
+    text = default_text_recipe(collection)
+    given: dict[str, Any] = {"views": views, "seed": seed, "size": size, "text": text}
     settings = replay.Settings(**{name: v for name, v in given.items() if v is not None})
     return replay.from_collection(collection, id_, settings)
 
@@ -145,7 +148,7 @@ def _view_facts(replay: Replay, view: int, cleans: tuple[str, ...]) -> dict[str,
         digests = {name: _digest(replay.pixels(0, name)) for name in cleans}
         return facts | {"pixels_sha256": digests}
     words = replay.text_words
-    facts["masked"] = [[at, words[at]] for at in replay.masked(view)]
+    facts["hidden"] = [[at, words[at]] for at in replay.hidden(view)]
     facts |= {"image_seed": replay.image_seed(view), "text_seed": replay.text_seed(view)}
     facts["pixels_sha256"] = _digest(replay.pixels(view))
     drawn = replay.drawn(view)
@@ -214,12 +217,14 @@ def _drawn(replay: Replay, view: int) -> str:
 
 
 def _marked(replay: Replay, view: int) -> str:
-    """The text of a view with its masked words shown."""
-    if not replay.masked(view):
+    """The text of a view with its hidden words shown."""
+    hidden = replay.hidden(view)
+    if not hidden:
         return replay.texts[view]
     words = list(replay.text_words)
-    for at in replay.masked(view):
-        words[at] = f"[MASK:{words[at]}]"
+    is_masked = replay.settings.text.name == "mask"
+    for at in hidden:
+        words[at] = f"[MASK:{words[at]}]" if is_masked else f"[-{words[at]}-]"
     return " ".join(words)
 
 

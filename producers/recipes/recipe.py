@@ -48,8 +48,8 @@ class Recipe:
         """What a store records of the recipe; views of equal settings are equal."""
         recorded = {f"{self.modality}_recipe": self.identity}
         for field in fields(self):
-            value = getattr(self, field.name)
-            said = value if isinstance(value, str) else json.dumps(value)
+            # This is also how TOML writes the value, as the advice of a mismatch does.
+            said = json.dumps(getattr(self, field.name), ensure_ascii=False)
             recorded[f"{self.modality}_recipe.{field.name}"] = said
         return recorded
 
@@ -104,12 +104,10 @@ def recorded_in(
     kind = kinds.get(identity.rpartition("-")[0])
     if kind is None:
         return None
-    hints = get_type_hints(kind)
     values = {"name": kind.name}
     for field in fields(kind):
         if f"{prefix}.{field.name}" in settings:
-            said = str(settings[f"{prefix}.{field.name}"])
-            values[field.name] = said if hints[field.name] is str else json.loads(said)
+            values[field.name] = json.loads(str(settings[f"{prefix}.{field.name}"]))
     recipe = made_of(kinds, prefix, values)
     return recipe if recipe.identity == identity else None
 

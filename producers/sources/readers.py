@@ -29,6 +29,9 @@ class Texts(Protocol):
     def decoded(self) -> DecodedText:
         """The clean text, and its problem if it has one; never raises BadSampleError."""
 
+    def each(self) -> list[DecodedText]:
+        """Each text, and its problem if it has one; never raises BadSampleError."""
+
 
 class Reader(Protocol):
     """Reads inputs; several threads may read at the same time."""
@@ -69,6 +72,10 @@ class Synopsis:
         """The plot, and its problem if it has one."""
         return decode.text(self.data)
 
+    def each(self) -> list[DecodedText]:
+        """The plot alone: its summaries are one text."""
+        return [self.decoded()]
+
     def document(self) -> object:
         """The parsed JSON document, with the genres; None if it cannot be parsed."""
         try:
@@ -107,6 +114,10 @@ class TextList:
             return DecodedText(clean.text, *self.problem)
         return clean
 
+    def each(self) -> list[DecodedText]:
+        """Each text, without lone surrogates."""
+        return [decode.encodable(text) for text in self.texts]
+
 
 def _clean(texts: Sequence[str], rule: str) -> str:
     if rule == "join":
@@ -133,6 +144,25 @@ class PairReader:
         """The synopsis; see :class:`Reader`."""
         path = files.text_path(self._data_dir, sample)
         return Synopsis(files.read_capped(path, files.MAX_TEXT_BYTES))
+
+
+def usable(texts: Texts, *, every: bool) -> tuple[DecodedText, list[str]]:
+    """The texts that a recipe makes views of.
+
+    Args:
+        texts: the texts of a sample.
+        every: whether it needs each of them, not the clean text alone.
+
+    Returns:
+        The clean text with the first problem of the texts that are needed; and each text, or none
+        if only the clean text is needed.
+    """
+    clean = texts.decoded()
+    if not every:
+        return clean, []
+    each = texts.each()
+    problem = next((one for one in (clean, *each) if one.reason is not None), clean)
+    return DecodedText(clean.text, problem.reason, problem.detail), [one.text for one in each]
 
 
 def nowhere(_sample: Sample) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import producers
 from consumers.build import build
 from consumers.config import BuildConfig
 from consumers.decisions import decide
@@ -32,7 +33,9 @@ SAMPLES, BEFORE, AFTER = 12, 4, 8
 # Producers note every view that they make, one word each.
 COUNTING = """
 import os
-from producers.recipes import image_views, text_views, tokens
+from producers import worker
+from producers.recipes.images import random_crops
+from producers.recipes.texts import hiding, tokens
 
 
 def counted(owner, name, word, rows=lambda *_, **__: 1):
@@ -47,9 +50,9 @@ def counted(owner, name, word, rows=lambda *_, **__: 1):
     setattr(owner, name, count)
 
 
-counted(image_views, "apply", "augmented")
-counted(image_views, "clean_view", "clean")
-counted(text_views, "masked_words", "masked")
+counted(random_crops, "apply", "augmented")
+counted(worker, "clean_view", "clean")
+counted(hiding, "hidden_words", "masked")
 counted(tokens.TokenEncoder, "encode_views", "encoded", lambda _, __, ids, lengths: len(ids))
 """
 
@@ -62,7 +65,8 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
     site, notes = tmp_path / "site", tmp_path / "made"
     site.mkdir()
     (site / "sitecustomize.py").write_text(COUNTING)
-    monkeypatch.setenv("PYTHONPATH", str(site))
+    ours = Path(producers.__path__[0]).parent  # another copy may be installed
+    monkeypatch.setenv("PYTHONPATH", f"{site}:{ours}")
     monkeypatch.setenv("MADE", str(notes))
 
     def count() -> Counter[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from PIL import Image
 
@@ -41,7 +43,10 @@ def text_views(
     views: int,
     first_view: int = 0,
     recipe: TextRecipe | None = None,
+    texts: Sequence[str] = (),
 ) -> TextViews:
     """Draws the views from ``first_view`` to ``views`` of one text."""
-    seeds = view_seeds(base_seed, index, range(max(first_view, 1), views), "text")
-    return (recipe or Mask()).draw(text, seeds, has_clean=first_view == 0)
+    others = range(max(first_view, 1), views)
+    seeds = view_seeds(base_seed, index, others, "text")
+    has_clean = first_view == 0
+    return (recipe or Mask()).draw(text, others, seeds, has_clean=has_clean, texts=texts)

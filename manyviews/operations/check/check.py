@@ -224,6 +224,7 @@ class _Check:
             found.places.source,
             images=used and "image" in found.modalities,
             texts=tuple(texts.values()),
+            every_text=self._config.text_recipe.every_text,
         )
         self._say(f"reading {len(chosen):,} of {amount(len(samples), 'sample')}")
         first = samples[: collection.FIRST]

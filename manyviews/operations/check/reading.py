@@ -21,7 +21,15 @@ from producers.decode import ImageFacts
 from producers.process import Child, temporary_file
 from producers.recipes.texts.tokens import TextSpec, TokenEncoder
 from producers.serving import Handler, out_of_memory, serve
-from producers.sources.readers import Reader, Synopsis, TextList, Texts, nowhere, open_reader
+from producers.sources.readers import (
+    Reader,
+    Synopsis,
+    TextList,
+    Texts,
+    nowhere,
+    open_reader,
+    usable,
+)
 
 # Characters of a text that are shown.
 _PREVIEW = 60
@@ -66,22 +74,24 @@ class Reading:
         source: plain values that describe the reader of the inputs, see ``open_reader``.
         images: whether posters are read.
         texts: the text specifications whose tokens are counted.
+        every_text: whether views are made of all texts of a sample, not of the clean one alone.
     """
 
     source: Mapping[str, Any]
     images: bool = True
     texts: tuple[TextSpec, ...] = ()
+    every_text: bool = False
 
     def to_json(self) -> bytes:
         """Serializes the job."""
-        values = [self.source, self.images, [asdict(text) for text in self.texts]]
-        return json.dumps(values).encode("ascii")
+        texts = [asdict(text) for text in self.texts]
+        return json.dumps([self.source, self.images, texts, self.every_text]).encode("ascii")
 
     @classmethod
     def from_json(cls, data: bytes) -> Reading:
         """Restores the job from the result of :meth:`to_json`."""
-        source, images, texts = json.loads(data)
-        return cls(source, images, tuple(TextSpec(**text) for text in texts))
+        source, images, texts, every_text = json.loads(data)
+        return cls(source, images, tuple(TextSpec(**text) for text in texts), every_text)
 
 
 def evenly(samples: Sequence[Sample], count: int) -> list[Sample]:
@@ -126,7 +136,7 @@ def look_at(
 ) -> Look:
     """Reads one sample's inputs in this process."""
     reader = open_reader(reading.source)
-    text = _text(reader, encoders, sample, where, None)
+    text = _text(reading, reader, encoders, sample, where, None)
     return _joined(_image(reader, sample, where, None), text) if reading.images else _joined(text)
 
 
@@ -221,7 +231,7 @@ def _prepare(data: bytes, _fds: Sequence[int]) -> Handler:
         sample = Sample(*task["sample"])
         if task["kind"] == "image":
             return _image(reader, sample, task["where"], task["skip"])
-        return _text(reader, encoders, sample, task["where"], task["skip"])
+        return _text(reading, reader, encoders, sample, task["where"], task["skip"])
 
     return look
 
@@ -242,6 +252,7 @@ def _image(
 
 
 def _text(
+    reading: Reading,
     reader: Reader,
     encoders: Sequence[TokenEncoder],
     sample: Sample,
@@ -251,7 +262,8 @@ def _text(
     """Describes texts; ``skip`` is the reason and detail if they must not be opened."""
     if skip is None:
         try:
-            return _text_of(reader.texts(sample, where), encoders, sample, None)
+            texts = reader.texts(sample, where)
+            return _text_of(texts, encoders, sample, None, every=reading.every_text)
         except (BadSampleError, MemoryError) as error:
             skip = _why(error)
     return _text_of(None, encoders, sample, skip)
@@ -262,8 +274,10 @@ def _text_of(
     encoders: Sequence[TokenEncoder],
     sample: Sample,
     bad: Sequence[str] | None,
+    *,
+    every: bool = False,
 ) -> dict[str, Any]:
-    decoded = decode.DecodedText("") if texts is None else texts.decoded()
+    decoded = decode.DecodedText("") if texts is None else usable(texts, every=every)[0]
     if decoded.reason is not None:
         bad = (decoded.reason, decoded.detail)
     row, unknown = genres_vector(texts.document() if isinstance(texts, Synopsis) else None)

@@ -17,7 +17,7 @@ from producers.sources import files
 from producers.sources.collection import MM_IMDB, CollectionConfig
 from producers.sources.kinds import scan_collection
 from producers.sources.pairs import PairPlaces
-from producers.sources.readers import Texts
+from producers.sources.readers import Texts, usable
 from producers.sources.scan import Inputs, Scan
 
 
@@ -101,28 +101,36 @@ def poster(place: Place) -> tuple[Image.Image | None, BadInput | None]:
         return None, BadInput(place.sample.index, "image", error.reason, error.detail)
 
 
-def text(place: Place) -> tuple[str, BadInput | None]:
-    """Reads the texts: the usable clean text, possibly ``""``, and the bad input or None.
+def text(place: Place, *, every: bool) -> tuple[str, list[str], BadInput | None]:
+    """Reads the texts.
+
+    Args:
+        place: the sample.
+        every: whether each text is needed, not the clean text alone.
+
+    Returns:
+        The usable clean text, possibly ``""``; each text if ``every``; and the bad input or None.
 
     Raises:
         InputError: they are missing, or differ from the recorded ones.
     """
     record, known = place.record, _known_bad(place.record, "text")
     if known is not None and record is not None and not record.text_sha256:
-        return "", known
+        return "", [], known
     try:
         texts = _texts(place)
     except BadSampleError as error:
-        return "", BadInput(place.sample.index, "text", error.reason, error.detail)
+        return "", [], BadInput(place.sample.index, "text", error.reason, error.detail)
     if record is not None:
         digest = None if texts is None else texts.sha256
         _require_same(place, "text", record.text_sha256, digest)
     if texts is None or (known is not None and known.reason == "out-of-memory"):
-        return "", known  # even if there is enough memory now
-    decoded = texts.decoded()
+        return "", [], known  # even if there is enough memory now
+    decoded, each = usable(texts, every=every)
     if decoded.reason is None:
-        return decoded.text, None
-    return decoded.text, BadInput(place.sample.index, "text", decoded.reason, decoded.detail)
+        return decoded.text, each, None
+    bad = BadInput(place.sample.index, "text", decoded.reason, decoded.detail)
+    return decoded.text, each, bad
 
 
 def _known_bad(record: SampleRecord | None, modality: Modality) -> BadInput | None:

@@ -125,7 +125,7 @@ class Replay:
         return view_seed(self.settings.seed, self.sample.index, view, "image")
 
     def text_seed(self, view: int) -> int:
-        """The seed of a masked view's text."""
+        """The seed of a view's text."""
         return view_seed(self.settings.seed, self.sample.index, view, "text")
 
     def pixels(self, view: int, processor: str | None = None) -> Pixels:
@@ -162,8 +162,8 @@ class Replay:
         """The words of the clean text, separated by white space."""
         return self.texts[0].split()
 
-    def masked(self, view: int) -> list[int]:
-        """Positions of the words that a view hides, in ascending order."""
+    def hidden(self, view: int) -> list[int]:
+        """Positions of the words that a view masks or leaves out, in ascending order."""
         if view == 0 or not isinstance(self.text, HiddenWords):
             return []
         return sorted(self.text.hidden[view - 1])
@@ -285,9 +285,10 @@ def replay(place: Place, settings: Settings, sample: Sample | None = None) -> Re
     """
     sample = sample or place.sample
     poster, bad_image = recorded.poster(place)
-    text, bad_text = recorded.text(place)
+    text, every, bad_text = recorded.text(place, every=settings.text.every_text)
     bad = tuple(replace(b, index=sample.index) for b in (bad_image, bad_text) if b is not None)
-    seeds = view_seeds(settings.seed, sample.index, range(1, settings.views), "text")
-    drawn = settings.text.draw(text, seeds, has_clean=True)
+    others = range(1, settings.views)
+    seeds = view_seeds(settings.seed, sample.index, others, "text")
+    drawn = settings.text.draw(text, others, seeds, has_clean=True, texts=every)
     words = words_of(place.found.collection)
     return Replay(sample, settings, poster, drawn, bad, recorded.modalities(place.record), words)

@@ -14,6 +14,8 @@ import html
 import string
 from collections.abc import Callable, Sequence
 
+from producers.recipes.texts.neighbours import Positions, joined
+
 CLEANINGS = ("lower", "whitespace", "canonicalize")
 """open_clip's names of its cleaning functions."""
 
@@ -39,37 +41,31 @@ def _clean(name: str, text: str) -> str:
     return text.lower() if name == "lower" else text
 
 
-def clean_words(words: Sequence[str], clean: Clean, token: str) -> list[str] | None:
+def clean_words(
+    words: Sequence[str], token: str | None, texts: Sequence[Positions], clean: Clean
+) -> list[str] | None:
     """Cleans words one by one, if that gives the clean text of every view.
-
-    This is checked with two texts: all words, and all words with a mask before and after each.
-    Every pair of neighbours that a view can have is in one of them.
 
     Args:
         words: the words.
+        token: what replaces hidden words; None if they are left out.
+        texts: the texts to check, which contain every pair of neighbours of the views, see
+            ``neighbour_texts``.
         clean: the cleaning function.
-        token: what replaces hidden words.
 
     Returns:
         The cleaned words, which may contain spaces; None if views must be cleaned as a whole.
     """
     distinct = {word: clean(word) for word in dict.fromkeys(words)}
     # If a word becomes empty, another word may become the first one.
-    if not all(distinct.values()) or any(map(_may_hold_entity, distinct)):
+    if not all(distinct.values()) or any(map(_may_hold_entity, (*distinct, token or ""))):
         return None
-    cleaned, mask = [distinct[word] for word in words], clean(token)
-    for before, after in (
-        (" ".join(words), " ".join(cleaned)),
-        (_between(token, words), _between(mask, cleaned)),
-    ):
+    cleaned, mask = [distinct[word] for word in words], None if token is None else clean(token)
+    for text in texts:
+        before, after = joined(words, token, text), joined(cleaned, mask, text)
         if not _is_fixed_by_characters(before) or clean(before) != after:
             return None
     return cleaned
-
-
-def _between(mask: str, words: Sequence[str]) -> str:
-    """All words, with a mask before and after each."""
-    return f"{mask} {f' {mask} '.join(words)} {mask}"
 
 
 def _may_hold_entity(word: str) -> bool:

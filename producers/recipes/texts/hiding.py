@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from featurestore.errors import ConfigError
 from producers.recipes.recipe import require_share
 from producers.recipes.texts.recipe import TextRecipe
-from producers.recipes.texts.views import MASK, HiddenWords
+from producers.recipes.texts.views import MASK, MODEL, HiddenWords
 
 
 @dataclass(frozen=True)
@@ -18,14 +19,69 @@ class Mask(TextRecipe):
 
     Attributes:
         share: share of the words that a view hides, at least one word.
-        token: what replaces each of them.
+        token: what replaces each of them; ``model`` for the mask token of each model's tokenizer.
     """
 
     name: ClassVar[str] = "mask"
     version: ClassVar[int] = 1
+    hides_words: ClassVar[bool] = True
 
     share: float = 0.15
     token: str = MASK
+
+    def __post_init__(self) -> None:
+        """Checks the parameters.
+
+        Raises:
+            ConfigError: the share is not above 0 and at most 1, or the token is not a text without
+                white space around it.
+        """
+        require_share(self, "share", above=0.0)
+        is_text = self.token and self.token == self.token.strip()
+        if not is_text or any("\ud800" <= c <= "\udfff" for c in self.token):
+            raise ConfigError(
+                f'[recipe.text] token is a text such as "{MASK}", without white space around it, '
+                f'or "{MODEL}"; found {self.token!r}.\n'
+                'The recipe "drop" leaves words out instead of masking them.'
+            )
+
+    @property
+    def needs_mask_token(self) -> bool:
+        """Whether every tokenizer must have a mask token."""
+        return self.token == MODEL
+
+    def draw(
+        self,
+        text: str,
+        views: Sequence[int],
+        seeds: Sequence[int],
+        *,
+        has_clean: bool,
+        texts: Sequence[str] = (),
+    ) -> HiddenWords:
+        """The views of a text; see :class:`TextRecipe`."""
+        del views, texts
+        words = text.split()
+        hidden = [hidden_words(len(words), self.share, seed) for seed in seeds]
+        return HiddenWords(text, words, hidden, self.token, has_clean)
+
+
+@dataclass(frozen=True)
+class Drop(TextRecipe):
+    """Every view leaves out some of the words.
+
+    These are the words that ``Mask`` hides with the same share and seed, except that at least one
+    word stays: a text of one word keeps it.
+
+    Attributes:
+        share: share of the words that a view leaves out, at least one of two or more words.
+    """
+
+    name: ClassVar[str] = "drop"
+    version: ClassVar[int] = 1
+    hides_words: ClassVar[bool] = True
+
+    share: float = 0.15
 
     def __post_init__(self) -> None:
         """Checks the share.
@@ -35,11 +91,21 @@ class Mask(TextRecipe):
         """
         require_share(self, "share", above=0.0)
 
-    def draw(self, text: str, seeds: Sequence[int], *, has_clean: bool) -> HiddenWords:
+    def draw(
+        self,
+        text: str,
+        views: Sequence[int],
+        seeds: Sequence[int],
+        *,
+        has_clean: bool,
+        texts: Sequence[str] = (),
+    ) -> HiddenWords:
         """The views of a text; see :class:`TextRecipe`."""
+        del views, texts
         words = text.split()
-        hidden = [hidden_words(len(words), self.share, seed) for seed in seeds]
-        return HiddenWords(text, words, hidden, self.token, has_clean)
+        most = max(0, len(words) - 1)
+        hidden = [hidden_words(len(words), self.share, seed)[:most] for seed in seeds]
+        return HiddenWords(text, words, hidden, None, has_clean)
 
 
 def hidden_words(words: int, share: float, seed: int) -> list[int]:
@@ -57,14 +123,14 @@ def hidden_words(words: int, share: float, seed: int) -> list[int]:
     if not words:
         return []
     positions = list(range(words))
-    _shuffle(positions, random.Random(seed))
+    shuffle(positions, random.Random(seed))
     return positions[: max(1, round(share * words))]
 
 
-def _shuffle(items: list[int], generator: random.Random) -> None:
-    """Python's ``generator.shuffle(items)``, in about half the time, as part of the recipe.
+def shuffle(items: list[int], generator: random.Random) -> None:
+    """Python's ``generator.shuffle(items)``, in about half the time, as part of the recipes.
 
-    Another version of Python may shuffle differently; the hidden words must not change.
+    Another version of Python may shuffle differently; the views must not change.
     """
     draw_bits = generator.getrandbits
     for last in range(len(items) - 1, 0, -1):

@@ -6,10 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from producers.recipes.recipe import made_of, recorded_in
-from producers.recipes.texts.hiding import Mask
+from producers.recipes.texts.given import CleanText, Given
+from producers.recipes.texts.hiding import Drop, Mask
 from producers.recipes.texts.recipe import TextRecipe
+from producers.recipes.texts.sentences import Sentences
 
-TEXT_RECIPES: Mapping[str, type[TextRecipe]] = {kind.name: kind for kind in (Mask,)}
+TEXT_RECIPES: Mapping[str, type[TextRecipe]] = {
+    kind.name: kind for kind in (CleanText, Mask, Drop, Sentences, Given)
+}
 
 
 def text_recipe(values: Mapping[str, Any], where: str = "[recipe.text]") -> TextRecipe:

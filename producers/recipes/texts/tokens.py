@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from producers.recipes.texts.cleaning import CLEANINGS, clean_words, cleaner
-from producers.recipes.texts.hiding import Mask
+from producers.recipes.texts.hiding import Drop, Mask
+from producers.recipes.texts.neighbours import Positions, neighbour_texts
 from producers.recipes.texts.views import HiddenWords, TextViews
 from producers.recipes.texts.word_ids import WordIds
 
@@ -27,6 +28,9 @@ _PROBES = (
     " Ünlü naïve ΟΔΟΣ 東京 123-456 e.g. U.S.A.\n\n[MASK] [MASK]; the end",
 )
 _PROBE_VIEWS = 5
+_PROBE_RECIPES = (Mask(), Drop())
+# Words of the views for each word of the texts to check from which joining words is faster.
+_LEAST_GAIN = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,7 @@ class TextSpec:
         lower: whether to convert the text to lower case first.
         clean: name of open_clip's cleaning that comes before all this, one of
             ``cleaning.CLEANINGS``; ``""`` for other libraries.
+        mask_token: the tokenizer's own mask token; ``""`` if it has none.
     """
 
     tokenizer_json: str
@@ -49,6 +54,7 @@ class TextSpec:
     strip: bool = False
     lower: bool = False
     clean: str = ""
+    mask_token: str = ""
 
     def __post_init__(self) -> None:
         """Check values that the tokenizer would accept and silently misinterpret."""
@@ -76,7 +82,9 @@ class TokenEncoder:
         self._cut_texts()
         self._before, self._after = self._special_ids()
         self._room = spec.max_length - len(self._before) - len(self._after)
-        self.by_words = self._room > 0 and all(map(self._agrees_by_words, _PROBES))
+        self.by_words = self._room > 0 and all(
+            self._agrees_by_words(probe, recipe) for probe in _PROBES for recipe in _PROBE_RECIPES
+        )
 
     def encode_views(self, views: TextViews, ids: TokenArray, lengths: TokenArray) -> int:
         """Encode the views of one sample in place.
@@ -92,10 +100,12 @@ class TokenEncoder:
         Raises:
             ValueError: an array has another shape or dtype.
         """
-        if isinstance(views, HiddenWords) and self.by_words and views.words and views.hidden:
-            words = self._word_ids(views)
-            if words is not None and words.hold:
-                return self._join_words(views, words, ids, lengths)
+        if isinstance(views, HiddenWords):
+            views = views.for_tokenizer(self.spec.mask_token)
+            if self.by_words and views.words and views.hidden:
+                words = self._word_ids(views)
+                if words is not None and words.hold:
+                    return self._join_words(views, words, ids, lengths)
         return self.encode(views.texts(), ids, lengths)
 
     def encode(self, texts: Sequence[str], ids: TokenArray, lengths: TokenArray) -> int:
@@ -135,10 +145,11 @@ class TokenEncoder:
             cut += more
         return cut
 
-    def _agrees_by_words(self, text: str) -> bool:
+    def _agrees_by_words(self, text: str, recipe: Mask | Drop) -> bool:
         """Whether joining the ids of words gives the ids of whole texts, for some views."""
-        views = Mask().draw(text, range(1, _PROBE_VIEWS), has_clean=True)
-        words = self._word_ids(views)
+        others = range(1, _PROBE_VIEWS)
+        views = recipe.draw(text, others, others, has_clean=True)
+        words = self._word_ids(views, is_probe=True)
         if words is None:
             return True  # such texts are always encoded as a whole
         if not words.hold:
@@ -148,16 +159,24 @@ class TokenEncoder:
         cut = self._join_words(views, words, *joined), self.encode(views.texts(), *whole)
         return cut[0] == cut[1] and np.array_equal(both[0], both[1])
 
-    def _word_ids(self, views: HiddenWords) -> WordIds | None:
-        """The ids of a sample's words; None if its views must be cleaned as a whole."""
-        cleaned, mask = views.words, views.token
+    def _word_ids(self, views: HiddenWords, *, is_probe: bool = False) -> WordIds | None:
+        """The ids of a sample's words.
+
+        Returns:
+            None if its views must be cleaned as a whole, or if encoding them as a whole is faster
+            and ``is_probe`` is False.
+        """
+        texts = neighbour_texts(views)
+        if not is_probe and _is_slower(views, texts):
+            return None
+        cleaned, token = views.words, views.token
         if self._clean is not None:
-            by_word = clean_words(views.words, self._clean, mask)
+            by_word = clean_words(views.words, token, texts, self._clean)
             if by_word is None:
                 return None
-            cleaned, mask = by_word, self._clean(mask)
+            cleaned, token = by_word, None if token is None else self._clean(token)
         with self._uncut():
-            return WordIds(cleaned, self._encode_parts, mask)
+            return WordIds(cleaned, token, texts, self._encode_parts)
 
     def _special_ids(self) -> tuple[list[int], list[int]]:
         """The special ids before and after the ids of a text."""
@@ -194,6 +213,12 @@ class TokenEncoder:
             yield
         finally:
             self._cut_texts()
+
+
+def _is_slower(views: HiddenWords, texts: Sequence[Positions]) -> bool:
+    """Whether the texts to check have so many words that encoding the views is faster."""
+    left = sum(len(views.words) - len(hidden) for hidden in views.hidden)
+    return views.token is None and left < _LEAST_GAIN * sum(map(len, texts))
 
 
 def _check(array: TokenArray, shape: tuple[int, ...], name: str) -> None:

@@ -18,9 +18,10 @@ from consumers.backbones.config import BackboneConfig
 from consumers.backbones.protocol import Backbone
 from featurestore.errors import ConfigError
 from featurestore.system.torchvision_ops import ensure_importable
-from producers.recipes import text_views
+from producers.recipes.texts.hiding import Drop, Mask
 from producers.recipes.texts.tokens import TokenEncoder
 from tests.consumers.library_models import make_clip_tokenizer, make_library_models
+from tests.producers.views import text_views
 
 ADAPTERS = ("transformers-text", "sentence-transformers", "open-clip-image")
 # A few words that the tiny vocabularies hold, between what libraries treat differently.
@@ -153,14 +154,15 @@ def test_ids_are_those_of_the_librarys_own_call(loaded: Any, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_so_are_those_of_masked_views(loaded: Any, name: str) -> None:
+def test_so_are_those_of_views_with_hidden_words(loaded: Any, name: str) -> None:
     """The ids are equal whether they are joined from words or not."""
     backbone, encoder, own = loaded(name)
     ids, lengths = np.empty((9, backbone.text.max_length), np.int32), np.empty(9, np.int32)
     for index, text in enumerate((*TEXTS, " ".join(TEXTS))):
-        views = text_views.draw(text, 123, index, 9)
-        encoder.encode_views(views, ids, lengths)
-        assert rows_of(backbone, ids, lengths, name) == own(views.texts()), text
+        for recipe in (Mask(), Mask(token="spy"), Drop(), Drop(0.4)):
+            views = text_views(text, 123, index, 9, recipe=recipe)
+            encoder.encode_views(views, ids, lengths)
+            assert rows_of(backbone, ids, lengths, name) == own(views.texts()), text
 
 
 def test_open_clips_vectors_are_the_librarys(folders: dict[str, Path], loaded: Any) -> None:

@@ -1,5 +1,6 @@
 """Token ids against transformers' own tokenizer call, on tokenizers trained here."""
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import (
     AddedToken,
+    Regex,
     Tokenizer,
     models,
     normalizers,
@@ -17,8 +19,12 @@ from tokenizers import (
 )
 
 from featurestore.system.torchvision_ops import ensure_importable
+from producers.recipes.texts import tokens as encoding
+from producers.recipes.texts.hiding import Drop, Mask
+from producers.recipes.texts.neighbours import neighbour_texts
+from producers.recipes.texts.recipe import TextRecipe
 from producers.recipes.texts.tokens import TextSpec, TokenEncoder
-from producers.recipes.texts.views import MASK
+from producers.recipes.texts.views import HiddenWords
 from producers.recipes.texts.word_ids import WordIds
 from tests.producers.views import text_views
 
@@ -226,6 +232,31 @@ TOKENIZERS: dict[str, tuple[Callable[[], Tokenizer], bool]] = {
 }
 
 
+OWN_MASK = "</s>"
+RECIPES: list[TextRecipe] = [
+    Mask(),
+    Mask(0.4, "the"),
+    Mask(1.0, "#_ x"),
+    Mask(token="model"),
+    Drop(),
+    Drop(0.5),
+    Drop(1.0),
+]
+
+
+def hidden_words(text: str, views: int, recipe: TextRecipe) -> HiddenWords:
+    """Views of a text by a recipe that hides words."""
+    drawn = text_views(text, 123, 5, views, recipe=recipe)
+    assert isinstance(drawn, HiddenWords)
+    return drawn.for_tokenizer(OWN_MASK)
+
+
+@pytest.fixture(autouse=True)
+def always_by_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Joins words even if that is slower."""
+    monkeypatch.setattr(encoding, "_LEAST_GAIN", 0)
+
+
 @pytest.fixture(scope="module", params=TOKENIZERS)
 def both_ways(request: pytest.FixtureRequest) -> Comparison:
     """Encodes views in both ways and compares them."""
@@ -233,22 +264,30 @@ def both_ways(request: pytest.FixtureRequest) -> Comparison:
     file = make().to_str()
     encoders: dict[tuple[int, bool], TokenEncoder] = {}
 
-    def compare(text: str, max_length: int, lower: bool = False) -> None:
+    def compare(
+        text: str, max_length: int, lower: bool = False, recipes: Sequence[TextRecipe] = RECIPES
+    ) -> None:
         key = max_length, lower
         if key not in encoders:
-            encoders[key] = TokenEncoder(TextSpec(file, max_length, strip=lower, lower=lower))
+            spec = TextSpec(file, max_length, strip=lower, lower=lower, mask_token=OWN_MASK)
+            encoders[key] = TokenEncoder(spec)
         encoder = encoders[key]
         assert encoder.by_words == by_words
-        views = text_views(text, 123, 5, 9)
-        found, expected = (
-            (np.full((9, max_length), -7, np.int32), np.full(9, -7, np.int32)) for _ in range(2)
-        )
-        cut = encoder.encode_views(views, *found)
-        assert cut == encoder.encode(views.texts(), *expected)
-        assert np.array_equal(found[1], expected[1])
-        assert np.array_equal(found[0], expected[0])
+        for recipe in recipes:
+            require_equal(encoder, text, recipe)
 
     return compare
+
+
+def require_equal(encoder: TokenEncoder, text: str, recipe: TextRecipe) -> None:
+    """Encodes views as producers do, and their texts one by one."""
+    views = text_views(text, 123, 5, 9, recipe=recipe)
+    shape = 9, encoder.spec.max_length
+    found, expected = ((np.full(shape, -7, np.int32), np.full(9, -7, np.int32)) for _ in range(2))
+    cut = encoder.encode_views(views, *found)
+    assert cut == encoder.encode(hidden_words(text, 9, recipe).texts(), *expected)
+    assert np.array_equal(found[1], expected[1])
+    assert np.array_equal(found[0], expected[0])
 
 
 @pytest.mark.parametrize("max_length", [8, 64])
@@ -267,18 +306,19 @@ _HARD = "the castle[MASK]<pad>/s>#_▁Ġ'’-. \u0301\u0308\u200d\ufeff\u00ad\u2
 _CHARACTERS = st.sampled_from(_HARD) | st.characters(codec="utf-8")
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=120)
 @given(
     st.lists(
         st.text(st.sampled_from(_HARD) | st.characters(codec="utf-8"), max_size=9), max_size=9
     ),
     st.sampled_from([4, 12, 64]),
     st.booleans(),
+    st.sampled_from(RECIPES),
 )
 def test_any_text_is_encoded_as_it_would_be_alone(
-    both_ways: Comparison, words: list[str], max_length: int, lower: bool
+    both_ways: Comparison, words: list[str], max_length: int, lower: bool, recipe: TextRecipe
 ) -> None:
-    both_ways(" ".join(words), max_length, lower)
+    both_ways(" ".join(words), max_length, lower, [recipe])
 
 
 def pieces(tokenizer: Tokenizer) -> Callable[[Sequence[str]], list[list[int]]]:
@@ -291,7 +331,10 @@ def pieces(tokenizer: Tokenizer) -> Callable[[Sequence[str]], list[list[int]]]:
 def test_ordinary_texts_are_joined_from_words(name: str) -> None:
     make, _ = TOKENIZERS[name]
     for text in [*CORPUS, "one", "x" * 500, "It's 1984 -- [MASK] isn't?"]:
-        assert WordIds(text.split(), pieces(make()), MASK).hold
+        for recipe in RECIPES:
+            views = hidden_words(text, 30, recipe)
+            texts = neighbour_texts(views)
+            assert WordIds(views.words, views.token, texts, pieces(make())).hold
 
 
 def test_a_text_that_the_check_at_start_could_not_foresee_is_told_apart() -> None:
@@ -300,12 +343,70 @@ def test_a_text_that_the_check_at_start_could_not_foresee_is_told_apart() -> Non
     tokenizer.normalizer = normalizers.Sequence([normalizers.Replace(" k", "z")])
     encoder = TokenEncoder(TextSpec(tokenizer.to_str(), 64))
     assert encoder.by_words
-    views = text_views("the castle of the king and his men", 123, 0, 30)
-    assert not WordIds(views.text.split(), pieces(tokenizer), MASK).hold
-    ids, lengths = np.zeros((30, 64), np.int32), np.zeros(30, np.int32)
-    encoder.encode_views(views, ids, lengths)
-    expected, _, _ = encode(encoder.spec, views.texts())
-    assert np.array_equal(ids, expected)
+    for recipe in (Mask(), Drop()):
+        views = hidden_words("the castle of the king and his men", 30, recipe)
+        assert not WordIds(views.words, views.token, neighbour_texts(views), pieces(tokenizer)).hold
+        require_equal(encoder, views.text, recipe)
+
+
+def test_a_token_of_two_words_is_found_where_others_are_left_out_between_them() -> None:
+    """Only some of the views have it, and neither the text nor a text with masks."""
+    tokenizer = wordpiece()
+    tokenizer.add_tokens(["two men"])
+    encoder = TokenEncoder(TextSpec(tokenizer.to_str(), 64))
+    text = "the two old men meet in the prison and plan to leave it"
+    seen = False
+    for share in (0.1, 0.15, 0.3):
+        recipe = Drop(share)
+        views = hidden_words(text, 9, recipe)
+        has_it = any("two men" in view for view in views.texts())
+        seen |= has_it
+        texts = neighbour_texts(views)
+        assert WordIds(views.words, None, texts, pieces(tokenizer)).hold is not has_it
+        require_equal(encoder, text, recipe)
+    assert seen
+
+
+@pytest.mark.parametrize("pattern", ["^c", "^the", "n$", "e$"])
+def test_what_only_the_first_or_the_last_word_of_a_view_undergoes_is_found(pattern: str) -> None:
+    tokenizer = unigram()
+    tokenizer.normalizer = normalizers.Replace(Regex(pattern), "z")
+    encoder = TokenEncoder(TextSpec(tokenizer.to_str(), 64))
+    for text in (*CORPUS, "castle the king men", "men the castle"):
+        for recipe in RECIPES[4:]:
+            require_equal(encoder, text, recipe)
+
+
+@settings(deadline=None, max_examples=80)
+@given(st.data())
+def test_the_texts_to_check_have_every_pair_of_neighbours(data: st.DataObject) -> None:
+    count = data.draw(st.integers(2, 30))
+    hide = st.lists(st.integers(0, count - 1), max_size=count - 1, unique=True)
+    hidden = data.draw(st.lists(hide, min_size=1, max_size=9))
+    views = HiddenWords("", [f"{i}" for i in range(count)], hidden, None, has_clean=False)
+    texts = [text.tolist() for text in neighbour_texts(views)]
+    pairs = {pair for text in texts for pair in itertools.pairwise(text)}
+    for view in views.texts():
+        words = [int(word) for word in view.split()]
+        assert words
+        assert pairs >= set(itertools.pairwise(words))
+        assert words[:2] in texts
+        assert words[-2:] in texts
+
+
+def test_a_tokenizer_without_a_mask_token_is_refused() -> None:
+    encoder = TokenEncoder(TextSpec(wordpiece().to_str(), 8))
+    views = text_views("a stone", 1, 1, 2, recipe=Mask(token="model"))
+    with pytest.raises(ValueError, match="has none"):
+        encoder.encode_views(views, np.zeros((2, 8), np.int32), np.zeros(2, np.int32))
+
+
+def test_joining_words_is_chosen_if_it_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    encoder = TokenEncoder(TextSpec(wordpiece().to_str(), 64))
+    views = {count: hidden_words(" ".join(CORPUS * 3), count, Drop()) for count in (2, 70)}
+    assert encoder._word_ids(views[2]) is None
+    assert encoder._word_ids(views[70]) is not None
 
 
 def test_a_row_too_short_for_the_special_ids_is_left_to_the_tokenizer() -> None:

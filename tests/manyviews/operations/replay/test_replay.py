@@ -178,14 +178,14 @@ def test_masked_words_are_the_published_ones(folder: Path) -> None:
         text = " ".join(json.loads((folder / f"{stem}.json").read_bytes())["plot"])
         replay = from_collection(mm_imdb(folder), stem, SETTINGS)
         assert replay.texts[0] == text
-        assert replay.masked(0) == []
+        assert replay.hidden(0) == []
         for view in range(1, VIEWS):
             words = text.split()
             order = list(range(len(words)))
             seed = hashlib.sha256(f"123:{at}:{view}:text".encode()).hexdigest()[:8]
             random.Random(int(seed, 16)).shuffle(order)
             hidden = sorted(order[: max(1, round(0.15 * len(words)))] if words else [])
-            assert replay.masked(view) == hidden
+            assert replay.hidden(view) == hidden
             for position in hidden:
                 words[position] = "[MASK]"
             assert replay.texts[view] == " ".join(words)

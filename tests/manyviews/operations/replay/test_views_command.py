@@ -58,7 +58,7 @@ def test_parameters_and_marked_text_are_printed(views: Any, folder: Path) -> Non
             *(name for name, _ in seen.jitter),
             *(["blur"] if seen.sigma is not None else []),
         ]
-        assert text.count("[MASK:") == len(replay.masked(view)) == 9
+        assert text.count("[MASK:") == len(replay.hidden(view)) == 9
         assert " ".join(text.replace("[MASK:", "").replace("]", "").split()) == replay.texts[0]
 
 
@@ -80,7 +80,7 @@ def test_json_has_everything_exactly(views: Any, folder: Path) -> None:
             drawn.sigma,
         )
         words = replay.texts[0].split()
-        assert view["masked"] == [[at, words[at]] for at in replay.masked(view["view"])]
+        assert view["hidden"] == [[at, words[at]] for at in replay.hidden(view["view"])]
         pixels = replay.pixels(view["view"])
         assert view["pixels_sha256"] == hashlib.sha256(pixels.tobytes()).hexdigest()
 
