@@ -13,6 +13,7 @@ from featurestore.errors import ConfigError
 from featurestore.records import FEATURES, PAPER_VIEWS
 from featurestore.storage.codecs import CODECS, NONE
 from producers.recipes.recipe import Recipe
+from producers.recipes.texts.recipe import TextRecipe
 from producers.sources.collection import CollectionConfig, given_collection, require_one
 
 
@@ -86,7 +87,7 @@ class BuildConfig:
     views: int | None = None
     seed: int = 123
     image_recipe: Recipe | None = None
-    text_recipe: Recipe | None = None
+    text_recipe: TextRecipe | None = None
     features: tuple[str, ...] | None = None
     models: Mapping[str, str] = field(default_factory=dict)
     batch_sizes: Mapping[str, int] = field(default_factory=dict)
@@ -235,7 +236,7 @@ class CompleteConfig(BuildConfig):
 
     views: int = PAPER_VIEWS
     image_recipe: Recipe
-    text_recipe: Recipe
+    text_recipe: TextRecipe
     features: tuple[str, ...] = FEATURES
     codec: str = NONE
 

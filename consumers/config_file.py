@@ -67,7 +67,7 @@ def _recipes(path: Path, table: Any) -> dict[str, Any]:
             "[recipe.text]."
         )
     return {
-        f"{modality}_recipe": parsers[modality](own, f"{path}: [recipe.{modality}]")
+        f"{modality}_recipe": parsers[modality](own, f"{path}: [recipe.{modality}]", path.parent)
         for modality, own in table.items()
     }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 from consumers.backbones import declared, registry
 from consumers.backbones.config import BackboneConfig
@@ -226,7 +226,7 @@ def _asked(config: CompleteConfig, found: Scan, features: Sequence[str]) -> Fing
         **config.text_recipe.settings(),
         "codec": config.codec,
         "features": ",".join(features),
-        **{VERSION + name: version(name) for name in (*_VERSIONED, *_libraries(config, features))},
+        **{VERSION + name: _version(name) for name in (*_VERSIONED, *_libraries(config, features))},
     }
 
 
@@ -238,6 +238,21 @@ def _libraries(config: CompleteConfig, features: Sequence[str]) -> list[str]:
     if config.codec != NONE:
         used.add("numcodecs")  # another version may compress differently
     return sorted(used)
+
+
+def _version(name: str) -> str:
+    """The version of an installed distribution.
+
+    Raises:
+        ConfigError: it is not installed here; another machine of the build has it.
+    """
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        raise ConfigError(
+            f"A recipe of this build uses {name}, which is not installed on this machine.\n"
+            "Install the version that the other machines have."
+        ) from None
 
 
 def declared_backbones(

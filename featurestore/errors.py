@@ -9,6 +9,7 @@ lines. The command line prints the message alone; ``--debug`` adds the traceback
     ├── BadSampleError         one poster or synopsis is unusable; the build continues
     ├── BadInputsError         some are unusable, and the build was asked to fail in that case
     ├── ProducerError          a producer process died or could not start
+    ├── RecipeError            a custom recipe failed, or returned something that is not a view
     ├── BackboneError          a backbone failed, or returned something that is not a feature
     ├── WorkerError            a worker process died repeatedly, or met a defect
     ├── StoreLockedError       another process is writing to this store
@@ -103,6 +104,26 @@ class ProducerError(ManyViewsError):
         self.signal = signal
         self.stem = stem
         super().__init__(message)
+
+
+class RecipeError(ManyViewsError):
+    """The function of a custom recipe failed, or returned something that is not a view.
+
+    Attributes:
+        function: the function, as ``module:function``.
+        problem: what it did, which begins with a verb.
+        stem: the stem of the sample that it was called for, or None if it was not called.
+    """
+
+    def __init__(self, function: str, problem: str, stem: str | None = None) -> None:
+        self.function = function
+        self.problem = problem
+        self.stem = stem
+        at = "" if stem is None else f"Sample {stem!r}: "
+        super().__init__(
+            f"{at}the recipe {function} {problem}.\n"
+            "Correct the function, then build again; --debug shows the whole traceback."
+        )
 
 
 class BackboneError(ManyViewsError):

@@ -20,9 +20,9 @@ from multiprocessing.connection import wait
 from types import TracebackType
 from typing import Any, Generic, Protocol, Self, TypeVar
 
-from featurestore.errors import ProducerError
+from featurestore.errors import ProducerError, RecipeError
 from producers import process
-from producers.process import Child, end_all
+from producers.process import Child, Traceback, end_all
 
 # Tasks that a process has at once: one in progress and one queued, so that it is never idle.
 _DEPTH = 2
@@ -150,6 +150,7 @@ class Crew(ABC, Generic[T]):
 
         Raises:
             ProducerError: processes keep dying, cannot be ended, or one reported a defect.
+            RecipeError: the function of a custom recipe failed.
         """
         start = time.monotonic()
         ready = wait([w.child.results for w in self._workers], timeout=timeout_s)
@@ -177,6 +178,13 @@ class Crew(ABC, Generic[T]):
             self._received(worker, report)
 
     def _received(self, worker: Worker[T], report: dict[str, Any]) -> None:
+        if "failed" in report:
+            failed = report["failed"]
+            # A process that is still starting has tasks, but has not begun any.
+            stem = worker.queue[0].stem if worker.ready and worker.queue else None
+            raise RecipeError(failed["function"], failed["problem"], stem) from Traceback(
+                failed["traceback"]
+            )
         if "error" in report:
             stem = worker.queue[0].stem if worker.queue else None
             raise ProducerError(

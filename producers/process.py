@@ -40,6 +40,13 @@ _SCRIPT = str(Path(__file__).resolve().with_name("parent.py"))
 _left: set[int] = set()
 
 
+class Traceback(Exception):  # noqa: N818  it is no error, but where one happened
+    """The traceback of another process."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(f"\n{text}")
+
+
 class Child:
     """A process that runs ``main`` of a module, which serves tasks (``serving``).
 

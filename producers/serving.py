@@ -10,6 +10,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from featurestore.errors import RecipeError
+
 # Function that works on a task and returns its report; both are plain values.
 Handler = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -39,6 +41,14 @@ def serve(arguments: Sequence[str], prepare: Callable[[bytes, Sequence[int]], Ha
         limit_memory()
         results.send_bytes(b'{"ready": true}')
         _answer(handle, tasks, results)
+    except RecipeError as e:
+        failed = {
+            "function": e.function,
+            "problem": e.problem,
+            "traceback": _shortened(traceback.format_exc()),
+        }
+        results.send_bytes(json.dumps({"failed": failed}).encode("ascii"))
+        raise
     except BaseException:
         # This is a defect, not a bad sample: the parent stops and shows the traceback.
         text = _shortened(traceback.format_exc())

@@ -89,6 +89,10 @@ class Producer:
         self._kernels = implementation(compiled_code=job.compiled) if job.images else None
         self._image_recipe = image_recipe(job.image_recipe)
         self._text_recipe = text_recipe(job.text_recipe)
+        if job.images:
+            self._image_recipe.prepare()
+        if job.texts:
+            self._text_recipe.prepare()
         self._others = range(max(job.first_view, 1), job.views)
         self._distinct = job.layout.distinct
         self._encoders = [TokenEncoder(spec) for spec in job.texts]
@@ -177,7 +181,7 @@ class Producer:
             self._record("text", *_why(e))
         try:
             self._text_views(text, every, sample.index, arrays, report)
-        except MemoryError as e:
+        except (BadSampleError, MemoryError) as e:
             self._record("text", *_why(e))
             self._text_views("", [], sample.index, arrays, report)
 

@@ -69,7 +69,7 @@ def default_text_recipe(collection: CollectionConfig) -> TextRecipe:
 
 def _recipes(
     config: BuildConfig, stored: FeatureStore | None, collection: CollectionConfig
-) -> tuple[Recipe, Recipe]:
+) -> tuple[Recipe, TextRecipe]:
     """The recipes of the configuration, else of the store, else the defaults."""
     image, text = config.image_recipe, config.text_recipe
     if text is not None:

@@ -18,6 +18,7 @@ from consumers.workers.share import Machine, Share
 from featurestore import errors
 from featurestore.errors import ManyViewsError, WorkerError
 from featurestore.system.refusals import explained
+from producers.process import Traceback
 from producers.recipes.images.presets import image_recipe
 from producers.recipes.texts.presets import text_recipe
 from producers.sources.collection import CollectionConfig
@@ -117,10 +118,3 @@ def error_of(values: Mapping[str, Any], where: str) -> Exception:
         )
     made.__cause__ = Traceback(values["traceback"])
     return made
-
-
-class Traceback(Exception):  # noqa: N818  it is no error, but where one happened
-    """The traceback of another process."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(f"\n{text}")

@@ -21,6 +21,11 @@ _UNSAID = {"codec": NONE}
 def _advice(name: str, stored: object) -> str:
     """Advice on how to continue with the stored value of a fingerprint field."""
     feature, _, part = name.rpartition(".")
+    if ".sha256." in name:
+        return (
+            "The source of a custom recipe changed, which may change views: restore the module "
+            f"{name.partition('.sha256.')[2]},\nor build into another --store."
+        )
     if name in _OPTIONS:
         option = f"--{name} {stored}"
     elif part == "batch_size":

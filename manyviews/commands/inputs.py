@@ -66,6 +66,11 @@ class InputOptions:
     follow_links: bool
 
     @property
+    def folder(self) -> Path | None:
+        """The folder of the TOML file; None without one."""
+        return None if self.toml is None else self.toml.parent
+
+    @property
     def are_given(self) -> bool:
         """Whether an option is about inputs; those of ``manyviews.toml`` are a default."""
         named = None if self.is_default else self.toml

@@ -106,7 +106,7 @@ def _replay(
         for name, value in (("views", views), ("seed", seed)):
             if value is not None:
                 raise ConfigError(f"--{name} comes from the store: remove --{name} or --store.")
-        return replay.from_store(FeatureStore(store), collection, id_, size)
+        return replay.from_store(FeatureStore(store), collection, id_, size, inputs.folder)
     if views is None:
         views = PAPER_VIEWS if collection.kind == MM_IMDB else GENERIC_VIEWS
     text = default_text_recipe(collection)

@@ -57,6 +57,9 @@ class Recipe:
         """The distributions, beyond those of every build, whose versions can change views."""
         return frozenset()
 
+    def prepare(self) -> None:
+        """Loads what making views needs, in a producer before its memory is limited."""
+
 
 def made_of(kinds: Mapping[str, type[_R]], where: str, values: Mapping[str, Any]) -> _R:
     """Creates a recipe.

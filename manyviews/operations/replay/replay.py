@@ -9,18 +9,26 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
 from PIL import Image
 
 from consumers.backbones.registry import REGISTRY
-from featurestore.errors import ConfigError, InputError, StoreMismatchError
+from featurestore.errors import (
+    BadSampleError,
+    ConfigError,
+    InputError,
+    RecipeError,
+    StoreMismatchError,
+)
 from featurestore.records import PAPER_VIEWS, BadInput, Sample, view_seed, view_seeds
-from featurestore.storage.fingerprint import Fingerprint
+from featurestore.storage.fingerprint import Fingerprint, compare_fingerprints
 from featurestore.storage.store import FeatureStore
 from manyviews.operations.replay import recorded
 from manyviews.operations.replay.recorded import Place
@@ -140,7 +148,8 @@ class Replay:
             uint8 [S, S, 3], or [height, width, 3] for the poster at full size.
 
         Raises:
-            BadSampleError: the reason ``too-large``, see ``clean_view``.
+            BadSampleError: the reason ``too-large``, see ``clean_view``; or a custom recipe's.
+            RecipeError: a custom recipe failed.
         """
         size = self.settings.size
         out: Pixels = np.zeros((1, size, size, 3), np.uint8)
@@ -149,7 +158,8 @@ class Replay:
         spec = ImageSpec(size, None if processor == "blip2" else size)
         if view == 0:
             return np.asarray(self.poster) if processor is None else clean_view(self._source, spec)
-        self.settings.image.make(self._source, spec, [view], [self.image_seed(view)], out)
+        with _naming(self.sample):
+            self.settings.image.make(self._source, spec, [view], [self.image_seed(view)], out)
         return np.squeeze(out, 0)
 
     @cached_property
@@ -180,7 +190,11 @@ def from_collection(collection: CollectionConfig, id_: str, settings: Settings) 
 
 
 def from_store(
-    store: FeatureStore, collection: CollectionConfig, id_: str, size: int | None = None
+    store: FeatureStore,
+    collection: CollectionConfig,
+    id_: str,
+    size: int | None = None,
+    beside: Path | None = None,
 ) -> Replay:
     """Replays a sample of a store.
 
@@ -189,20 +203,25 @@ def from_store(
         collection: the collection that the store was built from.
         id_: the sample's id.
         size: side S in pixels; None for the store's, see :func:`store_size`.
+        beside: folder in which custom recipes are searched before the Python path.
 
     Raises:
         InputError: the store does not contain the sample, or its input is missing, differs from the
             one that the store was built from, or is a link out of the folder.
         ConfigError: ``size`` is None although the store has several, or is none of its sizes.
-        StoreMismatchError: the store was built with another version of a recipe, or with another
-            rule for the clean text.
+        StoreMismatchError: the store was built with another version of a recipe, with another
+            source of a custom recipe, or with another rule for the clean text.
     """
-    image = recorded_image_recipe(store.fingerprint) or _refuse(store, "image_recipe")
-    text = recorded_text_recipe(store.fingerprint) or _refuse(store, "text_recipe")
-    rule, ours = store.fingerprint.get("clean_text", collection.clean_rule), collection.clean_rule
-    if rule != ours:
+    image = recorded_image_recipe(store.fingerprint, beside) or _refuse(store, "image_recipe")
+    text = recorded_text_recipe(store.fingerprint, beside) or _refuse(store, "text_recipe")
+    ours = dict[str, str | int](image.settings() | text.settings())
+    # That of a custom recipe's source may differ.
+    then = {name: value for name, value in store.fingerprint.items() if "_recipe" in name}
+    compare_fingerprints(store.path, then, ours, allow_version_change=False)
+    rule = store.fingerprint.get("clean_text", collection.clean_rule)
+    if rule != collection.clean_rule:
         advice = f'Set clean_text = "{rule}" in [collection].'
-        raise StoreMismatchError(store.path, "clean_text", rule, ours, advice)
+        raise StoreMismatchError(store.path, "clean_text", rule, collection.clean_rule, advice)
     sample = find(store.samples, id_, str(store.path))
     found = recorded.stored_scan(collection, store)
     now = recorded.sample_now(found, sample)
@@ -213,6 +232,15 @@ def from_store(
     if chunk in store.ledger:
         record = store.ledger[chunk].samples[sample.index % store.spec.chunk]
     return replay(Place(found, now, record), settings, sample)
+
+
+@contextmanager
+def _naming(sample: Sample) -> Iterator[None]:
+    """Names the sample in an error of a custom recipe."""
+    try:
+        yield
+    except RecipeError as e:
+        raise RecipeError(e.function, e.problem, sample.stem) from e.__cause__
 
 
 def _refuse(store: FeatureStore, field: str) -> NoReturn:
@@ -286,9 +314,14 @@ def replay(place: Place, settings: Settings, sample: Sample | None = None) -> Re
     sample = sample or place.sample
     poster, bad_image = recorded.poster(place)
     text, every, bad_text = recorded.text(place, every=settings.text.every_text)
-    bad = tuple(replace(b, index=sample.index) for b in (bad_image, bad_text) if b is not None)
     others = range(1, settings.views)
     seeds = view_seeds(settings.seed, sample.index, others, "text")
-    drawn = settings.text.draw(text, others, seeds, has_clean=True, texts=every)
+    with _naming(sample):
+        try:
+            drawn = settings.text.draw(text, others, seeds, has_clean=True, texts=every)
+        except BadSampleError as e:  # of a custom recipe
+            bad_text = bad_text or BadInput(sample.index, "text", e.reason, e.detail)
+            drawn = settings.text.draw("", others, seeds, has_clean=True)
+    bad = tuple(replace(b, index=sample.index) for b in (bad_image, bad_text) if b is not None)
     words = words_of(place.found.collection)
     return Replay(sample, settings, poster, drawn, bad, recorded.modalities(place.record), words)

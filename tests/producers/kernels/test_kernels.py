@@ -170,9 +170,9 @@ def rounded(value: Fraction) -> Fraction:
 def test_exponentials_far_below_are_correctly_rounded() -> None:
     far = -np.geomspace(87.34, 3e38, 3000).astype(np.float32)
     found = exp(np.array([*far, -np.inf], np.float32))
-    exact = [*(Decimal(each).exp() if each > -200 else Decimal(0) for each in far.tolist()), 0]
+    exact = [Decimal(each).exp() if each > -200 else Decimal(0) for each in far.tolist()]
     unit = Decimal(2) ** -149
-    expected = [int((each / unit).to_integral_value()) for each in map(Decimal, exact)]
+    expected = [int((each / unit).to_integral_value()) for each in (*exact, Decimal(0))]
     assert found.view(np.uint32).tolist() == expected
     assert 0 < sum(each > 0 for each in expected) < len(expected)
 

@@ -57,16 +57,18 @@ class Random(random.Random):
     def recipe(self, kind: type[Crop | Multicrop]) -> Crop | Multicrop:
         """A recipe with any parameters."""
         if kind is Multicrop:
-            scales = {name: self.two(1e-4, 1.0) for name in ("global_scale", "local_scale")}
-            return Multicrop(self.randrange(6), **scales, **self.crop())
+            crops, scales = self.randrange(6), [self.two(1e-4, 1.0) for _ in range(2)]
+            return Multicrop(crops, global_scale=scales[0], local_scale=scales[1], **self.crop())
         if kind is Crop:
             return Crop(self.two(1e-4, 1.0), **self.crop())
         # A strength of 1e-17 changes nothing, and torchvision does not draw its factor.
-        strengths = [self.choice((0.0, 1e-17, self.between(0.0, 4.0))) for _ in range(3)]
+        light, contrast, colour = (
+            self.choice((0.0, 1e-17, self.between(0.0, 4.0))) for _ in range(3)
+        )
         return Simclr(
             self.two(1e-4, 1.0),
             **self.crop(),
-            jitter=(*strengths, self.between(0.0, 0.5)),
+            jitter=(light, contrast, colour, self.between(0.0, 0.5)),
             jitter_probability=self.choice((1.0, self.between(0.0, 1.0))),
             gray=self.between(0.0, 1.0),
             blur=self.choice((1.0, self.between(0.0, 1.0))),
