@@ -193,6 +193,6 @@ def recorded_custom(
         problem = str(e).partition("\n")[0]
         raise ConfigError(
             f"The store's {kind.modality} views are made by {name}, which is not found.\n"
-            f"{problem}\nName the TOML file that has it with --config, or put its folder into "
-            "PYTHONPATH."
+            f"{problem}\n"
+            "Name the TOML file that has it with --config, or put its folder into PYTHONPATH."
         ) from None

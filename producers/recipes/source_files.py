@@ -12,7 +12,7 @@ import site
 import sys
 import sysconfig
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -70,7 +70,7 @@ class SourceFiles:
     @property
     def distributions(self) -> tuple[str, ...]:
         """The names of the installed distributions that the files are of or import."""
-        known = packages_distributions()
+        known = _distributions()
         own = {name.partition(".")[0] for name in self.files} if self.is_installed else set()
         found = {each for name in self.imported | own for each in known.get(name, ())}
         return tuple(sorted({each.lower().replace("_", "-") for each in found}))
@@ -143,6 +143,8 @@ def _closure(folder: Path, module: str, where: str) -> SourceFiles:
                     todo.extend(_imports(part, file, where))
         if not is_local:
             found.imported.add(top)
+    # A folder without ``__init__.py`` is found with what is imported from it.
+    found.imported.difference_update(name.partition(".")[0] for name in found.files)
     return found
 
 
@@ -262,6 +264,12 @@ def _require_own_name(name: str, file: SourceFile, where: str, *, is_installed: 
                 f"{where}: {file.path} has the name of an installed package, {other.path}.\n"
                 "Give the file another name."
             )
+
+
+@cache
+def _distributions() -> Mapping[str, list[str]]:
+    """The installed distributions by the outermost names of their modules."""
+    return packages_distributions()
 
 
 @cache
