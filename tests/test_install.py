@@ -227,7 +227,7 @@ def run_forked(
     python: Path, command: Path, folder: Path, *arguments: object
 ) -> subprocess.CompletedProcess[str]:
     """Runs a script as the interpreter would that is in ``python``; its children are started."""
-    ask = [python, "-c", "import json, sys; print(json.dumps(sys.path[1:]))"]
+    ask = [str(python), "-c", "import json, sys; print(json.dumps(sys.path[1:]))"]
     places = json.loads(subprocess.run(ask, capture_output=True, check=True, cwd=folder).stdout)
     given = [str(python), [str(command.parent), *places], PACKAGES, str(command)]
     typed = [*map(json.dumps, given), *map(str, arguments)]
