@@ -218,5 +218,5 @@ class ForkedScript(subprocess.Popen[bytes]):
 
 
 if __name__ == "__main__":
-    subprocess.Popen = ForkedScript  # type: ignore[misc, assignment]
+    subprocess.Popen = ForkedScript  # type: ignore[assignment,misc]
     main(*sys.argv[1:])

@@ -91,7 +91,7 @@ def plain(facts: dict[str, Any], store: Path, out: Path) -> dict[str, Any]:
 
 def test_a_report_of_an_unsealed_store(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     pages = []
-    sealed, unsealed = tmp_path / "sealed", tmp_path / "unsealed"
+    sealed, unsealed = tmp_path / "sealed/store", tmp_path / "unsealed/store"
     make_store(sealed, dims={"clip_image": 64})
     shutil.copytree(sealed, unsealed)
     unseal(unsealed, kept=[1])
