@@ -323,7 +323,7 @@ def test_a_file_system_that_does_not_say_is_no_full_one(
 def test_a_real_disk_that_is_too_small(mounted: Bench) -> None:  # noqa: F811
     """Whatever is free, a build is refused before it begins, or it fits."""
     store, refused, needed = Path("/mnt/small/store"), 0, 0
-    for pages in range(0, 400, 1 if NIGHTLY else 12):
+    for pages in range(0, 400, 1 if NIGHTLY else 4):
         prepared: list[tuple[str, Any]] = [("erase", str(store)), ("fill", ["/mnt/small", 0])]
         prepared += [("remove", "/mnt/small/filling"), ("fill", ["/mnt/small", pages * 4096])]
         assert mounted.run(prepared).kind == "done"
