@@ -47,7 +47,9 @@ def main() -> None:
     """Writes a file for each recipe into the folder given as the only argument."""
     ensure_importable()
     for name, kind in IMAGE_RECIPES.items():
-        Image.fromarray(picture(kind())).save(Path(sys.argv[1]) / f"{name}.jpg", quality=88)
+        Image.fromarray(picture(kind())).save(
+            Path(sys.argv[1]) / f"{name}.jpg", quality=90, subsampling=0
+        )
 
 
 if __name__ == "__main__":
