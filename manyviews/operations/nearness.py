@@ -64,13 +64,20 @@ class Nearness:
         )
 
 
-def advice(modality: Modality | None) -> str:
-    """What to do about views that lost the difference between samples."""
-    if modality == "text":
+def advice(modality: Modality | None, recipe: str) -> str:
+    """What to do about views that lost the difference between samples.
+
+    Args:
+        modality: what the recipe makes views of.
+        recipe: its name, maybe with its version.
+    """
+    if recipe.partition("-")[0] == "mask":
         return (
             'Try name = "drop" in [recipe.text], which leaves words out: few models were trained '
             "on [MASK]."
         )
+    if modality == "text":
+        return "Try another recipe in [recipe.text], or one that changes less."
     return "Try a weaker recipe in [recipe.image], for example a larger scale of the crops."
 
 

@@ -90,10 +90,11 @@ def forecast_group(plan: Plan, trial: Trial, todo: int) -> Group:
     )
     for name, near in trial.nearness.items():
         modality = plan.spec.modalities[name]
+        recipe = plan.job.image_recipe if modality == "image" else plan.job.text_recipe
         if near.is_lost:
-            group.warn(f"views of {name}", near.text(), advice(modality))
+            group.warn(name, near.text(), advice(modality, recipe["name"]))
         elif near.samples >= LEAST_SAMPLES:
-            group.ok(f"views of {name}", near.text())
+            group.ok(name, near.text())
     return group
 
 

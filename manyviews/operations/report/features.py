@@ -33,6 +33,7 @@ class FeatureFacts:
     Attributes:
         name: the feature's name.
         modality: image or text, or None if not known.
+        recipe: name and version of the recipe that made its views; "" if not known.
         moments: moments of the committed rows of samples that have the feature's input.
         samples: int64 [S], the measured samples that have it, to which the following attributes
             refer.
@@ -52,6 +53,7 @@ class FeatureFacts:
 
     name: str
     modality: Modality | None
+    recipe: str
     moments: Moments
     samples: npt.NDArray[np.int64]
     clean: Floats
@@ -132,6 +134,7 @@ def measure(store: FeatureStore, feature: str, sampled: Sampled) -> FeatureFacts
     return FeatureFacts(
         name=feature,
         modality=modality(store, feature),
+        recipe=str(store.fingerprint.get(f"{modality(store, feature)}_recipe", "")),
         moments=moments,
         samples=sampled.samples,
         clean=clean,

@@ -182,7 +182,7 @@ def spread(features: Sequence[FeatureFacts]) -> Section:
         Table("Spread", head, rows),
         Table("The recipe and the model", _NEAR_HEAD, list(map(_near_row, features))),
         *(
-            f"{facts.name}: {facts.nearness.text()}. {advice(facts.modality)}"
+            f"{facts.name}: {facts.nearness.text()}. {advice(facts.modality, facts.recipe)}"
             for facts in features
             if facts.nearness is not None and facts.nearness.is_lost
         ),

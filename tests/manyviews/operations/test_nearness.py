@@ -66,5 +66,6 @@ def test_bad_and_absent_inputs_are_left_out() -> None:
 
 
 def test_advice_names_the_table() -> None:
-    assert "[recipe.text]" in advice("text")
-    assert "[recipe.image]" in advice("image")
+    assert '"drop" in [recipe.text]' in advice("text", "mask-1")
+    assert "one that changes less" in advice("text", "given")
+    assert "[recipe.image]" in advice("image", "simclr-2")
