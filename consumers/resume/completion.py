@@ -43,7 +43,7 @@ def completed(config: BuildConfig, stored: FeatureStore | None, found: Scan) -> 
     is_paper = found.collection.kind == MM_IMDB
     features = features or (FEATURES if is_paper else _features_of(found))
     image, text = _recipes(config, stored, found.collection)
-    fixed = _fixed_views([image, text], features, config.views)
+    fixed = fixed_views([image, text], features, config.views)
     said |= {
         "image_recipe": image,
         "text_recipe": text,
@@ -111,7 +111,7 @@ def _refuse(stored: FeatureStore, modality: str) -> NoReturn:
     )
 
 
-def _fixed_views(
+def fixed_views(
     recipes: Sequence[Recipe], features: Sequence[str], asked: int | None
 ) -> int | None:
     """The number of views that the recipes of the features have; None if it is free.

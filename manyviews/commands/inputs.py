@@ -98,6 +98,19 @@ class InputOptions:
         given = {"data_dir": self.data_dir, "data": self.data, **values}
         return given_collection(**given, follow_links=self.follow_links or links)
 
+    def recipes(self) -> dict[str, Any]:
+        """Recipes, number of views and seed of the file, for inputs that are those of the file.
+
+        Raises:
+            ConfigError: the file cannot be read.
+        """
+        if self.toml is None or self.data_dir is not None or self.data is not None:
+            return {}
+        from consumers.config_file import read_toml
+
+        names = ("image_recipe", "text_recipe", "views", "seed")
+        return {name: value for name, value in read_toml(self.toml).items() if name in names}
+
     def require(self) -> CollectionConfig:
         """As :meth:`collection`, for a command that needs inputs.
 

@@ -94,11 +94,12 @@ def _replay(
     seed: int | None,
     size: int | None,
 ) -> Replay:
-    """The replay, with seed and views from the store, or else from the options."""
-    from consumers.resume.completion import default_text_recipe
-    from featurestore.records import GENERIC_VIEWS, PAPER_VIEWS
+    """The replay: seed, views and recipes of the store, or else of the options and the file."""
+    from consumers.resume.completion import default_text_recipe, fixed_views
+    from featurestore.records import FEATURES, GENERIC_VIEWS, PAPER_VIEWS
     from featurestore.storage.store import FeatureStore
     from manyviews.operations.replay import replay
+    from producers.recipes.images.random_crops import Simclr
     from producers.sources.collection import MM_IMDB
 
     collection = inputs.require()
@@ -107,11 +108,17 @@ def _replay(
             if value is not None:
                 raise ConfigError(f"--{name} comes from the store: remove --{name} or --store.")
         return replay.from_store(FeatureStore(store), collection, id_, size, inputs.folder)
+    said = inputs.recipes()
+    image = said.get("image_recipe", Simclr())
+    text = said.get("text_recipe", default_text_recipe(collection))
+    views = said.get("views") if views is None else views
+    views = fixed_views([image, text], FEATURES, views) or views
     if views is None:
         views = PAPER_VIEWS if collection.kind == MM_IMDB else GENERIC_VIEWS
-    text = default_text_recipe(collection)
-    given: dict[str, Any] = {"views": views, "seed": seed, "size": size, "text": text}
-    settings = replay.Settings(**{name: v for name, v in given.items() if v is not None})
+    seed = said.get("seed") if seed is None else seed
+    given: dict[str, Any] = {"seed": seed, "size": size}
+    given = {name: value for name, value in given.items() if value is not None}
+    settings = replay.Settings(views=views, image=image, text=text, **given)
     return replay.from_collection(collection, id_, settings)
 
 
@@ -206,7 +213,7 @@ def _drawn(replay: Replay, view: int) -> str:
         return "black" if any(b.modality == "image" for b in replay.bad) else "no image"
     drawn = replay.drawn(view)
     if drawn is None:
-        return "clean"
+        return f"made by {replay.settings.image.name}" if view else "clean"
     left, top, width, height = drawn.box
     steps = [f"crop top={top} left={left} height={height} width={width}"]
     steps += ["flip"] * drawn.flip

@@ -13,6 +13,8 @@ from PIL import Image
 
 from manyviews import main
 from manyviews.operations.replay.replay import Settings, from_collection
+from producers.recipes.images.random_crops import Crop
+from producers.recipes.texts.hiding import Drop
 from producers.sources import pairs
 from producers.sources.collection import CollectionConfig
 
@@ -135,3 +137,29 @@ def test_control_characters_are_escaped(
     with pytest.raises(SystemExit):
         main.main(["views", "--data-dir", str(tmp_path), "--stem", "a", "--views", "2", "--json"])
     assert json.loads(capfd.readouterr().out)["views"][0]["text"] == plot
+
+
+def test_the_recipes_of_the_file_are_replayed(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "build.toml"
+    file = f'data_dir = "{folder}"\nviews = 5\nseed = 8\n[recipe.image]\n'
+
+    def run(recipe: str) -> tuple[object, str, str]:
+        path.write_text(f'{file}{recipe}\n[recipe.text]\nname = "drop"\n')
+        with pytest.raises(SystemExit) as ended:
+            main.main(["views", "--id", STEM, "--json", "--config", str(path)])
+        return ended.value.code, *capfd.readouterr()
+
+    code, output, _ = run('name = "crop"\nflip = 0.0')
+    found = json.loads(output)["views"]
+    assert (code, len(found)) == (0, 5)
+    settings = Settings(8, 5, image=Crop(flip=0.0), text=Drop())
+    expected = from_collection(mm_imdb(folder), STEM, settings)
+    for view in found[1:]:
+        pixels = expected.pixels(view["view"])
+        assert view["pixels_sha256"] == hashlib.sha256(pixels.tobytes()).hexdigest()
+        assert view["text"] == expected.texts[view["view"]]
+    code, _, message = run('name = "flip"')
+    assert code == 2
+    assert "--views is 2 with the recipe 'flip'" in message
