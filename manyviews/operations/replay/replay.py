@@ -205,10 +205,10 @@ def from_store(
     """
     image = recorded_image_recipe(store.fingerprint, beside) or _refuse(store, "image_recipe")
     text = recorded_text_recipe(store.fingerprint, beside) or _refuse(store, "text_recipe")
-    now = dict[str, str | int](image.settings() | text.settings())
+    recipes = dict[str, str | int](image.settings() | text.settings())
     # That of a custom recipe's source may differ.
     then = {name: value for name, value in store.fingerprint.items() if "_recipe" in name}
-    compare_fingerprints(store.path, then, now, allow_version_change=False)
+    compare_fingerprints(store.path, then, recipes, allow_version_change=False)
     rule, ours = store.fingerprint.get("clean_text", collection.clean_rule), collection.clean_rule
     if rule != ours:
         advice = f'Set clean_text = "{rule}" in [collection].'

@@ -24,6 +24,7 @@ from producers.recipes.texts.custom import CustomText
 from producers.recipes.texts.presets import text_recipe
 
 Write = Callable[..., Path]
+IMPORTS = "from io import BytesIO\nfrom pathlib import Path\nfrom PIL import Image"
 SEEDS = (3, 2**32 - 1, 5)
 
 
@@ -164,7 +165,9 @@ def test_a_stores_recipe_is_found_on_the_python_path(
 ) -> None:
     folder = write(augment="def f(i, r): ...")
     settings = CustomImage("augment:f", str(folder)).settings()
-    with pytest.raises(ConfigError, match=r"(?s)made by augment:f.*no module.*--config.*PYTHONPATH"):
+    with pytest.raises(
+        ConfigError, match=r"(?s)made by augment:f.*no module.*--config.*PYTHONPATH"
+    ):
         recorded_image_recipe(settings)
     assert recorded_image_recipe(settings, folder) == CustomImage("augment:f", str(folder))
     monkeypatch.syspath_prepend(str(folder))
@@ -278,13 +281,13 @@ def test_only_texts_are_taken(write: Write, value: str, problem: str) -> None:
         ("None", "returned NoneType, not a PIL.Image"),
         ("__import__('numpy').zeros((5, 5, 3))", "returned ndarray, not a PIL.Image"),
         ("i.crop((3, 3, 3, 9))", "returned an image of 0 x 6 pixels"),
-        ("Image.open('cut.png')", "cannot be read"),
+        ("Image.open(BytesIO(Path('cut.png').read_bytes()))", "cannot be read"),
     ],
 )
 def test_only_images_are_taken(
     write: Write, value: str, problem: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = write(augment=f"from PIL import Image\ndef f(i, r): return {value}")
+    folder = write(augment=f"{IMPORTS}\ndef f(i, r): return {value}")
     picture().save(folder / "whole.png")
     (folder / "cut.png").write_bytes((folder / "whole.png").read_bytes()[:900])
     monkeypatch.chdir(folder)
@@ -296,7 +299,9 @@ def test_views_that_differ_for_one_seed_are_refused(write: Write) -> None:
     folder = write(augment="import secrets\ndef f(t, r): return secrets.token_hex()")
     with pytest.raises(RecipeError, match="two results for one input and one seed"):
         texts(folder)
-    folder = write(augment="from itertools import count\nn = count()\ndef f(i, r): return i.rotate(next(n))")
+    folder = write(
+        augment="from itertools import count\nn = count()\ndef f(i, r): return i.rotate(next(n))"
+    )
     with pytest.raises(RecipeError, match="two results for one input and one seed"):
         images(folder, picture(), ImageSpec(8, 8))
 
@@ -337,5 +342,5 @@ def test_files_that_are_missing_in_another_process_are_named(write: Write, tmp_p
     folder = write(augment="def f(t, r): return t")
     recipe = CustomText("augment:f", str(folder))
     (folder / "augment.py").unlink()
-    with pytest.raises(RecipeError, match="augment:f is not found: .*no module 'augment'"):
+    with pytest.raises(RecipeError, match=r"augment:f is not found: .*no module 'augment'"):
         recipe.prepare()
