@@ -48,6 +48,8 @@ class _Loader(SourceFileLoader):
 class _Finder(MetaPathFinder):
     """Finds the modules of recipes among their source files, and nowhere else."""
 
+    is_of_recipes = True  # the search for source files ignores it
+
     def __init__(self) -> None:
         self.files: dict[str, SourceFile] = {}
 
@@ -108,15 +110,21 @@ def load(function: str, sources: SourceFiles) -> Callable[..., Any]:
 
 def _serve(files: Mapping[str, SourceFile]) -> None:
     """Makes modules importable; those that were imported from another content are forgotten."""
-    for name, file in files.items():
-        if file.path.suffix != ".py":
-            continue
-        loader = getattr(getattr(sys.modules.get(name), "__spec__", None), "loader", None)
-        if name in sys.modules and getattr(loader, "data", None) != file.data:
-            del sys.modules[name]
+    sources = {name: file for name, file in files.items() if file.path.suffix == ".py"}
+    if any(_imported(name) not in (None, file.data) for name, file in sources.items()):
+        for name in sources:  # the others have names of those that changed
+            sys.modules.pop(name, None)
     _finder.files.update(files)
     if _finder not in sys.meta_path:
         sys.meta_path.insert(0, _finder)
+
+
+def _imported(name: str) -> bytes | None:
+    """The content that a module was imported from; empty if unknown, None if it was not."""
+    if name not in sys.modules:
+        return None
+    loader = getattr(sys.modules[name].__spec__, "loader", None)
+    return loader.data if isinstance(loader, _Loader) else b""
 
 
 class Calls(Generic[_T]):

@@ -107,10 +107,10 @@ def find_sources(module: str, beside: Path | None, where: str) -> SourceFiles:
 
 def _on_the_path(top: str) -> list[Path]:
     """The folder on the Python path that contains an outermost module; none is run."""
-    try:
-        spec = importlib.util.find_spec(top)
-    except (ImportError, ValueError):
-        return []
+    # Modules that were imported already may be of another recipe's folder.
+    finders = [f for f in sys.meta_path if not getattr(f, "is_of_recipes", False)]
+    specs = (finder.find_spec(top, None) for finder in finders)
+    spec = next((each for each in specs if each is not None), None)
     if spec is None:
         return []
     if spec.submodule_search_locations is not None:

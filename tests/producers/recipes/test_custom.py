@@ -24,6 +24,7 @@ from producers.recipes.texts.custom import CustomText
 from producers.recipes.texts.presets import text_recipe
 
 Write = Callable[..., Path]
+IMPORTS = "from io import BytesIO\nfrom pathlib import Path\nfrom PIL import Image"
 SEEDS = (3, 2**32 - 1, 5)
 
 
@@ -281,13 +282,13 @@ def test_only_texts_are_taken(write: Write, value: str, problem: str) -> None:
         ("None", "returned NoneType, not a PIL.Image"),
         ("__import__('numpy').zeros((5, 5, 3))", "returned ndarray, not a PIL.Image"),
         ("i.crop((3, 3, 3, 9))", "returned an image of 0 x 6 pixels"),
-        ("Image.open('cut.png')", "cannot be read"),
+        ("Image.open(BytesIO(Path('cut.png').read_bytes()))", "cannot be read"),
     ],
 )
 def test_only_images_are_taken(
     write: Write, value: str, problem: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = write(augment=f"from PIL import Image\ndef f(i, r): return {value}")
+    folder = write(augment=f"{IMPORTS}\ndef f(i, r): return {value}")
     picture().save(folder / "whole.png")
     (folder / "cut.png").write_bytes((folder / "whole.png").read_bytes()[:900])
     monkeypatch.chdir(folder)
