@@ -29,7 +29,7 @@ _COLUMNS = 5
 
 def picture(recipe: ImageRecipe) -> Pixels:
     """The clean view and the views that follow it, in rows of five; uint8 [height, width, 3]."""
-    poster = Poster(Image.fromarray(skimage.data.chelsea()))
+    poster = Poster(Image.fromarray(skimage.data.chelsea()))  # type: ignore[no-untyped-call]
     spec = ImageSpec(SIZE, SIZE)
     others = range(1, recipe.fixed_views or VIEWS)
     views = np.empty((1 + len(others), SIZE, SIZE, 3), np.uint8)
