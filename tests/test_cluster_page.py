@@ -35,7 +35,7 @@ SMALL = (
 )
 # ``cli.py``, except that workers of ``--devices`` are forked as well.
 BUILD = """
-from tests.consumers.workers import forked
+from tests import forked
 forked.install()
 from manyviews.main import main
 main()
