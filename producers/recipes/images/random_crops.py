@@ -192,6 +192,8 @@ class Multicrop(RandomCrops):
         are_global = [view <= self.global_crops for view in views]
         for kind, scale in ((True, self.global_scale), (False, self.local_scale)):
             chosen = [i for i, is_global in enumerate(are_global) if is_global is kind]
+            if not chosen:
+                continue
             ranges = CropRanges(scale, self.ratio, self.flip)
             found = draws.draw([seeds[i] for i in chosen], width, height, ranges)
             drawn |= zip(chosen, found, strict=True)
