@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from featurestore.errors import ManyViewsError as ManyViewsError
     from featurestore.errors import ManyViewsWarning as ManyViewsWarning
     from featurestore.errors import ProducerError as ProducerError
+    from featurestore.errors import RecipeError as RecipeError
     from featurestore.errors import StorageError as StorageError
     from featurestore.errors import StorageFullError as StorageFullError
     from featurestore.errors import StoreLockedError as StoreLockedError
@@ -70,6 +71,7 @@ __all__ = [
     "ManyViewsError",
     "ManyViewsWarning",
     "ProducerError",
+    "RecipeError",
     "Shard",
     "Shuffle",
     "StorageError",

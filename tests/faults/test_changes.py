@@ -91,6 +91,17 @@ CASES: dict[str, list[Same | Refused]] = {
     "overwrite": [Same(True), Refused("with resume", ("exclude each other",), "ConfigError")],
     "views": [mismatch(16, "views", 8, 16)],
     "seed": [mismatch(124, "seed", 123, 124)],
+    "image_recipe": [
+        Same({"name": "simclr"}),
+        mismatch({"name": "crop"}, "image_recipe", "simclr-2", "crop-1"),
+        mismatch({"name": "simclr", "blur": 0.1}, "image_recipe.blur", 0.5, 0.1),
+        Refused({"name": "flip"}, ("--views is 2 with the recipe 'flip'",), "ConfigError"),
+    ],
+    "text_recipe": [
+        Same({"name": "mask", "share": 0.15}),
+        mismatch({"name": "drop"}, "text_recipe", "mask-1", "drop-1"),
+        mismatch({"name": "mask", "token": "_"}, "text_recipe.token", "[MASK]", "_"),
+    ],
     "features": [
         mismatch(["clip_text"], "features", "clip_text,blip2_text", "clip_text"),
         mismatch(
@@ -235,7 +246,8 @@ def test_each_field_of_the_fingerprint_is_compared(
         store = tmp_path / name
         shutil.copytree(half_built / "half_built", store)
         edit(store, name, value)
-        asked = {"models": MODELS, "dtype": "float32", "resume": True}
+        asked: dict[str, Any] = {"models": MODELS, "dtype": "float32", "resume": True}
+        asked |= {"image_recipe": Simclr().values(), "text_recipe": Mask().values()}
         run = bench.run([bench.build(store, **asked)])
         # A model's name says nothing that its hash does not.
         if name.endswith(".model"):
@@ -268,6 +280,8 @@ def test_each_field_of_the_fingerprint_is_compared(
 SLOW_FIRST = """
 import os, time
 from producers import decode
+from producers.recipes.images.random_crops import Simclr
+from producers.recipes.texts.hiding import Mask
 honest, others = decode.text, __file__ + ".others"
 
 def text(data):

@@ -62,6 +62,8 @@ from featurestore.verify.store import verify
 from manyviews import main as program
 from producers import process
 from producers.parent import follow_parent
+from producers.recipes.images.presets import image_recipe
+from producers.recipes.texts.presets import text_recipe
 from producers.recipes.texts.tokens import TextSpec
 from producers.sources.collection import CollectionConfig
 from tests import warm
@@ -303,6 +305,9 @@ def _config(values: dict[str, Any]) -> BuildConfig:
         typed["collection"] = CollectionConfig(**table)
     if values.get("worker") is not None:
         typed["worker"] = Share.parse(values["worker"])
+    for modality, parse in (("image", image_recipe), ("text", text_recipe)):
+        if f"{modality}_recipe" in values:
+            typed[f"{modality}_recipe"] = parse(values[f"{modality}_recipe"])
     typed["features"] = values["features"] and tuple(values["features"])
     tables = values.get("backbones", {})
     typed["backbones"] = {name: BackboneConfig(**table) for name, table in tables.items()}

@@ -19,6 +19,7 @@ EXAMPLES: tuple[ManyViewsError, ...] = (
     errors.BadSampleError("truncated", "after 12 bytes"),
     errors.BadInputsError("three of them"),
     errors.ProducerError("it died", pid=7, signal="SIGKILL", stem="0000012"),
+    errors.RecipeError("augment:strong", "raised ValueError: no", "0000012"),
     errors.BackboneError("not finite"),
     errors.StoreLockedError(_PATH, [(7, "one"), (8, "two")], "Wait."),
     errors.StoreMismatchError(_PATH, "seed", 123, 124, "Use another --store."),

@@ -46,22 +46,22 @@ Made = tuple[SampleRecord, list[list[int]], list[int]]
 MISBEHAVE = """
 import ctypes, os, signal, sys, time
 from producers import decode
-from producers.recipes import text_views
+from producers.recipes.texts.hiding import Mask
 
-honest, draw = decode.text, text_views.draw
+honest, draw = decode.text, Mask.draw
 dies = os.environ.get("DIES", "")
 if dies and os.path.exists(dies):
     os.unlink(dies)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def no_room(text, *rest, **more):
+def no_room(recipe, text, *rest, **more):
     if "<memory>" in text:
         raise MemoryError
-    return draw(text, *rest, **more)
+    return draw(recipe, text, *rest, **more)
 
 
-text_views.draw = no_room
+Mask.draw = no_room
 
 
 def text(data):

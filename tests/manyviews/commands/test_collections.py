@@ -154,7 +154,7 @@ def test_a_build_says_what_it_chose(
     assert lines[:4] == [
         "kind: folder: 4 samples with images and texts",
         "features: clip_image, clip_text",
-        "views: 2 views of every sample: images by simclr-2, texts by mask-15-1",
+        "views: 2 views of every sample: images by simclr, texts by drop",
         "clean text: the first text of a sample (clean_text in [collection])",
     ]
     assert any(line.startswith("the store takes ") for line in lines)
