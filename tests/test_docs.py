@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
 import json
 import os
@@ -402,3 +403,33 @@ def test_every_example_of_the_page_on_looking_runs(
     assert json.loads(printed)["stem"] == stem
     type_here(reporting.replace("\\\n", ""), capfd)
     assert "clip_image with clip_text" in (workplace / "report.html").read_text("utf-8")
+
+
+def test_every_example_of_the_page_on_recipes_runs(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    page = ROOT / "docs/recipes.md"
+    (workplace / "photos").mkdir()
+    for number in range(2):
+        photo(number).save(workplace / f"photos/{number}.png")
+        (workplace / f"photos/{number}.txt").write_text(text_of(number))
+    monkeypatch.chdir(workplace)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    augment, pipeline, albumentations, build = blocks(page, "python")
+    Path("augment.py").write_text(augment)
+    Path("pipeline.py").write_text(pipeline)
+    tables = blocks(page, "toml")
+    if importlib.util.find_spec("albumentations") is not None:
+        Path("albumented.py").write_text(albumentations)
+        tables.append('[recipe.image]\nname = "albumented:strong"')
+    for number, table in enumerate(tables):
+        Path("views.toml").write_text(
+            f'views = 3\n{table}\n[collection]\nkind = "folder"\npath = "photos"'
+        )
+        typed = f"python cli.py build --store s{number} --config views.toml --producers 1"
+        type_here(typed, capfd)
+        store = FeatureStore(Path(f"s{number}"))
+        assert store.complete
+        assert not store.bad_inputs
+    exec(compile(build, str(page), "exec"), {})  # the page's own code
+    assert FeatureStore(Path("from_python")).complete
