@@ -108,6 +108,8 @@ def _become(
             os.closerange(low, fd)
             low = fd + 1
         os.closerange(low, 4096)
+        for stream, name in ((1, "stdout"), (2, "stderr")):  # pytest has replaced them
+            setattr(sys, name, open(stream, "w", buffering=1, closefd=False))
         os.environ.clear()
         os.environ.update(environment)
         parent.follow_parent(pid)

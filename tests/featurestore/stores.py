@@ -36,8 +36,10 @@ def make_fingerprint(spec: StoreSpec, stems: Sequence[str]) -> Fingerprint:
         "seed": 123,
         "chunk": spec.chunk,
         "codec": spec.codec,
-        "image_recipe": "image-1",
-        "text_recipe": "text-1",
+        "image_recipe": "simclr-2",
+        "text_recipe": "mask-1",
+        "text_recipe.share": "0.15",
+        "text_recipe.token": '"[MASK]"',
         "features": ",".join(spec.dims),
         "device_kind": "cpu",
     }
@@ -160,13 +162,14 @@ def make_store(
     chunks: Sequence[int] | None = None,
     rows: Mapping[str, np.ndarray] | None = None,
     codec: str = "none",
+    recipes: Mapping[str, str] | None = None,
 ) -> dict[str, np.ndarray]:
     """Creates a store with the given chunks, by default all; returns rows, float32 [N, V, D]."""
     stems = [f"{i:07d}" for i in range(samples)] if stems is None else stems
     spec = StoreSpec(len(stems), views, choose_chunk(chunk, views, dims), dict(dims), codec)
     made = make_rows(spec, seed) if rows is None else dict(rows)
     lock = take_lock(path)
-    fingerprint = make_fingerprint(spec, stems)
+    fingerprint = make_fingerprint(spec, stems) | dict(recipes or {})
     with create(path, spec, fingerprint, make_samples(stems), lock) as writer:
         wanted = range(spec.chunks) if chunks is None else chunks
         commit(writer, wanted, made, make_records(spec, bad))

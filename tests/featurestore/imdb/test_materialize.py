@@ -180,6 +180,26 @@ def test_the_manifest(built: StoreAndRows, tmp_path: Path) -> None:
     assert manifest["sha256"] == {n: hashlib.sha256(d).hexdigest() for n, d in others.items()}
 
 
+@pytest.mark.parametrize(
+    ("recipes", "simclr", "share"),
+    [
+        ({"text_recipe.share": "0.3", "text_recipe.token": '"model"'}, True, 0.3),
+        ({"text_recipe": "drop-1", "text_recipe.share": "0.3"}, True, 0.0),
+        ({"image_recipe": "crop-1", "text_recipe": "given-1"}, False, 0.0),
+        ({"image_recipe": "none-1", "text_recipe": "none-1"}, False, 0.0),
+    ],
+)
+def test_the_manifest_follows_the_recipes(
+    tmp_path: Path, recipes: dict[str, str], simclr: bool, share: float
+) -> None:
+    make_store(tmp_path / "s", dims={"clip_text": 64}, recipes=recipes)
+    materialize(FeatureStore(tmp_path / "s"), tmp_path / "out")
+    manifest = json.loads((tmp_path / "out" / f"{PREFIX}_manifest.json").read_bytes())
+    assert (manifest["simclr"], manifest["text_mask_prob"]) == (simclr, share)
+    known = FeatureStore(tmp_path / "s").fingerprint
+    assert manifest["recipe"] == {"image": known["image_recipe"], "text": known["text_recipe"]}
+
+
 def test_blip2_is_one_model_and_dims_keep_their_order(tmp_path: Path) -> None:
     make_store(tmp_path / "s", dims={"blip2_text": 64, "blip2_image": 64, "clip_text": 64})
     materialize(FeatureStore(tmp_path / "s"), tmp_path / "out")
