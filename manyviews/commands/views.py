@@ -220,6 +220,8 @@ def _drawn(replay: Replay, view: int) -> str:
     steps += [f"{name} {factor:.4f}" for name, factor in drawn.jitter]
     steps += ["gray"] * drawn.gray
     steps += [] if drawn.sigma is None else [f"blur sigma={drawn.sigma:.4f}"]
+    if view and not replay.settings.image.draws_all:
+        steps.append(f"then {replay.settings.image.name}")
     return ", ".join(steps)
 
 

@@ -43,7 +43,8 @@ class ViewParameters:
 
     Attributes:
         image: structured array [V] of ``IMAGE_PARAMETERS``; view 0 is the whole image, unchanged.
-            None if the sample has no usable image.
+            Of torchvision's policies only the crops are listed. None if the sample has no usable
+            image.
         hidden: bool [V, words]: whether a view hides a word of the text, where words are separated
             by white space. None if the sample has no text, or the recipe does not hide words.
     """

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from producers.kernels.draws import ViewDraws
 from producers.recipes.images.geometry import (
     ImageSpec,
     Pixels,
@@ -71,6 +72,13 @@ class Flip(ImageRecipe):
         check_out(out, views, spec)
         for _ in views:
             out[:] = clean_view(poster, spec)[:, ::-1]
+
+    def draws(
+        self, views: Sequence[int], seeds: Sequence[int], width: int, height: int
+    ) -> list[ViewDraws]:
+        """The mirrored whole image; see :class:`ImageRecipe`."""
+        del seeds
+        return [ViewDraws((0, 0, width, height), flip=True) for _ in views]
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,8 @@ Policy = Callable[[Image.Image], Image.Image]
 class TorchvisionPolicy(Crop):
     """A random crop, a mirrored half, and a policy of torchvision."""
 
+    draws_all: ClassVar[bool] = False
+
     def __post_init__(self) -> None:
         """Checks the ranges, and that torchvision is installed.
 

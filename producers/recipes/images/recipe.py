@@ -22,10 +22,12 @@ class ImageRecipe(Recipe):
     Attributes:
         is_shared: whether all backbones of one size see the same pixels, except for view 0, so that
             they are made once. Otherwise views begin with each backbone's own clean view.
+        draws_all: whether :meth:`draws` describes everything that is done to a view.
     """
 
     modality: ClassVar[Modality] = "image"
     is_shared: ClassVar[bool] = True
+    draws_all: ClassVar[bool] = True
 
     @abstractmethod
     def make(

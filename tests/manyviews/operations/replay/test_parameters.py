@@ -12,6 +12,7 @@ import manyviews
 from featurestore.errors import ConfigError
 from manyviews.operations.replay.parameters import parameters_of
 from manyviews.operations.replay.replay import Replay, Settings, from_collection
+from producers.recipes.images.fixed import FiveCrop, Flip
 from producers.recipes.images.random_crops import Crop, Simclr
 from producers.sources import pairs
 from producers.sources.collection import CollectionConfig
@@ -101,3 +102,13 @@ def test_inputs_are_needed(folder: Path, tmp_path: Path) -> None:
     store = store_of(tmp_path / "store", folder)
     with pytest.raises(ConfigError, match="inputs are missing"):
         manyviews.view_parameters(store.path, "x")
+
+
+def test_recipes_without_boxes_have_no_parameters(folder: Path) -> None:
+    mirrored = parameters_of(replayed(folder, Settings(views=2, image=Flip()))).image
+    assert mirrored is not None
+    assert mirrored["flip"].tolist() == [False, True]
+    assert mirrored["box"][0].tolist() == mirrored["box"][1].tolist()
+    corners = replayed(folder, Settings(views=5, image=FiveCrop()))
+    with pytest.raises(ConfigError, match="'fivecrop' of images does not draw"):
+        parameters_of(corners)
