@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 # Two test processes on two cores; each keeps torch to one thread.
 JOBS   ?= 2
 # Programs of benchmarks/, in the order in which they run.
-BENCHES := views text engine workers reads shuffle collection_kinds peers
+BENCHES := views text engine workers reads shuffle collection_kinds recipes peers
 
 .PHONY: help setup demo test test-nightly lint types layers docs pytest bench bench-full clean
 
